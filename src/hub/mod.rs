@@ -1,0 +1,1 @@
+//! Model files: local folders, the Hugging Face cache, conversion from GGUF.

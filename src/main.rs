@@ -1,0 +1,2 @@
+//! The `mlxd` program.
+fn main() {}
