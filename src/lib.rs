@@ -3,5 +3,9 @@
 //! Arrows point down: edge (`rpc`, `cli`, `daemon`) → `engine` → `device`, `models` → the pure modules
 //! (`text`, `session`, `sched`, `cache`, `hub`). `tests/tidy.rs` keeps those borders.
 
+pub mod clock;
+pub mod engine;
+pub mod error;
 pub mod hub;
+pub mod ids;
 pub mod text;

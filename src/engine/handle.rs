@@ -1,0 +1,111 @@
+//! The edge's end of the engine: bounded sends, answers by channel, and the news of its death.
+//! Cheap to clone. No call blocks; a full queue is an error with its limit's name.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::work::{
+    Command, DeviceInfo, EngineStats, Fit, GenerateWork, LoadEvent, LoadSpec, ScoreWork,
+};
+use crate::error::Error;
+use crate::ids::{ModelName, SessionKey};
+
+/// Load events that may wait for their reader; progress beyond that is skipped.
+const LOAD_EVENTS_BUFFERED_MAX: usize = 16;
+
+/// When to try again after a full command queue.
+const QUEUE_RETRY: Duration = Duration::from_millis(500);
+
+/// Talks to the engine thread.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    commands: mpsc::Sender<Command>,
+    alive: watch::Receiver<bool>,
+    device: DeviceInfo,
+}
+
+impl EngineHandle {
+    /// A handle on the thread that reads `commands` and holds the sending end of `alive`.
+    #[must_use]
+    pub fn new(commands: mpsc::Sender<Command>, alive: watch::Receiver<bool>, device: DeviceInfo) -> Self {
+        Self { commands, alive, device }
+    }
+
+    /// What the engine runs on.
+    #[must_use]
+    pub fn device(&self) -> &DeviceInfo {
+        &self.device
+    }
+
+    /// Hands over a generation; its events say the rest.
+    pub fn generate(&self, work: GenerateWork) -> Result<(), Error> {
+        self.send_now(Command::Generate(Box::new(work)))
+    }
+
+    /// Hands over a score; its reply says the rest.
+    pub fn score(&self, work: ScoreWork) -> Result<(), Error> {
+        self.send_now(Command::Score(Box::new(work)))
+    }
+
+    /// Starts a load, or joins the one that runs.
+    pub fn load(&self, spec: LoadSpec) -> Result<mpsc::Receiver<LoadEvent>, Error> {
+        let (events, receiver) = mpsc::channel(LOAD_EVENTS_BUFFERED_MAX);
+        self.send_now(Command::Load(spec, events))?;
+        Ok(receiver)
+    }
+
+    /// Says whether a model would fit now.
+    pub async fn fits(&self, spec: LoadSpec) -> Result<Fit, Error> {
+        self.ask(|reply| Command::Fits(spec, reply)).await?
+    }
+
+    /// Frees a model; returns the bytes given back.
+    pub async fn unload(&self, model: ModelName) -> Result<u64, Error> {
+        self.ask(|reply| Command::Unload(model, reply)).await?
+    }
+
+    /// Drops the KV caches of a session that is gone.
+    pub async fn forget(&self, session: SessionKey) -> Result<(), Error> {
+        self.commands.send(Command::Forget(session)).await.map_err(|_| Error::EngineDead)
+    }
+
+    /// Counts.
+    pub async fn stats(&self) -> Result<EngineStats, Error> {
+        self.ask(Command::Stats).await
+    }
+
+    /// Refuses new work; returns when the running work is done or `limit` is up.
+    pub async fn drain(&self, limit: Duration) -> Result<(), Error> {
+        self.ask(|reply| Command::Drain(limit, reply)).await
+    }
+
+    /// Whether the engine thread lives.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        *self.alive.borrow() && !self.commands.is_closed()
+    }
+
+    /// Returns when the engine thread has ended, for whatever reason.
+    pub async fn died(&self) {
+        let mut alive = self.alive.clone();
+        // An error means that the sending end is gone, which is the same news.
+        let _ = alive.wait_for(|alive| !alive).await;
+    }
+
+    fn send_now(&self, command: Command) -> Result<(), Error> {
+        self.commands.try_send(command).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::QueueFull {
+                limit: u32::try_from(self.commands.max_capacity()).unwrap_or(u32::MAX),
+                retry_after: QUEUE_RETRY,
+            },
+            mpsc::error::TrySendError::Closed(_) => Error::EngineDead,
+        })
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| Error::EngineDead)?;
+        answer.await.map_err(|_| Error::EngineDead)
+    }
+}

@@ -1,0 +1,178 @@
+//! What can go wrong in a call. Variants say what the caller can do about it; `rpc/status.rs` turns
+//! each into a status with its `ErrorReason`. `Display` goes to the caller; causes go to the log.
+
+use std::time::Duration;
+
+use crate::ids::{ModelName, SessionName};
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// A field is missing, malformed or out of range.
+    #[error("{field}: {why}")]
+    InvalidField {
+        /// Path of the field, as in `sampling.top_p`.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The input has no token.
+    #[error("the input is empty")]
+    EmptyPrompt,
+    /// The input leaves no room in the context.
+    #[error("the input has {prompt_tokens} tokens; the model's context of {context_length} leaves no room for an answer")]
+    ContextOverflow {
+        /// Tokens of the input, the session's included.
+        prompt_tokens: u32,
+        /// Tokens the model can hold.
+        context_length: u32,
+    },
+    /// The chat template refused the messages.
+    #[error("the model's chat template refused the messages: {0}")]
+    TemplateFailed(String),
+    /// A message over the size limit.
+    #[error("a message may have {limit_bytes} bytes")]
+    MessageTooLarge {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// No such model.
+    #[error("no model named {0:?} under the model roots or in the Hugging Face cache")]
+    ModelNotFound(String),
+    /// The model is not resident, and loading on demand is off.
+    #[error("the model {0} is not loaded")]
+    ModelNotLoaded(ModelName),
+    /// The model's files are damaged.
+    #[error("the model {model} cannot be used: {why}")]
+    ModelInvalid {
+        /// The model.
+        model: ModelName,
+        /// What is wrong with its files.
+        why: String,
+    },
+    /// The model needs something that is not implemented.
+    #[error("the model {model} is not supported: {why}")]
+    ModelUnsupported {
+        /// The model.
+        model: ModelName,
+        /// What it needs.
+        why: String,
+    },
+    /// The model has no chat template.
+    #[error("the model {0} has no chat template; use prompt or token_ids")]
+    NoChatTemplate(ModelName),
+    /// The model exceeds the whole memory budget.
+    #[error("the model {model} needs {needed_bytes} bytes; the whole budget is {available_bytes}")]
+    ModelTooLarge {
+        /// The model.
+        model: ModelName,
+        /// What it takes.
+        needed_bytes: u64,
+        /// The budget.
+        available_bytes: u64,
+    },
+    /// Requests of the model run or wait.
+    #[error("{running} requests of the model {model} run or wait")]
+    ModelBusy {
+        /// The model.
+        model: ModelName,
+        /// How many.
+        running: u32,
+    },
+    /// Does not fit beside what is resident.
+    #[error("the model {model} needs {needed_bytes} bytes; {available_bytes} are free")]
+    MemoryBudget {
+        /// The model.
+        model: ModelName,
+        /// What it takes.
+        needed_bytes: u64,
+        /// What is free.
+        available_bytes: u64,
+    },
+    /// The model went away while the request waited.
+    #[error("the model {0} was unloaded meanwhile")]
+    ModelUnloaded(ModelName),
+    /// The caller has no such session.
+    #[error("no session named {0:?}")]
+    SessionNotFound(String),
+    /// The caller has a session of that name.
+    #[error("a session named {0:?} exists")]
+    SessionExists(String),
+    /// A turn runs in the session.
+    #[error("a turn runs in the session {0}")]
+    SessionBusy(SessionName),
+    /// The session's token count is not the expected one.
+    #[error("the session {session} has {actual} tokens, not {expected}")]
+    SessionMoved {
+        /// The session.
+        session: SessionName,
+        /// What the caller expected.
+        expected: u32,
+        /// What it has.
+        actual: u32,
+    },
+    /// The session is bound to another model.
+    #[error("the session {session} is bound to the model {model}")]
+    SessionWrongModel {
+        /// The session.
+        session: SessionName,
+        /// Its model.
+        model: ModelName,
+    },
+    /// A chat turn after raw ones.
+    #[error("the session {0} has raw turns; a chat turn cannot follow them")]
+    SessionNotChat(SessionName),
+    /// The caller has as many sessions as allowed.
+    #[error("sessions_max: at most {limit} sessions")]
+    SessionLimit {
+        /// The limit.
+        limit: u32,
+    },
+    /// Too many requests wait.
+    #[error("queue_length_max: {limit} requests wait already")]
+    QueueFull {
+        /// The limit.
+        limit: u32,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The request's KV cache can never fit.
+    #[error("the KV cache of this request needs {needed_bytes} bytes; at most {available_bytes} can be had")]
+    KvTooLarge {
+        /// What it takes.
+        needed_bytes: u64,
+        /// What the budget leaves beside the weights.
+        available_bytes: u64,
+    },
+    /// The call's deadline passed.
+    #[error("the deadline passed")]
+    Deadline,
+    /// The work was called off.
+    #[error("cancelled: {0}")]
+    Cancelled(String),
+    /// The daemon is shutting down.
+    #[error("the daemon is shutting down")]
+    Draining,
+    /// The engine is dead.
+    #[error("the engine stopped; the daemon is about to exit")]
+    EngineDead,
+    /// The model produced numbers that are not finite.
+    #[error("the model produced logits that are not finite")]
+    NonFiniteLogits,
+    /// A defect. The text goes to the log, not to the caller.
+    #[error("internal error")]
+    Internal(String),
+    /// No token, or a wrong one.
+    #[error("a valid bearer token is needed")]
+    Unauthenticated,
+    /// The peer may not use this daemon.
+    #[error("this daemon serves another user")]
+    PermissionDenied,
+}
+
+impl Error {
+    /// A field out of range or malformed.
+    pub fn field(path: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::InvalidField { field: path.into(), why: why.into() }
+    }
+}
