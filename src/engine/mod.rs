@@ -3,11 +3,15 @@
 
 mod core;
 mod counters;
+#[cfg(test)]
+mod fake;
 mod handle;
 mod load;
 mod resident;
 mod sampling;
 mod sequence;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod work;
 
