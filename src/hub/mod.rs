@@ -4,11 +4,13 @@
 //! that may wait. Files come from strangers: every size is checked before it is believed.
 
 mod config;
+mod convert;
 mod error;
 mod inspect;
 mod resolve;
 
 pub use config::{config_f64, read_config, read_generation_config};
+pub use convert::{Converted, convert};
 pub use error::HubError;
 pub use inspect::{TensorInfo, WeightFile, Weights, inspect};
 pub use resolve::{ModelFolder, ModelRoots};
