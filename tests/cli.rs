@@ -67,7 +67,10 @@ async fn generate_asks_the_only_resident_model_and_streams() {
     let Some(mlxd_client::v1::generate_request::Input::Chat(chat)) = &request.input else {
         panic!("no chat: {request:?}");
     };
-    assert_eq!(chat.messages.iter().map(mlxd_client::v1::Message::text).collect::<Vec<_>>(), ["Be short.", "Hi you"]);
+    assert_eq!(
+        chat.messages.iter().map(mlxd_client::v1::Message::text).collect::<Vec<_>>(),
+        ["Be short.", "Hi you"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
