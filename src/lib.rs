@@ -3,9 +3,14 @@
 //! Arrows point down: edge (`rpc`, `cli`, `daemon`) → `engine` → `device`, `models` → the pure modules
 //! (`text`, `session`, `sched`, `cache`, `hub`). `tests/tidy.rs` keeps those borders.
 
+pub mod backend;
+pub mod cache;
 pub mod clock;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod hub;
 pub mod ids;
+mod models;
+pub mod sched;
 pub mod text;
