@@ -8,4 +8,5 @@ pub mod engine;
 pub mod error;
 pub mod hub;
 pub mod ids;
+pub mod session;
 pub mod text;
