@@ -4,9 +4,12 @@
 //! (`text`, `session`, `sched`, `cache`, `hub`). `tests/tidy.rs` keeps those borders.
 
 pub mod clock;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod hub;
 pub mod ids;
+pub mod limits;
 pub mod session;
+pub mod telemetry;
 pub mod text;
