@@ -1,1 +1,21 @@
 //! Text in and out: tokenizer, chat template, streaming detokenizer, stop strings.
+//!
+//! Pure: files of a model folder in, values out. The edge renders and tokenizes with it before a request
+//! reaches the engine, and the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
+
+mod detokenizer;
+mod error;
+mod files;
+mod pieces;
+mod python;
+mod special;
+mod stop;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use special::eos_token_ids;
+pub use stop::{StopMatcher, StopStep};
+pub use template::{ChatTemplate, Conversation};
+pub use tokenizer::Tokenizer;

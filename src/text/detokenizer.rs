@@ -1,0 +1,103 @@
+//! Turns a stream of tokens into text, one per sequence.
+//!
+//! Keeps true: what `push` and `finish` return, put together, is `Tokenizer::decode` of all ids; each
+//! part is whole characters; what is held back is at most an unfinished character and the trailing
+//! characters that the decoder may strip. Each token costs its own bytes, however long the stream.
+
+use super::Tokenizer;
+
+/// The state of one stream.
+#[derive(Debug)]
+pub struct Detokenizer {
+    tokenizer: Tokenizer,
+    /// No known token came yet.
+    first: bool,
+    /// The bytes of a character that is not complete.
+    partial: Vec<u8>,
+    /// Leading characters that may still be stripped.
+    strip_start: usize,
+    /// Trailing characters that are stripped if the stream ends here.
+    held: usize,
+}
+
+impl Detokenizer {
+    pub(super) fn new(tokenizer: Tokenizer) -> Self {
+        let strip_start = tokenizer.strip().map_or(0, |strip| strip.start);
+        Self { tokenizer, first: true, partial: Vec::new(), strip_start, held: 0 }
+    }
+
+    /// Takes the next token and returns the characters that are certain by now, perhaps none.
+    pub fn push(&mut self, id: u32) -> String {
+        if self.first {
+            let Some(piece) = self.tokenizer.first_piece(id) else { return String::new() };
+            self.first = false;
+            self.partial.extend_from_slice(&piece);
+        } else {
+            self.partial.extend_from_slice(self.tokenizer.piece(id));
+        }
+        let text = take_characters(&mut self.partial);
+        self.strip(text)
+    }
+
+    /// Ends the stream and returns what was held back. An unfinished character becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let unfinished = !self.partial.is_empty();
+        self.partial.clear();
+        let mut text =
+            if unfinished { self.strip(char::REPLACEMENT_CHARACTER.to_string()) } else { String::new() };
+        // More trailing characters may be held than the decoder strips.
+        if let Some(strip) = self.tokenizer.strip() {
+            let kept = self.held.saturating_sub(strip.stop);
+            text.extend(std::iter::repeat_n(strip.content, kept));
+        }
+        self.held = 0;
+        text
+    }
+
+    /// Drops what the decoder strips from the start, holds back what it may strip from the end.
+    fn strip(&mut self, text: String) -> String {
+        let Some(strip) = self.tokenizer.strip() else { return text };
+        let mut out = String::with_capacity(text.len());
+        for c in text.chars() {
+            if c != strip.content {
+                self.strip_start = 0;
+                out.extend(std::iter::repeat_n(strip.content, self.held));
+                out.push(c);
+                self.held = 0;
+            } else if self.strip_start > 0 {
+                self.strip_start -= 1;
+            } else if self.held < strip.stop {
+                self.held += 1;
+            } else {
+                out.push(c);
+            }
+        }
+        out
+    }
+}
+
+/// Takes the whole characters off the front, as `String::from_utf8_lossy` would read them; what may
+/// still become a character stays.
+fn take_characters(bytes: &mut Vec<u8>) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    let mut taken = 0;
+    loop {
+        match std::str::from_utf8(&bytes[taken..]) {
+            Ok(rest) => {
+                text.push_str(rest);
+                bytes.clear();
+                return text;
+            }
+            Err(error) => {
+                let valid = taken + error.valid_up_to();
+                text.push_str(std::str::from_utf8(&bytes[taken..valid]).unwrap_or_default());
+                let Some(invalid) = error.error_len() else {
+                    bytes.drain(..valid);
+                    return text;
+                };
+                text.push(char::REPLACEMENT_CHARACTER);
+                taken = valid + invalid;
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The special tokens a model folder names (`bos_token`, `eos_token`, …), and the ids that end a
+//! sequence.
+//!
+//! Names come from `tokenizer_config.json`; `special_tokens_map.json` fills in what that one leaves
+//! out, as transformers does. Each is a string or an object with `content`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::files::read_json;
+use super::{TextError, Tokenizer};
+
+/// Special tokens by name, as chat templates see them.
+#[derive(Debug, Default)]
+pub(super) struct SpecialTokens(BTreeMap<String, String>);
+
+impl SpecialTokens {
+    pub(super) fn load(folder: &Path) -> Result<Self, TextError> {
+        let mut tokens = BTreeMap::new();
+        for file in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let Some(Value::Object(config)) = read_json(&folder.join(file))? else { continue };
+            for (name, value) in config.into_iter().filter(|(name, _)| name.ends_with("_token")) {
+                match content(&value) {
+                    Some(text) => tokens.insert(name, text.to_owned()),
+                    None => tokens.remove(&name),
+                };
+            }
+        }
+        Ok(Self(tokens))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+}
+
+fn content(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// The ids that end a sequence, sorted: those of `generation_config.json`, or where it names none
+/// those of `config.json`, and the tokenizer's `eos_token` (mlx-lm's `load_config` and
+/// `TokenizerWrapper`). A broken `generation_config.json` is ignored, as mlx-lm does.
+///
+/// # Errors
+/// `config.json` is unreadable or not JSON.
+pub fn eos_token_ids(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>, TextError> {
+    let generation = read_json(&folder.join("generation_config.json")).ok().flatten();
+    let mut ids = generation.as_ref().map(ids_of).unwrap_or_default();
+    if ids.is_empty()
+        && let Some(config) = read_json(&folder.join("config.json"))?
+    {
+        ids = ids_of(&config);
+        if ids.is_empty() {
+            ids = config.get("text_config").map(ids_of).unwrap_or_default();
+        }
+    }
+    ids.extend(tokenizer.eos_token_id());
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// The `eos_token_id` of a config: one id or a list. What is no token id (-1, null) is left out.
+fn ids_of(config: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match config.get("eos_token_id") {
+        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}

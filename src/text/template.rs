@@ -1,0 +1,206 @@
+//! Hugging Face chat templates: a conversation in, the prompt's text out.
+//!
+//! Templates are Jinja2 written against transformers' `apply_chat_template`: its whitespace options,
+//! functions and variables are set up here, Python's ways of printing in `python`. A render has a
+//! budget, so neither a template nor a conversation can make it run or grow without end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value as Jinja;
+use minijinja::{AutoEscape, Environment, ErrorKind};
+use regex::{Captures, Regex};
+use serde_json::{Map, Value};
+use time::{OffsetDateTime, UtcOffset};
+
+use super::files::{read, read_json};
+use super::{TextError, Tokenizer, python};
+
+/// Instructions a render may execute, where 64 bytes of text count as one. Real templates take some 100
+/// a message; this is a few seconds of work and at most 3 GB, never reached but by a loop gone wild.
+const FUEL: u64 = 50_000_000;
+
+/// The name under which the environment keeps the template.
+const CHAT: &str = "chat";
+/// The template for conversations with tools, where a model has a separate one.
+const TOOL_USE: &str = "tool_use";
+
+/// A model's chat template.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    environment: Environment<'static>,
+    special_tokens: Vec<(String, String)>,
+    uses_tools: bool,
+}
+
+/// What a template is rendered with.
+#[derive(Clone, Copy, Debug)]
+pub struct Conversation<'a> {
+    /// The messages as transformers passes them: `role`, `content`, `tool_calls` with arguments as objects.
+    pub messages: &'a [Value],
+    /// Tool definitions as JSON schemas.
+    pub tools: &'a [Value],
+    /// Further variables. They cannot replace those that are set from the other fields.
+    pub arguments: &'a Map<String, Value>,
+    /// Ends the text where the model's answer begins.
+    pub add_generation_prompt: bool,
+    /// What `strftime_now` formats, in local time.
+    pub now: SystemTime,
+}
+
+impl ChatTemplate {
+    /// Reads a model's template: `chat_template.jinja`, else `chat_template.json`, else the
+    /// `chat_template` of `tokenizer_config.json` (a text, or a list of named ones). `None` where the
+    /// model has none.
+    ///
+    /// # Errors
+    /// A file is unreadable or damaged, or the template is not Jinja.
+    pub fn load(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
+        let Some((file, sources)) = sources(folder)? else { return Ok(None) };
+        let path = folder.join(file);
+        let mut environment = environment();
+        let mut uses_tools = false;
+        let mut has_chat = false;
+        for (name, source) in sources {
+            let name = match name.as_str() {
+                "default" => CHAT,
+                TOOL_USE => TOOL_USE,
+                _ => continue,
+            };
+            has_chat |= name == CHAT;
+            uses_tools |= name == TOOL_USE || source.contains("tools");
+            environment.add_template_owned(name, without_generation_tags(&source)).map_err(|error| {
+                TextError::Invalid {
+                    path: path.clone(),
+                    why: format!("the chat template: {}", explain(&error)),
+                }
+            })?;
+        }
+        if !has_chat {
+            return Err(TextError::Invalid { path, why: "no chat template named default".to_owned() });
+        }
+        let special_tokens =
+            tokenizer.special_tokens().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
+        Ok(Some(Self(Arc::new(Inner { environment, special_tokens, uses_tools }))))
+    }
+
+    /// The prompt's text.
+    ///
+    /// # Errors
+    /// The template refused the conversation (`raise_exception`), failed on it, or used up its budget.
+    pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TextError> {
+        let Conversation { messages, tools, arguments, add_generation_prompt, now } = *conversation;
+        let list = |values: &[Value]| values.iter().map(python::from_json).collect::<Jinja>();
+        let none_or = |values: &[Value]| if values.is_empty() { Jinja::from(()) } else { list(values) };
+        let special =
+            self.0.special_tokens.iter().map(|(name, text)| (name.clone(), Jinja::from(text.clone())));
+        let further = arguments.iter().map(|(name, value)| (name.clone(), python::from_json(value)));
+        let strftime_now = Jinja::from_function(move |format: &str| strftime(now, format));
+        let fixed = [
+            ("messages", list(messages)),
+            ("tools", none_or(tools)),
+            ("add_generation_prompt", Jinja::from(add_generation_prompt)),
+            ("strftime_now", strftime_now),
+        ];
+        // Of equal names the last one holds.
+        let context: Jinja = std::iter::once(("documents".to_owned(), Jinja::from(())))
+            .chain(special)
+            .chain(further)
+            .chain(fixed.map(|(name, value)| (name.to_owned(), value)))
+            .collect();
+        let template = (!tools.is_empty())
+            .then(|| self.0.environment.get_template(TOOL_USE).ok())
+            .flatten()
+            .map_or_else(|| self.0.environment.get_template(CHAT), Ok);
+        template
+            .and_then(|template| template.render(context))
+            .map_err(|error| TextError::Render(explain(&error)))
+    }
+
+    /// Whether the template does anything with tools.
+    #[must_use]
+    pub fn uses_tools(&self) -> bool {
+        self.0.uses_tools
+    }
+}
+
+/// Templates by name, and the file they are from.
+fn sources(folder: &Path) -> Result<Option<(&'static str, Vec<(String, String)>)>, TextError> {
+    let file = "chat_template.jinja";
+    let path = folder.join(file);
+    if let Some(bytes) = read(&path)? {
+        let why = "the chat template is not UTF-8".to_owned();
+        let source = String::from_utf8(bytes).map_err(|_| TextError::Invalid { path, why })?;
+        return Ok(Some((file, vec![("default".to_owned(), source)])));
+    }
+    for file in ["chat_template.json", "tokenizer_config.json"] {
+        let path = folder.join(file);
+        let Some(config) = read_json(&path)? else { continue };
+        match config.get("chat_template") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(source)) => {
+                return Ok(Some((file, vec![("default".to_owned(), source.clone())])));
+            }
+            Some(Value::Array(list)) => return Ok(Some((file, list.iter().filter_map(named).collect()))),
+            Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+                let why = "chat_template is neither a text nor a list".to_owned();
+                return Err(TextError::Invalid { path, why });
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn named(entry: &Value) -> Option<(String, String)> {
+    Some((entry.get("name")?.as_str()?.to_owned(), entry.get("template")?.as_str()?.to_owned()))
+}
+
+/// What transformers' `_compile_jinja_template` sets up.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_syntax(
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default(),
+    );
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_formatter(|out, _, value| out.write_str(&python::str(value)).map_err(Into::into));
+    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("string", |value: &Jinja| python::str(value));
+    environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, python::str(message)))
+    });
+    environment
+}
+
+/// The time in the machine's zone, in C's notation.
+fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
+    let refuse =
+        |error: String| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"));
+    let utc = OffsetDateTime::from(now);
+    let local = utc.to_offset(UtcOffset::local_offset_at(utc).unwrap_or(UtcOffset::UTC));
+    let items = time::format_description::parse_strftime_borrowed(format)
+        .map_err(|error| refuse(error.to_string()))?;
+    local.format(&items).map_err(|error| refuse(error.to_string()))
+}
+
+/// `{% generation %}` blocks mark what a model wrote, for training. They print their contents, as a
+/// condition that always holds does.
+fn without_generation_tags(source: &str) -> String {
+    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source.to_owned() };
+    let condition = |tag: &Captures<'_>| {
+        let statement = if tag.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {statement} {}%}}", &tag[1], &tag[3])
+    };
+    tag.replace_all(source, condition).into_owned()
+}
+
+/// An error's own words, and the line.
+fn explain(error: &minijinja::Error) -> String {
+    error.to_string()
+}

@@ -1,0 +1,150 @@
+//! A model's tokenizer: text to token ids and back.
+//!
+//! Encoding is the tokenizers crate's. Decoding is this module's own (`pieces`, `detokenizer`), so that
+//! a stream of tokens and the whole of them give the same text. Cheap to clone, shared by all threads.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::IgnoredAny;
+
+use super::files::read;
+use super::pieces::{Pieces, Stages, Strip};
+use super::special::SpecialTokens;
+use super::{Detokenizer, TextError};
+
+/// A loaded tokenizer.
+#[derive(Clone, Debug)]
+pub struct Tokenizer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    encoder: tokenizers::Tokenizer,
+    stages: Stages,
+    pieces: Pieces,
+    size: u32,
+    special: SpecialTokens,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and the names of special tokens from `tokenizer_config.json` and
+    /// `special_tokens_map.json` where they exist.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or the decoder is one that is not supported.
+    pub fn load(folder: &Path) -> Result<Self, TextError> {
+        let path = folder.join("tokenizer.json");
+        let bytes = read(&path)?.ok_or_else(|| TextError::Io {
+            path: path.clone(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        // The tokenizers crate panics on some malformed files: it only gets well-formed ones.
+        serde_json::from_slice::<IgnoredAny>(&bytes)
+            .map_err(|source| TextError::Json { path: path.clone(), source })?;
+        let invalid = |why: String| TextError::Invalid { path: path.clone(), why };
+        let mut encoder =
+            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| invalid(error.to_string()))?;
+        // Files saved from training set these; a prompt is never cut or padded.
+        encoder.with_padding(None);
+        encoder.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
+
+        let unsupported = |what: String| TextError::Unsupported { path: path.clone(), what };
+        let size = encoder.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
+        let stages = Stages::new(encoder.get_decoder()).map_err(unsupported)?;
+        let pieces = Pieces::new(&stages, size, |id| encoder.id_to_token(id)).map_err(unsupported)?;
+        let special = SpecialTokens::load(folder)?;
+        Ok(Self(Arc::new(Inner { encoder, stages, pieces, size, special })))
+    }
+
+    /// The token ids of a text. Special tokens written in the text become those tokens;
+    /// `add_special_tokens` also adds the ones the tokenizer puts around every text.
+    ///
+    /// # Errors
+    /// The tokenizer has no token for a part of the text, nor one for the unknown.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self
+            .0
+            .encoder
+            .encode_fast(text, add_special_tokens)
+            .map_err(|error| TextError::Encode(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token ids of a raw prompt: special tokens are added unless the text starts with the
+    /// beginning-of-sequence token (mlx-lm's `stream_generate`).
+    ///
+    /// # Errors
+    /// As `encode`.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let has_bos = self.bos_token().is_some_and(|bos| text.starts_with(bos));
+        self.encode(text, !has_bos)
+    }
+
+    /// One more than the highest token id. There may be holes below.
+    #[must_use]
+    pub fn vocabulary_size(&self) -> u32 {
+        self.0.size
+    }
+
+    /// What the token adds to a text that has begun; nothing for an unknown id. A special token adds its
+    /// name. The bytes of one token need not be UTF-8.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.0.pieces.get(id).to_vec()
+    }
+
+    /// The text of a whole sequence, special tokens included, ids the tokenizer does not know left out.
+    /// Bytes that are not UTF-8 become U+FFFD, one for each maximal part of a character.
+    ///
+    /// # Errors
+    /// None today: every sequence of ids has a text.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        let mut detokenizer = self.detokenizer();
+        let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+        text.push_str(&detokenizer.finish());
+        Ok(text)
+    }
+
+    /// The text of the beginning-of-sequence token.
+    #[must_use]
+    pub fn bos_token(&self) -> Option<&str> {
+        self.0.special.get("bos_token")
+    }
+
+    /// The id of the tokenizer's end-of-sequence token. `eos_token_ids` has all that end a sequence.
+    #[must_use]
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.token_id(self.0.special.get("eos_token")?)
+    }
+
+    /// The id of a token given by its text.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.0.encoder.token_to_id(token)
+    }
+
+    /// Starts a stream of tokens.
+    #[must_use]
+    pub fn detokenizer(&self) -> Detokenizer {
+        Detokenizer::new(self.clone())
+    }
+
+    /// The special tokens' names and texts.
+    pub(super) fn special_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.special.iter()
+    }
+
+    /// What the token adds at the start of a text; `None` for an unknown id.
+    pub(super) fn first_piece(&self, id: u32) -> Option<Vec<u8>> {
+        self.0.encoder.id_to_token(id).map(|token| self.0.stages.first(token))
+    }
+
+    /// What the token adds later.
+    pub(super) fn piece(&self, id: u32) -> &[u8] {
+        self.0.pieces.get(id)
+    }
+
+    pub(super) fn strip(&self) -> Option<Strip> {
+        self.0.stages.strip()
+    }
+}
