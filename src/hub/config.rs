@@ -1,0 +1,136 @@
+//! Reads the small JSON files of a model's folder, within a size limit.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::HubError;
+
+/// Real ones have a few kilobytes; the longest known, with a per-module quantization table, half a megabyte.
+const JSON_BYTES_MAX: u64 = 8 << 20;
+
+/// Reads `config.json`: always an object. Numbers that JSON cannot write stay as mlx-lm tags them
+/// (`{"__float__": "Infinity"}`); [`config_f64`] reads both forms.
+///
+/// # Errors
+/// `Damaged` if the file is missing, too large, not UTF-8, not JSON or not an object; `Io`.
+pub fn read_config(folder: &Path) -> Result<Value, HubError> {
+    read_object(&folder.join("config.json"), JSON_BYTES_MAX)
+}
+
+/// Reads `generation_config.json`. Missing or broken is `None`, as in mlx-lm (utils.py, `load_config`): it
+/// holds defaults only, and a model serves without them.
+#[must_use]
+pub fn read_generation_config(folder: &Path) -> Option<Value> {
+    read_object(&folder.join("generation_config.json"), JSON_BYTES_MAX).ok()
+}
+
+/// A number of a config, plain or tagged. `None` if it is neither.
+#[must_use]
+pub fn config_f64(value: &Value) -> Option<f64> {
+    if let Some(number) = value.as_f64() {
+        return Some(number);
+    }
+    match value.as_object()?.get("__float__")?.as_str()? {
+        "Infinity" => Some(f64::INFINITY),
+        "-Infinity" => Some(f64::NEG_INFINITY),
+        "NaN" => Some(f64::NAN),
+        other => other.parse().ok(),
+    }
+}
+
+/// Reads a file that must hold one JSON object of at most `bytes_max` bytes.
+pub(super) fn read_object(path: &Path, bytes_max: u64) -> Result<Value, HubError> {
+    let text = read_text(path, bytes_max)?;
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|error| HubError::damaged(path, format!("is not valid JSON: {error}")))?;
+    if value.is_object() { Ok(value) } else { Err(HubError::damaged(path, "is not a JSON object")) }
+}
+
+fn read_text(path: &Path, bytes_max: u64) -> Result<String, HubError> {
+    let file = open_regular(path)?.0;
+    let mut bytes = Vec::new();
+    // The limit holds for what is read, whatever the size said: the file may grow meanwhile.
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(HubError::io(path))?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(HubError::damaged(path, format!("is larger than {bytes_max} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| HubError::damaged(path, "is not UTF-8"))
+}
+
+/// Opens a file and gives its size. Only a regular one: opening a named pipe would wait for ever.
+pub(super) fn open_regular(path: &Path) -> Result<(File, u64), HubError> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {
+            let file = File::open(path).map_err(HubError::io(path))?;
+            Ok((file, metadata.len()))
+        }
+        Ok(_) => Err(HubError::damaged(path, "is not a regular file")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(HubError::damaged(path, "is missing"))
+        }
+        Err(error) => Err(HubError::io(path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(content: &[u8]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), content).unwrap();
+        match read_config(folder.path()) {
+            Ok(value) => panic!("read {value}"),
+            Err(HubError::Damaged { file, why }) => {
+                assert_eq!(file, "config.json");
+                why
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn broken_configs_say_what_is_wrong() {
+        assert_eq!(why(b"{\"a\": \"\xff\"}"), "is not UTF-8");
+        assert_eq!(why(b"[1]"), "is not a JSON object");
+        assert!(why(b"{").contains("not valid JSON"));
+        assert!(why(b"").contains("not valid JSON"));
+        assert!(why("[".repeat(100_000).as_bytes()).contains("recursion"));
+        let limit = usize::try_from(JSON_BYTES_MAX).unwrap();
+        assert!(why(&vec![b' '; limit + 1]).contains("larger than"));
+        assert!(matches!(read_config(Path::new("/nonexistent")), Err(HubError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_folder_in_place_of_the_file_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("config.json")).unwrap();
+        assert!(matches!(read_config(folder.path()), Err(HubError::Damaged { .. })));
+    }
+
+    #[test]
+    fn tagged_floats_are_numbers() {
+        let value: Value = serde_json::from_str(
+            r#"{"a": {"__float__": "Infinity"}, "b": {"__float__": "-Infinity"}, "c": 2, "d": "2", "e": {}}"#,
+        )
+        .unwrap();
+        assert_eq!(config_f64(&value["a"]), Some(f64::INFINITY));
+        assert_eq!(config_f64(&value["b"]), Some(f64::NEG_INFINITY));
+        assert_eq!(config_f64(&value["c"]), Some(2.0));
+        assert_eq!(config_f64(&value["d"]), None);
+        assert_eq!(config_f64(&value["e"]), None);
+    }
+
+    #[test]
+    fn a_broken_generation_config_is_no_generation_config() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read_generation_config(folder.path()).is_none());
+        fs::write(folder.path().join("generation_config.json"), "{,").unwrap();
+        assert!(read_generation_config(folder.path()).is_none());
+        fs::write(folder.path().join("generation_config.json"), "{\"top_p\": 0.9}").unwrap();
+        assert!(read_generation_config(folder.path()).is_some());
+    }
+}

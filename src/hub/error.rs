@@ -1,0 +1,84 @@
+//! What can go wrong with a model's files, by what the caller can do about it. `Display` goes to clients, so
+//! it names files without their folders; the whole path of an I/O error is in its field, for the log.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::ids::ModelName;
+
+/// Why a model's files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// No folder of that name under a root, and no such repo in the Hugging Face cache.
+    #[error("no model named {name:?} under the model roots or in the Hugging Face cache")]
+    NotFound {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name cannot be a model's: it is empty, leaves the root, or has odd characters.
+    #[error("{name:?} cannot name a model: {why}")]
+    InvalidName {
+        /// The name asked for.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file is missing, cut short, or contradicts itself.
+    #[error("{file}: {why}")]
+    Damaged {
+        /// The file's name within the model's folder.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The files are whole, but need something that is not implemented.
+    #[error("{why}")]
+    Unsupported {
+        /// What they need.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("{}: {source}", file_name(.path))]
+    Io {
+        /// The whole path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl HubError {
+    /// The same failure as the caller of an RPC sees it. An I/O error counts as damage: asking again will
+    /// not help until somebody has looked at the folder.
+    #[must_use]
+    pub fn into_error(self, model: &ModelName) -> Error {
+        match self {
+            Self::NotFound { name } => Error::ModelNotFound(name),
+            Self::InvalidName { name, why } => Error::field("model", format!("{name:?}: {why}")),
+            Self::Unsupported { why } => Error::ModelUnsupported { model: model.clone(), why },
+            Self::Damaged { .. } | Self::Io { .. } => {
+                Error::ModelInvalid { model: model.clone(), why: self.to_string() }
+            }
+        }
+    }
+
+    pub(super) fn damaged(path: &Path, why: impl Into<String>) -> Self {
+        Self::Damaged { file: file_name(path), why: why.into() }
+    }
+
+    pub(super) fn unsupported(why: impl Into<String>) -> Self {
+        Self::Unsupported { why: why.into() }
+    }
+
+    /// For `map_err`: the path joins the system's error.
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// The last part of a path, as text that can be shown.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,254 @@
+//! Reads what a model's weight files say about themselves, and believes none of it: every tensor has a known
+//! dtype, the bytes its shape needs, and its own place in the file; together they fill the file exactly.
+//! Only headers are read, never a tensor. The loader relies on these checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+use super::HubError;
+use super::config::{open_regular, read_object};
+use super::error::file_name;
+
+/// The format allows 100 MB; a model with 100,000 tensors needs about 12.
+const HEADER_BYTES_MAX: u64 = 32 << 20;
+/// As long as the headers of all its shards.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// MLX counts dimensions in 32 bits.
+const DIMENSION_MAX: usize = i32::MAX as usize;
+
+/// All weights of a model.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// The files, sorted by name.
+    pub files: Vec<WeightFile>,
+    /// Number of tensors.
+    pub tensors_count: usize,
+    /// Bytes of all tensors, as stored.
+    pub bytes: u64,
+}
+
+/// One safetensors file.
+#[derive(Clone, Debug)]
+pub struct WeightFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its tensors, in the order of their data.
+    pub tensors: Vec<TensorInfo>,
+}
+
+/// One tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name, as in `model.layers.0.mlp.up_proj.weight`.
+    pub name: String,
+    /// What its elements are.
+    pub dtype: Dtype,
+    /// Its shape; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Weights {
+    /// Every tensor of every file.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.files.iter().flat_map(|file| &file.tensors)
+    }
+}
+
+/// Whether mlx-lm would load this file: its glob is `model*.safetensors`.
+pub(super) fn is_weight_file(name: &str) -> bool {
+    name.starts_with("model") && name.ends_with(".safetensors")
+}
+
+/// Checks the weight files of a model's folder and lists their tensors.
+///
+/// # Errors
+/// `Damaged`, naming file and tensor, if there is no weight file, one is cut short, lies about its tensors,
+/// repeats a name, or is missing from what the index promises; `Unsupported` for a dtype MLX does not have;
+/// `Io`.
+pub fn inspect(folder: &Path) -> Result<Weights, HubError> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(HubError::io(folder))? {
+        let path = entry.map_err(HubError::io(folder))?.path();
+        if is_weight_file(&file_name(&path)) {
+            paths.push(path);
+        }
+    }
+    if paths.is_empty() {
+        return Err(HubError::damaged(&folder.join("model.safetensors"), "is missing"));
+    }
+    paths.sort();
+    let mut places: BTreeMap<String, String> = BTreeMap::new();
+    let mut files = Vec::with_capacity(paths.len());
+    for path in paths {
+        let tensors = read_header(&path)?;
+        for tensor in &tensors {
+            if let Some(other) = places.insert(tensor.name.clone(), file_name(&path)) {
+                return Err(HubError::damaged(&path, format!("tensor {} is in {other} too", tensor.name)));
+            }
+        }
+        files.push(WeightFile { path, tensors });
+    }
+    check_index(folder, &places)?;
+    let bytes = files.iter().flat_map(|file| &file.tensors).map(|tensor| tensor.bytes).sum();
+    Ok(Weights { files, tensors_count: places.len(), bytes })
+}
+
+/// The index, where there is one, promises tensors; a shard that was never copied shows here.
+fn check_index(folder: &Path, places: &BTreeMap<String, String>) -> Result<(), HubError> {
+    let path = folder.join("model.safetensors.index.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let index = read_object(&path, INDEX_BYTES_MAX)?;
+    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+        return Err(HubError::damaged(&path, "has no weight_map"));
+    };
+    for (tensor, file) in map {
+        let place = places.get(tensor).map(String::as_str);
+        if place != file.as_str() {
+            let file = file.as_str().unwrap_or("no file");
+            return Err(HubError::damaged(
+                &path,
+                format!("promises tensor {tensor} in {file}; it is not there"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Reads and checks one file's header: its length (8 bytes, little-endian), then JSON; the data follows.
+fn read_header(path: &Path) -> Result<Vec<TensorInfo>, HubError> {
+    let damaged = |why: String| HubError::damaged(path, why);
+    let (mut file, file_bytes) = open_regular(path)?;
+    let mut length = [0; 8];
+    if file_bytes < 8 {
+        return Err(damaged("is too short for a safetensors file".into()));
+    }
+    file.read_exact(&mut length).map_err(HubError::io(path))?;
+    let header_bytes = u64::from_le_bytes(length);
+    if header_bytes > HEADER_BYTES_MAX {
+        return Err(damaged(format!("says its header has {header_bytes} bytes; at most {HEADER_BYTES_MAX}")));
+    }
+    let Some(data_bytes) = (file_bytes - 8).checked_sub(header_bytes) else {
+        return Err(damaged("ends within its header".into()));
+    };
+    let mut header = Vec::new();
+    file.take(header_bytes).read_to_end(&mut header).map_err(HubError::io(path))?;
+    let mut json = serde_json::Deserializer::from_slice(&header);
+    let entries = json
+        .deserialize_map(Entries)
+        .and_then(|entries| json.end().map(|()| entries))
+        .map_err(|error| damaged(format!("has a header that is not valid: {error}")))?;
+    let mut tensors = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        if name != "__metadata__" {
+            tensors.push(tensor_info(path, name, value)?);
+        }
+    }
+    place(path, tensors, data_bytes)
+}
+
+/// Checks one entry by itself; gives where it starts, too.
+fn tensor_info(path: &Path, name: String, value: Value) -> Result<(usize, TensorInfo), HubError> {
+    let damaged = |why: String| HubError::damaged(path, format!("tensor {name}: {why}"));
+    let info: safetensors::tensor::TensorInfo =
+        serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+    if !mlx_has(info.dtype) {
+        let file = file_name(path);
+        return Err(HubError::unsupported(format!("{file}: tensor {name}: MLX has no dtype {}", info.dtype)));
+    }
+    if info.shape.iter().any(|&dimension| dimension > DIMENSION_MAX) {
+        return Err(damaged(format!("shape {:?} has a dimension over {DIMENSION_MAX}", info.shape)));
+    }
+    let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, &n| bits.checked_mul(n));
+    let (start, end) = info.data_offsets;
+    let bytes = end.checked_sub(start);
+    if bytes.is_none() || bytes.and_then(|bytes| bytes.checked_mul(8)) != bits {
+        return Err(damaged(format!("{} {:?} does not fit bytes {start} to {end}", info.dtype, info.shape)));
+    }
+    let bytes = (end - start) as u64;
+    Ok((start, TensorInfo { name, dtype: info.dtype, shape: info.shape, bytes }))
+}
+
+/// Checks that the tensors fill the data without gap or overlap, and gives them in that order.
+fn place(
+    path: &Path,
+    mut tensors: Vec<(usize, TensorInfo)>,
+    data_bytes: u64,
+) -> Result<Vec<TensorInfo>, HubError> {
+    // Empty tensors share their start with the next one; by size they come first.
+    tensors.sort_by(|a, b| (a.0, a.1.bytes, &a.1.name).cmp(&(b.0, b.1.bytes, &b.1.name)));
+    let mut next = 0;
+    let mut names = BTreeSet::new();
+    for (start, tensor) in &tensors {
+        let name = &tensor.name;
+        if *start as u64 != next {
+            let why = if (*start as u64) < next { "overlaps another" } else { "leaves a gap before it" };
+            return Err(HubError::damaged(path, format!("tensor {name}: {why}")));
+        }
+        next += tensor.bytes;
+        if next > data_bytes {
+            return Err(HubError::damaged(path, format!("is cut short within tensor {name}")));
+        }
+        if !names.insert(name) {
+            return Err(HubError::damaged(path, format!("tensor {name} is in the header twice")));
+        }
+    }
+    if next != data_bytes {
+        return Err(HubError::damaged(path, format!("has {} bytes that no tensor owns", data_bytes - next)));
+    }
+    Ok(tensors.into_iter().map(|(_, tensor)| tensor).collect())
+}
+
+/// What MLX's own safetensors reader takes (mlx/io/safetensors.cpp).
+fn mlx_has(dtype: Dtype) -> bool {
+    matches!(
+        dtype,
+        Dtype::BOOL
+            | Dtype::U8
+            | Dtype::I8
+            | Dtype::F8_E4M3
+            | Dtype::U16
+            | Dtype::I16
+            | Dtype::F16
+            | Dtype::BF16
+            | Dtype::U32
+            | Dtype::I32
+            | Dtype::F32
+            | Dtype::U64
+            | Dtype::I64
+            | Dtype::C64
+    )
+}
+
+/// The header's entries, repeated names included: a map would keep only the last.
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Vec<(String, Value)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+}
+
+#[cfg(test)]
+#[path = "inspect_tests.rs"]
+mod tests;
