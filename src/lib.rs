@@ -5,11 +5,13 @@
 
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod engine;
 pub mod error;
 pub mod hub;
 pub mod ids;
 pub mod limits;
+pub mod rpc;
 pub mod session;
 pub mod telemetry;
 pub mod text;

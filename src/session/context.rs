@@ -40,7 +40,7 @@ mod tests {
     }
 
     fn start(text: Option<&str>, tokens: Vec<u32>) -> TurnStart {
-        TurnStart { text: text.map(str::to_owned), tokens, messages: Vec::new() }
+        TurnStart { model: "m".into(), text: text.map(str::to_owned), tokens, messages: Vec::new() }
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct TurnRequest {
 /// What a turn builds on: a copy, so that nothing of the session is held while the turn runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TurnStart {
+    /// The model the session is bound to.
+    pub model: ModelName,
     /// The messages so far.
     pub messages: Vec<Message>,
     /// The text that `tokens` stand for, where that is known.
@@ -52,8 +54,11 @@ pub enum TurnContent {
     Chat {
         /// The new ones, the answer last.
         messages: Vec<Message>,
-        /// The text that all tokens stand for now.
+        /// The conversation as rendered, the answer at its end.
         text: String,
+        /// Whether `text` is all that the tokens stand for. An answer cut at a stop string is not: its
+        /// tokens hold that string, the text does not.
+        text_is_whole: bool,
     },
 }
 
@@ -189,7 +194,8 @@ impl Session {
         self.used = now;
         let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
         let text = text_bytes.and_then(|end| self.text.get(..end)).map(str::to_owned);
-        Ok(TurnStart { messages: self.messages.clone(), text, tokens: self.tokens.clone() })
+        let (model, messages, tokens) = (self.model.clone(), self.messages.clone(), self.tokens.clone());
+        Ok(TurnStart { model, messages, text, tokens })
     }
 
     /// Keeps a turn. `tokens` are all of the session's now: the turn's context and what was generated.
@@ -200,10 +206,10 @@ impl Session {
         }
         let raw = matches!(content, TurnContent::Raw);
         let mut text_bytes = None;
-        if let TurnContent::Chat { messages, text } = content {
+        if let TurnContent::Chat { messages, text, text_is_whole } = content {
             self.forget_rewritten(&tokens, &text);
             self.messages.extend(messages);
-            text_bytes = Some(text.len());
+            text_bytes = text_is_whole.then_some(text.len());
             self.text = text;
         }
         let (message_count, token_count) = (self.messages.len(), tokens.len());

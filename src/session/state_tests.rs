@@ -18,7 +18,7 @@ fn request(input: InputKind) -> TurnRequest {
 
 fn chat(text: &str) -> TurnContent {
     let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
-    TurnContent::Chat { messages, text: text.into() }
+    TurnContent::Chat { messages, text: text.into(), text_is_whole: true }
 }
 
 fn turn(session: &mut Session, id: u64, tokens: Vec<u32>, content: TurnContent) {
@@ -103,6 +103,21 @@ fn a_rewritten_beginning_moves_earlier_turn_ends_back() {
     session.truncate_turns(1, NOW).unwrap();
     let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
     assert_eq!((start.text, start.tokens.as_slice(), start.messages.len()), (None, &[1, 2][..], 2));
+}
+
+#[test]
+fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    let TurnContent::Chat { messages, .. } = chat("") else { unreachable!() };
+    let content = TurnContent::Chat { messages, text: "abc".into(), text_is_whole: false };
+    turn(&mut session, 2, vec![1, 2, 3, 4], content);
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!(start.text, None);
+    session.roll_back(TurnId(3), NOW);
+    session.truncate_turns(1, NOW).unwrap();
+    let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!(start.text.as_deref(), Some("ab"));
 }
 
 #[test]
