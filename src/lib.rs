@@ -3,15 +3,20 @@
 //! Arrows point down: edge (`rpc`, `cli`, `daemon`) → `engine` → `device`, `models` → the pure modules
 //! (`text`, `session`, `sched`, `cache`, `hub`). `tests/tidy.rs` keeps those borders.
 
+pub mod backend;
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod hub;
 pub mod ids;
 pub mod limits;
+mod models;
 pub mod rpc;
+pub mod sched;
 pub mod session;
 pub mod telemetry;
 pub mod text;

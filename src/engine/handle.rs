@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::work::{
-    Command, DeviceInfo, EngineStats, Fit, GenerateWork, LoadEvent, LoadSpec, ScoreWork,
+    Command, EngineStats, Fit, GenerateWork, LoadEvent, ScoreWork,
 };
+use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
 

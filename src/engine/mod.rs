@@ -1,11 +1,24 @@
-//! The engine: one OS thread that owns MLX and everything of every model, and the handle to it.
+//! The engine: one OS thread that owns MLX and everything of every model, and the handle to it. What it
+//! decides is pure (`sched`, `cache`); what it does goes through a [`crate::backend::Backend`].
 
+mod core;
+mod counters;
 mod handle;
+mod load;
+mod resident;
+mod sampling;
+mod sequence;
+mod thread;
 mod work;
 
+pub use core::EngineSettings;
 pub use handle::EngineHandle;
+pub use thread::start;
 pub use work::{
-    Command, ComputeDtype, Delta, DeviceInfo, EVENTS_BUFFERED_MAX, EngineStats, Finish, Fit, GenerateEvent,
-    GenerateWork, Generated, LoadEvent, LoadSpec, Penalty, ResidentModel, Sampling, ScoreWork, Scored,
-    SlabClass, Stopping, TokenLogprobs, WorkOrigin,
+    Command, Delta, EVENTS_BUFFERED_MAX, EngineStats, Finish, Fit, GenerateEvent,
+    GenerateWork, Generated, LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored,     Stopping, WorkOrigin,
 };
+
+// The edge names these too, but needs nothing else of a backend.
+pub use crate::backend::{ComputeDtype, DeviceInfo, LoadSpec, TokenLogprobs};
+pub use crate::cache::SlabClass;

@@ -2,12 +2,13 @@
 //! by the edge, and the events that come back over bounded channels. Dropping the receiving end of
 //! `events` cancels the work before the next launch, in whatever state it is.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::backend::{LoadSpec, TokenLogprobs};
+use crate::cache::SlabClass;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{ClientId, ModelName, Principal, RequestId, SessionKey};
@@ -129,15 +130,6 @@ pub struct Delta {
     pub logprobs: Vec<TokenLogprobs>,
 }
 
-/// The raw log-probability of a token and of the likeliest ones.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprobs {
-    /// The token that was chosen, or that came next.
-    pub chosen: (u32, f32),
-    /// Best first.
-    pub top: Vec<(u32, f32)>,
-}
-
 /// How a generation ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
@@ -188,33 +180,6 @@ pub struct Scored {
     pub scores: Vec<Option<TokenLogprobs>>,
     /// Tokens found in a KV cache.
     pub cached_tokens: u32,
-}
-
-/// The numbers a model computes with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ComputeDtype {
-    /// float32 on the CPU, as stored on a GPU.
-    #[default]
-    Auto,
-    /// 32-bit floats.
-    Float32,
-    /// bfloat16.
-    Bfloat16,
-    /// IEEE half precision.
-    Float16,
-}
-
-/// A model to make resident.
-#[derive(Clone, Debug)]
-pub struct LoadSpec {
-    /// Its name.
-    pub model: ModelName,
-    /// The folder with its config.json and safetensors files.
-    pub folder: PathBuf,
-    /// Identifies the weights.
-    pub revision: String,
-    /// The numbers to compute with.
-    pub dtype: ComputeDtype,
 }
 
 /// What happens during a load; the last is `Loaded` or `Failed`.
@@ -275,21 +240,6 @@ pub struct ResidentModel {
     pub slabs: Vec<SlabClass>,
 }
 
-/// One capacity class of a model's KV slabs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlabClass {
-    /// Tokens a slot holds.
-    pub slot_capacity_tokens: u32,
-    /// Slabs of this class.
-    pub slabs: u32,
-    /// Slots in them.
-    pub slots: u32,
-    /// Slots of running sequences.
-    pub slots_in_use: u32,
-    /// Bytes of them all.
-    pub bytes: u64,
-}
-
 /// Counts since the engine's start, and what it holds now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineStats {
@@ -319,19 +269,6 @@ pub struct EngineStats {
     pub mlx_cache_bytes: u64,
     /// Models in memory, by name.
     pub models: Vec<ResidentModel>,
-}
-
-/// What the engine runs on; fixed for its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// Such as "cpu" or "Apple M3 Ultra".
-    pub device: String,
-    /// The version of MLX.
-    pub mlx_version: String,
-    /// Bytes for weights and KV caches that may be used.
-    pub budget_bytes: u64,
-    /// Values of model_type that can be loaded.
-    pub architectures: Vec<&'static str>,
 }
 
 /// A message to the engine thread.

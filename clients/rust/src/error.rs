@@ -1,0 +1,216 @@
+//! What can go wrong, by what the caller can do about it. The daemon says why a call failed with an
+//! [`ErrorReason`]; transport failures have none.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::v1::ErrorReason;
+
+/// The domain of the daemon's reasons.
+const ERROR_DOMAIN: &str = "mlxd.v1";
+
+/// What the names of [`ErrorReason`] begin with in the contract, and do not on the wire.
+const REASON_PREFIX: &str = "ERROR_REASON_";
+
+/// The outcome of a call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call, or the connection, failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An option of the connection cannot be used; nothing was sent.
+    #[error("{option}: {why}")]
+    InvalidOption {
+        /// Which one.
+        option: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No daemon could be reached.
+    #[error("no daemon answers at {address}")]
+    Connect {
+        /// Where it was looked for.
+        address: String,
+        /// What the transport said.
+        source: tonic::transport::Error,
+    },
+    /// The call ended with an error status.
+    #[error(transparent)]
+    Call(Box<CallError>),
+    /// The answer lacks what the contract promises.
+    #[error("the daemon's answer is incomplete: no {missing} (request {request_id})")]
+    Incomplete {
+        /// What is missing.
+        missing: &'static str,
+        /// The request.
+        request_id: String,
+    },
+}
+
+impl Error {
+    /// The daemon's reason, or `Unspecified` if it gave none.
+    #[must_use]
+    pub fn reason(&self) -> ErrorReason {
+        match self {
+            Self::Call(call) => call.reason,
+            Self::InvalidOption { .. } | Self::Connect { .. } | Self::Incomplete { .. } => {
+                ErrorReason::Unspecified
+            }
+        }
+    }
+
+    /// The status of the call, if it came that far.
+    #[must_use]
+    pub fn call(&self) -> Option<&CallError> {
+        match self {
+            Self::Call(call) => Some(call),
+            Self::InvalidOption { .. } | Self::Connect { .. } | Self::Incomplete { .. } => None,
+        }
+    }
+
+    /// Whether the same call may succeed later, unchanged. A turn of a session is safe to repeat only
+    /// with `expected_token_count`: the first attempt may have gone through.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Call(call) => call.retry_after.is_some() || call.code == Code::Unavailable,
+            Self::Connect { .. } => true,
+            Self::InvalidOption { .. } | Self::Incomplete { .. } => false,
+        }
+    }
+
+    pub(crate) fn from_status(status: &Status, request_id: &str) -> Self {
+        Self::Call(Box::new(CallError::new(status, request_id)))
+    }
+}
+
+/// The status that ended a call.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct CallError {
+    /// Why, in the daemon's terms; `Unspecified` if the transport failed, or if the daemon is newer
+    /// than this client and has a reason that it does not know.
+    pub reason: ErrorReason,
+    /// The reason as it was sent, without prefix, such as `CONTEXT_OVERFLOW`; empty if there is none.
+    pub reason_name: String,
+    /// The canonical gRPC code.
+    pub code: Code,
+    /// What happened, for people.
+    pub message: String,
+    /// Numbers of the reason, such as `prompt_tokens`; `ErrorReason` lists them.
+    pub metadata: BTreeMap<String, String>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// Which fields of the request are wrong.
+    pub field_violations: Vec<FieldViolation>,
+    /// The request, as in the daemon's log.
+    pub request_id: String,
+}
+
+/// A field of a request that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// Its path, as in `sampling.top_p`.
+    pub field: String,
+    /// What is wrong with it.
+    pub description: String,
+}
+
+impl CallError {
+    fn new(status: &Status, request_id: &str) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.domain == ERROR_DOMAIN);
+        let reason_name = info.map(|info| info.reason.clone()).unwrap_or_default();
+        let answered_id = status.metadata().get("x-request-id").and_then(|value| value.to_str().ok());
+        let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
+        Self {
+            reason: ErrorReason::from_str_name(&format!("{REASON_PREFIX}{reason_name}")).unwrap_or_default(),
+            reason_name,
+            code: status.code(),
+            message: status.message().to_owned(),
+            metadata: info.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default(),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            field_violations: violations
+                .iter()
+                .map(|violation| FieldViolation {
+                    field: violation.field.clone(),
+                    description: violation.description.clone(),
+                })
+                .collect(),
+            request_id: answered_id.unwrap_or(request_id).to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = if self.message.is_empty() { "the call failed" } else { &self.message };
+        if self.reason_name.is_empty() {
+            write!(f, "{message} ({:?})", self.code)
+        } else {
+            write!(f, "{message} ({})", self.reason_name)
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn status(code: Code, reason: &str, domain: &str) -> Status {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, domain, [("limit".to_owned(), "8".to_owned())]);
+        details.set_retry_info(Some(Duration::from_millis(1500)));
+        details.add_bad_request_violation("sampling.top_p", "above 1");
+        Status::with_error_details(code, "no room", details)
+    }
+
+    #[test]
+    fn every_detail_of_a_status_is_kept() {
+        let error =
+            Error::from_status(&status(Code::ResourceExhausted, "QUEUE_FULL", ERROR_DOMAIN), "sent-id");
+        let call = error.call().unwrap();
+        assert_eq!(call.reason, ErrorReason::QueueFull);
+        assert_eq!(call.metadata["limit"], "8");
+        assert_eq!(call.retry_after, Some(Duration::from_millis(1500)));
+        assert_eq!(call.field_violations[0].field, "sampling.top_p");
+        assert_eq!(call.request_id, "sent-id");
+        assert!(error.is_retryable());
+        assert_eq!(error.to_string(), "no room (QUEUE_FULL)");
+    }
+
+    #[test]
+    fn an_answered_request_id_outranks_the_sent_one() {
+        let mut status = Status::internal("x");
+        status.metadata_mut().insert("x-request-id", "theirs".parse().unwrap());
+        assert_eq!(Error::from_status(&status, "ours").call().unwrap().request_id, "theirs");
+    }
+
+    #[test]
+    fn reasons_of_others_and_of_the_future_are_unspecified() {
+        let foreign = Error::from_status(&status(Code::Internal, "INTERNAL", "proxy.example"), "");
+        assert_eq!(foreign.reason(), ErrorReason::Unspecified);
+        assert_eq!(foreign.call().unwrap().reason_name, "");
+        let future = Error::from_status(&status(Code::Internal, "FLUX", ERROR_DOMAIN), "");
+        assert_eq!(future.reason(), ErrorReason::Unspecified);
+        assert_eq!(future.call().unwrap().reason_name, "FLUX");
+    }
+
+    #[test]
+    fn only_passing_conditions_are_retryable() {
+        let retryable = |code| Error::from_status(&Status::new(code, ""), "").is_retryable();
+        assert!(retryable(Code::Unavailable));
+        for code in [Code::InvalidArgument, Code::Aborted, Code::Internal, Code::ResourceExhausted] {
+            assert!(!retryable(code), "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Short ways to write common requests; the messages are plain structs, so that everything else is
+//! `GenerateRequest { model: "…".into(), ..GenerateRequest::chat("…") }`.
+
+use crate::v1::{
+    ChatInput, ContentPart, CountTokensRequest, GenerateRequest, Message, Role, content_part,
+    count_tokens_request, generate_request,
+};
+
+impl GenerateRequest {
+    /// Asks a chat model one thing.
+    #[must_use]
+    pub fn chat(text: impl Into<String>) -> Self {
+        Self::messages([Message::user(text)])
+    }
+
+    /// Continues a conversation, oldest message first.
+    #[must_use]
+    pub fn messages(messages: impl IntoIterator<Item = Message>) -> Self {
+        let chat = ChatInput { messages: messages.into_iter().collect(), ..ChatInput::default() };
+        Self { input: Some(generate_request::Input::Chat(chat)), ..Self::default() }
+    }
+
+    /// Continues raw text, without a chat template.
+    #[must_use]
+    pub fn prompt(text: impl Into<String>) -> Self {
+        Self { input: Some(generate_request::Input::Prompt(text.into())), ..Self::default() }
+    }
+}
+
+impl CountTokensRequest {
+    /// Counts the tokens of raw text.
+    #[must_use]
+    pub fn prompt(text: impl Into<String>) -> Self {
+        Self { input: Some(count_tokens_request::Input::Prompt(text.into())), ..Self::default() }
+    }
+}
+
+impl Message {
+    /// What the person or program that asks says.
+    #[must_use]
+    pub fn user(text: impl Into<String>) -> Self {
+        Self::of(Role::User, text)
+    }
+
+    /// Instructions to the model.
+    #[must_use]
+    pub fn system(text: impl Into<String>) -> Self {
+        Self::of(Role::System, text)
+    }
+
+    /// What the model said.
+    #[must_use]
+    pub fn assistant(text: impl Into<String>) -> Self {
+        Self::of(Role::Assistant, text)
+    }
+
+    /// The message's text: its parts, joined.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.content
+            .iter()
+            .filter_map(|part| part.part.as_ref())
+            .map(|content_part::Part::Text(text)| text.as_str())
+            .collect()
+    }
+
+    fn of(role: Role, text: impl Into<String>) -> Self {
+        let part = ContentPart { part: Some(content_part::Part::Text(text.into())) };
+        Self { role: role.into(), content: vec![part], ..Self::default() }
+    }
+}

@@ -1,0 +1,142 @@
+//! Streamed answers. Dropping a stream cancels its call, and the daemon stops the work before its next
+//! launch. A stream that ends without its last event is an error, never a short answer.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::Streaming;
+
+use crate::error::{Error, Result};
+use crate::v1::{
+    GenerateFinished, LoadModelResponse, StreamGenerateResponse, load_model_response,
+    stream_generate_response,
+};
+
+/// The events of a generation: `Started`, `Progress`, `Delta` …, one `Finished`.
+pub type GenerateStream = EventStream<StreamGenerateResponse>;
+
+/// The events of a load: `Progress` …, then one `Loaded`, or `Validated` for a dry run.
+pub type LoadStream = EventStream<LoadModelResponse>;
+
+/// A message that carries one event.
+pub trait EventMessage: sealed::Sealed {
+    /// The event.
+    type Event;
+    /// What the last event is called.
+    const LAST: &'static str;
+    /// The event, unless it is of a kind that this client does not know.
+    fn into_event(self) -> Option<Self::Event>;
+    /// Whether nothing follows it.
+    fn is_last(event: &Self::Event) -> bool;
+}
+
+mod sealed {
+    pub trait Sealed: Unpin {}
+    impl Sealed for super::StreamGenerateResponse {}
+    impl Sealed for super::LoadModelResponse {}
+}
+
+impl EventMessage for StreamGenerateResponse {
+    type Event = stream_generate_response::Event;
+    const LAST: &'static str = "finished event";
+
+    fn into_event(self) -> Option<Self::Event> {
+        self.event
+    }
+
+    fn is_last(event: &Self::Event) -> bool {
+        matches!(event, stream_generate_response::Event::Finished(_))
+    }
+}
+
+impl EventMessage for LoadModelResponse {
+    type Event = load_model_response::Event;
+    const LAST: &'static str = "loaded event";
+
+    fn into_event(self) -> Option<Self::Event> {
+        self.event
+    }
+
+    fn is_last(event: &Self::Event) -> bool {
+        !matches!(event, load_model_response::Event::Progress(_))
+    }
+}
+
+/// A streamed answer. Dropping it cancels the call.
+#[derive(Debug)]
+#[must_use = "dropping the stream cancels the call"]
+pub struct EventStream<M> {
+    inner: Streaming<M>,
+    request_id: String,
+    complete: bool,
+    ended: bool,
+}
+
+impl<M: EventMessage> EventStream<M> {
+    pub(crate) fn new(inner: Streaming<M>, request_id: String) -> Self {
+        Self { inner, request_id, complete: false, ended: false }
+    }
+
+    /// The request, as in the daemon's log.
+    #[must_use]
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// The next event; None after the last one.
+    ///
+    /// # Errors
+    /// The call failed, or ended before its last event.
+    pub async fn next_event(&mut self) -> Result<Option<M::Event>> {
+        self.next().await.transpose()
+    }
+}
+
+impl GenerateStream {
+    /// Runs to the end; returns the text that was still to come and how the generation ended.
+    ///
+    /// # Errors
+    /// As [`EventStream::next_event`].
+    pub async fn collect_text(mut self) -> Result<(String, GenerateFinished)> {
+        use stream_generate_response::Event;
+        let mut text = String::new();
+        while let Some(event) = self.next_event().await? {
+            match event {
+                Event::Delta(delta) => text.push_str(&delta.text),
+                Event::Finished(finished) => return Ok((text, finished)),
+                Event::Started(_) | Event::Progress(_) => {}
+            }
+        }
+        Err(Error::Incomplete { missing: StreamGenerateResponse::LAST, request_id: self.request_id })
+    }
+}
+
+impl<M: EventMessage> Stream for EventStream<M> {
+    type Item = Result<M::Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        loop {
+            match ready!(Pin::new(&mut self.inner).poll_next(context)) {
+                Some(Ok(message)) => {
+                    let Some(event) = message.into_event() else { continue };
+                    self.complete |= M::is_last(&event);
+                    return Poll::Ready(Some(Ok(event)));
+                }
+                Some(Err(status)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(Error::from_status(&status, &self.request_id))));
+                }
+                None => {
+                    self.ended = true;
+                    let request_id = self.request_id.clone();
+                    let end = Error::Incomplete { missing: M::LAST, request_id };
+                    return Poll::Ready((!self.complete).then_some(Err(end)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The client against a fake daemon on a real socket.
+
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
+mod fake;
+
+use std::time::Duration;
+
+use fake::FakeDaemon;
+use mlxd_client::v1::{
+    CountTokensRequest, CreateSessionRequest, DeleteSessionRequest, ForkSessionRequest, GenerateRequest,
+    GetModelRequest, LoadModelRequest, ScoreRequest, TokenIds, TruncateSessionRequest, load_model_response,
+    score_request, stream_generate_response::Event, truncate_session_request,
+};
+use mlxd_client::{BearerToken, Client, ConnectOptions, Error, ErrorReason, Request};
+
+async fn start() -> (FakeDaemon, Client) {
+    let fake = FakeDaemon::start();
+    let client = Client::connect(&format!("unix://{}", fake.socket().display())).await.expect("connects");
+    (fake, client)
+}
+
+fn chat(text: &str) -> GenerateRequest {
+    GenerateRequest { model: "tiny".into(), ..GenerateRequest::chat(text) }
+}
+
+#[tokio::test]
+async fn deltas_add_up_to_the_whole_answer() {
+    let (_fake, client) = start().await;
+    let whole = client.generate(chat("good morning")).await.unwrap();
+    let stream = client.stream_generate(chat("good morning")).await.unwrap();
+    assert_eq!(stream.request_id(), "fake");
+    let (text, finished) = stream.collect_text().await.unwrap();
+    assert_eq!(text, "You said: good morning");
+    assert_eq!(text, whole.text);
+    assert_eq!(finished.usage, whole.usage);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_cancels_its_call() {
+    let (fake, client) = start().await;
+    let mut stream = client.stream_generate(chat("hang")).await.unwrap();
+    let first = stream.next_event().await.unwrap().unwrap();
+    assert!(matches!(first, Event::Started(_)));
+    assert_eq!(fake.state().cancelled, 0);
+    drop(stream);
+    fake.until("the fake notices", |state| state.cancelled == 1).await;
+}
+
+#[tokio::test]
+async fn a_stream_without_its_last_event_is_an_error() {
+    let (_fake, client) = start().await;
+    let error = client.stream_generate(chat("cut")).await.unwrap().collect_text().await.unwrap_err();
+    assert!(matches!(error, Error::Incomplete { missing: "finished event", .. }), "{error}");
+}
+
+#[tokio::test]
+async fn errors_carry_reason_and_numbers_before_and_within_a_stream() {
+    let (_fake, client) = start().await;
+    let error = client.stream_generate(chat("overflow")).await.unwrap_err();
+    assert_eq!(error.reason(), ErrorReason::ContextOverflow);
+    assert_eq!(error.call().unwrap().metadata["prompt_tokens"], "3000");
+    assert!(!error.is_retryable());
+
+    let mut stream = client.stream_generate(chat("die")).await.unwrap();
+    let error = loop {
+        match stream.next_event().await {
+            Ok(event) => assert!(event.is_some()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.reason(), ErrorReason::NonFiniteLogits);
+    assert_eq!(error.call().unwrap().request_id, "fake");
+    assert!(stream.next_event().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn every_call_carries_the_connections_metadata_and_an_id_of_its_own() {
+    let fake = FakeDaemon::start();
+    let options = ConnectOptions {
+        address: Some(fake.socket().display().to_string().parse().unwrap()),
+        token: Some(BearerToken::new("secret")),
+        client_name: Some("tests".into()),
+    };
+    assert!(!format!("{options:?}").contains("secret"));
+    let client = Client::connect_with(options).await.unwrap();
+    let mut request = Request::new(CountTokensRequest::prompt("one two"));
+    request.set_timeout(Duration::from_secs(9));
+    request.metadata_mut().insert("x-request-id", "mine".parse().unwrap());
+    assert_eq!(client.count_tokens(request).await.unwrap().token_count, 2);
+    client.list_all_models(false).await.unwrap();
+
+    let state = fake.state();
+    let field =
+        |call: usize, name: &str| state.calls[call].1.get(name).map(|v| v.to_str().unwrap().to_owned());
+    assert_eq!(field(0, "authorization").unwrap(), "Bearer secret");
+    assert_eq!(field(0, "x-mlxd-client").unwrap(), "tests");
+    assert_eq!(field(0, "x-request-id").unwrap(), "mine");
+    assert!(field(0, "grpc-timeout").is_some());
+    let drawn: Vec<_> = (1..state.calls.len()).map(|call| field(call, "x-request-id").unwrap()).collect();
+    assert_eq!(drawn.len(), 2, "two pages");
+    assert_ne!(drawn[0], drawn[1]);
+}
+
+#[tokio::test]
+async fn lists_turn_their_pages() {
+    let (_fake, client) = start().await;
+    let names =
+        |models: Vec<mlxd_client::v1::ModelInfo>| models.into_iter().map(|m| m.name).collect::<Vec<_>>();
+    assert_eq!(names(client.list_all_models(false).await.unwrap()), ["owner/large", "tiny"]);
+    assert_eq!(names(client.list_all_models(true).await.unwrap()), ["tiny"]);
+}
+
+#[tokio::test]
+async fn sessions_are_made_forked_cut_and_deleted() {
+    let (_fake, client) = start().await;
+    let request = CreateSessionRequest { name: "a".into(), model: "tiny".into(), ..Default::default() };
+    client.create_session(request.clone()).await.unwrap();
+    let exists = client.create_session(request).await.unwrap_err();
+    assert_eq!(exists.reason(), ErrorReason::SessionExists);
+
+    let turn = GenerateRequest { session: "a".into(), ..GenerateRequest::chat("hi") };
+    let first = client.generate(turn.clone()).await.unwrap().session_token_count;
+    client.generate(turn).await.unwrap();
+    let fork = ForkSessionRequest { name: "a".into(), new_name: "b".into(), ..Default::default() };
+    assert_eq!(client.fork_session(fork).await.unwrap().turns.len(), 2);
+    let to = Some(truncate_session_request::To::TurnCount(1));
+    let cut = TruncateSessionRequest { name: "b".into(), to, ..Default::default() };
+    assert_eq!(Some(client.truncate_session(cut).await.unwrap().token_count), first);
+    client.delete_session(DeleteSessionRequest { name: "a".into() }).await.unwrap();
+    let left = client.list_all_sessions().await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].name, "b");
+}
+
+#[tokio::test]
+async fn loads_stream_progress_and_dry_runs_their_verdict() {
+    let (_fake, client) = start().await;
+    let load = LoadModelRequest { model: "owner/large".into(), ..Default::default() };
+    let mut stream = client.load_model(load).await.unwrap();
+    let mut events = Vec::new();
+    while let Some(event) = stream.next_event().await.unwrap() {
+        events.push(event);
+    }
+    assert_eq!(events.len(), 4);
+    assert!(matches!(events.last(), Some(load_model_response::Event::Loaded(_))));
+
+    let check = LoadModelRequest { model: "owner/huge".into(), validate_only: true, ..Default::default() };
+    let mut stream = client.load_model(check).await.unwrap();
+    let Some(load_model_response::Event::Validated(verdict)) = stream.next_event().await.unwrap() else {
+        panic!("no verdict");
+    };
+    assert!(!verdict.fits);
+}
+
+#[tokio::test]
+async fn answers_beyond_grpcs_usual_four_mebibytes_are_accepted() {
+    let (_fake, client) = start().await;
+    let input = Some(score_request::Input::Text("60000".into()));
+    let scores = client.score(ScoreRequest { input, ..Default::default() }).await.unwrap();
+    assert_eq!(scores.tokens.len(), 60_000);
+    let input = Some(score_request::Input::TokenIds(TokenIds { ids: vec![5] }));
+    let scores = client.score(ScoreRequest { input, ..Default::default() }).await.unwrap();
+    assert_eq!(scores.tokens[0].token.as_ref().unwrap().token_id, 5);
+}
+
+#[tokio::test]
+async fn a_response_without_its_resource_is_incomplete() {
+    let (_fake, client) = start().await;
+    let error = client.get_model(GetModelRequest { model: "nothing".into() }).await.unwrap_err();
+    assert!(matches!(error, Error::Incomplete { missing: "model", .. }), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_listening_is_a_connect_error_that_names_the_address() {
+    let error = Client::connect("unix:///nonexistent/mlxd.sock").await.unwrap_err();
+    assert!(error.is_retryable());
+    assert_eq!(error.to_string(), "no daemon answers at unix:///nonexistent/mlxd.sock");
+    let error = Client::connect("https://localhost:1").await.unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { option: "address", .. }));
+    assert!(!error.is_retryable());
+}
+
+#[tokio::test]
+async fn a_token_no_header_can_carry_is_refused_before_anything_is_sent() {
+    let options = ConnectOptions { token: Some(BearerToken::new("a\nb")), ..ConnectOptions::default() };
+    let options = ConnectOptions { address: Some("/x".parse().unwrap()), ..options };
+    let error = Client::connect_with(options).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { option: "token", .. }), "{error}");
+}

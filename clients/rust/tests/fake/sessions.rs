@@ -1,0 +1,96 @@
+//! Sessions: names and counts, no content.
+
+use mlxd_client::v1::{
+    CreateSessionRequest, CreateSessionResponse, DeleteSessionRequest, DeleteSessionResponse,
+    ForkSessionRequest, ForkSessionResponse, GetSessionRequest, GetSessionResponse, ListSessionsRequest,
+    ListSessionsResponse, Session, TruncateSessionRequest, TruncateSessionResponse, truncate_session_request,
+};
+use tonic::{Code, Request, Response, Status};
+
+use super::services::session_service_server::SessionService;
+use super::{Fake, refusal};
+
+impl Fake {
+    fn session(&self, name: &str) -> Result<Session, Status> {
+        self.state().sessions.get(name).cloned().ok_or_else(|| {
+            let message = format!("no session named {name:?}");
+            refusal(Code::NotFound, "SESSION_NOT_FOUND", &message, &[])
+        })
+    }
+
+    fn add(&self, session: &Session) -> Result<(), Status> {
+        let mut state = self.state();
+        if state.sessions.contains_key(&session.name) {
+            let message = format!("a session named {:?} exists", session.name);
+            return Err(refusal(Code::AlreadyExists, "SESSION_EXISTS", &message, &[]));
+        }
+        state.sessions.insert(session.name.clone(), session.clone());
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Fake {
+    async fn create_session(
+        &self,
+        request: Request<CreateSessionRequest>,
+    ) -> Result<Response<CreateSessionResponse>, Status> {
+        let CreateSessionRequest { name, model, ttl } = self.note("CreateSession", request);
+        self.model(&model)?;
+        let name = if name.is_empty() { "chosen".to_owned() } else { name };
+        let session = Session { name, model, ttl, owner: "uid:0".into(), ..Session::default() };
+        self.add(&session)?;
+        Ok(Response::new(CreateSessionResponse { session: Some(session) }))
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<GetSessionRequest>,
+    ) -> Result<Response<GetSessionResponse>, Status> {
+        let session = self.session(&self.note("GetSession", request).name)?;
+        Ok(Response::new(GetSessionResponse { session: Some(session), ..GetSessionResponse::default() }))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        self.note("ListSessions", request);
+        let sessions = self.state().sessions.values().cloned().collect();
+        Ok(Response::new(ListSessionsResponse { sessions, next_page_token: String::new() }))
+    }
+
+    async fn fork_session(
+        &self,
+        request: Request<ForkSessionRequest>,
+    ) -> Result<Response<ForkSessionResponse>, Status> {
+        let request = self.note("ForkSession", request);
+        let session = Session { name: request.new_name, ..self.session(&request.name)? };
+        self.add(&session)?;
+        Ok(Response::new(ForkSessionResponse { session: Some(session) }))
+    }
+
+    async fn truncate_session(
+        &self,
+        request: Request<TruncateSessionRequest>,
+    ) -> Result<Response<TruncateSessionResponse>, Status> {
+        let request = self.note("TruncateSession", request);
+        let mut session = self.session(&request.name)?;
+        if let Some(truncate_session_request::To::TurnCount(turns)) = request.to {
+            session.turns.truncate(turns as usize);
+            session.token_count = session.turns.last().map_or(0, |turn| turn.token_count);
+        }
+        self.state().sessions.insert(session.name.clone(), session.clone());
+        Ok(Response::new(TruncateSessionResponse { session: Some(session) }))
+    }
+
+    async fn delete_session(
+        &self,
+        request: Request<DeleteSessionRequest>,
+    ) -> Result<Response<DeleteSessionResponse>, Status> {
+        let name = self.note("DeleteSession", request).name;
+        self.session(&name)?;
+        self.state().sessions.remove(&name);
+        Ok(Response::new(DeleteSessionResponse {}))
+    }
+}

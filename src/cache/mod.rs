@@ -1,0 +1,8 @@
+//! What the engine knows of memory: which slot of which slab is whose, which parked caches there are and
+//! whose tokens they hold. Pure: it decides, a backend copies.
+
+mod parked;
+mod slots;
+
+pub use parked::{Hit, Parked};
+pub use slots::{Grant, SlabClass, Slots};

@@ -1,0 +1,226 @@
+//! Which slot of which slab is whose. Slabs come in capacity classes (powers of two tokens); a slab's
+//! used slots stay in front, so that a launch over them reads one slice. A slab is never enlarged: a
+//! full class opens another one, sized by how many sequences ask.
+
+use std::collections::BTreeMap;
+
+use crate::backend::SlotId;
+
+/// Tokens of the smallest class: below it, slots are too cheap to be worth a class of their own.
+const CAPACITY_MIN: u32 = 256;
+
+/// Most slots of one slab: launches per layer stay few while an unlucky last slot wastes little.
+const SLAB_SLOTS_MAX: u32 = 32;
+
+/// Fewest slots of one slab, if memory allows: a second and a third client are likely.
+const SLAB_SLOTS_MIN: u32 = 4;
+
+/// One capacity class of a model's KV slabs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlabClass {
+    /// Tokens a slot holds.
+    pub slot_capacity_tokens: u32,
+    /// Slabs of this class.
+    pub slabs: u32,
+    /// Slots in them.
+    pub slots: u32,
+    /// Slots of running sequences.
+    pub slots_in_use: u32,
+    /// Bytes of them all.
+    pub bytes: u64,
+}
+
+/// A slot for a sequence, and the slab that has to be opened for it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The place.
+    pub slot: SlotId,
+    /// Capacity and number of slots of the slab to open; None if it is open.
+    pub open: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Debug)]
+struct Slab {
+    capacity: u32,
+    slots: u32,
+    /// The sequences in the slots from the front.
+    owners: Vec<u64>,
+}
+
+/// The slots of one model.
+#[derive(Clone, Debug)]
+pub struct Slots {
+    context_length: u32,
+    bytes_per_token: u64,
+    slabs: BTreeMap<u32, Slab>,
+    slab_next: u32,
+}
+
+impl Slots {
+    /// No slab yet, for sequences of up to `context_length` tokens.
+    #[must_use]
+    pub fn new(context_length: u32, bytes_per_token: u64) -> Self {
+        Self { context_length, bytes_per_token, slabs: BTreeMap::new(), slab_next: 0 }
+    }
+
+    /// Tokens of the class that holds `tokens`.
+    #[must_use]
+    pub fn capacity_for(&self, tokens: u32) -> u32 {
+        let class = tokens.max(CAPACITY_MIN).checked_next_power_of_two().unwrap_or(u32::MAX);
+        class.min(self.context_length.max(tokens))
+    }
+
+    /// Tokens that a slot holds; 0 if its slab is not open.
+    #[must_use]
+    pub fn capacity_of(&self, slot: SlotId) -> u32 {
+        self.slabs.get(&slot.slab).map_or(0, |slab| slab.capacity)
+    }
+
+    /// Bytes of one slot that holds `tokens`.
+    #[must_use]
+    pub fn slot_bytes(&self, tokens: u32) -> u64 {
+        u64::from(self.capacity_for(tokens)) * self.bytes_per_token
+    }
+
+    /// Bytes of all open slabs.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.slabs.values().map(|slab| self.slab_bytes(slab)).sum()
+    }
+
+    /// Whether a slot for `tokens` is free in an open slab.
+    #[must_use]
+    pub fn has_free(&self, tokens: u32) -> bool {
+        self.free_slab(self.capacity_for(tokens)).is_some()
+    }
+
+    /// Gives `owner` a slot for `tokens`. Without a free one, a slab is to be opened with room for the
+    /// `waiting` sequences and at least as many as the class has already, as far as `free_bytes` go.
+    pub fn acquire(&mut self, owner: u64, tokens: u32, waiting: u32, free_bytes: u64) -> Grant {
+        let capacity = self.capacity_for(tokens);
+        if let Some(id) = self.free_slab(capacity) {
+            return Grant { slot: self.place(id, owner), open: None };
+        }
+        let in_class = self.slabs.values().filter(|slab| slab.capacity == capacity).map(|slab| slab.slots).sum();
+        let affordable = u32::try_from(free_bytes / self.slot_bytes(tokens).max(1)).unwrap_or(u32::MAX);
+        let wanted = waiting.max(in_class).clamp(SLAB_SLOTS_MIN, SLAB_SLOTS_MAX);
+        let slots = wanted.next_power_of_two().min(affordable).max(1);
+        let id = self.slab_next;
+        self.slab_next += 1;
+        self.slabs.insert(id, Slab { capacity, slots, owners: Vec::new() });
+        Grant { slot: self.place(id, owner), open: Some((capacity, slots)) }
+    }
+
+    /// Takes a slot back. If that leaves a hole, the returned owner's slot is to be moved into it.
+    pub fn release(&mut self, slot: SlotId) -> Option<(u64, SlotId)> {
+        let slab = self.slabs.get_mut(&slot.slab)?;
+        let place = slot.slot as usize;
+        assert!(place < slab.owners.len(), "a slot that nobody holds is released");
+        slab.owners.swap_remove(place);
+        let from = SlotId { slab: slot.slab, slot: u32::try_from(slab.owners.len()).unwrap_or(u32::MAX) };
+        slab.owners.get(place).map(|&moved| (moved, from))
+    }
+
+    /// Closes every slab that nobody uses, and returns their numbers.
+    pub fn close_empty(&mut self) -> Vec<u32> {
+        let empty: Vec<u32> =
+            self.slabs.iter().filter(|(_, slab)| slab.owners.is_empty()).map(|(&id, _)| id).collect();
+        for id in &empty {
+            self.slabs.remove(id);
+        }
+        empty
+    }
+
+    /// Bytes of the slabs that nobody uses.
+    #[must_use]
+    pub fn empty_bytes(&self) -> u64 {
+        self.slabs.values().filter(|slab| slab.owners.is_empty()).map(|slab| self.slab_bytes(slab)).sum()
+    }
+
+    /// The classes, smallest first.
+    #[must_use]
+    pub fn classes(&self) -> Vec<SlabClass> {
+        let mut classes: BTreeMap<u32, SlabClass> = BTreeMap::new();
+        for slab in self.slabs.values() {
+            let class = classes.entry(slab.capacity).or_insert(SlabClass {
+                slot_capacity_tokens: slab.capacity,
+                slabs: 0,
+                slots: 0,
+                slots_in_use: 0,
+                bytes: 0,
+            });
+            class.slabs += 1;
+            class.slots += slab.slots;
+            class.slots_in_use += u32::try_from(slab.owners.len()).unwrap_or(u32::MAX);
+            class.bytes += self.slab_bytes(slab);
+        }
+        classes.into_values().collect()
+    }
+
+    fn slab_bytes(&self, slab: &Slab) -> u64 {
+        u64::from(slab.capacity) * u64::from(slab.slots) * self.bytes_per_token
+    }
+
+    /// The fullest slab of a class with room, so that others run empty and can be closed.
+    fn free_slab(&self, capacity: u32) -> Option<u32> {
+        let with_room = self.slabs.iter().filter(|(_, slab)| {
+            slab.capacity == capacity && slab.owners.len() < slab.slots as usize
+        });
+        with_room.max_by_key(|(_, slab)| slab.owners.len()).map(|(&id, _)| id)
+    }
+
+    fn place(&mut self, id: u32, owner: u64) -> SlotId {
+        let owners = self.slabs.get_mut(&id).map(|slab| &mut slab.owners);
+        let slot = owners.map_or(0, |owners| {
+            owners.push(owner);
+            owners.len() - 1
+        });
+        SlotId { slab: id, slot: u32::try_from(slot).unwrap_or(u32::MAX) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn used_slots_stay_in_front() {
+        let mut slots = Slots::new(8192, 10);
+        let a = slots.acquire(1, 10, 4, u64::MAX);
+        assert_eq!(a.open, Some((256, 4)));
+        let b = slots.acquire(2, 10, 1, u64::MAX);
+        let c = slots.acquire(3, 10, 1, u64::MAX);
+        assert_eq!((b.open, c.slot.slot), (None, 2));
+        assert_eq!(slots.release(a.slot), Some((3, c.slot)));
+        assert_eq!(slots.release(b.slot), None);
+        assert_eq!(slots.release(a.slot), None);
+        assert_eq!(slots.close_empty(), vec![0]);
+        assert_eq!(slots.bytes(), 0);
+    }
+
+    #[test]
+    fn a_full_class_opens_a_slab_as_large_as_itself() {
+        let mut slots = Slots::new(8192, 10);
+        for owner in 0..4 {
+            slots.acquire(owner, 10, 1, u64::MAX);
+        }
+        assert_eq!(slots.acquire(4, 10, 1, u64::MAX).open, Some((256, 4)));
+        for owner in 5..8 {
+            slots.acquire(owner, 10, 1, u64::MAX);
+        }
+        assert_eq!(slots.acquire(8, 10, 1, u64::MAX).open, Some((256, 8)));
+    }
+
+    #[test]
+    fn a_slab_is_no_larger_than_the_free_bytes() {
+        let mut slots = Slots::new(8192, 10);
+        assert_eq!(slots.acquire(0, 300, 16, 2 * 512 * 10 + 1).open, Some((512, 2)));
+    }
+
+    #[test]
+    fn the_last_class_ends_at_the_context() {
+        let slots = Slots::new(1500, 10);
+        assert_eq!(slots.capacity_for(1), 256);
+        assert_eq!(slots.capacity_for(1025), 1500);
+    }
+}

@@ -1,0 +1,272 @@
+//! `mlxd chat`: a conversation in a session of the daemon, so that only what is new is prefilled. On a
+//! terminal it edits lines; from a pipe each line is a turn.
+
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+
+use clap::Args;
+use mlxd_client::Client;
+use mlxd_client::v1::{
+    DeleteSessionRequest, ForkSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, Message,
+    TruncateSessionRequest, truncate_session_request,
+};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use tokio::runtime::Runtime;
+
+use super::connect::ConnectArgs;
+use super::failure::{Failure, Result};
+use super::format;
+use super::turn::{SamplingArgs, create_session, open_session, stream_to_stdout};
+
+const EXAMPLES: &str = "\
+Examples:
+  mlxd chat
+  mlxd chat -m SmolLM2-135M-Instruct --system \"Answer in one sentence.\"
+  mlxd chat --session trip
+  printf 'Name a city.\\nAnd its river?\\n' | mlxd chat
+
+A session that --session names is kept at the end, and continued by the next chat.";
+
+const HELP: &str = "\
+/undo        take back the last turn
+/reset       start over
+/fork NAME   copy the conversation to a session of its own
+/stats       speed of the last answer, size of the session
+/exit        leave (or Ctrl-D); Ctrl-C stops an answer
+";
+
+/// Talk to a model.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ChatArgs {
+    /// Model to talk to; may be left out if one is resident, or with a session that exists
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Session to continue or make, and to keep
+    #[arg(long, value_name = "NAME")]
+    session: Option<String>,
+    /// Instructions to the model
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// A conversation.
+struct Chat {
+    client: Client,
+    session: String,
+    turns: u32,
+    system: Option<String>,
+    sampling: SamplingArgs,
+    last: Option<GenerateFinished>,
+}
+
+/// What a typed line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Input<'a> {
+    Say(&'a str),
+    Help,
+    Undo,
+    Reset,
+    Fork(&'a str),
+    Stats,
+    Exit,
+    Unknown(&'a str),
+}
+
+/// Where lines come from.
+enum Lines {
+    Terminal(Box<DefaultEditor>),
+    Pipe(io::StdinLock<'static>),
+}
+
+/// Runs the command.
+pub(crate) fn run(runtime: &Runtime, args: ChatArgs) -> Result<()> {
+    let ChatArgs { model, session, system, sampling, connect } = args;
+    let client = runtime.block_on(connect.connect())?;
+    let opened = runtime.block_on(async {
+        match &session {
+            Some(name) => open_session(&client, name, model.as_deref()).await,
+            None => create_session(&client, "", model.as_deref()).await,
+        }
+    })?;
+    let turns = u32::try_from(opened.turns.len()).unwrap_or(u32::MAX);
+    let mut chat = Chat { client, session: opened.name, turns, system, sampling, last: None };
+    let outcome = converse(runtime, &mut chat, &opened.model);
+    if session.is_none() {
+        let request = DeleteSessionRequest { name: chat.session };
+        // The conversation is over either way; a session that stays behind ends by its ttl.
+        _ = runtime.block_on(chat.client.delete_session(request));
+    }
+    outcome
+}
+
+fn converse(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
+    let mut lines = Lines::open()?;
+    let interactive = matches!(lines, Lines::Terminal(_));
+    if interactive {
+        writeln!(io::stderr().lock(), "{model}, session {}; /help lists commands", chat.session)?;
+    }
+    while let Some(line) = lines.next()? {
+        let input = parse(&line);
+        match input {
+            Input::Exit => break,
+            Input::Say("") => continue,
+            _ => {}
+        }
+        // In a pipe Ctrl-C ends the process, as everybody expects of a filter.
+        let outcome = runtime.block_on(async {
+            tokio::select! {
+                outcome = chat.obey(&input) => outcome,
+                () = interrupt(), if interactive => Err(Failure::Interrupted),
+            }
+        });
+        match outcome {
+            Ok(()) => {}
+            Err(failure @ (Failure::Client(_) | Failure::Usage(_))) if interactive => failure.print(),
+            Err(Failure::Interrupted) => writeln!(io::stderr().lock(), "(stopped; the turn is taken back)")?,
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(())
+}
+
+/// Waits for Ctrl-C; forever, where it cannot be heard.
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Chat {
+    async fn obey(&mut self, input: &Input<'_>) -> Result<()> {
+        match *input {
+            Input::Say(text) => self.say(text).await,
+            Input::Undo => self.keep_turns(self.turns.saturating_sub(1)).await,
+            Input::Reset => self.keep_turns(0).await,
+            Input::Fork(name) => self.fork(name).await,
+            Input::Stats => self.stats().await,
+            Input::Help => Ok(io::stderr().lock().write_all(HELP.as_bytes())?),
+            Input::Unknown(command) => {
+                Err(Failure::Usage(format!("{command} is no command; /help lists them")))
+            }
+            Input::Exit => Ok(()),
+        }
+    }
+
+    async fn say(&mut self, text: &str) -> Result<()> {
+        let system = self.system.as_ref().filter(|_| self.turns == 0).map(Message::system);
+        let messages = system.into_iter().chain([Message::user(text)]);
+        let mut request =
+            GenerateRequest { session: self.session.clone(), ..GenerateRequest::messages(messages) };
+        self.sampling.apply(&mut request);
+        let end = stream_to_stdout(&self.client, request).await?;
+        self.last = Some(end);
+        self.turns += 1;
+        Ok(())
+    }
+
+    async fn keep_turns(&mut self, turns: u32) -> Result<()> {
+        let to = Some(truncate_session_request::To::TurnCount(turns));
+        let name = self.session.clone();
+        let session = self
+            .client
+            .truncate_session(TruncateSessionRequest { name, to, expected_token_count: None })
+            .await?;
+        self.turns = turns;
+        writeln!(io::stderr().lock(), "turns: {turns}, tokens: {}", session.token_count)?;
+        Ok(())
+    }
+
+    async fn fork(&self, name: &str) -> Result<()> {
+        if name.is_empty() {
+            return Err(Failure::Usage("/fork needs a name".into()));
+        }
+        let request = ForkSessionRequest {
+            name: self.session.clone(),
+            new_name: name.to_owned(),
+            ..ForkSessionRequest::default()
+        };
+        self.client.fork_session(request).await?;
+        writeln!(io::stderr().lock(), "copied; `mlxd chat --session {name}` continues there")?;
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<()> {
+        let name = self.session.clone();
+        let found =
+            self.client.get_session(GetSessionRequest { name, ..GetSessionRequest::default() }).await?;
+        let tokens = found.session.map_or(0, |session| session.token_count);
+        let mut out = io::stderr().lock();
+        writeln!(out, "session {}, turns: {}, tokens: {tokens}", self.session, self.turns)?;
+        if let Some(end) = &self.last {
+            let (usage, timings) = (end.usage.unwrap_or_default(), end.timings.unwrap_or_default());
+            writeln!(out, "{}", format::speed(&usage, &timings))?;
+        }
+        Ok(())
+    }
+}
+
+impl Lines {
+    fn open() -> Result<Self> {
+        if !io::stdin().is_terminal() {
+            return Ok(Self::Pipe(io::stdin().lock()));
+        }
+        let editor = DefaultEditor::new().map_err(|error| Failure::Local(error.into()))?;
+        Ok(Self::Terminal(Box::new(editor)))
+    }
+
+    /// The next line, trimmed; None at the end of the input.
+    fn next(&mut self) -> Result<Option<String>> {
+        match self {
+            Self::Pipe(stdin) => {
+                let mut line = String::new();
+                let read = stdin.read_line(&mut line)?;
+                Ok((read > 0).then(|| line.trim().to_owned()))
+            }
+            Self::Terminal(editor) => match editor.readline("> ") {
+                Ok(line) => {
+                    // History is a convenience; a line that cannot be kept is still said.
+                    _ = editor.add_history_entry(line.as_str());
+                    Ok(Some(line.trim().to_owned()))
+                }
+                Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
+                Err(ReadlineError::Eof) => Ok(None),
+                Err(error) => Err(Failure::Local(error.into())),
+            },
+        }
+    }
+}
+
+fn parse(line: &str) -> Input<'_> {
+    if !line.starts_with('/') {
+        return Input::Say(line);
+    }
+    let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
+    match (command, rest.trim()) {
+        ("/help", "") => Input::Help,
+        ("/undo", "") => Input::Undo,
+        ("/reset", "") => Input::Reset,
+        ("/fork", name) => Input::Fork(name),
+        ("/stats", "") => Input::Stats,
+        ("/exit" | "/quit", "") => Input::Exit,
+        _ => Input::Unknown(line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_said_unless_it_starts_with_a_slash() {
+        assert_eq!(parse("what is 1/2?"), Input::Say("what is 1/2?"));
+        assert_eq!(parse("/undo"), Input::Undo);
+        assert_eq!(parse("/fork  b "), Input::Fork("b"));
+        assert_eq!(parse("/etc/hosts is what?"), Input::Unknown("/etc/hosts is what?"));
+        assert_eq!(parse("/reset now"), Input::Unknown("/reset now"));
+    }
+}

@@ -1,0 +1,48 @@
+//! `mlxd convert`: a GGUF file becomes a folder that MLX programs load. It needs no daemon.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::failure::Result;
+use super::seam;
+
+const EXAMPLES: &str = "\
+Examples:
+  mlxd convert SmolLM2-135M-Instruct.Q8_0.gguf ~/models/SmolLM2-135M-Instruct";
+
+/// Convert a GGUF file into an MLX model folder.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ConvertArgs {
+    /// File to read
+    gguf: PathBuf,
+    /// Folder to write
+    out: PathBuf,
+    /// Replace the folder if it exists
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
+    let bar = io::stderr().is_terminal().then(|| {
+        let style =
+            ProgressStyle::with_template("converting {wide_bar} {binary_bytes} of {binary_total_bytes}");
+        let bar = ProgressBar::new(0);
+        style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+    });
+    seam::convert(&args.gguf, &args.out, args.overwrite, &mut |done_bytes, total_bytes| {
+        if let Some(bar) = &bar {
+            bar.set_length(total_bytes);
+            bar.set_position(done_bytes);
+        }
+    })?;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    writeln!(io::stdout().lock(), "wrote {}", args.out.display())?;
+    Ok(())
+}

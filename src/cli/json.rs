@@ -1,0 +1,130 @@
+//! The `--json` form of what commands print: the contract's own names; enums as their names without
+//! prefix in lower case, lengths of time in seconds.
+
+use std::io::{self, Write as _};
+
+use mlxd_client::v1::{
+    EffectiveSampling, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session,
+};
+use serde_json::{Value, json};
+
+use super::format::{seconds, tokens_per_second};
+
+/// Prints one value on a line of its own.
+pub(crate) fn print(value: &Value) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{value}")
+}
+
+/// `FINISH_REASON_STOP` as `stop`.
+pub(crate) fn enum_name(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
+}
+
+pub(crate) fn generation(response: &GenerateResponse, session: Option<&str>) -> Value {
+    let usage = response.usage.unwrap_or_default();
+    let timings = response.timings.unwrap_or_default();
+    json!({
+        "text": response.text,
+        "finish_reason": enum_name(response.finish_reason().as_str_name(), "FINISH_REASON_"),
+        "stop_string": response.stop_string,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+        },
+        "timings": {
+            "queue_time": seconds(timings.queue_time.as_ref()),
+            "time_to_first_token": seconds(timings.time_to_first_token.as_ref()),
+            "decode_time": seconds(timings.decode_time.as_ref()),
+            "total_time": seconds(timings.total_time.as_ref()),
+            "tokens_per_second": tokens_per_second(&usage, &timings),
+        },
+        "session": session,
+        "session_token_count": response.session_token_count,
+        "sampling": response.sampling.as_ref().map(sampling),
+        "model_revision": response.model_revision,
+        "request_id": response.request_id,
+    })
+}
+
+fn sampling(sampling: &EffectiveSampling) -> Value {
+    json!({
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "seed": sampling.seed,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "max_tokens": sampling.max_tokens,
+    })
+}
+
+pub(crate) fn model(info: &ModelInfo) -> Value {
+    json!({
+        "name": info.name,
+        "state": enum_name(info.state().as_str_name(), "MODEL_STATE_"),
+        "revision": info.revision,
+        "architecture": info.architecture,
+        "context_length": info.context_length,
+        "vocabulary_size": info.vocabulary_size,
+        "parameter_count": info.parameter_count,
+        "stored_as": info.stored_as,
+        "computes_in": info.computes_in,
+        "file_bytes": info.file_bytes,
+        "weight_bytes": info.weight_bytes,
+        "kv_slab_bytes": info.kv_slab_bytes,
+        "kv_idle_bytes": info.kv_idle_bytes,
+        "kv_bytes_per_token": info.kv_bytes_per_token,
+        "running_sequences": info.running_sequences,
+        "queued_sequences": info.queued_sequences,
+    })
+}
+
+pub(crate) fn verdict(verdict: &LoadValidated) -> Value {
+    json!({
+        "fits": verdict.fits,
+        "needed_bytes": verdict.needed_bytes,
+        "available_bytes": verdict.available_bytes,
+    })
+}
+
+pub(crate) fn session(session: &Session) -> Value {
+    json!({
+        "name": session.name,
+        "model": session.model,
+        "token_count": session.token_count,
+        "turn_count": session.turns.len(),
+        "busy": session.busy,
+        "ttl": seconds(session.ttl.as_ref()),
+    })
+}
+
+pub(crate) fn stats(stats: &GetStatsResponse) -> Value {
+    let memory = stats.memory.unwrap_or_default();
+    json!({
+        "uptime": seconds(stats.uptime.as_ref()),
+        "requests_total": stats.requests_total,
+        "finished_total": stats.finished_total,
+        "cancelled_total": stats.cancelled_total,
+        "failed_total": stats.failed_total,
+        "prefill_tokens_total": stats.prefill_tokens_total,
+        "cached_tokens_total": stats.cached_tokens_total,
+        "decode_tokens_total": stats.decode_tokens_total,
+        "steps_total": stats.steps_total,
+        "running_sequences": stats.running_sequences,
+        "queued_sequences": stats.queued_sequences,
+        "sessions": stats.sessions,
+        "memory": {
+            "budget_bytes": memory.budget_bytes,
+            "weight_bytes": memory.weight_bytes,
+            "kv_slab_bytes": memory.kv_slab_bytes,
+            "kv_idle_bytes": memory.kv_idle_bytes,
+            "mlx_active_bytes": memory.mlx_active_bytes,
+            "mlx_peak_bytes": memory.mlx_peak_bytes,
+            "mlx_cache_bytes": memory.mlx_cache_bytes,
+            "process_resident_bytes": memory.process_resident_bytes,
+        },
+    })
+}

@@ -1,0 +1,176 @@
+//! `mlxd load` and `mlxd unload`: what is resident.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use mlxd_client::v1::{
+    ComputeDtype, LoadModelRequest, LoadPhase, LoadProgress, LoadValidated, ModelInfo, UnloadModelRequest,
+    load_model_response::Event,
+};
+
+use super::connect::ConnectArgs;
+use super::failure::{Failure, Result};
+use super::{format, json};
+
+const LOAD_EXAMPLES: &str = "\
+Examples:
+  mlxd load SmolLM2-135M-Instruct
+  mlxd load owner/name --dry-run && mlxd load owner/name
+
+A dry run that says no exits with 1.";
+
+const UNLOAD_EXAMPLES: &str = "\
+Examples:
+  mlxd unload SmolLM2-135M-Instruct";
+
+/// Make a model resident.
+#[derive(Args, Debug)]
+#[command(after_help = LOAD_EXAMPLES)]
+pub(crate) struct LoadArgs {
+    /// A Hugging Face repo id, or the name of a folder under a model root
+    model: String,
+    /// Only say whether it would fit
+    #[arg(long)]
+    dry_run: bool,
+    /// Numbers to compute with [default: float32 on a CPU, as stored on a GPU]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Dtype>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// Free a resident model and its KV caches; sessions stay.
+#[derive(Args, Debug)]
+#[command(after_help = UNLOAD_EXAMPLES)]
+pub(crate) struct UnloadArgs {
+    /// The model's name, as `mlxd ps` shows it
+    model: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// The numbers a model computes with.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Dtype {
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+/// Runs `load`.
+pub(crate) async fn run(args: LoadArgs) -> Result<()> {
+    let client = args.connect.connect().await?;
+    let compute_dtype = match args.dtype {
+        None => ComputeDtype::Unspecified,
+        Some(Dtype::Float32) => ComputeDtype::Float32,
+        Some(Dtype::Bfloat16) => ComputeDtype::Bfloat16,
+        Some(Dtype::Float16) => ComputeDtype::Float16,
+    };
+    let model = args.model.clone();
+    let request =
+        LoadModelRequest { model, validate_only: args.dry_run, compute_dtype: compute_dtype.into() };
+    let mut stream = client.load_model(request).await?;
+    let mut progress = Progress::new();
+    while let Some(event) = stream.next_event().await? {
+        match event {
+            Event::Progress(step) => progress.show(&step)?,
+            Event::Loaded(loaded) => {
+                progress.clear();
+                print_loaded(&loaded.model.unwrap_or_default(), args.json)?;
+            }
+            Event::Validated(verdict) => return print_verdict(&args.model, &verdict, args.json),
+        }
+    }
+    Ok(())
+}
+
+/// Runs `unload`.
+pub(crate) async fn run_unload(args: UnloadArgs) -> Result<()> {
+    let client = args.connect.connect().await?;
+    let answer = client.unload_model(UnloadModelRequest { model: args.model.clone() }).await?;
+    if args.json {
+        json::print(&serde_json::json!({ "model": args.model, "freed_bytes": answer.freed_bytes }))?;
+    } else {
+        let freed = format::bytes(answer.freed_bytes);
+        writeln!(io::stdout().lock(), "unloaded {}, {freed} freed", args.model)?;
+    }
+    Ok(())
+}
+
+fn print_loaded(info: &ModelInfo, as_json: bool) -> io::Result<()> {
+    if as_json {
+        return json::print(&json::model(info));
+    }
+    writeln!(
+        io::stdout().lock(),
+        "loaded {}: {}, {} parameters, stored as {}, computes in {}, {}",
+        info.name,
+        info.architecture,
+        format::count(info.parameter_count),
+        info.stored_as,
+        info.computes_in,
+        format::bytes(info.weight_bytes),
+    )
+}
+
+fn print_verdict(model: &str, verdict: &LoadValidated, as_json: bool) -> Result<()> {
+    if as_json {
+        json::print(&json::verdict(verdict))?;
+    } else {
+        let says = if verdict.fits { "fits" } else { "does not fit" };
+        let needed = format::bytes(verdict.needed_bytes);
+        let available = format::bytes(verdict.available_bytes);
+        writeln!(io::stdout().lock(), "{model} {says}: it needs {needed}, {available} are free")?;
+    }
+    if verdict.fits { Ok(()) } else { Err(Failure::Negative) }
+}
+
+/// Progress on stderr: a bar on a terminal, a line for each phase elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    phase: LoadPhase,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style =
+                ProgressStyle::with_template("{msg:10} {wide_bar} {binary_bytes} of {binary_total_bytes}");
+            let bar = ProgressBar::new(0);
+            style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+        });
+        Self { bar, phase: LoadPhase::Unspecified }
+    }
+
+    fn show(&mut self, step: &LoadProgress) -> io::Result<()> {
+        let phase = step.phase();
+        let name = json::enum_name(phase.as_str_name(), "LOAD_PHASE_");
+        if let Some(bar) = &self.bar {
+            bar.set_length(step.total_bytes);
+            bar.set_position(step.done_bytes);
+            bar.set_message(name);
+        } else if phase != self.phase {
+            let size = if step.total_bytes == 0 {
+                String::new()
+            } else {
+                format!(" {}", format::bytes(step.total_bytes))
+            };
+            writeln!(io::stderr().lock(), "{name}{size}")?;
+        }
+        self.phase = phase;
+        Ok(())
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The command line. All commands but `serve` and `convert` are clients of a daemon, through the same
+//! crate that others use. Output is data on stdout; what is for people while they wait is on stderr.
+
+mod chat;
+mod connect;
+mod convert;
+mod failure;
+mod format;
+mod generate;
+mod json;
+mod load;
+mod ps;
+mod seam;
+mod serve;
+mod turn;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::{Failure, Result};
+
+/// Serves language models on MLX to every app of this machine, over gRPC.
+#[derive(Debug, Parser)]
+#[command(name = "mlxd", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mlxd serve --model-root ~/models --model SmolLM2-135M-Instruct
+  mlxd generate \"What is the capital of France?\"
+  mlxd chat
+  mlxd ps
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
+    Load(load::LoadArgs),
+    Unload(load::UnloadArgs),
+    Ps(ps::PsArgs),
+    Convert(convert::ConvertArgs),
+}
+
+/// Runs the command that the process was called with.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to do when even this cannot be written.
+            _ = error.print();
+            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+        }
+    };
+    let outcome = match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Generate(args) => wait(generate::run(args)),
+        Command::Chat(args) => runtime().and_then(|runtime| chat::run(&runtime, args)),
+        Command::Load(args) => wait(load::run(args)),
+        Command::Unload(args) => wait(load::run_unload(args)),
+        Command::Ps(args) => wait(ps::run(args)),
+        Command::Convert(args) => convert::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// A client needs one thread beside the main one: the connection's.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().map_err(Failure::Io)
+}
+
+/// Runs a client's command; Ctrl-C drops it, which cancels its call.
+fn wait(command: impl Future<Output = Result<()>>) -> Result<()> {
+    runtime()?.block_on(async {
+        tokio::select! {
+            outcome = command => outcome,
+            _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_of_every_command() {
+        let mut command = Cli::command();
+        command.build();
+        let mut all = command.render_long_help().to_string();
+        for subcommand in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let help = subcommand.render_long_help();
+            all.push_str(&format!("\n===== {}\n{help}", subcommand.get_name()));
+        }
+        insta::assert_snapshot!(all);
+    }
+
+    #[test]
+    fn sampling_out_of_its_type_is_a_usage_error() {
+        for wrong in [["--temperature", "hot"], ["--max-tokens", "-1"], ["--seed", "1.5"]] {
+            let arguments = ["mlxd", "generate"].into_iter().chain(wrong).chain(["hi"]);
+            assert!(Cli::try_parse_from(arguments).is_err(), "{wrong:?}");
+        }
+    }
+}

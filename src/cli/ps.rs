@@ -1,0 +1,130 @@
+//! `mlxd ps`: what is resident, which sessions there are, and what it all takes.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use clap::Args;
+use mlxd_client::v1::{GetStatsRequest, GetStatsResponse, ModelInfo, Session};
+
+use super::connect::ConnectArgs;
+use super::failure::Result;
+use super::{format, json};
+
+const EXAMPLES: &str = "\
+Examples:
+  mlxd ps
+  mlxd ps --all
+  mlxd ps --json | jq .stats.memory";
+
+/// Show resident models, your sessions, and memory.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct PsArgs {
+    /// Show the models on disk too
+    #[arg(long, short)]
+    all: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: PsArgs) -> Result<()> {
+    let client = args.connect.connect().await?;
+    let (models, sessions, stats) = tokio::try_join!(
+        client.list_all_models(!args.all),
+        client.list_all_sessions(),
+        client.get_stats(GetStatsRequest {}),
+    )?;
+    if args.json {
+        json::print(&serde_json::json!({
+            "models": models.iter().map(json::model).collect::<Vec<_>>(),
+            "sessions": sessions.iter().map(json::session).collect::<Vec<_>>(),
+            "stats": json::stats(&stats),
+        }))?;
+        return Ok(());
+    }
+    let page = page(&models, &sessions, &stats);
+    io::stdout().lock().write_all(page.as_bytes())?;
+    Ok(())
+}
+
+fn page(models: &[ModelInfo], sessions: &[Session], stats: &GetStatsResponse) -> String {
+    let mut page = if models.is_empty() {
+        "no model is resident; `mlxd load MODEL` loads one, `mlxd ps --all` lists those on disk\n".to_owned()
+    } else {
+        let header = ["MODEL", "STATE", "PARAMETERS", "STORED AS", "COMPUTES IN", "WEIGHTS", "KV", "RUNNING"];
+        table(&header, models.iter().map(model_row))
+    };
+    if !sessions.is_empty() {
+        page.push('\n');
+        let header = ["SESSION", "MODEL", "TURNS", "TOKENS", "STATE"];
+        page.push_str(&table(&header, sessions.iter().map(session_row)));
+    }
+    page.push('\n');
+    page.push_str(&summary(stats));
+    page
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let header = header.iter().map(|cell| (*cell).to_owned()).collect();
+    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
+    format::table(&rows)
+}
+
+fn model_row(info: &ModelInfo) -> Vec<String> {
+    // What is on disk takes no memory; a zero would look measured.
+    let bytes = |count| if count == 0 { "-".to_owned() } else { format::bytes(count) };
+    let text = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let waiting =
+        if info.queued_sequences == 0 { String::new() } else { format!(" +{}", info.queued_sequences) };
+    vec![
+        info.name.clone(),
+        json::enum_name(info.state().as_str_name(), "MODEL_STATE_"),
+        if info.parameter_count == 0 { "-".to_owned() } else { format::count(info.parameter_count) },
+        text(&info.stored_as),
+        text(&info.computes_in),
+        bytes(info.weight_bytes),
+        bytes(info.kv_slab_bytes),
+        format!("{}{waiting}", info.running_sequences),
+    ]
+}
+
+fn session_row(session: &Session) -> Vec<String> {
+    vec![
+        session.name.clone(),
+        session.model.clone(),
+        session.turns.len().to_string(),
+        session.token_count.to_string(),
+        if session.busy { "busy" } else { "idle" }.to_owned(),
+    ]
+}
+
+fn summary(stats: &GetStatsResponse) -> String {
+    let memory = stats.memory.unwrap_or_default();
+    let used = memory.weight_bytes + memory.kv_slab_bytes;
+    let process = if memory.process_resident_bytes == 0 {
+        String::new()
+    } else {
+        format!("; process {}", format::bytes(memory.process_resident_bytes))
+    };
+    let uptime = Duration::from_secs_f64(format::seconds(stats.uptime.as_ref()).max(0.0));
+    format!(
+        "memory: {} of {} (weights {}, KV {}, of it {} idle){process}\nup {}: {} requests, {} tokens \
+         generated, {} prefilled, {} found in the cache; {} running, {} waiting\n",
+        format::bytes(used),
+        format::bytes(memory.budget_bytes),
+        format::bytes(memory.weight_bytes),
+        format::bytes(memory.kv_slab_bytes),
+        format::bytes(memory.kv_idle_bytes),
+        format::duration(uptime),
+        stats.requests_total,
+        stats.decode_tokens_total,
+        stats.prefill_tokens_total,
+        stats.cached_tokens_total,
+        stats.running_sequences,
+        stats.queued_sequences,
+    )
+}

@@ -1,0 +1,66 @@
+//! `mlxd serve`: the daemon in the foreground.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::failure::Result;
+use super::seam;
+
+const EXAMPLES: &str = "\
+Examples:
+  mlxd serve --model-root ~/models
+  mlxd serve --model-root ~/models --model SmolLM2-135M-Instruct --log-format json
+  mlxd serve --config /etc/mlxd.toml --listen 127.0.0.1:7070 --token-file ~/.mlxd/token
+
+Flags outrank MLXD_* variables, those the configuration file, and that the defaults. SIGTERM and Ctrl-C
+let running requests finish, then exit with 0.";
+
+/// Run the daemon in the foreground.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ServeArgs {
+    /// Configuration file; deploy/mlxd.example.toml documents every key
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Unix socket to listen on [default: $XDG_RUNTIME_DIR/mlxd/mlxd.sock, else ~/.mlxd/mlxd.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Folder whose subfolders are models; may be repeated
+    #[arg(long = "model-root", value_name = "DIR")]
+    model_roots: Vec<PathBuf>,
+    /// Model to load at the start; may be repeated
+    #[arg(long = "model", value_name = "NAME")]
+    models: Vec<String>,
+    /// TCP address of this machine to listen on as well; needs --token-file
+    #[arg(long, value_name = "ADDRESS", requires = "token_file")]
+    listen: Option<SocketAddr>,
+    /// File with the bearer token that callers over TCP must show
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// How the log on stderr is written
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Runs the daemon until it has drained.
+pub(crate) fn run(args: ServeArgs) -> Result<()> {
+    let ServeArgs { config, socket, model_roots, models, listen, token_file, log_format } = args;
+    let log_format = log_format.map(|format| match format {
+        LogFormat::Text => seam::LogFormat::Text,
+        LogFormat::Json => seam::LogFormat::Json,
+    });
+    let overrides =
+        seam::Overrides { config_file: config, socket, model_roots, models, listen, token_file, log_format };
+    Ok(seam::serve(&overrides)?)
+}

@@ -1,0 +1,202 @@
+//! The backend on MLX: models by number, each with its KV caches and the step that runs.
+
+use std::collections::BTreeMap;
+
+use mlx_rs::transforms::async_eval;
+use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
+
+use crate::device::batch::Batch;
+use crate::device::ffi::{self, DeviceFact};
+use crate::device::kv::Kv;
+use crate::device::plan::LoadPlan;
+use crate::device::sampler::{self, Drawn};
+use crate::device::weights::{Weights, bytes_of};
+use crate::backend::{
+    Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, SpanResult, Step,
+};
+use crate::error::Error;
+use crate::models::{self, Loading, Model};
+
+/// MLX keeps freed buffers for reuse up to this; more would look like a leak beside the budget.
+const CACHE_LIMIT_BYTES: usize = 128 << 20;
+
+/// Part of the machine's memory that the automatic budget takes where the device does not name a working
+/// set of its own.
+const MEMORY_SHARE: (u64, u64) = (3, 4);
+
+/// The budget where nothing tells the size of the memory.
+const BUDGET_DEFAULT: u64 = 8 << 30;
+
+/// MLX on this thread.
+pub struct MlxBackend {
+    on_cpu: bool,
+    models: BTreeMap<ModelId, Entry>,
+    model_next: u32,
+}
+
+enum Entry {
+    Loading(Box<LoadingModel>),
+    Ready(Box<ReadyModel>),
+}
+
+struct LoadingModel {
+    plan: LoadPlan,
+    loader: Box<dyn Loading>,
+    weights: Weights,
+    /// Pieces taken.
+    done: u64,
+}
+
+struct ReadyModel {
+    model: Box<dyn Model>,
+    kv: Kv,
+    running: Option<(Step, Option<Drawn>)>,
+}
+
+impl MlxBackend {
+    /// Takes MLX into use on this thread, with so much memory as budget (None: what the machine suggests).
+    pub fn new(budget_bytes: Option<u64>) -> Result<(Self, DeviceInfo), Error> {
+        // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
+        ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
+        memory::set_cache_limit(CACHE_LIMIT_BYTES)?;
+        let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
+        let name = match ffi::device_fact("device_name") {
+            Some(DeviceFact::Text(name)) if !on_cpu => name,
+            _ => if on_cpu { "cpu" } else { "gpu" }.to_owned(),
+        };
+        let info = DeviceInfo {
+            device: name,
+            mlx_version: ffi::mlx_version(),
+            budget_bytes: budget_bytes.unwrap_or_else(automatic_budget),
+            architectures: models::model_types(),
+        };
+        Ok((Self { on_cpu, models: BTreeMap::new(), model_next: 0 }, info))
+    }
+
+    fn ready(&mut self, model: ModelId) -> Result<&mut ReadyModel, Error> {
+        match self.models.get_mut(&model) {
+            Some(Entry::Ready(ready)) => Ok(ready),
+            Some(Entry::Loading(_)) | None => Err(Error::Internal(format!("model {model:?} is not ready"))),
+        }
+    }
+}
+
+/// What the device recommends, else a share of the memory it or the system reports.
+fn automatic_budget() -> u64 {
+    let size = |key| match ffi::device_fact(key) {
+        Some(DeviceFact::Size(size)) if size > 0 => Some(size),
+        _ => None,
+    };
+    let share = |total: u64| total / MEMORY_SHARE.1 * MEMORY_SHARE.0;
+    size("max_recommended_working_set_size")
+        .or_else(|| size("total_memory").or_else(|| size("memory_size")).map(share))
+        .unwrap_or(BUDGET_DEFAULT)
+}
+
+impl Backend for MlxBackend {
+    fn estimate(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<u64, Error> {
+        Ok(LoadPlan::new(spec, self.on_cpu, free_bytes)?.weight_bytes)
+    }
+
+    fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error> {
+        let plan = LoadPlan::new(spec, self.on_cpu, free_bytes)?;
+        let loader = plan.open(self.on_cpu)?;
+        let weights = Weights::open(&spec.model, plan.files(), plan.policy)?;
+        let id = ModelId(self.model_next);
+        self.model_next += 1;
+        self.models.insert(id, Entry::Loading(Box::new(LoadingModel { plan, loader, weights, done: 0 })));
+        Ok(id)
+    }
+
+    fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error> {
+        let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
+            return Err(Error::Internal(format!("model {model:?} is not loading")));
+        };
+        let LoadingModel { plan, loader, weights, done } = &mut **loading;
+        let Some(ready) = loader.next(weights)? else {
+            *done += 1;
+            let pieces = loader.kv_shape().layers as u64 + 2;
+            let done_bytes = plan.file_bytes / pieces * *done;
+            return Ok(LoadStep::Reading { done_bytes, total_bytes: plan.file_bytes });
+        };
+        memory::clear_cache()?;
+        let kv = Kv::new(loader.kv_shape());
+        let shape = ModelShape {
+            context_length: plan.context_length,
+            vocabulary_size: plan.vocabulary_size,
+            kv_bytes_per_token: kv.shape().bytes_per_token(),
+            weight_bytes: bytes_of(ready.arrays()),
+            parameter_count: weights.parameters(),
+            computes_in: plan.computes_in(),
+        };
+        self.models.insert(model, Entry::Ready(Box::new(ReadyModel { model: ready, kv, running: None })));
+        Ok(LoadStep::Ready(shape))
+    }
+
+    fn unload(&mut self, model: ModelId) -> Result<(), Error> {
+        self.models.remove(&model);
+        Ok(memory::clear_cache()?)
+    }
+
+    fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.open(slab, capacity, slots)?)
+    }
+
+    fn close_slab(&mut self, model: ModelId, slab: u32) -> Result<(), Error> {
+        self.ready(model)?.kv.close(slab);
+        Ok(memory::clear_cache()?)
+    }
+
+    fn clear_slot(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.clear(slot, tokens)?)
+    }
+
+    fn copy_slot(&mut self, model: ModelId, from: SlotId, to: SlotId, tokens: u32) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.copy(from, to, tokens)?)
+    }
+
+    fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
+        Ok(self.ready(model)?.kv.park(slot, tokens)?)
+    }
+
+    fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.restore(parked, tokens, slot)?)
+    }
+
+    fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error> {
+        self.ready(model)?.kv.drop_parked(parked);
+        Ok(())
+    }
+
+    fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error> {
+        let ready = self.ready(model)?;
+        assert!(ready.running.is_none(), "a step is launched before the last one was collected");
+        let batch = Batch::new(step);
+        let logits = ready.model.forward(&batch, &mut ready.kv)?;
+        let drawn = logits.map(|logits| sampler::draw(step, &logits)).transpose()?;
+        let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch));
+        async_eval(outputs)?;
+        ready.running = Some((step.clone(), drawn));
+        Ok(())
+    }
+
+    fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error> {
+        let ready = self.ready(model)?;
+        let Some((step, drawn)) = ready.running.take() else {
+            return Err(Error::Internal("no step runs".into()));
+        };
+        match drawn {
+            Some(drawn) => drawn.read(&step).map_err(|why| Error::Internal(format!("MLX: {why}"))),
+            None => Ok(vec![SpanResult::None; step.spans.len()]),
+        }
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        let count = |bytes: Result<usize, _>| bytes.map_or(0, |bytes: usize| bytes as u64);
+        DeviceMemory {
+            active: count(memory::active_memory().map_err(drop)),
+            peak: count(memory::peak_memory().map_err(drop)),
+            cache: count(memory::cache_memory().map_err(drop)),
+        }
+    }
+}

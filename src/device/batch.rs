@@ -1,0 +1,153 @@
+//! A step as a model's forward sees it: every span's tokens on one axis, and where each token's KV cache
+//! is. Tokens that decode in one slab form a *group*, so that a layer writes their keys and values with
+//! one update and attends with one launch; longer spans attend one by one.
+
+use mlx_rs::Array;
+
+use crate::device::dim;
+use crate::backend::{Span, SpanOutput, Step};
+
+/// The tokens of one step, packed.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// Token ids `[tokens]`, int32.
+    pub(crate) tokens: Array,
+    /// The position of each token in its sequence.
+    pub(crate) positions: Vec<i32>,
+    /// One per slab with decoding sequences.
+    pub(crate) groups: Vec<Group>,
+    /// Spans of more than one token.
+    pub(crate) chunks: Vec<Chunk>,
+    /// Rows `[rows]` whose logits are wanted, int32; None if no row is.
+    pub(crate) outputs: Option<Array>,
+}
+
+/// Sequences of one slab that decode one token each.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// The slab.
+    pub(crate) slab: u32,
+    /// First of its rows in the packed tokens.
+    pub(crate) row: i32,
+    /// How many rows.
+    pub(crate) rows: i32,
+    /// Where the keys and values go.
+    pub(crate) write: GroupWrite,
+    /// Slots from the slab's front that the launch covers.
+    pub(crate) slots: i32,
+    /// Positions from the front that the launch covers.
+    pub(crate) length: i32,
+    /// For slots that are covered but do not decode: which row stands in for each slot, and which slot
+    /// each row's answer is at. None when rows and slots are the same.
+    pub(crate) spread: Option<(Array, Array)>,
+    /// `[slots, 1, 1, length]`, bool; None when every slot sees all positions.
+    pub(crate) mask: Option<Array>,
+}
+
+/// The places of a group's new keys and values.
+#[derive(Debug)]
+pub(crate) enum GroupWrite {
+    /// One row: slot and position. A slice update, five times faster on the CPU than a scatter of one.
+    One(i32, i32),
+    /// Slots `[rows]` and positions `[rows]`, int32.
+    Many(Array, Array),
+}
+
+/// A span of several tokens of one sequence.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    /// Its slab.
+    pub(crate) slab: u32,
+    /// Its slot.
+    pub(crate) slot: i32,
+    /// First of its rows in the packed tokens.
+    pub(crate) row: i32,
+    /// How many rows.
+    pub(crate) rows: i32,
+    /// Position of the first one.
+    pub(crate) start: i32,
+}
+
+fn ints(values: &[i32]) -> Array {
+    Array::from_slice(values, &[dim(values.len())])
+}
+
+impl Group {
+    /// The group of `spans`, all of one token, one slab, and in the order of their slots.
+    fn new(spans: &[Span], row: i32) -> Self {
+        let slots: Vec<i32> = spans.iter().map(|span| dim(span.slot.slot)).collect();
+        let positions: Vec<i32> = spans.iter().map(|span| dim(span.start)).collect();
+        let covered = slots.last().copied().unwrap_or(0) + 1;
+        let length = positions.iter().copied().max().unwrap_or(0) + 1;
+        let write = match (slots.as_slice(), positions.as_slice()) {
+            (&[slot], &[position]) => GroupWrite::One(slot, position),
+            _ => GroupWrite::Many(ints(&slots), ints(&positions)),
+        };
+        let dense = dim(slots.len()) == covered;
+        let spread = (!dense).then(|| {
+            let mut stand_in = vec![0; usize::try_from(covered).unwrap_or(0)];
+            for (row, &slot) in slots.iter().enumerate() {
+                stand_in[usize::try_from(slot).unwrap_or(0)] = dim(row);
+            }
+            (ints(&stand_in), ints(&slots))
+        });
+        let same = dense && positions.iter().all(|&position| position + 1 == length);
+        let mask = (!same).then(|| Self::mask(&slots, &positions, covered, length));
+        Self { slab: spans[0].slot.slab, row, rows: dim(spans.len()), write, slots: covered, length, spread, mask }
+    }
+
+    /// Each slot sees the positions up to its own; one that does not decode sees the first, so that no
+    /// row is empty.
+    fn mask(slots: &[i32], positions: &[i32], covered: i32, length: i32) -> Array {
+        let mut last = vec![0; usize::try_from(covered).unwrap_or(0)];
+        for (&slot, &position) in slots.iter().zip(positions) {
+            last[usize::try_from(slot).unwrap_or(0)] = position;
+        }
+        let seen: Vec<bool> =
+            last.iter().flat_map(|&last| (0..length).map(move |position| position <= last)).collect();
+        Array::from_slice(&seen, &[covered, 1, 1, length])
+    }
+}
+
+/// The rows of a span whose logits are wanted.
+fn output_rows(span: &Span, row: i32) -> std::ops::Range<i32> {
+    let end = row + dim(span.tokens.len());
+    match &span.output {
+        SpanOutput::None => end..end,
+        SpanOutput::Sample(_) => end - 1..end,
+        SpanOutput::Score { first, next, .. } => row + dim(*first)..row + dim(*first) + dim(next.len()),
+    }
+}
+
+impl Batch {
+    /// Packs a step. Its spans of one token come first, in the order of their slots.
+    pub(crate) fn new(step: &Step) -> Self {
+        let mut tokens = Vec::new();
+        let mut positions = Vec::new();
+        let mut chunks = Vec::new();
+        let mut outputs = Vec::new();
+        for span in &step.spans {
+            let row = dim(tokens.len());
+            outputs.extend(output_rows(span, row));
+            tokens.extend(span.tokens.iter().map(|&token| dim(token)));
+            positions.extend((0..dim(span.tokens.len())).map(|offset| dim(span.start) + offset));
+            if span.tokens.len() > 1 {
+                chunks.push(Chunk {
+                    slab: span.slot.slab,
+                    slot: dim(span.slot.slot),
+                    row,
+                    rows: dim(span.tokens.len()),
+                    start: dim(span.start),
+                });
+            }
+        }
+        let single = step.spans.partition_point(|span| span.tokens.len() == 1);
+        let mut groups = Vec::new();
+        for spans in step.spans[..single].chunk_by(|a, b| a.slot.slab == b.slot.slab) {
+            let row = groups.last().map_or(0, |group: &Group| group.row + group.rows);
+            groups.push(Group::new(spans, row));
+        }
+        let outputs = (!outputs.is_empty()).then(|| ints(&outputs));
+        Self { tokens: ints(&tokens), positions, groups, chunks, outputs }
+    }
+}

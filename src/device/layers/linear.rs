@@ -1,0 +1,164 @@
+//! Matrix products with weights, dense or quantized. Inputs are `[tokens, in]`, outputs `[tokens, out]`:
+//! two dimensions always, which MLX's quantized kernels need to be fast.
+
+use mlx_rs::error::Result;
+use mlx_rs::{Array, ops};
+
+/// An affine-quantized matrix: `w = scale * q + bias` over groups of `group_size` columns.
+#[derive(Clone, Debug)]
+pub(crate) struct Quantized {
+    /// Packed integers, `[out, in * bits / 32]`, uint32.
+    pub(crate) packed: Array,
+    /// `[out, in / group_size]`.
+    pub(crate) scales: Array,
+    /// `[out, in / group_size]`.
+    pub(crate) biases: Array,
+    /// Columns that share a scale.
+    pub(crate) group_size: i32,
+    /// Bits of one number.
+    pub(crate) bits: i32,
+}
+
+impl Quantized {
+    /// The matrix as floats of the scales' dtype.
+    pub(crate) fn dequantize(&self) -> Result<Array> {
+        ops::dequantize(&self.packed, &self.scales, &self.biases, self.group_size, self.bits)
+    }
+
+    fn same_format(&self, other: &Self) -> bool {
+        self.group_size == other.group_size && self.bits == other.bits && self.scales.dtype() == other.scales.dtype()
+    }
+}
+
+/// A weight matrix `[out, in]`.
+#[derive(Clone, Debug)]
+pub(crate) enum Matrix {
+    /// Plain floats.
+    Dense(Array),
+    /// Packed integers.
+    Quantized(Quantized),
+}
+
+impl Matrix {
+    /// `x @ w^T`, with `x` `[tokens, in]`.
+    pub(crate) fn project(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(weight) => ops::matmul(x, weight.t()),
+            Self::Quantized(q) => {
+                ops::quantized_matmul(x, &q.packed, &q.scales, &q.biases, true, q.group_size, q.bits)
+            }
+        }
+    }
+
+    /// The rows of the given ids, as floats: an embedding.
+    pub(crate) fn rows(&self, ids: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(weight) => weight.take_axis(ids, 0),
+            Self::Quantized(q) => Quantized {
+                packed: q.packed.take_axis(ids, 0)?,
+                scales: q.scales.take_axis(ids, 0)?,
+                biases: q.biases.take_axis(ids, 0)?,
+                ..*q
+            }
+            .dequantize(),
+        }
+    }
+
+    /// Rows of `parts` one below the other, or None when their formats differ.
+    fn stack(parts: &[Self]) -> Result<Option<Self>> {
+        let dense: Option<Vec<&Array>> =
+            parts.iter().map(|part| if let Self::Dense(weight) = part { Some(weight) } else { None }).collect();
+        if let Some(dense) = dense {
+            return Ok(Some(Self::Dense(ops::concatenate(&dense, 0)?)));
+        }
+        let quantized: Option<Vec<&Quantized>> =
+            parts.iter().map(|part| if let Self::Quantized(q) = part { Some(q) } else { None }).collect();
+        let Some(quantized) = quantized.filter(|all| all.iter().all(|q| q.same_format(all[0]))) else {
+            return Ok(None);
+        };
+        let stack = |field: fn(&Quantized) -> &Array| {
+            ops::concatenate(&quantized.iter().map(|q| field(q)).collect::<Vec<_>>(), 0)
+        };
+        Ok(Some(Self::Quantized(Quantized {
+            packed: stack(|q| &q.packed)?,
+            scales: stack(|q| &q.scales)?,
+            biases: stack(|q| &q.biases)?,
+            group_size: quantized[0].group_size,
+            bits: quantized[0].bits,
+        })))
+    }
+
+    /// Every array it holds.
+    pub(crate) fn arrays(&self) -> Vec<&Array> {
+        match self {
+            Self::Dense(weight) => vec![weight],
+            Self::Quantized(q) => vec![&q.packed, &q.scales, &q.biases],
+        }
+    }
+}
+
+/// A matrix with an optional bias.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    weight: Matrix,
+    bias: Option<Array>,
+}
+
+impl Linear {
+    /// A layer of `weight` `[out, in]` and `bias` `[out]`.
+    pub(crate) fn new(weight: Matrix, bias: Option<Array>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// `x @ w^T + b`.
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        let Some(bias) = &self.bias else { return self.weight.project(x) };
+        match &self.weight {
+            Matrix::Dense(weight) => ops::addmm(bias, x, weight.t(), 1.0, 1.0),
+            Matrix::Quantized(_) => self.weight.project(x)?.add(bias),
+        }
+    }
+
+    /// Every array it holds.
+    pub(crate) fn arrays(&self) -> Vec<&Array> {
+        self.weight.arrays().into_iter().chain(self.bias.as_ref()).collect()
+    }
+}
+
+/// Layers that read the same input, run as one product where their formats allow it.
+#[derive(Clone, Debug)]
+pub(crate) struct Fused {
+    layers: Vec<Linear>,
+}
+
+impl Fused {
+    /// Fuses `parts`; all have a bias or none has.
+    pub(crate) fn new(parts: Vec<Linear>) -> Result<Self> {
+        let matrices: Vec<Matrix> = parts.iter().map(|part| part.weight.clone()).collect();
+        let biases: Vec<&Array> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+        if !biases.is_empty() && biases.len() != parts.len() {
+            return Ok(Self { layers: parts });
+        }
+        let bias = if biases.is_empty() { None } else { Some(ops::concatenate(&biases, 0)?) };
+        match Matrix::stack(&matrices)? {
+            Some(weight) => Ok(Self { layers: vec![Linear::new(weight, bias)] }),
+            None => Ok(Self { layers: parts }),
+        }
+    }
+
+    /// The outputs of all parts, side by side: `[tokens, sum of outs]`.
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        match self.layers.as_slice() {
+            [one] => one.forward(x),
+            many => {
+                let outputs = many.iter().map(|layer| layer.forward(x)).collect::<Result<Vec<_>>>()?;
+                ops::concatenate(&outputs, -1)
+            }
+        }
+    }
+
+    /// Every array it holds.
+    pub(crate) fn arrays(&self) -> Vec<&Array> {
+        self.layers.iter().flat_map(Linear::arrays).collect()
+    }
+}

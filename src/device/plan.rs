@@ -1,0 +1,153 @@
+//! What a load will do, worked out from the files' headers and the config before a tensor is read: which
+//! dtype, whether quantized matrices are made dense, and how many bytes that takes.
+//!
+//! Policy: on the CPU everything computes in float32, where quantized products are several times slower
+//! than dense ones with a good BLAS, so matrices are made dense when that fits. GPUs compute as stored.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use mlx_rs::Dtype;
+use serde_json::Value;
+
+use crate::device::weights::Policy;
+use crate::backend::{ComputeDtype, LoadSpec};
+use crate::error::Error;
+use crate::hub::{self, Dtype as Stored};
+use crate::models::{self, ConfigError, Loading, Setup};
+
+/// A load, planned.
+#[derive(Debug)]
+pub(crate) struct LoadPlan {
+    spec: LoadSpec,
+    config: Value,
+    files: hub::Weights,
+    quantized: bool,
+    pub(crate) policy: Policy,
+    /// Bytes the weights will take.
+    pub(crate) weight_bytes: u64,
+    /// Bytes of the files.
+    pub(crate) file_bytes: u64,
+    pub(crate) context_length: u32,
+    pub(crate) vocabulary_size: u32,
+}
+
+/// Numbers in the weights and bytes of them, dense and as stored.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sizes {
+    dense_numbers: u64,
+    packed_bytes: u64,
+    /// Floats that stay floats: dense tensors, and scales and biases.
+    plain_numbers: u64,
+    side_numbers: u64,
+}
+
+impl LoadPlan {
+    /// Checks the files and decides, given so many free bytes.
+    pub(crate) fn new(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> Result<Self, Error> {
+        let blame = |error: hub::HubError| error.into_error(&spec.model);
+        let files = hub::inspect(&spec.folder).map_err(blame)?;
+        let config = hub::read_config(&spec.folder).map_err(blame)?;
+        let sizes = Sizes::of(&files, &config);
+        let float = match spec.dtype {
+            ComputeDtype::Auto if on_cpu => Dtype::Float32,
+            ComputeDtype::Auto => stored_float(&files),
+            ComputeDtype::Float32 => Dtype::Float32,
+            ComputeDtype::Bfloat16 => Dtype::Bfloat16,
+            ComputeDtype::Float16 => Dtype::Float16,
+        };
+        let item = if float == Dtype::Float32 { 4 } else { 2 };
+        let dense_bytes = (sizes.dense_numbers + sizes.plain_numbers) * item;
+        let packed_bytes = sizes.packed_bytes + (sizes.plain_numbers + sizes.side_numbers) * item;
+        let quantized = sizes.packed_bytes > 0;
+        let dequantize = quantized && on_cpu && dense_bytes <= free_bytes;
+        let number = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+        Ok(Self {
+            weight_bytes: if dequantize || !quantized { dense_bytes } else { packed_bytes },
+            file_bytes: files.bytes,
+            context_length: number("max_position_embeddings").filter(|&n| n > 0).unwrap_or(CONTEXT_DEFAULT),
+            vocabulary_size: number("vocab_size").unwrap_or(0),
+            policy: Policy { float, dequantize },
+            spec: spec.clone(),
+            config,
+            files,
+            quantized,
+        })
+    }
+
+    /// The files with tensors.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// The architecture, ready to take tensors.
+    pub(crate) fn open(&self, on_cpu: bool) -> Result<Box<dyn Loading>, Error> {
+        let setup = Setup { dtype: self.policy.float, fused_kernels: !on_cpu };
+        models::open(&self.config, setup).map_err(|error| match error {
+            ConfigError::Unsupported(why) => Error::ModelUnsupported { model: self.spec.model.clone(), why },
+            ConfigError::Invalid(why) => Error::ModelInvalid { model: self.spec.model.clone(), why },
+        })
+    }
+
+    /// How the model computes, in words.
+    pub(crate) fn computes_in(&self) -> String {
+        let float = match self.policy.float {
+            Dtype::Float32 => "float32",
+            Dtype::Bfloat16 => "bfloat16",
+            _ => "float16",
+        };
+        match (self.quantized, self.policy.dequantize) {
+            (true, true) => format!("{float}, dequantized at load"),
+            (true, false) => format!("{float}, quantized weights"),
+            (false, _) => float.to_owned(),
+        }
+    }
+}
+
+/// Context of a model whose config does not name one.
+const CONTEXT_DEFAULT: u32 = 4096;
+
+impl Sizes {
+    fn of(files: &hub::Weights, config: &Value) -> Self {
+        let mut sizes = Self::default();
+        let scaled: BTreeSet<&str> =
+            files.tensors().filter_map(|tensor| tensor.name.strip_suffix(".scales")).collect();
+        for tensor in files.tensors() {
+            let numbers = tensor.shape.iter().map(|&size| size as u64).product::<u64>();
+            let module = tensor.name.rsplit_once('.').map_or("", |(module, _)| module);
+            let is = |ending: &str| tensor.name.ends_with(ending) && scaled.contains(module);
+            if is(".scales") || is(".biases") {
+                sizes.side_numbers += numbers;
+            } else if is(".weight") {
+                sizes.packed_bytes += tensor.bytes;
+                sizes.dense_numbers += tensor.bytes * 8 / bits_of(config, module);
+            } else {
+                sizes.plain_numbers += numbers;
+            }
+        }
+        sizes
+    }
+}
+
+/// Bits of a module's numbers by the config, for the estimate; the load goes by shapes.
+fn bits_of(config: &Value, module: &str) -> u64 {
+    let quantization = config.get("quantization").or_else(|| config.get("quantization_config"));
+    let bits = |value: &Value| value.get("bits").and_then(Value::as_u64).filter(|bits| (2..=8).contains(bits));
+    let own = quantization.and_then(|q| q.get(module)).and_then(bits);
+    own.or_else(|| quantization.and_then(bits)).unwrap_or(4)
+}
+
+/// The dtype that most of the stored floats have.
+fn stored_float(files: &hub::Weights) -> Dtype {
+    let mut bytes = [(Dtype::Bfloat16, 0), (Dtype::Float16, 0), (Dtype::Float32, 0)];
+    for tensor in files.tensors() {
+        let dtype = match tensor.dtype {
+            Stored::BF16 => 0,
+            Stored::F16 => 1,
+            Stored::F32 => 2,
+            _ => continue,
+        };
+        bytes[dtype].1 += tensor.bytes;
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Dtype::Float32, |(dtype, _)| dtype)
+}

@@ -1,0 +1,74 @@
+//! The engine thread: takes commands, takes turns, and tells when it ends. Whatever way it ends, by
+//! return or by panic, the handle hears of it.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::backend::Backend;
+use super::core::{Engine, EngineSettings};
+use super::handle::EngineHandle;
+use super::work::Command;
+use crate::backend::DeviceInfo;
+use crate::clock::Clock;
+use crate::error::Error;
+
+/// Commands that may wait for the engine beyond the queue of requests: loads, stats and the like.
+const COMMANDS_EXTRA: usize = 64;
+
+/// Tells that the thread is gone, also when it unwinds.
+struct Alive(watch::Sender<bool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
+/// Starts the engine thread. `make` runs on it and takes the device into use. Returns once the device is
+/// ready. The thread ends when every handle is gone.
+pub fn start<B, F>(
+    settings: EngineSettings,
+    clock: Arc<dyn Clock>,
+    make: F,
+) -> Result<(EngineHandle, JoinHandle<()>), Error>
+where
+    B: Backend,
+    F: FnOnce(&EngineSettings) -> Result<(B, DeviceInfo), Error> + Send + 'static,
+{
+    let (commands, receiver) = mpsc::channel(settings.queue_length_max as usize + COMMANDS_EXTRA);
+    let (alive, watch) = watch::channel(true);
+    let (ready, device) = std::sync::mpsc::sync_channel(1);
+    let body = move || {
+        let _alive = Alive(alive);
+        match make(&settings) {
+            Ok((backend, info)) => {
+                let engine = Engine::new(backend, clock, settings, info.budget_bytes);
+                if ready.send(Ok(info)).is_ok() {
+                    run(engine, receiver);
+                }
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        }
+    };
+    let thread = std::thread::Builder::new().name("engine".into()).spawn(body);
+    let thread = thread.map_err(|error| Error::Internal(format!("the engine thread: {error}")))?;
+    let info = device.recv().map_err(|_| Error::EngineDead)??;
+    Ok((EngineHandle::new(commands, watch, info), thread))
+}
+
+fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>) {
+    loop {
+        if engine.is_idle() {
+            match commands.blocking_recv() {
+                Some(command) => engine.command(command),
+                None => return,
+            }
+        }
+        while let Ok(command) = commands.try_recv() {
+            engine.command(command);
+        }
+        engine.turn();
+    }
+}

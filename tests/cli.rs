@@ -1,0 +1,252 @@
+//! The `mlxd` program, run as people run it, against a fake daemon on a real socket.
+
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
+#[path = "../clients/rust/tests/fake/mod.rs"]
+mod fake;
+
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command, Output, Stdio};
+
+use fake::FakeDaemon;
+use serde_json::Value;
+
+fn mlxd(fake: &FakeDaemon, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mlxd"));
+    command.args(arguments).env("MLXD_ADDRESS", fake.socket()).stdin(Stdio::null());
+    command
+}
+
+fn run(fake: &FakeDaemon, arguments: &[&str]) -> Output {
+    mlxd(fake, arguments).output().expect("mlxd runs")
+}
+
+fn run_with_input(fake: &FakeDaemon, arguments: &[&str], input: &str) -> Output {
+    let mut command = mlxd(fake, arguments);
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child: Child = pipes.spawn().expect("mlxd starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(input.as_bytes()).expect("input is written");
+    drop(stdin);
+    child.wait_with_output().expect("mlxd ends")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+/// What went to stderr, with request ids made equal.
+fn stderr(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
+    match (text.find("[request "), text.find(']')) {
+        (Some(start), Some(end)) if start < end => format!("{}[request ID{}", &text[..start], &text[end..]),
+        _ => text,
+    }
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).expect("one JSON value")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generate_asks_the_only_resident_model_and_streams() {
+    let fake = FakeDaemon::start();
+    let output =
+        run(&fake, &["generate", "--system", "Be short.", "--temperature", "0.5", "--stats", "Hi you"]);
+    assert_eq!(stdout(&output), "You said: Hi you\n");
+    assert_eq!(
+        stderr(&output),
+        "prompt 2 tokens (0 cached), first token after 20 ms, 4 tokens at 30.0 tokens/s, 0.12 s in all\n"
+    );
+    assert_eq!(output.status.code(), Some(0));
+    let state = fake.state();
+    let request = &state.generations[0];
+    assert_eq!(request.model, "tiny");
+    let sampling = request.sampling.as_ref().unwrap();
+    assert_eq!((sampling.temperature, sampling.top_p, sampling.seed), (Some(0.5), None, None));
+    let Some(mlxd_client::v1::generate_request::Input::Chat(chat)) = &request.input else {
+        panic!("no chat: {request:?}");
+    };
+    assert_eq!(
+        chat.messages.iter().map(mlxd_client::v1::Message::text).collect::<Vec<_>>(),
+        ["Be short.", "Hi you"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generate_json_is_one_object_with_the_contracts_names() {
+    let fake = FakeDaemon::start();
+    let output = run(&fake, &["generate", "-m", "tiny", "--json", "a b c"]);
+    let value = json(&output);
+    assert_eq!(value["text"], "You said: a b c");
+    assert_eq!(value["finish_reason"], "stop");
+    assert_eq!(value["usage"]["prompt_tokens"], 3);
+    assert_eq!(value["timings"]["time_to_first_token"], 0.02);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generate_reads_raw_text_and_stop_strings_from_a_pipe() {
+    let fake = FakeDaemon::start();
+    let arguments = ["generate", "--raw", "--stop", "a", "--stop", "b", "--max-tokens", "5", "-"];
+    let output = run_with_input(&fake, &arguments, "Once\nupon\n");
+    assert_eq!(stdout(&output), "You said: Once\nupon\n");
+    let state = fake.state();
+    let stopping = state.generations[0].stopping.as_ref().unwrap();
+    assert_eq!((stopping.max_tokens, stopping.stop_strings.len()), (Some(5), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generate_makes_its_session_once_and_continues_it() {
+    let fake = FakeDaemon::start();
+    for turn in 1..=2 {
+        let output = run(&fake, &["generate", "--session", "trip", "--json", "go on"]);
+        assert_eq!(json(&output)["session_token_count"], 6 * turn, "{}", stderr(&output));
+    }
+    let state = fake.state();
+    assert_eq!(state.sessions["trip"].model, "tiny");
+    let created = state.calls.iter().filter(|(method, _)| *method == "CreateSession").count();
+    assert_eq!(created, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_cancels_the_call_and_exits_130() {
+    let fake = FakeDaemon::start();
+    let mut command = mlxd(&fake, &["generate", "hang"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("mlxd starts");
+    let mut first = [0; 4];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("the first delta");
+    assert_eq!(&first, b"You ");
+    let id = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).expect("a signal");
+    assert_eq!(child.wait().expect("mlxd ends").code(), Some(130));
+    fake.until("the call is cancelled", |state| state.cancelled == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_are_one_line_with_reason_and_request() {
+    let fake = FakeDaemon::start();
+    let output = run(&fake, &["generate", "overflow"]);
+    assert_eq!(
+        stderr(&output),
+        "error: the input has 3000 tokens; the model's context of 2048 leaves no room for an answer \
+         (CONTEXT_OVERFLOW) [request ID]\n"
+    );
+    assert_eq!(output.status.code(), Some(1));
+    // In the middle of an answer: the line it broke off in is ended first.
+    let output = run(&fake, &["generate", "die"]);
+    assert_eq!(stdout(&output), "You \n");
+    assert!(stderr(&output).contains("(NON_FINITE_LOGITS)"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_hint_at_what_helps() {
+    let fake = FakeDaemon::start();
+    let hint = |arguments: &[&str]| {
+        let output = run(&fake, arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        stderr(&output).lines().nth(1).map(str::to_owned).unwrap_or_default()
+    };
+    assert_eq!(hint(&["generate", "-m", "x", "hi"]), "hint: `mlxd ps --all` lists the models that are found");
+    assert!(hint(&["load", "owner/huge"]).contains("mlxd unload"));
+    assert!(hint(&["unload", "owner/large"]).contains("mlxd load"));
+    let nowhere = hint(&["ps", "--address", "unix:///nonexistent/s"]);
+    assert!(nowhere.contains("mlxd serve"), "{nowhere}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_daemon_is_named_with_the_systems_reason() {
+    let fake = FakeDaemon::start();
+    let output = run(&fake, &["ps", "--address", "/nonexistent/s"]);
+    let line = stderr(&output);
+    assert!(
+        line.starts_with("error: no daemon answers at unix:///nonexistent/s: No such file or directory"),
+        "{line}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_usage_exits_with_2() {
+    let fake = FakeDaemon::start();
+    for arguments in [
+        vec!["generate", "--temperature", "warm", "hi"],
+        vec!["generate", "--raw", "--system", "x", "hi"],
+        vec!["serve", "--listen", "127.0.0.1:1"],
+        vec!["fly"],
+        vec![],
+    ] {
+        assert_eq!(run(&fake, &arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    run(&fake, &["load", "owner/large"]);
+    let output = run(&fake, &["generate", "hi"]);
+    assert_eq!(stderr(&output), "error: name one of the resident models with -m: owner/large, tiny\n");
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(run(&fake, &["--help"]).status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_says_what_it_does_and_what_came_of_it() {
+    let fake = FakeDaemon::start();
+    let output = run(&fake, &["load", "owner/large"]);
+    assert_eq!(
+        stdout(&output),
+        "loaded owner/large: llama, 135M parameters, stored as bfloat16, computes in float32, 513 MiB\n"
+    );
+    assert_eq!(stderr(&output), "loading 257 MiB\nwarming 257 MiB\n");
+    assert_eq!(json(&run(&fake, &["load", "tiny", "--json"]))["state"], "resident");
+    assert_eq!(json(&run(&fake, &["unload", "tiny", "--json"]))["freed_bytes"], 588_452_752_u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_answers_with_its_exit_code() {
+    let fake = FakeDaemon::start();
+    let fits = run(&fake, &["load", "owner/large", "--dry-run"]);
+    assert_eq!(stdout(&fits), "owner/large fits: it needs 513 MiB, 7.45 GiB are free\n");
+    assert_eq!(fits.status.code(), Some(0));
+    let too_large = run(&fake, &["load", "owner/huge", "--dry-run", "--json"]);
+    assert_eq!(json(&too_large)["fits"], false);
+    assert_eq!(too_large.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ps_shows_models_sessions_and_memory() {
+    let fake = FakeDaemon::start();
+    run(&fake, &["generate", "--session", "trip", "hi"]);
+    insta::assert_snapshot!("ps_all", stdout(&run(&fake, &["ps", "--all"])));
+    let value = json(&run(&fake, &["ps", "--json"]));
+    assert_eq!(value["models"].as_array().unwrap().len(), 1);
+    assert_eq!(value["sessions"][0]["name"], "trip");
+    assert_eq!(value["stats"]["memory"]["kv_idle_bytes"], 12 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chat_takes_turns_from_a_pipe_and_leaves_no_session_behind() {
+    let fake = FakeDaemon::start();
+    let output =
+        run_with_input(&fake, &["chat", "--system", "Be short."], "one\n\ntwo\n/undo\n/stats\nthree\n");
+    assert_eq!(stdout(&output), "You said: one\nYou said: two\nYou said: three\n", "{}", stderr(&output));
+    assert!(stderr(&output).contains("turns: 1, tokens: 4"), "{}", stderr(&output));
+    let state = fake.state();
+    assert!(state.sessions.is_empty());
+    let system = state.generations.iter().map(|request| match &request.input {
+        Some(mlxd_client::v1::generate_request::Input::Chat(chat)) => chat.messages.len(),
+        _ => 0,
+    });
+    assert_eq!(system.collect::<Vec<_>>(), [2, 1, 1], "instructions go with the first turn only");
+    drop(state);
+
+    let output = run_with_input(&fake, &["chat", "--session", "kept"], "one\n/fork copy\n/reset\n");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let state = fake.state();
+    assert_eq!(state.sessions["kept"].turns.len(), 0);
+    assert_eq!(state.sessions["copy"].turns.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chat_in_a_pipe_stops_at_the_first_failure() {
+    let fake = FakeDaemon::start();
+    let output = run_with_input(&fake, &["chat"], "overflow\nnever\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(fake.state().generations.len(), 1);
+    assert!(fake.state().sessions.is_empty());
+}
