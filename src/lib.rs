@@ -6,11 +6,17 @@
 pub mod backend;
 pub mod cache;
 pub mod clock;
+pub mod config;
+pub mod daemon;
 pub mod device;
 pub mod engine;
 pub mod error;
 pub mod hub;
 pub mod ids;
+pub mod limits;
 mod models;
+pub mod rpc;
 pub mod sched;
+pub mod session;
+pub mod telemetry;
 pub mod text;

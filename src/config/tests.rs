@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+
+use super::keys::keys;
+use super::*;
+
+fn load(file: &str, env: &[(&str, &str)], overrides: &Overrides) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mlxd.toml");
+    std::fs::write(&path, file).unwrap();
+    let mut env: BTreeMap<_, _> = env.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
+    env.entry("HOME").or_insert("/home/me".into());
+    let overrides = Overrides { config_file: Some(path.clone()), ..overrides.clone() };
+    let loaded = Config::from_sources(&overrides, &|name| env.get(name).cloned());
+    loaded.map_err(|error| error.to_string().replace(path.to_str().unwrap(), "FILE"))
+}
+
+fn refused(file: &str, env: &[(&str, &str)]) -> String {
+    load(file, env, &Overrides::default()).unwrap_err()
+}
+
+#[test]
+fn the_example_file_names_every_key_with_its_default() {
+    let text = include_str!("../../deploy/mlxd.example.toml");
+    let table: toml::Table = text.parse().unwrap();
+    let defaults: toml::Table = keys().into_iter().map(|key| (key.name.to_owned(), key.default)).collect();
+    assert_eq!(table, defaults);
+    let none = Overrides::default();
+    assert_eq!(load(text, &[], &none), load("", &[], &none));
+}
+
+#[test]
+fn flags_go_before_the_environment_before_the_file_before_defaults() {
+    let file = "sessions_max = 7\nlog_format = \"json\"\nsocket = \"/file\"\nqueue_length_max = 3";
+    let env = [("MLXD_SOCKET", "/env"), ("MLXD_QUEUE_LENGTH_MAX", "4"), ("MLXD_AUTO_LOAD", "false")];
+    let flags = Overrides { socket: Some("/flag".into()), ..Overrides::default() };
+    let config = load(file, &env, &flags).unwrap();
+    assert_eq!(config.socket, Path::new("/flag"));
+    assert_eq!((config.limits.queue_length_max, config.limits.sessions_max), (4, 7));
+    assert_eq!((config.log_format, config.auto_load), (LogFormat::Json, false));
+    assert_eq!(config.prefill_chunk_tokens, 512);
+}
+
+#[test]
+fn lists_come_from_the_environment_with_separators() {
+    let env = [("MLXD_MODEL_ROOTS", "/a:~/b"), ("MLXD_MODELS", "x/y,z")];
+    let config = load("", &env, &Overrides::default()).unwrap();
+    assert_eq!(config.model_roots, [Path::new("/a"), Path::new("/home/me/b")]);
+    assert_eq!(config.models, ["x/y", "z"]);
+}
+
+#[test]
+fn errors_name_the_source_and_the_key() {
+    assert_eq!(refused("sokcet = \"/a\"", &[]), "FILE: unknown key `sokcet`");
+    assert_eq!(refused("auto_load = 1", &[]), "FILE: `auto_load` must be true or false");
+    assert_eq!(
+        refused("", &[("MLXD_DRAIN_S", "soon")]),
+        "MLXD_DRAIN_S: `drain_s` must be a whole number from 0 to 86400"
+    );
+    assert_eq!(
+        refused("top_logprobs_max = 21", &[]),
+        "FILE: `top_logprobs_max` must be a whole number from 0 to 20"
+    );
+    assert!(refused("session_ttl_s = 9999999", &[]).starts_with("FILE: `session_ttl_s` may not be above"));
+    assert!(refused("= 1", &[]).starts_with("FILE: TOML parse error"));
+}
+
+#[test]
+fn tcp_needs_a_token_and_a_loopback_address() {
+    assert!(refused("listen = \"127.0.0.1:1\"", &[]).contains("needs `token_file`"));
+    assert!(
+        refused("listen = \"0.0.0.0:1\"\ntoken_file = \"/t\"", &[]).contains("must be a loopback address")
+    );
+    assert!(refused("listen = \"localhost\"\ntoken_file = \"/t\"", &[]).contains("an address and a port"));
+    let both = load("listen = \"[::1]:7411\"\ntoken_file = \"~/t\"", &[], &Overrides::default()).unwrap();
+    assert_eq!(both.token_file.as_deref(), Some(Path::new("/home/me/t")));
+}
+
+#[test]
+fn the_default_socket_is_private_to_the_user() {
+    let none = Overrides::default();
+    assert_eq!(load("", &[], &none).unwrap().socket, Path::new("/home/me/.mlxd/mlxd.sock"));
+    let runtime = [("XDG_RUNTIME_DIR", "/run/user/1")];
+    assert_eq!(load("", &runtime, &none).unwrap().socket, Path::new("/run/user/1/mlxd/mlxd.sock"));
+    let long = format!("/{}", "x".repeat(SOCKET_PATH_BYTES_MAX));
+    assert!(refused("", &[("MLXD_SOCKET", &long)]).contains("is a path of 104 bytes"));
+}
+
+#[test]
+fn the_hugging_face_cache_is_where_its_tools_keep_it() {
+    let cache = |env: &[(&str, &str)]| load("", env, &Overrides::default()).unwrap().hf_cache.unwrap();
+    assert_eq!(cache(&[]), Path::new("/home/me/.cache/huggingface/hub"));
+    assert_eq!(cache(&[("HF_HOME", "/hf")]), Path::new("/hf/hub"));
+    assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
+    assert_eq!(cache(&[("MLXD_HF_CACHE", "/m")]), Path::new("/m"));
+}
+
+#[test]
+fn a_file_that_is_asked_for_must_be_there() {
+    let overrides = Overrides { config_file: Some("/nonexistent/x.toml".into()), ..Overrides::default() };
+    let refused = Config::from_sources(&overrides, &|_| None);
+    assert!(matches!(refused, Err(ConfigError::File { .. })));
+}

@@ -1,0 +1,214 @@
+//! What a model's files say about it before anything is loaded: `config.json`, `generation_config.json` and
+//! the headers of the weight files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::{HubError, TensorInfo, Weights, config_f64, inspect, read_config, read_generation_config};
+
+/// Positions of a config that does not say, as transformers' `LlamaConfig` has it.
+const CONTEXT_LENGTH_DEFAULT: u32 = 2048;
+
+/// Facts about a model on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelFacts {
+    /// `model_type`.
+    pub architecture: String,
+    /// `max_position_embeddings`.
+    pub context_length: u32,
+    /// `vocab_size`.
+    pub vocabulary_size: u32,
+    /// Weights, counted as numbers.
+    pub parameter_count: u64,
+    /// How they are stored, in words.
+    pub stored_as: String,
+    /// Bytes of the tensors in the files.
+    pub file_bytes: u64,
+    /// Sampling values for what a request leaves unset.
+    pub default_sampling: DefaultSampling,
+}
+
+/// Sampling values of `generation_config.json`. Without `do_sample: true` the model asks for greedy decoding,
+/// and the temperature is 0. Values that a request could not have either are as if absent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DefaultSampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 1 is off.
+    pub top_p: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    /// 0 is off.
+    pub min_p: f32,
+    /// 1 is off.
+    pub repetition_penalty: f32,
+}
+
+/// How affine weights are packed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Packing {
+    bits: u64,
+    group_size: u64,
+    mode: String,
+}
+
+impl ModelFacts {
+    /// Reads them; blocks on the file system.
+    ///
+    /// # Errors
+    /// A file is missing, damaged, or lacks what every model has.
+    pub fn read(folder: &Path) -> Result<Self, HubError> {
+        let config = read_config(folder)?;
+        let damaged = |why: &str| HubError::Damaged { file: "config.json".into(), why: why.into() };
+        let count = |key: &str| config[key].as_u64().and_then(|count| u32::try_from(count).ok());
+        let architecture = config["model_type"].as_str().ok_or_else(|| damaged("has no model_type"))?;
+        let vocabulary_size =
+            count("vocab_size").filter(|size| *size > 0).ok_or_else(|| damaged("has no valid vocab_size"))?;
+        let context_length = match &config["max_position_embeddings"] {
+            Value::Null => CONTEXT_LENGTH_DEFAULT,
+            _ => count("max_position_embeddings")
+                .filter(|length| *length > 0)
+                .ok_or_else(|| damaged("max_position_embeddings is not a length"))?,
+        };
+        let weights = inspect(folder)?;
+        let quantization = &config["quantization"];
+        Ok(Self {
+            architecture: architecture.to_owned(),
+            context_length,
+            vocabulary_size,
+            parameter_count: parameter_count(&weights, quantization),
+            stored_as: stored_as(&weights, quantization),
+            file_bytes: weights.bytes,
+            default_sampling: DefaultSampling::from_config(read_generation_config(folder).as_ref()),
+        })
+    }
+}
+
+impl DefaultSampling {
+    fn from_config(config: Option<&Value>) -> Self {
+        let number = |key: &str, low: f64, high: f64| {
+            let value = config.and_then(|config| config_f64(&config[key]));
+            value.filter(|value| (low..=high).contains(value))
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "the range is far within f32's")]
+        let float = |key: &str, low, high, unset| number(key, low, high).unwrap_or(unset) as f32;
+        let samples = config.is_some_and(|config| config["do_sample"] == true);
+        let top_k = config.and_then(|config| config["top_k"].as_u64());
+        Self {
+            temperature: if samples { float("temperature", 0.0, 100.0, 1.0) } else { 0.0 },
+            top_p: float("top_p", f64::MIN_POSITIVE, 1.0, 1.0),
+            top_k: top_k.and_then(|top_k| u32::try_from(top_k).ok()).unwrap_or(0),
+            min_p: float("min_p", 0.0, 1.0, 0.0),
+            repetition_penalty: float("repetition_penalty", f64::from(f32::MIN_POSITIVE), 100.0, 1.0),
+        }
+    }
+}
+
+impl Packing {
+    fn read(value: &Value) -> Option<Self> {
+        let mode = value["mode"].as_str().unwrap_or("affine").to_owned();
+        Some(Self { bits: value["bits"].as_u64()?, group_size: value["group_size"].as_u64()?, mode })
+    }
+}
+
+/// A packed tensor's numbers count one by one, its scales and biases not at all.
+fn parameter_count(weights: &Weights, quantization: &Value) -> u64 {
+    let default = Packing::read(quantization);
+    let names: BTreeMap<&str, &TensorInfo> =
+        weights.tensors().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let is_packed = |module: &str| names.contains_key(format!("{module}.scales").as_str());
+    let elements = |tensor: &TensorInfo| tensor.shape.iter().map(|length| *length as u64).product::<u64>();
+    names
+        .values()
+        .map(|tensor| {
+            let (module, part) = tensor.name.rsplit_once('.').unwrap_or(("", &tensor.name));
+            match part {
+                _ if !is_packed(module) => elements(tensor),
+                "weight" => {
+                    let packing = Packing::read(&quantization[module]).or_else(|| default.clone());
+                    elements(tensor) * 32 / packing.map_or(32, |packing| packing.bits.clamp(1, 32))
+                }
+                "scales" | "biases" => 0,
+                _ => elements(tensor),
+            }
+        })
+        .sum()
+}
+
+fn stored_as(weights: &Weights, quantization: &Value) -> String {
+    if let Some(packing) = Packing::read(quantization) {
+        let Packing { bits, group_size, mode } = &packing;
+        let overrides = quantization.as_object().into_iter().flatten().map(|(_, value)| value);
+        let mixed = overrides
+            .filter(|value| value.is_object() || value.is_boolean())
+            .any(|value| Packing::read(value).as_ref() != Some(&packing));
+        return format!("{bits}-bit {mode}, group {group_size}{}", if mixed { ", mixed" } else { "" });
+    }
+    let mut bytes_by_dtype: BTreeMap<Dtype, u64> = BTreeMap::new();
+    for tensor in weights.tensors() {
+        *bytes_by_dtype.entry(tensor.dtype).or_default() += tensor.bytes;
+    }
+    let most = bytes_by_dtype.iter().max_by_key(|(_, bytes)| **bytes);
+    let name = most.map_or_else(String::new, |(dtype, _)| match dtype {
+        Dtype::BF16 => "bfloat16".into(),
+        Dtype::F16 => "float16".into(),
+        Dtype::F32 => "float32".into(),
+        other => format!("{other:?}").to_lowercase(),
+    });
+    if bytes_by_dtype.len() > 1 { format!("{name}, mixed") } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tensor(name: &str, dtype: Dtype, shape: &[usize]) -> TensorInfo {
+        TensorInfo { name: name.into(), dtype, shape: shape.to_vec(), bytes: 8 }
+    }
+
+    fn weights(tensors: Vec<TensorInfo>) -> Weights {
+        let file = crate::hub::WeightFile { path: "m".into(), tensors };
+        Weights { files: vec![file], tensors_count: 0, bytes: 0 }
+    }
+
+    #[test]
+    fn packed_weights_count_as_the_numbers_they_hold() {
+        let packed = weights(vec![
+            tensor("a.weight", Dtype::U32, &[8, 4]),
+            tensor("a.scales", Dtype::F16, &[8, 1]),
+            tensor("a.biases", Dtype::F16, &[8, 1]),
+            tensor("b.weight", Dtype::U32, &[8, 4]),
+            tensor("b.scales", Dtype::F16, &[8, 1]),
+            tensor("norm.weight", Dtype::F16, &[8]),
+        ]);
+        let config = json!({ "bits": 4, "group_size": 32, "b": { "bits": 8, "group_size": 32 } });
+        assert_eq!(parameter_count(&packed, &config), 8 * 4 * 8 + 8 * 4 * 4 + 8);
+        assert_eq!(stored_as(&packed, &config), "4-bit affine, group 32, mixed");
+        assert_eq!(stored_as(&packed, &json!({ "bits": 4, "group_size": 64 })), "4-bit affine, group 64");
+    }
+
+    #[test]
+    fn plain_weights_are_named_by_their_dtype() {
+        let plain = weights(vec![tensor("a.weight", Dtype::BF16, &[2, 3])]);
+        assert_eq!(stored_as(&plain, &Value::Null), "bfloat16");
+        assert_eq!(parameter_count(&plain, &Value::Null), 6);
+    }
+
+    #[test]
+    fn a_model_that_does_not_ask_for_sampling_is_greedy() {
+        let greedy = DefaultSampling::from_config(None);
+        assert_eq!((greedy.temperature, greedy.top_p, greedy.repetition_penalty), (0.0, 1.0, 1.0));
+        let unasked = json!({ "temperature": 0.7, "top_p": 0.9 });
+        assert_eq!(DefaultSampling::from_config(Some(&unasked)).temperature, 0.0);
+        let asked = json!({ "do_sample": true, "temperature": 0.5, "top_p": 7, "top_k": 40 });
+        let sampling = DefaultSampling::from_config(Some(&asked));
+        assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.5, 1.0, 40));
+        let bare = json!({ "do_sample": true });
+        assert_eq!(DefaultSampling::from_config(Some(&bare)).temperature, 1.0);
+    }
+}

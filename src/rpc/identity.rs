@@ -1,0 +1,141 @@
+//! Who calls. Over the unix socket the kernel says whose process it is, and only this daemon's user and root
+//! may; over TCP a bearer token does. The principal owns sessions and KV caches, the client is who is
+//! treated fairly.
+
+use http::HeaderMap;
+use sha2::{Digest, Sha256};
+
+use crate::error::Error;
+use crate::ids::{ClientId, Principal};
+
+const ROOT: u32 = 0;
+
+/// The longest name a client may give itself.
+const CLIENT_NAME_CHARS_MAX: usize = 64;
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Peer {
+    /// A process of this user; none if the system does not say.
+    Unix(Option<u32>),
+    /// Somebody on this machine.
+    Tcp,
+}
+
+/// One connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// The other end.
+    pub peer: Peer,
+    /// Counts up.
+    pub serial: u64,
+}
+
+/// Who may call.
+#[derive(Clone, Debug)]
+pub struct Access {
+    own_uid: u32,
+    token: Option<[u8; 32]>,
+}
+
+impl Access {
+    /// For a daemon of user `own_uid`, whose TCP callers know `token`; none lets nobody in over TCP.
+    #[must_use]
+    pub fn new(own_uid: u32, token: Option<&str>) -> Self {
+        Self { own_uid, token: token.map(digest) }
+    }
+
+    pub(super) fn admit(
+        &self,
+        connection: Connection,
+        headers: &HeaderMap,
+    ) -> Result<(Principal, ClientId), Error> {
+        let principal = match connection.peer {
+            Peer::Unix(Some(uid)) if uid == self.own_uid || uid == ROOT => format!("uid:{uid}"),
+            Peer::Unix(_) => return Err(Error::PermissionDenied),
+            Peer::Tcp => self.bearer(headers)?,
+        };
+        let client = match headers.get("x-mlxd-client") {
+            Some(name) => format!("{principal}/{}", client_name(name)?),
+            None => format!("{principal}#{}", connection.serial),
+        };
+        Ok((principal.into(), client.into()))
+    }
+
+    fn bearer(&self, headers: &HeaderMap) -> Result<String, Error> {
+        let given = headers.get("authorization").and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.strip_prefix("Bearer ")).ok_or(Error::Unauthenticated)?;
+        let given = digest(given.trim());
+        let expected = self.token.ok_or(Error::Unauthenticated)?;
+        // Looks at every byte, so that the time taken says nothing about the token.
+        let difference = expected.iter().zip(&given).fold(0, |sum, (a, b)| sum | (a ^ b));
+        if difference != 0 {
+            return Err(Error::Unauthenticated);
+        }
+        let name: String = expected.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("token:{name}"))
+    }
+}
+
+fn client_name(value: &http::HeaderValue) -> Result<&str, Error> {
+    let name = value.to_str().ok().filter(|name| is_plain(name, CLIENT_NAME_CHARS_MAX));
+    name.ok_or_else(|| {
+        Error::field("x-mlxd-client", "must be 1 to 64 characters out of A-Z a-z 0-9 . _ : / -")
+    })
+}
+
+/// Whether a name from a header may stand in a log line.
+pub(super) fn is_plain(name: &str, chars_max: usize) -> bool {
+    (1..=chars_max).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte))
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admit(access: &Access, peer: Peer, headers: &[(&'static str, &str)]) -> Result<String, Error> {
+        let headers = headers.iter().map(|(name, value)| {
+            (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
+        });
+        let connection = Connection { peer, serial: 7 };
+        access
+            .admit(connection, &headers.collect())
+            .map(|(principal, client)| format!("{principal} {client}"))
+    }
+
+    #[test]
+    fn only_the_own_user_and_root_may_use_the_socket() {
+        let access = Access::new(1000, None);
+        assert_eq!(admit(&access, Peer::Unix(Some(1000)), &[]).unwrap(), "uid:1000 uid:1000#7");
+        assert_eq!(admit(&access, Peer::Unix(Some(0)), &[]).unwrap(), "uid:0 uid:0#7");
+        for other in [Some(1001), None] {
+            assert_eq!(admit(&access, Peer::Unix(other), &[]), Err(Error::PermissionDenied));
+        }
+    }
+
+    #[test]
+    fn tcp_needs_the_token() {
+        let access = Access::new(1000, Some("secret"));
+        let with = |value: &str| admit(&access, Peer::Tcp, &[("authorization", value)]);
+        assert!(with("Bearer secret").unwrap().starts_with("token:2bb80d537b1da3e3 "));
+        for wrong in ["Bearer wrong", "secret", "Bearer ", "Basic secret"] {
+            assert_eq!(with(wrong), Err(Error::Unauthenticated));
+        }
+        assert_eq!(admit(&access, Peer::Tcp, &[]), Err(Error::Unauthenticated));
+        let closed = Access::new(1000, None);
+        assert_eq!(admit(&closed, Peer::Tcp, &[("authorization", "Bearer ")]), Err(Error::Unauthenticated));
+    }
+
+    #[test]
+    fn a_client_may_name_itself_within_its_principal() {
+        let access = Access::new(1000, None);
+        let named = admit(&access, Peer::Unix(Some(1000)), &[("x-mlxd-client", "editor")]);
+        assert_eq!(named.unwrap(), "uid:1000 uid:1000/editor");
+        assert!(admit(&access, Peer::Unix(Some(1000)), &[("x-mlxd-client", "a b")]).is_err());
+    }
+}

@@ -1,0 +1,45 @@
+//! All services together.
+
+use std::sync::Arc;
+
+use tonic::service::Routes;
+
+use super::edge::Edge;
+use super::inference::Inference;
+use super::model::Models;
+use super::pb::{
+    self, inference_service_server::InferenceServiceServer, model_service_server::ModelServiceServer,
+    server_service_server::ServerServiceServer, session_service_server::SessionServiceServer,
+};
+use super::server::Server;
+use super::session::Sessions;
+
+pub use super::health::Health;
+
+/// The services of the contract, health and reflection.
+///
+/// # Errors
+/// The descriptor set of the build is damaged.
+pub fn routes(edge: &Arc<Edge>) -> Result<(Routes, Health), tonic_reflection::server::Error> {
+    let bytes = edge.limits.message_bytes_max;
+    macro_rules! sized {
+        ($server:ident, $service:expr) => {
+            $server::new($service).max_decoding_message_size(bytes).max_encoding_message_size(bytes)
+        };
+    }
+    let (health, health_service) = Health::new();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = Routes::new(sized!(InferenceServiceServer, Inference(Arc::clone(edge))))
+        .add_service(sized!(ModelServiceServer, Models(Arc::clone(edge))))
+        .add_service(sized!(SessionServiceServer, Sessions(Arc::clone(edge))))
+        .add_service(sized!(ServerServiceServer, Server(Arc::clone(edge))))
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .prepare();
+    Ok((routes, health))
+}

@@ -1,0 +1,238 @@
+//! Every session of the daemon, by owner. Many tasks touch it; an owner's entry is held for a copy at most,
+//! never across an await. An owner's sessions lie together, so that their count is exact, a fork is one
+//! step, and a page of a list is in order.
+//!
+//! `H` is what the edge holds on to a running turn by: it is dropped when the turn is over or its session
+//! is deleted, whichever is first.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+
+use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
+use crate::clock::{Clock, Moment};
+use crate::error::Error;
+use crate::ids::{ModelName, Principal, SessionKey, SessionName};
+
+/// What session to make.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// Owner and name.
+    pub key: SessionKey,
+    /// The model it is bound to.
+    pub model: ModelName,
+    /// How long it lives after its last use.
+    pub ttl: Duration,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug)]
+pub struct ListPage {
+    /// Only what comes after this name.
+    pub after: Option<SessionName>,
+    /// Most entries.
+    pub size: usize,
+    /// Only sessions of this model.
+    pub model: Option<ModelName>,
+}
+
+#[derive(Debug)]
+struct Entry<H> {
+    session: Session,
+    turn: Option<H>,
+}
+
+type Owned<H> = BTreeMap<SessionName, Entry<H>>;
+
+/// The sessions.
+pub struct SessionBook<H> {
+    owners: DashMap<Principal, Owned<H>>,
+    turns_begun: AtomicU64,
+    sessions_max: u32,
+    clock: Arc<dyn Clock>,
+}
+
+impl<H> SessionBook<H> {
+    /// An empty book that lets each owner have `sessions_max`.
+    #[must_use]
+    pub fn new(sessions_max: u32, clock: Arc<dyn Clock>) -> Self {
+        Self { owners: DashMap::new(), turns_begun: AtomicU64::new(0), sessions_max, clock }
+    }
+
+    /// Makes an empty session.
+    pub fn create(&self, new: NewSession) -> Result<SessionView, Error> {
+        let now = self.clock.now();
+        let mut owned = self.owners.entry(new.key.owner.clone()).or_default();
+        self.refuse_another(&owned, &new.key.name, now)?;
+        let session = Session::new(new.key.clone(), new.model, new.ttl, now);
+        let view = session.view();
+        owned.insert(new.key.name, Entry { session, turn: None });
+        Ok(view)
+    }
+
+    /// Copies a session of the same owner.
+    pub fn fork(
+        &self,
+        from: &SessionKey,
+        name: SessionName,
+        ttl: Option<Duration>,
+        expected_token_count: Option<u32>,
+    ) -> Result<SessionView, Error> {
+        let now = self.clock.now();
+        let mut owned = self.owners.get_mut(&from.owner).ok_or_else(|| not_found(from))?;
+        let original = &live(&mut owned, from, now)?.session;
+        original.expect_tokens(expected_token_count)?;
+        let copy = original.fork(SessionKey { owner: from.owner.clone(), name: name.clone() }, ttl, now);
+        self.refuse_another(&owned, &name, now)?;
+        let view = copy.view();
+        owned.insert(name, Entry { session: copy, turn: None });
+        Ok(view)
+    }
+
+    /// Looks at a session, or changes it, with `act`.
+    pub fn with<T>(
+        &self,
+        key: &SessionKey,
+        act: impl FnOnce(&mut Session, Moment) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let now = self.clock.now();
+        let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
+        act(&mut live(&mut owned, key, now)?.session, now)
+    }
+
+    /// Removes a session; a turn that runs loses its `H`.
+    pub fn delete(&self, key: &SessionKey) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
+        live(&mut owned, key, now)?;
+        owned.remove(&key.name);
+        Ok(())
+    }
+
+    /// One page of an owner's sessions, and whether there are more.
+    #[must_use]
+    pub fn list(&self, owner: &Principal, page: &ListPage) -> (Vec<SessionView>, bool) {
+        let now = self.clock.now();
+        let Some(owned) = self.owners.get(owner) else { return (Vec::new(), false) };
+        let start = page.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut matching =
+            owned.range((start, Bound::Unbounded)).map(|(_, entry)| &entry.session).filter(|session| {
+                !session.is_expired(now) && page.model.as_ref().is_none_or(|model| session.model() == model)
+            });
+        let views = matching.by_ref().take(page.size).map(Session::view).collect();
+        (views, matching.next().is_some())
+    }
+
+    /// Sessions of all owners.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.owners.iter().map(|owned| owned.len()).sum()
+    }
+
+    /// Removes the sessions whose time is up, and says which.
+    #[must_use]
+    pub fn sweep(&self) -> Vec<SessionKey> {
+        let now = self.clock.now();
+        let mut gone = Vec::new();
+        self.owners.retain(|owner, owned| {
+            owned.retain(|name, entry| {
+                let expired = entry.session.is_expired(now);
+                if expired {
+                    gone.push(SessionKey { owner: owner.clone(), name: name.clone() });
+                }
+                !expired
+            });
+            !owned.is_empty()
+        });
+        gone
+    }
+
+    /// Begins a turn; the guard gives it up unless it is committed.
+    pub fn begin(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        request: &TurnRequest,
+        hold: H,
+    ) -> Result<(TurnGuard<H>, TurnStart), Error> {
+        let now = self.clock.now();
+        let id = TurnId(self.turns_begun.fetch_add(1, Ordering::Relaxed));
+        let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
+        let entry = live(&mut owned, key, now)?;
+        let start = entry.session.begin(id, request, now)?;
+        entry.turn = Some(hold);
+        Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id }, start))
+    }
+
+    fn refuse_another(&self, owned: &Owned<H>, name: &SessionName, now: Moment) -> Result<(), Error> {
+        let alive = || owned.iter().filter(|(_, entry)| !entry.session.is_expired(now));
+        if alive().any(|(taken, _)| taken == name) {
+            return Err(Error::SessionExists(name.to_string()));
+        }
+        if alive().count() >= self.sessions_max as usize {
+            return Err(Error::SessionLimit { limit: self.sessions_max });
+        }
+        Ok(())
+    }
+
+    fn end_turn<T>(&self, key: &SessionKey, end: impl FnOnce(&mut Session, Moment) -> T) -> Option<T> {
+        let now = self.clock.now();
+        let mut owned = self.owners.get_mut(&key.owner)?;
+        let entry = owned.get_mut(&key.name)?;
+        let ended = end(&mut entry.session, now);
+        if !entry.session.view().busy {
+            entry.turn = None;
+        }
+        Some(ended)
+    }
+}
+
+fn not_found(key: &SessionKey) -> Error {
+    Error::SessionNotFound(key.name.to_string())
+}
+
+fn live<'a, H>(owned: &'a mut Owned<H>, key: &SessionKey, now: Moment) -> Result<&'a mut Entry<H>, Error> {
+    let entry = owned.get_mut(&key.name).ok_or_else(|| not_found(key))?;
+    if entry.session.is_expired(now) { Err(not_found(key)) } else { Ok(entry) }
+}
+
+/// A running turn of a session. Dropping it gives the turn up.
+pub struct TurnGuard<H> {
+    book: Arc<SessionBook<H>>,
+    key: SessionKey,
+    id: TurnId,
+}
+
+impl<H> TurnGuard<H> {
+    /// Whose turn it is.
+    #[must_use]
+    pub fn key(&self) -> &SessionKey {
+        &self.key
+    }
+
+    /// Keeps the turn, as in [`Session::commit`]; returns the session's token count.
+    pub fn commit(self, tokens: Vec<u32>, content: TurnContent) -> Result<usize, Error> {
+        let token_count = tokens.len();
+        let kept =
+            self.book.end_turn(&self.key, |session, now| session.commit(self.id, tokens, content, now));
+        if kept == Some(true) {
+            Ok(token_count)
+        } else {
+            Err(Error::Cancelled("the session was deleted".into()))
+        }
+    }
+}
+
+impl<H> Drop for TurnGuard<H> {
+    fn drop(&mut self) {
+        // After a commit the turn runs no more, and this changes nothing.
+        self.book.end_turn(&self.key, |session, now| session.roll_back(self.id, now));
+    }
+}
+
+#[cfg(test)]
+#[path = "book_tests.rs"]
+mod tests;

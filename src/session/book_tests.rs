@@ -1,0 +1,119 @@
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use super::*;
+use crate::session::InputKind;
+
+struct Hand(Mutex<Moment>);
+
+impl Clock for Hand {
+    fn now(&self) -> Moment {
+        *self.0.lock().unwrap()
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+}
+
+fn book(sessions_max: u32) -> (Arc<SessionBook<Arc<()>>>, Arc<Hand>) {
+    let clock = Arc::new(Hand(Mutex::new(Moment::default())));
+    (Arc::new(SessionBook::new(sessions_max, clock.clone())), clock)
+}
+
+fn key(owner: &str, name: &str) -> SessionKey {
+    SessionKey { owner: owner.into(), name: name.into() }
+}
+
+fn create(book: &SessionBook<Arc<()>>, owner: &str, name: &str) -> Result<SessionView, Error> {
+    let ttl = Duration::from_secs(10);
+    book.create(NewSession { key: key(owner, name), model: "m".into(), ttl })
+}
+
+const RAW: TurnRequest = TurnRequest { model: None, input: InputKind::Raw, expected_token_count: None };
+
+#[test]
+fn names_are_unique_within_an_owner_and_limited() {
+    let (book, _) = book(2);
+    create(&book, "uid:1", "a").unwrap();
+    assert_eq!(create(&book, "uid:1", "a"), Err(Error::SessionExists("a".into())));
+    create(&book, "uid:2", "a").unwrap();
+    create(&book, "uid:1", "b").unwrap();
+    assert_eq!(create(&book, "uid:1", "c"), Err(Error::SessionLimit { limit: 2 }));
+    assert_eq!(book.count(), 3);
+}
+
+#[test]
+fn another_owner_does_not_see_a_session() {
+    let (book, _) = book(2);
+    create(&book, "uid:1", "a").unwrap();
+    let refused = book.delete(&key("uid:2", "a"));
+    assert_eq!(refused, Err(Error::SessionNotFound("a".into())));
+}
+
+#[test]
+fn dropping_the_guard_gives_the_turn_up() {
+    let (book, _) = book(2);
+    create(&book, "uid:1", "a").unwrap();
+    let hold = Arc::new(());
+    let (guard, _) = book.begin(&key("uid:1", "a"), &RAW, hold.clone()).unwrap();
+    assert!(book.begin(&key("uid:1", "a"), &RAW, hold.clone()).is_err());
+    drop(guard);
+    assert_eq!(Arc::strong_count(&hold), 1);
+    let (guard, _) = book.begin(&key("uid:1", "a"), &RAW, hold).unwrap();
+    assert_eq!(guard.commit(vec![1, 2], TurnContent::Raw), Ok(2));
+    assert_eq!(book.with(&key("uid:1", "a"), |session, _| Ok(session.tokens().len())), Ok(2));
+}
+
+#[test]
+fn deleting_a_session_drops_the_turns_hold_and_refuses_its_commit() {
+    let (book, _) = book(2);
+    create(&book, "uid:1", "a").unwrap();
+    let hold = Arc::new(());
+    let (guard, _) = book.begin(&key("uid:1", "a"), &RAW, hold.clone()).unwrap();
+    book.delete(&key("uid:1", "a")).unwrap();
+    assert_eq!(Arc::strong_count(&hold), 1);
+    create(&book, "uid:1", "a").unwrap();
+    assert!(guard.commit(vec![1], TurnContent::Raw).is_err());
+    assert_eq!(book.with(&key("uid:1", "a"), |session, _| Ok(session.tokens().len())), Ok(0));
+}
+
+#[test]
+fn a_fork_goes_on_independently() {
+    let (book, _) = book(3);
+    create(&book, "uid:1", "a").unwrap();
+    let (guard, _) = book.begin(&key("uid:1", "a"), &RAW, Arc::default()).unwrap();
+    guard.commit(vec![1, 2], TurnContent::Raw).unwrap();
+    assert!(book.fork(&key("uid:1", "a"), "b".into(), None, Some(1)).is_err());
+    book.fork(&key("uid:1", "a"), "b".into(), None, Some(2)).unwrap();
+    let (guard, start) = book.begin(&key("uid:1", "b"), &RAW, Arc::default()).unwrap();
+    assert_eq!(start.tokens, [1, 2]);
+    guard.commit(vec![1, 2, 3], TurnContent::Raw).unwrap();
+    assert_eq!(book.with(&key("uid:1", "a"), |session, _| Ok(session.tokens().len())), Ok(2));
+}
+
+#[test]
+fn an_expired_session_is_gone_before_and_after_the_sweep() {
+    let (book, clock) = book(1);
+    create(&book, "uid:1", "a").unwrap();
+    *clock.0.lock().unwrap() = Moment::at(Duration::from_secs(10));
+    assert!(book.begin(&key("uid:1", "a"), &RAW, Arc::default()).is_err());
+    create(&book, "uid:1", "b").unwrap();
+    assert_eq!(book.sweep(), [key("uid:1", "a")]);
+    assert_eq!(book.count(), 1);
+}
+
+#[test]
+fn pages_follow_one_another_in_order() {
+    let (book, _) = book(9);
+    for name in ["c", "a", "b"] {
+        create(&book, "uid:1", name).unwrap();
+    }
+    let mut page = ListPage { after: None, size: 2, model: None };
+    let (first, more) = book.list(&"uid:1".into(), &page);
+    let names: Vec<_> = first.iter().map(|view| view.key.name.to_string()).collect();
+    assert_eq!((names, more), (vec!["a".into(), "b".into()], true));
+    page.after = Some("b".into());
+    let (last, more) = book.list(&"uid:1".into(), &page);
+    assert_eq!((last.len(), more), (1, false));
+}

@@ -1,0 +1,222 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::session::Role;
+
+const NOW: Moment = Moment::at(Duration::from_secs(5));
+
+fn session() -> Session {
+    let key = SessionKey { owner: "uid:1".into(), name: "s".into() };
+    Session::new(key, "m".into(), Duration::from_secs(60), NOW)
+}
+
+fn request(input: InputKind) -> TurnRequest {
+    TurnRequest { model: None, input, expected_token_count: None }
+}
+
+fn chat(text: &str) -> TurnContent {
+    let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
+    TurnContent::Chat { messages, text: text.into(), text_is_whole: true }
+}
+
+fn turn(session: &mut Session, id: u64, tokens: Vec<u32>, content: TurnContent) {
+    let input = if matches!(content, TurnContent::Raw) { InputKind::Raw } else { InputKind::Chat };
+    session.begin(TurnId(id), &request(input), NOW).unwrap();
+    assert!(session.commit(TurnId(id), tokens, content, NOW));
+}
+
+#[test]
+fn a_turn_that_is_given_up_leaves_no_trace() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    let before = session.clone();
+    session.begin(TurnId(2), &request(InputKind::Chat), NOW).unwrap();
+    session.roll_back(TurnId(2), NOW);
+    assert_eq!(session, before);
+}
+
+#[test]
+fn a_second_turn_is_refused_while_one_runs() {
+    let mut session = session();
+    session.begin(TurnId(1), &request(InputKind::Chat), NOW).unwrap();
+    let refused = session.begin(TurnId(2), &request(InputKind::Chat), NOW);
+    assert_eq!(refused, Err(Error::SessionBusy("s".into())));
+    assert_eq!(session.truncate_turns(0, NOW), Err(Error::SessionBusy("s".into())));
+}
+
+#[test]
+fn a_commit_of_another_turn_is_refused() {
+    let mut session = session();
+    session.begin(TurnId(1), &request(InputKind::Raw), NOW).unwrap();
+    assert!(!session.commit(TurnId(2), vec![1], TurnContent::Raw, NOW));
+    assert!(session.tokens().is_empty());
+}
+
+#[test]
+fn an_unexpected_token_count_is_refused_with_both_counts() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    let stale = TurnRequest { expected_token_count: Some(1), ..request(InputKind::Chat) };
+    let moved = Error::SessionMoved { session: "s".into(), expected: 1, actual: 2 };
+    assert_eq!(session.begin(TurnId(2), &stale, NOW), Err(moved));
+}
+
+#[test]
+fn another_model_is_refused() {
+    let other = TurnRequest { model: Some("n".into()), ..request(InputKind::Raw) };
+    let refused = Error::SessionWrongModel { session: "s".into(), model: "m".into() };
+    assert_eq!(session().begin(TurnId(1), &other, NOW), Err(refused));
+}
+
+#[test]
+fn chat_after_raw_is_refused_until_the_raw_turn_is_cut_off() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    turn(&mut session, 2, vec![1, 2, 3], TurnContent::Raw);
+    assert!(session.messages().is_empty());
+    let refused = session.begin(TurnId(3), &request(InputKind::Chat), NOW);
+    assert_eq!(refused, Err(Error::SessionNotChat("s".into())));
+    session.truncate_turns(1, NOW).unwrap();
+    assert_eq!(session.messages().len(), 2);
+    let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!((start.text.as_deref(), start.tokens.as_slice()), (Some("ab"), &[1, 2][..]));
+}
+
+#[test]
+fn truncation_restores_text_and_tokens_of_the_turn() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    turn(&mut session, 2, vec![1, 2, 3, 4], chat("abcd"));
+    assert!(session.truncate_tokens(3, NOW).is_err());
+    session.truncate_tokens(2, NOW).unwrap();
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!((start.text.as_deref(), start.tokens.as_slice()), (Some("ab"), &[1, 2][..]));
+}
+
+#[test]
+fn a_rewritten_beginning_moves_earlier_turn_ends_back() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2, 3], chat("abc"));
+    turn(&mut session, 2, vec![1, 2, 9, 9], chat("abXY"));
+    session.truncate_turns(1, NOW).unwrap();
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!((start.text, start.tokens.as_slice(), start.messages.len()), (None, &[1, 2][..], 2));
+}
+
+#[test]
+fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    let TurnContent::Chat { messages, .. } = chat("") else { unreachable!() };
+    let content = TurnContent::Chat { messages, text: "abc".into(), text_is_whole: false };
+    turn(&mut session, 2, vec![1, 2, 3, 4], content);
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!(start.text, None);
+    session.roll_back(TurnId(3), NOW);
+    session.truncate_turns(1, NOW).unwrap();
+    let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!(start.text.as_deref(), Some("ab"));
+}
+
+#[test]
+fn a_raw_turn_may_be_cut_inside() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2, 3], TurnContent::Raw);
+    session.truncate_tokens(2, NOW).unwrap();
+    assert_eq!((session.tokens(), session.view().turns.len()), (&[1, 2][..], 1));
+    session.truncate_tokens(0, NOW).unwrap();
+    assert!(session.begin(TurnId(2), &request(InputKind::Chat), NOW).is_ok());
+}
+
+#[test]
+fn the_lease_counts_from_the_last_use_and_not_while_a_turn_runs() {
+    let mut session = session();
+    let late = NOW.after(Duration::from_secs(60));
+    assert!(!session.is_expired(NOW.after(Duration::from_secs(59))));
+    assert!(session.is_expired(late));
+    session.begin(TurnId(1), &request(InputKind::Raw), NOW).unwrap();
+    assert!(!session.is_expired(late));
+    session.roll_back(TurnId(1), late);
+    assert!(!session.is_expired(late));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Chat { keep: usize, add: Vec<u32> },
+    Raw(Vec<u32>),
+    GiveUp(InputKind),
+    TruncateTurns(usize),
+    TruncateTokens(usize),
+    Fork,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let tokens = || prop::collection::vec(0_u32..2, 1..4);
+    let kind = prop_oneof![Just(InputKind::Chat), Just(InputKind::Raw)];
+    let step = prop_oneof![
+        (0_usize..12, tokens()).prop_map(|(keep, add)| Step::Chat { keep, add }),
+        tokens().prop_map(Step::Raw),
+        kind.prop_map(Step::GiveUp),
+        (0_usize..6).prop_map(Step::TruncateTurns),
+        (0_usize..12).prop_map(Step::TruncateTokens),
+        Just(Step::Fork),
+    ];
+    prop::collection::vec(step, 1..24)
+}
+
+/// One letter a token, so that text and tokens can be compared.
+fn text_of(tokens: &[u32]) -> String {
+    tokens.iter().map(|token| if *token == 0 { 'a' } else { 'b' }).collect()
+}
+
+fn apply(session: &mut Session, id: u64, step: Step) {
+    match step {
+        Step::Chat { keep, add } => {
+            let Ok(start) = session.begin(TurnId(id), &request(InputKind::Chat), NOW) else { return };
+            let mut tokens = start.tokens;
+            tokens.truncate(tokens.len().min(keep));
+            tokens.extend(add);
+            let text = text_of(&tokens);
+            assert!(session.commit(TurnId(id), tokens, chat(&text), NOW));
+        }
+        Step::Raw(add) => {
+            let start = session.begin(TurnId(id), &request(InputKind::Raw), NOW).unwrap();
+            assert!(session.commit(TurnId(id), [start.tokens, add].concat(), TurnContent::Raw, NOW));
+        }
+        Step::GiveUp(input) => {
+            let before = session.clone();
+            if session.begin(TurnId(id), &request(input), NOW).is_ok() {
+                session.roll_back(TurnId(id), NOW);
+            }
+            assert_eq!(*session, before);
+        }
+        Step::TruncateTurns(count) => drop(session.truncate_turns(count, NOW)),
+        Step::TruncateTokens(count) => drop(session.truncate_tokens(count, NOW)),
+        Step::Fork => {
+            let key = SessionKey { owner: "uid:1".into(), name: format!("f{id}").into() };
+            *session = session.fork(key, None, NOW);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn turns_tokens_and_text_always_agree(steps in steps()) {
+        let mut session = session();
+        for (id, step) in steps.into_iter().enumerate() {
+            apply(&mut session, id as u64, step);
+            let turns = &session.turns;
+            prop_assert!(turns.is_sorted_by_key(|turn| turn.token_count));
+            prop_assert!(turns.is_sorted_by_key(|turn| turn.message_count));
+            prop_assert_eq!(turns.last().map_or(0, |turn| turn.token_count), session.tokens.len());
+            prop_assert_eq!(turns.last().map_or(0, |turn| turn.message_count), session.messages.len());
+            for turn in turns {
+                if let Some(bytes) = turn.text_bytes {
+                    prop_assert_eq!(text_of(&session.tokens[..turn.token_count]), &session.text[..bytes]);
+                }
+            }
+        }
+    }
+}
