@@ -29,15 +29,26 @@ pub(super) struct Fake {
     parked: BTreeMap<ParkedId, Vec<u32>>,
     parked_next: u64,
     results: Option<Vec<SpanResult>>,
-    /// Fails, or panics, at the step of this number, counting from 1.
-    pub(super) error_at: Option<u64>,
-    pub(super) panic_at: Option<u64>,
-    /// A token whose context yields logits that are not finite.
-    pub(super) poison: Option<u32>,
+    faults: Faults,
     steps: u64,
 }
 
+/// What goes wrong, and when.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Faults {
+    /// The step that fails, counting from 1.
+    pub(super) error_at: Option<u64>,
+    /// The step that panics.
+    pub(super) panic_at: Option<u64>,
+    /// A token whose context yields logits that are not finite.
+    pub(super) poison: Option<u32>,
+}
+
 impl Fake {
+    pub(super) fn with(faults: Faults) -> Self {
+        Self { faults, ..Self::default() }
+    }
+
     pub(super) fn info(budget_bytes: u64) -> DeviceInfo {
         DeviceInfo { device: "fake".into(), mlx_version: "0".into(), budget_bytes, architectures: vec![] }
     }
@@ -47,7 +58,7 @@ impl Fake {
     }
 
     fn span(&mut self, slot: SlotId, start: u32, tokens: &[u32], output: &SpanOutput) -> SpanResult {
-        let poison = self.poison;
+        let poison = self.faults.poison;
         let content = self.slot(slot);
         assert_eq!(content.len(), start as usize, "a span starts where the cache ends");
         content.extend(tokens);
@@ -136,8 +147,8 @@ impl Backend for Fake {
     fn launch(&mut self, _: ModelId, step: &Step) -> Result<(), Error> {
         assert!(self.results.is_none(), "the last step was not collected");
         self.steps += 1;
-        assert_ne!(self.panic_at, Some(self.steps), "the panic that a test asked for");
-        if self.error_at == Some(self.steps) {
+        assert_ne!(self.faults.panic_at, Some(self.steps), "the panic that a test asked for");
+        if self.faults.error_at == Some(self.steps) {
             return Err(Error::Internal("the device error that a test asked for".into()));
         }
         let single = step.spans.partition_point(|span| span.tokens.len() == 1);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::{Engine, EngineSettings};
-use super::fake::{CONTEXT, Fake, KV_BYTES, WEIGHT_BYTES, next_token};
+use super::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, next_token};
 use super::*;
 use crate::backend::{ComputeDtype, LoadSpec};
 use crate::clock::{Clock, Moment};
@@ -310,7 +310,7 @@ fn a_deadline_ends_what_runs_and_what_waits() {
 
 #[test]
 fn logits_that_are_not_finite_end_that_sequence_alone() {
-    let mut bench = Bench::with(Fake { poison: Some(999), ..Fake::default() }, 10_000_000, |_| {});
+    let mut bench = Bench::with(Fake::with(Faults { poison: Some(999), ..Faults::default() }), 10_000_000, |_| {});
     let fine = bench.submit(&[1, 2], 5);
     let poisoned = bench.submit(&[1, 999], 5);
     bench.run();
@@ -321,7 +321,7 @@ fn logits_that_are_not_finite_end_that_sequence_alone() {
 
 #[test]
 fn a_device_error_ends_the_model_and_a_new_load_serves_again() {
-    let mut bench = Bench::with(Fake { error_at: Some(3), ..Fake::default() }, 10_000_000, |_| {});
+    let mut bench = Bench::with(Fake::with(Faults { error_at: Some(3), ..Faults::default() }), 10_000_000, |_| {});
     let events = bench.submit(&[1, 2], 50);
     bench.run();
     assert!(matches!(drain(events).end, Err(Error::Internal(_))));
@@ -394,7 +394,7 @@ fn a_score_has_an_entry_for_each_token_but_the_first() {
 fn a_busy_model_is_not_unloaded() {
     let mut bench = Bench::new();
     let events = bench.submit(&[1], 5);
-    let mut unload = |bench: &mut Bench| {
+    let unload = |bench: &mut Bench| {
         let (reply, mut answer) = oneshot::channel();
         bench.engine.command(Command::Unload("m".into(), reply));
         answer.try_recv().unwrap()
@@ -437,7 +437,7 @@ fn the_handle_learns_of_a_panic() {
         running_sequences_max: 8,
         queue_length_max: 64,
     };
-    let fake = Fake { panic_at: Some(1), ..Fake::default() };
+    let fake = Fake::with(Faults { panic_at: Some(1), ..Faults::default() });
     let make = move |_: &EngineSettings| Ok((fake, Fake::info(1_000_000)));
     let (handle, thread) = start(settings, Arc::new(HandClock::default()), make).unwrap();
     assert!(handle.is_alive());
