@@ -22,16 +22,36 @@ const BORDERS: &[(&str, &[&str], &str)] = &[
 ];
 
 const PURE: &[&str] = &[
-    "tokio::", "tonic::", "mlx_rs::", "mlx_sys::", "dashmap::", "crate::rpc", "crate::engine", "crate::device",
-    "crate::models", "crate::daemon", "crate::cli",
+    "tokio::",
+    "tonic::",
+    "mlx_rs::",
+    "mlx_sys::",
+    "dashmap::",
+    "crate::rpc",
+    "crate::engine",
+    "crate::device",
+    "crate::models",
+    "crate::daemon",
+    "crate::cli",
 ];
 const SESSION: &[&str] =
     &["tonic::", "mlx_rs::", "mlx_sys::", "crate::rpc", "crate::device", "crate::models", "crate::daemon"];
-const HUB: &[&str] =
-    &["tokio::", "tonic::", "mlx_rs::", "mlx_sys::", "crate::rpc", "crate::engine", "crate::device", "crate::models"];
-const ENGINE: &[&str] = &["tonic::", "mlx_rs::", "mlx_sys::", "crate::rpc", "crate::device", "crate::models", "crate::session"];
-const DEVICE: &[&str] = &["tokio::", "tonic::", "crate::rpc", "crate::engine", "crate::session", "crate::daemon"];
-const CLI: &[&str] = &["mlx_rs::", "mlx_sys::", "crate::engine", "crate::device", "crate::rpc", "crate::session"];
+const HUB: &[&str] = &[
+    "tokio::",
+    "tonic::",
+    "mlx_rs::",
+    "mlx_sys::",
+    "crate::rpc",
+    "crate::engine",
+    "crate::device",
+    "crate::models",
+];
+const ENGINE: &[&str] =
+    &["tonic::", "mlx_rs::", "mlx_sys::", "crate::rpc", "crate::device", "crate::models", "crate::session"];
+const DEVICE: &[&str] =
+    &["tokio::", "tonic::", "crate::rpc", "crate::engine", "crate::session", "crate::daemon"];
+const CLI: &[&str] =
+    &["mlx_rs::", "mlx_sys::", "crate::engine", "crate::device", "crate::rpc", "crate::session"];
 const RPC: &[&str] = &["mlx_rs::", "mlx_sys::", "crate::device", "crate::models", "crate::cli"];
 
 /// What only some files may name.
@@ -89,7 +109,9 @@ fn modules_name_only_what_lies_below_them() {
     let all = sources("src", "rs");
     assert!(all.len() > 40, "only {} sources were found", all.len());
     for (name, text) in all.iter().filter(|(name, _)| !is_test(name)) {
-        for (module, banned, why) in BORDERS.iter().filter(|(module, ..)| name.starts_with(&format!("src/{module}/"))) {
+        for (module, banned, why) in
+            BORDERS.iter().filter(|(module, ..)| name.starts_with(&format!("src/{module}/")))
+        {
             for (line, content) in code(text) {
                 for word in banned.iter().filter(|word| content.contains(**word)) {
                     wrong.push(format!("{name}:{}: {word} in {module}: {why}", line + 1));
@@ -104,7 +126,9 @@ fn modules_name_only_what_lies_below_them() {
 fn reserved_names_stay_where_they_belong() {
     let mut wrong = Vec::new();
     for (name, text) in sources("src", "rs").iter().filter(|(name, _)| !is_test(name)) {
-        for (word, homes) in RESERVED.iter().filter(|(_, homes)| !homes.iter().any(|home| name.starts_with(home))) {
+        for (word, homes) in
+            RESERVED.iter().filter(|(_, homes)| !homes.iter().any(|home| name.starts_with(home)))
+        {
             let lines = code(text).filter(|(_, content)| content.contains(word));
             wrong.extend(lines.map(|(line, _)| format!("{name}:{}: {word} belongs in {homes:?}", line + 1)));
         }

@@ -154,7 +154,8 @@ impl Backend for Fake {
         let single = step.spans.partition_point(|span| span.tokens.len() == 1);
         assert!(step.spans[single..].iter().all(|span| span.tokens.len() > 1), "short spans come first");
         assert!(step.spans[..single].is_sorted_by_key(|span| span.slot), "short spans are in slot order");
-        let spans = step.spans.iter().map(|span| self.span(span.slot, span.start, &span.tokens, &span.output));
+        let spans =
+            step.spans.iter().map(|span| self.span(span.slot, span.start, &span.tokens, &span.output));
         self.results = Some(spans.collect());
         Ok(())
     }

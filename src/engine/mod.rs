@@ -19,8 +19,8 @@ pub use core::EngineSettings;
 pub use handle::EngineHandle;
 pub use thread::start;
 pub use work::{
-    Command, Delta, EVENTS_BUFFERED_MAX, EngineStats, Finish, Fit, GenerateEvent,
-    GenerateWork, Generated, LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored,     Stopping, WorkOrigin,
+    Command, Delta, EVENTS_BUFFERED_MAX, EngineStats, Finish, Fit, GenerateEvent, GenerateWork, Generated,
+    LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored, Stopping, WorkOrigin,
 };
 
 // The edge names these too, but needs nothing else of a backend.

@@ -310,7 +310,8 @@ fn a_deadline_ends_what_runs_and_what_waits() {
 
 #[test]
 fn logits_that_are_not_finite_end_that_sequence_alone() {
-    let mut bench = Bench::with(Fake::with(Faults { poison: Some(999), ..Faults::default() }), 10_000_000, |_| {});
+    let mut bench =
+        Bench::with(Fake::with(Faults { poison: Some(999), ..Faults::default() }), 10_000_000, |_| {});
     let fine = bench.submit(&[1, 2], 5);
     let poisoned = bench.submit(&[1, 999], 5);
     bench.run();
@@ -321,7 +322,8 @@ fn logits_that_are_not_finite_end_that_sequence_alone() {
 
 #[test]
 fn a_device_error_ends_the_model_and_a_new_load_serves_again() {
-    let mut bench = Bench::with(Fake::with(Faults { error_at: Some(3), ..Faults::default() }), 10_000_000, |_| {});
+    let mut bench =
+        Bench::with(Fake::with(Faults { error_at: Some(3), ..Faults::default() }), 10_000_000, |_| {});
     let events = bench.submit(&[1, 2], 50);
     bench.run();
     assert!(matches!(drain(events).end, Err(Error::Internal(_))));
@@ -349,7 +351,9 @@ fn what_can_never_fit_is_refused_and_what_fits_later_waits() {
     let runs: Vec<Events> = (0..3).map(|seed| bench.submit(&prompt(seed, 20), 30)).collect();
     bench.run();
     let refusal = drain(never).end;
-    assert!(matches!(refusal, Err(Error::KvTooLarge { available_bytes, .. }) if available_bytes == 300 * KV_BYTES));
+    assert!(
+        matches!(refusal, Err(Error::KvTooLarge { available_bytes, .. }) if available_bytes == 300 * KV_BYTES)
+    );
     for (seed, events) in (0..3).zip(runs) {
         assert_eq!(drain(events).tokens, alone(&prompt(seed, 20), 30));
     }
@@ -365,7 +369,8 @@ fn a_load_that_does_not_fit_is_refused_with_numbers() {
     bench.engine.command(Command::Load(other.clone(), sender));
     bench.run();
     let Ok(LoadEvent::Failed(error)) = events.try_recv() else { panic!("the load is refused") };
-    let expected = Error::MemoryBudget { model: other.model, needed_bytes: WEIGHT_BYTES, available_bytes: 500 };
+    let expected =
+        Error::MemoryBudget { model: other.model, needed_bytes: WEIGHT_BYTES, available_bytes: 500 };
     assert_eq!(error, expected);
 }
 
