@@ -100,6 +100,8 @@ impl<B: Backend> Engine<B> {
                 self.lose(&name, &error);
             }
         }
+        // Parking may overdraw the budget; what can be dropped gives way at once.
+        self.give_back(self.used_bytes().saturating_sub(self.budget_bytes));
         self.advance_load();
         self.advance_drain();
     }
@@ -231,7 +233,13 @@ impl<B: Backend> Engine<B> {
 
     /// Drops what can be dropped without harm until so many bytes are free.
     pub(super) fn make_room(&mut self, bytes: u64) {
-        let mut missing = bytes.saturating_sub(self.free_bytes());
+        self.give_back(bytes.saturating_sub(self.free_bytes()));
+    }
+
+    fn give_back(&mut self, mut missing: u64) {
+        if missing == 0 {
+            return;
+        }
         self.each_model(|resident, backend, _, _| {
             if missing > 0 {
                 missing = missing.saturating_sub(resident.give_back(backend, missing)?);
