@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
-use crate::engine::EngineHandle;
+use crate::device::MlxBackend;
+use crate::engine::{self, EngineHandle, EngineSettings};
 use crate::error::Error;
 use crate::hub::{AssetShelf, ModelRoots};
 use crate::rpc::{self, Access, Edge, Health, Listener, Phase};
@@ -30,6 +31,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long a daemon with a dead engine still answers, so that callers and supervisors hear of it.
 const DEATH_GRACE: Duration = Duration::from_secs(1);
+
+/// How long calls on blocking threads, then the engine's thread, may take to end after all is served.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often the engine's thread is looked at meanwhile.
+const END_POLLS: u32 = 200;
 
 /// The exit status of a process that a second signal ended.
 const EXIT_INTERRUPTED: i32 = 130;
@@ -100,27 +107,44 @@ pub struct Bound {
     pub tcp: Option<std::net::SocketAddr>,
 }
 
-/// Runs a daemon in the foreground until a signal ends it. `start_engine` is called once the log runs.
+/// Runs a daemon on MLX in the foreground until a signal ends it.
 ///
 /// # Errors
 /// It could not start, or its engine died.
-pub fn run_with(
-    config: &Config,
-    start_engine: impl FnOnce(&Config, Arc<dyn Clock>) -> Result<EngineHandle, Error>,
-) -> Result<(), DaemonError> {
+pub fn run(config: &Config) -> Result<(), DaemonError> {
     telemetry::start(config.log_format, &config.log_filter).map_err(DaemonError::Log)?;
     let setup = |error: io::Error| DaemonError::Setup(error.to_string());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("edge")
-        .build()
-        .map_err(setup)?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().thread_name("edge").build().map_err(setup)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    runtime.block_on(async {
+    let settings = engine_settings(config);
+    let (engine, thread) =
+        engine::start(settings, Arc::clone(&clock), |settings| MlxBackend::new(settings.memory_budget_bytes))
+            .map_err(DaemonError::Engine)?;
+    let ended = runtime.block_on(async {
         let stop = stop_signal().map_err(setup)?;
-        let engine = start_engine(config, Arc::clone(&clock)).map_err(DaemonError::Engine)?;
         serve(engine, config, clock, stop, |bound| announce(config, bound)).await
-    })
+    });
+    // Whatever still holds the engine goes, and with it the engine's thread: MLX must be through before
+    // the process tears down what it stands on.
+    runtime.shutdown_timeout(END_LIMIT);
+    for _ in 0..END_POLLS {
+        if thread.is_finished() {
+            break;
+        }
+        std::thread::sleep(END_LIMIT / END_POLLS);
+    }
+    ended
+}
+
+fn engine_settings(config: &Config) -> EngineSettings {
+    EngineSettings {
+        memory_budget_bytes: config.memory_budget_bytes,
+        kv_idle_bytes_max: config.kv_idle_bytes_max,
+        prefill_chunk_tokens: config.prefill_chunk_tokens,
+        running_sequences_max: config.limits.running_sequences_max,
+        queue_length_max: config.limits.queue_length_max,
+    }
 }
 
 /// Serves calls with an engine until `stop` is ready and the daemon has drained. `ready` is called when
