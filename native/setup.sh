@@ -45,7 +45,6 @@ check_prerequisites() {
   need make "apt install make (or your distribution's package)"
   need git "apt install git (or your distribution's package)"
   need python3 "apt install python3 python3-venv (or your distribution's package)"
-  need flock "apt install util-linux (or your distribution's package)"
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     die "$(python3 -V) is too old, Python 3.10 or later is needed"
   python3 -c 'import venv, ensurepip' 2>/dev/null ||
@@ -62,17 +61,25 @@ mlx_sys_dir() {
   dirname "${manifest%\"}"
 }
 
+# Locks an open descriptor until this shell closes it; fails at once if it is held, unless told to wait.
+lock() {
+  python3 -c 'import fcntl, sys
+fcntl.flock(int(sys.argv[1]), fcntl.LOCK_EX if sys.argv[2:] else fcntl.LOCK_EX | fcntl.LOCK_NB)' "$@" 2>/dev/null
+}
+
 # Everything that the result depends on, in one short hash.
 cache_key() {
   {
     echo "$flavor $mlx $OPENBLAS $LIBCLANG $triple ${sys##*/}"
     "$cxx" -dumpfullversion -dumpmachine
-    (cd "$native" && find . -path ./bindgen/target -prune -o -type f -print | LC_ALL=C sort | xargs sha256sum)
+    (cd "$native" && sha256sum setup.sh *.c *.cpp *.h bindgen/Cargo.* bindgen/src/*)
   } | sha256sum | cut -c1-12
 }
 
 pip() {
-  "$tmp/venv/bin/python" -m pip --disable-pip-version-check --quiet install --only-binary=:all: "$@" ||
+  local progress=(--quiet)
+  [ ! -t 2 ] || progress=(--progress-bar on)
+  "$tmp/venv/bin/python" -m pip --disable-pip-version-check install "${progress[@]}" --only-binary=:all: "$@" >&2 ||
     die "pip could not install ${*: -1}"
 }
 
@@ -109,43 +116,42 @@ build_blas() {
 symbols() { nm -D "$@" | awk '{ print $NF }' | LC_ALL=C sort -u; }
 
 # mlx-c as a shared library: it names the BLAS before libmlx.so, which fixes the loader's search order for
-# every program that links it.
+# every program that links it. Its files are compiled as one, since nearly all their time goes to MLX's headers.
 build_mlx_c() {
-  mkdir "$tmp/obj"
-  printf '%s\0' "$sys"/src/mlx-c/mlx/c/*.cpp "$native"/linux_compat.cpp |
-    xargs -0 -P"$(nproc)" -I{} sh -c 'exec "$@" -o "$0/$(basename "{}" .cpp).o" -c "{}"' "$tmp/obj" \
-      "$cxx" -std=c++20 -O2 -fPIC -w -include "$native/format_compat.h" -I"$tmp/lib/mlx/include" -I"$sys/src/mlx-c"
-  "$cxx" -shared -Wl,-soname,libmlxc.so -Wl,-rpath,"\$ORIGIN:\$ORIGIN/mlx/lib" -Wl,--no-as-needed \
-    -o "$tmp/lib/libmlxc.so" "$tmp"/obj/*.o -L"$tmp/lib" -L"$tmp/lib/mlx/lib" -lmlxd_blas -lmlx
+  printf '#include "%s"\n' "$sys"/src/mlx-c/mlx/c/*.cpp "$native/linux_compat.cpp" >"$tmp/mlx_c.cpp"
+  "$cxx" -std=c++20 -O2 -fPIC -w -include "$native/format_compat.h" -I"$tmp/lib/mlx/include" -I"$sys/src/mlx-c" \
+    -shared -Wl,-soname,libmlxc.so -Wl,-rpath,"\$ORIGIN:\$ORIGIN/mlx/lib" -Wl,--no-as-needed \
+    -o "$tmp/lib/libmlxc.so" "$tmp/mlx_c.cpp" -L"$tmp/lib" -L"$tmp/lib/mlx/lib" -lmlxd_blas -lmlx ||
+    die "mlx-c did not compile"
 }
 
 build() {
   say "preparing MLX $mlx ($flavor) in $dest: once, about a minute"
   rm -rf "$cache"/native/.build-* # left behind by a killed run; ours is the only one, we hold the lock
   tmp=$(mktemp -d "$cache/native/.build-XXXXXX")
-  trap 'rm -rf "$tmp"' EXIT
-  say "1/3 compiling bindgen while PyPI's wheels come in"
+  trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$tmp"' EXIT
+  say "1/3 fetching MLX, OpenBLAS and libclang from PyPI"
   build_bindgen &
   local bindgen=$!
   fetch_wheels
+  say "2/3 compiling mlx-c and the BLAS shim"
+  build_blas
+  build_mlx_c
+  say "3/3 generating the bindings"
   wait "$bindgen" || die "the bindings generator did not build"
-  say "2/3 generating the bindings, compiling the BLAS shim"
   mkdir "$tmp/out"
   LIBCLANG_PATH=$tmp/clang/clang/native BINDGEN_EXTRA_CLANG_ARGS="-I$("$cc" -print-file-name=include)" \
     "$tmp/bindgen/debug/mlx-bindgen" "$sys/src/mlx-c" "$tmp/out/bindings.rs" || die "bindgen failed"
-  build_blas
-  say "3/3 compiling mlx-c"
-  build_mlx_c
   mkdir -p "$tmp/include/mlx"
   cp -r "$sys/src/mlx-c/mlx/c" "$tmp/include/mlx/c"
-  rm -rf "$tmp"/{venv,clang,openblas,bindgen,obj} "$tmp"/lib/{bin,*.dist-info}
+  rm -rf "$tmp"/{venv,clang,openblas,bindgen,mlx_c.cpp} "$tmp"/lib/{bin,*.dist-info}
   chmod 755 "$tmp"
   mv "$tmp" "$dest"
 }
 
 write_cargo_config() {
   ln -sfn "$dest" "$repo/.cargo/mlx-linux"
-  local config=$repo/.cargo/mlx-linux.toml rpath="-Wl,-rpath,$repo/.cargo/mlx-linux/lib:\$ORIGIN/../lib"
+  local config=$repo/.cargo/mlx-linux.toml rpath="-Wl,-rpath,\$ORIGIN/../lib:$repo/.cargo/mlx-linux/lib"
   local new
   new=$(
     cat <<TOML
@@ -175,10 +181,7 @@ main() {
   if [ ! -d "$dest" ]; then
     mkdir -p "$cache/native"
     exec 9>"$cache/native/.lock"
-    flock --nonblock 9 || {
-      say "another set-up is running, waiting for it"
-      flock 9
-    }
+    lock 9 || { say "another set-up is running, waiting for it" && lock 9 wait; }
     [ -d "$dest" ] || build
     exec 9>&-
   fi

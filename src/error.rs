@@ -20,7 +20,9 @@ pub enum Error {
     #[error("the input is empty")]
     EmptyPrompt,
     /// The input leaves no room in the context.
-    #[error("the input has {prompt_tokens} tokens; the model's context of {context_length} leaves no room for an answer")]
+    #[error(
+        "the input has {prompt_tokens} tokens; the model's context of {context_length} leaves no room for an answer"
+    )]
     ContextOverflow {
         /// Tokens of the input, the session's included.
         prompt_tokens: u32,

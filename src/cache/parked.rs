@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn the_longest_common_prefix_of_the_owner_wins() {
-        let mut parked = parked(&[(0, "a", &[1, 2, 3, 9], 0), (1, "a", &[1, 2, 4], 0), (2, "b", &[1, 2, 3, 4], 0)]);
+        let mut parked =
+            parked(&[(0, "a", &[1, 2, 3, 9], 0), (1, "a", &[1, 2, 4], 0), (2, "b", &[1, 2, 3, 4], 0)]);
         let hit = parked.find(&Principal::from("a"), &[1, 2, 3, 4, 5], at(1));
         assert_eq!(hit, Some(Hit { id: ParkedId(0), tokens: 3 }));
         assert_eq!(parked.find(&Principal::from("c"), &[1, 2, 3], at(1)), None);

@@ -101,7 +101,8 @@ impl Slots {
         if let Some(id) = self.free_slab(capacity) {
             return Grant { slot: self.place(id, owner), open: None };
         }
-        let in_class = self.slabs.values().filter(|slab| slab.capacity == capacity).map(|slab| slab.slots).sum();
+        let in_class =
+            self.slabs.values().filter(|slab| slab.capacity == capacity).map(|slab| slab.slots).sum();
         let affordable = u32::try_from(free_bytes / self.slot_bytes(tokens).max(1)).unwrap_or(u32::MAX);
         let wanted = waiting.max(in_class).clamp(SLAB_SLOTS_MIN, SLAB_SLOTS_MAX);
         let slots = wanted.next_power_of_two().min(affordable).max(1);
@@ -163,9 +164,10 @@ impl Slots {
 
     /// The fullest slab of a class with room, so that others run empty and can be closed.
     fn free_slab(&self, capacity: u32) -> Option<u32> {
-        let with_room = self.slabs.iter().filter(|(_, slab)| {
-            slab.capacity == capacity && slab.owners.len() < slab.slots as usize
-        });
+        let with_room = self
+            .slabs
+            .iter()
+            .filter(|(_, slab)| slab.capacity == capacity && slab.owners.len() < slab.slots as usize);
         with_room.max_by_key(|(_, slab)| slab.owners.len()).map(|(&id, _)| id)
     }
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use mlxd::hub;
 
 use super::failure::Result;
-use super::seam;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,15 +34,16 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
         let bar = ProgressBar::new(0);
         style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
     });
-    seam::convert(&args.gguf, &args.out, args.overwrite, &mut |done_bytes, total_bytes| {
+    let converted = hub::convert(&args.gguf, &args.out, args.overwrite, &mut |done_bytes, total_bytes| {
         if let Some(bar) = &bar {
             bar.set_length(total_bytes);
             bar.set_position(done_bytes);
         }
-    })?;
+    });
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
+    converted.map_err(anyhow::Error::from)?;
     writeln!(io::stdout().lock(), "wrote {}", args.out.display())?;
     Ok(())
 }

@@ -10,7 +10,6 @@ mod generate;
 mod json;
 mod load;
 mod ps;
-mod seam;
 mod serve;
 mod turn;
 

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use mlxd::config::{self, Config, Overrides};
+use mlxd::daemon;
 
 use super::failure::Result;
-use super::seam;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,12 +56,12 @@ enum LogFormat {
 
 /// Runs the daemon until it has drained.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
-    let ServeArgs { config, socket, model_roots, models, listen, token_file, log_format } = args;
+    let ServeArgs { config: config_file, socket, model_roots, models, listen, token_file, log_format } = args;
     let log_format = log_format.map(|format| match format {
-        LogFormat::Text => seam::LogFormat::Text,
-        LogFormat::Json => seam::LogFormat::Json,
+        LogFormat::Text => config::LogFormat::Text,
+        LogFormat::Json => config::LogFormat::Json,
     });
-    let overrides =
-        seam::Overrides { config_file: config, socket, model_roots, models, listen, token_file, log_format };
-    Ok(seam::serve(&overrides)?)
+    let overrides = Overrides { config_file, socket, model_roots, models, listen, token_file, log_format };
+    let config = Config::load(&overrides).map_err(anyhow::Error::from)?;
+    Ok(daemon::run(&config).map_err(anyhow::Error::from)?)
 }

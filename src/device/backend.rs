@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use mlx_rs::transforms::async_eval;
 use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
 
+use crate::backend::{
+    Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, SpanResult,
+    Step,
+};
 use crate::device::batch::Batch;
 use crate::device::ffi::{self, DeviceFact};
 use crate::device::kv::Kv;
 use crate::device::plan::LoadPlan;
 use crate::device::sampler::{self, Drawn};
 use crate::device::weights::{Weights, bytes_of};
-use crate::backend::{
-    Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, SpanResult, Step,
-};
 use crate::error::Error;
 use crate::models::{self, Loading, Model};
 

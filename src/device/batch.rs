@@ -4,8 +4,8 @@
 
 use mlx_rs::Array;
 
-use crate::device::dim;
 use crate::backend::{Span, SpanOutput, Step};
+use crate::device::dim;
 
 /// The tokens of one step, packed.
 #[derive(Debug)]
@@ -93,7 +93,16 @@ impl Group {
         });
         let same = dense && positions.iter().all(|&position| position + 1 == length);
         let mask = (!same).then(|| Self::mask(&slots, &positions, covered, length));
-        Self { slab: spans[0].slot.slab, row, rows: dim(spans.len()), write, slots: covered, length, spread, mask }
+        Self {
+            slab: spans[0].slot.slab,
+            row,
+            rows: dim(spans.len()),
+            write,
+            slots: covered,
+            length,
+            spread,
+            mask,
+        }
     }
 
     /// Each slot sees the positions up to its own; one that does not decode sees the first, so that no

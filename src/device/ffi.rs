@@ -64,7 +64,8 @@ pub(crate) fn mlx_version() -> String {
         let mut text = mlx_sys::mlx_string_new();
         mlx_sys::mlx_version(&raw mut text);
         let data = mlx_sys::mlx_string_data(text);
-        let version = if data.is_null() { String::new() } else { CStr::from_ptr(data).to_string_lossy().into_owned() };
+        let version =
+            if data.is_null() { String::new() } else { CStr::from_ptr(data).to_string_lossy().into_owned() };
         mlx_sys::mlx_string_free(text);
         version
     }

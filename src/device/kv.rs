@@ -12,9 +12,9 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, fast, ops};
 
+use crate::backend::{ParkedId, SlotId};
 use crate::device::batch::{Batch, Chunk, Group, GroupWrite};
 use crate::device::dim;
-use crate::backend::{ParkedId, SlotId};
 
 /// The shape of a model's KV cache.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,10 @@ impl KvShape {
     /// Bytes one token takes in all layers.
     pub(crate) fn bytes_per_token(&self) -> u64 {
         let item: u64 = if self.dtype == Dtype::Float32 { 4 } else { 2 };
-        2 * self.layers as u64 * u64::from(self.kv_heads.unsigned_abs()) * u64::from(self.head_dim.unsigned_abs()) * item
+        2 * self.layers as u64
+            * u64::from(self.kv_heads.unsigned_abs())
+            * u64::from(self.head_dim.unsigned_abs())
+            * item
     }
 }
 
@@ -89,7 +92,8 @@ impl Kv {
     /// Copies the first `tokens` of a parked cache into a slot.
     pub(crate) fn restore(&mut self, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<()> {
         let Some(content) = self.parked.remove(&parked) else { return Ok(()) };
-        let written = self.write_slot(slot, tokens, |layer, _| content[layer].try_index((.., .., ..dim(tokens), ..)));
+        let written =
+            self.write_slot(slot, tokens, |layer, _| content[layer].try_index((.., .., ..dim(tokens), ..)));
         self.parked.insert(parked, content);
         written
     }
@@ -128,14 +132,24 @@ impl Kv {
 
     /// The slabs that a step of this batch changes; they are outputs of the step.
     pub(crate) fn touched(&self, batch: &Batch) -> Vec<&Array> {
-        let slabs: std::collections::BTreeSet<u32> =
-            batch.groups.iter().map(|group| group.slab).chain(batch.chunks.iter().map(|chunk| chunk.slab)).collect();
+        let slabs: std::collections::BTreeSet<u32> = batch
+            .groups
+            .iter()
+            .map(|group| group.slab)
+            .chain(batch.chunks.iter().map(|chunk| chunk.slab))
+            .collect();
         slabs.iter().flat_map(|slab| &self.slabs[slab]).collect()
     }
 
     /// Writes a layer's new keys and values `[tokens, 2 * kv_heads, head_dim]` and attends with its
     /// queries `[tokens, heads, head_dim]`; returns `[tokens, heads * head_dim]`.
-    pub(crate) fn attend(&mut self, layer: usize, batch: &Batch, queries: &Array, new: &Array) -> Result<Array> {
+    pub(crate) fn attend(
+        &mut self,
+        layer: usize,
+        batch: &Batch,
+        queries: &Array,
+        new: &Array,
+    ) -> Result<Array> {
         for group in &batch.groups {
             self.write_group(layer, group, new)?;
         }

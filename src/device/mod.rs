@@ -27,7 +27,10 @@ impl From<mlx_rs::error::IoError> for Error {
 }
 
 /// A size as MLX counts them. Sizes come from checked configs and requests, far below 2^31.
-#[allow(clippy::expect_used, reason = "a larger size is a defect of ours: nothing that large passes the checks at load")]
+#[allow(
+    clippy::expect_used,
+    reason = "a larger size is a defect of ours: nothing that large passes the checks at load"
+)]
 pub(crate) fn dim<N: TryInto<i32>>(size: N) -> i32
 where
     N::Error: std::fmt::Debug,

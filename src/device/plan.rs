@@ -10,8 +10,8 @@ use std::path::Path;
 use mlx_rs::Dtype;
 use serde_json::Value;
 
-use crate::device::weights::Policy;
 use crate::backend::{ComputeDtype, LoadSpec};
+use crate::device::weights::Policy;
 use crate::error::Error;
 use crate::hub::{self, Dtype as Stored};
 use crate::models::{self, ConfigError, Loading, Setup};
@@ -132,7 +132,8 @@ impl Sizes {
 /// Bits of a module's numbers by the config, for the estimate; the load goes by shapes.
 fn bits_of(config: &Value, module: &str) -> u64 {
     let quantization = config.get("quantization").or_else(|| config.get("quantization_config"));
-    let bits = |value: &Value| value.get("bits").and_then(Value::as_u64).filter(|bits| (2..=8).contains(bits));
+    let bits =
+        |value: &Value| value.get("bits").and_then(Value::as_u64).filter(|bits| (2..=8).contains(bits));
     let own = quantization.and_then(|q| q.get(module)).and_then(bits);
     own.or_else(|| quantization.and_then(bits)).unwrap_or(4)
 }

@@ -10,8 +10,8 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use mlx_rs::{Array, Dtype, ops};
 
-use crate::device::dim;
 use crate::backend::{Sample, SpanOutput, SpanResult, Step, TokenLogprobs};
+use crate::device::dim;
 
 /// Above this `top_k`, sorting everything costs no more than cutting first.
 const CUT_MAX: u32 = 1024;
@@ -87,9 +87,12 @@ fn rows(step: &Step, vocabulary: u32) -> Vec<Row<'_>> {
                 given: 0,
                 top: sample.top_logprobs,
             }),
-            SpanOutput::Score { next, top, .. } => rows.extend(
-                next.iter().map(|&given| Row { way: Way::Given, sample: None, given, top: Some(*top) }),
-            ),
+            SpanOutput::Score { next, top, .. } => rows.extend(next.iter().map(|&given| Row {
+                way: Way::Given,
+                sample: None,
+                given,
+                top: Some(*top),
+            })),
         }
     }
     rows
@@ -220,9 +223,12 @@ fn draw_sorted(group: &[&Row<'_>], logits: &Array, n: i32) -> Result<Array> {
     let below = sorted.subtract(&best)?;
     let kept = sorted.ge(last)?.logical_and(below.ge(values(group, min_p_floor))?)?;
     let ranks: Vec<i32> = (0..n).collect();
-    let limits: Vec<i32> =
-        group.iter().map(|row| row.sample.map_or(0, |s| if s.top_k > 0 { dim(s.top_k) } else { n })).collect();
-    let ranked = Array::from_slice(&ranks, &[1, n]).lt(Array::from_slice(&limits, &[dim(limits.len()), 1]))?;
+    let limits: Vec<i32> = group
+        .iter()
+        .map(|row| row.sample.map_or(0, |s| if s.top_k > 0 { dim(s.top_k) } else { n }))
+        .collect();
+    let ranked =
+        Array::from_slice(&ranks, &[1, n]).lt(Array::from_slice(&limits, &[dim(limits.len()), 1]))?;
     let weights = below.divide(values(group, |sample| sample.temperature))?.exp()?;
     let weights = ops::select(kept.logical_and(ranked)?, weights, Array::from_f32(0.0))?;
     let place = invert(&weights, &values(group, |sample| sample.uniform))?;
@@ -263,7 +269,8 @@ impl Drawn {
         let mut rows: Vec<Option<(u32, Option<TokenLogprobs>)>> = vec![None; finite.len()];
         for group in &self.groups {
             let tokens = group.tokens.to_vec_exact::<i32>().map_err(text)?;
-            let logprobs = group.logprobs.as_ref().map(|logprobs| logprobs.read(&tokens)).transpose().map_err(text)?;
+            let logprobs =
+                group.logprobs.as_ref().map(|logprobs| logprobs.read(&tokens)).transpose().map_err(text)?;
             for (index, &row) in group.rows.iter().enumerate() {
                 let logprobs = logprobs.as_ref().map(|logprobs| logprobs[index].clone());
                 rows[row] = Some((tokens[index].unsigned_abs(), logprobs));
@@ -275,14 +282,18 @@ impl Drawn {
 }
 
 impl LogprobArrays {
-    fn read(&self, tokens: &[i32]) -> std::result::Result<Vec<TokenLogprobs>, mlx_rs::error::ConversionError> {
+    fn read(
+        &self,
+        tokens: &[i32],
+    ) -> std::result::Result<Vec<TokenLogprobs>, mlx_rs::error::ConversionError> {
         let chosen = self.chosen.to_vec_exact::<f32>()?;
         let (ids, values, n) = match &self.top {
             Some((ids, values, n)) => (ids.to_vec_exact::<i32>()?, values.to_vec_exact::<f32>()?, *n),
             None => (vec![], vec![], 0),
         };
         let entry = |(row, (&token, &chosen)): (usize, (&i32, &f32))| {
-            let top = (row * n..(row + 1) * n).map(|place| (ids[place].unsigned_abs(), values[place])).collect();
+            let top =
+                (row * n..(row + 1) * n).map(|place| (ids[place].unsigned_abs(), values[place])).collect();
             TokenLogprobs { chosen: (token.unsigned_abs(), chosen), top }
         };
         Ok(tokens.iter().zip(&chosen).enumerate().map(entry).collect())

@@ -106,7 +106,9 @@ impl Weights {
         }
         let biases = self.remove(&format!("{prefix}.biases"))?;
         if scales.shape() != [out, groups] || biases.shape() != scales.shape() {
-            return Err(self.invalid(format!("{prefix}: scales and biases must have shape [{out}, {groups}]")));
+            return Err(
+                self.invalid(format!("{prefix}: scales and biases must have shape [{out}, {groups}]"))
+            );
         }
         self.parameters += u64::from(out.unsigned_abs()) * u64::from(columns.unsigned_abs());
         let quantized = Quantized {
@@ -123,7 +125,13 @@ impl Weights {
     }
 
     /// Takes a linear layer, with a bias if the architecture has one there.
-    pub(crate) fn linear(&mut self, prefix: &str, out: i32, columns: i32, bias: bool) -> Result<Linear, Error> {
+    pub(crate) fn linear(
+        &mut self,
+        prefix: &str,
+        out: i32,
+        columns: i32,
+        bias: bool,
+    ) -> Result<Linear, Error> {
         let weight = self.matrix(prefix, out, columns)?;
         let bias = if bias { Some(self.floats(&format!("{prefix}.bias"), &[out])?) } else { None };
         Ok(Linear::new(weight, bias))
@@ -137,7 +145,8 @@ impl Weights {
         columns: i32,
         bias: bool,
     ) -> Result<Fused, Error> {
-        let parts = parts.iter().map(|(name, out)| self.linear(&format!("{prefix}.{name}"), *out, columns, bias));
+        let parts =
+            parts.iter().map(|(name, out)| self.linear(&format!("{prefix}.{name}"), *out, columns, bias));
         Ok(Fused::new(parts.collect::<Result<_, _>>()?)?)
     }
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backend::{Backend, LoadSpec};
 use super::counters::Counters;
 use super::load::Load;
 use super::resident::{Allowance, Resident};
 use super::sequence::Sequence;
 use super::work::{Command, EngineStats, Fit, LoadEvent};
+use crate::backend::{Backend, LoadSpec};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
@@ -49,7 +49,12 @@ pub(super) struct Engine<B: Backend> {
 }
 
 impl<B: Backend> Engine<B> {
-    pub(super) fn new(backend: B, clock: Arc<dyn Clock>, settings: EngineSettings, budget_bytes: u64) -> Self {
+    pub(super) fn new(
+        backend: B,
+        clock: Arc<dyn Clock>,
+        settings: EngineSettings,
+        budget_bytes: u64,
+    ) -> Self {
         Self {
             backend,
             clock,
@@ -130,7 +135,8 @@ impl<B: Backend> Engine<B> {
 
     /// Bytes of the budget that nobody uses or was promised.
     pub(super) fn free_bytes(&self) -> u64 {
-        let used: u64 = self.models.values().map(|resident| resident.bytes() + resident.promised_bytes()).sum();
+        let used: u64 =
+            self.models.values().map(|resident| resident.bytes() + resident.promised_bytes()).sum();
         self.budget_bytes.saturating_sub(used + self.loading_bytes())
     }
 
@@ -163,7 +169,10 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Does something with every model; one that fails is lost.
-    fn each_model(&mut self, mut act: impl FnMut(&mut Resident, &mut B, &mut Counters, Moment) -> Result<(), Error>) {
+    fn each_model(
+        &mut self,
+        mut act: impl FnMut(&mut Resident, &mut B, &mut Counters, Moment) -> Result<(), Error>,
+    ) {
         let now = self.clock.now();
         let mut lost = Vec::new();
         for (name, resident) in &mut self.models {

@@ -1,7 +1,7 @@
 //! Counts since the engine's start.
 
-use crate::backend::SpanResult;
 use super::work::Finish;
+use crate::backend::SpanResult;
 use crate::error::Error;
 
 #[derive(Clone, Debug, Default)]

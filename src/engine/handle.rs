@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::work::{
-    Command, EngineStats, Fit, GenerateWork, LoadEvent, ScoreWork,
-};
+use super::work::{Command, EngineStats, Fit, GenerateWork, LoadEvent, ScoreWork};
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};

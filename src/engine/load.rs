@@ -3,10 +3,10 @@
 
 use tokio::sync::mpsc;
 
-use crate::backend::{Backend, LoadSpec, LoadStep, ModelId, ModelShape, SlotId, Span, SpanOutput, Step};
 use super::core::Engine;
 use super::resident::Resident;
 use super::work::LoadEvent;
+use crate::backend::{Backend, LoadSpec, LoadStep, ModelId, ModelShape, SlotId, Span, SpanOutput, Step};
 use crate::error::Error;
 
 /// A load that waits or runs.

@@ -3,11 +3,15 @@
 
 mod core;
 mod counters;
+#[cfg(test)]
+mod fake;
 mod handle;
 mod load;
 mod resident;
 mod sampling;
 mod sequence;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod work;
 
@@ -15,8 +19,8 @@ pub use core::EngineSettings;
 pub use handle::EngineHandle;
 pub use thread::start;
 pub use work::{
-    Command, Delta, EVENTS_BUFFERED_MAX, EngineStats, Finish, Fit, GenerateEvent,
-    GenerateWork, Generated, LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored,     Stopping, WorkOrigin,
+    Command, Delta, EVENTS_BUFFERED_MAX, EngineStats, Finish, Fit, GenerateEvent, GenerateWork, Generated,
+    LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored, Stopping, WorkOrigin,
 };
 
 // The edge names these too, but needs nothing else of a backend.

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::backend::{Backend, LoadSpec, ModelId, ModelShape, SlotId, Span, Step};
 use super::counters::Counters;
 use super::sequence::Sequence;
 use super::work::{Finish, ResidentModel};
+use crate::backend::{Backend, LoadSpec, ModelId, ModelShape, SlotId, Span, Step};
 use crate::cache::{Parked, Slots};
 use crate::clock::Moment;
 use crate::error::Error;
@@ -92,7 +92,10 @@ impl Resident {
 
     /// Bytes that its running sequences may still come to need.
     pub(super) fn promised_bytes(&self) -> u64 {
-        self.running.values().map(|sequence| self.growth_bytes(sequence.tokens_max(), self.held_tokens(sequence))).sum()
+        self.running
+            .values()
+            .map(|sequence| self.growth_bytes(sequence.tokens_max(), self.held_tokens(sequence)))
+            .sum()
     }
 
     /// Bytes that could be dropped without harm: parked caches and empty slabs.
@@ -139,7 +142,9 @@ impl Resident {
         mut ended: Vec<(u64, Result<Finish, Error>)>,
         now: Moment,
     ) -> Result<(), Error> {
-        ended.sort_by_key(|(id, _)| std::cmp::Reverse(self.running.get(id).and_then(|sequence| sequence.slot)));
+        ended.sort_by_key(|(id, _)| {
+            std::cmp::Reverse(self.running.get(id).and_then(|sequence| sequence.slot))
+        });
         for (id, outcome) in ended {
             let Some(sequence) = self.running.remove(&id) else { continue };
             counters.ended(&outcome);
@@ -234,7 +239,8 @@ impl Resident {
             let alone = growth + self.slots.slot_bytes(tokens);
             if alone > allowance.kv_bytes_max {
                 let Some(refused) = self.queue.pop() else { break };
-                let error = Error::KvTooLarge { needed_bytes: alone, available_bytes: allowance.kv_bytes_max };
+                let error =
+                    Error::KvTooLarge { needed_bytes: alone, available_bytes: allowance.kv_bytes_max };
                 counters.ended(&Err(error.clone()));
                 refused.end(Err(error), now);
                 continue;

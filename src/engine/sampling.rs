@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::{LogitEdit, Sample};
 use super::work::{Penalty, Sampling};
+use crate::backend::{LogitEdit, Sample};
 
 /// How the token at position `tokens.len()` is drawn, after `tokens`.
 pub(super) fn sample_at(sampling: &Sampling, top_logprobs: Option<u32>, tokens: &[u32]) -> Sample {

@@ -4,11 +4,11 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backend::{SlotId, SpanOutput, SpanResult, TokenLogprobs};
 use super::sampling::sample_at;
 use super::work::{
     Delta, Finish, GenerateEvent, GenerateWork, Generated, Sampling, ScoreWork, Scored, Stopping, WorkOrigin,
 };
+use crate::backend::{SlotId, SpanOutput, SpanResult, TokenLogprobs};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::text::{Detokenizer, StopMatcher};
@@ -148,9 +148,11 @@ impl Sequence {
         let end = self.computed + tokens;
         match &self.output {
             Output::Generate(_) if (end as usize) < self.tokens.len() => SpanOutput::None,
-            Output::Generate(generation) => {
-                SpanOutput::Sample(Box::new(sample_at(&generation.sampling, generation.top_logprobs, &self.tokens)))
-            }
+            Output::Generate(generation) => SpanOutput::Sample(Box::new(sample_at(
+                &generation.sampling,
+                generation.top_logprobs,
+                &self.tokens,
+            ))),
             Output::Score(scoring) => {
                 // The logits at position p are about the token at p + 1.
                 let from = self.computed.max(scoring.from.saturating_sub(1));
@@ -169,14 +171,20 @@ impl Sequence {
         match &mut self.output {
             Output::Generate(generation) => {
                 let queue_time = now - self.origin.arrived;
-                let _ = generation.events.try_send(GenerateEvent::Started { cached_tokens: cached, queue_time });
+                let _ =
+                    generation.events.try_send(GenerateEvent::Started { cached_tokens: cached, queue_time });
             }
             Output::Score(scoring) => scoring.cached = cached,
         }
     }
 
     /// Takes the result of the span of `tokens` tokens. Some if the sequence is at its end.
-    pub(super) fn commit(&mut self, tokens: u32, result: SpanResult, now: Moment) -> Option<Result<Finish, Error>> {
+    pub(super) fn commit(
+        &mut self,
+        tokens: u32,
+        result: SpanResult,
+        now: Moment,
+    ) -> Option<Result<Finish, Error>> {
         self.computed += tokens;
         match (&mut self.output, result) {
             (_, SpanResult::NotFinite) => return Some(Err(Error::NonFiniteLogits)),
@@ -188,7 +196,9 @@ impl Sequence {
             (Output::Generate(generation), _) => {
                 let _ = generation.events.try_send(GenerateEvent::Progress { done_tokens: self.computed });
             }
-            (Output::Score(scoring), SpanResult::Scores(scores)) => scoring.scores.extend(scores.into_iter().map(Some)),
+            (Output::Score(scoring), SpanResult::Scores(scores)) => {
+                scoring.scores.extend(scores.into_iter().map(Some))
+            }
             (Output::Score(_), _) => {}
         }
         let scored = matches!(self.output, Output::Score(_)) && self.pending() == 0;
@@ -215,7 +225,13 @@ impl Sequence {
 }
 
 impl Generation {
-    fn take(&mut self, token: u32, logprobs: Option<TokenLogprobs>, generated: u32, now: Moment) -> Option<Finish> {
+    fn take(
+        &mut self,
+        token: u32,
+        logprobs: Option<TokenLogprobs>,
+        generated: u32,
+        now: Moment,
+    ) -> Option<Finish> {
         self.times = Some(self.times.map_or((now, now), |(first, _)| (first, now)));
         self.pending.tokens.push(token);
         self.pending.logprobs.extend(logprobs);

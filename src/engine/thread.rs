@@ -6,10 +6,10 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::backend::Backend;
 use super::core::{Engine, EngineSettings};
 use super::handle::EngineHandle;
 use super::work::Command;
+use crate::backend::Backend;
 use crate::backend::DeviceInfo;
 use crate::clock::Clock;
 use crate::error::Error;

@@ -5,6 +5,7 @@
 
 mod assets;
 mod config;
+mod convert;
 mod error;
 mod facts;
 mod inspect;
@@ -12,6 +13,7 @@ mod resolve;
 
 pub use assets::{AssetShelf, ModelAssets};
 pub use config::{config_f64, read_config, read_generation_config};
+pub use convert::{Converted, convert};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
 pub use inspect::{TensorInfo, WeightFile, Weights, inspect};

@@ -49,7 +49,8 @@ fn default_true() -> bool {
 
 impl Config {
     fn parse(config: &Value) -> Result<Self, ConfigError> {
-        let parsed = Self::deserialize(config).map_err(|error| ConfigError::Invalid(format!("config.json: {error}")))?;
+        let parsed = Self::deserialize(config)
+            .map_err(|error| ConfigError::Invalid(format!("config.json: {error}")))?;
         parsed.check()?;
         Ok(parsed)
     }
@@ -61,13 +62,19 @@ impl Config {
             return Err(ConfigError::Invalid("config.json: a size is not between 1 and 2^24".into()));
         }
         if !(1..=1024).contains(&self.num_hidden_layers) || !(1..=4096).contains(&self.head_dim()) {
-            return Err(ConfigError::Invalid("config.json: num_hidden_layers or head_dim is out of range".into()));
+            return Err(ConfigError::Invalid(
+                "config.json: num_hidden_layers or head_dim is out of range".into(),
+            ));
         }
         if heads % kv_heads != 0 {
-            return Err(ConfigError::Invalid(format!("config.json: {heads} heads do not share {kv_heads} key heads")));
+            return Err(ConfigError::Invalid(format!(
+                "config.json: {heads} heads do not share {kv_heads} key heads"
+            )));
         }
         if self.rope_theta <= 0.0 || !self.rope_theta.is_finite() || self.rms_norm_eps < 0.0 {
-            return Err(ConfigError::Invalid("config.json: rope_theta or rms_norm_eps is out of range".into()));
+            return Err(ConfigError::Invalid(
+                "config.json: rope_theta or rms_norm_eps is out of range".into(),
+            ));
         }
         if let Some(other) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
             return Err(ConfigError::Unsupported(format!("hidden_act {other:?}")));
@@ -133,7 +140,8 @@ impl Layer {
     fn load(config: &Config, index: usize, weights: &mut Weights) -> Result<Self, Error> {
         let prefix = format!("model.layers.{index}");
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = *config;
-        let (queries, keys) = (config.num_attention_heads * config.head_dim(), config.kv_heads() * config.head_dim());
+        let (queries, keys) =
+            (config.num_attention_heads * config.head_dim(), config.kv_heads() * config.head_dim());
         let attention = format!("{prefix}.self_attn");
         let layer = Self {
             input_norm: weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?,
@@ -170,7 +178,9 @@ impl Loading for Loader {
     fn next(&mut self, weights: &mut Weights) -> Result<Option<Box<dyn Model>>, Error> {
         let Config { hidden_size, vocab_size, tie_word_embeddings: tied, rms_norm_eps, .. } = self.config;
         let Some(embedding) = &self.embedding else {
-            weights.discard(|name| name.contains("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head.")));
+            weights.discard(|name| {
+                name.contains("rotary_emb.inv_freq") || (tied && name.starts_with("lm_head."))
+            });
             let embedding = weights.matrix("model.embed_tokens", vocab_size, hidden_size)?;
             eval(embedding.arrays())?;
             self.embedding = Some(embedding);

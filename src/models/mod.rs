@@ -54,7 +54,8 @@ struct Architecture {
     open: fn(&Value, Setup) -> Result<Box<dyn Loading>, ConfigError>,
 }
 
-const ARCHITECTURES: &[Architecture] = &[Architecture { model_types: &["llama", "mistral"], open: llama::open }];
+const ARCHITECTURES: &[Architecture] =
+    &[Architecture { model_types: &["llama", "mistral"], open: llama::open }];
 
 /// The values of `model_type` that can be loaded.
 pub(crate) fn model_types() -> Vec<&'static str> {

@@ -56,8 +56,9 @@ impl Scheduler {
     /// The clients with something to prefill, the one after the last served first.
     fn order(&self, prefilling: &[&Runnable<'_>]) -> Vec<ClientId> {
         let clients: BTreeSet<&ClientId> = prefilling.iter().map(|run| run.client).collect();
-        let (before, after): (Vec<&ClientId>, Vec<&ClientId>) =
-            clients.into_iter().partition(|client| self.served.as_ref().is_some_and(|served| *client <= served));
+        let (before, after): (Vec<&ClientId>, Vec<&ClientId>) = clients
+            .into_iter()
+            .partition(|client| self.served.as_ref().is_some_and(|served| *client <= served));
         after.into_iter().chain(before).cloned().collect()
     }
 }

@@ -66,7 +66,8 @@ impl<T> Queue<T> {
     }
 
     fn next_client(&self) -> Option<&ClientId> {
-        let after = self.served.as_ref().and_then(|served| self.waiting.keys().find(|client| *client > served));
+        let after =
+            self.served.as_ref().and_then(|served| self.waiting.keys().find(|client| *client > served));
         after.or_else(|| self.waiting.keys().next())
     }
 }

@@ -41,15 +41,13 @@ impl Detokenizer {
 
     /// Ends the stream and returns what was held back. An unfinished character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
-        let unfinished = !self.partial.is_empty();
+        let text = if self.partial.is_empty() {
+            String::new()
+        } else {
+            self.strip(char::REPLACEMENT_CHARACTER.to_string())
+        };
         self.partial.clear();
-        let mut text =
-            if unfinished { self.strip(char::REPLACEMENT_CHARACTER.to_string()) } else { String::new() };
-        // More trailing characters may be held than the decoder strips.
-        if let Some(strip) = self.tokenizer.strip() {
-            let kept = self.held.saturating_sub(strip.stop);
-            text.extend(std::iter::repeat_n(strip.content, kept));
-        }
+        // What is held now are trailing characters that the decoder strips.
         self.held = 0;
         text
     }

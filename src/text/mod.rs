@@ -6,6 +6,7 @@
 mod detokenizer;
 mod error;
 mod files;
+mod json;
 mod pieces;
 mod python;
 mod special;

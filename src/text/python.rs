@@ -1,7 +1,13 @@
-//! Values as Python prints them: what templates written for Jinja2 rely on.
+//! Values as Python prints them (`str`, `repr`): what templates written for Jinja2 rely on. A prompt that differs in one space is another prompt.
 
-use minijinja::value::Value as Jinja;
+use std::fmt::Write as _;
+
+use minijinja::value::{Tuple, Value as Jinja, ValueKind};
+use minijinja::{Error, ErrorKind};
 use serde_json::Value;
+
+/// Values nested deeper are refused: printing recurses. Python stops near 1,000.
+pub(super) const DEPTH_MAX: usize = 128;
 
 /// A JSON value as a template sees it.
 pub(super) fn from_json(value: &Value) -> Jinja {
@@ -15,14 +21,122 @@ pub(super) fn from_json(value: &Value) -> Jinja {
         },
         Value::String(text) => Jinja::from(text.as_str()),
         Value::Array(values) => values.iter().map(from_json).collect(),
-        Value::Object(map) => map.iter().map(|(key, value)| (key.as_str(), from_json(value))).collect(),
+        Value::Object(map) => {
+            Jinja::from_pairs(map.iter().map(|(key, value)| (key.as_str(), from_json(value))))
+        }
     }
 }
 
-pub(super) fn str(value: &Jinja) -> String {
-    value.to_string()
+/// Python's `str(value)`; nothing for what is undefined.
+pub(super) fn str(value: &Jinja) -> Result<String, Error> {
+    let mut out = String::new();
+    match value.kind() {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            repr(value, 0, &mut out)?;
+        }
+        _ => out = value.to_string(),
+    }
+    Ok(out)
 }
 
-pub(super) fn tojson(value: &Jinja) -> String {
-    value.to_string()
+/// Python's `repr(value)`.
+fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
+    check_depth(depth)?;
+    match value.kind() {
+        ValueKind::String => quote(value.as_str().unwrap_or_default(), out),
+        ValueKind::Number => out.push_str(&number(value, ["inf", "-inf", "nan"])),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let tuple = value.downcast_object_ref::<Tuple>().is_some();
+            out.push(if tuple { '(' } else { '[' });
+            let mut count = 0;
+            for item in value.try_iter()? {
+                if count > 0 {
+                    out.push_str(", ");
+                }
+                repr(&item, depth + 1, out)?;
+                count += 1;
+            }
+            out.push_str(if !tuple {
+                "]"
+            } else if count == 1 {
+                ",)"
+            } else {
+                ")"
+            });
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (index, key) in value.try_iter()?.enumerate() {
+                if index > 0 {
+                    out.push_str(", ");
+                }
+                repr(&key, depth + 1, out)?;
+                out.push_str(": ");
+                repr(&value.get_item(&key)?, depth + 1, out)?;
+            }
+            out.push('}');
+        }
+        _ => write!(out, "{value}").map_err(Error::from)?,
+    }
+    Ok(())
+}
+
+/// A text as a Python literal: single quotes unless only those occur in it.
+fn quote(text: &str, out: &mut String) {
+    let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(mark);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == mark => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&escape(c)),
+            c => out.push(c),
+        }
+    }
+    out.push(mark);
+}
+
+fn escape(c: char) -> String {
+    format!("\\x{:02x}", u32::from(c))
+}
+
+/// A number; `special` names the infinities and what is no number.
+pub(super) fn number(value: &Jinja, special: [&str; 3]) -> String {
+    if value.is_integer() {
+        return value.to_string();
+    }
+    let Ok(float) = f64::try_from(value.clone()) else { return value.to_string() };
+    if float.is_nan() {
+        return special[2].to_owned();
+    }
+    if float.is_infinite() {
+        return special[usize::from(float < 0.0)].to_owned();
+    }
+    // Python turns to exponents below 1e-4 and from 1e16 on; both print the shortest digits that read
+    // back the same.
+    let scientific = format!("{float:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if (-4..16).contains(&exponent) || float == 0.0 {
+        let plain = float.to_string();
+        return if plain.contains('.') { plain } else { plain + ".0" };
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+/// Refuses what is nested too deep.
+pub(super) fn check_depth(depth: usize) -> Result<(), Error> {
+    if depth > DEPTH_MAX {
+        Err(refuse(&format!("a value is nested deeper than {DEPTH_MAX}")))
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) fn refuse(why: &str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, why.to_owned())
 }

@@ -14,29 +14,42 @@ use super::{TextError, Tokenizer};
 
 /// Special tokens by name, as chat templates see them.
 #[derive(Debug, Default)]
-pub(super) struct SpecialTokens(BTreeMap<String, String>);
+pub(super) struct SpecialTokens {
+    tokens: BTreeMap<String, String>,
+    /// Whether `bos_token` and `eos_token` go around every text; `None` leaves that to `tokenizer.json`.
+    /// transformers 5 replaces the file's rule where the config has either flag.
+    pub(super) around: Option<(bool, bool)>,
+}
 
 impl SpecialTokens {
     pub(super) fn load(folder: &Path) -> Result<Self, TextError> {
         let mut tokens = BTreeMap::new();
+        let mut around = None;
         for file in ["special_tokens_map.json", "tokenizer_config.json"] {
             let Some(Value::Object(config)) = read_json(&folder.join(file))? else { continue };
-            for (name, value) in config.into_iter().filter(|(name, _)| name.ends_with("_token")) {
+            let flag = |name: &str| config.get(name).map(|flag| flag.as_bool().unwrap_or(false));
+            let flags = (flag("add_bos_token"), flag("add_eos_token"));
+            if flags.0.or(flags.1).is_some() {
+                around = Some((flags.0.unwrap_or(false), flags.1.unwrap_or(false)));
+            }
+            for (name, value) in
+                config.into_iter().filter(|(name, _)| name.ends_with("_token") && !name.starts_with("add_"))
+            {
                 match content(&value) {
                     Some(text) => tokens.insert(name, text.to_owned()),
                     None => tokens.remove(&name),
                 };
             }
         }
-        Ok(Self(tokens))
+        Ok(Self { tokens, around })
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.tokens.get(name).map(String::as_str)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+        self.tokens.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 }
 

@@ -1,29 +1,33 @@
 //! Hugging Face chat templates: a conversation in, the prompt's text out.
 //!
 //! Templates are Jinja2 written against transformers' `apply_chat_template`: its whitespace options,
-//! functions and variables are set up here, Python's ways of printing in `python`. A render has a
-//! budget, so neither a template nor a conversation can make it run or grow without end.
+//! functions and variables are set up here, Python's ways of printing in `python` and
+//! `json`. A render has a budget, so neither a template nor a conversation can make it run or grow
+//! without end.
 
+use std::error::Error as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value as Jinja;
+use minijinja::value::{Value as Jinja, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use regex::{Captures, Regex};
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, UtcOffset};
 
 use super::files::{read, read_json};
-use super::{TextError, Tokenizer, python};
+use super::{TextError, Tokenizer, json, python};
 
-/// Instructions a render may execute, where 64 bytes of text count as one. Real templates take some 100
-/// a message; this is a few seconds of work and at most 3 GB, never reached but by a loop gone wild.
-const FUEL: u64 = 50_000_000;
+/// Instructions a render may execute, where 64 bytes of text count as one (minijinja's fuel). Real
+/// templates take some hundreds for a message; this is about a second of work and at most 1 GB.
+const FUEL: u64 = 16_000_000;
 
-/// The name under which the environment keeps the template.
-const CHAT: &str = "chat";
+/// The name of a model's template where it has several, or its only one.
+const DEFAULT: &str = "default";
+/// Names of a message's reasoning, the first that is there counts (transformers).
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// The template for conversations with tools, where a model has a separate one.
 const TOOL_USE: &str = "tool_use";
 
@@ -54,9 +58,9 @@ pub struct Conversation<'a> {
 }
 
 impl ChatTemplate {
-    /// Reads a model's template: `chat_template.jinja`, else `chat_template.json`, else the
-    /// `chat_template` of `tokenizer_config.json` (a text, or a list of named ones). `None` where the
-    /// model has none.
+    /// Reads a model's template: `chat_template.jinja`, else the `chat_template` of
+    /// `tokenizer_config.json` (a text, or a list of named ones), else that of `chat_template.json`.
+    /// `None` where the model has none.
     ///
     /// # Errors
     /// A file is unreadable or damaged, or the template is not Jinja.
@@ -65,14 +69,12 @@ impl ChatTemplate {
         let path = folder.join(file);
         let mut environment = environment();
         let mut uses_tools = false;
-        let mut has_chat = false;
+        let mut has_default = false;
         for (name, source) in sources {
-            let name = match name.as_str() {
-                "default" => CHAT,
-                TOOL_USE => TOOL_USE,
-                _ => continue,
-            };
-            has_chat |= name == CHAT;
+            if name != DEFAULT && name != TOOL_USE {
+                continue;
+            }
+            has_default |= name == DEFAULT;
             uses_tools |= name == TOOL_USE || source.contains("tools");
             environment.add_template_owned(name, without_generation_tags(&source)).map_err(|error| {
                 TextError::Invalid {
@@ -81,7 +83,7 @@ impl ChatTemplate {
                 }
             })?;
         }
-        if !has_chat {
+        if !has_default {
             return Err(TextError::Invalid { path, why: "no chat template named default".to_owned() });
         }
         let special_tokens =
@@ -95,28 +97,26 @@ impl ChatTemplate {
     /// The template refused the conversation (`raise_exception`), failed on it, or used up its budget.
     pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TextError> {
         let Conversation { messages, tools, arguments, add_generation_prompt, now } = *conversation;
-        let list = |values: &[Value]| values.iter().map(python::from_json).collect::<Jinja>();
-        let none_or = |values: &[Value]| if values.is_empty() { Jinja::from(()) } else { list(values) };
+        let tool_list: Jinja =
+            if tools.is_empty() { Jinja::from(()) } else { tools.iter().map(python::from_json).collect() };
         let special =
             self.0.special_tokens.iter().map(|(name, text)| (name.clone(), Jinja::from(text.clone())));
         let further = arguments.iter().map(|(name, value)| (name.clone(), python::from_json(value)));
         let strftime_now = Jinja::from_function(move |format: &str| strftime(now, format));
         let fixed = [
-            ("messages", list(messages)),
-            ("tools", none_or(tools)),
+            ("messages", messages.iter().map(message).collect()),
+            ("tools", tool_list),
             ("add_generation_prompt", Jinja::from(add_generation_prompt)),
             ("strftime_now", strftime_now),
         ];
+        let fixed = fixed.map(|(name, value)| (name.to_owned(), value));
         // Of equal names the last one holds.
-        let context: Jinja = std::iter::once(("documents".to_owned(), Jinja::from(())))
-            .chain(special)
-            .chain(further)
-            .chain(fixed.map(|(name, value)| (name.to_owned(), value)))
-            .collect();
+        let documents = std::iter::once(("documents".to_owned(), Jinja::from(())));
+        let context = Jinja::from_pairs(documents.chain(special).chain(further).chain(fixed));
         let template = (!tools.is_empty())
             .then(|| self.0.environment.get_template(TOOL_USE).ok())
             .flatten()
-            .map_or_else(|| self.0.environment.get_template(CHAT), Ok);
+            .map_or_else(|| self.0.environment.get_template(DEFAULT), Ok);
         template
             .and_then(|template| template.render(context))
             .map_err(|error| TextError::Render(explain(&error)))
@@ -129,22 +129,24 @@ impl ChatTemplate {
     }
 }
 
-/// Templates by name, and the file they are from.
-fn sources(folder: &Path) -> Result<Option<(&'static str, Vec<(String, String)>)>, TextError> {
+/// A template's name and its text.
+type Source = (String, String);
+
+/// A model's templates, and the file they are from.
+fn sources(folder: &Path) -> Result<Option<(&'static str, Vec<Source>)>, TextError> {
     let file = "chat_template.jinja";
-    let path = folder.join(file);
-    if let Some(bytes) = read(&path)? {
-        let why = "the chat template is not UTF-8".to_owned();
-        let source = String::from_utf8(bytes).map_err(|_| TextError::Invalid { path, why })?;
-        return Ok(Some((file, vec![("default".to_owned(), source)])));
+    if let Some(source) = read_text(&folder.join(file))? {
+        let tool_use = read_text(&folder.join("additional_chat_templates/tool_use.jinja"))?;
+        let named = tool_use.map(|source| (TOOL_USE.to_owned(), source));
+        return Ok(Some((file, std::iter::once((DEFAULT.to_owned(), source)).chain(named).collect())));
     }
-    for file in ["chat_template.json", "tokenizer_config.json"] {
+    for file in ["tokenizer_config.json", "chat_template.json"] {
         let path = folder.join(file);
         let Some(config) = read_json(&path)? else { continue };
         match config.get("chat_template") {
             None | Some(Value::Null) => {}
             Some(Value::String(source)) => {
-                return Ok(Some((file, vec![("default".to_owned(), source.clone())])));
+                return Ok(Some((file, vec![(DEFAULT.to_owned(), source.clone())])));
             }
             Some(Value::Array(list)) => return Ok(Some((file, list.iter().filter_map(named).collect()))),
             Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
@@ -156,7 +158,25 @@ fn sources(folder: &Path) -> Result<Option<(&'static str, Vec<(String, String)>)
     Ok(None)
 }
 
-fn named(entry: &Value) -> Option<(String, String)> {
+fn read_text(path: &Path) -> Result<Option<String>, TextError> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let why = "the chat template is not UTF-8".to_owned();
+    String::from_utf8(bytes).map(Some).map_err(|_| TextError::Invalid { path: path.to_owned(), why })
+}
+
+/// A message as transformers 5 passes it: without its null fields, which many templates would print, and
+/// with its reasoning under each of the names templates use for it.
+fn message(message: &Value) -> Jinja {
+    let Value::Object(fields) = message else { return python::from_json(message) };
+    let present = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
+    let reasoning = REASONING.iter().find(|name| present(name)).map(|name| python::from_json(&fields[*name]));
+    let thinking = reasoning.clone().filter(|_| !present("thinking")).map(|text| ("thinking", text));
+    let fields = fields.iter().filter(|(_, value)| !value.is_null());
+    let fields = fields.map(|(name, value)| (name.as_str(), python::from_json(value)));
+    Jinja::from_pairs(fields.chain(thinking).chain(reasoning.map(|text| ("reasoning_content", text))))
+}
+
+fn named(entry: &Value) -> Option<Source> {
     Some((entry.get("name")?.as_str()?.to_owned(), entry.get("template")?.as_str()?.to_owned()))
 }
 
@@ -169,11 +189,21 @@ fn environment() -> Environment<'static> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, _, value| out.write_str(&python::str(value)).map_err(Into::into));
-    environment.add_filter("tojson", python::tojson);
-    environment.add_filter("string", |value: &Jinja| python::str(value));
+    environment.set_formatter(|out, _, value| match value.as_str() {
+        Some(text) => Ok(out.write_str(text)?),
+        None => Ok(out.write_str(&python::str(value)?)?),
+    });
+    environment.add_filter("tojson", json::tojson);
+    environment.add_filter("string", python::str);
+    // Jinja2's: whatever has a length and items is a sequence (slices of lists are iterables here);
+    // nothing is not iterable.
+    environment.add_test("sequence", |value: &Jinja| {
+        use ValueKind::{Iterable, Map, Seq, String, Undefined};
+        matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
+    });
+    environment.add_test("iterable", |value: &Jinja| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, python::str(message)))
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, python::str(message)?))
     });
     environment
 }
@@ -200,7 +230,18 @@ fn without_generation_tags(source: &str) -> String {
     tag.replace_all(source, condition).into_owned()
 }
 
-/// An error's own words, and the line.
+/// The words of an error's innermost cause, and the line where there is one.
 fn explain(error: &minijinja::Error) -> String {
-    error.to_string()
+    let mut cause = error;
+    while let Some(inner) = cause.source().and_then(|inner| inner.downcast_ref()) {
+        cause = inner;
+    }
+    if cause.kind() == ErrorKind::OutOfFuel {
+        return "it takes too much work".to_owned();
+    }
+    let words = cause.detail().map_or_else(|| cause.kind().to_string(), str::to_owned);
+    match cause.line() {
+        Some(line) => format!("{words} (line {line})"),
+        None => words,
+    }
 }

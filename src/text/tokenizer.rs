@@ -62,12 +62,17 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer has no token for a part of the text, nor one for the unknown.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let around = self.0.special.around.filter(|_| add_special_tokens);
         let encoding = self
             .0
             .encoder
-            .encode_fast(text, add_special_tokens)
+            .encode_fast(text, add_special_tokens && around.is_none())
             .map_err(|error| TextError::Encode(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let Some((bos, eos)) = around else { return Ok(encoding.get_ids().to_vec()) };
+        let named = |wanted: bool, name| if wanted { self.token_id(self.0.special.get(name)?) } else { None };
+        let bos = named(bos, "bos_token").into_iter();
+        let eos = named(eos, "eos_token");
+        Ok(bos.chain(encoding.get_ids().iter().copied()).chain(eos).collect())
     }
 
     /// The token ids of a raw prompt: special tokens are added unless the text starts with the

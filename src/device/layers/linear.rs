@@ -26,7 +26,9 @@ impl Quantized {
     }
 
     fn same_format(&self, other: &Self) -> bool {
-        self.group_size == other.group_size && self.bits == other.bits && self.scales.dtype() == other.scales.dtype()
+        self.group_size == other.group_size
+            && self.bits == other.bits
+            && self.scales.dtype() == other.scales.dtype()
     }
 }
 
@@ -66,8 +68,10 @@ impl Matrix {
 
     /// Rows of `parts` one below the other, or None when their formats differ.
     fn stack(parts: &[Self]) -> Result<Option<Self>> {
-        let dense: Option<Vec<&Array>> =
-            parts.iter().map(|part| if let Self::Dense(weight) = part { Some(weight) } else { None }).collect();
+        let dense: Option<Vec<&Array>> = parts
+            .iter()
+            .map(|part| if let Self::Dense(weight) = part { Some(weight) } else { None })
+            .collect();
         if let Some(dense) = dense {
             return Ok(Some(Self::Dense(ops::concatenate(&dense, 0)?)));
         }

@@ -122,7 +122,8 @@ impl Rope {
             for (pair, &frequency) in self.frequencies.iter().enumerate() {
                 let (s, c) = (f64::from(position) * f64::from(frequency)).sin_cos();
                 let (s, c) = (to_f32(s), to_f32(c));
-                let (first, second) = if self.traditional { (2 * pair, 2 * pair + 1) } else { (pair, half + pair) };
+                let (first, second) =
+                    if self.traditional { (2 * pair, 2 * pair + 1) } else { (pair, half + pair) };
                 let base = row * 2 * half;
                 cos[base + first] = c;
                 cos[base + second] = c;
@@ -150,10 +151,17 @@ impl Rope {
             Rotation::Fused(positions) => {
                 // The kernel takes one offset for each row of a batch, so each token is a row of its own.
                 let rows = x.reshape(&[tokens, heads, 1, head_dim])?;
-                fast::rope_dynamic(&rows, head_dim, self.traditional, None, 1.0, positions, &self.wavelengths)?
-                    .reshape(&[tokens, heads, head_dim])
+                fast::rope_dynamic(
+                    &rows,
+                    head_dim,
+                    self.traditional,
+                    None,
+                    1.0,
+                    positions,
+                    &self.wavelengths,
+                )?
+                .reshape(&[tokens, heads, head_dim])
             }
         }
     }
 }
-

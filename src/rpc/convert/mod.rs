@@ -17,7 +17,12 @@ pub(super) use view::{message, session};
 use crate::error::Error;
 
 /// A field that must be between two values; NaN is between none.
-fn within<T: PartialOrd + std::fmt::Display + Copy>(path: &str, value: T, low: T, high: T) -> Result<T, Error> {
+fn within<T: PartialOrd + std::fmt::Display + Copy>(
+    path: &str,
+    value: T,
+    low: T,
+    high: T,
+) -> Result<T, Error> {
     if low <= value && value <= high {
         Ok(value)
     } else {

@@ -1,0 +1,66 @@
+"""Client of mlxd, the session-first MLX inference daemon.
+
+`Client` and `AsyncClient` speak its gRPC API, `mlxd.v1`. Importing `mlxd.abstractllm` registers the
+provider `mlxd` with AbstractLLM.
+"""
+
+from mlxd import types
+from mlxd._stream import AsyncGenerateStream, AsyncStream, GenerateStream, Stream
+from mlxd.aio import AsyncClient
+from mlxd.aio_session import AsyncSession
+from mlxd.client import Client
+from mlxd.errors import (
+    AlreadyExistsError,
+    AuthError,
+    CancelledCallError,
+    CapacityError,
+    ConnectionFailedError,
+    ContextOverflowError,
+    DeadlineError,
+    FieldViolation,
+    InvalidRequestError,
+    MlxdError,
+    NotFoundError,
+    ServerError,
+    SessionMovedError,
+    StateError,
+    TooLargeError,
+    UnavailableError,
+    UnsupportedError,
+)
+from mlxd.session import Session
+from mlxd.types import Completion, GenerateOptions, Message
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncGenerateStream",
+    "AsyncSession",
+    "AsyncStream",
+    "AuthError",
+    "CancelledCallError",
+    "CapacityError",
+    "Client",
+    "Completion",
+    "ConnectionFailedError",
+    "ContextOverflowError",
+    "DeadlineError",
+    "FieldViolation",
+    "GenerateOptions",
+    "GenerateStream",
+    "InvalidRequestError",
+    "Message",
+    "MlxdError",
+    "NotFoundError",
+    "ServerError",
+    "Session",
+    "SessionMovedError",
+    "StateError",
+    "Stream",
+    "TooLargeError",
+    "UnavailableError",
+    "UnsupportedError",
+    "types",
+]

@@ -1,0 +1,349 @@
+"""Python values to requests, and responses to Python values.
+
+A value that its field cannot hold is an InvalidRequestError, as if the daemon had refused it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.struct_pb2 import Struct
+
+from mlxd.errors import ServerError, invalid
+from mlxd.types import Completion, FinishReason, GenerateOptions, Messages, TokenLogprobs
+from mlxd.v1 import inference_pb2 as pb
+from mlxd.v1 import model_pb2
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "repetition_penalty",
+    "repetition_context_size",
+    "presence_penalty",
+    "presence_context_size",
+    "frequency_penalty",
+    "frequency_context_size",
+)
+OPTIONS = frozenset(GenerateOptions.__annotations__)
+_CALL_OPTIONS = frozenset(("timeout", "request_id"))
+_ROLES = {
+    "system": pb.ROLE_SYSTEM,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+    "tool": pb.ROLE_TOOL,
+    "developer": pb.ROLE_DEVELOPER,
+}
+_FINISH_REASONS: dict[int, FinishReason] = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_STOP_STRING: "stop_string",
+    pb.FINISH_REASON_LENGTH: "length",
+}
+_BAD_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
+
+
+def generate_request(
+    *,
+    model: str,
+    session: str,
+    prompt: str | None,
+    messages: Messages | None,
+    token_ids: Sequence[int] | None,
+    options: Mapping[str, Any],
+) -> pb.GenerateRequest:
+    """Builds the request of both Generate RPCs.
+
+    Raises:
+        TypeError: an unknown option, or not exactly one input.
+        InvalidRequestError: a value that its field cannot hold.
+    """
+    unknown = options.keys() - OPTIONS
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    _exactly_one(prompt=prompt, messages=messages, token_ids=token_ids)
+    given = {k: v for k, v in options.items() if v is not None and k not in _CALL_OPTIONS}
+    request = pb.GenerateRequest()
+    _set(request, "model", model)
+    _set(request, "session", session)
+    if prompt is not None:
+        _set(request, "prompt", prompt)
+    if token_ids is not None:
+        request.token_ids.SetInParent()
+        _extend(request.token_ids.ids, token_ids, "token_ids")
+    if messages is not None:
+        chat = chat_input(messages, given.get("tools"), given.get("template_arguments"))
+        request.chat.CopyFrom(chat)
+    elif "tools" in given or "template_arguments" in given:
+        raise TypeError("tools and template_arguments belong to messages")
+    for name in SAMPLING:
+        if name in given:
+            _set(request.sampling, name, given[name], f"sampling.{name}")
+    _fill_rest(request, given)
+    return request
+
+
+def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
+    for token, bias in given.get("logit_bias", {}).items():
+        try:
+            request.sampling.logit_bias[token] = bias
+        except _BAD_VALUE as error:
+            raise invalid("sampling.logit_bias", str(error)) from error
+    if "max_tokens" in given:
+        _set(request.stopping, "max_tokens", given["max_tokens"], "stopping.max_tokens")
+    stop = given.get("stop", ())
+    stops = [stop] if isinstance(stop, str) else stop
+    _extend(request.stopping.stop_strings, stops, "stopping.stop_strings")
+    stop_ids = given.get("stop_token_ids", ())
+    _extend(request.stopping.stop_token_ids, stop_ids, "stopping.stop_token_ids")
+    if given.get("ignore_eos"):
+        request.stopping.ignore_eos = True
+    if "logprobs" in given:
+        _set(request.output, "logprobs", given["logprobs"], "output.logprobs")
+    if given.get("return_token_ids"):
+        request.output.return_token_ids = True
+    if "expected_token_count" in given:
+        _set(request, "expected_token_count", given["expected_token_count"])
+
+
+Request = TypeVar("Request")
+
+
+def request(kind: type[Request], **fields: Any) -> Request:
+    """Builds a plain request; None leaves a field unset."""
+    result = kind()
+    for field, value in fields.items():
+        if isinstance(value, Duration):
+            getattr(result, field).CopyFrom(value)
+        elif isinstance(value, (list, tuple)):
+            _extend(getattr(result, field), value, field)
+        elif value is not None:
+            _set(result, field, value)
+    return result
+
+
+def count_request(
+    *,
+    model: str,
+    prompt: str | None,
+    messages: Messages | None,
+    tools: Sequence[Mapping[str, Any]] | None,
+    template_arguments: Mapping[str, Any] | None,
+    return_token_ids: bool,
+) -> pb.CountTokensRequest:
+    """Builds a CountTokensRequest."""
+    _exactly_one(prompt=prompt, messages=messages)
+    request = pb.CountTokensRequest(return_token_ids=return_token_ids)
+    _set(request, "model", model)
+    if prompt is not None:
+        _set(request, "prompt", prompt)
+    if messages is not None:
+        request.chat.CopyFrom(chat_input(messages, tools, template_arguments))
+    return request
+
+
+def score_request(
+    *,
+    model: str,
+    text: str | None,
+    token_ids: Sequence[int] | None,
+    top_logprobs: int,
+    session: str,
+) -> pb.ScoreRequest:
+    """Builds a ScoreRequest."""
+    _exactly_one(text=text, token_ids=token_ids)
+    request = pb.ScoreRequest()
+    _set(request, "model", model)
+    _set(request, "session", session)
+    _set(request, "top_logprobs", top_logprobs)
+    if text is not None:
+        _set(request, "text", text)
+    if token_ids is not None:
+        request.token_ids.SetInParent()
+        _extend(request.token_ids.ids, token_ids, "token_ids")
+    return request
+
+
+def chat_input(
+    messages: Messages,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> pb.ChatInput:
+    """Builds a conversation; a plain string is one user message."""
+    given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    chat = pb.ChatInput()
+    for index, message in enumerate(given):
+        chat.messages.append(_message(message, f"chat.messages[{index}]"))
+    for index, tool in enumerate(tools or ()):
+        chat.tools.append(_tool(tool, f"chat.tools[{index}]"))
+    if template_arguments is not None:
+        try:
+            chat.template_arguments.CopyFrom(ParseDict(dict(template_arguments), Struct()))
+        except (ParseError, *_BAD_VALUE) as error:
+            raise invalid("chat.template_arguments", str(error)) from error
+    return chat
+
+
+def _message(message: Any, path: str) -> pb.Message:
+    if isinstance(message, pb.Message):
+        return message
+    if not isinstance(message, Mapping):
+        raise invalid(path, f"expected a mapping with role and content, got {type(message)!r}")
+    unknown = message.keys() - {"role", "content", "name", "tool_calls", "tool_call_id"}
+    if unknown:
+        raise invalid(path, f"unknown keys: {', '.join(sorted(map(str, unknown)))}")
+    role = message.get("role")
+    value = _ROLES.get(str(role))
+    if value is None:
+        raise invalid(f"{path}.role", f"unknown role {role!r}")
+    result = pb.Message(role=value)
+    content = message.get("content")
+    parts = [content] if isinstance(content, str) else content or ()
+    if isinstance(parts, Mapping) or not isinstance(parts, Sequence):
+        raise invalid(f"{path}.content", "expected text or a list of text parts")
+    for index, part in enumerate(parts):
+        _add_part(result, part, f"{path}.content[{index}]")
+    _set(result, "name", message.get("name") or "", f"{path}.name")
+    _set(result, "tool_call_id", message.get("tool_call_id") or "", f"{path}.tool_call_id")
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        result.tool_calls.append(_tool_call(call, f"{path}.tool_calls[{index}]"))
+    return result
+
+
+def _add_part(message: pb.Message, part: Any, path: str) -> None:
+    if isinstance(part, Mapping):
+        if part.keys() - {"type", "text"} or part.get("type", "text") != "text":
+            raise invalid(path, "only text parts are supported")
+        part = part.get("text")
+    _set(message.content.add(), "text", part, path)
+
+
+def _function(value: Any, path: str) -> Mapping[str, Any]:
+    """The inner mapping of OpenAI's `{"type": "function", "function": {…}}`, else the value."""
+    if not isinstance(value, Mapping):
+        raise invalid(path, f"expected a mapping, got {type(value)!r}")
+    inner = value.get("function", value)
+    if not isinstance(inner, Mapping) or not inner.get("name"):
+        raise invalid(path, "has no name")
+    return inner
+
+
+def _tool_call(call: Any, path: str) -> pb.ToolCall:
+    if isinstance(call, pb.ToolCall):
+        return call
+    inner = _function(call, path)
+    result = pb.ToolCall()
+    _set(result, "id", call.get("id") or "", f"{path}.id")
+    _set(result, "name", inner["name"], f"{path}.name")
+    arguments = inner.get("arguments", {})
+    text = arguments if isinstance(arguments, str) else _json(arguments, f"{path}.arguments")
+    _set(result, "arguments_json", text, f"{path}.arguments")
+    return result
+
+
+def _tool(tool: Any, path: str) -> pb.ToolDefinition:
+    if isinstance(tool, pb.ToolDefinition):
+        return tool
+    inner = _function(tool, path)
+    result = pb.ToolDefinition()
+    _set(result, "name", inner["name"], f"{path}.name")
+    _set(result, "description", inner.get("description") or "", f"{path}.description")
+    parameters = inner.get("parameters")
+    if parameters:
+        result.parameters_json = _json(parameters, f"{path}.parameters")
+    return result
+
+
+def _json(value: Any, path: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise invalid(path, str(error)) from error
+
+
+def _exactly_one(**inputs: object) -> None:
+    if sum(value is not None for value in inputs.values()) != 1:
+        raise TypeError(f"give exactly one of {', '.join(inputs)}")
+
+
+def _set(message: Any, field: str, value: Any, path: str | None = None) -> None:
+    try:
+        setattr(message, field, value)
+    except _BAD_VALUE as error:
+        raise invalid(path or field, str(error)) from error
+
+
+def _extend(field: Any, values: Any, path: str) -> None:
+    try:
+        field.extend(values)
+    except _BAD_VALUE as error:
+        raise invalid(path, str(error)) from error
+
+
+def duration(seconds: float | None, field: str) -> Duration | None:
+    """A length of time, None for None."""
+    if seconds is None:
+        return None
+    result = Duration()
+    try:
+        result.FromNanoseconds(round(seconds * 1e9))
+    except _BAD_VALUE as error:
+        raise invalid(field, str(error)) from error
+    return result
+
+
+def compute_dtype(name: str | None) -> model_pb2.ComputeDtype:
+    """The enum value of a dtype's name; None is the daemon's policy."""
+    if name is None:
+        return model_pb2.COMPUTE_DTYPE_UNSPECIFIED
+    try:
+        value = model_pb2.ComputeDtype.Value(f"COMPUTE_DTYPE_{name.upper()}")
+    except ValueError as error:
+        raise invalid("compute_dtype", f"unknown dtype {name!r}") from error
+    return cast(model_pb2.ComputeDtype, value)
+
+
+def _seconds(value: Duration) -> float:
+    return value.ToTimedelta().total_seconds()
+
+
+def completion(
+    started: pb.GenerateStarted | pb.GenerateResponse,
+    finished: pb.GenerateFinished | pb.GenerateResponse,
+    text: str,
+    token_ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs],
+) -> Completion:
+    """Joins the facts of a finished generation; a GenerateResponse is both start and end."""
+    reason = _FINISH_REASONS.get(finished.finish_reason)
+    if reason is None:
+        raise ServerError(f"the daemon gave finish_reason {finished.finish_reason}")
+    counted = finished.HasField("session_token_count")
+    return Completion(
+        text=text,
+        finish_reason=reason,
+        prompt_tokens=finished.usage.prompt_tokens,
+        cached_tokens=finished.usage.cached_tokens,
+        completion_tokens=finished.usage.completion_tokens,
+        stop_string=finished.stop_string,
+        session_token_count=finished.session_token_count if counted else None,
+        queue_time=_seconds(finished.timings.queue_time),
+        time_to_first_token=_seconds(finished.timings.time_to_first_token),
+        decode_time=_seconds(finished.timings.decode_time),
+        total_time=_seconds(finished.timings.total_time),
+        request_id=started.request_id,
+        model_revision=started.model_revision,
+        sampling=started.sampling,
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs),
+    )
+
+
+def completion_of(response: pb.GenerateResponse) -> Completion:
+    """The Completion of a Generate call."""
+    return completion(response, response, response.text, response.token_ids, response.logprobs)

@@ -1,0 +1,143 @@
+"""From AbstractLLM's prompt, system prompt, messages and files to one conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from abstractllm.exceptions import (
+    FileProcessingError,
+    InvalidRequestError,
+    UnsupportedFeatureError,
+)
+from abstractllm.media.factory import MediaFactory
+from abstractllm.media.image import ImageInput
+
+from mlxd.abstractllm.errors import PROVIDER
+
+Conversation = list[dict[str, Any]]
+
+
+def conversation(
+    prompt: str | None,
+    system_prompt: str | None,
+    messages: Sequence[Any] | None,
+    files: Sequence[Any] | None,
+    expand: Callable[[str], str],
+) -> Conversation:
+    """The conversation to answer.
+
+    A caller that gives messages may give the prompt again beside them, as Session does; it is then
+    not repeated. `expand` is what turned `@file` references of the prompt into text: the message
+    that expands to the prompt takes its place.
+
+    Raises:
+        InvalidRequestError: there is nothing to answer.
+        UnsupportedFeatureError: a part that is no text.
+        FileProcessingError: a file that cannot be read.
+    """
+    result = [_message(message) for message in messages or ()]
+    target = _place_prompt(result, prompt, expand)
+    if files:
+        if target is None:
+            raise InvalidRequestError("files without a user message", provider=PROVIDER)
+        target["content"] = "\n\n".join([*map(_file_text, files), target["content"]]).strip()
+    if not result:
+        raise InvalidRequestError("neither prompt nor messages", provider=PROVIDER)
+    _place_system(result, system_prompt)
+    return result
+
+
+def _place_prompt(
+    result: Conversation, prompt: str | None, expand: Callable[[str], str]
+) -> dict[str, Any] | None:
+    """Makes the prompt one of the messages; returns the user message that files belong to."""
+    users = [message for message in result if message["role"] == "user"]
+    if not prompt:
+        return users[-1] if users else None
+    text = prompt.strip()
+    for message in reversed(users):
+        content = message["content"]
+        if content.strip() == text or ("@" in content and expand(content).strip() == text):
+            message["content"] = prompt
+            return message
+    added = {"role": "user", "content": prompt}
+    result.append(added)
+    return added
+
+
+def _place_system(result: Conversation, system_prompt: str | None) -> None:
+    """Puts the system prompt first. One that already begins with it says more, and stays."""
+    if not system_prompt:
+        return
+    if result[0]["role"] != "system":
+        result.insert(0, {"role": "system", "content": system_prompt})
+    elif not result[0]["content"].startswith(system_prompt.strip()):
+        result[0]["content"] = system_prompt
+
+
+def _message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):  # abstractllm.types.Message
+        message = message.to_dict()
+    role = message.get("role")
+    result = {
+        "role": str(role.value) if isinstance(role, Enum) else role,
+        "content": _text(message.get("content")),
+    }
+    for key in ("name", "tool_calls", "tool_call_id"):
+        if message.get(key):
+            result[key] = message[key]
+    return result
+
+
+def _text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, Sequence) else [content]
+    texts: list[str] = []
+    for part in parts:
+        is_text = not isinstance(part, Mapping) or part.get("type", "text") == "text"
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not is_text or not isinstance(text, str):
+            raise UnsupportedFeatureError(
+                "vision", message="the daemon serves text models", provider=PROVIDER
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def is_text_file(source: Any) -> bool:
+    """Whether a file is one that is inlined as text."""
+    try:
+        return not isinstance(MediaFactory.from_source(source), ImageInput)
+    except Exception:  # It raises bare Exceptions.
+        return False
+
+
+def _file_text(source: Any) -> str:
+    try:
+        media = MediaFactory.from_source(source)
+    except Exception as error:  # It raises bare Exceptions.
+        raise FileProcessingError(
+            f"cannot use the file {source!s}: {error}",
+            provider=PROVIDER,
+            original_exception=error,
+            file_path=str(source),
+        ) from error
+    if isinstance(media, ImageInput):
+        raise UnsupportedFeatureError(
+            "vision", message="the daemon serves text models", provider=PROVIDER
+        )
+    try:
+        content = media.get_content()
+    except Exception as error:  # It raises bare Exceptions.
+        raise FileProcessingError(
+            f"cannot read the file {source!s}: {error}",
+            provider=PROVIDER,
+            original_exception=error,
+            file_path=str(source),
+            file_type=media.mime_type,
+        ) from error
+    return f"File {Path(str(source)).name}:\n{content}"

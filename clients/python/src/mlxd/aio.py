@@ -1,0 +1,426 @@
+"""The asyncio client. It belongs to the event loop that runs when it is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+from typing_extensions import Self, Unpack
+
+from mlxd import _convert as convert
+from mlxd._address import default_address, find_token, parse
+from mlxd._channel import Stubs, aio_channel
+from mlxd._stream import AsyncGenerateStream, AsyncStream
+from mlxd.aio_session import AsyncSession
+from mlxd.errors import AlreadyExistsError, ServerError, from_call
+from mlxd.types import (
+    CallOptions,
+    CapabilitiesResponse,
+    Completion,
+    ComputeDtype,
+    CountTokensResponse,
+    GenerateOptions,
+    GetSessionResponse,
+    GetStatsResponse,
+    LoadEvent,
+    LoadProgress,
+    LoadValidated,
+    Messages,
+    ModelInfo,
+    ModelLoaded,
+    ScoreResponse,
+    SessionInfo,
+)
+from mlxd.v1 import model_pb2, server_pb2, session_pb2
+
+
+class AsyncClient:
+    """A connection to the daemon.
+
+    Args:
+        address: `unix:///path`, `unix:path`, `http://127.0.0.1:port` or `https://host:port`.
+            Default: the environment's `MLXD_ADDRESS`, else the daemon's default socket.
+        token: the bearer token that TCP needs. Default: read from `token_file`, else from the file
+            that the environment's `MLXD_TOKEN_FILE` names.
+        token_file: a file with the token.
+        timeout: seconds that a call may take unless it says otherwise; None is no limit.
+        client_name: sent as `x-mlxd-client`: the daemon is fair between clients of one user.
+        metadata: further metadata for every call, such as `traceparent`.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | None = None,
+        *,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+        client_name: str | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        found = find_token(token, token_file)
+        self.address = os.fspath(address or default_address())
+        self.timeout = timeout
+        self._channel = aio_channel(parse(address or self.address, token=found))
+        self._stubs = Stubs(self._channel, found, client_name, metadata)
+
+    async def close(self) -> None:
+        """Closes the connection and cancels calls that run on it."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _start(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
+        unknown = options.keys() - convert.OPTIONS
+        if unknown:
+            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        timeout = options.get("timeout")
+        return method(
+            request,
+            timeout=self.timeout if timeout is None else timeout,
+            metadata=self._stubs.metadata(options.get("request_id")),
+        )
+
+    async def _call(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
+        try:
+            return await self._start(method, request, options)
+        except grpc.RpcError as error:
+            raise from_call(error, options.get("request_id") or "") from error
+
+    # Generation
+
+    async def generate(
+        self,
+        *,
+        model: str = "",
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        session: str = "",
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Runs one generation to its end. Give exactly one of prompt, messages, token_ids.
+
+        Raises:
+            MlxdError: a subclass that says what can be done.
+        """
+        request = convert.generate_request(
+            model=model,
+            session=session,
+            prompt=prompt,
+            messages=messages,
+            token_ids=token_ids,
+            options=options,
+        )
+        response = await self._call(self._stubs.inference.Generate, request, options)
+        return convert.completion_of(response)
+
+    def stream(
+        self,
+        *,
+        model: str = "",
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        session: str = "",
+        on_end: Callable[[Completion], None] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGenerateStream:
+        """As generate, but returns an iterator over events as they happen."""
+        request = convert.generate_request(
+            model=model,
+            session=session,
+            prompt=prompt,
+            messages=messages,
+            token_ids=token_ids,
+            options=options,
+        )
+        call = self._start(self._stubs.inference.StreamGenerate, request, options)
+        return AsyncGenerateStream(call, options.get("request_id"), on_end)
+
+    async def chat(
+        self, messages: Messages, *, model: str, **options: Unpack[GenerateOptions]
+    ) -> Completion:
+        """Answers a conversation; a plain string is one user message."""
+        return await self.generate(model=model, messages=messages, **options)
+
+    async def count_tokens(
+        self,
+        *,
+        model: str,
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        return_token_ids: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> CountTokensResponse:
+        """Renders and tokenizes an input as generate would, without running it."""
+        request = convert.count_request(
+            model=model,
+            prompt=prompt,
+            messages=messages,
+            tools=tools,
+            template_arguments=template_arguments,
+            return_token_ids=return_token_ids,
+        )
+        response: CountTokensResponse = await self._call(
+            self._stubs.inference.CountTokens, request, options
+        )
+        return response
+
+    async def score(
+        self,
+        *,
+        model: str = "",
+        text: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        top_logprobs: int = 0,
+        session: str = "",
+        **options: Unpack[CallOptions],
+    ) -> ScoreResponse:
+        """Computes the log-probability of every token of a text."""
+        request = convert.score_request(
+            model=model,
+            text=text,
+            token_ids=token_ids,
+            top_logprobs=top_logprobs,
+            session=session,
+        )
+        response: ScoreResponse = await self._call(self._stubs.inference.Score, request, options)
+        return response
+
+    # Models
+
+    async def load_model(
+        self,
+        model: str,
+        *,
+        compute_dtype: ComputeDtype | None = None,
+        on_progress: Callable[[LoadProgress], object] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> ModelInfo:
+        """Makes a model resident and waits for it."""
+        async with self.load_model_events(model, compute_dtype=compute_dtype, **options) as events:
+            async for event in events:
+                if isinstance(event, ModelLoaded):
+                    return event.model
+                if isinstance(event, LoadProgress) and on_progress:
+                    on_progress(event)
+        raise ServerError("the load ended without `loaded`")
+
+    def load_model_events(
+        self,
+        model: str,
+        *,
+        compute_dtype: ComputeDtype | None = None,
+        validate_only: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> AsyncStream[LoadEvent]:
+        """The events of a load: progress, then one ModelLoaded (or LoadValidated)."""
+        request = convert.request(
+            model_pb2.LoadModelRequest,
+            model=model,
+            validate_only=validate_only,
+            compute_dtype=convert.compute_dtype(compute_dtype),
+        )
+        call = self._start(self._stubs.model.LoadModel, request, options)
+        return AsyncStream(call, options.get("request_id"))
+
+    async def validate_model(
+        self,
+        model: str,
+        *,
+        compute_dtype: ComputeDtype | None = None,
+        **options: Unpack[CallOptions],
+    ) -> LoadValidated:
+        """Says whether a model would fit, without loading it."""
+        events = self.load_model_events(
+            model, compute_dtype=compute_dtype, validate_only=True, **options
+        )
+        async with events:
+            async for event in events:
+                if isinstance(event, LoadValidated):
+                    return event
+        raise ServerError("the load ended without `validated`")
+
+    async def unload_model(self, model: str, **options: Unpack[CallOptions]) -> int:
+        """Frees a resident model; returns the bytes that were given back."""
+        request = convert.request(model_pb2.UnloadModelRequest, model=model)
+        freed: int = (await self._call(self._stubs.model.UnloadModel, request, options)).freed_bytes
+        return freed
+
+    async def get_model(self, model: str, **options: Unpack[CallOptions]) -> ModelInfo:
+        """Describes one model."""
+        request = convert.request(model_pb2.GetModelRequest, model=model)
+        info: ModelInfo = (await self._call(self._stubs.model.GetModel, request, options)).model
+        return info
+
+    async def list_models(
+        self, *, resident_only: bool = False, page_size: int = 0, **options: Unpack[CallOptions]
+    ) -> list[ModelInfo]:
+        """All models that are resident or can be loaded, from as many pages as there are."""
+        models: list[ModelInfo] = []
+        request = convert.request(
+            model_pb2.ListModelsRequest, page_size=page_size, resident_only=resident_only
+        )
+        while True:
+            page = await self._call(self._stubs.model.ListModels, request, options)
+            models.extend(page.models)
+            if not page.next_page_token:
+                return models
+            request.page_token = page.next_page_token
+
+    # Sessions
+
+    async def session(
+        self,
+        name: str = "",
+        *,
+        model: str,
+        ttl: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncSession:
+        """Opens the session of this name, or makes it. An empty name lets the daemon choose.
+
+        `ttl`, in seconds, counts only for a session that is made.
+        """
+        try:
+            return await self.create_session(name, model=model, ttl=ttl, **options)
+        except AlreadyExistsError:
+            info = (await self.get_session(name, **options)).session
+            return AsyncSession(self, info, model)
+
+    async def create_session(
+        self,
+        name: str = "",
+        *,
+        model: str,
+        ttl: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncSession:
+        """Makes a session.
+
+        Raises:
+            AlreadyExistsError: there is one of this name.
+        """
+        request = convert.request(
+            session_pb2.CreateSessionRequest,
+            name=name,
+            model=model,
+            ttl=convert.duration(ttl, "ttl"),
+        )
+        info = (await self._call(self._stubs.session.CreateSession, request, options)).session
+        return AsyncSession(self, info, model)
+
+    async def get_session(
+        self,
+        name: str,
+        *,
+        include_messages: bool = False,
+        include_token_ids: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> GetSessionResponse:
+        """Describes a session."""
+        request = convert.request(
+            session_pb2.GetSessionRequest,
+            name=name,
+            include_messages=include_messages,
+            include_token_ids=include_token_ids,
+        )
+        response: GetSessionResponse = await self._call(
+            self._stubs.session.GetSession, request, options
+        )
+        return response
+
+    async def list_sessions(
+        self, *, model: str = "", page_size: int = 0, **options: Unpack[CallOptions]
+    ) -> list[SessionInfo]:
+        """All sessions of the caller, from as many pages as there are."""
+        sessions: list[SessionInfo] = []
+        request = convert.request(session_pb2.ListSessionsRequest, page_size=page_size, model=model)
+        while True:
+            page = await self._call(self._stubs.session.ListSessions, request, options)
+            sessions.extend(page.sessions)
+            if not page.next_page_token:
+                return sessions
+            request.page_token = page.next_page_token
+
+    async def fork_session(
+        self,
+        name: str,
+        new_name: str = "",
+        *,
+        ttl: float | None = None,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncSession:
+        """Copies a session under a new name."""
+        request = convert.request(
+            session_pb2.ForkSessionRequest,
+            name=name,
+            new_name=new_name,
+            ttl=convert.duration(ttl, "ttl"),
+            expected_token_count=expected_token_count,
+        )
+        info = (await self._call(self._stubs.session.ForkSession, request, options)).session
+        return AsyncSession(self, info, info.model)
+
+    async def truncate_session(
+        self,
+        name: str,
+        *,
+        turns: int | None = None,
+        tokens: int | None = None,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SessionInfo:
+        """Cuts a session back to its first `turns` turns or `tokens` tokens."""
+        if (turns is None) == (tokens is None):
+            raise TypeError("give exactly one of turns, tokens")
+        request = convert.request(
+            session_pb2.TruncateSessionRequest,
+            name=name,
+            turn_count=turns,
+            token_count=tokens,
+            expected_token_count=expected_token_count,
+        )
+        info: SessionInfo = (
+            await self._call(self._stubs.session.TruncateSession, request, options)
+        ).session
+        return info
+
+    async def delete_session(self, name: str, **options: Unpack[CallOptions]) -> None:
+        """Ends a session and cancels a turn that runs in it."""
+        request = convert.request(session_pb2.DeleteSessionRequest, name=name)
+        await self._call(self._stubs.session.DeleteSession, request, options)
+
+    # The daemon
+
+    async def capabilities(
+        self, *models: str, **options: Unpack[CallOptions]
+    ) -> CapabilitiesResponse:
+        """What the daemon can do, and the models named, or else those that are resident."""
+        request = convert.request(server_pb2.CapabilitiesRequest, models=models)
+        response: CapabilitiesResponse = await self._call(
+            self._stubs.server.Capabilities, request, options
+        )
+        return response
+
+    async def stats(self, **options: Unpack[CallOptions]) -> GetStatsResponse:
+        """Counts what the daemon does and holds."""
+        request = convert.request(server_pb2.GetStatsRequest)
+        response: GetStatsResponse = await self._call(self._stubs.server.GetStats, request, options)
+        return response

@@ -1,0 +1,264 @@
+"""What a failed call raises: one hierarchy, with a class for each thing a caller can do about it.
+
+Every error of the daemon carries `reason`, a name of `mlxd.v1.ErrorReason` without its prefix.
+Reasons are API: branch on the class first, on the reason where the class is not enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "mlxd.v1"
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """One field of the request that was refused, and why."""
+
+    field: str
+    description: str
+
+
+class MlxdError(Exception):
+    """Base of everything that this package raises for a failed call.
+
+    Attributes:
+        message: what the daemon says.
+        code: the canonical gRPC status code.
+        reason: name of the daemon's reason, empty if the error did not come from the daemon.
+        metadata: facts that belong to the reason, such as `prompt_tokens`.
+        retry_after: seconds after which to try again, if the daemon said so.
+        field_violations: the fields that were refused.
+        resource: name of the model or session that was meant.
+        request_id: the request's id in the daemon's log.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode = grpc.StatusCode.UNKNOWN,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+        field_violations: Sequence[FieldViolation] = (),
+        resource: str = "",
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+        self.field_violations = tuple(field_violations)
+        self.resource = resource
+        self.request_id = request_id
+
+    def number(self, key: str) -> int | None:
+        """A count out of `metadata`, None if it is not there."""
+        try:
+            return int(self.metadata[key])
+        except (KeyError, ValueError):
+            return None
+
+    def __str__(self) -> str:
+        name = self.reason or self.code.name
+        suffix = f" (request {self.request_id})" if self.request_id else ""
+        return f"{name}: {self.message}{suffix}"
+
+
+class InvalidRequestError(MlxdError, ValueError):
+    """The request is wrong: change it. `field_violations` names the fields."""
+
+
+class ContextOverflowError(InvalidRequestError):
+    """The input leaves no room in the model's context: shorten it."""
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the input."""
+        return self.number("prompt_tokens")
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that a sequence of the model may have."""
+        return self.number("context_length")
+
+
+class NotFoundError(MlxdError, LookupError):
+    """No such model or session: name another one, or make it."""
+
+
+class AlreadyExistsError(MlxdError):
+    """A session of this name exists: open it, or choose another name."""
+
+
+class StateError(MlxdError):
+    """The model or session is not in a state for this call: change that first."""
+
+
+class TooLargeError(StateError):
+    """It would never fit in the daemon's memory budget: ask for less."""
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """Bytes that were needed."""
+        return self.number("needed_bytes")
+
+    @property
+    def available_bytes(self) -> int | None:
+        """Bytes that could be had."""
+        return self.number("available_bytes")
+
+
+class SessionMovedError(MlxdError):
+    """The session is not where the caller last saw it: read it, then decide."""
+
+    @property
+    def expected(self) -> int | None:
+        """The token count that the caller expected."""
+        return self.number("expected")
+
+    @property
+    def actual(self) -> int | None:
+        """The session's token count."""
+        return self.number("actual")
+
+
+class CapacityError(MlxdError):
+    """No room now: free something, or try again after `retry_after`."""
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """Bytes that were needed."""
+        return self.number("needed_bytes")
+
+    @property
+    def available_bytes(self) -> int | None:
+        """Bytes that were free."""
+        return self.number("available_bytes")
+
+
+class UnavailableError(MlxdError):
+    """The daemon cannot serve now: try again after `retry_after`."""
+
+
+class ConnectionFailedError(UnavailableError, ConnectionError):
+    """No daemon answers at the address: start it, or name another address."""
+
+
+class DeadlineError(MlxdError, TimeoutError):
+    """The call's timeout passed."""
+
+
+class CancelledCallError(MlxdError):
+    """The call was cancelled, or its session was deleted."""
+
+
+class AuthError(MlxdError):
+    """The token is missing or wrong, or the daemon belongs to another user."""
+
+
+class UnsupportedError(MlxdError):
+    """The daemon has no such method: it is older than this client."""
+
+
+class ServerError(MlxdError):
+    """A defect of the daemon: report it with `request_id`."""
+
+
+_BY_CODE: dict[grpc.StatusCode, type[MlxdError]] = {
+    grpc.StatusCode.CANCELLED: CancelledCallError,
+    grpc.StatusCode.UNKNOWN: ServerError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.PERMISSION_DENIED: AuthError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: CapacityError,
+    grpc.StatusCode.FAILED_PRECONDITION: StateError,
+    grpc.StatusCode.ABORTED: SessionMovedError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    grpc.StatusCode.INTERNAL: ServerError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DATA_LOSS: ServerError,
+    grpc.StatusCode.UNAUTHENTICATED: AuthError,
+}
+
+# Reasons that say more than their status code.
+_BY_REASON: dict[str, type[MlxdError]] = {
+    "CONTEXT_OVERFLOW": ContextOverflowError,
+    "MODEL_TOO_LARGE": TooLargeError,
+    "KV_TOO_LARGE": TooLargeError,
+}
+
+
+def error_class(code: grpc.StatusCode, reason: str) -> type[MlxdError]:
+    """The class that an error of this code and reason is raised as."""
+    return _BY_REASON.get(reason) or _BY_CODE.get(code, ServerError)
+
+
+def invalid(field: str, description: str) -> InvalidRequestError:
+    """A refusal that needs no daemon: the value cannot be put into the request."""
+    return InvalidRequestError(
+        f"{field}: {description}",
+        code=grpc.StatusCode.INVALID_ARGUMENT,
+        reason="INVALID_FIELD",
+        field_violations=[FieldViolation(field, description)],
+    )
+
+
+def _status_details(trailing: Iterable[tuple[str, str | bytes]]) -> status_pb2.Status:
+    status = status_pb2.Status()
+    for key, value in trailing:
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            try:
+                status.ParseFromString(value)
+            except DecodeError:  # What a proxy made of it; code and text are still there.
+                status.Clear()
+    return status
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    return next((str(value) for key, value in metadata if key == "x-request-id"), "")
+
+
+def from_call(error: grpc.RpcError, request_id: str = "") -> MlxdError:
+    """The error of a failed call, sync or asyncio. `request_id` is what the caller sent."""
+    call: Any = error  # Both clients' errors are calls too: code, details, trailing metadata.
+    code = call.code() or grpc.StatusCode.UNKNOWN
+    trailing = tuple(call.trailing_metadata() or ())
+    status = _status_details(trailing)
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    bad = error_details_pb2.BadRequest()
+    resource = error_details_pb2.ResourceInfo()
+    retry_after: float | None = None
+    for detail in status.details:
+        if detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+            continue
+        for message in (info, bad, resource):
+            detail.Unpack(message)
+    reason = info.reason if info.domain == DOMAIN else ""
+    kind = error_class(code, reason)
+    if code is grpc.StatusCode.UNAVAILABLE and not status.details:
+        kind = ConnectionFailedError  # The daemon never answers without details.
+    return kind(
+        status.message or call.details() or "no details",
+        code=code,
+        reason=reason,
+        metadata=info.metadata,
+        retry_after=retry_after,
+        field_violations=[FieldViolation(v.field, v.description) for v in bad.field_violations],
+        resource=resource.resource_name,
+        request_id=_request_id(trailing) or info.metadata.get("request_id", "") or request_id,
+    )

@@ -1,0 +1,142 @@
+"""A session as an object: a conversation whose KV cache stays in the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from typing_extensions import Unpack
+
+from mlxd._stream import GenerateStream
+from mlxd.types import (
+    CallOptions,
+    Completion,
+    GenerateOptions,
+    GetSessionResponse,
+    Messages,
+    ProtoMessage,
+    SessionInfo,
+)
+
+if TYPE_CHECKING:
+    from mlxd.client import Client
+
+
+class Session:
+    """A session. Give each turn only what is new in it.
+
+    Attributes:
+        name: the session's name.
+        model: the model it is bound to.
+        token_count: its tokens as this object last saw them. Passed to a turn as
+            `expected_token_count`, it makes a retry of that turn safe.
+    """
+
+    def __init__(self, client: Client, info: SessionInfo, model: str) -> None:
+        self._client = client
+        self.name = info.name
+        self.model = model
+        self.token_count = info.token_count
+
+    def __repr__(self) -> str:
+        return f"Session({self.name!r}, model={self.model!r}, token_count={self.token_count})"
+
+    def _seen(self, completion: Completion) -> None:
+        if completion.session_token_count is not None:
+            self.token_count = completion.session_token_count
+
+    def generate(
+        self,
+        messages: Messages | None = None,
+        *,
+        prompt: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Runs one turn. A turn that fails leaves the session as it was."""
+        result = self._client.generate(
+            model=self.model,
+            session=self.name,
+            messages=messages,
+            prompt=prompt,
+            token_ids=token_ids,
+            **options,
+        )
+        self._seen(result)
+        return result
+
+    def stream(
+        self,
+        messages: Messages | None = None,
+        *,
+        prompt: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerateStream:
+        """Runs one turn and streams it. Leaving the stream early undoes the turn."""
+        return self._client.stream(
+            model=self.model,
+            session=self.name,
+            messages=messages,
+            prompt=prompt,
+            token_ids=token_ids,
+            on_end=self._seen,
+            **options,
+        )
+
+    def get(
+        self,
+        *,
+        include_messages: bool = False,
+        include_token_ids: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> GetSessionResponse:
+        """Describes the session."""
+        response = self._client.get_session(
+            self.name,
+            include_messages=include_messages,
+            include_token_ids=include_token_ids,
+            **options,
+        )
+        self.token_count = response.session.token_count
+        return response
+
+    def messages(self, **options: Unpack[CallOptions]) -> list[ProtoMessage]:
+        """The session's messages, oldest first."""
+        return list(self.get(include_messages=True, **options).messages)
+
+    def fork(
+        self,
+        new_name: str = "",
+        *,
+        ttl: float | None = None,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Session:
+        """Copies the session; what both share is not prefilled again."""
+        return self._client.fork_session(
+            self.name, new_name, ttl=ttl, expected_token_count=expected_token_count, **options
+        )
+
+    def truncate(
+        self,
+        *,
+        turns: int | None = None,
+        tokens: int | None = None,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SessionInfo:
+        """Cuts the session back to its first `turns` turns or `tokens` tokens."""
+        info = self._client.truncate_session(
+            self.name,
+            turns=turns,
+            tokens=tokens,
+            expected_token_count=expected_token_count,
+            **options,
+        )
+        self.token_count = info.token_count
+        return info
+
+    def delete(self, **options: Unpack[CallOptions]) -> None:
+        """Ends the session."""
+        self._client.delete_session(self.name, **options)

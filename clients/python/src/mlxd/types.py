@@ -1,0 +1,142 @@
+"""Types of requests and results. Messages of the API are protobuf classes, named here again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from typing_extensions import NotRequired, TypedDict
+
+from mlxd.v1.inference_pb2 import (
+    CountTokensResponse,
+    EffectiveSampling,
+    GenerateDelta,
+    GenerateFinished,
+    GenerateResponse,
+    GenerateStarted,
+    PrefillProgress,
+    ScoreResponse,
+    TokenLogprobs,
+)
+from mlxd.v1.inference_pb2 import Message as ProtoMessage
+from mlxd.v1.model_pb2 import LoadProgress, LoadValidated, ModelInfo, ModelLoaded
+from mlxd.v1.server_pb2 import CapabilitiesResponse, GetStatsResponse, ModelCapabilities
+from mlxd.v1.session_pb2 import GetSessionResponse
+from mlxd.v1.session_pb2 import Session as SessionInfo
+
+__all__ = [
+    "CallOptions",
+    "CapabilitiesResponse",
+    "Completion",
+    "ComputeDtype",
+    "CountTokensResponse",
+    "EffectiveSampling",
+    "FinishReason",
+    "GenerateDelta",
+    "GenerateEvent",
+    "GenerateFinished",
+    "GenerateOptions",
+    "GenerateResponse",
+    "GenerateStarted",
+    "GetSessionResponse",
+    "GetStatsResponse",
+    "LoadEvent",
+    "LoadProgress",
+    "LoadValidated",
+    "Message",
+    "Messages",
+    "ModelCapabilities",
+    "ModelInfo",
+    "ModelLoaded",
+    "PrefillProgress",
+    "ProtoMessage",
+    "ScoreResponse",
+    "SessionInfo",
+    "TokenLogprobs",
+]
+
+FinishReason: TypeAlias = Literal["stop", "stop_string", "length"]
+ComputeDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+GenerateEvent: TypeAlias = GenerateStarted | PrefillProgress | GenerateDelta | GenerateFinished
+LoadEvent: TypeAlias = LoadProgress | ModelLoaded | LoadValidated
+
+
+class Message(TypedDict):
+    """A chat message. `content` is text, or a list of text parts `{"type": "text", "text": …}`."""
+
+    role: str
+    content: NotRequired[str | Sequence[str | Mapping[str, Any]] | None]
+    name: NotRequired[str | None]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]] | None]
+    tool_call_id: NotRequired[str | None]
+
+
+Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any] | ProtoMessage]
+"""A conversation; a plain string is one user message."""
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of every call.
+
+    `timeout` is in seconds and becomes the call's gRPC deadline; `request_id` names the request in
+    the daemon's log.
+    """
+
+    timeout: float | None
+    request_id: str | None
+
+
+class GenerateOptions(CallOptions, total=False):
+    """Options of a generation; mlxd/v1/inference.proto says what each means. None is unset."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    seed: int | None
+    repetition_penalty: float | None
+    repetition_context_size: int | None
+    presence_penalty: float | None
+    presence_context_size: int | None
+    frequency_penalty: float | None
+    frequency_context_size: int | None
+    logit_bias: Mapping[int, float] | None
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    logprobs: int | None
+    return_token_ids: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    template_arguments: Mapping[str, Any] | None
+    expected_token_count: int | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The outcome of a generation, streamed or not. Times are in seconds from arrival."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    stop_string: str
+    session_token_count: int | None
+    queue_time: float
+    time_to_first_token: float
+    decode_time: float
+    total_time: float
+    request_id: str
+    model_revision: str
+    sampling: EffectiveSampling
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of decoding, None with fewer than two tokens."""
+        if self.completion_tokens < 2 or self.decode_time <= 0:
+            return None
+        return (self.completion_tokens - 1) / self.decode_time

@@ -1,0 +1,74 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_FIELD: _ClassVar[ErrorReason]
+    ERROR_REASON_EMPTY_PROMPT: _ClassVar[ErrorReason]
+    ERROR_REASON_CONTEXT_OVERFLOW: _ClassVar[ErrorReason]
+    ERROR_REASON_TEMPLATE_FAILED: _ClassVar[ErrorReason]
+    ERROR_REASON_MESSAGE_TOO_LARGE: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_NOT_LOADED: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_INVALID: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_UNSUPPORTED: _ClassVar[ErrorReason]
+    ERROR_REASON_NO_CHAT_TEMPLATE: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_TOO_LARGE: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_BUSY: _ClassVar[ErrorReason]
+    ERROR_REASON_MEMORY_BUDGET: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_UNLOADED: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_EXISTS: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_BUSY: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_MOVED: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_WRONG_MODEL: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_NOT_CHAT: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_LIMIT: _ClassVar[ErrorReason]
+    ERROR_REASON_QUEUE_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_KV_TOO_LARGE: _ClassVar[ErrorReason]
+    ERROR_REASON_DEADLINE: _ClassVar[ErrorReason]
+    ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
+    ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_ENGINE_DEAD: _ClassVar[ErrorReason]
+    ERROR_REASON_NON_FINITE_LOGITS: _ClassVar[ErrorReason]
+    ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_UNAUTHENTICATED: _ClassVar[ErrorReason]
+    ERROR_REASON_PERMISSION_DENIED: _ClassVar[ErrorReason]
+    ERROR_REASON_UNIMPLEMENTED: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_INVALID_FIELD: ErrorReason
+ERROR_REASON_EMPTY_PROMPT: ErrorReason
+ERROR_REASON_CONTEXT_OVERFLOW: ErrorReason
+ERROR_REASON_TEMPLATE_FAILED: ErrorReason
+ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason
+ERROR_REASON_MODEL_NOT_FOUND: ErrorReason
+ERROR_REASON_MODEL_NOT_LOADED: ErrorReason
+ERROR_REASON_MODEL_INVALID: ErrorReason
+ERROR_REASON_MODEL_UNSUPPORTED: ErrorReason
+ERROR_REASON_NO_CHAT_TEMPLATE: ErrorReason
+ERROR_REASON_MODEL_TOO_LARGE: ErrorReason
+ERROR_REASON_MODEL_BUSY: ErrorReason
+ERROR_REASON_MEMORY_BUDGET: ErrorReason
+ERROR_REASON_MODEL_UNLOADED: ErrorReason
+ERROR_REASON_SESSION_NOT_FOUND: ErrorReason
+ERROR_REASON_SESSION_EXISTS: ErrorReason
+ERROR_REASON_SESSION_BUSY: ErrorReason
+ERROR_REASON_SESSION_MOVED: ErrorReason
+ERROR_REASON_SESSION_WRONG_MODEL: ErrorReason
+ERROR_REASON_SESSION_NOT_CHAT: ErrorReason
+ERROR_REASON_SESSION_LIMIT: ErrorReason
+ERROR_REASON_QUEUE_FULL: ErrorReason
+ERROR_REASON_KV_TOO_LARGE: ErrorReason
+ERROR_REASON_DEADLINE: ErrorReason
+ERROR_REASON_CANCELLED: ErrorReason
+ERROR_REASON_DRAINING: ErrorReason
+ERROR_REASON_ENGINE_DEAD: ErrorReason
+ERROR_REASON_NON_FINITE_LOGITS: ErrorReason
+ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_UNAUTHENTICATED: ErrorReason
+ERROR_REASON_PERMISSION_DENIED: ErrorReason
+ERROR_REASON_UNIMPLEMENTED: ErrorReason

@@ -1,0 +1,172 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ComputeDtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPUTE_DTYPE_UNSPECIFIED: _ClassVar[ComputeDtype]
+    COMPUTE_DTYPE_FLOAT32: _ClassVar[ComputeDtype]
+    COMPUTE_DTYPE_BFLOAT16: _ClassVar[ComputeDtype]
+    COMPUTE_DTYPE_FLOAT16: _ClassVar[ComputeDtype]
+
+class LoadPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOAD_PHASE_UNSPECIFIED: _ClassVar[LoadPhase]
+    LOAD_PHASE_RESOLVING: _ClassVar[LoadPhase]
+    LOAD_PHASE_LOADING: _ClassVar[LoadPhase]
+    LOAD_PHASE_WARMING: _ClassVar[LoadPhase]
+
+class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
+    MODEL_STATE_AVAILABLE: _ClassVar[ModelState]
+    MODEL_STATE_LOADING: _ClassVar[ModelState]
+    MODEL_STATE_RESIDENT: _ClassVar[ModelState]
+COMPUTE_DTYPE_UNSPECIFIED: ComputeDtype
+COMPUTE_DTYPE_FLOAT32: ComputeDtype
+COMPUTE_DTYPE_BFLOAT16: ComputeDtype
+COMPUTE_DTYPE_FLOAT16: ComputeDtype
+LOAD_PHASE_UNSPECIFIED: LoadPhase
+LOAD_PHASE_RESOLVING: LoadPhase
+LOAD_PHASE_LOADING: LoadPhase
+LOAD_PHASE_WARMING: LoadPhase
+MODEL_STATE_UNSPECIFIED: ModelState
+MODEL_STATE_AVAILABLE: ModelState
+MODEL_STATE_LOADING: ModelState
+MODEL_STATE_RESIDENT: ModelState
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("model", "validate_only", "compute_dtype")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    validate_only: bool
+    compute_dtype: ComputeDtype
+    def __init__(self, model: _Optional[str] = ..., validate_only: bool = ..., compute_dtype: _Optional[_Union[ComputeDtype, str]] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("progress", "loaded", "validated")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    VALIDATED_FIELD_NUMBER: _ClassVar[int]
+    progress: LoadProgress
+    loaded: ModelLoaded
+    validated: LoadValidated
+    def __init__(self, progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., loaded: _Optional[_Union[ModelLoaded, _Mapping]] = ..., validated: _Optional[_Union[LoadValidated, _Mapping]] = ...) -> None: ...
+
+class LoadProgress(_message.Message):
+    __slots__ = ("phase", "done_bytes", "total_bytes")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    phase: LoadPhase
+    done_bytes: int
+    total_bytes: int
+    def __init__(self, phase: _Optional[_Union[LoadPhase, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class ModelLoaded(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelInfo
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
+
+class LoadValidated(_message.Message):
+    __slots__ = ("fits", "needed_bytes", "available_bytes")
+    FITS_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    fits: bool
+    needed_bytes: int
+    available_bytes: int
+    def __init__(self, fits: bool = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("freed_bytes",)
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    freed_bytes: int
+    def __init__(self, freed_bytes: _Optional[int] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelInfo
+    def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "resident_only")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_ONLY_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    resident_only: bool
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., resident_only: bool = ...) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models", "next_page_token")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ModelInfo(_message.Message):
+    __slots__ = ("name", "revision", "state", "architecture", "context_length", "vocabulary_size", "parameter_count", "stored_as", "computes_in", "file_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "kv_bytes_per_token", "running_sequences", "queued_sequences", "load_time", "last_use_time")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STORED_AS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTES_IN_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_IDLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_TIME_FIELD_NUMBER: _ClassVar[int]
+    LAST_USE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: str
+    state: ModelState
+    architecture: str
+    context_length: int
+    vocabulary_size: int
+    parameter_count: int
+    stored_as: str
+    computes_in: str
+    file_bytes: int
+    weight_bytes: int
+    kv_slab_bytes: int
+    kv_idle_bytes: int
+    kv_bytes_per_token: int
+    running_sequences: int
+    queued_sequences: int
+    load_time: _timestamp_pb2.Timestamp
+    last_use_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., stored_as: _Optional[str] = ..., computes_in: _Optional[str] = ..., file_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,39 @@
+"""Fixtures: a home of its own for each run, and a fake daemon for each test."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before anything imports abstractllm, which writes below the home folder.
+_HOME = tempfile.TemporaryDirectory(prefix="mlxd-home-")
+os.environ["HOME"] = _HOME.name
+for _name in ("XDG_RUNTIME_DIR", "MLXD_ADDRESS", "MLXD_TOKEN_FILE"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+from fake import running  # noqa: E402
+
+import mlxd  # noqa: E402
+
+
+@pytest.fixture
+def daemon():
+    """A fake daemon and its address; the folder is short because socket paths must be."""
+    with tempfile.TemporaryDirectory(prefix="mlxd-") as folder, running(Path(folder)) as pair:
+        yield pair
+
+
+@pytest.fixture
+def fake(daemon):
+    return daemon[0]
+
+
+@pytest.fixture
+def address(daemon):
+    return daemon[1]
+
+
+@pytest.fixture
+def client(address):
+    with mlxd.Client(address, timeout=10) as client:
+        yield client

@@ -1,0 +1,114 @@
+import asyncio
+import gc
+
+import pytest
+from fake import MODEL, PARIS
+
+import mlxd
+from mlxd import types
+
+
+def run(address, body):
+    async def main():
+        async with mlxd.AsyncClient(address, timeout=10) as client:
+            return await body(client)
+
+    return asyncio.run(main())
+
+
+def test_calls(address, fake):
+    async def body(client):
+        seen = []
+        await client.load_model(MODEL, on_progress=seen.append)
+        assert len(seen) == 3
+        assert (await client.validate_model(MODEL)).fits
+        assert await client.unload_model(MODEL) == 538
+        assert (await client.get_model("m")).name == "m"
+        assert len(await client.list_models()) == 2
+        assert (await client.count_tokens(model=MODEL, prompt="a b")).token_count == 2
+        assert (await client.score(model=MODEL, token_ids=[1])).tokens[0].token.token_id == 7
+        assert (await client.capabilities()).server.version == "0.1.0"
+        assert (await client.stats()).requests_total
+        assert (await client.chat("x", model=MODEL)).text == PARIS
+        return await client.generate(model=MODEL, prompt="x", request_id="mine")
+
+    assert run(address, body).text == PARIS
+    assert fake.metadata[-1]["x-request-id"] == "mine"
+
+
+def test_two_streams_run_at_once(address):
+    async def body(client):
+        async def one():
+            async with client.stream(model=MODEL, messages="x") as stream:
+                return "".join([text async for text in stream.text()])
+
+        return await asyncio.gather(one(), one())
+
+    assert run(address, body) == [PARIS, PARIS]
+
+
+@pytest.mark.parametrize("leave", ["with", "collect", "task"])
+def test_leaving_a_stream_cancels_its_call(address, fake, leave):
+    fake.hang = True
+
+    async def first_delta(stream):
+        async for event in stream:
+            if isinstance(event, types.GenerateDelta):
+                return
+
+    async def body(client):
+        stream = client.stream(model=MODEL, messages="x")
+        await first_delta(stream)
+        assert not fake.left.is_set()
+        if leave == "with":
+            async with stream:
+                pass
+        elif leave == "collect":
+            del stream
+            gc.collect()
+        else:
+            task = asyncio.ensure_future(stream.result())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await asyncio.to_thread(fake.left.wait, 5)
+
+    run(address, body)
+
+
+def test_sessions(address, fake):
+    async def body(client):
+        session = await client.session("talk", model=MODEL)
+        await session.generate("What is it?")
+        async with session.stream("And?") as stream:
+            assert (await stream.result()).cached_tokens == 9
+        copy = await session.fork("copy")
+        assert copy.token_count == session.token_count == 16
+        assert (await session.truncate(turns=1)).token_count == 9
+        assert len(await session.messages()) == 1
+        assert (await client.session("talk", model=MODEL)).token_count == 9
+        assert len(await client.list_sessions()) == 2
+        await copy.delete()
+
+    run(address, body)
+    assert list(fake.sessions) == ["talk"]
+
+
+def test_errors_are_the_same(address):
+    async def body(client):
+        with pytest.raises(mlxd.NotFoundError) as caught:
+            await client.generate(model="none", prompt="x")
+        assert caught.value.reason == "MODEL_NOT_FOUND"
+        with pytest.raises(mlxd.NotFoundError):
+            await client.stream(model="none", prompt="x").result()
+
+    run(address, body)
+
+
+def test_both_clients_have_the_same_methods():
+    def public(kind):
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert public(mlxd.Client) == public(mlxd.AsyncClient)
+    assert public(mlxd.Session) == public(mlxd.AsyncSession)

@@ -1,0 +1,214 @@
+import gc
+
+import pytest
+from fake import MODEL, PARIS, Fake, server
+
+import mlxd
+from mlxd import types
+from mlxd.v1 import inference_pb2 as pb
+
+
+def test_generate_returns_the_outcome(client, fake):
+    done = client.generate(model=MODEL, prompt="one two", return_token_ids=True)
+    assert (done.text, done.finish_reason, done.request_id) == (PARIS, "stop", "r-1")
+    assert (done.prompt_tokens, done.cached_tokens, done.completion_tokens) == (2, 0, 6)
+    assert (done.token_ids, done.session_token_count) == ((1, 2), None)
+    assert done.time_to_first_token == 0.025
+    assert done.tokens_per_second == pytest.approx(50)
+
+
+def test_options_reach_their_fields_and_none_is_unset(client, fake):
+    client.generate(
+        model=MODEL,
+        prompt="x",
+        temperature=0,
+        top_p=None,
+        top_k=3,
+        logit_bias={5: -1.0},
+        max_tokens=8,
+        stop="END",
+        stop_token_ids=[2],
+        logprobs=0,
+        ignore_eos=True,
+    )
+    request = fake.requests[-1]
+    assert request.sampling.HasField("temperature")
+    assert request.sampling.temperature == 0
+    assert not request.sampling.HasField("top_p")
+    assert (request.sampling.top_k, dict(request.sampling.logit_bias)) == (3, {5: -1.0})
+    assert (request.stopping.max_tokens, list(request.stopping.stop_strings)) == (8, ["END"])
+    assert list(request.stopping.stop_token_ids) == [2]
+    assert request.stopping.ignore_eos
+    assert request.output.HasField("logprobs")
+
+
+def test_messages_are_text_dicts_or_protos(client, fake):
+    client.chat("hello", model=MODEL)
+    assert fake.requests[-1].chat.messages[0].role == pb.ROLE_USER
+    tool = {"name": "add", "description": "adds", "parameters": {"type": "object"}}
+    call = {"id": "c1", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "system", "content": "be brief"},
+        pb.Message(role=pb.ROLE_USER, content=[pb.ContentPart(text="sum")]),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": [{"type": "text", "text": "1"}], "tool_call_id": "c1"},
+    ]
+    client.chat(messages, model=MODEL, tools=[{"function": tool}], template_arguments={"t": True})
+    chat = fake.requests[-1].chat
+    assert [m.role for m in chat.messages] == [1, 2, 3, 4]
+    assert chat.messages[2].tool_calls[0].arguments_json == '{"a": 1}'
+    assert chat.messages[3].content[0].text == "1"
+    assert chat.tools[0].parameters_json == '{"type": "object"}'
+    assert chat.template_arguments["t"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"prompt": "x", "top_k": -1}, "sampling.top_k"),
+        ({"prompt": "x", "seed": 2**64}, "sampling.seed"),
+        ({"prompt": "x", "temperature": "warm"}, "sampling.temperature"),
+        ({"prompt": "x", "logit_bias": {-1: 0.0}}, "sampling.logit_bias"),
+        ({"prompt": "x", "stop": [3]}, "stopping.stop_strings"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"token_ids": [-1]}, "token_ids"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "chat.messages[0].role"),
+        ({"messages": [{"role": "user", "content": 3}]}, "chat.messages[0].content"),
+        ({"messages": [{"role": "user", "image": "x"}]}, "chat.messages[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "chat.messages[0].content[0]",
+        ),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_before_the_call(client, fake, arguments, field):
+    with pytest.raises(mlxd.InvalidRequestError) as caught:
+        client.generate(model=MODEL, **arguments)
+    assert caught.value.field_violations[0].field == field
+    assert fake.requests == []
+
+
+def test_wrong_use_is_a_type_error(client):
+    with pytest.raises(TypeError, match="exactly one of prompt"):
+        client.generate(model=MODEL)
+    with pytest.raises(TypeError, match="temprature"):
+        client.generate(model=MODEL, prompt="x", temprature=1)
+    with pytest.raises(TypeError, match="deadline"):
+        client.stats(deadline=1)
+
+
+def test_an_empty_input_is_the_daemons_to_refuse(client, fake):
+    client.generate(model=MODEL, prompt="")
+    assert fake.requests[-1].WhichOneof("input") == "prompt"
+    client.generate(model=MODEL, messages=[])
+    assert fake.requests[-1].WhichOneof("input") == "chat"
+    client.generate(model=MODEL, token_ids=[])
+    assert fake.requests[-1].WhichOneof("input") == "token_ids"
+
+
+def test_a_streams_deltas_concatenate_to_the_output(client):
+    with client.stream(model=MODEL, messages="x") as stream:
+        events = list(stream)
+    kinds = [type(event) for event in events]
+    assert kinds[:2] == [types.GenerateStarted, types.PrefillProgress]
+    assert kinds[-1] is types.GenerateFinished
+    stream = client.stream(model=MODEL, messages="x")
+    assert "".join(stream.text()) == PARIS
+    assert stream.result().text == PARIS
+
+
+@pytest.mark.parametrize("leave", ["close", "with", "collect"])
+def test_leaving_a_stream_cancels_its_call(client, fake, leave):
+    fake.hang = True
+    stream = client.stream(model=MODEL, messages="x")
+    for event in stream:
+        if isinstance(event, types.GenerateDelta):
+            break
+    assert not fake.left.is_set()
+    if leave == "close":
+        stream.close()
+    elif leave == "with":
+        with stream:
+            pass
+    else:
+        del stream, event
+        gc.collect()
+    assert fake.left.wait(5)
+
+
+def test_a_closed_stream_raises_cancelled(client, fake):
+    stream = client.stream(model=MODEL, messages="x")
+    next(stream)
+    stream.close()
+    with pytest.raises(mlxd.CancelledCallError):
+        stream.result()
+
+
+def test_metadata_names_request_and_client_and_carries_the_token():
+    fake = Fake()
+    running, port = server(fake, "127.0.0.1:0")
+    address = f"http://127.0.0.1:{port}"
+    extra = [("traceparent", "00-1")]
+    with mlxd.Client(address, token="t0", client_name="me", metadata=extra) as client:
+        client.stats(request_id="mine")
+    running.stop(None)
+    metadata = fake.metadata[-1]
+    assert metadata["authorization"] == "Bearer t0"
+    assert metadata["x-mlxd-client"] == "me"
+    assert metadata["x-request-id"] == "mine"
+    assert metadata["traceparent"] == "00-1"
+
+
+def test_models(client, fake):
+    seen = []
+    info = client.load_model(MODEL, compute_dtype="float32", on_progress=seen.append)
+    assert info.name == MODEL
+    assert [progress.done_bytes for progress in seen] == [0, 50, 100]
+    assert fake.requests[-1].compute_dtype == 1
+    assert client.validate_model(MODEL).fits
+    assert client.unload_model(MODEL) == 538
+    assert client.get_model("m").name == "m"
+    assert [model.name for model in client.list_models()] == [MODEL, "other"]
+    with pytest.raises(mlxd.InvalidRequestError):
+        client.load_model(MODEL, compute_dtype="int3")
+    with pytest.raises(mlxd.InvalidRequestError):
+        client.list_models(page_size=-1)
+
+
+def test_counting_scoring_and_facts(client, fake):
+    assert client.count_tokens(model=MODEL, messages="one two three").token_count == 3
+    assert client.count_tokens(model=MODEL, prompt="one").context_length == 8192
+    assert client.score(model=MODEL, text="a", top_logprobs=2).tokens[0].token.token_id == 7
+    assert fake.requests[-1].top_logprobs == 2
+    assert client.capabilities(MODEL, "b").models[1].model.name == "b"
+    assert client.stats().memory.weight_bytes == 538_000_000
+
+
+def test_a_session_is_an_object(client, fake):
+    session = client.session("talk", model=MODEL, ttl=60)
+    assert fake.requests[-1].ttl.seconds == 60
+    first = session.generate("What is it?")
+    assert first.session_token_count == session.token_count == 9
+    with session.stream("And then?", expected_token_count=session.token_count) as stream:
+        second = stream.result()
+    assert second.cached_tokens == 9
+    assert session.token_count == second.session_token_count == 17
+    copy = session.fork("copy")
+    assert (copy.name, copy.model, copy.token_count) == ("copy", MODEL, 17)
+    assert session.truncate(turns=1).token_count == session.token_count == 9
+    assert session.messages()[0].role == pb.ROLE_USER
+    assert [info.name for info in client.list_sessions()] == ["talk", "copy"]
+    with pytest.raises(mlxd.SessionMovedError) as caught:
+        session.generate("late", expected_token_count=17)
+    assert (caught.value.expected, caught.value.actual) == (17, 9)
+    copy.delete()
+    assert list(fake.sessions) == ["talk"]
+
+
+def test_session_opens_what_exists_and_create_does_not(client):
+    client.session("talk", model=MODEL).generate("x")
+    assert client.session("talk", model=MODEL).token_count == 7
+    with pytest.raises(mlxd.AlreadyExistsError):
+        client.create_session("talk", model=MODEL)
+    with pytest.raises(TypeError, match="turns, tokens"):
+        client.truncate_session("talk")

@@ -1,0 +1,132 @@
+import asyncio
+import time
+
+import grpc
+import pytest
+from fake import running
+from google.rpc import error_details_pb2 as details
+
+import mlxd
+from mlxd.errors import error_class
+
+Code = grpc.StatusCode
+
+# Reason: its status code in errors.proto, and what the client raises.
+CLASSES = {
+    "INVALID_FIELD": (Code.INVALID_ARGUMENT, mlxd.InvalidRequestError),
+    "EMPTY_PROMPT": (Code.INVALID_ARGUMENT, mlxd.InvalidRequestError),
+    "CONTEXT_OVERFLOW": (Code.INVALID_ARGUMENT, mlxd.ContextOverflowError),
+    "TEMPLATE_FAILED": (Code.INVALID_ARGUMENT, mlxd.InvalidRequestError),
+    "MESSAGE_TOO_LARGE": (Code.INVALID_ARGUMENT, mlxd.InvalidRequestError),
+    "MODEL_NOT_FOUND": (Code.NOT_FOUND, mlxd.NotFoundError),
+    "MODEL_NOT_LOADED": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "MODEL_INVALID": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "MODEL_UNSUPPORTED": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "NO_CHAT_TEMPLATE": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "MODEL_TOO_LARGE": (Code.FAILED_PRECONDITION, mlxd.TooLargeError),
+    "MODEL_BUSY": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "MEMORY_BUDGET": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
+    "MODEL_UNLOADED": (Code.UNAVAILABLE, mlxd.UnavailableError),
+    "SESSION_NOT_FOUND": (Code.NOT_FOUND, mlxd.NotFoundError),
+    "SESSION_EXISTS": (Code.ALREADY_EXISTS, mlxd.AlreadyExistsError),
+    "SESSION_BUSY": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "SESSION_MOVED": (Code.ABORTED, mlxd.SessionMovedError),
+    "SESSION_WRONG_MODEL": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "SESSION_NOT_CHAT": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "SESSION_LIMIT": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
+    "QUEUE_FULL": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
+    "KV_TOO_LARGE": (Code.FAILED_PRECONDITION, mlxd.TooLargeError),
+    "DEADLINE": (Code.DEADLINE_EXCEEDED, mlxd.DeadlineError),
+    "CANCELLED": (Code.CANCELLED, mlxd.CancelledCallError),
+    "DRAINING": (Code.UNAVAILABLE, mlxd.UnavailableError),
+    "ENGINE_DEAD": (Code.UNAVAILABLE, mlxd.UnavailableError),
+    "NON_FINITE_LOGITS": (Code.INTERNAL, mlxd.ServerError),
+    "INTERNAL": (Code.INTERNAL, mlxd.ServerError),
+    "UNAUTHENTICATED": (Code.UNAUTHENTICATED, mlxd.AuthError),
+    "PERMISSION_DENIED": (Code.PERMISSION_DENIED, mlxd.AuthError),
+    "UNIMPLEMENTED": (Code.UNIMPLEMENTED, mlxd.UnsupportedError),
+}
+
+
+@pytest.mark.parametrize("reason", CLASSES)
+def test_a_reason_is_raised_as_its_class(client, fake, reason):
+    code, kind = CLASSES[reason]
+    fake.error = (code, reason, "said", {"k": "v"})
+    with pytest.raises(mlxd.MlxdError) as caught:
+        client.stats()
+    error = caught.value
+    assert type(error) is kind is error_class(code, reason)
+    assert (error.code, error.reason, error.message) == (code, reason, "said")
+    assert (error.metadata, error.request_id) == ({"k": "v"}, "r-9")
+
+
+def test_details_become_attributes(client, fake):
+    retry = details.RetryInfo()
+    retry.retry_delay.FromMilliseconds(1500)
+    bad = details.BadRequest(
+        field_violations=[details.BadRequest.FieldViolation(field="a.b", description="is wrong")]
+    )
+    resource = details.ResourceInfo(resource_name="m")
+    facts = {"needed_bytes": "9", "available_bytes": "4"}
+    fake.error = (
+        Code.RESOURCE_EXHAUSTED, "MEMORY_BUDGET", "full", facts, retry, bad, resource,
+    )  # fmt: skip
+    with pytest.raises(mlxd.CapacityError) as caught:
+        client.generate(model="m", prompt="x")
+    error = caught.value
+    assert error.retry_after == 1.5
+    assert error.field_violations == (mlxd.FieldViolation("a.b", "is wrong"),)
+    assert (error.resource, error.needed_bytes, error.available_bytes) == ("m", 9, 4)
+    assert str(error) == "MEMORY_BUDGET: full (request r-9)"
+
+
+def test_a_stream_raises_the_same_errors(client, fake):
+    fake.error = (Code.INVALID_ARGUMENT, "CONTEXT_OVERFLOW", "long", {"prompt_tokens": "9"})
+    with pytest.raises(mlxd.ContextOverflowError) as caught:
+        client.stream(model="m", prompt="x").result()
+    assert caught.value.prompt_tokens == 9
+    assert caught.value.context_length is None
+    assert isinstance(caught.value, ValueError)
+
+
+def test_no_daemon_is_a_connection_error_that_comes_at_once(tmp_path):
+    start = time.monotonic()
+    with mlxd.Client(f"unix://{tmp_path}/none.sock") as client:
+        with pytest.raises(mlxd.ConnectionFailedError) as caught:
+            client.stats()
+        with pytest.raises(ConnectionError):
+            list(client.stream(model="m", prompt="x"))
+    assert caught.value.reason == ""
+    assert time.monotonic() - start < 5
+
+    async def ask():
+        async with mlxd.AsyncClient(f"unix://{tmp_path}/none.sock") as client:
+            await client.stats()
+
+    with pytest.raises(mlxd.ConnectionFailedError):
+        asyncio.run(ask())
+
+
+def test_a_daemon_that_starts_later_is_found(tmp_path):
+    with mlxd.Client(f"unix://{tmp_path}/d.sock") as client:
+        with pytest.raises(mlxd.ConnectionFailedError):
+            client.stats()
+        with running(tmp_path):
+            deadline = time.monotonic() + 5
+            while True:
+                try:
+                    client.stats()
+                    break
+                except mlxd.ConnectionFailedError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+
+
+def test_a_timeout_is_the_calls_deadline(client, fake):
+    fake.hang = True
+    with pytest.raises(TimeoutError) as caught:
+        client.stream(model="SmolLM2-135M-Instruct", prompt="x", timeout=0.3).result()
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert 0 < fake.deadlines[-1] < 1
+    client.stats()
+    assert 5 < fake.deadlines[-1] < 11  # The server reads its own clock.

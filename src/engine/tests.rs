@@ -1,0 +1,455 @@
+//! The engine, turn by turn, on a backend whose tokens tell what was in the slot.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::core::{Engine, EngineSettings};
+use super::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, next_token};
+use super::*;
+use crate::backend::{ComputeDtype, LoadSpec};
+use crate::clock::{Clock, Moment};
+use crate::error::Error;
+use crate::ids::SessionKey;
+use crate::text::Tokenizer;
+
+#[derive(Default)]
+struct HandClock(Mutex<Duration>);
+
+impl Clock for HandClock {
+    fn now(&self) -> Moment {
+        Moment::at(*self.0.lock().unwrap())
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+}
+
+struct Bench {
+    engine: Engine<Fake>,
+    clock: Arc<HandClock>,
+    tokenizer: Tokenizer,
+    _folder: tempfile::TempDir,
+}
+
+type Events = mpsc::Receiver<GenerateEvent>;
+
+fn tokenizer(folder: &std::path::Path) -> Tokenizer {
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        (0..1000).map(|id| (format!("t{id}"), id.into())).collect();
+    let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "t0" });
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "model": model,
+        "pre_tokenizer": { "type": "WhitespaceSplit" }, "decoder": null, "normalizer": null,
+        "post_processor": null, "truncation": null, "padding": null,
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    Tokenizer::load(folder).unwrap()
+}
+
+fn spec() -> LoadSpec {
+    LoadSpec { model: "m".into(), folder: "/".into(), revision: "1".into(), dtype: ComputeDtype::Auto }
+}
+
+impl Bench {
+    fn with(fake: Fake, budget: u64, change: impl Fn(&mut EngineSettings)) -> Self {
+        let mut settings = EngineSettings {
+            memory_budget_bytes: None,
+            kv_idle_bytes_max: None,
+            prefill_chunk_tokens: 16,
+            running_sequences_max: 8,
+            queue_length_max: 64,
+        };
+        change(&mut settings);
+        let clock = Arc::new(HandClock::default());
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = tokenizer(folder.path());
+        let engine = Engine::new(fake, clock.clone(), settings, budget);
+        let mut bench = Self { engine, clock, tokenizer, _folder: folder };
+        assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(_))));
+        bench
+    }
+
+    fn new() -> Self {
+        Self::with(Fake::default(), 10_000_000, |_| {})
+    }
+
+    fn load(&mut self) -> Vec<LoadEvent> {
+        let (sender, mut events) = mpsc::channel(8);
+        self.engine.command(Command::Load(spec(), sender));
+        self.run();
+        std::iter::from_fn(|| events.try_recv().ok()).collect()
+    }
+
+    fn origin(&self, client: &str) -> WorkOrigin {
+        WorkOrigin {
+            request: "r".into(),
+            principal: "p".into(),
+            client: client.into(),
+            session: None,
+            arrived: self.clock.now(),
+            deadline: None,
+        }
+    }
+
+    fn work(&self, tokens: &[u32], max_tokens: u32) -> (GenerateWork, Events) {
+        let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
+        let off = |value| Penalty { value, context_size: 0 };
+        let sampling = Sampling {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            repetition: off(1.0),
+            presence: off(0.0),
+            frequency: off(0.0),
+            logit_bias: vec![],
+        };
+        let stopping = Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] };
+        let work = GenerateWork {
+            origin: self.origin("c"),
+            model: "m".into(),
+            tokens: tokens.to_vec(),
+            sampling,
+            stopping,
+            top_logprobs: None,
+            tokenizer: self.tokenizer.clone(),
+            events,
+        };
+        (work, receiver)
+    }
+
+    fn submit(&mut self, tokens: &[u32], max_tokens: u32) -> Events {
+        let (work, events) = self.work(tokens, max_tokens);
+        self.engine.command(Command::Generate(Box::new(work)));
+        events
+    }
+
+    fn turns(&mut self, turns: usize) {
+        for _ in 0..turns {
+            self.engine.turn();
+        }
+    }
+
+    fn run(&mut self) {
+        for _ in 0..10_000 {
+            if self.engine.is_idle() {
+                return;
+            }
+            self.engine.turn();
+        }
+        panic!("the engine does not come to rest");
+    }
+
+    fn stats(&mut self) -> EngineStats {
+        let (reply, mut answer) = oneshot::channel();
+        self.engine.command(Command::Stats(reply));
+        answer.try_recv().unwrap()
+    }
+}
+
+/// What a run brought: how it ended, its tokens by deltas, and how much was cached.
+struct Outcome {
+    end: Result<Generated, Error>,
+    tokens: Vec<u32>,
+    cached: u32,
+}
+
+fn drain(mut events: Events) -> Outcome {
+    let (mut end, mut tokens, mut cached) = (None, vec![], 0);
+    while let Ok(event) = events.try_recv() {
+        assert!(end.is_none(), "nothing follows the end");
+        match event {
+            GenerateEvent::Started { cached_tokens, .. } => cached = cached_tokens,
+            GenerateEvent::Progress { .. } => {}
+            GenerateEvent::Delta(delta) => tokens.extend(delta.tokens),
+            GenerateEvent::Ended(outcome) => end = Some(outcome),
+        }
+    }
+    Outcome { end: end.expect("every run ends"), tokens, cached }
+}
+
+fn alone(prompt: &[u32], tokens: usize) -> Vec<u32> {
+    let mut context = prompt.to_vec();
+    for _ in 0..tokens {
+        context.push(next_token(&context));
+    }
+    context[prompt.len()..].to_vec()
+}
+
+fn prompt(seed: u32, length: u32) -> Vec<u32> {
+    (0..length).map(|place| (seed * 31 + place * 7) % 1000).collect()
+}
+
+#[test]
+fn output_in_a_crowd_equals_output_alone() {
+    let mut bench = Bench::new();
+    let mut runs = Vec::new();
+    for seed in 0..40 {
+        let (prompt, tokens) = (prompt(seed, 1 + seed * 13 % 90), 1 + (seed * 17 % 50));
+        runs.push((prompt.clone(), tokens, bench.submit(&prompt, tokens)));
+        bench.turns(seed as usize % 3);
+    }
+    bench.run();
+    for (prompt, tokens, events) in runs {
+        let outcome = drain(events);
+        let expected = alone(&prompt, tokens as usize);
+        assert_eq!(outcome.tokens, expected);
+        assert_eq!(outcome.end.unwrap().tokens, expected);
+    }
+    let stats = bench.stats();
+    assert_eq!(stats.finished_total, 40);
+    assert!(stats.models[0].slabs.iter().all(|class| class.slots_in_use == 0));
+}
+
+#[test]
+fn a_sequence_moves_to_a_larger_slot_when_it_outgrows_its_own() {
+    let mut bench = Bench::new();
+    let events = bench.submit(&[1, 2, 3], 1500);
+    let other = bench.submit(&[4, 5], 400);
+    bench.run();
+    assert_eq!(drain(events).tokens, alone(&[1, 2, 3], 1500));
+    assert_eq!(drain(other).tokens, alone(&[4, 5], 400));
+}
+
+#[test]
+fn the_next_turn_finds_all_but_the_last_token() {
+    let mut bench = Bench::new();
+    let first = bench.submit(&prompt(1, 50), 10);
+    bench.run();
+    let mut context = prompt(1, 50);
+    context.extend(drain(first).tokens);
+    let before = bench.stats().prefill_tokens_total;
+    context.extend([7, 8, 9]);
+    let second = bench.submit(&context, 5);
+    bench.run();
+    let outcome = drain(second);
+    assert_eq!(outcome.cached, 59);
+    assert_eq!(outcome.tokens, alone(&context, 5));
+    assert_eq!(bench.stats().prefill_tokens_total - before, 4);
+}
+
+#[test]
+fn forks_share_what_they_have_in_common_in_any_order() {
+    let mut bench = Bench::new();
+    let first = bench.submit(&prompt(1, 40), 8);
+    bench.run();
+    let mut base = prompt(1, 40);
+    base.extend(drain(first).tokens);
+    let branches: Vec<Vec<u32>> = (0..3).map(|branch| [base.clone(), vec![branch, 5]].concat()).collect();
+    let runs: Vec<Events> = branches.iter().map(|branch| bench.submit(branch, 6)).collect();
+    bench.run();
+    for (branch, events) in branches.iter().zip(runs) {
+        let outcome = drain(events);
+        assert_eq!((outcome.cached, outcome.tokens), (47, alone(branch, 6)));
+    }
+}
+
+#[test]
+fn caches_are_not_shared_between_principals() {
+    let mut bench = Bench::new();
+    let first = bench.submit(&prompt(1, 40), 1);
+    bench.run();
+    drain(first);
+    let (mut work, events) = bench.work(&prompt(1, 40), 1);
+    work.origin.principal = "other".into();
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.run();
+    assert_eq!(drain(events).cached, 0);
+}
+
+#[test]
+fn a_forgotten_session_leaves_no_cache() {
+    let mut bench = Bench::new();
+    let session = SessionKey { owner: "p".into(), name: "s".into() };
+    let (mut work, events) = bench.work(&prompt(1, 40), 1);
+    work.origin.session = Some(session.clone());
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.run();
+    drain(events);
+    assert_eq!(bench.stats().models[0].kv_idle_bytes, 40 * KV_BYTES);
+    bench.engine.command(Command::Forget(session));
+    assert_eq!(bench.stats().models[0].kv_idle_bytes, 0);
+}
+
+#[test]
+fn a_caller_that_leaves_costs_no_further_step() {
+    let mut bench = Bench::new();
+    let decoding = bench.submit(&[1, 2, 3], 1000);
+    let prefilling = bench.submit(&prompt(2, 4000), 10);
+    bench.turns(5);
+    let before = bench.stats();
+    drop((decoding, prefilling));
+    bench.run();
+    let after = bench.stats();
+    assert_eq!(after.steps_total, before.steps_total);
+    assert_eq!(after.cancelled_total, 2);
+    assert!(after.models[0].slabs.iter().all(|class| class.slots_in_use == 0));
+}
+
+#[test]
+fn a_deadline_ends_what_runs_and_what_waits() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| settings.running_sequences_max = 1);
+    let mut runs = vec![];
+    for _ in 0..2 {
+        let (mut work, events) = bench.work(&[1, 2], 1000);
+        work.origin.deadline = Some(Moment::at(Duration::from_secs(1)));
+        bench.engine.command(Command::Generate(Box::new(work)));
+        runs.push(events);
+    }
+    bench.turns(3);
+    *bench.clock.0.lock().unwrap() = Duration::from_secs(2);
+    bench.run();
+    for events in runs {
+        assert_eq!(drain(events).end, Err(Error::Deadline));
+    }
+}
+
+#[test]
+fn logits_that_are_not_finite_end_that_sequence_alone() {
+    let mut bench =
+        Bench::with(Fake::with(Faults { poison: Some(999), ..Faults::default() }), 10_000_000, |_| {});
+    let fine = bench.submit(&[1, 2], 5);
+    let poisoned = bench.submit(&[1, 999], 5);
+    bench.run();
+    assert_eq!(drain(poisoned).end, Err(Error::NonFiniteLogits));
+    assert_eq!(drain(fine).tokens, alone(&[1, 2], 5));
+    assert_eq!(bench.stats().models[0].kv_idle_bytes, 6 * KV_BYTES, "a poisoned cache is not kept");
+}
+
+#[test]
+fn a_device_error_ends_the_model_and_a_new_load_serves_again() {
+    let mut bench =
+        Bench::with(Fake::with(Faults { error_at: Some(3), ..Faults::default() }), 10_000_000, |_| {});
+    let events = bench.submit(&[1, 2], 50);
+    bench.run();
+    assert!(matches!(drain(events).end, Err(Error::Internal(_))));
+    assert!(bench.stats().models.is_empty());
+    let refused = bench.submit(&[1], 1);
+    bench.run();
+    assert!(matches!(drain(refused).end, Err(Error::ModelUnloaded(_))));
+}
+
+#[test]
+fn a_full_queue_refuses_with_its_limit() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| settings.queue_length_max = 1);
+    let waiting = bench.submit(&[1], 1);
+    let refused = bench.submit(&[2], 1);
+    assert!(matches!(drain(refused).end, Err(Error::QueueFull { limit: 1, .. })));
+    bench.run();
+    assert!(drain(waiting).end.is_ok());
+}
+
+#[test]
+fn what_can_never_fit_is_refused_and_what_fits_later_waits() {
+    let room = WEIGHT_BYTES + 300 * KV_BYTES;
+    let mut bench = Bench::with(Fake::default(), room, |_| {});
+    let never = bench.submit(&[1], 1000);
+    let runs: Vec<Events> = (0..3).map(|seed| bench.submit(&prompt(seed, 20), 30)).collect();
+    bench.run();
+    let refusal = drain(never).end;
+    assert!(
+        matches!(refusal, Err(Error::KvTooLarge { available_bytes, .. }) if available_bytes == 300 * KV_BYTES)
+    );
+    for (seed, events) in (0..3).zip(runs) {
+        assert_eq!(drain(events).tokens, alone(&prompt(seed, 20), 30));
+    }
+    let held = bench.stats().models[0].clone();
+    assert!(held.kv_slab_bytes + held.kv_idle_bytes <= 300 * KV_BYTES);
+}
+
+#[test]
+fn a_load_that_does_not_fit_is_refused_with_numbers() {
+    let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + 500, |_| {});
+    let (sender, mut events) = mpsc::channel(8);
+    let other = LoadSpec { model: "other".into(), ..spec() };
+    bench.engine.command(Command::Load(other.clone(), sender));
+    bench.run();
+    let Ok(LoadEvent::Failed(error)) = events.try_recv() else { panic!("the load is refused") };
+    let expected =
+        Error::MemoryBudget { model: other.model, needed_bytes: WEIGHT_BYTES, available_bytes: 500 };
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn a_score_has_an_entry_for_each_token_but_the_first() {
+    let mut bench = Bench::new();
+    let (reply, mut answer) = oneshot::channel();
+    let work = ScoreWork {
+        origin: bench.origin("c"),
+        model: "m".into(),
+        tokens: prompt(3, 300),
+        score_from: 0,
+        top_logprobs: 0,
+        reply,
+    };
+    bench.engine.command(Command::Score(Box::new(work)));
+    bench.run();
+    let scored = answer.try_recv().unwrap().unwrap();
+    assert_eq!((scored.scores.len(), scored.cached_tokens), (300, 0));
+    assert!(scored.scores[0].is_none());
+    let tokens: Vec<u32> = scored.scores.iter().flatten().map(|score| score.chosen.0).collect();
+    assert_eq!(tokens, prompt(3, 300)[1..]);
+}
+
+#[test]
+fn a_busy_model_is_not_unloaded() {
+    let mut bench = Bench::new();
+    let events = bench.submit(&[1], 5);
+    let unload = |bench: &mut Bench| {
+        let (reply, mut answer) = oneshot::channel();
+        bench.engine.command(Command::Unload("m".into(), reply));
+        answer.try_recv().unwrap()
+    };
+    assert!(matches!(unload(&mut bench), Err(Error::ModelBusy { running: 1, .. })));
+    bench.run();
+    drain(events);
+    assert!(unload(&mut bench).unwrap() >= WEIGHT_BYTES);
+    assert!(matches!(unload(&mut bench), Err(Error::ModelNotLoaded(_))));
+    assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(_))));
+}
+
+#[test]
+fn draining_refuses_new_work_and_lets_running_work_end() {
+    let mut bench = Bench::new();
+    let running = bench.submit(&[1], 20);
+    let (reply, mut answer) = oneshot::channel();
+    bench.engine.command(Command::Drain(Duration::from_secs(9), reply));
+    let refused = bench.submit(&[2], 1);
+    bench.run();
+    assert_eq!(answer.try_recv(), Ok(()));
+    assert_eq!(drain(refused).end, Err(Error::Draining));
+    assert_eq!(drain(running).tokens.len(), 20);
+}
+
+#[test]
+fn output_ends_at_the_context() {
+    let mut bench = Bench::new();
+    let events = bench.submit(&prompt(1, CONTEXT - 3), 3);
+    bench.run();
+    assert_eq!(drain(events).tokens.len(), 3);
+}
+
+#[test]
+fn the_handle_learns_of_a_panic() {
+    let settings = EngineSettings {
+        memory_budget_bytes: None,
+        kv_idle_bytes_max: None,
+        prefill_chunk_tokens: 16,
+        running_sequences_max: 8,
+        queue_length_max: 64,
+    };
+    let fake = Fake::with(Faults { panic_at: Some(1), ..Faults::default() });
+    let make = move |_: &EngineSettings| Ok((fake, Fake::info(1_000_000)));
+    let (handle, thread) = start(settings, Arc::new(HandClock::default()), make).unwrap();
+    assert!(handle.is_alive());
+    let mut events = handle.load(spec()).unwrap();
+    // The warming run is the first step.
+    while events.blocking_recv().is_some() {}
+    assert!(thread.join().is_err());
+    assert!(!handle.is_alive());
+    assert_eq!(handle.load(spec()).map(drop), Err(Error::EngineDead));
+}

@@ -1,0 +1,74 @@
+"""The daemon's memory against what the project promises; read from /proc, so only on Linux."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from daemon import Daemon
+
+MB = 1_000_000
+# Code, libraries, tokenizer, threads and buffers, whatever the model.
+BASE = 150 * MB
+LOADING, STEADY = 1.5, 1.15
+
+
+class Memory:
+    """Peak while loading, taken when this is made; steady, noted after work."""
+
+    def __init__(self, daemon: Daemon, parameters: int) -> None:
+        self.daemon = daemon
+        self.weights = 4 * parameters
+        self.loading = self._status("VmHWM")
+        self.steady = self.slabs = 0
+
+    def _status(self, key: str) -> int:
+        """A line of /proc/<pid>/status in bytes; 0 elsewhere."""
+        if sys.platform != "linux":
+            return 0
+        assert self.daemon.process is not None
+        for line in Path(f"/proc/{self.daemon.process.pid}/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError(f"no {key}")
+
+    def note_steady(self, stats: Any) -> None:
+        """Reads what the daemon holds now; `stats` is its MemoryStats."""
+        self.steady, self.slabs = self._status("VmRSS"), stats.kv_slab_bytes
+
+    def numbers(self) -> dict[str, int]:
+        """Everything, in bytes."""
+        return {
+            "f32_weight_bytes": self.weights,
+            "peak_loading_bytes": self.loading,
+            "steady_bytes": self.steady,
+            "kv_slab_bytes": self.slabs,
+            "allowed_loading_bytes": self._allowed_loading(),
+            "allowed_steady_bytes": self._allowed_steady(),
+        }
+
+    def _allowed_loading(self) -> int:
+        return int(LOADING * self.weights) + BASE
+
+    def _allowed_steady(self) -> int:
+        return int(STEADY * self.weights) + self.slabs + BASE
+
+    def verdicts(self) -> list[tuple[str, bool]]:
+        """Both promises and whether they were kept."""
+        if not self.loading:
+            return []
+        return [
+            (
+                f"peak while loading {self.loading / MB:.0f} MB"
+                f" (promised {self._allowed_loading() / MB:.0f}:"
+                f" {LOADING} x {self.weights / MB:.0f} MB of weights + {BASE / MB:.0f})",
+                self.loading <= self._allowed_loading(),
+            ),
+            (
+                f"steady {self.steady / MB:.0f} MB"
+                f" (promised {self._allowed_steady() / MB:.0f}:"
+                f" {STEADY} x weights + {self.slabs / MB:.0f} MB of KV slabs + {BASE / MB:.0f})",
+                self.steady <= self._allowed_steady(),
+            ),
+        ]

@@ -1,0 +1,221 @@
+"""The process: one daemon per socket, an orderly end, who may connect, what is logged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from daemon import Daemon, wait_for
+from mlxd.v1 import server_pb2 as server
+from wire import CALL_S, refused, request
+
+SERVICES = [
+    "",
+    "mlxd.v1.InferenceService",
+    "mlxd.v1.ModelService",
+    "mlxd.v1.SessionService",
+    "mlxd.v1.ServerService",
+]
+
+
+def test_sigterm_drains_and_exits_0(tiny_root: Path) -> None:
+    daemon = Daemon([tiny_root], models=["tiny"]).start()
+    try:
+        with daemon.wire() as wire:
+            running = wire.stream("tiny", [5, 6, 7], max_tokens=1500)
+            ids: list[int] = []
+            while not ids:
+                ids += next(running).delta.token_ids
+            daemon.signal(signal.SIGTERM)
+            wait_for(lambda: "drain" in daemon.log.lower(), "the drain is logged")
+            # A new call is refused: on this connection with a reason, or on none at all.
+            with pytest.raises(grpc.RpcError) as raised:
+                wire.inference.Generate(request("tiny", [5], max_tokens=1), timeout=CALL_S)
+            assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+            for event in running:
+                ids += event.delta.token_ids
+            assert len(ids) == 1500, "the running stream ends as it would have"
+        assert daemon.exit_code() == 0
+        assert not daemon.socket.exists()
+    finally:
+        daemon.stop()
+
+
+def test_sigterm_ends_an_idle_daemon_at_once(tiny_root: Path) -> None:
+    daemon = Daemon([tiny_root]).start()
+    try:
+        started = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.exit_code() == 0
+        assert time.monotonic() - started < 5
+    finally:
+        daemon.stop()
+
+
+def test_a_killed_daemon_s_socket_is_taken_over(tiny_root: Path) -> None:
+    daemon = Daemon([tiny_root]).start()
+    try:
+        daemon.signal(signal.SIGKILL)
+        daemon.exit_code()
+        assert daemon.socket.exists()
+        daemon.start()
+    finally:
+        daemon.stop()
+
+
+def test_a_live_daemon_s_socket_is_not_taken(tiny_root: Path) -> None:
+    with Daemon([tiny_root]) as daemon:
+        second = Daemon([tiny_root], folder=daemon.folder)
+        second.launch()
+        assert second.exit_code() not in (0, None)
+        assert str(daemon.socket) in second.log
+        assert daemon.healthy()
+
+
+def test_what_is_not_a_socket_is_not_removed(tiny_root: Path) -> None:
+    daemon = Daemon([tiny_root])
+    try:
+        daemon.socket.write_text("mine")
+        daemon.launch()
+        assert daemon.exit_code() != 0
+        assert daemon.socket.read_text() == "mine"
+    finally:
+        daemon.stop()
+
+
+def test_only_the_owner_may_open_the_socket(shared_daemon: Daemon) -> None:
+    assert stat.S_IMODE(shared_daemon.socket.stat().st_mode) == 0o600
+
+
+def test_health_has_an_entry_for_every_service(shared_daemon: Daemon) -> None:
+    for service in SERVICES:
+        assert shared_daemon.healthy(service), service
+    with shared_daemon.wire() as wire, pytest.raises(grpc.RpcError) as raised:
+        health_pb2_grpc.HealthStub(wire.channel).Check(
+            health_pb2.HealthCheckRequest(service="nothing"), timeout=CALL_S
+        )
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_request_ids_come_back_and_are_logged(shared_daemon: Daemon) -> None:
+    with shared_daemon.wire() as wire:
+        mine = f"test-{time.monotonic_ns()}"
+        reply, call = wire.inference.Generate.with_call(
+            request("tiny", [5], max_tokens=1), metadata=[("x-request-id", mine)], timeout=CALL_S
+        )
+        assert reply.request_id == mine
+        assert dict(call.initial_metadata())["x-request-id"] == mine
+        wait_for(lambda: mine in shared_daemon.log, "it is logged")
+        chosen = wire.generate("tiny", [5], max_tokens=1).request_id
+        assert chosen
+        wait_for(lambda: chosen in shared_daemon.log, "the daemon's own is logged")
+
+
+def test_a_failed_call_has_a_request_id_in_the_log(shared_daemon: Daemon) -> None:
+    with shared_daemon.wire() as wire:
+        mine = f"fails-{time.monotonic_ns()}"
+        with pytest.raises(grpc.RpcError):
+            wire.inference.Generate(
+                request("nothing", [5]), metadata=[("x-request-id", mine)], timeout=CALL_S
+            )
+        wait_for(lambda: mine in shared_daemon.log, "it is logged")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def token_file(folder: Path, mode: int = 0o600) -> Path:
+    """A token of this test."""
+    file = folder / "token"
+    file.write_text("correct horse battery staple\n")
+    file.chmod(mode)
+    return file
+
+
+def test_tcp_on_loopback_needs_the_token(tiny_root: Path, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    config = {"listen_tcp": address, "token_file": str(token_file(tmp_path))}
+    with Daemon([tiny_root], config) as daemon:
+        for token in ("", "wrong", "correct horse battery"):
+            with daemon.wire(address) as wire, refused("UNAUTHENTICATED", "UNAUTHENTICATED"):
+                metadata = [("authorization", f"Bearer {token}")] if token else []
+                wire.server.Capabilities(
+                    server.CapabilitiesRequest(), metadata=metadata, timeout=CALL_S
+                )
+        with daemon.wire(address) as wire:
+            metadata = [("authorization", "Bearer correct horse battery staple")]
+            reply = wire.server.Capabilities(
+                server.CapabilitiesRequest(), metadata=metadata, timeout=CALL_S
+            )
+            assert reply.server.version
+        assert "correct horse" not in daemon.log
+
+
+@pytest.mark.parametrize(
+    "case", ["no-token", "any-address", "public-address", "open-file", "empty-file"]
+)
+def test_unsafe_tcp_is_refused_at_the_start(tiny_root: Path, tmp_path: Path, case: str) -> None:
+    port = free_port()
+    file = token_file(tmp_path, 0o644 if case == "open-file" else 0o600)
+    if case == "empty-file":
+        file.write_text("")
+    host = {"any-address": "0.0.0.0", "public-address": "192.0.2.1"}.get(case, "127.0.0.1")
+    config = {"listen_tcp": f"{host}:{port}"}
+    if case != "no-token":
+        config["token_file"] = str(file)
+    daemon = Daemon([tiny_root], config)
+    try:
+        daemon.launch()
+        assert daemon.exit_code() != 0
+        assert "token" in daemon.log.lower() or "tls" in daemon.log.lower()
+        assert not daemon.socket.exists()
+    finally:
+        daemon.stop()
+
+
+@pytest.mark.parametrize("line", ["no_such_key = 1", "prefill_chunk_tokens = 0", "= nonsense"])
+def test_a_wrong_config_is_refused_at_the_start(tiny_root: Path, tmp_path: Path, line: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(line + "\n")
+    daemon = Daemon([tiny_root], arguments=["--config", str(file)])
+    try:
+        daemon.launch()
+        assert daemon.exit_code() != 0
+        assert line.split(" ")[0] in daemon.log
+    finally:
+        daemon.stop()
+
+
+def test_the_environment_sets_what_the_file_sets(tiny_root: Path) -> None:
+    with (
+        Daemon([tiny_root], environment={"MLXD_SESSIONS_MAX": "7"}) as daemon,
+        daemon.wire() as wire,
+    ):
+        reply = wire.server.Capabilities(server.CapabilitiesRequest(), timeout=CALL_S)
+        assert reply.server.limits.sessions_max == 7
+
+
+def test_a_stopped_daemon_leaves_no_process(tiny_root: Path) -> None:
+    daemon = Daemon([tiny_root]).start()
+    assert daemon.process is not None
+    group = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(daemon.process.pid)], capture_output=True, check=False
+    )
+    children = [int(pid) for pid in group.stdout.split()]
+    daemon.stop()
+    for pid in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

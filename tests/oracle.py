@@ -1,0 +1,81 @@
+"""mlx-lm as the reference: single runs, every float tensor cast to float32 before use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+
+# Of max |logit|. Two BLAS libraries under mlx-lm itself differ by 2e-5 at worst.
+TOLERANCE = 1e-4
+# A prompt counts as stable when no greedy choice is closer than ten times the tolerance.
+STABLE = 10 * TOLERANCE
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt and what greedy decoding makes of it."""
+
+    prompt: list[int]
+    output: list[int]
+
+
+class Oracle:
+    """One checkpoint in mlx-lm."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.config = load_model(folder)
+        self.model.update(tree_map(_float32, self.model.parameters()))
+        mx.eval(self.model.parameters())
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after each token, [tokens, vocabulary], from one forward without a cache."""
+        return np.array(self.model(mx.array([list(ids)]))[0].astype(mx.float32))
+
+    def logprobs(self, ids: Sequence[int]) -> tuple[np.ndarray, float]:
+        """Log-probabilities after each token, and max |logit|."""
+        logits = self.logits(ids).astype(np.float64)
+        top = logits.max(axis=-1, keepdims=True)
+        total = np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
+        return logits - top - total, float(np.abs(logits).max())
+
+    def greedy(
+        self, prompt: Sequence[int], count: int, processors: list[Any] | None = None
+    ) -> tuple[list[int], float]:
+        """The greedy continuation, and the smallest gap between a choice and the runner-up."""
+        output, gap = [], float("inf")
+        steps = generate_step(
+            mx.array(list(prompt)), self.model, max_tokens=count, logits_processors=processors
+        )
+        for token, logprobs in steps:
+            output.append(int(token))
+            second, first = np.partition(np.array(logprobs), -2)[-2:]
+            gap = min(gap, float(first - second))
+        return output, gap
+
+    def stable(
+        self, length: int, seed: int, count: int = 32, processors: list[Any] | None = None
+    ) -> Continuation:
+        """A random prompt whose greedy continuation holds no near-tie, searched from `seed`."""
+        generator = np.random.default_rng((seed, length))
+        scale = None
+        for _ in range(50):
+            prompt = generator.integers(4, self.config["vocab_size"], length).tolist()
+            scale = scale or float(np.abs(self.logits(prompt)).max())
+            output, gap = self.greedy(prompt, count, processors)
+            if gap > STABLE * scale:
+                return Continuation(prompt, output)
+        raise AssertionError(f"no prompt of {length} tokens without near-ties")
+
+
+def _float32(parameter: mx.array) -> mx.array:
+    if mx.issubdtype(parameter.dtype, mx.floating):
+        return parameter.astype(mx.float32)
+    return parameter

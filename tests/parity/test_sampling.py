@@ -1,0 +1,123 @@
+"""Sampling against mlx-lm's formulas: penalties and bias by greedy ids, filters by what they keep
+and by how often it comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
+
+import mlx.core as mx
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
+
+from oracle import Oracle
+from wire import Wire
+
+PROMPT_TOKENS = 24
+DRAWS = 400
+
+# The fields of SamplingOptions are the arguments of mlx-lm's make_logits_processors.
+PENALTIES: dict[str, dict[str, Any]] = {
+    "repetition": {"repetition_penalty": 1.7, "repetition_context_size": 0},
+    "repetition-recent": {"repetition_penalty": 1.7},
+    "presence": {"presence_penalty": 3.0, "presence_context_size": 12},
+    "frequency": {"frequency_penalty": 1.5, "frequency_context_size": 40},
+    "bias": {"logit_bias": {40: 6.0, 41: -4.0}},
+    "all": {
+        "logit_bias": {50: 5.0},
+        "repetition_penalty": 1.3,
+        "presence_penalty": 1.0,
+        "frequency_penalty": 0.7,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_root: Path) -> Oracle:
+    """mlx-lm on `tiny`."""
+    return Oracle(tiny_root / "tiny")
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_and_bias_choose_what_mlx_lm_chooses(
+    oracle: Oracle, wire: Wire, name: str
+) -> None:
+    options = PENALTIES[name]
+    case = oracle.stable(PROMPT_TOKENS, seed=3, processors=make_logits_processors(**options))
+    plain, _ = oracle.greedy(case.prompt, len(case.output))
+    assert case.output != plain, "the case shows nothing"
+    reply = wire.generate("tiny", case.prompt, max_tokens=len(case.output), sampling=options)
+    assert list(reply.token_ids) == case.output
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1.5, "top_p": 0.6},
+        {"temperature": 1.0, "min_p": 0.2},
+        {"temperature": 2.0, "top_p": 0.9, "min_p": 0.05, "top_k": 8},
+        {"temperature": 0.7},
+    ],
+    ids=lambda sampling: "-".join(sampling),
+)
+def test_tokens_come_as_often_as_the_filtered_distribution_says(
+    oracle: Oracle, wire: Wire, sampling: dict[str, Any]
+) -> None:
+    prompt = oracle.stable(PROMPT_TOKENS, seed=5, count=1).prompt
+    expected = _distribution(oracle, prompt, sampling)
+    drawn: Counter[int] = Counter()
+    for seed in range(DRAWS):
+        reply = wire.generate("tiny", prompt, max_tokens=1, sampling={**sampling, "seed": seed})
+        drawn.update(reply.token_ids)
+    assert all(expected[token] > 0 for token in drawn), "a token that the filters drop"
+    # Five standard deviations of each count; seeds are fixed, so this is no lottery.
+    for token in np.flatnonzero(expected > 0.01):
+        mean = DRAWS * expected[token]
+        deviation = np.sqrt(mean * (1 - expected[token]))
+        assert abs(drawn[int(token)] - mean) <= 5 * deviation + 1e-9, (token, drawn[int(token)])
+
+
+def _distribution(oracle: Oracle, prompt: list[int], sampling: dict[str, Any]) -> np.ndarray:
+    logprobs = mx.array(oracle.logprobs(prompt)[0][-1:].astype(np.float32))
+    if "top_p" in sampling:
+        logprobs = apply_top_p(logprobs, sampling["top_p"])
+    if "min_p" in sampling:
+        logprobs = apply_min_p(logprobs, sampling["min_p"])
+    if "top_k" in sampling:
+        logprobs = apply_top_k(logprobs, sampling["top_k"])
+    return np.array(mx.softmax(logprobs / sampling["temperature"], axis=-1))[0]
+
+
+def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_batch(wire: Wire) -> None:
+    sampling = {"temperature": 1.0, "top_p": 0.95, "seed": 11}
+    prompt = list(range(10, 40))
+    alone = wire.generate("tiny", prompt, max_tokens=48, sampling=sampling)
+    others = [
+        wire.stream("tiny", list(range(50, 60 + n)), max_tokens=200, sampling={"temperature": 1.0})
+        for n in range(7)
+    ]
+    for other in others:
+        assert next(other).HasField("started")
+    among = wire.generate("tiny", prompt, max_tokens=48, sampling=sampling)
+    for other in others:
+        other.cancel()
+    assert list(among.token_ids) == list(alone.token_ids)
+    different = wire.generate("tiny", prompt, max_tokens=48, sampling={**sampling, "seed": 12})
+    assert list(different.token_ids) != list(alone.token_ids)
+
+
+def test_without_a_seed_each_request_draws_its_own(wire: Wire) -> None:
+    prompt = list(range(10, 40))
+    sampling = {"temperature": 1.5}
+    replies = [wire.generate("tiny", prompt, max_tokens=24, sampling=sampling) for _ in range(3)]
+    assert len({tuple(reply.token_ids) for reply in replies}) == 3
+    # The seed that was drawn is told, and reproduces the output.
+    told = {**sampling, "seed": replies[0].sampling.seed}
+    again = wire.generate("tiny", prompt, max_tokens=24, sampling=told)
+    assert list(again.token_ids) == list(replies[0].token_ids)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The Python side of `make test`: lint and types of the Python client, then its
+# tests, the parity tests and the end-to-end tests against the release build
+# (MLXD_BIN, else target/release/mlxd). Arguments go to pytest.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+client=$here/../clients/python
+python=$("$here/venv.sh" test)
+
+(cd "$client" && "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .)
+(cd "$client" && "$python" -m mypy --no-error-summary)
+(cd "$here" && "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .)
+
+# For the processes that tests start; pytest's own path is in pytest.ini.
+export PYTHONPATH=$client/src:$here
+folders=("$client/tests" "$here/parity" "$here/e2e")
+exec "$python" -m pytest --config-file "$here/pytest.ini" --rootdir "$here" "${folders[@]}" "$@"

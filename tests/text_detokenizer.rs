@@ -1,0 +1,261 @@
+//! Streams of tokens against whole decodes, for every kind of decoder, on small tokenizers made here.
+//! The tokenizers crate's own decode is the reference.
+
+#![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use mlxd::text::{TextError, Tokenizer};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// Tokens of byte-level BPE: stand-ins for parts of characters, invalid bytes, words, and added tokens.
+const BYTE_LEVEL: &[&str] = &[
+    "a", "Ġ", "Ġb", "Ċ", "ð", "Ł", "ĺ", "Ģ", "ðŁĺ", "Ã", "©", "Ã©", "ÿ", "æĹ¥", "Ġæ", "Ĺ", "¥", "é", "x y",
+    "日",
+];
+/// Tokens of SentencePiece models.
+const SENTENCE_PIECE: &[&str] = &[
+    "▁",
+    "▁▁",
+    "▁a",
+    "b",
+    "▁日本",
+    "<0xE6>",
+    "<0x97>",
+    "<0xA5>",
+    "<0xF0>",
+    "<0x9F>",
+    "<0x0A>",
+    "<0xff>",
+    "<0xZZ>",
+    "é",
+    "<0xE69>",
+    " ",
+    "c▁",
+];
+/// Tokens of WordPiece models.
+const WORD_PIECE: &[&str] =
+    &["un", "##able", "##s", ".", ",", "don", "'", "n't", "日", "do not", "[CLS]", "!"];
+
+/// A tokenizer of these tokens, the last two of them added ones, with this decoder.
+fn tokenizer(tokens: &[&str], decoder: &Value) -> (tempfile::TempDir, Tokenizer, tokenizers::Tokenizer) {
+    let vocab: serde_json::Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
+    let added: Vec<Value> = ["<|end|>", "<|a b|>"]
+        .iter()
+        .enumerate()
+        .map(|(n, token)| {
+            json!({"id": tokens.len() + n, "content": token, "single_word": false, "lstrip": false,
+                   "rstrip": false, "normalized": false, "special": n == 0})
+        })
+        .collect();
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": decoder,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, file.to_string()).unwrap();
+    let ours = Tokenizer::load(folder.path()).unwrap();
+    let reference = tokenizers::Tokenizer::from_file(path).unwrap();
+    (folder, ours, reference)
+}
+
+fn replace(pattern: &str, content: &str) -> Value {
+    json!({"type": "Replace", "pattern": {"String": pattern}, "content": content})
+}
+
+fn strip(start: usize, stop: usize) -> Value {
+    json!({"type": "Strip", "content": " ", "start": start, "stop": stop})
+}
+
+fn sequence(stages: &[Value]) -> Value {
+    json!({"type": "Sequence", "decoders": stages})
+}
+
+fn metaspace(scheme: &str) -> Value {
+    json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true})
+}
+
+/// Tokens, decoder, our tokenizer, the reference.
+type Case = (&'static [&'static str], Value, Tokenizer, tokenizers::Tokenizer);
+
+/// One tokenizer for each decoder.
+static ALL: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    let load = |(tokens, decoder)| {
+        let (_folder, ours, reference) = tokenizer(tokens, &decoder);
+        (tokens, decoder, ours, reference)
+    };
+    decoders().into_iter().map(load).collect()
+});
+
+fn decoders() -> Vec<(&'static [&'static str], Value)> {
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let (fallback, fuse) = (json!({"type": "ByteFallback"}), json!({"type": "Fuse"}));
+    let word_piece = |cleanup: bool| json!({"type": "WordPiece", "prefix": "##", "cleanup": cleanup});
+    vec![
+        (BYTE_LEVEL, byte_level.clone()),
+        (BYTE_LEVEL, sequence(&[byte_level, strip(1, 0)])),
+        (SENTENCE_PIECE, sequence(&[replace("▁", " "), fallback.clone(), fuse.clone(), strip(1, 0)])),
+        (SENTENCE_PIECE, sequence(&[replace("▁", " "), fallback.clone(), fuse.clone()])),
+        (SENTENCE_PIECE, sequence(&[fallback.clone(), metaspace("always")])),
+        (SENTENCE_PIECE, sequence(&[fallback, fuse, replace("▁", " ")])),
+        (SENTENCE_PIECE, metaspace("first")),
+        (SENTENCE_PIECE, metaspace("never")),
+        (SENTENCE_PIECE, sequence(&[replace("▁", " "), strip(1, 0)])),
+        (WORD_PIECE, word_piece(true)),
+        (WORD_PIECE, word_piece(false)),
+        (WORD_PIECE, Value::Null),
+    ]
+}
+
+/// The stream's parts; each is whole characters by its type.
+fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+    let mut detokenizer = tokenizer.detokenizer();
+    let mut parts: Vec<String> = ids.iter().map(|&id| detokenizer.push(id)).collect();
+    parts.push(detokenizer.finish());
+    parts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn deltas_concatenate_to_the_whole_decode(ids in prop::collection::vec(0u32..26, 0..40)) {
+        for (tokens, decoder, ours, reference) in ALL.iter() {
+            let parts = stream(ours, &ids);
+            let whole = ours.decode(&ids).unwrap();
+            prop_assert_eq!(parts.concat(), whole.as_str(), "{}", decoder);
+            let theirs = reference.decode(&ids, false).unwrap();
+            // A run of <0xNN> that is not UTF-8 is U+FFFD throughout for the tokenizers crate, valid characters
+            // in it included; here, as in mlx-lm, only what is not a character is.
+            if !theirs.contains('\u{fffd}') || *tokens == BYTE_LEVEL {
+                prop_assert_eq!(whole, theirs, "{}", decoder);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_out_is_never_taken_back(ids in prop::collection::vec(0u32..26, 0..30)) {
+        for (_, _, ours, _) in ALL.iter() {
+            let whole = ours.decode(&ids).unwrap();
+            let mut out = String::new();
+            for part in stream(ours, &ids) {
+                out.push_str(&part);
+                prop_assert!(whole.starts_with(&out), "{:?} of {:?}", out, whole);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_character_comes_out_when_its_last_byte_does() {
+    let byte_level = decoders().remove(0).1;
+    let (_folder, tokenizer, _) = tokenizer(BYTE_LEVEL, &byte_level);
+    let ids: Vec<u32> = ["a", "ð", "Ł", "ĺ", "Ģ", "a"].map(|token| tokenizer.token_id(token).unwrap()).into();
+    assert_eq!(stream(&tokenizer, &ids), ["a", "", "", "", "😀", "a", ""]);
+    assert_eq!(stream(&tokenizer, &ids[..3]), ["a", "", "", "\u{fffd}"]);
+}
+
+#[test]
+fn bytes_that_never_become_a_character_are_not_kept() {
+    let byte_level = decoders().remove(0).1;
+    let (_folder, tokenizer, _) = tokenizer(BYTE_LEVEL, &byte_level);
+    let id = tokenizer.token_id("ÿ").unwrap();
+    let mut detokenizer = tokenizer.detokenizer();
+    for _ in 0..100_000 {
+        assert_eq!(detokenizer.push(id), "\u{fffd}");
+    }
+    assert_eq!(detokenizer.finish(), "");
+}
+
+#[test]
+fn trailing_strip_is_held_back_and_bounded() {
+    let decoder = sequence(&[replace("▁", " "), json!({"type": "Fuse"}), strip(1, 2)]);
+    let (_folder, tokenizer, _) = tokenizer(SENTENCE_PIECE, &decoder);
+    let id = |token| tokenizer.token_id(token).unwrap();
+    let ids = [id("▁▁"), id("▁a"), id("▁▁"), id("▁"), id("b"), id("▁▁"), id("▁")];
+    assert_eq!(stream(&tokenizer, &ids).concat(), "  a   b ");
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "  a   b ");
+    assert_eq!(tokenizer.decode(&[id("▁")]).unwrap(), "");
+}
+
+#[test]
+fn unknown_ids_add_nothing() {
+    for (_, decoder, tokenizer, _) in ALL.iter() {
+        let known = [0, 1, 2];
+        let mixed = [u32::MAX, 0, tokenizer.vocabulary_size(), 1, 1 << 24, 2];
+        assert_eq!(tokenizer.decode(&mixed).unwrap(), tokenizer.decode(&known).unwrap(), "{decoder}");
+        assert!(tokenizer.token_bytes(u32::MAX).is_empty());
+    }
+}
+
+#[test]
+fn token_bytes_are_what_the_token_adds() {
+    let (_folder, bpe, _) = tokenizer(BYTE_LEVEL, &decoders()[0].1);
+    let bytes =
+        |tokenizer: &Tokenizer, token: &str| tokenizer.token_bytes(tokenizer.token_id(token).unwrap());
+    assert_eq!(bytes(&bpe, "Ġb"), b" b");
+    assert_eq!(bytes(&bpe, "ðŁĺ"), [0xf0, 0x9f, 0x98]);
+    assert_eq!(bytes(&bpe, "<|a b|>"), b"<|a b|>");
+    let (_folder, sentence_piece, _) = tokenizer(SENTENCE_PIECE, &decoders()[2].1);
+    assert_eq!(bytes(&sentence_piece, "▁a"), b" a");
+    assert_eq!(bytes(&sentence_piece, "<0xff>"), [0xff]);
+    assert_eq!(bytes(&sentence_piece, "<0xZZ>"), b"<0xZZ>");
+}
+
+/// All 256 stand-ins of byte-level BPE, as the tokenizers crate has them.
+#[test]
+fn every_byte_has_its_stand_in() {
+    let alphabet: BTreeSet<String> =
+        tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().map(String::from).collect();
+    let tokens: Vec<&str> = alphabet.iter().map(String::as_str).collect();
+    let (_folder, ours, _) = tokenizer(&tokens, &decoders()[0].1);
+    let bytes: BTreeSet<u8> = (0..256).flat_map(|id| ours.token_bytes(id)).collect();
+    assert_eq!(bytes.len(), 256);
+    let (_folder, ours, reference) = tokenizer(&tokens, &decoders()[0].1);
+    for id in 0..256 {
+        assert_eq!(ours.decode(&[id]).unwrap(), reference.decode(&[id], false).unwrap());
+    }
+}
+
+fn load(file: &str) -> Result<Tokenizer, TextError> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), file).unwrap();
+    Tokenizer::load(folder.path())
+}
+
+#[test]
+fn damaged_files_are_errors_that_name_them() {
+    let (folder, ..) = tokenizer(SENTENCE_PIECE, &decoders()[2].1);
+    let file = std::fs::read_to_string(folder.path().join("tokenizer.json")).unwrap();
+    for end in (0..file.len()).filter(|&end| file.is_char_boundary(end)) {
+        let error = load(&file[..end]).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json"), "{error}");
+    }
+    let missing = Tokenizer::load(Path::new("/nowhere")).unwrap_err();
+    assert!(matches!(missing, TextError::Io { .. }), "{missing}");
+    for (decoder, word) in [
+        (json!({"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": true}), "CTC"),
+        (sequence(&[json!({"type": "Fuse"}), metaspace("always")]), "Metaspace"),
+    ] {
+        let mut changed: Value = serde_json::from_str(&file).unwrap();
+        changed["decoder"] = decoder;
+        let error = load(&changed.to_string()).unwrap_err();
+        assert!(
+            matches!(error, TextError::Unsupported { .. }) && error.to_string().contains(word),
+            "{error}"
+        );
+    }
+    let mut changed: Value = serde_json::from_str(&file).unwrap();
+    changed["model"]["vocab"]["huge"] = json!(4_000_000_000_u32);
+    assert!(load(&changed.to_string()).is_err());
+    changed["decoder"] = json!(5);
+    assert!(load(&changed.to_string()).is_err());
+}
