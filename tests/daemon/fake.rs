@@ -1,0 +1,228 @@
+//! An engine that answers every prompt alike: with "yes" and the end token, one token a delta. A prompt that
+//! contains "hang" never gets beyond its start.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use mlxd::engine::{
+    Command, Delta, DeviceInfo, EngineHandle, EngineStats, Finish, Fit, GenerateEvent, GenerateWork,
+    Generated, LoadEvent, LoadSpec, ResidentModel, ScoreWork, Scored, TokenLogprobs,
+};
+use mlxd::error::Error;
+use mlxd::ids::{ModelName, SessionKey};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::folder::END;
+
+pub const ANSWER: &str = "yes";
+
+/// What the engine was told and does.
+#[derive(Clone, Default)]
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    kill: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+    running: Arc<watch::Sender<usize>>,
+}
+
+#[derive(Default)]
+struct State {
+    resident: BTreeMap<ModelName, ResidentModel>,
+    contexts: Vec<Vec<u32>>,
+    clients: Vec<String>,
+    forgotten: Vec<SessionKey>,
+    loads: usize,
+    cancelled: usize,
+}
+
+impl Fake {
+    pub fn start() -> (Self, EngineHandle) {
+        let fake = Self::default();
+        let (commands, mut receiver) = mpsc::channel(64);
+        let (alive, watch) = watch::channel(true);
+        let (kill, mut killed) = oneshot::channel();
+        *fake.kill.lock().unwrap() = Some(kill);
+        let device = DeviceInfo {
+            device: "fake".into(),
+            mlx_version: "0".into(),
+            budget_bytes: 1000,
+            architectures: vec!["llama"],
+        };
+        let engine = fake.clone();
+        tokio::spawn(async move {
+            let _alive = alive;
+            let mut work = tokio::task::JoinSet::new();
+            loop {
+                tokio::select! {
+                    command = receiver.recv() => match command {
+                        Some(command) => engine.take(command, &mut work),
+                        None => break,
+                    },
+                    _ = &mut killed => break,
+                }
+            }
+            // As with a real one, everything it holds goes with it.
+            work.abort_all();
+        });
+        (fake, EngineHandle::new(commands, watch, device))
+    }
+
+    pub fn kill(&self) {
+        let _ = self.kill.lock().unwrap().take().unwrap().send(());
+    }
+
+    pub fn contexts(&self) -> Vec<Vec<u32>> {
+        self.state.lock().unwrap().contexts.clone()
+    }
+
+    pub fn last_context(&self) -> Vec<u32> {
+        self.contexts().pop().unwrap()
+    }
+
+    pub fn clients(&self) -> Vec<String> {
+        self.state.lock().unwrap().clients.clone()
+    }
+
+    pub fn forgotten(&self) -> Vec<String> {
+        self.state.lock().unwrap().forgotten.iter().map(ToString::to_string).collect()
+    }
+
+    pub fn loads(&self) -> usize {
+        self.state.lock().unwrap().loads
+    }
+
+    pub fn cancelled(&self) -> usize {
+        self.state.lock().unwrap().cancelled
+    }
+
+    /// Frees every model behind the daemon's back.
+    pub fn lose_models(&self) {
+        self.state.lock().unwrap().resident.clear();
+    }
+
+    /// Returns when so many generations run.
+    pub async fn wait_running(&self, count: usize) {
+        let mut running = self.running.subscribe();
+        let reached = running.wait_for(|running| *running == count);
+        tokio::time::timeout(Duration::from_secs(10), reached).await.unwrap().unwrap();
+    }
+
+    fn take(&self, command: Command, work: &mut tokio::task::JoinSet<()>) {
+        let mut state = self.state.lock().unwrap();
+        match command {
+            Command::Generate(generation) => {
+                state.contexts.push(generation.tokens.clone());
+                state.clients.push(generation.origin.client.to_string());
+                let known = state.resident.contains_key(&generation.model);
+                work.spawn(self.clone().generate(*generation, known));
+            }
+            Command::Score(scoring) => {
+                state.contexts.push(scoring.tokens.clone());
+                score(*scoring);
+            }
+            Command::Load(spec, events) => {
+                state.loads += 1;
+                let loaded = resident(&spec);
+                state.resident.insert(spec.model, loaded.clone());
+                let all = [
+                    LoadEvent::Progress { done_bytes: 8, total_bytes: 8 },
+                    LoadEvent::Warming,
+                    LoadEvent::Loaded(Box::new(loaded)),
+                ];
+                all.into_iter().for_each(|event| drop(events.try_send(event)));
+            }
+            Command::Fits(_, reply) => drop(reply.send(Ok(Fit { needed_bytes: 8, available_bytes: 1000 }))),
+            Command::Unload(model, reply) => {
+                let gone = state.resident.remove(&model);
+                drop(reply.send(gone.map(|gone| gone.weight_bytes).ok_or(Error::ModelNotLoaded(model))));
+            }
+            Command::Forget(session) => state.forgotten.push(session),
+            Command::Stats(reply) => {
+                let models = state.resident.values().cloned().collect();
+                let requests_total = state.contexts.len() as u64;
+                drop(reply.send(EngineStats { requests_total, models, ..EngineStats::default() }));
+            }
+            Command::Drain(limit, reply) => {
+                let mut running = self.running.subscribe();
+                work.spawn(async move {
+                    let idle = running.wait_for(|running| *running == 0);
+                    drop(tokio::time::timeout(limit, idle).await);
+                    let _ = reply.send(());
+                });
+            }
+        }
+    }
+
+    async fn generate(self, work: GenerateWork, known: bool) {
+        let events = work.events.clone();
+        if !known {
+            drop(events.send(GenerateEvent::Ended(Err(Error::ModelUnloaded(work.model)))).await);
+            return;
+        }
+        self.running.send_modify(|running| *running += 1);
+        let cancelled = generate(work).await.is_err();
+        if cancelled {
+            self.state.lock().unwrap().cancelled += 1;
+        }
+        self.running.send_modify(|running| *running -= 1);
+    }
+}
+
+async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<GenerateEvent>> {
+    let GenerateWork { tokens: context, stopping, top_logprobs, events, .. } = work;
+    let count = u32::try_from(context.len()).unwrap();
+    events.send(GenerateEvent::Started { cached_tokens: 0, queue_time: Duration::ZERO }).await?;
+    events.send(GenerateEvent::Progress { done_tokens: count }).await?;
+    let text: String = context.iter().filter_map(|id| char::from_u32(*id)).collect();
+    if text.contains("hang") {
+        events.closed().await;
+    }
+    let mut tokens = Vec::new();
+    let mut finish = Finish::Length;
+    for token in ANSWER.bytes().map(u32::from).chain([END]) {
+        tokens.push(token);
+        let ends = stopping.stop_token_ids.contains(&token);
+        let logprobs =
+            top_logprobs.map(|_| TokenLogprobs { chosen: (token, -0.5), top: vec![(token, -0.5)] });
+        let text = if ends { String::new() } else { char::from_u32(token).unwrap().into() };
+        let delta = Delta { text, tokens: vec![token], logprobs: logprobs.into_iter().collect() };
+        events.send(GenerateEvent::Delta(delta)).await?;
+        if ends {
+            finish = Finish::StopToken;
+        }
+        if ends || tokens.len() >= stopping.max_tokens as usize {
+            break;
+        }
+    }
+    let time = Duration::from_millis(1);
+    let generated =
+        Generated { finish, tokens, time_to_first_token: time, decode_time: time, total_time: time };
+    events.send(GenerateEvent::Ended(Ok(generated))).await
+}
+
+fn score(work: ScoreWork) {
+    let ScoreWork { tokens, score_from, reply, .. } = work;
+    let from = score_from as usize;
+    let scores = tokens.iter().enumerate().skip(from).map(|(position, id)| {
+        (position > 0).then(|| TokenLogprobs { chosen: (*id, -0.25), top: vec![(*id, -0.25)] })
+    });
+    drop(reply.send(Ok(Scored { scores: scores.collect(), cached_tokens: score_from })));
+}
+
+fn resident(spec: &LoadSpec) -> ResidentModel {
+    ResidentModel {
+        model: spec.model.clone(),
+        revision: spec.revision.clone(),
+        computes_in: "float32".into(),
+        parameter_count: 2,
+        weight_bytes: 8,
+        kv_slab_bytes: 0,
+        kv_idle_bytes: 0,
+        kv_bytes_per_token: 4,
+        running_sequences: 0,
+        queued_sequences: 0,
+        loaded: SystemTime::UNIX_EPOCH,
+        last_used: SystemTime::UNIX_EPOCH,
+        slabs: Vec::new(),
+    }
+}

@@ -1,0 +1,98 @@
+//! A running daemon and ways to call it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mlxd::clock::SystemClock;
+use mlxd::config::{Config, Overrides};
+use mlxd::daemon::{self, Bound, DaemonError};
+use mlxd_client::Client;
+use mlxd_client::v1::GenerateRequest;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::fake::Fake;
+use crate::folder;
+
+/// The model every daemon has.
+pub const MODEL: &str = "tiny";
+
+pub struct Daemon {
+    pub engine: Fake,
+    pub client: Client,
+    pub bound: Bound,
+    pub folder: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), DaemonError>>,
+}
+
+impl Daemon {
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        folder::write(&folder.path().join("models").join(MODEL));
+        let mut config = config(&folder);
+        change(&mut config);
+        let (engine, handle) = Fake::start();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (ready, bound) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let stop = async { drop(stopped.await) };
+            let ready = |bound: &Bound| drop(ready.send(bound.clone()));
+            daemon::serve(handle, &config, Arc::new(SystemClock::new()), stop, ready).await
+        });
+        let bound = bound.await.expect("the daemon starts");
+        let client = Client::connect(&format!("unix://{}", bound.socket.display())).await.unwrap();
+        Self { engine, client, bound, folder, stop: Some(stop), task }
+    }
+
+    /// A connection without the client's conveniences.
+    pub async fn channel(&self) -> Channel {
+        let address = format!("unix://{}", self.bound.socket.display());
+        Endpoint::from_shared(address).unwrap().connect().await.unwrap()
+    }
+
+    /// As a signal does.
+    pub fn stop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+    }
+
+    /// How the daemon ended.
+    pub async fn ended(self) -> Result<(), DaemonError> {
+        let Self { task, client, folder: _folder, .. } = self;
+        drop(client);
+        tokio::time::timeout(Duration::from_secs(20), task).await.expect("the daemon ends").unwrap()
+    }
+}
+
+/// A configuration whose paths lie in `folder`.
+pub fn config(folder: &TempDir) -> Config {
+    let file: PathBuf = folder.path().join("mlxd.toml");
+    let text = format!(
+        "socket = \"{0}/run/mlxd.sock\"\nmodel_roots = [\"{0}/models\"]\nhf_cache = \"{0}/hf\"\n",
+        folder.path().display()
+    );
+    std::fs::write(&file, text).unwrap();
+    Config::load(&Overrides { config_file: Some(file), ..Overrides::default() }).unwrap()
+}
+
+/// A chat turn.
+pub fn chat(text: &str) -> GenerateRequest {
+    GenerateRequest { model: MODEL.into(), ..GenerateRequest::chat(text) }
+}
+
+/// A raw prompt.
+pub fn prompt(text: &str) -> GenerateRequest {
+    GenerateRequest { model: MODEL.into(), ..GenerateRequest::prompt(text) }
+}
+
+/// A chat turn in a session, which names the model.
+pub fn turn(session: &str, text: &str) -> GenerateRequest {
+    GenerateRequest { session: session.into(), ..GenerateRequest::chat(text) }
+}

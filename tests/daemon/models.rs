@@ -1,0 +1,113 @@
+//! Models over the wire.
+
+use mlxd_client::v1::{
+    ErrorReason, GetModelRequest, ListModelsRequest, LoadModelRequest, LoadPhase, ModelState,
+    UnloadModelRequest, load_model_response::Event,
+};
+
+use crate::folder;
+use crate::harness::{Daemon, MODEL, prompt};
+
+async fn load(daemon: &Daemon, validate_only: bool) -> Vec<Event> {
+    let request = LoadModelRequest { model: MODEL.into(), validate_only, ..Default::default() };
+    let mut stream = daemon.client.load_model(request).await.unwrap();
+    let mut events = Vec::new();
+    while let Some(event) = stream.next_event().await.unwrap() {
+        events.push(event);
+    }
+    events
+}
+
+#[tokio::test]
+async fn a_load_shows_its_phases_and_ends_loaded() {
+    let daemon = Daemon::start().await;
+    let mut events = load(&daemon, false).await;
+    let Some(Event::Loaded(loaded)) = events.pop() else { panic!("not loaded") };
+    let model = loaded.model.unwrap();
+    assert_eq!(
+        (model.state(), model.stored_as.as_str(), model.weight_bytes),
+        (ModelState::Resident, "float32", 8)
+    );
+    let phases: Vec<_> = events
+        .iter()
+        .map(|event| match event {
+            Event::Progress(progress) => progress.phase(),
+            Event::Loaded(_) | Event::Validated(_) => panic!("more than one end"),
+        })
+        .collect();
+    assert_eq!(phases, [LoadPhase::Resolving, LoadPhase::Loading, LoadPhase::Warming]);
+    assert_eq!(daemon.engine.loads(), 1);
+    daemon.client.generate(prompt("a")).await.unwrap();
+    assert_eq!(daemon.engine.loads(), 1);
+}
+
+#[tokio::test]
+async fn a_validation_loads_nothing() {
+    let daemon = Daemon::start().await;
+    let events = load(&daemon, true).await;
+    let [Event::Validated(validated)] = events.as_slice() else { panic!("{events:?}") };
+    assert!(validated.fits && validated.needed_bytes == 8);
+    assert_eq!(daemon.engine.loads(), 0);
+}
+
+#[tokio::test]
+async fn models_on_disk_and_in_memory_are_listed_once() {
+    let daemon = Daemon::start().await;
+    folder::write(&daemon.folder.path().join("models/other"));
+    daemon.client.generate(prompt("a")).await.unwrap();
+    let models = daemon.client.list_all_models(false).await.unwrap();
+    let shown: Vec<_> = models.iter().map(|model| (model.name.as_str(), model.state())).collect();
+    assert_eq!(shown, [("other", ModelState::Available), (MODEL, ModelState::Resident)]);
+    assert!(models.iter().all(|model| model.context_length == 400 && model.vocabulary_size == 258));
+    assert_eq!(daemon.client.list_all_models(true).await.unwrap().len(), 1);
+    let page = ListModelsRequest { page_size: 1, ..Default::default() };
+    let first = daemon.client.list_models(page.clone()).await.unwrap();
+    assert_eq!(first.next_page_token, "other");
+    let rest = ListModelsRequest { page_token: first.next_page_token, ..page };
+    assert_eq!(daemon.client.list_models(rest).await.unwrap().models[0].name, MODEL);
+}
+
+#[tokio::test]
+async fn an_unloaded_model_is_loaded_again_when_it_is_needed() {
+    let daemon = Daemon::start().await;
+    daemon.client.generate(prompt("a")).await.unwrap();
+    let unload = UnloadModelRequest { model: MODEL.into() };
+    assert_eq!(daemon.client.unload_model(unload.clone()).await.unwrap().freed_bytes, 8);
+    let error = daemon.client.unload_model(unload).await.unwrap_err();
+    assert_eq!(error.reason(), ErrorReason::ModelNotLoaded);
+    daemon.client.generate(prompt("a")).await.unwrap();
+    assert_eq!(daemon.engine.loads(), 2);
+}
+
+#[tokio::test]
+async fn a_model_that_the_engine_lost_is_loaded_once_more() {
+    let daemon = Daemon::start().await;
+    daemon.client.generate(prompt("a")).await.unwrap();
+    daemon.engine.lose_models();
+    daemon.client.generate(prompt("a")).await.unwrap();
+    assert_eq!((daemon.engine.loads(), daemon.engine.contexts().len()), (2, 3));
+}
+
+#[tokio::test]
+async fn nothing_is_loaded_unasked_if_that_is_off() {
+    let daemon = Daemon::with(|config| config.auto_load = false).await;
+    let error = daemon.client.generate(prompt("a")).await.unwrap_err();
+    assert_eq!(error.reason(), ErrorReason::ModelNotLoaded);
+    load(&daemon, false).await;
+    daemon.client.generate(prompt("a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn damaged_files_are_named_without_their_folder() {
+    let daemon = Daemon::start().await;
+    let folder = daemon.folder.path().join("models").join(MODEL);
+    std::fs::write(folder.join("model.safetensors"), [255; 20]).unwrap();
+    let error = daemon.client.generate(prompt("a")).await.unwrap_err();
+    let call = error.call().unwrap();
+    assert_eq!(call.reason, ErrorReason::ModelInvalid);
+    assert!(call.message.contains("model.safetensors") && !call.message.contains("/models/"), "{call:?}");
+    // It is listed all the same, without facts.
+    assert_eq!(daemon.client.list_all_models(false).await.unwrap().len(), 1);
+    let error = daemon.client.get_model(GetModelRequest { model: MODEL.into() }).await.unwrap_err();
+    assert_eq!(error.reason(), ErrorReason::ModelInvalid);
+}

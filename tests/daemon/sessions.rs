@@ -1,0 +1,175 @@
+//! Sessions over the wire.
+
+use mlxd_client::Error;
+use mlxd_client::v1::{
+    CreateSessionRequest, DeleteSessionRequest, ErrorReason, ForkSessionRequest, GenerateRequest,
+    GetSessionRequest, ListSessionsRequest, ScoreRequest, Session, TruncateSessionRequest, score_request,
+    stream_generate_response::Event, truncate_session_request::To,
+};
+use tonic::Code;
+
+use crate::folder::{END, answer_start, ids, message};
+use crate::harness::{Daemon, MODEL, prompt, turn};
+
+async fn create(daemon: &Daemon, name: &str) -> Result<Session, Error> {
+    let request = CreateSessionRequest { name: name.into(), model: MODEL.into(), ttl: None };
+    daemon.client.create_session(request).await
+}
+
+async fn get(daemon: &Daemon, name: &str) -> mlxd_client::v1::GetSessionResponse {
+    let name = name.into();
+    let request = GetSessionRequest { name, include_messages: true, include_token_ids: true };
+    daemon.client.get_session(request).await.unwrap()
+}
+
+fn reason<T>(outcome: Result<T, Error>) -> ErrorReason {
+    outcome.err().expect("refused").reason()
+}
+
+#[tokio::test]
+async fn a_turn_sends_only_what_is_new_and_builds_on_all_that_was() {
+    let daemon = Daemon::start().await;
+    assert_eq!(create(&daemon, "s").await.unwrap().token_count, 0);
+    let first = daemon.client.generate(turn("s", "one")).await.unwrap();
+    let after_first = [message("user", "one"), answer_start(), ids("yes"), vec![END]].concat();
+    assert_eq!(first.session_token_count, Some(u32::try_from(after_first.len()).unwrap()));
+    assert_eq!(get(&daemon, "s").await.token_ids, after_first);
+
+    daemon.client.generate(turn("s", "two")).await.unwrap();
+    let context = [after_first, message("user", "two"), answer_start()].concat();
+    assert_eq!(daemon.engine.last_context(), context);
+    let session = get(&daemon, "s").await;
+    let texts: Vec<_> = session.messages.iter().map(mlxd_client::v1::Message::text).collect();
+    assert_eq!(texts, ["one", "yes", "two", "yes"]);
+    let turns: Vec<_> = session.session.unwrap().turns.iter().map(|turn| turn.message_count).collect();
+    assert_eq!(turns, [2, 4]);
+}
+
+#[tokio::test]
+async fn raw_turns_append_and_no_chat_turn_follows_them() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await.unwrap();
+    let raw = |text: &str| GenerateRequest { session: "s".into(), ..prompt(text) };
+    daemon.client.generate(raw("a")).await.unwrap();
+    daemon.client.generate(raw("b")).await.unwrap();
+    assert_eq!(daemon.engine.last_context(), [ids("ayes"), vec![END], ids("b")].concat());
+    assert_eq!(reason(daemon.client.generate(turn("s", "hi")).await), ErrorReason::SessionNotChat);
+    let cut = TruncateSessionRequest { name: "s".into(), to: Some(To::TokenCount(1)), ..Default::default() };
+    assert_eq!(daemon.client.truncate_session(cut).await.unwrap().token_count, 1);
+    assert_eq!(get(&daemon, "s").await.token_ids, ids("a"));
+}
+
+#[tokio::test]
+async fn a_failed_or_cancelled_turn_leaves_no_trace() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await.unwrap();
+    daemon.client.generate(turn("s", "one")).await.unwrap();
+    let before = get(&daemon, "s").await.token_ids;
+    assert_eq!(reason(daemon.client.generate(turn("s", "refuse")).await), ErrorReason::TemplateFailed);
+
+    let mut stream = daemon.client.stream_generate(turn("s", "hang")).await.unwrap();
+    assert!(matches!(stream.next_event().await.unwrap(), Some(Event::Started(_))));
+    assert!(get(&daemon, "s").await.session.unwrap().busy);
+    assert_eq!(reason(daemon.client.generate(turn("s", "two")).await), ErrorReason::SessionBusy);
+    drop(stream);
+    daemon.engine.wait_running(0).await;
+    assert_eq!(get(&daemon, "s").await.token_ids, before);
+    daemon.client.generate(turn("s", "two")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_expected_token_count_makes_a_retry_safe() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await.unwrap();
+    let request = GenerateRequest { expected_token_count: Some(0), ..turn("s", "one") };
+    daemon.client.generate(request.clone()).await.unwrap();
+    let error = daemon.client.generate(request).await.unwrap_err();
+    let call = error.call().unwrap();
+    assert_eq!((call.code, call.reason), (Code::Aborted, ErrorReason::SessionMoved));
+    assert_eq!(call.metadata["expected"], "0");
+}
+
+#[tokio::test]
+async fn forks_and_cuts_go_their_own_way() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await.unwrap();
+    for text in ["one", "two"] {
+        daemon.client.generate(turn("s", text)).await.unwrap();
+    }
+    let whole = get(&daemon, "s").await;
+    let fork = ForkSessionRequest { name: "s".into(), new_name: "f".into(), ..Default::default() };
+    daemon.client.fork_session(fork.clone()).await.unwrap();
+    assert_eq!(reason(daemon.client.fork_session(fork).await), ErrorReason::SessionExists);
+    let cut = TruncateSessionRequest { name: "f".into(), to: Some(To::TurnCount(1)), ..Default::default() };
+    daemon.client.truncate_session(cut).await.unwrap();
+    daemon.client.generate(turn("f", "three")).await.unwrap();
+    let fork = get(&daemon, "f").await;
+    let texts: Vec<_> = fork.messages.iter().map(mlxd_client::v1::Message::text).collect();
+    assert_eq!(texts, ["one", "yes", "three", "yes"]);
+    assert_eq!(get(&daemon, "s").await.token_ids, whole.token_ids);
+}
+
+#[tokio::test]
+async fn deleting_a_session_cancels_its_turn() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await.unwrap();
+    let client = daemon.client.clone();
+    let running = tokio::spawn(async move { client.generate(turn("s", "hang")).await });
+    daemon.engine.wait_running(1).await;
+    daemon.client.delete_session(DeleteSessionRequest { name: "s".into() }).await.unwrap();
+    let error = running.await.unwrap().unwrap_err();
+    let call = error.call().unwrap();
+    assert_eq!((call.code, call.reason), (Code::Cancelled, ErrorReason::Cancelled));
+    daemon.engine.wait_running(0).await;
+    assert_eq!(reason(daemon.client.generate(turn("s", "two")).await), ErrorReason::SessionNotFound);
+    assert!(daemon.engine.forgotten()[0].ends_with("/s"));
+}
+
+#[tokio::test]
+async fn a_score_continues_a_session_and_does_not_change_it() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await.unwrap();
+    daemon.client.generate(turn("s", "one")).await.unwrap();
+    let before = get(&daemon, "s").await.token_ids;
+    let input = Some(score_request::Input::Text("ab".into()));
+    let request = ScoreRequest { session: "s".into(), input, ..Default::default() };
+    let score = daemon.client.score(request).await.unwrap();
+    assert!(score.tokens.len() == 2 && score.tokens.iter().all(|token| token.has_logprob));
+    assert_eq!(daemon.engine.last_context(), [before.clone(), ids("ab")].concat());
+    assert_eq!(get(&daemon, "s").await.token_ids, before);
+}
+
+#[tokio::test]
+async fn sessions_are_listed_in_pages_and_limited() {
+    let daemon = Daemon::with(|config| config.limits.sessions_max = 3).await;
+    for name in ["c", "a", ""] {
+        create(&daemon, name).await.unwrap();
+    }
+    let error = create(&daemon, "d").await.unwrap_err();
+    let call = error.call().unwrap();
+    assert_eq!((call.code, call.metadata["value"].as_str()), (Code::ResourceExhausted, "3"));
+    let page = ListSessionsRequest { page_size: 2, ..Default::default() };
+    let first = daemon.client.list_sessions(page.clone()).await.unwrap();
+    assert_eq!((first.sessions[0].name.as_str(), first.next_page_token.as_str()), ("a", "c"));
+    let rest = ListSessionsRequest { page_token: first.next_page_token, ..page };
+    let last = daemon.client.list_sessions(rest).await.unwrap();
+    assert!(last.sessions[0].name.starts_with("s-") && last.next_page_token.is_empty());
+    let huge = ListSessionsRequest { page_size: 1001, ..Default::default() };
+    assert_eq!(reason(daemon.client.list_sessions(huge).await), ErrorReason::InvalidField);
+}
+
+#[tokio::test]
+async fn a_session_needs_a_model_that_exists_and_a_lifetime_in_range() {
+    let daemon = Daemon::start().await;
+    let request = |model: &str, seconds| CreateSessionRequest {
+        model: model.into(),
+        ttl: Some(prost_types::Duration { seconds, nanos: 0 }),
+        ..Default::default()
+    };
+    let call = async |request| reason(daemon.client.create_session(request).await);
+    assert_eq!(call(request("nobody", 1)).await, ErrorReason::ModelNotFound);
+    assert_eq!(call(request("", 1)).await, ErrorReason::InvalidField);
+    for seconds in [-1, 0, i64::MAX] {
+        assert_eq!(call(request(MODEL, seconds)).await, ErrorReason::InvalidField);
+    }
+}
