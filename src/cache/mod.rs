@@ -4,5 +4,5 @@
 mod parked;
 mod slots;
 
-pub use parked::{Hit, Parked};
+pub use parked::{Hit, Parked, ParkedCache};
 pub use slots::{Grant, SlabClass, Slots};

@@ -17,20 +17,26 @@ pub struct Hit {
     pub tokens: u32,
 }
 
+/// A parked cache, and whose it is.
 #[derive(Clone, Debug)]
-struct Entry {
-    id: ParkedId,
-    owner: Principal,
-    session: Option<SessionKey>,
-    tokens: Vec<u32>,
-    used: Moment,
+pub struct ParkedCache {
+    /// Its number.
+    pub id: ParkedId,
+    /// Who may use it.
+    pub owner: Principal,
+    /// The session it goes with.
+    pub session: Option<SessionKey>,
+    /// The tokens it holds.
+    pub tokens: Vec<u32>,
+    /// When it was last used.
+    pub used: Moment,
 }
 
 /// The parked caches of one model.
 #[derive(Clone, Debug)]
 pub struct Parked {
     bytes_per_token: u64,
-    entries: Vec<Entry>,
+    entries: Vec<ParkedCache>,
 }
 
 /// How many tokens two sequences begin with in common.
@@ -71,16 +77,10 @@ impl Parked {
     }
 
     /// Adds a cache; returns those that it makes superfluous because it begins with all of their tokens.
-    pub fn insert(
-        &mut self,
-        id: ParkedId,
-        owner: Principal,
-        session: Option<SessionKey>,
-        tokens: Vec<u32>,
-        now: Moment,
-    ) -> Vec<ParkedId> {
-        let superfluous = self.remove_if(|entry| entry.owner == owner && tokens.starts_with(&entry.tokens));
-        self.entries.push(Entry { id, owner, session, tokens, used: now });
+    pub fn insert(&mut self, cache: ParkedCache) -> Vec<ParkedId> {
+        let superfluous =
+            self.remove_if(|entry| entry.owner == cache.owner && cache.tokens.starts_with(&entry.tokens));
+        self.entries.push(cache);
         superfluous
     }
 
@@ -108,7 +108,7 @@ impl Parked {
         self.remove_if(|entry| entry.session.as_ref() == Some(session))
     }
 
-    fn remove_if(&mut self, gone: impl Fn(&Entry) -> bool) -> Vec<ParkedId> {
+    fn remove_if(&mut self, gone: impl Fn(&ParkedCache) -> bool) -> Vec<ParkedId> {
         let mut removed = Vec::new();
         self.entries.retain(|entry| {
             let gone = gone(entry);
@@ -130,10 +130,20 @@ mod tests {
         Moment::at(Duration::from_secs(seconds))
     }
 
+    fn cache(id: u64, owner: &str, tokens: &[u32], used: u64) -> ParkedCache {
+        ParkedCache {
+            id: ParkedId(id),
+            owner: Principal::from(owner),
+            session: None,
+            tokens: tokens.to_vec(),
+            used: at(used),
+        }
+    }
+
     fn parked(caches: &[(u64, &str, &[u32], u64)]) -> Parked {
         let mut parked = Parked::new(10);
         for (id, owner, tokens, used) in caches {
-            parked.insert(ParkedId(*id), Principal::from(*owner), None, tokens.to_vec(), at(*used));
+            parked.insert(cache(*id, owner, tokens, *used));
         }
         parked
     }
@@ -151,7 +161,7 @@ mod tests {
     #[test]
     fn a_longer_cache_replaces_its_prefixes() {
         let mut parked = parked(&[(0, "a", &[1, 2], 0), (1, "b", &[1, 2], 0)]);
-        let gone = parked.insert(ParkedId(2), Principal::from("a"), None, vec![1, 2, 3], at(1));
+        let gone = parked.insert(cache(2, "a", &[1, 2, 3], 1));
         assert_eq!(gone, vec![ParkedId(0)]);
         assert_eq!(parked.bytes(), 50);
         assert!(parked.covers(&Principal::from("a"), &[1, 2]));

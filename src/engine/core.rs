@@ -78,7 +78,7 @@ impl<B: Backend> Engine<B> {
         match command {
             Command::Generate(work) => self.submit(work.model.clone(), Sequence::generate(*work)),
             Command::Score(work) => self.submit(work.model.clone(), Sequence::score(*work)),
-            Command::Load(spec, events) => self.request_load(spec, events),
+            Command::Load(spec, events) => self.request_load(spec, &events),
             Command::Fits(spec, reply) => drop(reply.send(self.fits(&spec))),
             Command::Unload(model, reply) => drop(reply.send(self.unload(&model))),
             Command::Forget(session) => {
@@ -135,11 +135,16 @@ impl<B: Backend> Engine<B> {
         self.loads.iter().map(Load::reserved_bytes).sum()
     }
 
+    /// Bytes that are used or promised.
+    fn used_bytes(&self) -> u64 {
+        let models = self.models.values();
+        models.map(|resident| resident.bytes() + resident.promised_bytes()).sum::<u64>()
+            + self.loading_bytes()
+    }
+
     /// Bytes of the budget that nobody uses or was promised.
     pub(super) fn free_bytes(&self) -> u64 {
-        let used: u64 =
-            self.models.values().map(|resident| resident.bytes() + resident.promised_bytes()).sum();
-        self.budget_bytes.saturating_sub(used + self.loading_bytes())
+        self.budget_bytes.saturating_sub(self.used_bytes())
     }
 
     /// The same, and what could be dropped without harm.
@@ -198,8 +203,8 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn request_load(&mut self, spec: LoadSpec, events: mpsc::Sender<LoadEvent>) {
-        let outcome = if self.draining { Err(Error::Draining) } else { self.take_load(spec, &events) };
+    fn request_load(&mut self, spec: LoadSpec, events: &mpsc::Sender<LoadEvent>) {
+        let outcome = if self.draining { Err(Error::Draining) } else { self.take_load(spec, events) };
         if let Err(error) = outcome {
             let _ = events.try_send(LoadEvent::Failed(error));
         }

@@ -58,10 +58,10 @@ impl<B: Backend> Engine<B> {
             }
             Err(error) => {
                 tracing::warn!(model = %load.spec.model, ?error, "the load failed");
-                if let Some((id, _)) = load.begun {
-                    if let Err(error) = self.backend.unload(id) {
-                        tracing::error!(model = %load.spec.model, ?error, "the model could not be unloaded");
-                    }
+                if let Some((id, _)) = load.begun
+                    && let Err(error) = self.backend.unload(id)
+                {
+                    tracing::error!(model = %load.spec.model, ?error, "the model could not be unloaded");
                 }
                 load.end(|| LoadEvent::Failed(error.clone()));
             }

@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::sequence::Sequence;
 use super::work::{Finish, ResidentModel};
 use crate::backend::{Backend, LoadSpec, ModelId, ModelShape, SlotId, Span, Step};
-use crate::cache::{Parked, Slots};
+use crate::cache::{Parked, ParkedCache, Slots};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::sched::{Queue, Runnable, Scheduler};
@@ -169,8 +169,14 @@ impl Resident {
         let computed = &sequence.tokens[..sequence.computed as usize];
         if sound && sequence.leaves_cache() && !computed.is_empty() && !self.parked.covers(owner, computed) {
             let parked = backend.park(self.id, slot, sequence.computed)?;
-            let session = sequence.origin.session.clone();
-            for superfluous in self.parked.insert(parked, owner.clone(), session, computed.to_vec(), now) {
+            let cache = ParkedCache {
+                id: parked,
+                owner: owner.clone(),
+                session: sequence.origin.session.clone(),
+                tokens: computed.to_vec(),
+                used: now,
+            };
+            for superfluous in self.parked.insert(cache) {
                 backend.drop_parked(self.id, superfluous)?;
             }
         }
@@ -251,7 +257,8 @@ impl Resident {
             }
             let Some(sequence) = self.queue.pop() else { break };
             let before = self.bytes();
-            self.start(backend, counters, sequence, allowance.free_bytes - growth, now)?;
+            counters.cached_tokens_total +=
+                self.start(backend, sequence, allowance.free_bytes - growth, now)?;
             let taken = (self.bytes() - before).saturating_add(growth);
             allowance.free_bytes = allowance.free_bytes.saturating_sub(taken);
         }
@@ -288,14 +295,14 @@ impl Resident {
         Ok(free)
     }
 
+    /// Gives a sequence a slot, with what a parked cache has of its tokens; returns how many.
     fn start<B: Backend>(
         &mut self,
         backend: &mut B,
-        counters: &mut Counters,
         mut sequence: Sequence,
         free_bytes: u64,
         now: Moment,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         let id = self.sequence_next;
         self.sequence_next += 1;
         let tokens = self.start_tokens(&sequence);
@@ -308,9 +315,8 @@ impl Resident {
         }
         sequence.computed = cached;
         sequence.start(cached, now);
-        counters.cached_tokens_total += u64::from(cached);
         self.running.insert(id, sequence);
-        Ok(())
+        Ok(u64::from(cached))
     }
 
     fn take_slot<B: Backend>(

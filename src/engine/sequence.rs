@@ -197,7 +197,7 @@ impl Sequence {
                 let _ = generation.events.try_send(GenerateEvent::Progress { done_tokens: self.computed });
             }
             (Output::Score(scoring), SpanResult::Scores(scores)) => {
-                scoring.scores.extend(scores.into_iter().map(Some))
+                scoring.scores.extend(scores.into_iter().map(Some));
             }
             (Output::Score(_), _) => {}
         }

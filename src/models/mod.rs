@@ -48,10 +48,12 @@ pub(crate) enum ConfigError {
     Invalid(String),
 }
 
+type Open = fn(&Value, Setup) -> Result<Box<dyn Loading>, ConfigError>;
+
 struct Architecture {
     /// The values of `model_type` it serves.
     model_types: &'static [&'static str],
-    open: fn(&Value, Setup) -> Result<Box<dyn Loading>, ConfigError>,
+    open: Open,
 }
 
 const ARCHITECTURES: &[Architecture] =

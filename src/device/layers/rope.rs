@@ -95,7 +95,7 @@ impl Rope {
         scaling: Option<&Value>,
         fused: bool,
     ) -> std::result::Result<Self, String> {
-        if head_dim % 2 != 0 {
+        if !head_dim.is_multiple_of(2) {
             return Err(format!("an odd head_dim of {head_dim}"));
         }
         let mut frequencies: Vec<f32> = (0..head_dim / 2)
