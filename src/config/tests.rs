@@ -1,3 +1,5 @@
+//! Sources, their order, and what is refused.
+
 use std::collections::BTreeMap;
 
 use super::keys::keys;

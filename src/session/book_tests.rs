@@ -1,3 +1,5 @@
+//! Owners, limits, leases and guards.
+
 use std::sync::Mutex;
 use std::time::SystemTime;
 

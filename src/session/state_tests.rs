@@ -1,3 +1,5 @@
+//! What may follow what in a session, and that text and tokens agree whatever happens.
+
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Ranges, defaults and what the model says.
+
 use std::collections::HashMap;
 
 use super::*;
