@@ -71,7 +71,7 @@ async fn bad_requests_are_refused_with_reason_and_field() {
         assert_eq!(whole.reason(), reason, "{shown}: {whole}");
         let fields = &whole.call().unwrap().field_violations;
         assert_eq!(fields.first().map_or("", |violation| violation.field.as_str()), field, "{shown}");
-        let streamed = daemon.client.stream_generate(request).await.err().expect("refused before the stream");
+        let Err(streamed) = daemon.client.stream_generate(request).await else { panic!("a stream: {shown}") };
         assert_eq!(streamed.reason(), reason, "{shown}");
     }
     daemon.client.generate(prompt("still there")).await.unwrap();
