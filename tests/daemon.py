@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from wire import Wire
+from wire import CHANNEL, Wire
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_S = 60.0
@@ -110,9 +110,7 @@ class Daemon:
         """Whether grpc.health says SERVING."""
         if not self.socket.exists():
             return False
-        with grpc.insecure_channel(
-            self.target, options=[("grpc.use_local_subchannel_pool", 1)]
-        ) as channel:
+        with grpc.insecure_channel(self.target, options=CHANNEL) as channel:
             try:
                 reply = health_pb2_grpc.HealthStub(channel).Check(
                     health_pb2.HealthCheckRequest(service=service), timeout=5

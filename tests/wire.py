@@ -33,7 +33,8 @@ CALL_S = 120.0
 
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 # A channel of its own connection: gRPC Python shares connections between equal channels.
-OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+# By default its authority is the socket's path, which HTTP/2 libraries refuse.
+CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.default_authority", "localhost")]
 
 
 @dataclass
@@ -152,7 +153,7 @@ class Wire:
     """One connection to a daemon."""
 
     def __init__(self, target: str, token: str = "") -> None:
-        self.channel = grpc.insecure_channel(target, options=UNLIMITED + OWN_CONNECTION)
+        self.channel = grpc.insecure_channel(target, options=UNLIMITED + CHANNEL)
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
