@@ -101,7 +101,7 @@ impl<B: Backend> Engine<B> {
             }
         }
         // Parking may overdraw the budget; what can be dropped gives way at once.
-        self.give_back(self.used_bytes().saturating_sub(self.budget_bytes));
+        self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
         self.advance_load();
         self.advance_drain();
     }
@@ -113,9 +113,12 @@ impl<B: Backend> Engine<B> {
         resident.collect(backend, counters, self.clock.now())?;
         let now = self.clock.now();
         resident.drop_abandoned(backend, counters, now)?;
-        resident.admit(backend, counters, allowance, now)?;
+        let missing = resident.admit(backend, counters, allowance, now)?;
         resident.launch(backend, counters, allowance, self.clock.wall())?;
-        resident.settle(backend, allowance)
+        resident.settle(backend, allowance)?;
+        // What other models keep without using it gives way; the request is looked at again next turn.
+        self.give_back(missing, Some(name));
+        Ok(())
     }
 
     /// What one model's turn may use.
@@ -238,16 +241,17 @@ impl<B: Backend> Engine<B> {
 
     /// Drops what can be dropped without harm until so many bytes are free.
     pub(super) fn make_room(&mut self, bytes: u64) {
-        self.give_back(bytes.saturating_sub(self.free_bytes()));
+        self.give_back(bytes.saturating_sub(self.free_bytes()), None);
     }
 
-    fn give_back(&mut self, mut missing: u64) {
+    /// Drops so many bytes of what can be dropped without harm, if there are so many; `spared` keeps its own.
+    fn give_back(&mut self, mut missing: u64, spared: Option<&ModelName>) {
         if missing == 0 {
             return;
         }
         self.each_model(|resident, backend, _, _| {
-            if missing > 0 {
-                missing = missing.saturating_sub(resident.give_back(backend, missing)?);
+            if missing > 0 && Some(&resident.spec.model) != spared {
+                missing = missing.saturating_sub(resident.give_back(backend, missing, None)?);
             }
             Ok(())
         });

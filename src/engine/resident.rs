@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::sequence::Sequence;
 use super::work::{Finish, ResidentModel};
 use crate::backend::{Backend, LoadSpec, ModelId, ModelShape, SlotId, Span, Step};
-use crate::cache::{Parked, ParkedCache, Slots};
+use crate::cache::{Hit, Parked, ParkedCache, Slots};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::sched::{Queue, Runnable, Scheduler};
@@ -231,13 +231,15 @@ impl Resident {
     }
 
     /// Starts waiting requests as far as there is room. A request that could not even run alone is refused.
+    /// Returns the bytes that are missing for the one whose turn it is.
     pub(super) fn admit<B: Backend>(
         &mut self,
         backend: &mut B,
         counters: &mut Counters,
-        mut allowance: Allowance,
+        allowance: Allowance,
         now: Moment,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
+        let mut free = allowance.free_bytes;
         while self.running() < allowance.running_max {
             let Some(next) = self.queue.peek() else { break };
             let tokens = self.start_tokens(next);
@@ -251,18 +253,20 @@ impl Resident {
                 refused.end(Err(error), now);
                 continue;
             }
-            let needed = if self.slots.has_free(tokens) { growth } else { alone };
-            if !self.make_room(backend, &mut allowance.free_bytes, needed)? {
-                break;
+            let hit = self.parked.find(&next.origin.principal, &next.tokens, now);
+            let mut missing = self.room_for(backend, &mut free, (tokens, growth), hit)?;
+            if missing > 0 && self.running.is_empty() {
+                missing = self.room_for(backend, &mut free, (tokens, growth), None)?;
+            }
+            if missing > 0 {
+                return Ok(missing);
             }
             let Some(sequence) = self.queue.pop() else { break };
             let before = self.bytes();
-            counters.cached_tokens_total +=
-                self.start(backend, sequence, allowance.free_bytes - growth, now)?;
-            let taken = (self.bytes() - before).saturating_add(growth);
-            allowance.free_bytes = allowance.free_bytes.saturating_sub(taken);
+            counters.cached_tokens_total += self.start(backend, sequence, free - growth, now)?;
+            free = free.saturating_sub(self.bytes() - before + growth);
         }
-        Ok(())
+        Ok(0)
     }
 
     fn start_tokens(&self, sequence: &Sequence) -> u32 {
@@ -270,29 +274,47 @@ impl Resident {
         headroom.min(sequence.tokens_max()).min(self.shape.context_length)
     }
 
-    /// Frees parked caches and empty slabs until `needed` bytes are free; false if they cannot be.
-    fn make_room<B: Backend>(&mut self, backend: &mut B, free: &mut u64, needed: u64) -> Result<bool, Error> {
-        if *free < needed {
-            let missing = needed - *free;
-            let before = self.bytes();
-            for parked in self.parked.evict(missing, None) {
-                backend.drop_parked(self.id, parked)?;
+    /// Makes room for a sequence of so many tokens that may grow by so many bytes, by dropping what nobody
+    /// uses but the cache that it will start from. Returns the bytes that are missing.
+    fn room_for<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        free: &mut u64,
+        (tokens, growth): (u32, u64),
+        spare: Option<Hit>,
+    ) -> Result<u64, Error> {
+        loop {
+            let slot = if self.slots.has_free(tokens) { 0 } else { self.slots.slot_bytes(tokens) };
+            let missing = (growth + slot).saturating_sub(*free);
+            if missing == 0 {
+                return Ok(0);
             }
-            if before - self.bytes() < missing {
-                for slab in self.slots.close_empty() {
-                    backend.close_slab(self.id, slab)?;
-                }
+            let freed = self.give_back(backend, missing, spare)?;
+            if freed == 0 {
+                return Ok(missing);
             }
-            *free += before - self.bytes();
+            *free += freed;
         }
-        Ok(*free >= needed)
     }
 
-    /// Gives back so many bytes as can be had without harm.
-    pub(super) fn give_back<B: Backend>(&mut self, backend: &mut B, bytes: u64) -> Result<u64, Error> {
-        let mut free = 0;
-        self.make_room(backend, &mut free, bytes)?;
-        Ok(free)
+    /// Gives back at least so many bytes, if they can be had without harm: parked caches first, the least
+    /// recently used before others, then empty slabs. Returns the bytes that were freed.
+    pub(super) fn give_back<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        bytes: u64,
+        spare: Option<Hit>,
+    ) -> Result<u64, Error> {
+        let before = self.bytes();
+        for parked in self.parked.evict(bytes, spare.map(|hit| hit.id)) {
+            backend.drop_parked(self.id, parked)?;
+        }
+        if before - self.bytes() < bytes {
+            for slab in self.slots.close_empty() {
+                backend.close_slab(self.id, slab)?;
+            }
+        }
+        Ok(before - self.bytes())
     }
 
     /// Gives a sequence a slot, with what a parked cache has of its tokens; returns how many.

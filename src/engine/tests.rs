@@ -362,6 +362,21 @@ fn what_can_never_fit_is_refused_and_what_fits_later_waits() {
 }
 
 #[test]
+fn a_model_that_wants_room_gets_what_another_keeps_without_using() {
+    let mut bench = Bench::with(Fake::default(), 2 * WEIGHT_BYTES + 300 * KV_BYTES, |_| {});
+    let (sender, _events) = mpsc::channel(8);
+    bench.engine.command(Command::Load(LoadSpec { model: "other".into(), ..spec() }, sender));
+    bench.run();
+    let first = bench.submit(&[1, 2, 3], 5);
+    bench.run();
+    drain(first);
+    let (work, events) = bench.work(&[4, 5], 5);
+    bench.engine.command(Command::Generate(Box::new(GenerateWork { model: "other".into(), ..work })));
+    bench.run();
+    assert_eq!(drain(events).tokens, alone(&[4, 5], 5));
+}
+
+#[test]
 fn a_load_that_does_not_fit_is_refused_with_numbers() {
     let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + 500, |_| {});
     let (sender, mut events) = mpsc::channel(8);
