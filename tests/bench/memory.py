@@ -21,7 +21,7 @@ class Memory:
         self.daemon = daemon
         self.weights = 4 * parameters
         self.loading = self._status("VmHWM")
-        self.steady = self.slabs = 0
+        self.steady = self.kv = 0
 
     def _status(self, key: str) -> int:
         """A line of /proc/<pid>/status in bytes; 0 elsewhere."""
@@ -35,7 +35,8 @@ class Memory:
 
     def note_steady(self, stats: Any) -> None:
         """Reads what the daemon holds now; `stats` is its MemoryStats."""
-        self.steady, self.slabs = self._status("VmRSS"), stats.kv_slab_bytes
+        self.steady = self._status("VmRSS")
+        self.kv = stats.kv_slab_bytes + stats.kv_idle_bytes
 
     def numbers(self) -> dict[str, int]:
         """Everything, in bytes."""
@@ -43,7 +44,7 @@ class Memory:
             "f32_weight_bytes": self.weights,
             "peak_loading_bytes": self.loading,
             "steady_bytes": self.steady,
-            "kv_slab_bytes": self.slabs,
+            "kv_bytes": self.kv,
             "allowed_loading_bytes": self._allowed_loading(),
             "allowed_steady_bytes": self._allowed_steady(),
         }
@@ -52,7 +53,7 @@ class Memory:
         return int(LOADING * self.weights) + BASE
 
     def _allowed_steady(self) -> int:
-        return int(STEADY * self.weights) + self.slabs + BASE
+        return int(STEADY * self.weights) + self.kv + BASE
 
     def verdicts(self) -> list[tuple[str, bool]]:
         """Both promises and whether they were kept."""
@@ -68,7 +69,7 @@ class Memory:
             (
                 f"steady {self.steady / MB:.0f} MB"
                 f" (promised {self._allowed_steady() / MB:.0f}:"
-                f" {STEADY} x weights + {self.slabs / MB:.0f} MB of KV slabs + {BASE / MB:.0f})",
+                f" {STEADY} x weights + {self.kv / MB:.0f} MB of KV caches + {BASE / MB:.0f})",
                 self.steady <= self._allowed_steady(),
             ),
         ]

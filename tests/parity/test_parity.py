@@ -198,3 +198,26 @@ def test_a_session_s_cached_prefix_changes_nothing(
         assert list(again.token_ids) == expected
     finally:
         wire.delete_session("prefix")
+
+
+@pytest.mark.parametrize(
+    "checkpoint", [c for c in PARITY if c.quantized], ids=lambda checkpoint: checkpoint.name
+)
+def test_where_dense_weights_do_not_fit_it_computes_with_packed_ones(
+    cases: Callable[[str], Case], wires: Callable[[int], Wire], root: Path, checkpoint: Checkpoint
+) -> None:
+    case = cases(checkpoint.name)
+    (dense,) = [
+        event.loaded.model for event in wires(512).load(case.name) if event.HasField("loaded")
+    ]
+    assert dense.computes_in == "float32, dequantized at load"
+    daemon = Daemon([root], {"memory_budget_bytes": dense.weight_bytes - 1}).start()
+    try:
+        with daemon.wire() as wire:
+            (packed,) = [e.loaded.model for e in wire.load(case.name) if e.HasField("loaded")]
+            assert packed.computes_in == "float32, quantized weights"
+            assert packed.weight_bytes < dense.weight_bytes
+            check_score(case, wire, 40)
+            check_greedy(case, wire, 15)
+    finally:
+        daemon.stop()
