@@ -2,6 +2,8 @@
 //! whose tokens they hold. Pure: it decides, a backend copies.
 
 mod parked;
+#[cfg(test)]
+mod property_tests;
 mod slots;
 
 pub use parked::{Hit, Parked, ParkedCache};
