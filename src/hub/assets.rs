@@ -5,12 +5,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dashmap::DashMap;
-
-use super::{ModelFacts, ModelFolder, ModelRoots};
+use super::kept::Kept;
+use super::{HubError, ModelFacts, ModelFolder, ModelRoots};
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::text::{ChatTemplate, TextError, Tokenizer, eos_token_ids};
+
+/// A tokenizer takes tens of megabytes. Resident models keep theirs beside this.
+const ASSETS_KEPT_MAX: usize = 16;
+
+/// Small, and the longest page of a list has so many.
+const FACTS_KEPT_MAX: usize = 1000;
 
 /// What the edge needs of a model.
 #[derive(Debug)]
@@ -31,19 +36,19 @@ pub struct ModelAssets {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// The assets read so far.
+/// The assets that were read last.
 #[derive(Debug)]
 pub struct AssetShelf {
     roots: ModelRoots,
-    read: DashMap<ModelName, Arc<ModelAssets>>,
-    facts: DashMap<ModelName, (String, ModelFacts)>,
+    assets: Kept<Arc<ModelAssets>>,
+    facts: Kept<ModelFacts>,
 }
 
 impl AssetShelf {
     /// For the models under `roots`.
     #[must_use]
     pub fn new(roots: ModelRoots) -> Self {
-        Self { roots, read: DashMap::new(), facts: DashMap::new() }
+        Self { roots, assets: Kept::new(ASSETS_KEPT_MAX), facts: Kept::new(FACTS_KEPT_MAX) }
     }
 
     /// The assets of a model as its files are now.
@@ -51,12 +56,12 @@ impl AssetShelf {
     /// # Errors
     /// There is no such model, or its files cannot be used.
     pub fn assets(&self, name: &ModelName) -> Result<Arc<ModelAssets>, Error> {
-        let found = self.roots.resolve(name.as_str()).map_err(|error| error.into_error(name))?;
-        if let Some(known) = self.read.get(name).filter(|known| known.revision == found.revision) {
-            return Ok(Arc::clone(&known));
+        let found = self.resolve(name)?;
+        if let Some(known) = self.assets.get(name, &found.revision) {
+            return Ok(known);
         }
         let assets = Arc::new(read(name, &found, self.facts_of(&found)?)?);
-        self.read.insert(name.clone(), Arc::clone(&assets));
+        self.assets.put(name.clone(), found.revision, Arc::clone(&assets));
         Ok(assets)
     }
 
@@ -66,11 +71,11 @@ impl AssetShelf {
     /// Its files cannot be used.
     pub fn facts_of(&self, folder: &ModelFolder) -> Result<ModelFacts, Error> {
         let name = ModelName::from(folder.name.as_str());
-        if let Some(known) = self.facts.get(&name).filter(|known| known.0 == folder.revision) {
-            return Ok(known.1.clone());
+        if let Some(known) = self.facts.get(&name, &folder.revision) {
+            return Ok(known);
         }
         let facts = ModelFacts::read(&folder.path).map_err(|error| error.into_error(&name))?;
-        self.facts.insert(name, (folder.revision.clone(), facts.clone()));
+        self.facts.put(name, folder.revision.clone(), facts.clone());
         Ok(facts)
     }
 
@@ -85,7 +90,13 @@ impl AssetShelf {
     /// # Errors
     /// There is no such model.
     pub fn resolve(&self, name: &ModelName) -> Result<ModelFolder, Error> {
-        self.roots.resolve(name.as_str()).map_err(|error| error.into_error(name))
+        self.roots.resolve(name.as_str()).map_err(|error| {
+            if matches!(error, HubError::NotFound { .. }) {
+                self.assets.forget(name);
+                self.facts.forget(name);
+            }
+            error.into_error(name)
+        })
     }
 }
 

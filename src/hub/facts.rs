@@ -73,8 +73,9 @@ impl ModelFacts {
                 .filter(|length| *length > 0)
                 .ok_or_else(|| damaged("max_position_embeddings is not a length"))?,
         };
-        let weights = inspect(folder)?;
         let quantization = &config["quantization"];
+        refuse_unknown_quantization(quantization, &config["quantization_config"])?;
+        let weights = inspect(folder)?;
         Ok(Self {
             architecture: architecture.to_owned(),
             context_length,
@@ -112,6 +113,27 @@ impl Packing {
         let mode = value["mode"].as_str().unwrap_or("affine").to_owned();
         Some(Self { bits: value["bits"].as_u64()?, group_size: value["group_size"].as_u64()?, mode })
     }
+}
+
+/// MLX writes `quantization` and, without a method, `quantization_config`; others write only the latter, and
+/// their method is one that the loader does not know.
+fn refuse_unknown_quantization(own: &Value, foreign: &Value) -> Result<(), HubError> {
+    let refuse = |how: &str| {
+        HubError::unsupported(format!(
+            "config.json: quantized with {how}; only MLX's affine quantization is loaded"
+        ))
+    };
+    if own.is_null() && !foreign["quant_method"].is_null() {
+        let method = &foreign["quant_method"];
+        return Err(refuse(method.as_str().unwrap_or("a method that is no text")));
+    }
+    let overrides = own.as_object().into_iter().flatten().map(|(_, module)| module);
+    for mode in std::iter::once(own).chain(overrides).map(|packing| &packing["mode"]) {
+        if !mode.is_null() && mode != "affine" {
+            return Err(refuse(mode.as_str().unwrap_or("a mode that is no text")));
+        }
+    }
+    Ok(())
 }
 
 /// A packed tensor's numbers count one by one, its scales and biases not at all.
@@ -190,6 +212,19 @@ mod tests {
         assert_eq!(parameter_count(&packed, &config), 8 * 4 * 8 + 8 * 4 * 4 + 8);
         assert_eq!(stored_as(&packed, &config), "4-bit affine, group 32, mixed");
         assert_eq!(stored_as(&packed, &json!({ "bits": 4, "group_size": 64 })), "4-bit affine, group 64");
+    }
+
+    #[test]
+    fn only_affine_quantization_is_taken() {
+        let check = |own: Value, foreign: Value| refuse_unknown_quantization(&own, &foreign);
+        let affine = json!({ "bits": 4, "group_size": 64, "mode": "affine", "a": false, "b": { "bits": 8 } });
+        assert!(check(Value::Null, Value::Null).is_ok());
+        assert!(check(affine.clone(), affine.clone()).is_ok());
+        assert!(check(affine, json!({ "quant_method": "gptq" })).is_ok());
+        let why = check(Value::Null, json!({ "quant_method": "gptq" })).unwrap_err().to_string();
+        assert!(why.contains("gptq"), "{why}");
+        assert!(check(json!({ "bits": 4, "mode": "mxfp4" }), Value::Null).is_err());
+        assert!(check(json!({ "bits": 4, "a": { "mode": "nvfp4" } }), Value::Null).is_err());
     }
 
     #[test]

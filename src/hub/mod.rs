@@ -9,6 +9,7 @@ mod convert;
 mod error;
 mod facts;
 mod inspect;
+mod kept;
 mod resolve;
 
 pub use assets::{AssetShelf, ModelAssets};
@@ -17,5 +18,5 @@ pub use convert::{Converted, convert};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
 pub use inspect::{TensorInfo, WeightFile, Weights, inspect};
-pub use resolve::{ModelFolder, ModelRoots};
+pub use resolve::{ModelFolder, ModelRoots, check_model_name};
 pub use safetensors::Dtype;

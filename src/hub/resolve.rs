@@ -50,7 +50,7 @@ impl ModelRoots {
     /// # Errors
     /// `InvalidName` for what cannot be a name, `NotFound`, and `Io` if the folder cannot be read.
     pub fn resolve(&self, name: &str) -> Result<ModelFolder, HubError> {
-        check_name(name)?;
+        check_model_name(name)?;
         for root in &self.roots {
             if let Some(path) = self.contained(&root.join(name))
                 && has_model_file(&path)
@@ -135,13 +135,17 @@ impl ModelRoots {
     }
 }
 
-fn check_name(name: &str) -> Result<(), HubError> {
+/// Whether a name can be a model's, wherever one is looked for.
+///
+/// # Errors
+/// `InvalidName`, saying why not.
+pub fn check_model_name(name: &str) -> Result<(), HubError> {
     let why = if name.is_empty() {
         "it is empty"
     } else if name.len() > NAME_BYTES_MAX {
         "it is longer than 256 bytes"
-    } else if name.chars().any(|c| c.is_control() || c == '\\') {
-        "it has a backslash or a control character"
+    } else if name.chars().any(|c| c == '\\' || c.is_control() || is_invisible(c)) {
+        "it has a backslash, a control character or one that does not show"
     } else if name.split('/').count() > 2 {
         "it has more than two parts"
     } else if name.split('/').any(|part| part.is_empty() || part.starts_with('.')) {
@@ -152,6 +156,12 @@ fn check_name(name: &str) -> Result<(), HubError> {
     // The name goes back to the client and into logs: not all of it, if it is absurd.
     let shown = name.chars().take(NAME_BYTES_MAX).collect();
     Err(HubError::InvalidName { name: shown, why: why.to_owned() })
+}
+
+/// Characters that turn the text around them, or leave no trace of themselves: with them two names, or a line
+/// of the log, can look like another.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Tells a model's folder from an owner's. A folder with only one of the two is a broken model: loading it
