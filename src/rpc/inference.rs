@@ -121,11 +121,11 @@ async fn count_tokens(
     request: pb::CountTokensRequest,
 ) -> Result<pb::CountTokensResponse, Error> {
     let pb::CountTokensRequest { model, input, return_token_ids } = request;
-    let model = convert::model_name(&model)?;
+    let model = convert::model_name("model", &model)?;
     let input = convert::count_input(input)?;
     let assets = edge.assets(&model).await?;
     let context_length = assets.facts.context_length;
-    if matches!(&input, Input::Text(text) if text.is_empty()) {
+    if matches!(&input, Input::Text(_, text) if text.is_empty()) {
         return Ok(pb::CountTokensResponse { context_length, ..Default::default() });
     }
     let (now, text_bytes_max) = (edge.clock.wall(), edge.limits.text_bytes_max);

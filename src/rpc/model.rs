@@ -68,7 +68,7 @@ async fn load(
     request: pb::LoadModelRequest,
 ) -> Result<<Models as ModelService>::LoadModelStream, Error> {
     let pb::LoadModelRequest { model, validate_only, compute_dtype } = request;
-    let model = convert::model_name(&model)?;
+    let model = convert::model_name("model", &model)?;
     let dtype = match pb::ComputeDtype::try_from(compute_dtype) {
         Ok(pb::ComputeDtype::Unspecified) => ComputeDtype::Auto,
         Ok(pb::ComputeDtype::Float32) => ComputeDtype::Float32,
@@ -87,19 +87,23 @@ async fn load(
         });
         return Ok(Box::pin(tokio_stream::once(Ok(pb::LoadModelResponse { event: Some(validated) }))));
     }
+    let was_resident = edge.resident.contains_key(&model);
     let events = edge.start_load(Arc::clone(&assets), dtype)?;
-    Ok(Box::pin(progress(assets.facts.clone(), events)))
+    Ok(Box::pin(progress(assets.facts.clone(), was_resident, events)))
 }
 
 fn progress(
     facts: ModelFacts,
+    was_resident: bool,
     mut events: mpsc::Receiver<LoadEvent>,
 ) -> impl Stream<Item = Result<pb::LoadModelResponse, Status>> + Send {
     let step = |phase: pb::LoadPhase, done_bytes, total_bytes| {
         Event::Progress(pb::LoadProgress { phase: phase.into(), done_bytes, total_bytes })
     };
     async_stream::stream! {
-        yield Ok(pb::LoadModelResponse { event: Some(step(pb::LoadPhase::Resolving, 0, 0)) });
+        if !was_resident {
+            yield Ok(pb::LoadModelResponse { event: Some(step(pb::LoadPhase::Resolving, 0, 0)) });
+        }
         loop {
             let (event, is_last) = match events.recv().await {
                 Some(LoadEvent::Progress { done_bytes, total_bytes }) => {
@@ -129,14 +133,14 @@ fn progress(
 }
 
 async fn unload(edge: &Edge, model: &str) -> Result<pb::UnloadModelResponse, Error> {
-    let model = convert::model_name(model)?;
+    let model = convert::model_name("model", model)?;
     let freed_bytes = edge.engine.unload(model.clone()).await?;
     edge.resident.remove(&model);
     Ok(pb::UnloadModelResponse { freed_bytes })
 }
 
 async fn get(edge: &Edge, model: &str) -> Result<pb::GetModelResponse, Error> {
-    let model = convert::model_name(model)?;
+    let model = convert::model_name("model", model)?;
     Ok(pb::GetModelResponse { model: Some(describe(edge, &model).await?) })
 }
 
@@ -159,7 +163,7 @@ pub(super) async fn describe(edge: &Edge, model: &ModelName) -> Result<pb::Model
 
 async fn list(edge: &Edge, request: pb::ListModelsRequest) -> Result<pb::ListModelsResponse, Error> {
     let pb::ListModelsRequest { page_size, page_token, resident_only } = request;
-    let page = convert::page(page_size, &page_token, "")?;
+    let (after, page_size) = convert::model_page(page_size, &page_token)?;
     let resident = edge.engine.stats().await?.models;
     let mut folders: BTreeMap<String, ModelFolder> =
         resident.iter().map(|model| (model.model.to_string(), folder_of(model))).collect();
@@ -170,9 +174,9 @@ async fn list(edge: &Edge, request: pb::ListModelsRequest) -> Result<pb::ListMod
             folders.entry(folder.name.clone()).or_insert(folder);
         }
     }
-    let after = page.after.map(|name| name.to_string()).unwrap_or_default();
+    let after = after.map(|name| name.to_string()).unwrap_or_default();
     let mut rest = folders.into_values().skip_while(|folder| folder.name <= after).peekable();
-    let chosen: Vec<ModelFolder> = rest.by_ref().take(page.size).collect();
+    let chosen: Vec<ModelFolder> = rest.by_ref().take(page_size).collect();
     let next_page_token = match (rest.peek(), chosen.last()) {
         (Some(_), Some(last)) => last.name.clone(),
         _ => String::new(),

@@ -56,7 +56,7 @@ impl Ask {
     pub(super) fn new(request: pb::GenerateRequest, limits: &Limits) -> Result<Self, Error> {
         let pb::GenerateRequest { model, input, session, expected_token_count, sampling, stopping, output } =
             request;
-        let model = convert::optional_model(&model)?;
+        let model = convert::optional_model("model", &model)?;
         if session.is_empty() {
             if model.is_none() {
                 return Err(Error::field("model", "must be given where no session names it"));
@@ -137,10 +137,11 @@ pub(super) fn context(
     now: SystemTime,
     text_bytes_max: usize,
 ) -> Result<Context, Error> {
+    let vocabulary = assets.facts.vocabulary_size;
     let context = match input {
         Input::Chat(chat) => chat_input(assets, chat, start.as_ref(), now, text_bytes_max)?,
-        Input::Text(text) => {
-            refuse_long("prompt", &text, text_bytes_max)?;
+        Input::Text(path, text) => {
+            refuse_long(path, &text, text_bytes_max)?;
             let mut tokens = start.map(|start| start.tokens).unwrap_or_default();
             // The tokens around a whole text belong to its beginning only.
             let new = if tokens.is_empty() {
@@ -148,16 +149,20 @@ pub(super) fn context(
             } else {
                 assets.tokenizer.encode(&text, false)
             };
-            tokens.extend(new.map_err(|error| Error::field("prompt", error.to_string()))?);
+            tokens.extend(new.map_err(|error| Error::field(path, error.to_string()))?);
             Context { tokens, adds: Adds::Raw }
         }
         Input::Ids(ids) => {
+            if let Some((index, id)) = ids.iter().enumerate().find(|(_, id)| **id >= vocabulary) {
+                let why = format!("token id {id}: the vocabulary has {vocabulary} tokens");
+                return Err(Error::field(format!("token_ids.ids[{index}]"), why));
+            }
             let mut tokens = start.map(|start| start.tokens).unwrap_or_default();
             tokens.extend(ids);
             Context { tokens, adds: Adds::Raw }
         }
     };
-    let vocabulary = assets.facts.vocabulary_size;
+    // A tokenizer may know tokens that its model does not.
     if let Some(id) = context.tokens.iter().find(|id| **id >= vocabulary) {
         return Err(Error::field("input", format!("token id {id}: the vocabulary has {vocabulary} tokens")));
     }

@@ -21,7 +21,7 @@ pub(super) async fn score(
     request: pb::ScoreRequest,
 ) -> Result<pb::ScoreResponse, Error> {
     let pb::ScoreRequest { model, input, top_logprobs, session } = request;
-    let model = convert::optional_model(&model)?;
+    let model = convert::optional_model("model", &model)?;
     let input = convert::score_input(input)?;
     let limits = &edge.limits;
     if top_logprobs > limits.top_logprobs_max {
@@ -33,9 +33,14 @@ pub(super) async fn score(
     let (model, before) = ground(edge, model, session.as_ref())?;
     let assets = edge.ensure_loaded(&model).await?;
     let score_from = before.as_ref().map_or(0, |start| start.tokens.len());
+    let input_path = input.path();
     let (given, now, text_bytes_max) = (Arc::clone(&assets), edge.clock.wall(), limits.text_bytes_max);
     let tokens = blocking(move || context(&given, input, before, now, text_bytes_max)).await?.tokens;
-    check_length(edge, &assets, tokens.len(), score_from)?;
+    let max = limits.score_tokens_max;
+    if tokens.len() - score_from > max as usize {
+        return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
+    }
+    check_length(&assets, tokens.len())?;
     let scored_tokens = tokens.get(score_from..).map(<[u32]>::to_vec).unwrap_or_default();
     let prompt_tokens = convert::count(tokens.len());
     let work = |tokens, reply| ScoreWork {
@@ -81,11 +86,7 @@ fn ground(
     })
 }
 
-fn check_length(edge: &Edge, assets: &ModelAssets, tokens: usize, score_from: usize) -> Result<(), Error> {
-    let max = edge.limits.score_tokens_max;
-    if tokens - score_from > max as usize {
-        return Err(Error::field("input", format!("score_tokens_max: at most {max} tokens")));
-    }
+fn check_length(assets: &ModelAssets, tokens: usize) -> Result<(), Error> {
     let (prompt_tokens, context_length) = (convert::count(tokens), assets.facts.context_length);
     if prompt_tokens > context_length {
         return Err(Error::ContextOverflow { prompt_tokens, context_length });

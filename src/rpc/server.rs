@@ -48,7 +48,9 @@ async fn capabilities(edge: &Edge, models: &[String]) -> Result<pb::Capabilities
     let names: Vec<ModelName> = if models.is_empty() {
         edge.engine.stats().await?.models.into_iter().map(|resident| resident.model).collect()
     } else {
-        models.iter().map(|name| convert::model_name(name)).collect::<Result<_, _>>()?
+        let named = models.iter().enumerate();
+        let named = named.map(|(index, name)| convert::model_name(&format!("models[{index}]"), name));
+        named.collect::<Result<_, _>>()?
     };
     let mut models = Vec::with_capacity(names.len());
     for name in names {

@@ -76,8 +76,8 @@ async fn create(
 ) -> Result<pb::CreateSessionResponse, Error> {
     let pb::CreateSessionRequest { name, model, ttl } = request;
     let key = caller.session(convert::fresh_session_name("name", &name)?);
-    let model = convert::model_name(&model)?;
-    let ttl = convert::ttl(ttl, &edge.limits)?.unwrap_or(edge.limits.session_ttl);
+    let model = convert::model_name("model", &model)?;
+    let ttl = convert::ttl(ttl, edge.limits.session_ttl_max)?.unwrap_or(edge.limits.session_ttl);
     let (shelf, named) = (Arc::clone(&edge.shelf), model.clone());
     blocking(move || shelf.resolve(&named)).await?;
     let view = edge.sessions.create(NewSession { key, model, ttl })?;
@@ -107,7 +107,7 @@ fn list(
     request: &pb::ListSessionsRequest,
 ) -> Result<pb::ListSessionsResponse, Error> {
     let pb::ListSessionsRequest { page_size, page_token, model } = request;
-    let page = convert::page(*page_size, page_token, model)?;
+    let page = convert::session_page(*page_size, page_token, model)?;
     let (views, more) = edge.sessions.list(&caller.principal, &page);
     let last = views.last().filter(|_| more).map(|view| view.key.name.to_string());
     Ok(pb::ListSessionsResponse {
@@ -124,7 +124,7 @@ fn fork(
     let pb::ForkSessionRequest { name, new_name, ttl, expected_token_count } = request;
     let from = caller.session(convert::session_name("name", &name)?);
     let to = convert::fresh_session_name("new_name", &new_name)?;
-    let ttl = convert::ttl(ttl, &edge.limits)?;
+    let ttl = convert::ttl(ttl, edge.limits.session_ttl_max)?;
     let view = edge.sessions.fork(&from, to, ttl, expected_token_count)?;
     Ok(pb::ForkSessionResponse { session: Some(convert::session(edge, view)) })
 }

@@ -134,7 +134,10 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
 /// A status with a reason for one that tonic made without: a message that is too large or cannot be
 /// decoded, a method that does not exist, a service that health does not know.
 pub(super) fn with_reason(bare: &Status, message_bytes_max: usize) -> Status {
-    let message = bare.message();
+    let message = match (bare.code(), bare.message()) {
+        (Code::Unimplemented, "") => "this daemon has no such method",
+        (_, message) => message,
+    };
     // tonic says which limit was met in the text only.
     if message.contains("message length too large") {
         return status(&Error::MessageTooLarge { limit_bytes: message_bytes_max as u64 });
@@ -207,7 +210,9 @@ mod tests {
             (rewritten.code(), reason_of(&rewritten)),
             (Code::InvalidArgument, "MESSAGE_TOO_LARGE".into())
         );
-        assert_eq!(reason_of(&with_reason(&Status::unimplemented(""), 7)), "UNIMPLEMENTED");
+        let unknown = with_reason(&Status::unimplemented(""), 7);
+        assert_eq!(reason_of(&unknown), "UNIMPLEMENTED");
+        assert!(!unknown.message().is_empty());
         let garbled = with_reason(&Status::internal("failed to decode Protobuf message: x"), 7);
         assert_eq!((garbled.code(), reason_of(&garbled)), (Code::InvalidArgument, "INVALID_FIELD".into()));
     }

@@ -48,7 +48,7 @@ async fn bad_requests_are_refused_with_reason_and_field() {
         (GenerateRequest { input: None, ..prompt("") }, InvalidField, "input"),
         (prompt(""), EmptyPrompt, "input"),
         (with(Input::TokenIds(TokenIds::default())), EmptyPrompt, "input"),
-        (with(Input::TokenIds(TokenIds { ids: vec![258] })), InvalidField, "input"),
+        (with(Input::TokenIds(TokenIds { ids: vec![1, 258] })), InvalidField, "token_ids.ids[1]"),
         (with(Input::Chat(ChatInput::default())), InvalidField, "chat.messages"),
         (with(Input::Chat(roleless)), InvalidField, "chat.messages[0].role"),
         (with(Input::Chat(refused)), TemplateFailed, "chat"),

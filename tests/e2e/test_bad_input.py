@@ -146,9 +146,12 @@ FIELDS: dict[str, tuple[inference.GenerateRequest, str]] = {
     "presence-large": (sampling(presence_penalty=101), "sampling.presence_penalty"),
     "presence-nan": (sampling(presence_penalty=math.nan), "sampling.presence_penalty"),
     "frequency-small": (sampling(frequency_penalty=-101), "sampling.frequency_penalty"),
-    "bias-beyond-vocabulary": (sampling(logit_bias={VOCABULARY: 1.0}), "sampling.logit_bias"),
-    "bias-large": (sampling(logit_bias={1: 1e6}), "sampling.logit_bias"),
-    "bias-nan": (sampling(logit_bias={1: math.nan}), "sampling.logit_bias"),
+    "bias-beyond-vocabulary": (
+        sampling(logit_bias={VOCABULARY: 1.0}),
+        f"sampling.logit_bias[{VOCABULARY}]",
+    ),
+    "bias-large": (sampling(logit_bias={1: 1e6}), "sampling.logit_bias[1]"),
+    "bias-nan": (sampling(logit_bias={1: math.nan}), "sampling.logit_bias[1]"),
     "max-tokens-zero": (stopping(max_tokens=0), "stopping.max_tokens"),
     "stop-empty": (stopping(stop_strings=["a", ""]), "stopping.stop_strings[1]"),
     "stop-token": (stopping(stop_token_ids=[VOCABULARY]), "stopping.stop_token_ids[0]"),
@@ -200,7 +203,6 @@ BAD_NAMES = [
     "tiny/",
     "tiny\x00",
     "..\\tiny",
-    "~/tiny",
     "x" * 10_000,
     "\u202etiny",
 ]
@@ -223,7 +225,8 @@ def test_a_model_name_that_is_a_path_is_refused_everywhere(wire: Wire, name: str
 
 
 def test_an_unknown_model_is_not_found_and_named(wire: Wire) -> None:
-    for name in ("nothing", "nobody/nothing"):
+    # No shell reads a name, so a tilde is a character as any other.
+    for name in ("nothing", "nobody/nothing", "~/tiny"):
         with refused("NOT_FOUND", "MODEL_NOT_FOUND") as refusal:
             wire.generate(name, PROMPT, max_tokens=1)
         assert refusal.failure.resource == name

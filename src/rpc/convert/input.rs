@@ -10,7 +10,8 @@ use crate::session::{InputKind, Message, Role, ToolCall};
 /// An input, checked as far as it can be without the model.
 #[derive(Debug)]
 pub(in crate::rpc) enum Input {
-    Text(String),
+    /// And the field it came in.
+    Text(&'static str, String),
     Ids(Vec<u32>),
     Chat(Chat),
 }
@@ -26,8 +27,17 @@ pub(in crate::rpc) struct Chat {
 impl Input {
     pub(in crate::rpc) fn kind(&self) -> InputKind {
         match self {
-            Self::Text(_) | Self::Ids(_) => InputKind::Raw,
+            Self::Text(..) | Self::Ids(_) => InputKind::Raw,
             Self::Chat(_) => InputKind::Chat,
+        }
+    }
+
+    /// The path of the field it came in.
+    pub(in crate::rpc) fn path(&self) -> &'static str {
+        match self {
+            Self::Text(path, _) => path,
+            Self::Ids(_) => "token_ids.ids",
+            Self::Chat(_) => "chat",
         }
     }
 }
@@ -35,7 +45,7 @@ impl Input {
 pub(in crate::rpc) fn generate_input(input: Option<pb::generate_request::Input>) -> Result<Input, Error> {
     use pb::generate_request::Input as Wire;
     match input.ok_or_else(missing)? {
-        Wire::Prompt(text) => raw_text(text),
+        Wire::Prompt(text) => raw_text("prompt", text),
         Wire::TokenIds(list) => raw_ids(list),
         Wire::Chat(chat) => Ok(Input::Chat(conversation(chat)?)),
     }
@@ -45,7 +55,7 @@ pub(in crate::rpc) fn count_input(input: Option<pb::count_tokens_request::Input>
     use pb::count_tokens_request::Input as Wire;
     match input.ok_or_else(missing)? {
         // Nothing to count is a count too.
-        Wire::Prompt(text) => Ok(Input::Text(text)),
+        Wire::Prompt(text) => Ok(Input::Text("prompt", text)),
         Wire::Chat(chat) => Ok(Input::Chat(conversation(chat)?)),
     }
 }
@@ -53,7 +63,7 @@ pub(in crate::rpc) fn count_input(input: Option<pb::count_tokens_request::Input>
 pub(in crate::rpc) fn score_input(input: Option<pb::score_request::Input>) -> Result<Input, Error> {
     use pb::score_request::Input as Wire;
     match input.ok_or_else(missing)? {
-        Wire::Text(text) => raw_text(text),
+        Wire::Text(text) => raw_text("text", text),
         Wire::TokenIds(list) => raw_ids(list),
     }
 }
@@ -62,8 +72,8 @@ fn missing() -> Error {
     Error::field("input", "must be given")
 }
 
-fn raw_text(text: String) -> Result<Input, Error> {
-    if text.is_empty() { Err(Error::EmptyPrompt) } else { Ok(Input::Text(text)) }
+fn raw_text(path: &'static str, text: String) -> Result<Input, Error> {
+    if text.is_empty() { Err(Error::EmptyPrompt) } else { Ok(Input::Text(path, text)) }
 }
 
 fn raw_ids(list: pb::TokenIds) -> Result<Input, Error> {

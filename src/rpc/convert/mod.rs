@@ -9,7 +9,9 @@ mod sampling;
 mod view;
 
 pub(super) use input::{Chat, Input, count_input, generate_input, score_input};
-pub(super) use names::{fresh_session_name, model_name, optional_model, page, session_name, ttl};
+pub(super) use names::{
+    fresh_session_name, model_name, model_page, optional_model, session_name, session_page, ttl,
+};
 pub(super) use output::{duration, finish, timestamp, token_logprob, token_logprobs};
 pub(super) use sampling::{OutputAsk, Resolved, SamplingAsk, StoppingAsk};
 pub(super) use view::{message, session};
