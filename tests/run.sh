@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Python side of `make test`: lint and types of the Python client, then its
 # tests, the parity tests and the end-to-end tests against the release build
-# (MLXD_BIN, else target/release/mlxd). Arguments go to pytest.
+# (MLXD_BIN, else target/release/mlxd). Arguments go to the pytest of the latter.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,7 +12,9 @@ python=$("$here/venv.sh" test)
 (cd "$client" && "$python" -m mypy --no-error-summary)
 (cd "$here" && "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .)
 
-# For the processes that tests start; pytest's own path is in pytest.ini.
+# For the processes that tests start; pytest's own path is in its configuration.
 export PYTHONPATH=$client/src:$here
-folders=("$client/tests" "$here/parity" "$here/e2e")
-exec "$python" -m pytest --config-file "$here/pytest.ini" --rootdir "$here" "${folders[@]}" "$@"
+# By itself: its tests have a home folder of their own, where no cache is.
+(cd "$client" && "$python" -m pytest)
+exec "$python" -m pytest --config-file "$here/pytest.ini" --rootdir "$here" \
+  "$here/parity" "$here/e2e" "$@"
