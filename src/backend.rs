@@ -3,6 +3,7 @@
 //! lives on one thread.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::ids::ModelName;
@@ -108,8 +109,19 @@ pub struct Sample {
     pub uniform: f32,
     /// Changes to single logits: bias and penalties.
     pub edits: Vec<LogitEdit>,
+    /// Remove the likeliest candidates this time.
+    pub xtc: Option<Xtc>,
     /// Return raw logprobs with so many alternatives.
     pub top_logprobs: Option<u32>,
+}
+
+/// Of the candidates that are at least so likely, only the least likely stays (XTC).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Xtc {
+    /// The likelihood, in [0, 0.5].
+    pub threshold: f32,
+    /// Tokens that are never removed.
+    pub spared: Arc<[u32]>,
 }
 
 /// One logit's change: `l += bias`, then `l = l < 0 ? l * repetition : l / repetition`, then `l -= subtract`.
@@ -172,6 +184,18 @@ pub enum ComputeDtype {
     Float16,
 }
 
+/// How the numbers of a KV cache are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// As the configuration says.
+    #[default]
+    Auto,
+    /// As the model computes.
+    Compute,
+    /// 8-bit integers, with a scale for each token and head.
+    Int8,
+}
+
 /// A model to make resident.
 #[derive(Clone, Debug)]
 pub struct LoadSpec {
@@ -183,6 +207,8 @@ pub struct LoadSpec {
     pub revision: String,
     /// The numbers to compute with.
     pub dtype: ComputeDtype,
+    /// How its KV cache is kept.
+    pub kv: KvDtype,
 }
 
 /// What the engine runs on; fixed for its life.

@@ -141,9 +141,15 @@ fn engine_settings(config: &Config) -> EngineSettings {
     EngineSettings {
         memory_budget_bytes: config.memory_budget_bytes,
         kv_idle_bytes_max: config.kv_idle_bytes_max,
+        kv_dtype: config.kv_dtype,
         prefill_chunk_tokens: config.prefill_chunk_tokens,
+        prefill_step: config.prefill_step,
+        prefill_stretch: config.prefill_stretch,
         running_sequences_max: config.limits.running_sequences_max,
         queue_length_max: config.limits.queue_length_max,
+        queue_length_per_client_max: config.limits.queue_length_per_client_max,
+        priority_ageing: config.priority_ageing,
+        slow_reader: config.slow_reader,
     }
 }
 

@@ -131,10 +131,12 @@ pub enum Error {
         limit: u32,
     },
     /// Too many requests wait.
-    #[error("queue_length_max: {limit} requests wait already")]
+    #[error("{limit}: {value} requests wait already")]
     QueueFull {
+        /// The limit's name.
+        limit: &'static str,
         /// The limit.
-        limit: u32,
+        value: u32,
         /// When to try again.
         retry_after: Duration,
     },
@@ -149,6 +151,20 @@ pub enum Error {
     /// The call's deadline passed.
     #[error("the deadline passed")]
     Deadline,
+    /// The first token would come after the call's deadline.
+    #[error("the first token needs {needed:.1?}; the deadline leaves {available:.1?}")]
+    DeadlineUnmeetable {
+        /// What it takes at least.
+        needed: Duration,
+        /// What is left.
+        available: Duration,
+    },
+    /// The caller does not read its stream.
+    #[error("slow_reader_s: nothing of the stream was read for {limit:?}")]
+    SlowReader {
+        /// The limit.
+        limit: Duration,
+    },
     /// The work was called off.
     #[error("cancelled: {0}")]
     Cancelled(String),

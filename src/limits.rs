@@ -12,6 +12,8 @@ pub struct Limits {
     pub connections_max: u32,
     /// Calls at once on one connection.
     pub streams_per_connection_max: u32,
+    /// Silence after which a peer is asked whether it lives, and time for its answer.
+    pub keep_alive: Duration,
     /// Sessions of one principal.
     pub sessions_max: u32,
     /// How long a session lives after its last use, if its maker does not say.
@@ -20,6 +22,8 @@ pub struct Limits {
     pub session_ttl_max: Duration,
     /// Requests that may wait for the engine.
     pub queue_length_max: u32,
+    /// Requests of one client that may wait for the engine.
+    pub queue_length_per_client_max: u32,
     /// Sequences that may run at once, per model.
     pub running_sequences_max: u32,
     /// Tokens a request gets at most if it does not say.

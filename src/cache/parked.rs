@@ -70,6 +70,14 @@ impl Parked {
         Some(Hit { id: entry.id, tokens: u32::try_from(common).unwrap_or(u32::MAX) })
     }
 
+    /// How many of `tokens` the best cache of `owner` has.
+    #[must_use]
+    pub fn longest(&self, owner: &Principal, tokens: &[u32]) -> u32 {
+        let own = self.entries.iter().filter(|entry| entry.owner == *owner);
+        let longest = own.map(|entry| common_prefix(&entry.tokens, tokens)).max();
+        u32::try_from(longest.unwrap_or(0)).unwrap_or(u32::MAX)
+    }
+
     /// Whether parking these tokens would keep nothing that is not kept already.
     #[must_use]
     pub fn covers(&self, owner: &Principal, tokens: &[u32]) -> bool {

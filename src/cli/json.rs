@@ -57,6 +57,8 @@ fn sampling(sampling: &EffectiveSampling) -> Value {
         "repetition_penalty": sampling.repetition_penalty,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
+        "xtc_probability": sampling.xtc_probability,
+        "xtc_threshold": sampling.xtc_threshold,
         "max_tokens": sampling.max_tokens,
     })
 }

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use mlxd_client::v1::{
-    ComputeDtype, LoadModelRequest, LoadPhase, LoadProgress, LoadValidated, ModelInfo, UnloadModelRequest,
-    load_model_response::Event,
+    ComputeDtype, KvDtype, LoadModelRequest, LoadPhase, LoadProgress, LoadValidated, ModelInfo,
+    UnloadModelRequest, load_model_response::Event,
 };
 
 use super::connect::ConnectArgs;
@@ -36,6 +36,9 @@ pub(crate) struct LoadArgs {
     /// Numbers to compute with [default: float32 on a CPU, as stored on a GPU]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Dtype>,
+    /// How the KV cache is kept [default: the daemon's `kv_dtype`]
+    #[arg(long, value_name = "DTYPE")]
+    kv_dtype: Option<KvNumbers>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -64,6 +67,15 @@ enum Dtype {
     Float16,
 }
 
+/// The numbers of a KV cache.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvNumbers {
+    /// As the model computes
+    Compute,
+    /// 8-bit integers
+    Int8,
+}
+
 /// Runs `load`.
 pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     let client = args.connect.connect().await?;
@@ -73,9 +85,18 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
         Some(Dtype::Bfloat16) => ComputeDtype::Bfloat16,
         Some(Dtype::Float16) => ComputeDtype::Float16,
     };
+    let kv_dtype = match args.kv_dtype {
+        None => KvDtype::Unspecified,
+        Some(KvNumbers::Compute) => KvDtype::Compute,
+        Some(KvNumbers::Int8) => KvDtype::Int8,
+    };
     let model = args.model.clone();
-    let request =
-        LoadModelRequest { model, validate_only: args.dry_run, compute_dtype: compute_dtype.into() };
+    let request = LoadModelRequest {
+        model,
+        validate_only: args.dry_run,
+        compute_dtype: compute_dtype.into(),
+        kv_dtype: kv_dtype.into(),
+    };
     let mut stream = client.load_model(request).await?;
     let mut progress = Progress::new();
     while let Some(event) = stream.next_event().await? {

@@ -83,8 +83,10 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 fn wait(command: impl Future<Output = Result<()>>) -> Result<()> {
     runtime()?.block_on(async {
         tokio::select! {
-            outcome = command => outcome,
+            // The signal is waited for before the command begins: until then it would end the process.
+            biased;
             _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+            outcome = command => outcome,
         }
     })
 }

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write as _};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use mlxd_client::v1::{
-    CreateSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, SamplingOptions, Session,
-    StoppingOptions, stream_generate_response::Event,
+    CreateSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, Priority, SamplingOptions,
+    Session, StoppingOptions, stream_generate_response::Event,
 };
 use mlxd_client::{Client, ErrorReason};
 
@@ -37,12 +37,32 @@ pub(crate) struct SamplingArgs {
     /// End where this text appears; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Who goes first where not all can run [default: normal]
+    #[arg(long, value_name = "CLASS")]
+    priority: Option<Class>,
+}
+
+/// Who goes first.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Class {
+    /// Somebody waits for every token
+    Interactive,
+    Normal,
+    /// Nobody waits
+    Background,
 }
 
 impl SamplingArgs {
     /// Puts them into a request.
     pub(crate) fn apply(&self, request: &mut GenerateRequest) {
-        let Self { temperature, top_p, top_k, min_p, seed, max_tokens, ref stop } = *self;
+        let Self { temperature, top_p, top_k, min_p, seed, max_tokens, ref stop, priority } = *self;
+        let priority = match priority {
+            None => Priority::Unspecified,
+            Some(Class::Interactive) => Priority::Interactive,
+            Some(Class::Normal) => Priority::Normal,
+            Some(Class::Background) => Priority::Background,
+        };
+        request.priority = priority.into();
         request.sampling =
             Some(SamplingOptions { temperature, top_p, top_k, min_p, seed, ..SamplingOptions::default() });
         request.stopping =

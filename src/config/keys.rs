@@ -28,6 +28,9 @@ pub(super) struct Key {
     pub(super) kind: Kind,
 }
 
+/// Words of `kv_dtype`.
+pub(super) const KV_DTYPES: [&str; 2] = ["compute", "int8"];
+
 const GIB: i64 = 1 << 30;
 const DAY_S: i64 = 24 * 60 * 60;
 
@@ -44,9 +47,15 @@ pub(super) fn keys() -> Vec<Key> {
         // 0 leaves it to the engine, which knows the device.
         number("memory_budget_bytes", 0, 0..=i64::MAX),
         number("kv_idle_bytes_max", 0, 0..=i64::MAX),
+        word("kv_dtype", &KV_DTYPES),
         number("prefill_chunk_tokens", 512, 1..=65_536),
+        number("prefill_step_ms", 500, 1..=60_000),
+        number("prefill_stretch", 3, 2..=1000),
         number("running_sequences_max", 32, 1..=1024),
         number("queue_length_max", 256, 1..=65_536),
+        number("queue_length_per_client_max", 64, 1..=65_536),
+        number("priority_ageing_s", 10, 1..=DAY_S),
+        number("slow_reader_s", 60, 1..=DAY_S),
         number("sessions_max", 1024, 1..=1_000_000),
         number("session_ttl_s", DAY_S, 1..=3650 * DAY_S),
         number("session_ttl_max_s", 30 * DAY_S, 1..=3650 * DAY_S),
@@ -55,6 +64,7 @@ pub(super) fn keys() -> Vec<Key> {
         number("text_bytes_max", 16 << 20, 1024..=GIB),
         number("connections_max", 256, 1..=65_536),
         number("streams_per_connection_max", 256, 1..=65_536),
+        number("keep_alive_s", 20, 1..=DAY_S),
         number("max_tokens_default", 4096, 1..=i64::from(u32::MAX)),
         number("score_tokens_max", 8192, 1..=1 << 20),
         // The contract allows no more than 20.

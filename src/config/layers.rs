@@ -115,6 +115,10 @@ impl Layers {
         Duration::from_secs(self.number(key))
     }
 
+    pub(super) fn milliseconds(&self, key: &str) -> Duration {
+        Duration::from_millis(self.number(key))
+    }
+
     pub(super) fn list(&self, key: &str) -> Vec<String> {
         let items = self.value(key).and_then(Value::as_array);
         items.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()

@@ -8,8 +8,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keys::KV_DTYPES;
 use layers::Layers;
 
+use crate::backend::KvDtype;
 use crate::limits::Limits;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
@@ -78,8 +80,18 @@ pub struct Config {
     pub memory_budget_bytes: Option<u64>,
     /// Bytes that KV caches of sequences that do not run may keep; none is automatic.
     pub kv_idle_bytes_max: Option<u64>,
+    /// How KV caches are kept where a load does not say.
+    pub kv_dtype: KvDtype,
     /// Prefill tokens in one step.
     pub prefill_chunk_tokens: u32,
+    /// Time that a step which only prefills may take.
+    pub prefill_step: Duration,
+    /// How many times longer a step may take because it prefills while others decode.
+    pub prefill_stretch: u32,
+    /// Waiting that lifts a request by a priority class.
+    pub priority_ageing: Duration,
+    /// How long a caller may leave its stream unread.
+    pub slow_reader: Duration,
     /// How long running requests may take to finish at the end.
     pub drain: Duration,
     /// How log lines look.
@@ -158,7 +170,12 @@ impl Config {
             auto_load: layers.flag("auto_load"),
             memory_budget_bytes: layers.number_unless_zero("memory_budget_bytes"),
             kv_idle_bytes_max: layers.number_unless_zero("kv_idle_bytes_max"),
+            kv_dtype: kv_dtype(layers.text("kv_dtype")),
             prefill_chunk_tokens: layers.number("prefill_chunk_tokens"),
+            prefill_step: layers.milliseconds("prefill_step_ms"),
+            prefill_stretch: layers.number("prefill_stretch"),
+            priority_ageing: layers.seconds("priority_ageing_s"),
+            slow_reader: layers.seconds("slow_reader_s"),
             drain: layers.seconds("drain_s"),
             log_format: LogFormat::from_word(layers.text("log_format")),
             log_filter: layers.text("log_filter").unwrap_or("info").to_owned(),
@@ -167,15 +184,21 @@ impl Config {
     }
 }
 
+fn kv_dtype(word: Option<&str>) -> KvDtype {
+    if word == Some(KV_DTYPES[1]) { KvDtype::Int8 } else { KvDtype::Compute }
+}
+
 fn limits(layers: &Layers) -> Result<Limits, ConfigError> {
     let limits = Limits {
         message_bytes_max: layers.number("message_bytes_max"),
         connections_max: layers.number("connections_max"),
         streams_per_connection_max: layers.number("streams_per_connection_max"),
+        keep_alive: layers.seconds("keep_alive_s"),
         sessions_max: layers.number("sessions_max"),
         session_ttl: layers.seconds("session_ttl_s"),
         session_ttl_max: layers.seconds("session_ttl_max_s"),
         queue_length_max: layers.number("queue_length_max"),
+        queue_length_per_client_max: layers.number("queue_length_per_client_max"),
         running_sequences_max: layers.number("running_sequences_max"),
         max_tokens_default: layers.number("max_tokens_default"),
         score_tokens_max: layers.number("score_tokens_max"),

@@ -12,10 +12,11 @@ use super::load::Load;
 use super::resident::{Allowance, Resident};
 use super::sequence::Sequence;
 use super::work::{Command, EngineStats, Fit, LoadEvent};
-use crate::backend::{Backend, LoadSpec};
+use crate::backend::{Backend, KvDtype, LoadSpec};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
+use crate::sched::PaceLimits;
 
 /// What the engine may use; every value is a key of the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +25,24 @@ pub struct EngineSettings {
     pub memory_budget_bytes: Option<u64>,
     /// Bytes that KV caches of sequences that do not run may keep; None is a quarter of the budget.
     pub kv_idle_bytes_max: Option<u64>,
+    /// How KV caches are kept where a load does not say.
+    pub kv_dtype: KvDtype,
     /// Tokens that one step may prefill.
     pub prefill_chunk_tokens: u32,
+    /// Time that a step which only prefills may take.
+    pub prefill_step: Duration,
+    /// How many times longer a step may take because it prefills while others decode.
+    pub prefill_stretch: u32,
     /// Sequences of one model that may run at once.
     pub running_sequences_max: u32,
     /// Requests that may wait, all models together.
     pub queue_length_max: u32,
+    /// Requests of one client that may wait, all models together.
+    pub queue_length_per_client_max: u32,
+    /// Waiting that lifts a request by a priority class.
+    pub priority_ageing: Duration,
+    /// How long a caller may leave its stream unread.
+    pub slow_reader: Duration,
 }
 
 /// When a request that found the queue full should try again.
@@ -92,33 +105,39 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// One turn: every model's step, and a piece of the load that is on.
-    pub(super) fn turn(&mut self) {
+    /// One turn: every model's step, and a piece of the load that is on. Says whether anything was under way:
+    /// if not, everybody waits for a reader, for memory or for the end of a drain.
+    pub(super) fn turn(&mut self) -> bool {
+        let mut busy = !self.loads.is_empty();
         let names: Vec<ModelName> = self.models.keys().cloned().collect();
         for name in names {
-            if let Err(error) = self.turn_of(&name) {
-                self.lose(&name, &error);
+            match self.turn_of(&name) {
+                Ok(launched) => busy |= launched,
+                Err(error) => self.lose(&name, &error),
             }
         }
         // Parking may overdraw the budget; what can be dropped gives way at once.
         self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
         self.advance_load();
         self.advance_drain();
+        busy
     }
 
-    fn turn_of(&mut self, name: &ModelName) -> Result<(), Error> {
-        let allowance = self.allowance();
-        let Some(resident) = self.models.get_mut(name) else { return Ok(()) };
-        let (backend, counters) = (&mut self.backend, &mut self.counters);
-        resident.collect(backend, counters, self.clock.now())?;
+    /// Says whether the model runs a step now.
+    fn turn_of(&mut self, name: &ModelName) -> Result<bool, Error> {
+        let Some(resident) = self.models.get_mut(name) else { return Ok(false) };
+        resident.collect(&mut self.backend, &mut self.counters, &*self.clock)?;
         let now = self.clock.now();
-        resident.drop_abandoned(backend, counters, now)?;
+        resident.drop_abandoned(&mut self.backend, &mut self.counters, self.settings.slow_reader, now)?;
+        let allowance = self.allowance();
+        let Some(resident) = self.models.get_mut(name) else { return Ok(false) };
+        let (backend, counters) = (&mut self.backend, &mut self.counters);
         let missing = resident.admit(backend, counters, allowance, now)?;
-        resident.launch(backend, counters, allowance, self.clock.wall())?;
-        resident.settle(backend, allowance)?;
+        let launched = resident.launch(backend, counters, allowance, &*self.clock)?;
+        resident.settle(backend, allowance.idle_bytes_max, now)?;
         // What other models keep without using it gives way; the request is looked at again next turn.
         self.give_back(missing, Some(name));
-        Ok(())
+        Ok(launched)
     }
 
     /// What one model's turn may use.
@@ -129,8 +148,13 @@ impl<B: Backend> Engine<B> {
             free_bytes: self.free_bytes(),
             kv_bytes_max: self.budget_bytes.saturating_sub(weights + self.loading_bytes()),
             idle_bytes_max: idle,
-            prefill_tokens: self.settings.prefill_chunk_tokens,
+            pace: PaceLimits {
+                prefill_tokens_max: self.settings.prefill_chunk_tokens,
+                stretch_max: self.settings.prefill_stretch,
+                step_max: self.settings.prefill_step,
+            },
             running_max: self.settings.running_sequences_max,
+            ageing: self.settings.priority_ageing,
         }
     }
 
@@ -156,26 +180,37 @@ impl<B: Backend> Engine<B> {
         self.free_bytes() + droppable
     }
 
-    fn submit(&mut self, model: ModelName, mut sequence: Sequence) {
+    fn submit(&mut self, model: ModelName, sequence: Sequence) {
         self.counters.requests_total += 1;
-        let waiting: u32 = self.models.values().map(Resident::queued).sum();
-        let limit = self.settings.queue_length_max;
-        let refused = if self.draining {
-            Some(Error::Draining)
-        } else if waiting >= limit {
-            Some(Error::QueueFull { limit, retry_after: QUEUE_RETRY })
-        } else {
-            None
-        };
+        let now = self.clock.now();
+        let refused = self.refusal(&sequence).or_else(|| match self.models.get(&model) {
+            Some(resident) => resident.out_of_reach(&sequence, now),
+            None => Some(Error::ModelUnloaded(model.clone())),
+        });
         match (refused, self.models.get_mut(&model)) {
             (None, Some(resident)) => resident.enqueue(sequence),
             (refused, _) => {
                 let outcome = Err(refused.unwrap_or(Error::ModelUnloaded(model)));
                 self.counters.ended(&outcome);
-                sequence.flush();
-                sequence.end(outcome, self.clock.now());
+                sequence.end(outcome, now);
             }
         }
+    }
+
+    /// Why no more can wait.
+    fn refusal(&self, sequence: &Sequence) -> Option<Error> {
+        if self.draining {
+            return Some(Error::Draining);
+        }
+        let client = &sequence.origin.client;
+        let waiting: u32 = self.models.values().map(Resident::queued).sum();
+        let of_client: u32 = self.models.values().map(|resident| resident.queued_of(client)).sum();
+        let limits = [
+            ("queue_length_max", self.settings.queue_length_max, waiting),
+            ("queue_length_per_client_max", self.settings.queue_length_per_client_max, of_client),
+        ];
+        let (limit, value, _) = limits.into_iter().find(|(_, value, waiting)| waiting >= value)?;
+        Some(Error::QueueFull { limit, value, retry_after: QUEUE_RETRY })
     }
 
     /// Does something with every model; one that fails is lost.
@@ -213,11 +248,15 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn take_load(&mut self, spec: LoadSpec, events: &mpsc::Sender<LoadEvent>) -> Result<(), Error> {
+    fn take_load(&mut self, mut spec: LoadSpec, events: &mpsc::Sender<LoadEvent>) -> Result<(), Error> {
         if let Some(resident) = self.models.get(&spec.model) {
             if spec.dtype != resident.spec.dtype && spec.dtype != crate::backend::ComputeDtype::Auto {
                 let why = format!("the model is resident in {}; unload it first", resident.shape.computes_in);
                 return Err(Error::field("compute_dtype", why));
+            }
+            if spec.kv != resident.spec.kv && spec.kv != KvDtype::Auto {
+                let why = "the model is resident with another KV cache; unload it first";
+                return Err(Error::field("kv_dtype", why));
             }
             let _ = events.try_send(LoadEvent::Loaded(Box::new(resident.describe())));
             return Ok(());
@@ -225,6 +264,9 @@ impl<B: Backend> Engine<B> {
         if let Some(load) = self.loads.iter_mut().find(|load| load.spec.model == spec.model) {
             load.listeners.push(events.clone());
             return Ok(());
+        }
+        if spec.kv == KvDtype::Auto {
+            spec.kv = self.settings.kv_dtype;
         }
         self.loads.push_back(Load::new(spec, events.clone()));
         Ok(())
@@ -294,6 +336,8 @@ impl<B: Backend> Engine<B> {
             finished_total,
             cancelled_total,
             failed_total,
+            refused_total,
+            preemptions_total,
             prefill_tokens_total,
             cached_tokens_total,
             decode_tokens_total,
@@ -304,6 +348,8 @@ impl<B: Backend> Engine<B> {
             finished_total,
             cancelled_total,
             failed_total,
+            refused_total,
+            preemptions_total,
             prefill_tokens_total,
             cached_tokens_total,
             decode_tokens_total,

@@ -10,6 +10,8 @@ pub(super) struct Counters {
     pub(super) finished_total: u64,
     pub(super) cancelled_total: u64,
     pub(super) failed_total: u64,
+    pub(super) refused_total: u64,
+    pub(super) preemptions_total: u64,
     pub(super) prefill_tokens_total: u64,
     pub(super) cached_tokens_total: u64,
     pub(super) decode_tokens_total: u64,
@@ -32,6 +34,12 @@ impl Counters {
         match outcome {
             Ok(_) => self.finished_total += 1,
             Err(Error::Cancelled(_) | Error::Deadline) => self.cancelled_total += 1,
+            Err(
+                Error::QueueFull { .. }
+                | Error::KvTooLarge { .. }
+                | Error::DeadlineUnmeetable { .. }
+                | Error::Draining,
+            ) => self.refused_total += 1,
             Err(_) => self.failed_total += 1,
         }
     }

@@ -95,7 +95,8 @@ impl EngineHandle {
     fn send_now(&self, command: Command) -> Result<(), Error> {
         self.commands.try_send(command).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::QueueFull {
-                limit: u32::try_from(self.commands.max_capacity()).unwrap_or(u32::MAX),
+                limit: "queue_length_max",
+                value: u32::try_from(self.commands.max_capacity()).unwrap_or(u32::MAX),
                 retry_after: QUEUE_RETRY,
             },
             mpsc::error::TrySendError::Closed(_) => Error::EngineDead,

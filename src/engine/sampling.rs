@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::work::{Penalty, Sampling};
-use crate::backend::{LogitEdit, Sample};
+use crate::backend::{LogitEdit, Sample, Xtc};
 
 /// How the token at position `tokens.len()` is drawn, after `tokens`.
 pub(super) fn sample_at(sampling: &Sampling, top_logprobs: Option<u32>, tokens: &[u32]) -> Sample {
@@ -15,8 +15,19 @@ pub(super) fn sample_at(sampling: &Sampling, top_logprobs: Option<u32>, tokens: 
         min_p: sampling.min_p,
         uniform: uniform(sampling.seed, tokens.len() as u64),
         edits: edits(sampling, tokens),
+        xtc: xtc(sampling, tokens.len() as u64),
         top_logprobs,
     }
+}
+
+/// Tells the number that decides about XTC from the one that draws the token.
+const XTC_STREAM: u64 = 0x0058_5443;
+
+/// Whether the likeliest candidates are removed this time: by a number of its own.
+fn xtc(sampling: &Sampling, position: u64) -> Option<Xtc> {
+    let xtc = sampling.xtc.as_ref()?;
+    let removes = uniform(sampling.seed ^ XTC_STREAM, position) < xtc.probability;
+    removes.then(|| Xtc { threshold: xtc.threshold, spared: xtc.spared.clone() })
 }
 
 /// A number in [0, 1) from seed and position alone, by two rounds of splitmix64
@@ -86,6 +97,7 @@ mod tests {
             presence: off(0.0),
             frequency: off(0.0),
             logit_bias: vec![],
+            xtc: None,
         }
     }
 

@@ -13,6 +13,9 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::text::{Detokenizer, StopMatcher};
 
+/// Tokens of output that pile up for a caller who does not read before its sequence pauses.
+const COALESCED_TOKENS_MAX: usize = 256;
+
 /// Positions of a score that one step takes: each costs a row of logits.
 const SCORE_SPAN_MAX: u32 = 128;
 
@@ -26,6 +29,8 @@ pub(super) struct Sequence {
     pub(super) computed: u32,
     /// Where that is; set while it runs.
     pub(super) slot: Option<SlotId>,
+    /// Its priority class since it was admitted.
+    pub(super) class: u32,
     output: Output,
 }
 
@@ -47,6 +52,10 @@ struct Generation {
     pending: Delta,
     /// When the first token came, and the last one.
     times: Option<(Moment, Moment)>,
+    /// Its caller was told that it runs.
+    started: bool,
+    /// Since when its caller has no room for the output.
+    stalled: Option<Moment>,
     events: mpsc::Sender<GenerateEvent>,
     /// Room kept in the channel for the last delta and the end.
     last: Option<(mpsc::OwnedPermit<GenerateEvent>, mpsc::OwnedPermit<GenerateEvent>)>,
@@ -77,11 +86,13 @@ impl Sequence {
             detokenizer: work.tokenizer.detokenizer(),
             pending: Delta::default(),
             times: None,
+            started: false,
+            stalled: None,
             last: reserve().zip(reserve()),
             events: work.events,
         };
         let output = Output::Generate(Box::new(generation));
-        Self { origin: work.origin, tokens: work.tokens, computed: 0, slot: None, output }
+        Self { origin: work.origin, tokens: work.tokens, computed: 0, slot: None, class: 0, output }
     }
 
     pub(super) fn score(work: ScoreWork) -> Self {
@@ -94,7 +105,7 @@ impl Sequence {
             reply: work.reply,
         };
         let output = Output::Score(Box::new(scoring));
-        Self { origin: work.origin, tokens: work.tokens, computed: 0, slot: None, output }
+        Self { origin: work.origin, tokens: work.tokens, computed: 0, slot: None, class: 0, output }
     }
 
     /// Whether its caller is gone.
@@ -102,6 +113,30 @@ impl Sequence {
         match &self.output {
             Output::Generate(generation) => generation.events.is_closed(),
             Output::Score(scoring) => scoring.reply.is_closed(),
+        }
+    }
+
+    /// Since when its caller has not read.
+    pub(super) fn stalled(&self) -> Option<Moment> {
+        match &self.output {
+            Output::Generate(generation) => generation.stalled,
+            Output::Score(_) => None,
+        }
+    }
+
+    /// Whether it waits for its caller to read: enough output has piled up.
+    pub(super) fn is_paused(&self) -> bool {
+        match &self.output {
+            Output::Generate(generation) => generation.pending.tokens.len() >= COALESCED_TOKENS_MAX,
+            Output::Score(_) => false,
+        }
+    }
+
+    /// Whether it runs its prompt, not its output.
+    pub(super) fn is_prefilling(&self) -> bool {
+        match &self.output {
+            Output::Generate(generation) => generation.times.is_none(),
+            Output::Score(_) => true,
         }
     }
 
@@ -166,16 +201,19 @@ impl Sequence {
         }
     }
 
-    /// Says that it runs now, with so many tokens found in a cache.
-    pub(super) fn start(&mut self, cached: u32, now: Moment) {
+    /// Says that it runs now, with so many tokens found in a cache. False if it ran before.
+    pub(super) fn start(&mut self, cached: u32, now: Moment) -> bool {
         match &mut self.output {
+            Output::Generate(generation) if generation.started => return false,
             Output::Generate(generation) => {
+                generation.started = true;
                 let queue_time = now - self.origin.arrived;
                 let _ =
                     generation.events.try_send(GenerateEvent::Started { cached_tokens: cached, queue_time });
             }
             Output::Score(scoring) => scoring.cached = cached,
         }
+        true
     }
 
     /// Takes the result of the span of `tokens` tokens. Some if the sequence is at its end.
@@ -206,9 +244,9 @@ impl Sequence {
     }
 
     /// Sends what there is to send, if the channel has room.
-    pub(super) fn flush(&mut self) {
+    pub(super) fn flush(&mut self, now: Moment) {
         if let Output::Generate(generation) = &mut self.output {
-            generation.flush();
+            generation.flush(now);
         }
     }
 
@@ -261,12 +299,16 @@ impl Generation {
         stop
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self, now: Moment) {
         if self.pending == Delta::default() {
             return;
         }
-        if let Ok(permit) = self.events.try_reserve() {
-            permit.send(GenerateEvent::Delta(std::mem::take(&mut self.pending)));
+        match self.events.try_reserve() {
+            Ok(permit) => {
+                permit.send(GenerateEvent::Delta(std::mem::take(&mut self.pending)));
+                self.stalled = None;
+            }
+            Err(_) => self.stalled = self.stalled.or(Some(now)),
         }
     }
 

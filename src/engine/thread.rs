@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -16,6 +17,9 @@ use crate::error::Error;
 
 /// Commands that may wait for the engine beyond the queue of requests: loads, stats and the like.
 const COMMANDS_EXTRA: usize = 64;
+
+/// Between two looks at what everybody waits for: readers, memory, the end of a drain.
+const WAIT: Duration = Duration::from_millis(2);
 
 /// Tells that the thread is gone, also when it unwinds.
 struct Alive(watch::Sender<bool>);
@@ -69,6 +73,8 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>)
         while let Ok(command) = commands.try_recv() {
             engine.command(command);
         }
-        engine.turn();
+        if !engine.turn() && !engine.is_idle() {
+            std::thread::sleep(WAIT);
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::cache::SlabClass;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{ClientId, ModelName, Principal, RequestId, SessionKey};
+use crate::sched::Priority;
 use crate::text::Tokenizer;
 
 /// Events an engine's sender may buffer for one request; past that, deltas coalesce in the sequence.
@@ -26,6 +27,8 @@ pub struct WorkOrigin {
     pub principal: Principal,
     /// Who is treated fairly.
     pub client: ClientId,
+    /// Who goes first where not all can run.
+    pub priority: Priority,
     /// The session whose turn it is; its KV cache is dropped with the session.
     pub session: Option<SessionKey>,
     /// When the RPC arrived.
@@ -55,6 +58,19 @@ pub struct Sampling {
     pub frequency: Penalty,
     /// Added to logits, by token id below the vocabulary's size.
     pub logit_bias: Vec<(u32, f32)>,
+    /// XTC; None is off.
+    pub xtc: Option<XtcSampling>,
+}
+
+/// Removing the likeliest candidates now and then.
+#[derive(Clone, Debug, PartialEq)]
+pub struct XtcSampling {
+    /// How often, in (0, 1].
+    pub probability: f32,
+    /// How likely a candidate has to be to be removed, in [0, 0.5].
+    pub threshold: f32,
+    /// Tokens that are never removed.
+    pub spared: Arc<[u32]>,
 }
 
 /// A penalty on recent tokens.
@@ -228,8 +244,14 @@ pub struct ResidentModel {
     pub kv_idle_bytes: u64,
     /// Bytes one token takes in the KV cache.
     pub kv_bytes_per_token: u64,
+    /// Bytes that running sequences may still come to need.
+    pub kv_reserved_bytes: u64,
     /// Sequences that run.
     pub running_sequences: u32,
+    /// Those of them whose prompt is not done yet.
+    pub prefilling_sequences: u32,
+    /// Those of them that pause because their caller does not read.
+    pub stalled_sequences: u32,
     /// Requests that wait.
     pub queued_sequences: u32,
     /// When it became resident.
@@ -251,6 +273,10 @@ pub struct EngineStats {
     pub cancelled_total: u64,
     /// Those that failed otherwise.
     pub failed_total: u64,
+    /// Those that were refused at admission.
+    pub refused_total: u64,
+    /// Running sequences that made room for others.
+    pub preemptions_total: u64,
     /// Tokens prefilled.
     pub prefill_tokens_total: u64,
     /// Tokens found in a KV cache.

@@ -4,7 +4,7 @@ use tonic::{Request, Status};
 
 use super::status::status;
 use crate::clock::Moment;
-use crate::engine::WorkOrigin;
+use crate::engine::{Priority, WorkOrigin};
 use crate::error::Error;
 use crate::ids::{ClientId, Principal, RequestId, SessionKey, SessionName};
 
@@ -25,9 +25,9 @@ impl Caller {
     }
 
     /// Whose work it is, for the engine.
-    pub(super) fn origin(&self, session: Option<SessionKey>) -> WorkOrigin {
+    pub(super) fn origin(&self, session: Option<SessionKey>, priority: Priority) -> WorkOrigin {
         let Self { request, principal, client, arrived, deadline } = self.clone();
-        WorkOrigin { request, principal, client, session, arrived, deadline }
+        WorkOrigin { request, principal, client, priority, session, arrived, deadline }
     }
 }
 

@@ -191,9 +191,9 @@ impl Generation {
 
 fn submit(edge: &Edge, caller: &Caller, prepared: &Prepared) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
     let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
-    let Prepared { assets, tokens, resolved, output, turn } = prepared;
+    let Prepared { assets, tokens, resolved, output, priority, turn } = prepared;
     edge.engine.generate(GenerateWork {
-        origin: caller.origin(turn.as_ref().map(|turn| turn.guard.key().clone())),
+        origin: caller.origin(turn.as_ref().map(|turn| turn.guard.key().clone()), *priority),
         model: assets.name.clone(),
         tokens: tokens.clone(),
         sampling: resolved.sampling.clone(),

@@ -12,6 +12,7 @@ mod generate;
 mod health;
 mod identity;
 mod inference;
+mod linger;
 mod model;
 mod prepare;
 mod reason;

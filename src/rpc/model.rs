@@ -14,7 +14,7 @@ use super::edge::{Edge, blocking};
 use super::pb::{self, load_model_response::Event, model_service_server::ModelService};
 use super::residency::load_spec;
 use super::status::status;
-use crate::engine::{ComputeDtype, LoadEvent, ResidentModel};
+use crate::engine::{ComputeDtype, KvDtype, LoadEvent, ResidentModel};
 use crate::error::Error;
 use crate::hub::{AssetShelf, ModelFacts, ModelFolder};
 use crate::ids::ModelName;
@@ -67,7 +67,7 @@ async fn load(
     edge: &Arc<Edge>,
     request: pb::LoadModelRequest,
 ) -> Result<<Models as ModelService>::LoadModelStream, Error> {
-    let pb::LoadModelRequest { model, validate_only, compute_dtype } = request;
+    let pb::LoadModelRequest { model, validate_only, compute_dtype, kv_dtype } = request;
     let model = convert::model_name("model", &model)?;
     let dtype = match pb::ComputeDtype::try_from(compute_dtype) {
         Ok(pb::ComputeDtype::Unspecified) => ComputeDtype::Auto,
@@ -76,10 +76,16 @@ async fn load(
         Ok(pb::ComputeDtype::Float16) => ComputeDtype::Float16,
         Err(_) => return Err(Error::field("compute_dtype", "is not a dtype this daemon knows")),
     };
+    let kv = match pb::KvDtype::try_from(kv_dtype) {
+        Ok(pb::KvDtype::Unspecified) => KvDtype::Auto,
+        Ok(pb::KvDtype::Compute) => KvDtype::Compute,
+        Ok(pb::KvDtype::Int8) => KvDtype::Int8,
+        Err(_) => return Err(Error::field("kv_dtype", "is not a dtype this daemon knows")),
+    };
     // Checks the files; errors come before the stream begins.
     let assets = edge.assets(&model).await?;
     if validate_only {
-        let fit = edge.engine.fits(load_spec(&assets, dtype)).await?;
+        let fit = edge.engine.fits(load_spec(&assets, dtype, kv)).await?;
         let validated = Event::Validated(pb::LoadValidated {
             fits: fit.needed_bytes <= fit.available_bytes,
             needed_bytes: fit.needed_bytes,
@@ -88,7 +94,7 @@ async fn load(
         return Ok(Box::pin(tokio_stream::once(Ok(pb::LoadModelResponse { event: Some(validated) }))));
     }
     let was_resident = edge.resident.contains_key(&model);
-    let events = edge.start_load(Arc::clone(&assets), dtype)?;
+    let events = edge.start_load(&assets, (dtype, kv))?;
     Ok(Box::pin(progress(assets.facts.clone(), was_resident, events)))
 }
 

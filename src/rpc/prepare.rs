@@ -11,6 +11,7 @@ use super::caller::Caller;
 use super::convert::{self, Chat, Input, OutputAsk, Resolved, SamplingAsk, StoppingAsk};
 use super::edge::{Edge, TurnHold, blocking};
 use super::pb;
+use crate::engine::Priority;
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::{ModelName, SessionName};
@@ -27,6 +28,7 @@ pub(super) struct Ask {
     sampling: SamplingAsk,
     stopping: StoppingAsk,
     output: OutputAsk,
+    priority: Priority,
 }
 
 /// A generation that can be handed to the engine.
@@ -35,6 +37,7 @@ pub(super) struct Prepared {
     pub(super) tokens: Vec<u32>,
     pub(super) resolved: Resolved,
     pub(super) output: OutputAsk,
+    pub(super) priority: Priority,
     pub(super) turn: Option<Turn>,
 }
 
@@ -54,8 +57,16 @@ pub(super) enum Adds {
 
 impl Ask {
     pub(super) fn new(request: pb::GenerateRequest, limits: &Limits) -> Result<Self, Error> {
-        let pb::GenerateRequest { model, input, session, expected_token_count, sampling, stopping, output } =
-            request;
+        let pb::GenerateRequest {
+            model,
+            input,
+            session,
+            expected_token_count,
+            sampling,
+            stopping,
+            output,
+            priority,
+        } = request;
         let model = convert::optional_model("model", &model)?;
         if session.is_empty() {
             if model.is_none() {
@@ -74,15 +85,16 @@ impl Ask {
             sampling: SamplingAsk::new(sampling, limits)?,
             stopping: StoppingAsk::new(stopping, limits)?,
             output: OutputAsk::new(output, limits)?,
+            priority: convert::priority(priority)?,
         })
     }
 
     /// Does everything up to the engine.
     pub(super) async fn prepare(self, edge: &Arc<Edge>, caller: &Caller) -> Result<Prepared, Error> {
-        let output = self.output;
+        let (output, priority) = (self.output, self.priority);
         let Some(name) = self.session.clone() else {
             let (assets, context, resolved) = self.fit(edge, None).await?;
-            return Ok(Prepared { assets, tokens: context.tokens, resolved, output, turn: None });
+            return Ok(Prepared { assets, tokens: context.tokens, resolved, output, priority, turn: None });
         };
         let request = TurnRequest {
             model: self.model.clone(),
@@ -96,7 +108,8 @@ impl Ask {
             _ = &mut stopped => return Err(session_deleted()),
         };
         let Context { tokens, adds } = context;
-        Ok(Prepared { assets, tokens, resolved, output, turn: Some(Turn { guard, adds, stopped }) })
+        let turn = Some(Turn { guard, adds, stopped });
+        Ok(Prepared { assets, tokens, resolved, output, priority, turn })
     }
 
     /// Fits the request to its model.

@@ -30,6 +30,8 @@ pub(super) const fn of(error: &Error) -> (Code, ErrorReason) {
         Error::SessionNotChat(_) => (Code::FailedPrecondition, ErrorReason::SessionNotChat),
         Error::SessionLimit { .. } => (Code::ResourceExhausted, ErrorReason::SessionLimit),
         Error::QueueFull { .. } => (Code::ResourceExhausted, ErrorReason::QueueFull),
+        Error::DeadlineUnmeetable { .. } => (Code::DeadlineExceeded, ErrorReason::DeadlineUnmeetable),
+        Error::SlowReader { .. } => (Code::Aborted, ErrorReason::SlowReader),
         Error::KvTooLarge { .. } => (Code::FailedPrecondition, ErrorReason::KvTooLarge),
         Error::Deadline => (Code::DeadlineExceeded, ErrorReason::Deadline),
         Error::Cancelled(_) => (Code::Cancelled, ErrorReason::Cancelled),

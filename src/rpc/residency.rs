@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use super::edge::{Edge, blocking};
-use crate::engine::{ComputeDtype, LoadEvent, LoadSpec};
+use crate::engine::{ComputeDtype, KvDtype, LoadEvent, LoadSpec};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ModelName;
@@ -50,7 +50,7 @@ impl Edge {
     }
 
     async fn load(self: &Arc<Self>, assets: Arc<ModelAssets>) -> Result<Arc<ModelAssets>, Error> {
-        let mut events = self.start_load(Arc::clone(&assets), ComputeDtype::Auto)?;
+        let mut events = self.start_load(&assets, (ComputeDtype::Auto, KvDtype::Auto))?;
         loop {
             match events.recv().await {
                 Some(LoadEvent::Loaded(_)) => return Ok(assets),
@@ -65,21 +65,21 @@ impl Edge {
     /// because the engine does not stop it either.
     pub(super) fn start_load(
         self: &Arc<Self>,
-        assets: Arc<ModelAssets>,
-        dtype: ComputeDtype,
+        assets: &Arc<ModelAssets>,
+        (dtype, kv): (ComputeDtype, KvDtype),
     ) -> Result<mpsc::Receiver<LoadEvent>, Error> {
-        let from_engine = self.engine.load(load_spec(&assets, dtype))?;
+        let from_engine = self.engine.load(load_spec(assets, dtype, kv))?;
         let (to_caller, events) = mpsc::channel(EVENTS_BUFFERED_MAX);
-        let follow = follow(Arc::clone(self), assets, from_engine, to_caller);
+        let follow = follow(Arc::clone(self), Arc::clone(assets), from_engine, to_caller);
         tokio::spawn(follow.in_current_span());
         Ok(events)
     }
 }
 
 /// What the engine is told of a model.
-pub(super) fn load_spec(assets: &ModelAssets, dtype: ComputeDtype) -> LoadSpec {
+pub(super) fn load_spec(assets: &ModelAssets, dtype: ComputeDtype, kv: KvDtype) -> LoadSpec {
     let ModelAssets { name, folder, revision, .. } = assets;
-    LoadSpec { model: name.clone(), folder: folder.clone(), revision: revision.clone(), dtype }
+    LoadSpec { model: name.clone(), folder: folder.clone(), revision: revision.clone(), dtype, kv }
 }
 
 async fn follow(

@@ -20,7 +20,8 @@ pub(super) async fn score(
     caller: &Caller,
     request: pb::ScoreRequest,
 ) -> Result<pb::ScoreResponse, Error> {
-    let pb::ScoreRequest { model, input, top_logprobs, session } = request;
+    let pb::ScoreRequest { model, input, top_logprobs, session, priority } = request;
+    let priority = convert::priority(priority)?;
     let model = convert::optional_model("model", &model)?;
     let input = convert::score_input(input)?;
     let limits = &edge.limits;
@@ -44,7 +45,7 @@ pub(super) async fn score(
     let scored_tokens = tokens.get(score_from..).map(<[u32]>::to_vec).unwrap_or_default();
     let prompt_tokens = convert::count(tokens.len());
     let work = |tokens, reply| ScoreWork {
-        origin: caller.origin(session.clone()),
+        origin: caller.origin(session.clone(), priority),
         model: model.clone(),
         tokens,
         score_from: convert::count(score_from),

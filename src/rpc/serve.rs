@@ -18,9 +18,10 @@ use tonic::service::Routes;
 use super::edge::Edge;
 use super::gate::Gate;
 use super::identity::{Access, Connection, Peer};
+use super::linger::Lingering;
 
-/// A peer that is gone without a word is noticed after this, twice.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How long a peer may take to close after the daemon did.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// How long connections may take to close at the end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -121,15 +122,17 @@ async fn serve(
     permit: OwnedSemaphorePermit,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let streams_max = gate.edge.limits.streams_per_connection_max;
+    let (streams_max, keep_alive) =
+        (gate.edge.limits.streams_per_connection_max, gate.edge.limits.keep_alive);
     let mut builder = Builder::new(TokioExecutor::new()).http2_only();
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(streams_max)
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(gate));
+        .keep_alive_interval(keep_alive)
+        .keep_alive_timeout(keep_alive);
+    let connection = builder
+        .serve_connection(TokioIo::new(Lingering::new(stream, LINGER)), TowerToHyperService::new(gate));
     tokio::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => {

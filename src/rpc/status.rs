@@ -70,8 +70,15 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::SessionLimit { limit } => {
             vec![("limit", "sessions_max".into()), ("value", limit.to_string())]
         }
-        Error::QueueFull { limit, .. } => {
-            vec![("limit", "queue_length_max".into()), ("value", limit.to_string())]
+        Error::QueueFull { limit, value, .. } => {
+            vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
+        }
+        Error::DeadlineUnmeetable { needed, available } => vec![
+            ("needed_ms", needed.as_millis().to_string()),
+            ("available_ms", available.as_millis().to_string()),
+        ],
+        Error::SlowReader { limit } => {
+            vec![("limit", "slow_reader_s".into()), ("value", limit.as_secs().to_string())]
         }
         Error::EmptyPrompt
         | Error::TemplateFailed(_)
@@ -122,6 +129,8 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         | Error::SessionNotChat(_)
         | Error::KvTooLarge { .. }
         | Error::Deadline
+        | Error::DeadlineUnmeetable { .. }
+        | Error::SlowReader { .. }
         | Error::Cancelled(_)
         | Error::EngineDead
         | Error::NonFiniteLogits
@@ -186,7 +195,8 @@ mod tests {
 
     #[test]
     fn details_say_what_to_do() {
-        let full = Error::QueueFull { limit: 3, retry_after: Duration::from_secs(1) };
+        let full =
+            Error::QueueFull { limit: "queue_length_max", value: 3, retry_after: Duration::from_secs(1) };
         let retry = status(&full).get_error_details().retry_info().unwrap().retry_delay;
         assert_eq!(retry, Some(Duration::from_secs(1)));
         let field = status(&Error::field("sampling.top_p", "must be 0 to 1")).get_error_details();

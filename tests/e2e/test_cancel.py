@@ -181,3 +181,14 @@ def test_a_full_queue_is_refused_with_the_limit(tiny_root: Path) -> None:
         assert refusal.failure.metadata["limit"] == "queue_length_max"
         running.cancel()
         assert waiting.result(60).usage.completion_tokens == 1
+
+
+def test_a_deadline_before_the_first_token_is_refused_at_once(wire: Wire) -> None:
+    wire.generate("tiny", long_prompt()[:12_000], max_tokens=1)
+    before = wire.stats()
+    other = [n % 300 + 11 for n in range(LONG)]
+    metadata = {"needed_ms", "available_ms"}
+    with refused("DEADLINE_EXCEEDED", "DEADLINE_UNMEETABLE") as refusal:
+        wire.inference.Generate(request("tiny", other, max_tokens=5), timeout=0.3)
+    assert metadata <= set(refusal.failure.metadata)
+    assert wire.stats().refused_total - before.refused_total == 1

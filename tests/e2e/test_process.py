@@ -37,13 +37,13 @@ def test_sigterm_drains_and_exits_0(tiny_root: Path) -> None:
                 ids += next(running).delta.token_ids
             daemon.signal(signal.SIGTERM)
             wait_for(lambda: "drain" in daemon.log.lower(), "the drain is logged")
-            for event in running:
-                ids += event.delta.token_ids
-            assert len(ids) == 1500, "the running stream ends as it would have"
             # A new call is refused: on this connection with a reason, or on none at all.
             with pytest.raises(grpc.RpcError) as raised:
                 wire.inference.Generate(request("tiny", [5], max_tokens=1), timeout=CALL_S)
             assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+            for event in running:
+                ids += event.delta.token_ids
+            assert len(ids) == 1500, "the running stream ends as it would have"
         assert daemon.exit_code() == 0
         assert not daemon.socket.exists()
     finally:

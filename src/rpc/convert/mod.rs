@@ -16,6 +16,8 @@ pub(super) use output::{duration, finish, timestamp, token_logprob, token_logpro
 pub(super) use sampling::{OutputAsk, Resolved, SamplingAsk, StoppingAsk};
 pub(super) use view::{message, session};
 
+use super::pb;
+use crate::engine::Priority;
 use crate::error::Error;
 
 /// A field that must be between two values; NaN is between none.
@@ -38,6 +40,16 @@ fn at_most(path: &str, count: usize, limit: &str, max: u32) -> Result<(), Error>
         Ok(())
     } else {
         Err(Error::field(path, format!("{limit}: at most {max} entries, not {count}")))
+    }
+}
+
+/// Who goes first.
+pub(super) fn priority(sent: i32) -> Result<Priority, Error> {
+    match pb::Priority::try_from(sent) {
+        Ok(pb::Priority::Unspecified | pb::Priority::Normal) => Ok(Priority::Normal),
+        Ok(pb::Priority::Interactive) => Ok(Priority::Interactive),
+        Ok(pb::Priority::Background) => Ok(Priority::Background),
+        Err(_) => Err(Error::field("priority", "is not a priority this daemon knows")),
     }
 }
 

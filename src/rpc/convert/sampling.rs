@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{at_most, within};
-use crate::engine::{Penalty, Sampling, Stopping};
+use crate::engine::{Penalty, Sampling, Stopping, XtcSampling};
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFacts};
 use crate::limits::Limits;
@@ -13,6 +13,9 @@ use crate::rpc::pb;
 
 /// How many last tokens a penalty looks at if the request does not say.
 const PENALTY_CONTEXT_DEFAULT: u32 = 20;
+
+/// How likely a candidate must be for XTC if the request does not say.
+const XTC_THRESHOLD_DEFAULT: f32 = 0.1;
 
 /// Sampling values of a request, in range.
 #[derive(Debug, Default)]
@@ -57,6 +60,8 @@ impl SamplingAsk {
         range("repetition_penalty", sent.repetition_penalty, 0.0, 100.0)?;
         range("presence_penalty", sent.presence_penalty, -100.0, 100.0)?;
         range("frequency_penalty", sent.frequency_penalty, -100.0, 100.0)?;
+        range("xtc_probability", sent.xtc_probability, 0.0, 1.0)?;
+        range("xtc_threshold", sent.xtc_threshold, 0.0, 0.5)?;
         at_most("sampling.logit_bias", logit_bias.len(), "logit_bias_max", limits.logit_bias_max)?;
         for (id, bias) in &logit_bias {
             within(&format!("sampling.logit_bias[{id}]"), *bias, -1000.0, 1000.0)?;
@@ -64,7 +69,12 @@ impl SamplingAsk {
         Ok(Self { sent, logit_bias })
     }
 
-    fn resolve(&self, facts: &ModelFacts) -> Result<Sampling, Error> {
+    /// `spared` finds the tokens that XTC spares.
+    fn resolve(
+        &self,
+        facts: &ModelFacts,
+        spared: impl FnOnce() -> Result<Arc<[u32]>, Error>,
+    ) -> Result<Sampling, Error> {
         let Self { sent, logit_bias } = self;
         let defaults = &facts.default_sampling;
         let vocabulary = facts.vocabulary_size;
@@ -80,6 +90,13 @@ impl SamplingAsk {
         let mut repetition =
             penalty(sent.repetition_penalty, defaults.repetition_penalty, sent.repetition_context_size);
         repetition.value = off_at_zero(repetition.value);
+        let probability = sent.xtc_probability.unwrap_or(0.0);
+        let threshold = sent.xtc_threshold.unwrap_or(XTC_THRESHOLD_DEFAULT);
+        let xtc = if probability > 0.0 {
+            Some(XtcSampling { probability, threshold, spared: spared()? })
+        } else {
+            None
+        };
         let top_k = sent.top_k.unwrap_or(defaults.top_k);
         Ok(Sampling {
             temperature: sent.temperature.unwrap_or(defaults.temperature),
@@ -91,8 +108,17 @@ impl SamplingAsk {
             presence: penalty(sent.presence_penalty, 0.0, sent.presence_context_size),
             frequency: penalty(sent.frequency_penalty, 0.0, sent.frequency_context_size),
             logit_bias: logit_bias.iter().map(|(id, bias)| (*id, *bias)).collect(),
+            xtc,
         })
     }
+}
+
+/// XTC spares ends and line breaks, as in mlx-lm (generate.py): what structures a text.
+fn xtc_spared(assets: &ModelAssets) -> Result<Arc<[u32]>, Error> {
+    let newline = assets.tokenizer.encode("\n", false);
+    let newline = newline.map_err(|error| Error::field("sampling.xtc_probability", error.to_string()))?;
+    let known = |id: &u32| *id < assets.facts.vocabulary_size;
+    Ok(assets.eos_token_ids.iter().copied().chain(newline).filter(known).collect())
 }
 
 impl StoppingAsk {
@@ -153,13 +179,15 @@ impl Resolved {
         limits: &Limits,
     ) -> Result<Self, Error> {
         let stopping = stopping.resolve(assets, prompt_tokens, limits)?;
-        Ok(Self { sampling: sampling.resolve(&assets.facts)?, stopping })
+        Ok(Self { sampling: sampling.resolve(&assets.facts, || xtc_spared(assets))?, stopping })
     }
 
     /// What the caller is told.
     pub(in crate::rpc) fn effective(&self) -> pb::EffectiveSampling {
-        let Sampling { temperature, top_p, top_k, min_p, seed, repetition, presence, frequency, .. } =
+        let Sampling { temperature, top_p, top_k, min_p, seed, repetition, presence, frequency, xtc, .. } =
             &self.sampling;
+        let (xtc_probability, xtc_threshold) =
+            xtc.as_ref().map_or((0.0, XTC_THRESHOLD_DEFAULT), |xtc| (xtc.probability, xtc.threshold));
         pb::EffectiveSampling {
             temperature: *temperature,
             top_p: *top_p,
@@ -170,6 +198,8 @@ impl Resolved {
             presence_penalty: presence.value,
             frequency_penalty: frequency.value,
             max_tokens: self.stopping.max_tokens,
+            xtc_probability,
+            xtc_threshold,
         }
     }
 }

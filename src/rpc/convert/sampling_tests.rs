@@ -9,10 +9,12 @@ const LIMITS: Limits = Limits {
     message_bytes_max: 1 << 20,
     connections_max: 1,
     streams_per_connection_max: 1,
+    keep_alive: std::time::Duration::from_secs(1),
     sessions_max: 1,
     session_ttl: std::time::Duration::from_secs(1),
     session_ttl_max: std::time::Duration::from_secs(1),
     queue_length_max: 1,
+    queue_length_per_client_max: 1,
     running_sequences_max: 1,
     max_tokens_default: 4096,
     score_tokens_max: 1,
@@ -43,14 +45,14 @@ fn facts() -> ModelFacts {
 }
 
 fn refused(sent: pb::SamplingOptions) -> String {
-    match SamplingAsk::new(Some(sent), &LIMITS).and_then(|ask| ask.resolve(&facts())) {
+    match SamplingAsk::new(Some(sent), &LIMITS).and_then(|ask| ask.resolve(&facts(), || Ok([].into()))) {
         Err(Error::InvalidField { field, .. }) => field,
         other => panic!("{other:?}"),
     }
 }
 
 fn resolved(sent: pb::SamplingOptions) -> Sampling {
-    SamplingAsk::new(Some(sent), &LIMITS).unwrap().resolve(&facts()).unwrap()
+    SamplingAsk::new(Some(sent), &LIMITS).unwrap().resolve(&facts(), || Ok([].into())).unwrap()
 }
 
 #[test]

@@ -54,7 +54,8 @@ pub enum ErrorReason {
     SessionNotChat = 25,
     /// RESOURCE_EXHAUSTED: the caller has as many as allowed; metadata limit, value.
     SessionLimit = 26,
-    /// RESOURCE_EXHAUSTED + RetryInfo: too many requests wait; metadata limit, value.
+    /// RESOURCE_EXHAUSTED + RetryInfo: too many requests wait, of this client or
+    /// of all; metadata limit, value.
     QueueFull = 30,
     /// FAILED_PRECONDITION: the KV cache of prompt and max_tokens exceeds what
     /// the budget leaves beside the weights; metadata needed_bytes, available_bytes.
@@ -63,6 +64,12 @@ pub enum ErrorReason {
     Deadline = 32,
     /// CANCELLED: the session was deleted, or the caller went away.
     Cancelled = 33,
+    /// DEADLINE_EXCEEDED: refused at once, because the first token would come
+    /// after the call's deadline; metadata needed_ms, available_ms.
+    DeadlineUnmeetable = 34,
+    /// ABORTED: the caller did not read its stream for too long; metadata
+    /// limit, value.
+    SlowReader = 35,
     /// UNAVAILABLE + RetryInfo: the daemon is shutting down.
     Draining = 40,
     /// UNAVAILABLE: the engine is dead; the process is about to exit.
@@ -111,6 +118,8 @@ impl ErrorReason {
             Self::KvTooLarge => "ERROR_REASON_KV_TOO_LARGE",
             Self::Deadline => "ERROR_REASON_DEADLINE",
             Self::Cancelled => "ERROR_REASON_CANCELLED",
+            Self::DeadlineUnmeetable => "ERROR_REASON_DEADLINE_UNMEETABLE",
+            Self::SlowReader => "ERROR_REASON_SLOW_READER",
             Self::Draining => "ERROR_REASON_DRAINING",
             Self::EngineDead => "ERROR_REASON_ENGINE_DEAD",
             Self::NonFiniteLogits => "ERROR_REASON_NON_FINITE_LOGITS",
@@ -149,6 +158,8 @@ impl ErrorReason {
             "ERROR_REASON_KV_TOO_LARGE" => Some(Self::KvTooLarge),
             "ERROR_REASON_DEADLINE" => Some(Self::Deadline),
             "ERROR_REASON_CANCELLED" => Some(Self::Cancelled),
+            "ERROR_REASON_DEADLINE_UNMEETABLE" => Some(Self::DeadlineUnmeetable),
+            "ERROR_REASON_SLOW_READER" => Some(Self::SlowReader),
             "ERROR_REASON_DRAINING" => Some(Self::Draining),
             "ERROR_REASON_ENGINE_DEAD" => Some(Self::EngineDead),
             "ERROR_REASON_NON_FINITE_LOGITS" => Some(Self::NonFiniteLogits),
@@ -185,6 +196,9 @@ pub struct GenerateRequest {
     /// What is returned besides the text.
     #[prost(message, optional, tag = "9")]
     pub output: ::core::option::Option<OutputOptions>,
+    /// Who goes first where not all can run.
+    #[prost(enumeration = "Priority", tag = "10")]
+    pub priority: i32,
     /// What to continue. In a session it is only what is new in this turn.
     #[prost(oneof = "generate_request::Input", tags = "2, 3, 4")]
     pub input: ::core::option::Option<generate_request::Input>,
@@ -333,6 +347,14 @@ pub struct SamplingOptions {
     /// Added to the logits of these token ids, -1000 to 1000 each.
     #[prost(map = "uint32, float", tag = "12")]
     pub logit_bias: ::std::collections::HashMap<u32, f32>,
+    /// How often, 0 to 1, XTC removes for a token all candidates that are at least
+    /// xtc_threshold likely but the least likely of them; end-of-text and newline
+    /// tokens stay. Default 0.
+    #[prost(float, optional, tag = "13")]
+    pub xtc_probability: ::core::option::Option<f32>,
+    /// See xtc_probability; 0 to 0.5. Default 0.1.
+    #[prost(float, optional, tag = "14")]
+    pub xtc_threshold: ::core::option::Option<f32>,
 }
 /// When generation ends. It also ends at the model's end-of-text tokens, unless
 /// ignore_eos is set.
@@ -424,6 +446,12 @@ pub struct EffectiveSampling {
     /// The most tokens that will be generated.
     #[prost(uint32, tag = "9")]
     pub max_tokens: u32,
+    /// See SamplingOptions.
+    #[prost(float, tag = "10")]
+    pub xtc_probability: f32,
+    /// See SamplingOptions.
+    #[prost(float, tag = "11")]
+    pub xtc_threshold: f32,
 }
 /// One token and its log-probability.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -627,6 +655,9 @@ pub struct ScoreRequest {
     /// session is not changed.
     #[prost(string, tag = "5")]
     pub session: ::prost::alloc::string::String,
+    /// Who goes first where not all can run.
+    #[prost(enumeration = "Priority", tag = "6")]
+    pub priority: i32,
     /// The tokens whose log-probabilities are wanted.
     #[prost(oneof = "score_request::Input", tags = "2, 3")]
     pub input: ::core::option::Option<score_request::Input>,
@@ -667,6 +698,44 @@ pub struct TokenScore {
     /// The most likely tokens at this position, best first.
     #[prost(message, repeated, tag = "3")]
     pub top: ::prost::alloc::vec::Vec<TokenLogprob>,
+}
+/// Who goes first where not all can run. A request that waits rises by a class
+/// after a configured time, so that none starves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Priority {
+    /// As PRIORITY_NORMAL.
+    Unspecified = 0,
+    /// Somebody waits for every token.
+    Interactive = 1,
+    /// What is not the other two.
+    Normal = 2,
+    /// Nobody waits; makes room for the others, and then goes on where it was.
+    Background = 3,
+}
+impl Priority {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PRIORITY_UNSPECIFIED",
+            Self::Interactive => "PRIORITY_INTERACTIVE",
+            Self::Normal => "PRIORITY_NORMAL",
+            Self::Background => "PRIORITY_BACKGROUND",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PRIORITY_UNSPECIFIED" => Some(Self::Unspecified),
+            "PRIORITY_INTERACTIVE" => Some(Self::Interactive),
+            "PRIORITY_NORMAL" => Some(Self::Normal),
+            "PRIORITY_BACKGROUND" => Some(Self::Background),
+            _ => None,
+        }
+    }
 }
 /// Who speaks in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -962,6 +1031,9 @@ pub struct LoadModelRequest {
     /// The numbers to compute with.
     #[prost(enumeration = "ComputeDtype", tag = "3")]
     pub compute_dtype: i32,
+    /// How the numbers of the KV cache are kept.
+    #[prost(enumeration = "KvDtype", tag = "4")]
+    pub kv_dtype: i32,
 }
 /// One event of a load.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1162,6 +1234,40 @@ impl ComputeDtype {
             "COMPUTE_DTYPE_FLOAT32" => Some(Self::Float32),
             "COMPUTE_DTYPE_BFLOAT16" => Some(Self::Bfloat16),
             "COMPUTE_DTYPE_FLOAT16" => Some(Self::Float16),
+            _ => None,
+        }
+    }
+}
+/// How the numbers of the KV cache are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KvDtype {
+    /// As the configuration says.
+    Unspecified = 0,
+    /// As the model computes.
+    Compute = 1,
+    /// 8-bit integers with a scale for each token and head: about a quarter of
+    /// the memory of float32 and half of a 16-bit float's, for a small loss.
+    Int8 = 2,
+}
+impl KvDtype {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KV_DTYPE_UNSPECIFIED",
+            Self::Compute => "KV_DTYPE_COMPUTE",
+            Self::Int8 => "KV_DTYPE_INT8",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KV_DTYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "KV_DTYPE_COMPUTE" => Some(Self::Compute),
+            "KV_DTYPE_INT8" => Some(Self::Int8),
             _ => None,
         }
     }
@@ -1504,6 +1610,9 @@ pub struct Limits {
     /// Alternatives per token in logprobs and scores.
     #[prost(uint32, tag = "7")]
     pub top_logprobs_max: u32,
+    /// Requests of one client that may wait for the engine.
+    #[prost(uint32, tag = "8")]
+    pub queue_length_per_client_max: u32,
 }
 /// What one model can do.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1576,6 +1685,18 @@ pub struct GetStatsResponse {
     /// The KV slabs of each resident model.
     #[prost(message, repeated, tag = "14")]
     pub slabs: ::prost::alloc::vec::Vec<SlabStats>,
+    /// Of running_sequences, those whose prompt is not done yet.
+    #[prost(uint32, tag = "15")]
+    pub prefilling_sequences: u32,
+    /// Of running_sequences, those that pause because their caller does not read.
+    #[prost(uint32, tag = "16")]
+    pub stalled_sequences: u32,
+    /// Running sequences that made room for others, and went on later.
+    #[prost(uint64, tag = "17")]
+    pub preemptions_total: u64,
+    /// Requests that were refused at admission.
+    #[prost(uint64, tag = "18")]
+    pub refused_total: u64,
 }
 /// What the daemon holds in memory, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1604,6 +1725,9 @@ pub struct MemoryStats {
     /// Resident memory of the process; 0 where it cannot be read.
     #[prost(uint64, tag = "8")]
     pub process_resident_bytes: u64,
+    /// KV slots' bytes that running sequences may still come to need.
+    #[prost(uint64, tag = "9")]
+    pub kv_reserved_bytes: u64,
 }
 /// One capacity class of a model's KV slabs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

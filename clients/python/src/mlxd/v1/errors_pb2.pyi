@@ -32,6 +32,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_KV_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_DEADLINE: _ClassVar[ErrorReason]
     ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
+    ERROR_REASON_DEADLINE_UNMEETABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_SLOW_READER: _ClassVar[ErrorReason]
     ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
     ERROR_REASON_ENGINE_DEAD: _ClassVar[ErrorReason]
     ERROR_REASON_NON_FINITE_LOGITS: _ClassVar[ErrorReason]
@@ -65,6 +67,8 @@ ERROR_REASON_QUEUE_FULL: ErrorReason
 ERROR_REASON_KV_TOO_LARGE: ErrorReason
 ERROR_REASON_DEADLINE: ErrorReason
 ERROR_REASON_CANCELLED: ErrorReason
+ERROR_REASON_DEADLINE_UNMEETABLE: ErrorReason
+ERROR_REASON_SLOW_READER: ErrorReason
 ERROR_REASON_DRAINING: ErrorReason
 ERROR_REASON_ENGINE_DEAD: ErrorReason
 ERROR_REASON_NON_FINITE_LOGITS: ErrorReason

@@ -17,6 +17,12 @@ class ComputeDtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPUTE_DTYPE_BFLOAT16: _ClassVar[ComputeDtype]
     COMPUTE_DTYPE_FLOAT16: _ClassVar[ComputeDtype]
 
+class KvDtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KV_DTYPE_UNSPECIFIED: _ClassVar[KvDtype]
+    KV_DTYPE_COMPUTE: _ClassVar[KvDtype]
+    KV_DTYPE_INT8: _ClassVar[KvDtype]
+
 class LoadPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LOAD_PHASE_UNSPECIFIED: _ClassVar[LoadPhase]
@@ -34,6 +40,9 @@ COMPUTE_DTYPE_UNSPECIFIED: ComputeDtype
 COMPUTE_DTYPE_FLOAT32: ComputeDtype
 COMPUTE_DTYPE_BFLOAT16: ComputeDtype
 COMPUTE_DTYPE_FLOAT16: ComputeDtype
+KV_DTYPE_UNSPECIFIED: KvDtype
+KV_DTYPE_COMPUTE: KvDtype
+KV_DTYPE_INT8: KvDtype
 LOAD_PHASE_UNSPECIFIED: LoadPhase
 LOAD_PHASE_RESOLVING: LoadPhase
 LOAD_PHASE_LOADING: LoadPhase
@@ -44,14 +53,16 @@ MODEL_STATE_LOADING: ModelState
 MODEL_STATE_RESIDENT: ModelState
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("model", "validate_only", "compute_dtype")
+    __slots__ = ("model", "validate_only", "compute_dtype", "kv_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    KV_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     validate_only: bool
     compute_dtype: ComputeDtype
-    def __init__(self, model: _Optional[str] = ..., validate_only: bool = ..., compute_dtype: _Optional[_Union[ComputeDtype, str]] = ...) -> None: ...
+    kv_dtype: KvDtype
+    def __init__(self, model: _Optional[str] = ..., validate_only: bool = ..., compute_dtype: _Optional[_Union[ComputeDtype, str]] = ..., kv_dtype: _Optional[_Union[KvDtype, str]] = ...) -> None: ...
 
 class LoadModelResponse(_message.Message):
     __slots__ = ("progress", "loaded", "validated")

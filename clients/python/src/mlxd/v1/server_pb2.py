@@ -27,17 +27,17 @@ from mlxd.v1 import inference_pb2 as mlxd_dot_v1_dot_inference__pb2
 from mlxd.v1 import model_pb2 as mlxd_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mlxd/v1/server.proto\x12\x07mlxd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mlxd/v1/inference.proto\x1a\x13mlxd/v1/model.proto\"%\n\x13\x43\x61pabilitiesRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"o\n\x14\x43\x61pabilitiesResponse\x12+\n\x06server\x18\x01 \x01(\x0b\x32\x1b.mlxd.v1.ServerCapabilities\x12*\n\x06models\x18\x02 \x03(\x0b\x32\x1a.mlxd.v1.ModelCapabilities\"\xb8\x01\n\x12ServerCapabilities\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bmlx_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x10\n\x08platform\x18\x04 \x01(\t\x12\"\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0e\x32\x10.mlxd.v1.Feature\x12\x15\n\rarchitectures\x18\x06 \x03(\t\x12\x1f\n\x06limits\x18\x07 \x01(\x0b\x32\x0f.mlxd.v1.Limits\"\xc3\x01\n\x06Limits\x12\x19\n\x11message_bytes_max\x18\x01 \x01(\x04\x12\x14\n\x0csessions_max\x18\x02 \x01(\r\x12\x18\n\x10queue_length_max\x18\x03 \x01(\r\x12\x1d\n\x15running_sequences_max\x18\x04 \x01(\r\x12\x1b\n\x13memory_budget_bytes\x18\x05 \x01(\x04\x12\x18\n\x10score_tokens_max\x18\x06 \x01(\r\x12\x18\n\x10top_logprobs_max\x18\x07 \x01(\r\"\xe9\x01\n\x11ModelCapabilities\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.mlxd.v1.ModelInfo\x12%\n\nmodalities\x18\x02 \x03(\x0e\x32\x11.mlxd.v1.Modality\x12\"\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0e\x32\x10.mlxd.v1.Feature\x12\x19\n\x11has_chat_template\x18\x04 \x01(\x08\x12\x34\n\x10\x64\x65\x66\x61ult_sampling\x18\x05 \x01(\x0b\x32\x1a.mlxd.v1.EffectiveSampling\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\"\x11\n\x0fGetStatsRequest\"\x99\x03\n\x10GetStatsResponse\x12)\n\x06uptime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0erequests_total\x18\x02 \x01(\x04\x12\x16\n\x0e\x66inished_total\x18\x03 \x01(\x04\x12\x17\n\x0f\x63\x61ncelled_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x66\x61iled_total\x18\x05 \x01(\x04\x12\x1c\n\x14prefill_tokens_total\x18\x06 \x01(\x04\x12\x1b\n\x13\x63\x61\x63hed_tokens_total\x18\x07 \x01(\x04\x12\x1b\n\x13\x64\x65\x63ode_tokens_total\x18\x08 \x01(\x04\x12\x13\n\x0bsteps_total\x18\t \x01(\x04\x12\x19\n\x11running_sequences\x18\n \x01(\r\x12\x18\n\x10queued_sequences\x18\x0b \x01(\r\x12\x10\n\x08sessions\x18\x0c \x01(\r\x12$\n\x06memory\x18\r \x01(\x0b\x32\x14.mlxd.v1.MemoryStats\x12!\n\x05slabs\x18\x0e \x03(\x0b\x32\x12.mlxd.v1.SlabStats\"\xd2\x01\n\x0bMemoryStats\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x15\n\rkv_slab_bytes\x18\x03 \x01(\x04\x12\x15\n\rkv_idle_bytes\x18\x04 \x01(\x04\x12\x18\n\x10mlx_active_bytes\x18\x05 \x01(\x04\x12\x16\n\x0emlx_peak_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fmlx_cache_bytes\x18\x07 \x01(\x04\x12\x1e\n\x16process_resident_bytes\x18\x08 \x01(\x04\"{\n\tSlabStats\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14slot_capacity_tokens\x18\x02 \x01(\r\x12\r\n\x05slabs\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x14\n\x0cslots_in_use\x18\x05 \x01(\r\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04*\xaf\x01\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x41TURE_STREAMING\x10\x01\x12\x10\n\x0c\x46\x45\x41TURE_CHAT\x10\x02\x12\x11\n\rFEATURE_TOOLS\x10\x03\x12\x14\n\x10\x46\x45\x41TURE_LOGPROBS\x10\x04\x12\x11\n\rFEATURE_SCORE\x10\x05\x12\x14\n\x10\x46\x45\x41TURE_SESSIONS\x10\x06\x12\x10\n\x0c\x46\x45\x41TURE_SEED\x10\x07*7\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x32\x9d\x01\n\rServerService\x12K\n\x0c\x43\x61pabilities\x12\x1c.mlxd.v1.CapabilitiesRequest\x1a\x1d.mlxd.v1.CapabilitiesResponse\x12?\n\x08GetStats\x12\x18.mlxd.v1.GetStatsRequest\x1a\x19.mlxd.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mlxd/v1/server.proto\x12\x07mlxd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mlxd/v1/inference.proto\x1a\x13mlxd/v1/model.proto\"%\n\x13\x43\x61pabilitiesRequest\x12\x0e\n\x06models\x18\x01 \x03(\t\"o\n\x14\x43\x61pabilitiesResponse\x12+\n\x06server\x18\x01 \x01(\x0b\x32\x1b.mlxd.v1.ServerCapabilities\x12*\n\x06models\x18\x02 \x03(\x0b\x32\x1a.mlxd.v1.ModelCapabilities\"\xb8\x01\n\x12ServerCapabilities\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bmlx_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x10\n\x08platform\x18\x04 \x01(\t\x12\"\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0e\x32\x10.mlxd.v1.Feature\x12\x15\n\rarchitectures\x18\x06 \x03(\t\x12\x1f\n\x06limits\x18\x07 \x01(\x0b\x32\x0f.mlxd.v1.Limits\"\xe8\x01\n\x06Limits\x12\x19\n\x11message_bytes_max\x18\x01 \x01(\x04\x12\x14\n\x0csessions_max\x18\x02 \x01(\r\x12\x18\n\x10queue_length_max\x18\x03 \x01(\r\x12\x1d\n\x15running_sequences_max\x18\x04 \x01(\r\x12\x1b\n\x13memory_budget_bytes\x18\x05 \x01(\x04\x12\x18\n\x10score_tokens_max\x18\x06 \x01(\r\x12\x18\n\x10top_logprobs_max\x18\x07 \x01(\r\x12#\n\x1bqueue_length_per_client_max\x18\x08 \x01(\r\"\xe9\x01\n\x11ModelCapabilities\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.mlxd.v1.ModelInfo\x12%\n\nmodalities\x18\x02 \x03(\x0e\x32\x11.mlxd.v1.Modality\x12\"\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0e\x32\x10.mlxd.v1.Feature\x12\x19\n\x11has_chat_template\x18\x04 \x01(\x08\x12\x34\n\x10\x64\x65\x66\x61ult_sampling\x18\x05 \x01(\x0b\x32\x1a.mlxd.v1.EffectiveSampling\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\"\x11\n\x0fGetStatsRequest\"\x84\x04\n\x10GetStatsResponse\x12)\n\x06uptime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0erequests_total\x18\x02 \x01(\x04\x12\x16\n\x0e\x66inished_total\x18\x03 \x01(\x04\x12\x17\n\x0f\x63\x61ncelled_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x66\x61iled_total\x18\x05 \x01(\x04\x12\x1c\n\x14prefill_tokens_total\x18\x06 \x01(\x04\x12\x1b\n\x13\x63\x61\x63hed_tokens_total\x18\x07 \x01(\x04\x12\x1b\n\x13\x64\x65\x63ode_tokens_total\x18\x08 \x01(\x04\x12\x13\n\x0bsteps_total\x18\t \x01(\x04\x12\x19\n\x11running_sequences\x18\n \x01(\r\x12\x18\n\x10queued_sequences\x18\x0b \x01(\r\x12\x10\n\x08sessions\x18\x0c \x01(\r\x12$\n\x06memory\x18\r \x01(\x0b\x32\x14.mlxd.v1.MemoryStats\x12!\n\x05slabs\x18\x0e \x03(\x0b\x32\x12.mlxd.v1.SlabStats\x12\x1c\n\x14prefilling_sequences\x18\x0f \x01(\r\x12\x19\n\x11stalled_sequences\x18\x10 \x01(\r\x12\x19\n\x11preemptions_total\x18\x11 \x01(\x04\x12\x15\n\rrefused_total\x18\x12 \x01(\x04\"\xed\x01\n\x0bMemoryStats\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x15\n\rkv_slab_bytes\x18\x03 \x01(\x04\x12\x15\n\rkv_idle_bytes\x18\x04 \x01(\x04\x12\x18\n\x10mlx_active_bytes\x18\x05 \x01(\x04\x12\x16\n\x0emlx_peak_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fmlx_cache_bytes\x18\x07 \x01(\x04\x12\x1e\n\x16process_resident_bytes\x18\x08 \x01(\x04\x12\x19\n\x11kv_reserved_bytes\x18\t \x01(\x04\"{\n\tSlabStats\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14slot_capacity_tokens\x18\x02 \x01(\r\x12\r\n\x05slabs\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x14\n\x0cslots_in_use\x18\x05 \x01(\r\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04*\xaf\x01\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45\x41TURE_STREAMING\x10\x01\x12\x10\n\x0c\x46\x45\x41TURE_CHAT\x10\x02\x12\x11\n\rFEATURE_TOOLS\x10\x03\x12\x14\n\x10\x46\x45\x41TURE_LOGPROBS\x10\x04\x12\x11\n\rFEATURE_SCORE\x10\x05\x12\x14\n\x10\x46\x45\x41TURE_SESSIONS\x10\x06\x12\x10\n\x0c\x46\x45\x41TURE_SEED\x10\x07*7\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x32\x9d\x01\n\rServerService\x12K\n\x0c\x43\x61pabilities\x12\x1c.mlxd.v1.CapabilitiesRequest\x1a\x1d.mlxd.v1.CapabilitiesResponse\x12?\n\x08GetStats\x12\x18.mlxd.v1.GetStatsRequest\x1a\x19.mlxd.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mlxd.v1.server_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEATURE']._serialized_start=1654
-  _globals['_FEATURE']._serialized_end=1829
-  _globals['_MODALITY']._serialized_start=1831
-  _globals['_MODALITY']._serialized_end=1886
+  _globals['_FEATURE']._serialized_start=1825
+  _globals['_FEATURE']._serialized_end=2000
+  _globals['_MODALITY']._serialized_start=2002
+  _globals['_MODALITY']._serialized_end=2057
   _globals['_CAPABILITIESREQUEST']._serialized_start=111
   _globals['_CAPABILITIESREQUEST']._serialized_end=148
   _globals['_CAPABILITIESRESPONSE']._serialized_start=150
@@ -45,17 +45,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERCAPABILITIES']._serialized_start=264
   _globals['_SERVERCAPABILITIES']._serialized_end=448
   _globals['_LIMITS']._serialized_start=451
-  _globals['_LIMITS']._serialized_end=646
-  _globals['_MODELCAPABILITIES']._serialized_start=649
-  _globals['_MODELCAPABILITIES']._serialized_end=882
-  _globals['_GETSTATSREQUEST']._serialized_start=884
-  _globals['_GETSTATSREQUEST']._serialized_end=901
-  _globals['_GETSTATSRESPONSE']._serialized_start=904
-  _globals['_GETSTATSRESPONSE']._serialized_end=1313
-  _globals['_MEMORYSTATS']._serialized_start=1316
-  _globals['_MEMORYSTATS']._serialized_end=1526
-  _globals['_SLABSTATS']._serialized_start=1528
-  _globals['_SLABSTATS']._serialized_end=1651
-  _globals['_SERVERSERVICE']._serialized_start=1889
-  _globals['_SERVERSERVICE']._serialized_end=2046
+  _globals['_LIMITS']._serialized_end=683
+  _globals['_MODELCAPABILITIES']._serialized_start=686
+  _globals['_MODELCAPABILITIES']._serialized_end=919
+  _globals['_GETSTATSREQUEST']._serialized_start=921
+  _globals['_GETSTATSREQUEST']._serialized_end=938
+  _globals['_GETSTATSRESPONSE']._serialized_start=941
+  _globals['_GETSTATSRESPONSE']._serialized_end=1457
+  _globals['_MEMORYSTATS']._serialized_start=1460
+  _globals['_MEMORYSTATS']._serialized_end=1697
+  _globals['_SLABSTATS']._serialized_start=1699
+  _globals['_SLABSTATS']._serialized_end=1822
+  _globals['_SERVERSERVICE']._serialized_start=2060
+  _globals['_SERVERSERVICE']._serialized_end=2217
 # @@protoc_insertion_point(module_scope)

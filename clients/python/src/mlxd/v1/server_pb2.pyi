@@ -71,7 +71,7 @@ class ServerCapabilities(_message.Message):
     def __init__(self, version: _Optional[str] = ..., mlx_version: _Optional[str] = ..., device: _Optional[str] = ..., platform: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., architectures: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes_max", "sessions_max", "queue_length_max", "running_sequences_max", "memory_budget_bytes", "score_tokens_max", "top_logprobs_max")
+    __slots__ = ("message_bytes_max", "sessions_max", "queue_length_max", "running_sequences_max", "memory_budget_bytes", "score_tokens_max", "top_logprobs_max", "queue_length_per_client_max")
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_MAX_FIELD_NUMBER: _ClassVar[int]
     QUEUE_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class Limits(_message.Message):
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     SCORE_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_MAX_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_LENGTH_PER_CLIENT_MAX_FIELD_NUMBER: _ClassVar[int]
     message_bytes_max: int
     sessions_max: int
     queue_length_max: int
@@ -86,7 +87,8 @@ class Limits(_message.Message):
     memory_budget_bytes: int
     score_tokens_max: int
     top_logprobs_max: int
-    def __init__(self, message_bytes_max: _Optional[int] = ..., sessions_max: _Optional[int] = ..., queue_length_max: _Optional[int] = ..., running_sequences_max: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., score_tokens_max: _Optional[int] = ..., top_logprobs_max: _Optional[int] = ...) -> None: ...
+    queue_length_per_client_max: int
+    def __init__(self, message_bytes_max: _Optional[int] = ..., sessions_max: _Optional[int] = ..., queue_length_max: _Optional[int] = ..., running_sequences_max: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., score_tokens_max: _Optional[int] = ..., top_logprobs_max: _Optional[int] = ..., queue_length_per_client_max: _Optional[int] = ...) -> None: ...
 
 class ModelCapabilities(_message.Message):
     __slots__ = ("model", "modalities", "features", "has_chat_template", "default_sampling", "eos_token_ids")
@@ -109,7 +111,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("uptime", "requests_total", "finished_total", "cancelled_total", "failed_total", "prefill_tokens_total", "cached_tokens_total", "decode_tokens_total", "steps_total", "running_sequences", "queued_sequences", "sessions", "memory", "slabs")
+    __slots__ = ("uptime", "requests_total", "finished_total", "cancelled_total", "failed_total", "prefill_tokens_total", "cached_tokens_total", "decode_tokens_total", "steps_total", "running_sequences", "queued_sequences", "sessions", "memory", "slabs", "prefilling_sequences", "stalled_sequences", "preemptions_total", "refused_total")
     UPTIME_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     FINISHED_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +126,10 @@ class GetStatsResponse(_message.Message):
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     SLABS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    STALLED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     uptime: _duration_pb2.Duration
     requests_total: int
     finished_total: int
@@ -138,10 +144,14 @@ class GetStatsResponse(_message.Message):
     sessions: int
     memory: MemoryStats
     slabs: _containers.RepeatedCompositeFieldContainer[SlabStats]
-    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., requests_total: _Optional[int] = ..., finished_total: _Optional[int] = ..., cancelled_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., prefill_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., decode_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., sessions: _Optional[int] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., slabs: _Optional[_Iterable[_Union[SlabStats, _Mapping]]] = ...) -> None: ...
+    prefilling_sequences: int
+    stalled_sequences: int
+    preemptions_total: int
+    refused_total: int
+    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., requests_total: _Optional[int] = ..., finished_total: _Optional[int] = ..., cancelled_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., prefill_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., decode_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., sessions: _Optional[int] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., slabs: _Optional[_Iterable[_Union[SlabStats, _Mapping]]] = ..., prefilling_sequences: _Optional[int] = ..., stalled_sequences: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., refused_total: _Optional[int] = ...) -> None: ...
 
 class MemoryStats(_message.Message):
-    __slots__ = ("budget_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "mlx_active_bytes", "mlx_peak_bytes", "mlx_cache_bytes", "process_resident_bytes")
+    __slots__ = ("budget_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "mlx_active_bytes", "mlx_peak_bytes", "mlx_cache_bytes", "process_resident_bytes", "kv_reserved_bytes")
     BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +160,7 @@ class MemoryStats(_message.Message):
     MLX_PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MLX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROCESS_RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     budget_bytes: int
     weight_bytes: int
     kv_slab_bytes: int
@@ -158,7 +169,8 @@ class MemoryStats(_message.Message):
     mlx_peak_bytes: int
     mlx_cache_bytes: int
     process_resident_bytes: int
-    def __init__(self, budget_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., mlx_active_bytes: _Optional[int] = ..., mlx_peak_bytes: _Optional[int] = ..., mlx_cache_bytes: _Optional[int] = ..., process_resident_bytes: _Optional[int] = ...) -> None: ...
+    kv_reserved_bytes: int
+    def __init__(self, budget_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., mlx_active_bytes: _Optional[int] = ..., mlx_peak_bytes: _Optional[int] = ..., mlx_cache_bytes: _Optional[int] = ..., process_resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ...) -> None: ...
 
 class SlabStats(_message.Message):
     __slots__ = ("model", "slot_capacity_tokens", "slabs", "slots", "slots_in_use", "bytes")

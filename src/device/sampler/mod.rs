@@ -1,19 +1,24 @@
-//! From logits to tokens, for all rows of a step together. Filters and their order are mlx-lm's
-//! (sample_utils.py): logit bias, penalties; then on the log-probabilities top_p, min_p, top_k; then the
-//! temperature. A token is drawn by inverting the cumulative distribution at a number that the host gives,
-//! so that a row's token does not depend on its neighbours.
+//! From logits to tokens, for all rows of a step together: bias and penalties, filters (`filter`), then a draw.
+//! A token is drawn by inverting the cumulative distribution at a number that the host gives, so that a row's
+//! token does not depend on its neighbours.
 //!
-//! Rows are grouped by how much has to be sorted: nothing (greedy, or no filter but min_p), the `top_k`
-//! largest, or everything (top_p without top_k).
+//! Rows are grouped by how much has to be sorted: nothing (greedy, or no filter but min_p), or the candidates
+//! that can matter, which are cut out first. How many top_p wants is known only when it is done: the rare row
+//! whose candidates were too few is drawn once more, from all tokens, when the step is read.
+
+mod filter;
 
 use mlx_rs::error::Result;
-use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
+use mlx_rs::ops::indexing::argmax_axis;
+use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, ops};
 
-use crate::backend::{Sample, SpanOutput, SpanResult, Step, TokenLogprobs};
+use crate::backend::{Sample, SpanOutput, SpanResult, Step, TokenLogprobs, Xtc};
 use crate::device::dim;
+use filter::{draw_free, draw_sorted, largest};
 
-/// Above this `top_k`, sorting everything costs no more than cutting first.
+/// Most candidates that are cut out before they are sorted; with more, sorting everything costs no more. Also
+/// what top_p gets at first: a confident model's nucleus has tens of tokens.
 const CUT_MAX: u32 = 1024;
 
 /// Tokens and log-probabilities of a step, being computed.
@@ -32,6 +37,17 @@ struct GroupDrawn {
     /// `[rows]`, int32.
     tokens: Array,
     logprobs: Option<LogprobArrays>,
+    doubt: Option<Doubt>,
+}
+
+/// Rows whose candidates may have been too few.
+#[derive(Debug)]
+struct Doubt {
+    /// Whether they were enough, `[rows]`, bool.
+    enough: Array,
+    /// Logits of the group, as they came and edited, `[rows, vocabulary]`.
+    raw: Array,
+    edited: Array,
 }
 
 /// Raw log-probabilities of a group.
@@ -49,7 +65,7 @@ enum Way {
     /// It is given.
     Given,
     Greedy,
-    /// Drawn from all tokens, but for min_p.
+    /// Drawn from all tokens, but for min_p and XTC.
     Free,
     /// Drawn from so many largest.
     Sorted(u32),
@@ -64,15 +80,28 @@ struct Row<'a> {
 }
 
 fn way(sample: &Sample, vocabulary: u32) -> Way {
-    if sample.temperature == 0.0 {
-        Way::Greedy
-    } else if sample.top_k > 0 && sample.top_k <= CUT_MAX.min(vocabulary) {
-        Way::Sorted(sample.top_k.next_power_of_two().min(vocabulary))
-    } else if sample.top_p < 1.0 || sample.top_k > 0 {
-        Way::Sorted(vocabulary)
+    let candidates = if sample.temperature == 0.0 {
+        return Way::Greedy;
+    } else if wants_nucleus(sample) {
+        CUT_MAX
+    } else if sample.top_k > 0 {
+        sample.top_k.saturating_add(xtc_removes_at_most(sample.xtc.as_ref()))
     } else {
-        Way::Free
-    }
+        return Way::Free;
+    };
+    let cut = candidates.checked_next_power_of_two().filter(|&cut| cut <= CUT_MAX.min(vocabulary));
+    Way::Sorted(cut.unwrap_or(vocabulary))
+}
+
+/// Whether all that top_p keeps must be known: nothing else bounds it, or XTC asks how likely it is together.
+fn wants_nucleus(sample: &Sample) -> bool {
+    sample.top_p < 1.0 && (sample.top_k == 0 || sample.xtc.is_some())
+}
+
+/// Tokens that are each at least so likely; top_k counts without them.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, as is wanted")]
+fn xtc_removes_at_most(xtc: Option<&Xtc>) -> u32 {
+    xtc.map_or(0, |xtc| xtc.threshold.recip().ceil() as u32)
 }
 
 /// The rows of a step, in the order of their logits.
@@ -98,10 +127,6 @@ fn rows(step: &Step, vocabulary: u32) -> Vec<Row<'_>> {
     rows
 }
 
-fn column(values: &[f32]) -> Array {
-    Array::from_slice(values, &[dim(values.len()), 1])
-}
-
 /// Draws a token for every row of `logits` `[rows, vocabulary]`.
 pub(crate) fn draw(step: &Step, logits: &Array) -> Result<Drawn> {
     let logits = &logits.as_dtype(Dtype::Float32)?;
@@ -114,10 +139,11 @@ pub(crate) fn draw(step: &Step, logits: &Array) -> Result<Drawn> {
     let groups = ways.into_iter().map(|way| {
         let members: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].way == way).collect();
         let group: Vec<&Row<'_>> = members.iter().map(|&row| &rows[row]).collect();
-        let tokens = draw_group(way, &group, &select(&edited, &members)?)?;
-        let top = group.iter().filter_map(|row| row.top).max();
-        let logprobs = top.map(|top| logprobs(&select(logits, &members)?, &tokens, top)).transpose()?;
-        Ok(GroupDrawn { rows: members, tokens, logprobs })
+        let (raw, edited) = (select(logits, &members)?, select(&edited, &members)?);
+        let (tokens, enough) = draw_group(way, &group, &edited)?;
+        let logprobs = group_logprobs(&group, &raw, &tokens)?;
+        let doubt = enough.map(|enough| Doubt { enough, raw, edited });
+        Ok(GroupDrawn { rows: members, tokens, logprobs, doubt })
     });
     let groups = groups.collect::<Result<Vec<_>>>()?;
     Ok(Drawn { finite, groups })
@@ -158,81 +184,27 @@ fn edit(logits: &Array, rows: &[Row<'_>]) -> Result<Array> {
     flat.put_along_axis(&places, new, 0)?.reshape(logits.shape())
 }
 
-fn draw_group(way: Way, group: &[&Row<'_>], logits: &Array) -> Result<Array> {
+/// Ids `[rows]`, and whether the candidates were enough where that is in doubt.
+fn draw_group(way: Way, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
     match way {
         Way::Given => {
             let given: Vec<i32> = group.iter().map(|row| dim(row.given)).collect();
-            Ok(Array::from_slice(&given, &[dim(given.len())]))
+            Ok((Array::from_slice(&given, &[dim(given.len())]), None))
         }
-        Way::Greedy => argmax_axis(logits, -1, None)?.as_dtype(Dtype::Int32),
-        Way::Free => draw_free(group, logits),
-        Way::Sorted(largest) => draw_sorted(group, logits, dim(largest)),
+        Way::Greedy => Ok((argmax_axis(logits, -1, None)?.as_dtype(Dtype::Int32)?, None)),
+        Way::Free => Ok((draw_free(group, logits)?, None)),
+        Way::Sorted(candidates) => {
+            let (ids, enough) = draw_sorted(group, logits, dim(candidates))?;
+            let wants = |row: &&Row<'_>| row.sample.is_some_and(wants_nucleus);
+            let in_doubt = dim(candidates) < logits.dim(1) && group.iter().any(wants);
+            Ok((ids, in_doubt.then_some(enough)))
+        }
     }
 }
 
-fn values(group: &[&Row<'_>], value: impl Fn(&Sample) -> f32) -> Array {
-    column(&group.iter().map(|row| row.sample.map_or(0.0, &value)).collect::<Vec<_>>())
-}
-
-/// Distance below the largest logit that min_p allows; all of it if it is off.
-fn min_p_floor(sample: &Sample) -> f32 {
-    if sample.min_p > 0.0 { sample.min_p.ln() } else { f32::NEG_INFINITY }
-}
-
-/// The column where the running sum of `weights` `[rows, n]` passes `uniform` of the whole; `[rows, 1]`.
-fn invert(weights: &Array, uniform: &Array) -> Result<Array> {
-    let sums = weights.cumsum(-1, None, None)?;
-    let target = sums.try_index((.., -1..))?.multiply(uniform)?;
-    let passed = sums.le(target)?.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?;
-    ops::minimum(passed, Array::from_int(weights.dim(1) - 1))
-}
-
-fn draw_free(group: &[&Row<'_>], logits: &Array) -> Result<Array> {
-    let below = logits.subtract(logits.max_axis(-1, true)?)?;
-    let weights = below.divide(values(group, |sample| sample.temperature))?.exp()?;
-    let kept = below.ge(values(group, min_p_floor))?;
-    let weights = ops::select(kept, weights, Array::from_f32(0.0))?;
-    invert(&weights, &values(group, |sample| sample.uniform))?.reshape(&[-1])
-}
-
-/// The `n` largest of each row, best first: ids (int32) and values, `[rows, n]`.
-fn largest(x: &Array, n: i32) -> Result<(Array, Array)> {
-    let size = x.dim(1);
-    let ids = if n < size {
-        let ids = ops::argpartition_axis(x, size - n, -1)?.try_index((.., size - n..))?;
-        let order = ops::argsort_axis(x.take_along_axis(&ids, -1)?.negative()?, -1)?;
-        ids.take_along_axis(order, -1)?
-    } else {
-        ops::argsort_axis(x.negative()?, -1)?
-    };
-    let values = x.take_along_axis(&ids, -1)?;
-    Ok((ids.as_dtype(Dtype::Int32)?, values))
-}
-
-fn draw_sorted(group: &[&Row<'_>], logits: &Array, n: i32) -> Result<Array> {
-    let (ids, sorted) = largest(logits, n)?;
-    let mass = sorted.subtract(logits.logsumexp_axis(-1, true)?)?.exp()?;
-    let above = mass.cumsum(-1, None, false)?;
-    // A sum of probabilities may round to more than 1, and top_p = 1 is off.
-    let nucleus = values(group, |sample| if sample.top_p < 1.0 { sample.top_p } else { f32::INFINITY });
-    let kept = above.lt(nucleus)?;
-    // Whatever is as likely as the last one kept is kept too.
-    let infinity = Array::from_f32(f32::INFINITY);
-    let last = ops::select(&kept, &sorted, infinity)?.min_axis(-1, true)?;
-    let best = sorted.try_index((.., ..1))?;
-    let below = sorted.subtract(&best)?;
-    let kept = sorted.ge(last)?.logical_and(below.ge(values(group, min_p_floor))?)?;
-    let ranks: Vec<i32> = (0..n).collect();
-    let limits: Vec<i32> = group
-        .iter()
-        .map(|row| row.sample.map_or(0, |s| if s.top_k > 0 { dim(s.top_k) } else { n }))
-        .collect();
-    let ranked =
-        Array::from_slice(&ranks, &[1, n]).lt(Array::from_slice(&limits, &[dim(limits.len()), 1]))?;
-    let weights = below.divide(values(group, |sample| sample.temperature))?.exp()?;
-    let weights = ops::select(kept.logical_and(ranked)?, weights, Array::from_f32(0.0))?;
-    let place = invert(&weights, &values(group, |sample| sample.uniform))?;
-    ids.take_along_axis(place, -1)?.reshape(&[-1])
+fn group_logprobs(group: &[&Row<'_>], logits: &Array, tokens: &Array) -> Result<Option<LogprobArrays>> {
+    let top = group.iter().filter_map(|row| row.top).max();
+    top.map(|top| logprobs(logits, tokens, top)).transpose()
 }
 
 fn logprobs(logits: &Array, tokens: &Array, top: u32) -> Result<LogprobArrays> {
@@ -249,17 +221,22 @@ fn logprobs(logits: &Array, tokens: &Array, top: u32) -> Result<LogprobArrays> {
     Ok(LogprobArrays { chosen: chosen.contiguous()?, top })
 }
 
+impl GroupDrawn {
+    /// What is read of it.
+    fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let logprobs = self.logprobs.iter().flat_map(|logprobs| {
+            let top = logprobs.top.iter().flat_map(|(ids, values, _)| [ids, values]);
+            std::iter::once(&logprobs.chosen).chain(top)
+        });
+        let enough = self.doubt.iter().map(|doubt| &doubt.enough);
+        std::iter::once(&self.tokens).chain(logprobs).chain(enough)
+    }
+}
+
 impl Drawn {
     /// Every array that [`Drawn::read`] looks at; all are outputs of the step.
     pub(crate) fn arrays(&self) -> Vec<&Array> {
-        let groups = self.groups.iter().flat_map(|group| {
-            let logprobs = group.logprobs.iter().flat_map(|logprobs| {
-                let top = logprobs.top.iter().flat_map(|(ids, values, _)| [ids, values]);
-                std::iter::once(&logprobs.chosen).chain(top)
-            });
-            std::iter::once(&group.tokens).chain(logprobs)
-        });
-        std::iter::once(&self.finite).chain(groups).collect()
+        std::iter::once(&self.finite).chain(self.groups.iter().flat_map(GroupDrawn::arrays)).collect()
     }
 
     /// Waits for the step, and returns one result for each of its spans.
@@ -267,7 +244,7 @@ impl Drawn {
         let text = |error: mlx_rs::error::ConversionError| error.to_string();
         let finite = self.finite.to_vec_exact::<bool>().map_err(text)?;
         let mut rows: Vec<Option<(u32, Option<TokenLogprobs>)>> = vec![None; finite.len()];
-        for group in &self.groups {
+        for group in self.groups.iter().chain(&self.redraw(step, &finite)?) {
             let tokens = group.tokens.to_vec_exact::<i32>().map_err(text)?;
             let logprobs =
                 group.logprobs.as_ref().map(|logprobs| logprobs.read(&tokens)).transpose().map_err(text)?;
@@ -278,6 +255,37 @@ impl Drawn {
         }
         let mut rows = finite.into_iter().zip(rows);
         Ok(step.spans.iter().map(|span| result(&span.output, &mut rows)).collect())
+    }
+
+    /// Draws rows whose candidates were too few once more, from all tokens.
+    fn redraw(&self, step: &Step, finite: &[bool]) -> std::result::Result<Vec<GroupDrawn>, String> {
+        let mut redrawn = Vec::new();
+        for group in &self.groups {
+            let Some(Doubt { enough, raw, edited }) = &group.doubt else { continue };
+            let enough = enough.to_vec_exact::<bool>().map_err(|error| error.to_string())?;
+            let vocabulary = raw.dim(1).unsigned_abs();
+            let all = rows(step, vocabulary);
+            let too_few = |&(place, &row): &(usize, &usize)| {
+                let wants = all[row].sample.is_some_and(wants_nucleus);
+                wants && !enough[place] && finite[row]
+            };
+            let (places, members): (Vec<usize>, Vec<usize>) =
+                group.rows.iter().enumerate().filter(too_few).unzip();
+            if members.is_empty() {
+                continue;
+            }
+            let subset: Vec<&Row<'_>> = members.iter().map(|&row| &all[row]).collect();
+            let draw = || {
+                let raw = select(raw, &places)?;
+                let (tokens, _) = draw_group(Way::Sorted(vocabulary), &subset, &select(edited, &places)?)?;
+                let logprobs = group_logprobs(&subset, &raw, &tokens)?;
+                let group = GroupDrawn { rows: members.clone(), tokens, logprobs, doubt: None };
+                eval(group.arrays())?;
+                Ok(group)
+            };
+            redrawn.push(draw().map_err(|error: mlx_rs::error::Exception| error.to_string())?);
+        }
+        Ok(redrawn)
     }
 }
 
@@ -327,3 +335,6 @@ fn result(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,188 +1,7 @@
-//! The engine, turn by turn, on a backend whose tokens tell what was in the slot.
+//! What a request gets, whoever else is there.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
-
-use tokio::sync::{mpsc, oneshot};
-
-use super::core::{Engine, EngineSettings};
-use super::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, next_token};
+use super::super::fake::{CONTEXT, Faults, KV_BYTES, WEIGHT_BYTES};
 use super::*;
-use crate::backend::{ComputeDtype, LoadSpec};
-use crate::clock::{Clock, Moment};
-use crate::error::Error;
-use crate::ids::SessionKey;
-use crate::text::Tokenizer;
-
-#[derive(Default)]
-struct HandClock(Mutex<Duration>);
-
-impl Clock for HandClock {
-    fn now(&self) -> Moment {
-        Moment::at(*self.0.lock().unwrap())
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH
-    }
-}
-
-struct Bench {
-    engine: Engine<Fake>,
-    clock: Arc<HandClock>,
-    tokenizer: Tokenizer,
-    _folder: tempfile::TempDir,
-}
-
-type Events = mpsc::Receiver<GenerateEvent>;
-
-fn tokenizer(folder: &std::path::Path) -> Tokenizer {
-    let vocabulary: serde_json::Map<String, serde_json::Value> =
-        (0..1000).map(|id| (format!("t{id}"), id.into())).collect();
-    let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "t0" });
-    let tokenizer = serde_json::json!({
-        "version": "1.0", "added_tokens": [], "model": model,
-        "pre_tokenizer": { "type": "WhitespaceSplit" }, "decoder": null, "normalizer": null,
-        "post_processor": null, "truncation": null, "padding": null,
-    });
-    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    Tokenizer::load(folder).unwrap()
-}
-
-fn spec() -> LoadSpec {
-    LoadSpec { model: "m".into(), folder: "/".into(), revision: "1".into(), dtype: ComputeDtype::Auto }
-}
-
-impl Bench {
-    fn with(fake: Fake, budget: u64, change: impl Fn(&mut EngineSettings)) -> Self {
-        let mut settings = EngineSettings {
-            memory_budget_bytes: None,
-            kv_idle_bytes_max: None,
-            prefill_chunk_tokens: 16,
-            running_sequences_max: 8,
-            queue_length_max: 64,
-        };
-        change(&mut settings);
-        let clock = Arc::new(HandClock::default());
-        let folder = tempfile::tempdir().unwrap();
-        let tokenizer = tokenizer(folder.path());
-        let engine = Engine::new(fake, clock.clone(), settings, budget);
-        let mut bench = Self { engine, clock, tokenizer, _folder: folder };
-        assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(_))));
-        bench
-    }
-
-    fn new() -> Self {
-        Self::with(Fake::default(), 10_000_000, |_| {})
-    }
-
-    fn load(&mut self) -> Vec<LoadEvent> {
-        let (sender, mut events) = mpsc::channel(8);
-        self.engine.command(Command::Load(spec(), sender));
-        self.run();
-        std::iter::from_fn(|| events.try_recv().ok()).collect()
-    }
-
-    fn origin(&self, client: &str) -> WorkOrigin {
-        WorkOrigin {
-            request: "r".into(),
-            principal: "p".into(),
-            client: client.into(),
-            session: None,
-            arrived: self.clock.now(),
-            deadline: None,
-        }
-    }
-
-    fn work(&self, tokens: &[u32], max_tokens: u32) -> (GenerateWork, Events) {
-        let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
-        let off = |value| Penalty { value, context_size: 0 };
-        let sampling = Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed: 0,
-            repetition: off(1.0),
-            presence: off(0.0),
-            frequency: off(0.0),
-            logit_bias: vec![],
-        };
-        let stopping = Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] };
-        let work = GenerateWork {
-            origin: self.origin("c"),
-            model: "m".into(),
-            tokens: tokens.to_vec(),
-            sampling,
-            stopping,
-            top_logprobs: None,
-            tokenizer: self.tokenizer.clone(),
-            events,
-        };
-        (work, receiver)
-    }
-
-    fn submit(&mut self, tokens: &[u32], max_tokens: u32) -> Events {
-        let (work, events) = self.work(tokens, max_tokens);
-        self.engine.command(Command::Generate(Box::new(work)));
-        events
-    }
-
-    fn turns(&mut self, turns: usize) {
-        for _ in 0..turns {
-            self.engine.turn();
-        }
-    }
-
-    fn run(&mut self) {
-        for _ in 0..10_000 {
-            if self.engine.is_idle() {
-                return;
-            }
-            self.engine.turn();
-        }
-        panic!("the engine does not come to rest");
-    }
-
-    fn stats(&mut self) -> EngineStats {
-        let (reply, mut answer) = oneshot::channel();
-        self.engine.command(Command::Stats(reply));
-        answer.try_recv().unwrap()
-    }
-}
-
-/// What a run brought: how it ended, its tokens by deltas, and how much was cached.
-struct Outcome {
-    end: Result<Generated, Error>,
-    tokens: Vec<u32>,
-    cached: u32,
-}
-
-fn drain(mut events: Events) -> Outcome {
-    let (mut end, mut tokens, mut cached) = (None, vec![], 0);
-    while let Ok(event) = events.try_recv() {
-        assert!(end.is_none(), "nothing follows the end");
-        match event {
-            GenerateEvent::Started { cached_tokens, .. } => cached = cached_tokens,
-            GenerateEvent::Progress { .. } => {}
-            GenerateEvent::Delta(delta) => tokens.extend(delta.tokens),
-            GenerateEvent::Ended(outcome) => end = Some(outcome),
-        }
-    }
-    Outcome { end: end.expect("every run ends"), tokens, cached }
-}
-
-fn alone(prompt: &[u32], tokens: usize) -> Vec<u32> {
-    let mut context = prompt.to_vec();
-    for _ in 0..tokens {
-        context.push(next_token(&context));
-    }
-    context[prompt.len()..].to_vec()
-}
-
-fn prompt(seed: u32, length: u32) -> Vec<u32> {
-    (0..length).map(|place| (seed * 31 + place * 7) % 1000).collect()
-}
 
 #[test]
 fn output_in_a_crowd_equals_output_alone() {
@@ -338,7 +157,7 @@ fn a_full_queue_refuses_with_its_limit() {
     let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| settings.queue_length_max = 1);
     let waiting = bench.submit(&[1], 1);
     let refused = bench.submit(&[2], 1);
-    assert!(matches!(drain(refused).end, Err(Error::QueueFull { limit: 1, .. })));
+    assert!(matches!(drain(refused).end, Err(Error::QueueFull { limit: "queue_length_max", value: 1, .. })));
     bench.run();
     assert!(drain(waiting).end.is_ok());
 }
@@ -450,16 +269,9 @@ fn output_ends_at_the_context() {
 
 #[test]
 fn the_handle_learns_of_a_panic() {
-    let settings = EngineSettings {
-        memory_budget_bytes: None,
-        kv_idle_bytes_max: None,
-        prefill_chunk_tokens: 16,
-        running_sequences_max: 8,
-        queue_length_max: 64,
-    };
     let fake = Fake::with(Faults { panic_at: Some(1), ..Faults::default() });
     let make = move |_: &EngineSettings| Ok((fake, Fake::info(1_000_000)));
-    let (handle, thread) = start(settings, Arc::new(HandClock::default()), make).unwrap();
+    let (handle, thread) = start(settings(), Arc::new(HandClock::default()), make).unwrap();
     assert!(handle.is_alive());
     let mut events = handle.load(spec()).unwrap();
     // The warming run is the first step.

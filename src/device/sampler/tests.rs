@@ -1,0 +1,169 @@
+//! Draws against the filters said plainly, in f64 and one row at a time.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::backend::{SlotId, Span};
+
+/// Above [`CUT_MAX`], so that candidates are cut.
+const VOCABULARY: usize = 3000;
+
+fn sample() -> Sample {
+    Sample {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        uniform: 0.5,
+        edits: vec![],
+        xtc: None,
+        top_logprobs: None,
+    }
+}
+
+fn step(samples: &[Sample]) -> Step {
+    let spans = samples.iter().zip(0..).map(|(sample, slot)| Span {
+        slot: SlotId { slab: 0, slot },
+        start: 0,
+        tokens: vec![0],
+        output: SpanOutput::Sample(Box::new(sample.clone())),
+    });
+    Step { spans: spans.collect() }
+}
+
+fn drawn(logits: &[f32], samples: &[Sample]) -> Vec<usize> {
+    let rows: Vec<f32> = samples.iter().flat_map(|_| logits.iter().copied()).collect();
+    let logits = Array::from_slice(&rows, &[dim(samples.len()), dim(logits.len())]);
+    let step = step(samples);
+    let results = draw(&step, &logits).unwrap().read(&step).unwrap();
+    let token = |result: SpanResult| match result {
+        SpanResult::Token(token, _) => token as usize,
+        other => panic!("{other:?}"),
+    };
+    results.into_iter().map(token).collect()
+}
+
+/// Weights of all tokens, by the filters' definitions.
+fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    let likelihood = |kept: &[bool]| {
+        let mass = |id: usize| if kept[id] { f64::from(logits[id]).exp() } else { 0.0 };
+        let whole: f64 = (0..logits.len()).map(mass).sum();
+        (0..logits.len()).map(|id| mass(id) / whole).collect::<Vec<f64>>()
+    };
+    let mut kept = vec![true; logits.len()];
+    let all = likelihood(&kept);
+    if sample.top_p < 1.0 {
+        let mut above = 0.0;
+        for &id in &order {
+            kept[id] = above < f64::from(sample.top_p);
+            above += all[id];
+        }
+    }
+    for id in 0..kept.len() {
+        kept[id] &= all[id] >= f64::from(sample.min_p) * all[order[0]];
+    }
+    if let Some(xtc) = &sample.xtc {
+        let now = likelihood(&kept);
+        let likely = |id: &usize| now[*id] > f64::from(xtc.threshold);
+        let least = (0..kept.len()).filter(likely).map(|id| now[id]).fold(f64::INFINITY, f64::min);
+        for id in 0..kept.len() {
+            kept[id] &= now[id] <= least || xtc.spared.contains(&u32::try_from(id).unwrap());
+        }
+    }
+    if sample.top_k > 0 {
+        let ranked: Vec<usize> = order.iter().copied().filter(|&id| kept[id]).collect();
+        for &id in ranked.iter().skip(sample.top_k as usize) {
+            kept[id] = false;
+        }
+    }
+    let heated = |id: usize| (f64::from(logits[id]) / f64::from(sample.temperature)).exp();
+    (0..kept.len()).map(|id| if kept[id] { heated(id) } else { 0.0 }).collect()
+}
+
+/// Whether `token` is where the running sum passes the uniform number, in the order that the way draws in.
+fn is_right(logits: &[f32], sample: &Sample, token: usize) -> bool {
+    let weights = weights(logits, sample);
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    if way(sample, u32::try_from(logits.len()).unwrap()) != Way::Free {
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    }
+    let whole: f64 = weights.iter().sum();
+    let before: f64 = order.iter().take_while(|&&id| id != token).map(|&id| weights[id]).sum();
+    let (low, high) = (before / whole, (before + weights[token]) / whole);
+    let uniform = f64::from(sample.uniform);
+    weights[token] > 0.0 && low - 2e-5 <= uniform && uniform <= high + 2e-5
+}
+
+/// Distinct logits, peaked or flat.
+fn logits() -> impl Strategy<Value = Vec<f32>> {
+    let spread = prop_oneof![Just(0.5f32), Just(3.0), Just(12.0)];
+    (spread, any::<u64>()).prop_map(|(spread, seed)| {
+        let mut state = seed | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            #[allow(clippy::cast_precision_loss, reason = "random bits")]
+            let unit = (state >> 40) as f32 / (1u32 << 24) as f32;
+            unit
+        };
+        (0..VOCABULARY).map(|_| spread * (next() + next() + next() - 1.5)).collect()
+    })
+}
+
+fn any_sample() -> impl Strategy<Value = Sample> {
+    let xtc = (0.0f32..=0.5, prop::collection::vec(0..50u32, 0..3));
+    let filters = (
+        prop_oneof![Just(1.0f32), 0.05f32..0.99],
+        prop_oneof![Just(0u32), 1u32..60, Just(2000)],
+        prop_oneof![Just(0.0f32), 0.001f32..0.5],
+        prop::option::of(xtc),
+    );
+    (filters, 0.3f32..2.0, 0u32..1 << 23).prop_map(|((top_p, top_k, min_p, xtc), temperature, bits)| {
+        let xtc = xtc.map(|(threshold, spared)| Xtc { threshold, spared: Arc::from(spared) });
+        #[allow(clippy::cast_precision_loss, reason = "23 bits are exact")]
+        let uniform = bits as f32 / (1u32 << 23) as f32;
+        Sample { temperature, top_p, top_k, min_p, uniform, xtc, ..sample() }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rows_with_different_filters_are_each_drawn_as_defined(
+        logits in logits(),
+        samples in prop::collection::vec(any_sample(), 1..6),
+    ) {
+        for (sample, token) in samples.iter().zip(drawn(&logits, &samples)) {
+            prop_assert!(is_right(&logits, sample, token), "{sample:?} drew {token}");
+            let alone = drawn(&logits, std::slice::from_ref(sample))[0];
+            prop_assert_eq!(alone, token, "alone as among others");
+        }
+    }
+}
+
+#[test]
+fn a_nucleus_beyond_the_candidates_is_drawn_from_all_tokens() {
+    // Nearly flat: the nucleus is nearly everything.
+    let logits: Vec<f32> = (0..3000u16).map(|id| -1e-4 * f32::from(id)).collect();
+    let late = Sample { top_p: 0.99, uniform: 0.98, top_logprobs: Some(1), ..sample() };
+    let first = Sample { top_p: 0.99, uniform: 0.0, ..sample() };
+    let tokens = drawn(&logits, &[late.clone(), first]);
+    assert!(is_right(&logits, &late, tokens[0]) && tokens[0] > 2000, "{tokens:?}");
+    assert_eq!(tokens[1], 0);
+}
+
+#[test]
+fn xtc_removes_the_likeliest_but_what_is_spared() {
+    let mut logits = vec![-20.0; VOCABULARY];
+    (logits[5], logits[6], logits[7]) = (2.0, 1.9, 1.8);
+    let xtc = |spared: &[u32]| Some(Xtc { threshold: 0.1, spared: spared.into() });
+    for top_k in [0, 2] {
+        let at = |uniform, xtc| Sample { uniform, xtc, top_k, ..sample() };
+        let tokens = drawn(&logits, &[at(0.01, xtc(&[])), at(0.01, xtc(&[5])), at(0.01, None)]);
+        assert_eq!(tokens, [7, 5, 5], "top_k {top_k}");
+    }
+}

@@ -1,0 +1,195 @@
+//! What requests get of one another: places, priority, deadlines, and readers that do not read.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+impl Bench {
+    fn ask(
+        &mut self,
+        client: &str,
+        priority: Priority,
+        tokens: u32,
+        change: impl Fn(&mut GenerateWork),
+    ) -> Events {
+        let (mut work, events) = self.work(&prompt(tokens, 20), tokens);
+        work.origin = WorkOrigin { priority, ..self.origin(client) };
+        change(&mut work);
+        self.engine.command(Command::Generate(Box::new(work)));
+        events
+    }
+
+    fn pass(&mut self, time: Duration) {
+        *self.clock.0.lock().unwrap() += time;
+    }
+}
+
+fn with_places(places: u32) -> Bench {
+    Bench::with(Fake::default(), 10_000_000, |settings| settings.running_sequences_max = places)
+}
+
+/// Whether it runs or ran.
+fn has_started(events: &mut Events) -> bool {
+    matches!(events.try_recv(), Ok(GenerateEvent::Started { .. }))
+}
+
+#[test]
+fn clients_share_places_whatever_they_ask_for() {
+    let mut bench = with_places(6);
+    let mut outstanding: Vec<(&str, Events, u64)> = Vec::new();
+    let mut tokens: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut waits = Vec::new();
+    for turn in 0..6000 {
+        for (client, count) in [("one", 1), ("four", 4), ("sixteen", 16)] {
+            while outstanding.iter().filter(|(whose, ..)| *whose == client).count() < count {
+                let events =
+                    bench.ask(client, Priority::Normal, 24 + u32::try_from(turn % 8).unwrap(), |_| {});
+                outstanding.push((client, events, turn));
+            }
+        }
+        bench.turns(1);
+        let running = bench.stats().models[0].running_sequences;
+        assert!(turn == 0 || running >= 5, "turn {turn}: {running} of 6 run");
+        outstanding.retain_mut(|(client, events, since)| {
+            while let Ok(event) = events.try_recv() {
+                match event {
+                    GenerateEvent::Started { .. } if *client == "one" => waits.push(turn - *since),
+                    GenerateEvent::Delta(delta) => *tokens.entry(client).or_default() += delta.tokens.len(),
+                    GenerateEvent::Ended(outcome) => {
+                        outcome.unwrap();
+                        return false;
+                    }
+                    GenerateEvent::Started { .. } | GenerateEvent::Progress { .. } => {}
+                }
+            }
+            true
+        });
+    }
+    waits.sort_unstable();
+    assert!(waits[waits.len() * 95 / 100] <= 2, "{waits:?}");
+    #[allow(clippy::cast_precision_loss, reason = "small counts")]
+    let ratio = tokens["four"] as f64 / tokens["sixteen"] as f64;
+    assert!((0.95..1.05).contains(&ratio), "{tokens:?}");
+}
+
+#[test]
+fn one_that_made_room_goes_on_where_it_was() {
+    let mut bench = with_places(2);
+    let runs: Vec<Events> = (0..2).map(|_| bench.ask("a", Priority::Normal, 60, |_| {})).collect();
+    bench.turns(20);
+    let mut other = bench.ask("b", Priority::Normal, 30, |_| {});
+    bench.turns(2);
+    assert!(has_started(&mut other));
+    bench.run();
+    assert_eq!(bench.stats().preemptions_total, 1);
+    for events in runs {
+        let outcome = drain(events);
+        assert_eq!(outcome.tokens, alone(&prompt(60, 20), 60));
+        assert_eq!(outcome.cached, 0, "it starts once");
+    }
+    let stats = bench.stats();
+    // Two prompts of 20 tokens and a third; what was parked is not run again.
+    assert_eq!(stats.prefill_tokens_total, 60);
+    assert_eq!((stats.finished_total, stats.models[0].kv_reserved_bytes), (3, 0));
+}
+
+#[test]
+fn background_makes_room_for_interactive_and_rises_with_waiting() {
+    let mut bench = with_places(1);
+    let mut background = bench.ask("a", Priority::Background, 2000, |_| {});
+    bench.turns(3);
+    assert!(has_started(&mut background));
+    let first = bench.ask("b", Priority::Interactive, 5, |_| {});
+    let mut waiting = bench.ask("c", Priority::Background, 5, |_| {});
+    bench.turns(10);
+    assert_eq!(drain(first).tokens.len(), 5);
+    bench.pass(Duration::from_secs(20));
+    let mut late = bench.ask("d", Priority::Interactive, 5, |_| {});
+    bench.turns(2);
+    assert!(has_started(&mut waiting), "it has waited for two classes");
+    assert!(!has_started(&mut late));
+    bench.run();
+    assert_eq!(bench.stats().finished_total, 4);
+}
+
+#[test]
+fn a_client_with_too_many_waiting_is_refused_and_others_are_not() {
+    let mut bench =
+        Bench::with(Fake::default(), 10_000_000, |settings| settings.queue_length_per_client_max = 1);
+    let waiting = bench.ask("a", Priority::Normal, 1, |_| {});
+    let refused = bench.ask("a", Priority::Normal, 1, |_| {});
+    let other = bench.ask("b", Priority::Normal, 1, |_| {});
+    let refusal = drain(refused).end;
+    assert!(matches!(refusal, Err(Error::QueueFull { limit: "queue_length_per_client_max", value: 1, .. })));
+    bench.run();
+    assert!(drain(waiting).end.is_ok() && drain(other).end.is_ok());
+    assert_eq!(bench.stats().refused_total, 1);
+}
+
+#[test]
+fn a_deadline_out_of_reach_is_refused_at_once() {
+    let mut bench = Bench::new();
+    let taught = bench.ask("a", Priority::Normal, 10, |_| {});
+    // Each turn takes a second, so each prompt token about a sixteenth of one.
+    while !bench.engine.is_idle() {
+        bench.turns(1);
+        bench.pass(Duration::from_secs(1));
+    }
+    drop(taught);
+    let ask = |bench: &mut Bench, seconds| {
+        let deadline = Some(bench.clock.now().after(Duration::from_secs(seconds)));
+        bench.ask("a", Priority::Normal, 1, |work| {
+            work.tokens = prompt(9, 2000);
+            work.origin.deadline = deadline;
+        })
+    };
+    let refused = ask(&mut bench, 10);
+    assert!(matches!(drain(refused).end, Err(Error::DeadlineUnmeetable { .. })));
+    let fine = ask(&mut bench, 10_000);
+    bench.run();
+    assert!(drain(fine).end.is_ok());
+}
+
+#[test]
+fn a_reader_that_does_not_read_pauses_and_is_ended_and_others_run_on() {
+    let mut bench = Bench::new();
+    let (mut work, _) = bench.work(&prompt(1, 20), 2000);
+    let (events, unread) = mpsc::channel(4);
+    work.events = events;
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.turns(400);
+    let stalled = bench.stats();
+    assert_eq!(stalled.models[0].stalled_sequences, 1);
+    assert!(!bench.engine.turn(), "nothing is left to do");
+    let other = bench.ask("b", Priority::Normal, 50, |_| {});
+    bench.turns(60);
+    assert_eq!(drain(other).tokens.len(), 50);
+    bench.pass(Duration::from_secs(61));
+    bench.run();
+    let outcome = drain(unread);
+    assert!(matches!(outcome.end, Err(Error::SlowReader { .. })));
+    assert_eq!(
+        outcome.tokens,
+        alone(&prompt(1, 20), outcome.tokens.len()),
+        "what came before the end is whole"
+    );
+    assert_eq!(bench.stats().models[0].slabs[0].slots_in_use, 0);
+}
+
+#[test]
+fn a_slow_reader_loses_nothing() {
+    let mut bench = Bench::new();
+    let (mut work, _) = bench.work(&prompt(1, 20), 1000);
+    let (events, mut slow) = mpsc::channel(4);
+    work.events = events;
+    bench.engine.command(Command::Generate(Box::new(work)));
+    let mut tokens = vec![];
+    while !bench.engine.is_idle() {
+        bench.turns(300);
+        if let Ok(GenerateEvent::Delta(delta)) = slow.try_recv() {
+            tokens.extend(delta.tokens);
+        }
+    }
+    tokens.extend(drain(slow).tokens);
+    assert_eq!(tokens, alone(&prompt(1, 20), 1000));
+}

@@ -1,0 +1,125 @@
+//! How fast a model runs, learned from its steps: what a step of decoding takes, and what each prefilled token
+//! adds. From it follow how much a step may prefill, and when a first token can be there.
+
+use std::time::Duration;
+
+/// How much of an estimate one step replaces: the last few steps count.
+const LEARNING_RATE: f64 = 0.25;
+
+/// Prefilled tokens from which on a step's time says what one of them costs.
+const TELLING_TOKENS: f64 = 64.0;
+
+/// Prefilled while nothing is known: enough to learn from, too few to be noticed.
+const FIRST_TOKENS: u32 = 64;
+
+/// Fewest tokens a step prefills, whatever they cost: below it, prompts would hardly move.
+const PREFILL_TOKENS_MIN: u32 = 16;
+
+/// A deadline is out of reach only if it is so at this many times the speed that was seen.
+const DOUBT: u32 = 2;
+
+/// Bounds of what a step may prefill.
+#[derive(Clone, Copy, Debug)]
+pub struct PaceLimits {
+    /// Tokens.
+    pub prefill_tokens_max: u32,
+    /// Times what it takes when it only decodes.
+    pub stretch_max: u32,
+    /// Time of a step that does not decode.
+    pub step_max: Duration,
+}
+
+/// The speed of a model, in seconds.
+#[derive(Clone, Debug, Default)]
+pub struct Pace {
+    decode_step: Option<f64>,
+    prefill_token: Option<f64>,
+}
+
+fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64) {
+    *estimate = Some(estimate.map_or(seen, |old| old + (seen - old) * LEARNING_RATE * weight));
+}
+
+impl Pace {
+    /// A step took so long.
+    pub fn observe(&mut self, decoding: u32, prefilled: u32, took: Duration) {
+        let took = took.as_secs_f64();
+        if prefilled == 0 {
+            learn(&mut self.decode_step, took, 1.0);
+            return;
+        }
+        // What a step takes without prefill is mostly reading the weights, which it does once in any case.
+        let base = self.decode_step.unwrap_or(0.0).min(if decoding > 0 { took } else { took / 2.0 });
+        let tokens = f64::from(prefilled);
+        learn(&mut self.prefill_token, (took - base) / tokens, (tokens / TELLING_TOKENS).min(1.0));
+    }
+
+    /// How many tokens the next step may prefill.
+    #[must_use]
+    pub fn prefill_tokens(&self, decoding: bool, limits: PaceLimits) -> u32 {
+        let Some(token) = self.prefill_token else { return FIRST_TOKENS.min(limits.prefill_tokens_max) };
+        let step_max = limits.step_max.as_secs_f64();
+        let time = match self.decode_step.filter(|_| decoding) {
+            Some(step) => (step * f64::from(limits.stretch_max.saturating_sub(1))).min(step_max),
+            None => step_max,
+        };
+        whole(time / token.max(f64::MIN_POSITIVE)).max(PREFILL_TOKENS_MIN).min(limits.prefill_tokens_max)
+    }
+
+    /// The least time in which so many tokens can be prefilled; None while nothing is known.
+    #[must_use]
+    pub fn time_to_prefill(&self, tokens: u32) -> Option<Duration> {
+        let time = f64::from(tokens) * self.prefill_token?;
+        Duration::try_from_secs_f64(time / f64::from(DOUBT)).ok()
+    }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, which is what is wanted"
+)]
+fn whole(x: f64) -> u32 {
+    x as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: PaceLimits =
+        PaceLimits { prefill_tokens_max: 512, stretch_max: 3, step_max: Duration::from_millis(400) };
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn prefill_stretches_a_decode_step_by_no_more_than_it_may() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.prefill_tokens(true, LIMITS), 64);
+        pace.observe(4, 0, ms(40));
+        pace.observe(4, 64, ms(40 + 128));
+        assert_eq!(pace.prefill_tokens(true, LIMITS), 40, "two steps' time at 2 ms a token");
+        assert_eq!(pace.prefill_tokens(false, LIMITS), 200, "0.4 s at 2 ms a token");
+    }
+
+    #[test]
+    fn fast_models_are_bounded_by_tokens_and_slow_ones_go_on() {
+        let mut pace = Pace::default();
+        pace.observe(0, 64, Duration::from_micros(64));
+        assert_eq!(pace.prefill_tokens(false, LIMITS), 512);
+        let mut slow = Pace::default();
+        slow.observe(0, 64, Duration::from_secs(64));
+        assert_eq!(slow.prefill_tokens(true, LIMITS), 16);
+    }
+
+    #[test]
+    fn a_deadline_is_judged_by_twice_the_speed_that_was_seen() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.time_to_prefill(1000), None);
+        pace.observe(1, 0, ms(10));
+        pace.observe(1, 100, ms(110));
+        assert_eq!(pace.time_to_prefill(1000), Some(ms(500)));
+    }
+}
