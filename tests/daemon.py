@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,9 @@ class Daemon:
         """What it has logged so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
-    def wire(self, target: str = "", token: str = "") -> Wire:
+    def wire(self, target: str = "", token: str = "", options: Sequence[Any] = ()) -> Wire:
         """A new connection to it."""
-        return Wire(target or self.target, token)
+        return Wire(target or self.target, token, options)
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts the process and does not wait."""

@@ -152,8 +152,8 @@ def request(
 class Wire:
     """One connection to a daemon."""
 
-    def __init__(self, target: str, token: str = "") -> None:
-        self.channel = grpc.insecure_channel(target, options=UNLIMITED + CHANNEL)
+    def __init__(self, target: str, token: str = "", options: Sequence[Any] = ()) -> None:
+        self.channel = grpc.insecure_channel(target, options=[*UNLIMITED, *CHANNEL, *options])
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
