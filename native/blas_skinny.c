@@ -15,21 +15,14 @@
 #include <stddef.h>
 
 #include "blas_pool.h"
+#include "blas_product.h"
 
 enum {
   ROWS_MAX = 64,
-  PREFETCH_ROWS = 8,
   // What a thread takes at a time: enough rows for prefetching to work, enough multiplications (3 us) to be
   // worth taking.
   PART_COLUMNS = 128,
   PART_WORK = 50000,
-};
-
-struct product {
-  int m, n, k, lda, ldw, ldc, part_columns;
-  float alpha, beta;
-  const float *a, *w;
-  float *c;
 };
 
 // The tile fills the vector registers: ROWS * COLUMNS sums, COLUMNS weights and one of A's.

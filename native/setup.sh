@@ -98,7 +98,8 @@ fetch_wheels() {
 
 build_blas() {
   local flags=(-std=gnu17 -O3 -fPIC -shared -Wall -Wextra -pthread "-Wl,-rpath,\$ORIGIN" -L"$tmp/lib")
-  "$cc" "${flags[@]}" -Wl,-soname,libmlxd_blas.so -o "$tmp/lib/libmlxd_blas.so" "$native"/blas_*.c -lscipy_openblas
+  "$cc" "${flags[@]}" -Wl,-soname,libmlxd_blas.so -o "$tmp/lib/libmlxd_blas.so" "$native"/blas_*.c "$native/cpu_ops.c" \
+    -lscipy_openblas -lm
   "$cc" "${flags[@]}" -DMLXD_BLAS_PLAIN -Wl,-soname,libmlxd_blas_plain.so -o "$tmp/lib/libmlxd_blas_plain.so" \
     "$native/blas_shim.c" -lscipy_openblas
   # A symbol that the shim forgets would quietly come from the reference BLAS.
@@ -113,8 +114,8 @@ symbols() { nm -D "$@" | awk '{ print $NF }' | LC_ALL=C sort -u; }
 # mlx-c as a shared library: it names the BLAS before libmlx.so, which fixes the loader's search order for
 # every program that links it. Its files are compiled as one, since nearly all their time goes to MLX's headers.
 build_mlx_c() {
-  printf '#include "%s"\n' "$sys"/src/mlx-c/mlx/c/*.cpp "$native/linux_compat.cpp" >"$tmp/mlx_c.cpp"
-  "$cxx" -std=c++20 -O2 -fPIC -w -include "$native/format_compat.h" -I"$tmp/lib/mlx/include" -I"$sys/src/mlx-c" \
+  printf '#include "%s"\n' "$sys"/src/mlx-c/mlx/c/*.cpp "$native/linux_compat.cpp" "$native/mlx_ops.cpp" >"$tmp/mlx_c.cpp"
+  "$cxx" -std=c++20 -O2 -fPIC -w -include "$native/format_compat.h" -I"$tmp/lib/mlx/include" -I"$sys/src/mlx-c" -I"$native" \
     -shared -Wl,-soname,libmlxc.so -Wl,-rpath,"\$ORIGIN:\$ORIGIN/mlx/lib" -Wl,--no-as-needed \
     -o "$tmp/lib/libmlxc.so" "$tmp/mlx_c.cpp" -L"$tmp/lib" -L"$tmp/lib/mlx/lib" -lmlxd_blas -lmlx ||
     die "mlx-c did not compile"
@@ -130,7 +131,7 @@ build() {
     cargo build --locked --manifest-path "$native/bindgen/Cargo.toml" >"$tmp/bindgen.log" 2>&1 &
   local bindgen=$!
   fetch_wheels
-  say "2/3 compiling mlx-c and the BLAS shim"
+  say "2/3 compiling mlx-c, the BLAS shim and the operations"
   build_blas
   build_mlx_c
   say "3/3 generating the bindings"

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Builds and runs the tests of the BLAS shim against the library that setup.sh has made. Linux only.
+# Builds and runs the tests of the BLAS shim and the operations against the library that setup.sh has made. Linux only.
 set -euo pipefail
 
 [ "$(uname -s)" = Linux ] || exit 0
 tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 library=$tests/../../.cargo/mlx-linux/lib
 
-test=$(mktemp)
-trap 'rm -f "$test"' EXIT
-"${CC:-gcc}" -std=gnu17 -O2 -Wall -Wextra -o "$test" "$tests/blas_test.c" "$library/libmlxd_blas.so" \
-  -Wl,-rpath,"$library" -Wl,-rpath-link,"$library" -lm -pthread
-"$test"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+for test in blas_test ops_test; do
+  "${CC:-gcc}" -std=gnu17 -O2 -Wall -Wextra -o "$folder/$test" "$tests/$test.c" "$library/libmlxd_blas.so" \
+    -Wl,-rpath,"$library" -Wl,-rpath-link,"$library" -lm -pthread
+  "$folder/$test"
+done

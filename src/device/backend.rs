@@ -101,7 +101,7 @@ impl Backend for MlxBackend {
 
     fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error> {
         let plan = LoadPlan::new(spec, self.on_cpu, free_bytes)?;
-        let loader = plan.open(self.on_cpu)?;
+        let loader = plan.open()?;
         let weights = Weights::open(&spec.model, plan.files(), plan.policy)?;
         let id = ModelId(self.model_next);
         self.model_next += 1;
@@ -172,7 +172,7 @@ impl Backend for MlxBackend {
     fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error> {
         let ready = self.ready(model)?;
         assert!(ready.running.is_none(), "a step is launched before the last one was collected");
-        let batch = Batch::new(step);
+        let batch = Batch::new(step, ready.kv.shape().kernels().is_some());
         let logits = ready.model.forward(&batch, &mut ready.kv)?;
         let drawn = logits.map(|logits| sampler::draw(step, &logits)).transpose()?;
         let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch));

@@ -2,10 +2,13 @@
 //! is. Tokens that decode in one slab form a *group*, so that a layer writes their keys and values with
 //! one update and attends with one launch; longer spans attend one by one.
 
+use std::collections::BTreeSet;
+
 use mlx_rs::Array;
 
 use crate::backend::{Span, SpanOutput, Step};
 use crate::device::dim;
+use crate::device::ffi::AttentionSpan;
 
 /// The tokens of one step, packed.
 #[derive(Debug)]
@@ -14,7 +17,11 @@ pub(crate) struct Batch {
     pub(crate) tokens: Array,
     /// The position of each token in its sequence.
     pub(crate) positions: Vec<i32>,
-    /// One per slab with decoding sequences.
+    /// Slabs with tokens of the step.
+    pub(crate) slabs: Vec<u32>,
+    /// All spans, with their slabs by place in `slabs`.
+    pub(crate) spans: Vec<AttentionSpan>,
+    /// One per slab with decoding sequences. Groups and chunks are empty where attention takes the spans.
     pub(crate) groups: Vec<Group>,
     /// Spans of more than one token.
     pub(crate) chunks: Vec<Chunk>,
@@ -130,7 +137,10 @@ fn output_rows(span: &Span, row: i32) -> std::ops::Range<i32> {
 
 impl Batch {
     /// Packs a step. Its spans of one token come first, in the order of their slots.
-    pub(crate) fn new(step: &Step) -> Self {
+    pub(crate) fn new(step: &Step, takes_spans: bool) -> Self {
+        let slabs: BTreeSet<u32> = step.spans.iter().map(|span| span.slot.slab).collect();
+        let slabs: Vec<u32> = slabs.into_iter().collect();
+        let mut spans = Vec::new();
         let mut tokens = Vec::new();
         let mut positions = Vec::new();
         let mut chunks = Vec::new();
@@ -140,7 +150,14 @@ impl Batch {
             outputs.extend(output_rows(span, row));
             tokens.extend(span.tokens.iter().map(|&token| dim(token)));
             positions.extend((0..dim(span.tokens.len())).map(|offset| dim(span.start) + offset));
-            if span.tokens.len() > 1 {
+            spans.push(AttentionSpan {
+                slab: dim(slabs.partition_point(|&slab| slab < span.slot.slab)),
+                slot: dim(span.slot.slot),
+                row,
+                rows: dim(span.tokens.len()),
+                start: dim(span.start),
+            });
+            if span.tokens.len() > 1 && !takes_spans {
                 chunks.push(Chunk {
                     slab: span.slot.slab,
                     slot: dim(span.slot.slot),
@@ -150,13 +167,13 @@ impl Batch {
                 });
             }
         }
-        let single = step.spans.partition_point(|span| span.tokens.len() == 1);
+        let single = if takes_spans { 0 } else { step.spans.partition_point(|span| span.tokens.len() == 1) };
         let mut groups = Vec::new();
         for spans in step.spans[..single].chunk_by(|a, b| a.slot.slab == b.slot.slab) {
             let row = groups.last().map_or(0, |group: &Group| group.row + group.rows);
             groups.push(Group::new(spans, row));
         }
         let outputs = (!outputs.is_empty()).then(|| ints(&outputs));
-        Self { tokens: ints(&tokens), positions, groups, chunks, outputs }
+        Self { tokens: ints(&tokens), positions, slabs, spans, groups, chunks, outputs }
     }
 }

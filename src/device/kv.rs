@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, fast, ops};
@@ -15,6 +15,8 @@ use mlx_rs::{Array, Dtype, fast, ops};
 use crate::backend::{ParkedId, SlotId};
 use crate::device::batch::{Batch, Chunk, Group, GroupWrite};
 use crate::device::dim;
+use crate::device::ffi::{AttentionShape, Kernels};
+use crate::device::layers::{Ops, Rope, Rotation};
 
 /// The shape of a model's KV cache.
 #[derive(Clone, Copy, Debug)]
@@ -23,9 +25,18 @@ pub(crate) struct KvShape {
     pub(crate) kv_heads: i32,
     pub(crate) head_dim: i32,
     pub(crate) dtype: Dtype,
+    pub(crate) ops: Ops,
 }
 
 impl KvShape {
+    /// The operation that does all of attention, where there is one for these sizes.
+    pub(crate) fn kernels(&self) -> Option<Kernels> {
+        match self.ops.for_heads(self.head_dim) {
+            Ops::Kernels(kernels) => Some(kernels),
+            Ops::Composed | Ops::Fused => None,
+        }
+    }
+
     /// Bytes one token takes in all layers.
     pub(crate) fn bytes_per_token(&self) -> u64 {
         let item: u64 = if self.dtype == Dtype::Float32 { 4 } else { 2 };
@@ -56,7 +67,7 @@ impl Kv {
     }
 
     pub(crate) fn open(&mut self, slab: u32, capacity: u32, slots: u32) -> Result<()> {
-        let KvShape { layers, kv_heads, head_dim, dtype } = self.shape;
+        let KvShape { layers, kv_heads, head_dim, dtype, .. } = self.shape;
         let shape = [dim(slots), 2 * kv_heads, dim(capacity), head_dim];
         let arrays = (0..layers).map(|_| ops::zeros_dtype(&shape, dtype)).collect::<Result<Vec<_>>>()?;
         eval(&arrays)?;
@@ -132,18 +143,61 @@ impl Kv {
 
     /// The slabs that a step of this batch changes; they are outputs of the step.
     pub(crate) fn touched(&self, batch: &Batch) -> Vec<&Array> {
-        let slabs: std::collections::BTreeSet<u32> = batch
-            .groups
-            .iter()
-            .map(|group| group.slab)
-            .chain(batch.chunks.iter().map(|chunk| chunk.slab))
-            .collect();
-        slabs.iter().flat_map(|slab| &self.slabs[slab]).collect()
+        batch.slabs.iter().flat_map(|slab| &self.slabs[slab]).collect()
     }
 
-    /// Writes a layer's new keys and values `[tokens, 2 * kv_heads, head_dim]` and attends with its
-    /// queries `[tokens, heads, head_dim]`; returns `[tokens, heads * head_dim]`.
+    /// Attention of a layer's new tokens: `qkv` is `[tokens, (heads + 2 * kv_heads) * head_dim]`. Turns queries
+    /// and keys, writes keys and values to their slots, and returns `[tokens, heads * head_dim]`.
     pub(crate) fn attend(
+        &mut self,
+        layer: usize,
+        batch: &Batch,
+        qkv: &Array,
+        (rope, rotation): (&Rope, &Rotation),
+    ) -> Result<Array> {
+        let KvShape { kv_heads, head_dim, .. } = self.shape;
+        let heads = qkv.dim(1) / head_dim - 2 * kv_heads;
+        if let (Some(kernels), Rotation::Angles { cos, sin }) = (self.shape.kernels(), rotation) {
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                rotated: head_dim,
+                traditional: i32::from(rope.traditional),
+                scale: self.scale(),
+                window: 0,
+            };
+            return self.attend_at_once(layer, batch, (kernels, &shape), (qkv, cos, sin));
+        }
+        let all = qkv.reshape(&[qkv.dim(0), heads + 2 * kv_heads, head_dim])?;
+        let rotated = heads + kv_heads;
+        let turned = rope.apply(&all.try_index((.., ..rotated))?, rotation)?;
+        let (queries, keys) = (turned.try_index((.., ..heads))?, turned.try_index((.., heads..))?);
+        let new = ops::concatenate(&[keys, all.try_index((.., rotated..))?], 1)?;
+        self.attend_by_groups(layer, batch, &queries, &new)
+    }
+
+    /// All of it in one operation of ours.
+    fn attend_at_once(
+        &mut self,
+        layer: usize,
+        batch: &Batch,
+        (kernels, shape): (Kernels, &AttentionShape),
+        inputs: (&Array, &Array, &Array),
+    ) -> Result<Array> {
+        let missing = || Exception::custom("a step names a slab that is not open");
+        let slabs = batch.slabs.iter().map(|slab| self.slabs.get(slab)?.get(layer).cloned());
+        let slabs = slabs.collect::<Option<Vec<Array>>>().ok_or_else(missing)?;
+        let (out, changed) = kernels.attend(inputs, &slabs, shape, &batch.spans)?;
+        for (&slab, changed) in batch.slabs.iter().zip(changed) {
+            // The old handles go here and with `slabs`: then the update is in place.
+            *self.slab_mut(slab, layer).ok_or_else(missing)? = changed;
+        }
+        Ok(out)
+    }
+
+    /// In MLX's operations: one write and one launch for each group, and for each chunk.
+    fn attend_by_groups(
         &mut self,
         layer: usize,
         batch: &Batch,

@@ -5,12 +5,12 @@
 //! than dense ones with a good BLAS, so matrices are made dense when that fits. GPUs compute as stored.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use mlx_rs::Dtype;
 use serde_json::Value;
 
 use crate::backend::{ComputeDtype, LoadSpec};
+use crate::device::layers::Ops;
 use crate::device::weights::Policy;
 use crate::error::Error;
 use crate::hub::{self, Dtype as Stored};
@@ -67,7 +67,7 @@ impl LoadPlan {
             file_bytes: files.bytes,
             context_length: number("max_position_embeddings").filter(|&n| n > 0).unwrap_or(CONTEXT_DEFAULT),
             vocabulary_size: number("vocab_size").unwrap_or(0),
-            policy: Policy { float, dequantize },
+            policy: Policy { float, dequantize, ops: Ops::choose(on_cpu, float) },
             spec: spec.clone(),
             config,
             files,
@@ -76,13 +76,13 @@ impl LoadPlan {
     }
 
     /// The files with tensors.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &std::path::Path> {
         self.files.files.iter().map(|file| file.path.as_path())
     }
 
     /// The architecture, ready to take tensors.
-    pub(crate) fn open(&self, on_cpu: bool) -> Result<Box<dyn Loading>, Error> {
-        let setup = Setup { dtype: self.policy.float, fused_kernels: !on_cpu };
+    pub(crate) fn open(&self) -> Result<Box<dyn Loading>, Error> {
+        let setup = Setup { dtype: self.policy.float, ops: self.policy.ops };
         models::open(&self.config, setup).map_err(|error| match error {
             ConfigError::Unsupported(why) => Error::ModelUnsupported { model: self.spec.model.clone(), why },
             ConfigError::Invalid(why) => Error::ModelInvalid { model: self.spec.model.clone(), why },

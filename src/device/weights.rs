@@ -9,17 +9,19 @@ use std::path::Path;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::device::layers::{Fused, Linear, Matrix, Quantized, RmsNorm};
+use crate::device::layers::{Fused, GatedMlp, Linear, Matrix, Ops, Quantized, RmsNorm};
 use crate::error::Error;
 use crate::ids::ModelName;
 
 /// What becomes of stored numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
     /// Floats, scales included, are cast to this.
     pub(crate) float: Dtype,
     /// Quantized matrices become plain floats.
     pub(crate) dequantize: bool,
+    /// How layers compute.
+    pub(crate) ops: Ops,
 }
 
 /// Tensors that have not been taken yet.
@@ -77,7 +79,8 @@ impl Weights {
 
     /// Takes a norm's weight.
     pub(crate) fn rms_norm(&mut self, prefix: &str, size: i32, eps: f32) -> Result<RmsNorm, Error> {
-        Ok(RmsNorm { weight: self.floats(&format!("{prefix}.weight"), &[size])?, eps })
+        let weight = self.floats(&format!("{prefix}.weight"), &[size])?;
+        Ok(RmsNorm { weight, eps, ops: self.policy.ops })
     }
 
     /// Takes the matrix `[out, columns]` at `prefix`, quantized if it has scales there. Bits and group
@@ -148,6 +151,21 @@ impl Weights {
         let parts =
             parts.iter().map(|(name, out)| self.linear(&format!("{prefix}.{name}"), *out, columns, bias));
         Ok(Fused::new(parts.collect::<Result<_, _>>()?)?)
+    }
+
+    /// Takes a gated MLP: gate_proj, up_proj and down_proj.
+    pub(crate) fn gated_mlp(
+        &mut self,
+        prefix: &str,
+        hidden: i32,
+        inner: i32,
+        bias: bool,
+    ) -> Result<GatedMlp, Error> {
+        Ok(GatedMlp {
+            gate_up: self.fused(prefix, &[("gate_proj", inner), ("up_proj", inner)], hidden, bias)?,
+            down: self.linear(&format!("{prefix}.down_proj"), hidden, inner, bias)?,
+            ops: self.policy.ops,
+        })
     }
 
     /// Ends the load: nothing may be left.

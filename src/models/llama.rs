@@ -2,7 +2,6 @@
 //! missing config keys are mlx-lm's (models/llama.py): tied embeddings, head_dim = hidden / heads.
 
 use mlx_rs::Array;
-use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,7 +9,7 @@ use serde_json::Value;
 use super::{ConfigError, Loading, Model, Setup};
 use crate::device::batch::Batch;
 use crate::device::kv::{Kv, KvShape};
-use crate::device::layers::{Fused, GatedMlp, Linear, Matrix, RmsNorm, Rope, Rotation};
+use crate::device::layers::{Fused, GatedMlp, Linear, Matrix, RmsNorm, Rope};
 use crate::device::weights::Weights;
 use crate::error::Error;
 
@@ -107,9 +106,6 @@ struct Layer {
 }
 
 struct Llama {
-    heads: i32,
-    kv_heads: i32,
-    head_dim: i32,
     rope: Rope,
     embedding: Matrix,
     layers: Vec<Layer>,
@@ -121,7 +117,7 @@ struct Llama {
 /// Takes tensors: the embedding, then layer by layer, then norm and head.
 struct Loader {
     config: Config,
-    dtype: mlx_rs::Dtype,
+    setup: Setup,
     rope: Rope,
     embedding: Option<Matrix>,
     layers: Vec<Layer>,
@@ -131,9 +127,9 @@ struct Loader {
 pub(super) fn open(config: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
     let config = Config::parse(config)?;
     let (head_dim, scaling) = (config.head_dim().unsigned_abs() as usize, config.rope_scaling.as_ref());
-    let rope = Rope::new(head_dim, config.rope_theta, config.rope_traditional, scaling, setup.fused_kernels)
+    let rope = Rope::new(head_dim, config.rope_theta, config.rope_traditional, scaling, setup.ops)
         .map_err(ConfigError::Unsupported)?;
-    Ok(Box::new(Loader { config, dtype: setup.dtype, rope, embedding: None, layers: Vec::new() }))
+    Ok(Box::new(Loader { config, setup, rope, embedding: None, layers: Vec::new() }))
 }
 
 impl Layer {
@@ -153,15 +149,7 @@ impl Layer {
             )?,
             output: weights.linear(&format!("{attention}.o_proj"), hidden, queries, config.attention_bias)?,
             post_norm: weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?,
-            mlp: GatedMlp {
-                gate_up: weights.fused(
-                    &format!("{prefix}.mlp"),
-                    &[("gate_proj", inner), ("up_proj", inner)],
-                    hidden,
-                    config.mlp_bias,
-                )?,
-                down: weights.linear(&format!("{prefix}.mlp.down_proj"), hidden, inner, config.mlp_bias)?,
-            },
+            mlp: weights.gated_mlp(&format!("{prefix}.mlp"), hidden, inner, config.mlp_bias)?,
         };
         eval(layer.arrays())?;
         Ok(layer)
@@ -194,9 +182,6 @@ impl Loading for Loader {
         let head = if tied { None } else { Some(weights.matrix("lm_head", vocab_size, hidden_size)?) };
         weights.finish()?;
         let model = Llama {
-            heads: self.config.num_attention_heads,
-            kv_heads: self.config.kv_heads(),
-            head_dim: self.config.head_dim(),
             rope: self.rope.clone(),
             embedding: embedding.clone(),
             layers: std::mem::take(&mut self.layers),
@@ -212,29 +197,9 @@ impl Loading for Loader {
             layers: self.config.num_hidden_layers,
             kv_heads: self.config.kv_heads(),
             head_dim: self.config.head_dim(),
-            dtype: self.dtype,
+            dtype: self.setup.dtype,
+            ops: self.setup.ops,
         }
-    }
-}
-
-impl Llama {
-    fn attention(
-        &self,
-        index: usize,
-        x: &Array,
-        step: (&Batch, &Rotation),
-        kv: &mut Kv,
-    ) -> mlx_rs::error::Result<Array> {
-        let (batch, rotation) = step;
-        let layer = &self.layers[index];
-        let rotated = self.heads + self.kv_heads;
-        let all = layer.qkv.forward(x)?.reshape(&[x.dim(0), rotated + self.kv_heads, self.head_dim])?;
-        let (queries_keys, values) = (all.try_index((.., ..rotated))?, all.try_index((.., rotated..))?);
-        let queries_keys = self.rope.apply(&queries_keys, rotation)?;
-        let (queries, keys) =
-            (queries_keys.try_index((.., ..self.heads))?, queries_keys.try_index((.., self.heads..))?);
-        let new = mlx_rs::ops::concatenate(&[keys, values], 1)?;
-        layer.output.forward(&kv.attend(index, batch, &queries, &new)?)
     }
 }
 
@@ -242,9 +207,23 @@ impl Model for Llama {
     fn forward(&self, batch: &Batch, kv: &mut Kv) -> mlx_rs::error::Result<Option<Array>> {
         let rotation = self.rope.rotation(&batch.positions);
         let mut x = self.embedding.rows(&batch.tokens)?;
+        let mut added: Option<Array> = None;
         for (index, layer) in self.layers.iter().enumerate() {
-            x = x.add(self.attention(index, &layer.input_norm.forward(&x)?, (batch, &rotation), kv)?)?;
-            x = x.add(layer.mlp.forward(&layer.post_norm.forward(&x)?)?)?;
+            let normed = match added.take() {
+                None => layer.input_norm.forward(&x)?,
+                Some(more) => {
+                    let (sum, normed) = layer.input_norm.add_forward(&x, &more)?;
+                    x = sum;
+                    normed
+                }
+            };
+            let attended = kv.attend(index, batch, &layer.qkv.forward(&normed)?, (&self.rope, &rotation))?;
+            let (sum, normed) = layer.post_norm.add_forward(&x, &layer.output.forward(&attended)?)?;
+            x = sum;
+            added = Some(layer.mlp.forward(&normed)?);
+        }
+        if let Some(more) = added {
+            x = x.add(more)?;
         }
         let Some(rows) = &batch.outputs else { return Ok(None) };
         if rows.dim(0) != x.dim(0) {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::device::batch::Batch;
 use crate::device::kv::{Kv, KvShape};
+use crate::device::layers::Ops;
 use crate::device::weights::Weights;
 use crate::error::Error;
 
@@ -35,8 +36,8 @@ pub(crate) trait Loading {
 pub(crate) struct Setup {
     /// The dtype of activations and KV cache.
     pub(crate) dtype: mlx_rs::Dtype,
-    /// Use MLX's fused kernels where they are faster: everywhere but on the CPU.
-    pub(crate) fused_kernels: bool,
+    /// How it computes beside matrix products.
+    pub(crate) ops: Ops,
 }
 
 /// What a model's config says it needs that is not there, or is wrong in itself.

@@ -83,7 +83,10 @@ def test_seeded_sampling_gives_the_same_tokens_alone_and_among_200(wire: Wire) -
         {"repetition_penalty": 1.3, "presence_penalty": 0.5},
     ]
     cases = [
-        (ids(generator, generator.randrange(1, 60)), {"temperature": 1.0, "seed": n, **filters[n % 5]})
+        (
+            ids(generator, generator.randrange(1, 60)),
+            {"temperature": 1.0, "seed": n, **filters[n % 5]},
+        )
         for n in range(200)
     ]
 
@@ -98,7 +101,9 @@ def test_seeded_sampling_gives_the_same_tokens_alone_and_among_200(wire: Wire) -
     assert len({tuple(tokens) for tokens in alone}) > 190, "seeds make a difference"
 
 
-def test_no_secret_reaches_another_client_in_a_thousand_requests(daemon: Daemon, wire: Wire) -> None:
+def test_no_secret_reaches_another_client_in_a_thousand_requests(
+    daemon: Daemon, wire: Wire
+) -> None:
     generator = random.Random(3)
     shared = ids(generator, 90)
     prompts = {
@@ -143,7 +148,7 @@ ODD: dict[str, tuple[dict[str, Any], str | None]] = {
     "a bias that is no number": ({"sampling": {"logit_bias": {5: float("nan")}}}, "INVALID_FIELD"),
     "more than the context": ({"ids": [7] * 40_000}, "CONTEXT_OVERFLOW"),
     "everything forbidden": (
-        {"sampling": {"logit_bias": {n: -1000.0 for n in range(VOCABULARY)}}},
+        {"sampling": {"logit_bias": dict.fromkeys(range(VOCABULARY), -1000.0)}},
         None,
     ),
 }

@@ -1,21 +1,23 @@
 //! Rotary position embedding (Su et al., <https://arxiv.org/abs/2104.09864>) for packed tokens, each with
 //! a position of its own, in the variants default, linear and llama3.
 //!
-//! On the CPU the rotation is `x * cos + flip(x) * sin` from tables made once per step: three operations
-//! a layer where MLX's own rope takes a chain of some twenty. On GPUs it is MLX's fused kernel.
+//! On the CPU the rotation is by tables made once per step: our attention turns queries and keys itself; in MLX's
+//! operations it is `x * cos + flip(x) * sin`, three a layer where MLX's own rope takes a chain of some twenty.
+//! On GPUs it is MLX's fused kernel.
 
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 use mlx_rs::{Array, Axes, fast};
 use serde_json::Value;
 
+use super::Ops;
 use crate::device::dim;
 
 /// The frequencies of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
     head_dim: usize,
-    traditional: bool,
-    fused: bool,
+    pub(crate) traditional: bool,
+    ops: Ops,
     /// Radians per position of each pair.
     frequencies: Vec<f32>,
     /// Their reciprocals, as MLX's kernel wants them.
@@ -29,6 +31,8 @@ pub(crate) enum Rotation {
     Tables { cos: Array, sin: Array },
     /// Positions, for MLX's kernel.
     Fused(Array),
+    /// `[tokens, head_dim / 2]`, for our own.
+    Angles { cos: Array, sin: Array },
 }
 
 /// The scaling of a config.json: `rope_scaling`, by mlx-lm's reading of it (rope_utils.py): `type` counts
@@ -86,14 +90,13 @@ fn to_f32(x: f64) -> f32 {
 }
 
 impl Rope {
-    /// Frequencies for heads of `head_dim` numbers. `fused` picks MLX's kernel. Errors name what is not
-    /// implemented.
+    /// Frequencies for heads of `head_dim` numbers. Errors name what is not implemented.
     pub(crate) fn new(
         head_dim: usize,
         theta: f64,
         traditional: bool,
         scaling: Option<&Value>,
-        fused: bool,
+        ops: Ops,
     ) -> std::result::Result<Self, String> {
         if !head_dim.is_multiple_of(2) {
             return Err(format!("an odd head_dim of {head_dim}"));
@@ -106,14 +109,16 @@ impl Rope {
         }
         let wavelengths: Vec<f32> = frequencies.iter().map(|frequency| frequency.recip()).collect();
         let wavelengths = Array::from_slice(&wavelengths, &[dim(wavelengths.len())]);
-        Ok(Self { head_dim, traditional, fused, frequencies, wavelengths })
+        Ok(Self { head_dim, traditional, ops: ops.for_heads(dim(head_dim)), frequencies, wavelengths })
     }
 
     /// The rotation for tokens at these positions.
     pub(crate) fn rotation(&self, positions: &[i32]) -> Rotation {
         let tokens = dim(positions.len());
-        if self.fused {
-            return Rotation::Fused(Array::from_slice(positions, &[tokens]));
+        match self.ops {
+            Ops::Fused => return Rotation::Fused(Array::from_slice(positions, &[tokens])),
+            Ops::Kernels(_) => return self.angles(positions),
+            Ops::Composed => {}
         }
         let half = self.frequencies.len();
         let mut cos = vec![0.0f32; positions.len() * 2 * half];
@@ -135,6 +140,18 @@ impl Rope {
         Rotation::Tables { cos: Array::from_slice(&cos, &shape), sin: Array::from_slice(&sin, &shape) }
     }
 
+    fn angles(&self, positions: &[i32]) -> Rotation {
+        let angle = |position: i32, frequency: f32| f64::from(position) * f64::from(frequency);
+        let table = |of: fn(f64) -> f64| {
+            let rows = positions.iter().flat_map(|&position| {
+                self.frequencies.iter().map(move |&frequency| to_f32(of(angle(position, frequency))))
+            });
+            let table: Vec<f32> = rows.collect();
+            Array::from_slice(&table, &[dim(positions.len()), dim(self.frequencies.len())])
+        };
+        Rotation::Angles { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
     /// Rotates `x` `[tokens, heads, head_dim]`.
     pub(crate) fn apply(&self, x: &Array, rotation: &Rotation) -> Result<Array> {
         let (tokens, heads, head_dim) = (x.dim(0), x.dim(1), dim(self.head_dim));
@@ -148,6 +165,7 @@ impl Rope {
                 let turned = pairs.flip(Axes::Axis(axis))?.multiply(sin)?;
                 pairs.multiply(cos)?.add(turned)?.reshape(&[tokens, heads, head_dim])
             }
+            Rotation::Angles { .. } => Err(Exception::custom("attention turns by angles itself")),
             Rotation::Fused(positions) => {
                 // The kernel takes one offset for each row of a batch, so each token is a row of its own.
                 let rows = x.reshape(&[tokens, heads, 1, head_dim])?;

@@ -1,0 +1,203 @@
+// The operations of cpu_ops.h as MLX's own: nodes of its graphs, which run on its CPU stream. Called through C, in
+// mlx-c's way, by src/device/ffi.rs. Single precision on the CPU only; who calls sees to that.
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "cpu_ops.h"
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/c/array.h"
+#include "mlx/c/error.h"
+#include "mlx/c/private/mlx.h"
+#include "mlx/c/vector.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+
+namespace {
+
+namespace mx = mlx::core;
+using Arrays = std::vector<mx::array>;
+
+class CpuOperation : public mx::Primitive {
+ public:
+  explicit CpuOperation(mx::Stream stream) : mx::Primitive(stream) {}
+
+  void eval_gpu(const Arrays&, Arrays&) override { throw std::runtime_error("this operation runs on the CPU only"); }
+
+ protected:
+  template <class Work>
+  void run(Work&& work) {
+    mx::cpu::get_command_encoder(stream()).dispatch(std::forward<Work>(work));
+  }
+
+  static float* allocate(mx::array& output) {
+    output.set_data(mx::allocator::malloc(output.nbytes()));
+    return output.data<float>();
+  }
+};
+
+class SwiGlu : public CpuOperation {
+ public:
+  using CpuOperation::CpuOperation;
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    const int inner = inputs[0].shape(-1) / 2, rows = static_cast<int>(inputs[0].size()) / (2 * inner);
+    run([rows, inner, from = inputs[0].data<float>(), to = allocate(outputs[0])] {
+      mlxd_cpu_swiglu(rows, inner, from, to);
+    });
+  }
+
+  const char* name() const override { return "SwiGlu"; }
+};
+
+class RmsNorm : public CpuOperation {
+ public:
+  RmsNorm(mx::Stream stream, float eps) : CpuOperation(stream), eps_(eps) {}
+
+  // x, y and weight give x + y and its norm; x and weight give the norm.
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    const bool adds = inputs.size() == 3;
+    const int size = inputs[0].shape(-1), rows = static_cast<int>(inputs[0].size()) / size;
+    const float* y = adds ? inputs[1].data<float>() : nullptr;
+    float* sum = adds ? allocate(outputs[1]) : nullptr;
+    run([rows, size, y, sum, eps = eps_, x = inputs[0].data<float>(), weight = inputs.back().data<float>(),
+         out = allocate(outputs[0])] { mlxd_cpu_rms_norm(rows, size, eps, x, y, weight, sum, out); });
+  }
+
+  const char* name() const override { return "RmsNorm"; }
+
+ private:
+  float eps_;
+};
+
+class Attention : public CpuOperation {
+ public:
+  Attention(mx::Stream stream, mlxd_attention_shape shape, std::shared_ptr<std::vector<mlxd_span>> spans)
+      : CpuOperation(stream), shape_(shape), spans_(std::move(spans)) {}
+
+  // From qkv, cos, sin and the slabs to the output and the slabs again, changed in place if nobody else holds them.
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    auto slabs = std::make_shared<std::vector<mlxd_slab>>();
+    for (size_t i = 1; i < outputs.size(); i++) {
+      const mx::array& before = inputs[i + 2];
+      if (!before.flags().row_contiguous) throw std::runtime_error("a slab is not contiguous");
+      if (before.is_donatable()) {
+        outputs[i].copy_shared_buffer(before);
+      } else {
+        float* to = allocate(outputs[i]);
+        run([to, from = before.data<float>(), bytes = before.nbytes()] { std::memcpy(to, from, bytes); });
+      }
+      slabs->push_back({outputs[i].data<float>(), before.shape(2)});
+    }
+    mlxd_attention a{};
+    a.shape = shape_;
+    a.tokens = inputs[0].shape(0);
+    a.qkv = inputs[0].data<float>();
+    a.cos = inputs[1].data<float>();
+    a.sin = inputs[2].data<float>();
+    a.out = allocate(outputs[0]);
+    run([a, slabs, spans = spans_]() mutable {
+      a.slabs = slabs->data();
+      a.spans = spans->data();
+      a.span_count = static_cast<int>(spans->size());
+      mlxd_cpu_attention(&a);
+    });
+  }
+
+  const char* name() const override { return "Attention"; }
+
+ private:
+  mlxd_attention_shape shape_;
+  std::shared_ptr<std::vector<mlxd_span>> spans_;
+};
+
+mx::Stream cpu() { return mx::default_stream(mx::Device::cpu); }
+
+mx::array whole(const mx::array& x) {
+  if (x.dtype() != mx::float32) throw std::invalid_argument("this operation takes float32");
+  return mx::contiguous(x, false, cpu());
+}
+
+template <class Make>
+int guarded(Make&& make) {
+  try {
+    make();
+    return 0;
+  } catch (std::exception& error) {
+    mlx_error(error.what());
+    return 1;
+  }
+}
+
+void check(const mlxd_attention_shape& a, const Arrays& inputs, const std::vector<mlxd_span>& spans) {
+  const auto fail = [](const char* why) { throw std::invalid_argument(why); };
+  if (a.head_dim < 1 || a.head_dim > MLXD_HEAD_DIM_MAX || a.head_dim % MLXD_HEAD_DIM_MULTIPLE) fail("head_dim");
+  if (a.kv_heads < 1 || a.heads % a.kv_heads || a.rotated < 0 || a.rotated % 2 || a.rotated > a.head_dim)
+    fail("heads or rotated");
+  const int tokens = inputs[0].shape(0);
+  if (inputs[0].size() != static_cast<size_t>(tokens) * (a.heads + 2 * a.kv_heads) * a.head_dim) fail("qkv");
+  for (int i : {1, 2})
+    if (inputs[i].size() != static_cast<size_t>(tokens) * a.rotated / 2) fail("cos or sin");
+  for (const auto& span : spans) {
+    if (span.slab < 0 || span.slab + 3 >= static_cast<int>(inputs.size())) fail("a span's slab");
+    const mx::Shape& slab = inputs[span.slab + 3].shape();
+    if (slab.size() != 4 || slab[1] != 2 * a.kv_heads || slab[3] != a.head_dim) fail("a slab");
+    if (span.slot < 0 || span.slot >= slab[0] || span.start < 0 || span.rows < 1 || span.start + span.rows > slab[2])
+      fail("a span's place");
+    if (span.row < 0 || span.row + span.rows > tokens) fail("a span's rows");
+  }
+}
+
+}  // namespace
+
+extern "C" int mlxd_swiglu(mlx_array* res, const mlx_array gate_up) {
+  return guarded([&] {
+    const mx::array from = whole(mlx_array_get_(gate_up));
+    mx::Shape shape = from.shape();
+    if (shape.back() % 2) throw std::invalid_argument("an odd number of columns");
+    shape.back() /= 2;
+    mlx_array_set_(*res, mx::array(shape, mx::float32, std::make_shared<SwiGlu>(cpu()), {from}));
+  });
+}
+
+// The norm of x, or of x + y if `y` is not empty; then `sum` is that.
+extern "C" int mlxd_rms_norm(mlx_array* res, mlx_array* sum, const mlx_array x, const mlx_array y,
+                             const mlx_array weight, float eps) {
+  return guarded([&] {
+    Arrays inputs{whole(mlx_array_get_(x))};
+    if (y.ctx) inputs.push_back(whole(mlx_array_get_(y)));
+    if (y.ctx && inputs[1].shape() != inputs[0].shape()) throw std::invalid_argument("shapes differ");
+    inputs.push_back(whole(mlx_array_get_(weight)));
+    const mx::Shape shape = inputs[0].shape();
+    if (inputs.back().size() != static_cast<size_t>(shape.back())) throw std::invalid_argument("weight");
+    const size_t outputs = inputs.size() - 1;
+    const auto made = mx::array::make_arrays(std::vector<mx::Shape>(outputs, shape),
+                                             std::vector<mx::Dtype>(outputs, mx::float32),
+                                             std::make_shared<RmsNorm>(cpu(), eps), inputs);
+    mlx_array_set_(*res, made[0]);
+    if (outputs == 2) mlx_array_set_(*sum, made[1]);
+  });
+}
+
+// `res` becomes the output [tokens, heads * head_dim], and then the slabs, which replace those given.
+extern "C" int mlxd_attend(mlx_vector_array* res, const mlx_array qkv, const mlx_array cos, const mlx_array sin,
+                           const mlx_vector_array slabs, const mlxd_attention_shape* shape, const mlxd_span* spans,
+                           size_t span_count) {
+  return guarded([&] {
+    Arrays inputs{whole(mlx_array_get_(qkv)), whole(mlx_array_get_(cos)), whole(mlx_array_get_(sin))};
+    std::vector<mx::Shape> shapes{{inputs[0].shape(0), shape->heads * shape->head_dim}};
+    for (const mx::array& slab : mlx_vector_array_get_(slabs)) {
+      if (slab.dtype() != mx::float32) throw std::invalid_argument("this operation takes float32");
+      inputs.push_back(slab);
+      shapes.push_back(slab.shape());
+    }
+    auto places = std::make_shared<std::vector<mlxd_span>>(spans, spans + span_count);
+    check(*shape, inputs, *places);
+    std::vector<mx::Dtype> dtypes(shapes.size(), mx::float32);
+    auto operation = std::make_shared<Attention>(cpu(), *shape, std::move(places));
+    mlx_vector_array_set_(*res, mx::array::make_arrays(std::move(shapes), dtypes, operation, inputs));
+  });
+}
