@@ -64,6 +64,12 @@ class Checkpoint:
     leftovers: bool = False
 
 
+SLIDING = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 11,
+}
+
 PARITY = [
     Checkpoint("mha-f32", {"num_hidden_layers": 3}),
     Checkpoint(
@@ -115,6 +121,11 @@ PARITY = [
             "num_hidden_layers": 4,
         },
         shards=2,
+    ),
+    Checkpoint("sliding-f32", {**SLIDING, "num_key_value_heads": 2}),
+    # Heads of 8 numbers, which our own attention does not take.
+    Checkpoint(
+        "sliding-small-heads-bf16", {**SLIDING, "num_attention_heads": 8}, dtype=mx.bfloat16
     ),
     Checkpoint("q8g64-tied", {"tie_word_embeddings": True}, quantized=(8, 64), dtype=mx.bfloat16),
     Checkpoint(

@@ -116,7 +116,7 @@ impl Backend for MlxBackend {
         let LoadingModel { plan, loader, weights, done } = &mut **loading;
         let Some(ready) = loader.next(weights)? else {
             *done += 1;
-            let pieces = loader.kv_shape().layers as u64 + 2;
+            let pieces = loader.kv_shape().windows.len() as u64 + 2;
             let done_bytes = plan.file_bytes / pieces * *done;
             return Ok(LoadStep::Reading { done_bytes, total_bytes: plan.file_bytes });
         };
@@ -172,7 +172,7 @@ impl Backend for MlxBackend {
     fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error> {
         let ready = self.ready(model)?;
         assert!(ready.running.is_none(), "a step is launched before the last one was collected");
-        let batch = Batch::new(step, ready.kv.shape().kernels().is_some());
+        let batch = Batch::new(step, ready.kv.shape());
         let logits = ready.model.forward(&batch, &mut ready.kv)?;
         let drawn = logits.map(|logits| sampler::draw(step, &logits)).transpose()?;
         let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch));

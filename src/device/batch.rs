@@ -9,6 +9,7 @@ use mlx_rs::Array;
 use crate::backend::{Span, SpanOutput, Step};
 use crate::device::dim;
 use crate::device::ffi::AttentionSpan;
+use crate::device::kv::KvShape;
 
 /// The tokens of one step, packed.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Batch {
     pub(crate) tokens: Array,
     /// The position of each token in its sequence.
     pub(crate) positions: Vec<i32>,
+    /// The windows of the model's layers, each once.
+    pub(crate) windows: Vec<i32>,
     /// Slabs with tokens of the step.
     pub(crate) slabs: Vec<u32>,
     /// All spans, with their slabs by place in `slabs`.
@@ -44,10 +47,20 @@ pub(crate) struct Group {
     pub(crate) slots: i32,
     /// Positions from the front that the launch covers.
     pub(crate) length: i32,
+    /// What is seen, for each of the batch's windows.
+    pub(crate) views: Vec<View>,
     /// For slots that are covered but do not decode: which row stands in for each slot, and which slot
     /// each row's answer is at. None when rows and slots are the same.
     pub(crate) spread: Option<(Array, Array)>,
-    /// `[slots, 1, 1, length]`, bool; None when every slot sees all positions.
+}
+
+/// What queries see of their slots.
+#[derive(Debug)]
+pub(crate) struct View {
+    /// The first position that any of them sees.
+    pub(crate) from: i32,
+    /// Which of the positions from there on each sees, bool: `[slots, 1, 1, positions]` for a group, `[rows,
+    /// positions]` for a chunk. None if a group sees all, or a chunk what comes before each of its rows.
     pub(crate) mask: Option<Array>,
 }
 
@@ -73,6 +86,8 @@ pub(crate) struct Chunk {
     pub(crate) rows: i32,
     /// Position of the first one.
     pub(crate) start: i32,
+    /// What is seen, for each of the batch's windows.
+    pub(crate) views: Vec<View>,
 }
 
 fn ints(values: &[i32]) -> Array {
@@ -81,7 +96,7 @@ fn ints(values: &[i32]) -> Array {
 
 impl Group {
     /// The group of `spans`, all of one token, one slab, and in the order of their slots.
-    fn new(spans: &[Span], row: i32) -> Self {
+    fn new(spans: &[Span], row: i32, windows: &[i32]) -> Self {
         let slots: Vec<i32> = spans.iter().map(|span| dim(span.slot.slot)).collect();
         let positions: Vec<i32> = spans.iter().map(|span| dim(span.start)).collect();
         let covered = slots.last().copied().unwrap_or(0) + 1;
@@ -99,7 +114,12 @@ impl Group {
             (ints(&stand_in), ints(&slots))
         });
         let same = dense && positions.iter().all(|&position| position + 1 == length);
-        let mask = (!same).then(|| Self::mask(&slots, &positions, covered, length));
+        // The last position of each slot; None for one that does not decode.
+        let mut last = vec![None; usize::try_from(covered).unwrap_or(0)];
+        for (&slot, &position) in slots.iter().zip(&positions) {
+            last[usize::try_from(slot).unwrap_or(0)] = Some(position);
+        }
+        let views = windows.iter().map(|&window| View::of_group(&last, length, window, same));
         Self {
             slab: spans[0].slot.slab,
             row,
@@ -107,21 +127,43 @@ impl Group {
             write,
             slots: covered,
             length,
+            views: views.collect(),
             spread,
-            mask,
         }
     }
+}
 
-    /// Each slot sees the positions up to its own; one that does not decode sees the first, so that no
-    /// row is empty.
-    fn mask(slots: &[i32], positions: &[i32], covered: i32, length: i32) -> Array {
-        let mut last = vec![0; usize::try_from(covered).unwrap_or(0)];
-        for (&slot, &position) in slots.iter().zip(positions) {
-            last[usize::try_from(slot).unwrap_or(0)] = position;
-        }
-        let seen: Vec<bool> =
-            last.iter().flat_map(|&last| (0..length).map(move |position| position <= last)).collect();
-        Array::from_slice(&seen, &[covered, 1, 1, length])
+/// Whether a token at `position` sees another one.
+fn sees(position: i32, other: i32, window: i32) -> bool {
+    other <= position && (window == 0 || other > position - window)
+}
+
+/// The first position that one at `position` sees.
+fn first_seen(position: i32, window: i32) -> i32 {
+    if window == 0 { 0 } else { (position + 1 - window).max(0) }
+}
+
+impl View {
+    /// Each slot sees the positions up to its own; one that does not decode sees one, so that no row is empty.
+    fn of_group(last: &[Option<i32>], length: i32, window: i32, same: bool) -> Self {
+        let from = last.iter().flatten().map(|&last| first_seen(last, window)).min().unwrap_or(0);
+        let seen = last.iter().flat_map(|last| {
+            (from..length).map(move |other| last.map_or(other == from, |last| sees(last, other, window)))
+        });
+        let mask = (!same).then(|| {
+            Array::from_slice(&seen.collect::<Vec<bool>>(), &[dim(last.len()), 1, 1, length - from])
+        });
+        Self { from, mask }
+    }
+
+    /// Rows from position `start` on.
+    fn of_chunk(start: i32, rows: i32, window: i32) -> Self {
+        let (from, end) = (first_seen(start, window), start + rows);
+        let mask = (window != 0 && end > window).then(|| {
+            let seen = (start..end).flat_map(|row| (from..end).map(move |other| sees(row, other, window)));
+            Array::from_slice(&seen.collect::<Vec<bool>>(), &[rows, end - from])
+        });
+        Self { from, mask }
     }
 }
 
@@ -137,7 +179,10 @@ fn output_rows(span: &Span, row: i32) -> std::ops::Range<i32> {
 
 impl Batch {
     /// Packs a step. Its spans of one token come first, in the order of their slots.
-    pub(crate) fn new(step: &Step, takes_spans: bool) -> Self {
+    pub(crate) fn new(step: &Step, shape: &KvShape) -> Self {
+        let takes_spans = shape.kernels().is_some();
+        let windows: BTreeSet<i32> = shape.windows.iter().copied().collect();
+        let windows: Vec<i32> = windows.into_iter().collect();
         let slabs: BTreeSet<u32> = step.spans.iter().map(|span| span.slot.slab).collect();
         let slabs: Vec<u32> = slabs.into_iter().collect();
         let mut spans = Vec::new();
@@ -164,6 +209,10 @@ impl Batch {
                     row,
                     rows: dim(span.tokens.len()),
                     start: dim(span.start),
+                    views: windows
+                        .iter()
+                        .map(|&window| View::of_chunk(dim(span.start), dim(span.tokens.len()), window))
+                        .collect(),
                 });
             }
         }
@@ -171,9 +220,9 @@ impl Batch {
         let mut groups = Vec::new();
         for spans in step.spans[..single].chunk_by(|a, b| a.slot.slab == b.slot.slab) {
             let row = groups.last().map_or(0, |group: &Group| group.row + group.rows);
-            groups.push(Group::new(spans, row));
+            groups.push(Group::new(spans, row, &windows));
         }
         let outputs = (!outputs.is_empty()).then(|| ints(&outputs));
-        Self { tokens: ints(&tokens), positions, slabs, spans, groups, chunks, outputs }
+        Self { tokens: ints(&tokens), positions, windows, slabs, spans, groups, chunks, outputs }
     }
 }

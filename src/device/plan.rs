@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use mlx_rs::Dtype;
 use serde_json::Value;
 
-use crate::backend::{ComputeDtype, LoadSpec};
+use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
 use crate::device::layers::Ops;
 use crate::device::weights::Policy;
 use crate::error::Error;
@@ -82,7 +82,8 @@ impl LoadPlan {
 
     /// The architecture, ready to take tensors.
     pub(crate) fn open(&self) -> Result<Box<dyn Loading>, Error> {
-        let setup = Setup { dtype: self.policy.float, ops: self.policy.ops };
+        let int8_kv = self.spec.kv == KvDtype::Int8;
+        let setup = Setup { dtype: self.policy.float, ops: self.policy.ops, int8_kv };
         models::open(&self.config, setup).map_err(|error| match error {
             ConfigError::Unsupported(why) => Error::ModelUnsupported { model: self.spec.model.clone(), why },
             ConfigError::Invalid(why) => Error::ModelInvalid { model: self.spec.model.clone(), why },
@@ -96,11 +97,13 @@ impl LoadPlan {
             Dtype::Bfloat16 => "bfloat16",
             _ => "float16",
         };
-        match (self.quantized, self.policy.dequantize) {
-            (true, true) => format!("{float}, dequantized at load"),
-            (true, false) => format!("{float}, quantized weights"),
-            (false, _) => float.to_owned(),
-        }
+        let weights = match (self.quantized, self.policy.dequantize) {
+            (true, true) => ", dequantized at load",
+            (true, false) => ", quantized weights",
+            (false, _) => "",
+        };
+        let kv = if self.spec.kv == KvDtype::Int8 { ", 8-bit KV cache" } else { "" };
+        format!("{float}{weights}{kv}")
     }
 }
 

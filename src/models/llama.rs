@@ -35,6 +35,7 @@ struct Config {
     #[serde(default = "default_true")]
     tie_word_embeddings: bool,
     layer_types: Option<Vec<String>>,
+    sliding_window: Option<i32>,
     hidden_act: Option<String>,
 }
 
@@ -78,14 +79,29 @@ impl Config {
         if let Some(other) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
             return Err(ConfigError::Unsupported(format!("hidden_act {other:?}")));
         }
+        let known = ["full_attention", "sliding_attention"];
         let layer_types = self.layer_types.iter().flatten();
-        if let Some(other) = layer_types.clone().find(|kind| *kind != "full_attention") {
+        if let Some(other) = layer_types.clone().find(|kind| !known.contains(&kind.as_str())) {
             return Err(ConfigError::Unsupported(format!("layer type {other:?}")));
         }
-        if self.layer_types.is_some() && layer_types.count() != self.num_hidden_layers {
+        if self.layer_types.is_some() && layer_types.clone().count() != self.num_hidden_layers {
             return Err(ConfigError::Invalid("config.json: layer_types does not name every layer".into()));
         }
+        let slides = layer_types.into_iter().any(|kind| kind == "sliding_attention");
+        if slides && self.sliding_window.is_none_or(|window| window <= 0) {
+            return Err(ConfigError::Invalid(
+                "config.json: sliding_attention without a sliding_window".into(),
+            ));
+        }
         Ok(())
+    }
+
+    /// The window of each layer; 0 is none.
+    fn windows(&self) -> Vec<i32> {
+        let window =
+            |kind: &String| if kind == "sliding_attention" { self.sliding_window.unwrap_or(0) } else { 0 };
+        let listed = self.layer_types.as_ref().map(|kinds| kinds.iter().map(window).collect());
+        listed.unwrap_or_else(|| vec![0; self.num_hidden_layers])
     }
 
     fn head_dim(&self) -> i32 {
@@ -127,8 +143,14 @@ struct Loader {
 pub(super) fn open(config: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
     let config = Config::parse(config)?;
     let (head_dim, scaling) = (config.head_dim().unsigned_abs() as usize, config.rope_scaling.as_ref());
-    let rope = Rope::new(head_dim, config.rope_theta, config.rope_traditional, scaling, setup.ops)
-        .map_err(ConfigError::Unsupported)?;
+    let rope = Rope::new(
+        head_dim,
+        config.rope_theta,
+        config.rope_traditional,
+        scaling,
+        setup.attention_ops(config.head_dim()),
+    )
+    .map_err(ConfigError::Unsupported)?;
     Ok(Box::new(Loader { config, setup, rope, embedding: None, layers: Vec::new() }))
 }
 
@@ -194,11 +216,12 @@ impl Loading for Loader {
 
     fn kv_shape(&self) -> KvShape {
         KvShape {
-            layers: self.config.num_hidden_layers,
+            windows: self.config.windows(),
             kv_heads: self.config.kv_heads(),
             head_dim: self.config.head_dim(),
             dtype: self.setup.dtype,
-            ops: self.setup.ops,
+            int8: self.setup.int8_kv,
+            ops: self.setup.attention_ops(self.config.head_dim()),
         }
     }
 }

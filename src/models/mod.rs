@@ -38,6 +38,15 @@ pub(crate) struct Setup {
     pub(crate) dtype: mlx_rs::Dtype,
     /// How it computes beside matrix products.
     pub(crate) ops: Ops,
+    /// Keep the KV cache as 8-bit integers.
+    pub(crate) int8_kv: bool,
+}
+
+impl Setup {
+    /// What computes attention with heads of this size.
+    pub(crate) fn attention_ops(&self, head_dim: i32) -> Ops {
+        self.ops.for_attention(head_dim, self.int8_kv)
+    }
 }
 
 /// What a model's config says it needs that is not there, or is wrong in itself.

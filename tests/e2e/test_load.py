@@ -1,4 +1,4 @@
-"""Many at once: what a caller gets does not depend on who else is there, comes, goes or asks wrongly."""
+"""Many at once: what a caller gets does not depend on who else is there or what they do."""
 
 from __future__ import annotations
 

@@ -33,12 +33,11 @@ impl Ops {
         }
     }
 
-    /// What attention with heads of this size is computed by.
-    pub(crate) fn for_heads(self, head_dim: i32) -> Self {
+    /// What computes attention with heads of this size: our own takes plain floats and whole vectors.
+    pub(crate) fn for_attention(self, head_dim: i32, int8_kv: bool) -> Self {
+        let fits = head_dim <= HEAD_DIM_MAX && head_dim % HEAD_DIM_MULTIPLE == 0 && !int8_kv;
         match self {
-            Self::Kernels(_) if head_dim > HEAD_DIM_MAX || head_dim % HEAD_DIM_MULTIPLE != 0 => {
-                Self::Composed
-            }
+            Self::Kernels(_) if !fits => Self::Composed,
             Self::Kernels(_) | Self::Composed | Self::Fused => self,
         }
     }

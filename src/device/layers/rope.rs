@@ -109,7 +109,7 @@ impl Rope {
         }
         let wavelengths: Vec<f32> = frequencies.iter().map(|frequency| frequency.recip()).collect();
         let wavelengths = Array::from_slice(&wavelengths, &[dim(wavelengths.len())]);
-        Ok(Self { head_dim, traditional, ops: ops.for_heads(dim(head_dim)), frequencies, wavelengths })
+        Ok(Self { head_dim, traditional, ops, frequencies, wavelengths })
     }
 
     /// The rotation for tokens at these positions.
