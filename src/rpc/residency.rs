@@ -53,7 +53,14 @@ impl Edge {
         let mut events = self.start_load(&assets, (ComputeDtype::Auto, KvDtype::Auto))?;
         loop {
             match events.recv().await {
-                Some(LoadEvent::Loaded(_)) => return Ok(assets),
+                Some(LoadEvent::Loaded(resident)) if resident.revision == assets.revision => {
+                    return Ok(assets);
+                }
+                Some(LoadEvent::Loaded(_)) => {
+                    // Weights of other files than the tokenizer's: they go, and the caller comes again.
+                    self.engine.unload(assets.name.clone()).await?;
+                    return Err(Error::ModelUnloaded(assets.name.clone()));
+                }
                 Some(LoadEvent::Failed(error)) => return Err(error),
                 Some(LoadEvent::Progress { .. } | LoadEvent::Warming) => {}
                 None => return Err(Error::EngineDead),

@@ -161,10 +161,12 @@ def test_metadata_names_request_and_client_and_carries_the_token():
 
 def test_models(client, fake):
     seen = []
-    info = client.load_model(MODEL, compute_dtype="float32", on_progress=seen.append)
+    info = client.load_model(
+        MODEL, compute_dtype="float32", kv_dtype="int8", on_progress=seen.append
+    )
     assert info.name == MODEL
     assert [progress.done_bytes for progress in seen] == [0, 50, 100]
-    assert fake.requests[-1].compute_dtype == 1
+    assert (fake.requests[-1].compute_dtype, fake.requests[-1].kv_dtype) == (1, 2)
     assert client.validate_model(MODEL).fits
     assert client.unload_model(MODEL) == 538
     assert client.get_model("m").name == "m"
@@ -212,3 +214,13 @@ def test_session_opens_what_exists_and_create_does_not(client):
         client.create_session("talk", model=MODEL)
     with pytest.raises(TypeError, match="turns, tokens"):
         client.truncate_session("talk")
+
+
+def test_priority_and_xtc_reach_the_request(client, fake):
+    client.generate(model=MODEL, prompt="x", priority="background", xtc_probability=0.5)
+    request = fake.requests[-1]
+    assert request.priority == 3
+    assert request.sampling.xtc_probability == 0.5
+    assert not request.sampling.HasField("xtc_threshold")
+    with pytest.raises(mlxd.InvalidRequestError, match="priority"):
+        client.generate(model=MODEL, prompt="x", priority="urgent")

@@ -30,6 +30,8 @@ SAMPLING = (
     "presence_context_size",
     "frequency_penalty",
     "frequency_context_size",
+    "xtc_probability",
+    "xtc_threshold",
 )
 OPTIONS = frozenset(GenerateOptions.__annotations__)
 _CALL_OPTIONS = frozenset(("timeout", "request_id"))
@@ -107,6 +109,8 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         _set(request.output, "logprobs", given["logprobs"], "output.logprobs")
     if given.get("return_token_ids"):
         request.output.return_token_ids = True
+    if "priority" in given:
+        request.priority = _enum(pb.Priority, "priority", given["priority"])
     if "expected_token_count" in given:
         _set(request, "expected_token_count", given["expected_token_count"])
 
@@ -299,13 +303,21 @@ def duration(seconds: float | None, field: str) -> Duration | None:
 
 def compute_dtype(name: str | None) -> model_pb2.ComputeDtype:
     """The enum value of a dtype's name; None is the daemon's policy."""
-    if name is None:
-        return model_pb2.COMPUTE_DTYPE_UNSPECIFIED
+    return cast(model_pb2.ComputeDtype, _enum(model_pb2.ComputeDtype, "compute_dtype", name))
+
+
+def kv_dtype(name: str | None) -> model_pb2.KvDtype:
+    """The enum value of a KV cache's dtype; None is as the daemon is configured."""
+    return cast(model_pb2.KvDtype, _enum(model_pb2.KvDtype, "kv_dtype", name))
+
+
+def _enum(enum: Any, field: str, name: str | None) -> Any:
+    """A value by its name without the prefix; None is unspecified."""
+    full = f"{field}_{'unspecified' if name is None else name}".upper()
     try:
-        value = model_pb2.ComputeDtype.Value(f"COMPUTE_DTYPE_{name.upper()}")
-    except ValueError as error:
-        raise invalid("compute_dtype", f"unknown dtype {name!r}") from error
-    return cast(model_pb2.ComputeDtype, value)
+        return enum.Value(full)
+    except (ValueError, AttributeError) as error:
+        raise invalid(field, f"unknown value {name!r}") from error
 
 
 def _seconds(value: Duration) -> float:

@@ -25,6 +25,7 @@ from mlxd.types import (
     GenerateOptions,
     GetSessionResponse,
     GetStatsResponse,
+    KvDtype,
     LoadEvent,
     LoadProgress,
     LoadValidated,
@@ -209,11 +210,14 @@ class AsyncClient:
         model: str,
         *,
         compute_dtype: ComputeDtype | None = None,
+        kv_dtype: KvDtype | None = None,
         on_progress: Callable[[LoadProgress], object] | None = None,
         **options: Unpack[CallOptions],
     ) -> ModelInfo:
         """Makes a model resident and waits for it."""
-        async with self.load_model_events(model, compute_dtype=compute_dtype, **options) as events:
+        async with self.load_model_events(
+            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, **options
+        ) as events:
             async for event in events:
                 if isinstance(event, ModelLoaded):
                     return event.model
@@ -226,6 +230,7 @@ class AsyncClient:
         model: str,
         *,
         compute_dtype: ComputeDtype | None = None,
+        kv_dtype: KvDtype | None = None,
         validate_only: bool = False,
         **options: Unpack[CallOptions],
     ) -> AsyncStream[LoadEvent]:
@@ -235,6 +240,7 @@ class AsyncClient:
             model=model,
             validate_only=validate_only,
             compute_dtype=convert.compute_dtype(compute_dtype),
+            kv_dtype=convert.kv_dtype(kv_dtype),
         )
         call = self._start(self._stubs.model.LoadModel, request, options)
         return AsyncStream(call, options.get("request_id"))
@@ -244,11 +250,12 @@ class AsyncClient:
         model: str,
         *,
         compute_dtype: ComputeDtype | None = None,
+        kv_dtype: KvDtype | None = None,
         **options: Unpack[CallOptions],
     ) -> LoadValidated:
         """Says whether a model would fit, without loading it."""
         events = self.load_model_events(
-            model, compute_dtype=compute_dtype, validate_only=True, **options
+            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, validate_only=True, **options
         )
         async with events:
             async for event in events:

@@ -41,6 +41,7 @@ __all__ = [
     "GenerateStarted",
     "GetSessionResponse",
     "GetStatsResponse",
+    "KvDtype",
     "LoadEvent",
     "LoadProgress",
     "LoadValidated",
@@ -50,6 +51,7 @@ __all__ = [
     "ModelInfo",
     "ModelLoaded",
     "PrefillProgress",
+    "Priority",
     "ProtoMessage",
     "ScoreResponse",
     "SessionInfo",
@@ -58,6 +60,8 @@ __all__ = [
 
 FinishReason: TypeAlias = Literal["stop", "stop_string", "length"]
 ComputeDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+KvDtype: TypeAlias = Literal["compute", "int8"]
+Priority: TypeAlias = Literal["interactive", "normal", "background"]
 GenerateEvent: TypeAlias = GenerateStarted | PrefillProgress | GenerateDelta | GenerateFinished
 LoadEvent: TypeAlias = LoadProgress | ModelLoaded | LoadValidated
 
@@ -101,6 +105,8 @@ class GenerateOptions(CallOptions, total=False):
     presence_context_size: int | None
     frequency_penalty: float | None
     frequency_context_size: int | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
     logit_bias: Mapping[int, float] | None
     max_tokens: int | None
     stop: str | Sequence[str] | None
@@ -111,6 +117,7 @@ class GenerateOptions(CallOptions, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     template_arguments: Mapping[str, Any] | None
     expected_token_count: int | None
+    priority: Priority | None
 
 
 @dataclass(frozen=True)
