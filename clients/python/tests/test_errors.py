@@ -37,6 +37,8 @@ CLASSES = {
     "QUEUE_FULL": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
     "KV_TOO_LARGE": (Code.FAILED_PRECONDITION, mlxd.TooLargeError),
     "DEADLINE": (Code.DEADLINE_EXCEEDED, mlxd.DeadlineError),
+    "DEADLINE_UNMEETABLE": (Code.DEADLINE_EXCEEDED, mlxd.DeadlineError),
+    "SLOW_READER": (Code.ABORTED, mlxd.SlowReaderError),
     "CANCELLED": (Code.CANCELLED, mlxd.CancelledCallError),
     "DRAINING": (Code.UNAVAILABLE, mlxd.UnavailableError),
     "ENGINE_DEAD": (Code.UNAVAILABLE, mlxd.UnavailableError),

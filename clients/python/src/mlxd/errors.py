@@ -155,7 +155,11 @@ class ConnectionFailedError(UnavailableError, ConnectionError):
 
 
 class DeadlineError(MlxdError, TimeoutError):
-    """The call's timeout passed."""
+    """The call's timeout passed, or leaves too little time to begin."""
+
+
+class SlowReaderError(MlxdError):
+    """The stream was not read for so long that the daemon ended it."""
 
 
 class CancelledCallError(MlxdError):
@@ -198,6 +202,7 @@ _BY_REASON: dict[str, type[MlxdError]] = {
     "CONTEXT_OVERFLOW": ContextOverflowError,
     "MODEL_TOO_LARGE": TooLargeError,
     "KV_TOO_LARGE": TooLargeError,
+    "SLOW_READER": SlowReaderError,
 }
 
 

@@ -26,6 +26,7 @@ _BY_CLASS = (
     (mlxd.AlreadyExistsError, host.InvalidRequestError),
     (mlxd.StateError, host.InvalidRequestError),
     (mlxd.SessionMovedError, host.InvalidRequestError),
+    (mlxd.SlowReaderError, host.GenerationError),
     (mlxd.CapacityError, host.QuotaExceededError),
     (mlxd.UnavailableError, host.ProviderConnectionError),
     (mlxd.DeadlineError, host.RequestTimeoutError),
