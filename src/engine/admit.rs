@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::sched::{Candidate, Head, Running, victim};
 
 /// Tokens of room that a new sequence's slot has beyond its prompt, so that short answers need no move.
-pub(super) const HEADROOM_TOKENS: u32 = 64;
+const HEADROOM_TOKENS: u32 = 64;
 
 impl Resident {
     /// Starts waiting requests as far as there is room. A request that could not even run alone is refused.
@@ -31,7 +31,7 @@ impl Resident {
         while let Some(head) = self.queue.head(&self.shares, now, allowance.ageing) {
             let Some(next) = self.queue.peek(&head) else { break };
             let tokens = self.start_tokens(next);
-            let growth = self.growth_bytes(next.tokens_max(), tokens);
+            let growth = self.growth_bytes(next, self.slots.capacity_for(tokens));
             let needed_bytes = growth + self.slots.slot_bytes(tokens);
             if needed_bytes > allowance.kv_bytes_max {
                 let Some(refused) = self.queue.pop(&head) else { break };
@@ -40,12 +40,16 @@ impl Resident {
                 continue;
             }
             if self.running() >= allowance.running_max {
-                let before = self.bytes() + self.promised_bytes();
+                let limit = free + self.bytes() + self.promised_bytes();
                 if !self.make_way(backend, counters, &head, now)? {
                     break;
                 }
                 // Its promise is free again, its parked copy is not.
-                free = (free + before).saturating_sub(self.bytes() + self.promised_bytes());
+                let overdraft = (self.bytes() + self.promised_bytes()).saturating_sub(limit);
+                if overdraft > 0 {
+                    self.give_back(backend, overdraft, None)?;
+                }
+                free = limit.saturating_sub(self.bytes() + self.promised_bytes());
                 continue;
             }
             let hit = self.parked.find(&next.origin.principal, &next.tokens, now);
@@ -74,8 +78,10 @@ impl Resident {
         now: Moment,
     ) -> Result<bool, Error> {
         let candidate = Candidate { client: &head.client, class: head.class };
-        // A score keeps no cache: it would begin anew.
-        let running = self.running.iter().filter(|(_, sequence)| sequence.leaves_cache());
+        // A score keeps no cache: it would begin anew. And those of a lane run in their order.
+        let running = self.running.iter().filter(|(_, sequence)| {
+            sequence.leaves_cache() && !head.has_lane(&sequence.origin.client, sequence.origin.priority)
+        });
         let running = running.map(|(&id, sequence)| Running {
             sequence: id,
             client: &sequence.origin.client,
@@ -94,7 +100,7 @@ impl Resident {
     }
 
     fn start_tokens(&self, sequence: &Sequence) -> u32 {
-        let headroom = self.held_tokens(sequence).saturating_add(HEADROOM_TOKENS);
+        let headroom = (sequence.computed + sequence.pending()).saturating_add(HEADROOM_TOKENS);
         headroom.min(sequence.tokens_max()).min(self.shape.context_length)
     }
 

@@ -116,8 +116,6 @@ impl<B: Backend> Engine<B> {
                 Err(error) => self.lose(&name, &error),
             }
         }
-        // Parking may overdraw the budget; what can be dropped gives way at once.
-        self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
         self.advance_load();
         self.advance_drain();
         busy
@@ -129,6 +127,7 @@ impl<B: Backend> Engine<B> {
         resident.collect(&mut self.backend, &mut self.counters, &*self.clock)?;
         let now = self.clock.now();
         resident.drop_abandoned(&mut self.backend, &mut self.counters, self.settings.slow_reader, now)?;
+        self.repay();
         let allowance = self.allowance();
         let Some(resident) = self.models.get_mut(name) else { return Ok(false) };
         let (backend, counters) = (&mut self.backend, &mut self.counters);
@@ -138,6 +137,11 @@ impl<B: Backend> Engine<B> {
         // What other models keep without using it gives way; the request is looked at again next turn.
         self.give_back(missing, Some(name));
         Ok(launched)
+    }
+
+    /// Parking may overdraw the budget; what can be dropped gives way at once.
+    fn repay(&mut self) {
+        self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
     }
 
     /// What one model's turn may use.
@@ -163,7 +167,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Bytes that are used or promised.
-    fn used_bytes(&self) -> u64 {
+    pub(super) fn used_bytes(&self) -> u64 {
         let models = self.models.values();
         models.map(|resident| resident.bytes() + resident.promised_bytes()).sum::<u64>()
             + self.loading_bytes()

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use crate::backend::{
-    Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, SpanOutput,
-    SpanResult, Step, TokenLogprobs,
+    Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, Span,
+    SpanOutput, SpanResult, Step, TokenLogprobs,
 };
 use crate::error::Error;
 
@@ -16,21 +16,27 @@ pub(super) const WEIGHT_BYTES: u64 = 1000;
 /// Tokens that a sequence may have.
 pub(super) const CONTEXT: u32 = 4096;
 
-/// The token after a context.
+/// The token after a context; the vocabulary's last one never is.
 pub(super) fn next_token(context: &[u32]) -> u32 {
     let mix = |hash: u32, token: &u32| (hash ^ token).wrapping_mul(0x0100_0193);
-    context.iter().fold(0x811c_9dc5, mix) % 1000
+    context.iter().fold(0x811c_9dc5, mix) % 999
 }
 
 #[derive(Default)]
 pub(super) struct Fake {
     models: u32,
-    slabs: BTreeMap<u32, Vec<Vec<u32>>>,
-    parked: BTreeMap<ParkedId, Vec<u32>>,
+    slabs: BTreeMap<(ModelId, u32), Slab>,
+    parked: BTreeMap<(ModelId, ParkedId), Vec<u32>>,
     parked_next: u64,
-    results: Option<Vec<SpanResult>>,
-    faults: Faults,
+    results: BTreeMap<ModelId, Vec<SpanResult>>,
+    pub(super) faults: Faults,
     steps: u64,
+}
+
+/// The tokens in each slot.
+struct Slab {
+    capacity: u32,
+    slots: Vec<Vec<u32>>,
 }
 
 /// What goes wrong, and when.
@@ -42,6 +48,12 @@ pub(super) struct Faults {
     pub(super) panic_at: Option<u64>,
     /// A token whose context yields logits that are not finite.
     pub(super) poison: Option<u32>,
+    /// The next step fails.
+    pub(super) next_step_fails: bool,
+    /// Loads fail half way.
+    pub(super) loads_fail: bool,
+    /// A defect: a restored cache has a wrong token at its end.
+    pub(super) restores_wrongly: bool,
 }
 
 impl Fake {
@@ -53,19 +65,30 @@ impl Fake {
         DeviceInfo { device: "fake".into(), mlx_version: "0".into(), budget_bytes, architectures: vec![] }
     }
 
-    fn slot(&mut self, slot: SlotId) -> &mut Vec<u32> {
-        &mut self.slabs.get_mut(&slot.slab).unwrap()[slot.slot as usize]
+    /// Bytes of all that it holds of a model.
+    pub(super) fn bytes(&self, model: ModelId) -> u64 {
+        let slab = |slab: &Slab| u64::from(slab.capacity) * slab.slots.len() as u64;
+        let slabs = self.slabs.iter().filter(|((of, _), _)| *of == model).map(|(_, held)| slab(held));
+        let parked = self.parked.iter().filter(|((of, _), _)| *of == model);
+        let tokens = slabs.chain(parked.map(|(_, tokens)| tokens.len() as u64)).sum::<u64>();
+        WEIGHT_BYTES + tokens * KV_BYTES
     }
 
-    fn span(&mut self, slot: SlotId, start: u32, tokens: &[u32], output: &SpanOutput) -> SpanResult {
+    fn slot(&mut self, model: ModelId, slot: SlotId) -> &mut Vec<u32> {
+        &mut self.slabs.get_mut(&(model, slot.slab)).unwrap().slots[slot.slot as usize]
+    }
+
+    fn span(&mut self, model: ModelId, span: &Span) -> SpanResult {
         let poison = self.faults.poison;
-        let content = self.slot(slot);
-        assert_eq!(content.len(), start as usize, "a span starts where the cache ends");
-        content.extend(tokens);
+        let capacity = self.slabs[&(model, span.slot.slab)].capacity as usize;
+        let content = self.slot(model, span.slot);
+        assert_eq!(content.len(), span.start as usize, "a span starts where the cache ends");
+        content.extend(&span.tokens);
+        assert!(content.len() <= capacity, "a span fits its slot");
         if poison.is_some_and(|poison| content.contains(&poison)) {
             return SpanResult::NotFinite;
         }
-        match output {
+        match &span.output {
             SpanOutput::None => SpanResult::None,
             SpanOutput::Sample(_) => SpanResult::Token(next_token(content), None),
             SpanOutput::Score { next, .. } => SpanResult::Scores(
@@ -86,6 +109,9 @@ impl Backend for Fake {
     }
 
     fn load_more(&mut self, _: ModelId) -> Result<LoadStep, Error> {
+        if self.faults.loads_fail {
+            return Err(Error::Internal("the failed load that a test asked for".into()));
+        }
         Ok(LoadStep::Ready(ModelShape {
             context_length: CONTEXT,
             vocabulary_size: 1000,
@@ -96,72 +122,78 @@ impl Backend for Fake {
         }))
     }
 
-    fn unload(&mut self, _: ModelId) -> Result<(), Error> {
+    fn unload(&mut self, model: ModelId) -> Result<(), Error> {
+        self.slabs.retain(|(of, _), _| *of != model);
+        self.parked.retain(|(of, _), _| *of != model);
+        self.results.remove(&model);
         Ok(())
     }
 
-    fn open_slab(&mut self, _: ModelId, slab: u32, _: u32, slots: u32) -> Result<(), Error> {
-        assert!(self.slabs.insert(slab, vec![vec![]; slots as usize]).is_none(), "the slab is open");
+    fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error> {
+        let empty = Slab { capacity, slots: vec![vec![]; slots as usize] };
+        assert!(self.slabs.insert((model, slab), empty).is_none(), "the slab is open");
         Ok(())
     }
 
-    fn close_slab(&mut self, _: ModelId, slab: u32) -> Result<(), Error> {
-        assert!(self.slabs.remove(&slab).is_some(), "no such slab");
+    fn close_slab(&mut self, model: ModelId, slab: u32) -> Result<(), Error> {
+        assert!(self.slabs.remove(&(model, slab)).is_some(), "no such slab");
         Ok(())
     }
 
-    fn clear_slot(&mut self, _: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
-        let content = self.slot(slot);
+    fn clear_slot(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
+        let content = self.slot(model, slot);
         assert_eq!(content.len(), tokens as usize, "all of a slot is cleared");
         content.clear();
         Ok(())
     }
 
-    fn copy_slot(&mut self, _: ModelId, from: SlotId, to: SlotId, tokens: u32) -> Result<(), Error> {
-        let content = self.slot(from)[..tokens as usize].to_vec();
-        assert!(self.slot(to).is_empty(), "a copy goes into a clear slot");
-        *self.slot(to) = content;
+    fn copy_slot(&mut self, model: ModelId, from: SlotId, to: SlotId, tokens: u32) -> Result<(), Error> {
+        let content = self.slot(model, from)[..tokens as usize].to_vec();
+        assert!(self.slot(model, to).is_empty(), "a copy goes into a clear slot");
+        *self.slot(model, to) = content;
         Ok(())
     }
 
-    fn park(&mut self, _: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
+    fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
         let id = ParkedId(self.parked_next);
         self.parked_next += 1;
-        let content = self.slot(slot)[..tokens as usize].to_vec();
-        self.parked.insert(id, content);
+        let content = self.slot(model, slot)[..tokens as usize].to_vec();
+        self.parked.insert((model, id), content);
         Ok(id)
     }
 
-    fn restore(&mut self, _: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
-        let content = self.parked[&parked][..tokens as usize].to_vec();
-        assert!(self.slot(slot).is_empty(), "a cache is restored into a clear slot");
-        *self.slot(slot) = content;
+    fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
+        let mut content = self.parked[&(model, parked)][..tokens as usize].to_vec();
+        if self.faults.restores_wrongly {
+            content[tokens as usize - 1] += 1;
+        }
+        assert!(self.slot(model, slot).is_empty(), "a cache is restored into a clear slot");
+        *self.slot(model, slot) = content;
         Ok(())
     }
 
-    fn drop_parked(&mut self, _: ModelId, parked: ParkedId) -> Result<(), Error> {
-        assert!(self.parked.remove(&parked).is_some(), "no such parked cache");
+    fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error> {
+        assert!(self.parked.remove(&(model, parked)).is_some(), "no such parked cache");
         Ok(())
     }
 
-    fn launch(&mut self, _: ModelId, step: &Step) -> Result<(), Error> {
-        assert!(self.results.is_none(), "the last step was not collected");
+    fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error> {
+        assert!(!self.results.contains_key(&model), "the last step was not collected");
         self.steps += 1;
         assert_ne!(self.faults.panic_at, Some(self.steps), "the panic that a test asked for");
-        if self.faults.error_at == Some(self.steps) {
+        if self.faults.error_at == Some(self.steps) || std::mem::take(&mut self.faults.next_step_fails) {
             return Err(Error::Internal("the device error that a test asked for".into()));
         }
         let single = step.spans.partition_point(|span| span.tokens.len() == 1);
         assert!(step.spans[single..].iter().all(|span| span.tokens.len() > 1), "short spans come first");
         assert!(step.spans[..single].is_sorted_by_key(|span| span.slot), "short spans are in slot order");
-        let spans =
-            step.spans.iter().map(|span| self.span(span.slot, span.start, &span.tokens, &span.output));
-        self.results = Some(spans.collect());
+        let results = step.spans.iter().map(|span| self.span(model, span)).collect();
+        self.results.insert(model, results);
         Ok(())
     }
 
-    fn collect(&mut self, _: ModelId) -> Result<Vec<SpanResult>, Error> {
-        Ok(self.results.take().unwrap())
+    fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error> {
+        Ok(self.results.remove(&model).unwrap())
     }
 
     fn memory(&self) -> DeviceMemory {

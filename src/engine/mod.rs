@@ -11,6 +11,9 @@ mod load;
 mod resident;
 mod sampling;
 mod sequence;
+#[cfg(test)]
+#[path = "../../tests/sim/mod.rs"]
+mod sim;
 mod step;
 #[cfg(test)]
 mod tests;

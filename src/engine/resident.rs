@@ -112,10 +112,11 @@ impl Resident {
 
     /// Bytes that its running sequences may still come to need.
     pub(super) fn promised_bytes(&self) -> u64 {
-        self.running
-            .values()
-            .map(|sequence| self.growth_bytes(sequence.tokens_max(), self.held_tokens(sequence)))
-            .sum()
+        let growth = |sequence: &Sequence| {
+            let capacity = sequence.slot.map_or(0, |slot| self.slots.capacity_of(slot));
+            self.growth_bytes(sequence, capacity)
+        };
+        self.running.values().map(growth).sum()
     }
 
     /// Bytes that could be dropped without harm: parked caches and empty slabs.
@@ -123,15 +124,11 @@ impl Resident {
         self.parked.bytes() + self.slots.empty_bytes()
     }
 
-    pub(super) fn held_tokens(&self, sequence: &Sequence) -> u32 {
-        sequence.computed + sequence.pending()
-    }
-
-    /// Bytes of the slot that a sequence moves to when it outgrows the one for `now` tokens.
-    pub(super) fn growth_bytes(&self, finally: u32, now: u32) -> u64 {
-        let finally = finally.min(self.shape.context_length);
-        let grows = self.slots.capacity_for(finally) > self.slots.capacity_for(now);
-        if grows { self.slots.slot_bytes(finally) } else { 0 }
+    /// Bytes of the slot that a sequence moves to when it outgrows one of that capacity: it moves once, to one
+    /// for all that it may come to hold.
+    pub(super) fn growth_bytes(&self, sequence: &Sequence, capacity: u32) -> u64 {
+        let finally = sequence.tokens_max().min(self.shape.context_length);
+        if finally > capacity { self.slots.slot_bytes(finally) } else { 0 }
     }
 
     /// Lets go of what nobody waits for any more: callers that left or do not read, deadlines that passed.

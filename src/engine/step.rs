@@ -1,6 +1,5 @@
 //! A model's step: what it takes of whom, its launch, and what becomes of its results.
 
-use super::admit::HEADROOM_TOKENS;
 use super::counters::Counters;
 use super::resident::{Allowance, Resident};
 use super::sequence::Sequence;
@@ -164,8 +163,8 @@ impl Resident {
         })
     }
 
-    /// Moves a sequence to a larger slot if its next span does not fit the one it has. The bytes were
-    /// promised when it was admitted.
+    /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the one
+    /// it has.
     fn grow<B: Backend>(&mut self, backend: &mut B, id: u64, tokens: u32) -> Result<(), Error> {
         let Some(sequence) = self.running.get(&id) else { return Ok(()) };
         let (Some(from), computed) = (sequence.slot, sequence.computed) else { return Ok(()) };
@@ -173,8 +172,8 @@ impl Resident {
         if self.slots.capacity_of(from) >= needed {
             return Ok(());
         }
-        let wanted = needed.saturating_add(HEADROOM_TOKENS).min(self.shape.context_length).max(needed);
-        let to = self.take_slot(backend, id, wanted, 0)?;
+        let finally = sequence.tokens_max().min(self.shape.context_length).max(needed);
+        let to = self.take_slot(backend, id, finally, 0)?;
         backend.copy_slot(self.id, from, to, computed)?;
         if let Some(sequence) = self.running.get_mut(&id) {
             sequence.slot = Some(to);

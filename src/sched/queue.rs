@@ -29,6 +29,14 @@ pub struct Head {
     priority: Priority,
 }
 
+impl Head {
+    /// Whether a client's requests of a priority wait in the same lane.
+    #[must_use]
+    pub fn has_lane(&self, client: &ClientId, priority: Priority) -> bool {
+        self.client == *client && self.priority == priority
+    }
+}
+
 impl<T> Default for Queue<T> {
     fn default() -> Self {
         Self { lanes: BTreeMap::new() }

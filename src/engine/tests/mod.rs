@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::text::Tokenizer;
 
-fn settings() -> EngineSettings {
+pub(super) fn settings() -> EngineSettings {
     EngineSettings {
         memory_budget_bytes: None,
         kv_idle_bytes_max: None,
@@ -34,7 +34,7 @@ fn settings() -> EngineSettings {
 }
 
 #[derive(Default)]
-struct HandClock(Mutex<Duration>);
+pub(super) struct HandClock(pub(super) Mutex<Duration>);
 
 impl Clock for HandClock {
     fn now(&self) -> Moment {
@@ -58,7 +58,7 @@ const EVENTS: usize = 8192;
 
 type Events = mpsc::Receiver<GenerateEvent>;
 
-fn tokenizer(folder: &std::path::Path) -> Tokenizer {
+pub(super) fn tokenizer(folder: &std::path::Path) -> Tokenizer {
     let vocabulary: serde_json::Map<String, serde_json::Value> =
         (0..1000).map(|id| (format!("t{id}"), id.into())).collect();
     let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "t0" });
@@ -71,7 +71,7 @@ fn tokenizer(folder: &std::path::Path) -> Tokenizer {
     Tokenizer::load(folder).unwrap()
 }
 
-fn spec() -> LoadSpec {
+pub(super) fn spec() -> LoadSpec {
     LoadSpec {
         model: "m".into(),
         folder: "/".into(),

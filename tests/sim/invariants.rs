@@ -1,0 +1,81 @@
+//! What holds after every turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::resident::Resident;
+use super::world::World;
+
+impl World {
+    pub(super) fn check(&mut self) {
+        self.check_ledger();
+        self.check_slots();
+        self.check_shares();
+        self.check_queues();
+    }
+
+    /// What the engine counts is what the backend holds, and no more than the budget but while a shrink is being
+    /// worked off.
+    fn check_ledger(&mut self) {
+        for resident in self.engine.models.values() {
+            let held = self.engine.backend.bytes(resident.id);
+            assert_eq!(resident.bytes(), held, "the ledger counts what is held of {}", resident.spec.model);
+        }
+        let used = self.engine.used_bytes();
+        if used <= self.engine.budget_bytes {
+            self.shrunk = false;
+        }
+        assert!(self.shrunk || used <= self.engine.budget_bytes, "{used} of {}", self.engine.budget_bytes);
+    }
+
+    fn check_slots(&self) {
+        for resident in self.engine.models.values() {
+            let slots: BTreeSet<_> = resident.running.values().map(|sequence| sequence.slot).collect();
+            assert!(!slots.contains(&None), "what runs has a slot");
+            assert_eq!(slots.len(), resident.running.len(), "no two sequences share a slot");
+            let in_use: u32 = resident.slots.classes().iter().map(|class| class.slots_in_use).sum();
+            assert_eq!(in_use as usize, slots.len(), "no slot is lost");
+            assert!(resident.running.len() <= self.running_max as usize, "no more run than may");
+        }
+    }
+
+    fn check_shares(&self) {
+        for resident in self.engine.models.values() {
+            let mut running = BTreeMap::new();
+            for sequence in resident.running.values() {
+                *running.entry(&sequence.origin.client).or_insert(0) += 1;
+            }
+            for (client, count) in running {
+                assert_eq!(resident.shares.rank(client).0, count, "{client} has what runs");
+            }
+            let nobody = resident.running.is_empty() && resident.queue.is_empty();
+            assert_eq!(resident.shares.is_empty(), nobody, "shares are of those who are there");
+        }
+    }
+
+    /// What gave way waits beside those that the limit counts.
+    fn check_queues(&self) {
+        let queued: u32 = self.engine.models.values().map(Resident::queued).sum();
+        let models = u32::try_from(self.engine.models.len()).unwrap();
+        assert!(queued <= self.queue_max + self.running_max * models, "{queued} wait");
+    }
+
+    pub(super) fn check_rest(&mut self) {
+        self.check();
+        for resident in self.engine.models.values() {
+            assert!(resident.is_idle(), "nothing is left to do");
+            assert_eq!(resident.promised_bytes(), 0, "nothing is promised");
+            assert!(
+                resident.slots.classes().iter().all(|class| class.slots_in_use == 0),
+                "no slot is in use"
+            );
+        }
+        assert!(self.engine.is_idle());
+        for (key, tokens) in &self.kept {
+            let view = self.book.with(key, |session, _| Ok(session.view()));
+            if let Ok(view) = view {
+                assert_eq!(view.token_count, tokens.len(), "{key} holds the turns that ended well");
+                assert!(!view.busy, "{key} has no turn");
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! One request of the simulated day: what was asked, what came, and whether it is what it should be.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::fake::next_token;
+use super::super::work::{GenerateEvent, Scored};
+use crate::error::Error;
+use crate::ids::SessionKey;
+use crate::session::{TurnContent, TurnGuard};
+
+/// A session's turn that a request is.
+pub(super) struct Turn {
+    pub(super) guard: TurnGuard<oneshot::Sender<()>>,
+    /// Resolves when the session is deleted.
+    pub(super) stopped: oneshot::Receiver<()>,
+}
+
+/// A request that was sent.
+pub(super) struct Request {
+    pub(super) prompt: Vec<u32>,
+    pub(super) max_tokens: u32,
+    pub(super) inbox: Inbox,
+    pub(super) turn: Option<Turn>,
+    /// The caller does not read before this turn of the world.
+    pub(super) reads_from: u32,
+    tokens: Vec<u32>,
+    started: bool,
+}
+
+/// Where its answer comes.
+pub(super) enum Inbox {
+    Events(mpsc::Receiver<GenerateEvent>),
+    Scores(oneshot::Receiver<Result<Scored, Error>>),
+}
+
+/// What a session is to hold after a turn that was kept.
+pub(super) type Kept = (SessionKey, Vec<u32>);
+
+impl Request {
+    pub(super) fn new(prompt: Vec<u32>, max_tokens: u32, inbox: Inbox) -> Self {
+        Self { prompt, max_tokens, inbox, turn: None, reads_from: 0, tokens: vec![], started: false }
+    }
+
+    /// Reads what has come; Some at its end.
+    pub(super) fn read(&mut self) -> Option<Result<(), Error>> {
+        match &mut self.inbox {
+            Inbox::Scores(scores) => match scores.try_recv() {
+                Ok(outcome) => Some(outcome.map(|scored| self.check_scores(&scored))),
+                Err(oneshot::error::TryRecvError::Empty) => None,
+                Err(oneshot::error::TryRecvError::Closed) => panic!("a score ends without a word"),
+            },
+            Inbox::Events(_) => self.read_events(),
+        }
+    }
+
+    fn read_events(&mut self) -> Option<Result<(), Error>> {
+        loop {
+            let Inbox::Events(events) = &mut self.inbox else { return None };
+            match events.try_recv() {
+                Ok(GenerateEvent::Started { cached_tokens, .. }) => {
+                    assert!(!self.started, "a request starts once");
+                    assert!((cached_tokens as usize) < self.prompt.len(), "one token has to run");
+                    self.started = true;
+                }
+                Ok(GenerateEvent::Progress { .. }) => assert!(self.started, "progress comes after the start"),
+                Ok(GenerateEvent::Delta(delta)) => {
+                    assert!(self.started, "output comes after the start");
+                    self.tokens.extend(delta.tokens);
+                    self.check_tokens();
+                }
+                Ok(GenerateEvent::Ended(outcome)) => {
+                    assert!(events.try_recv().is_err(), "nothing follows the end");
+                    return Some(outcome.map(|generated| {
+                        assert_eq!(generated.tokens, self.tokens, "the deltas are the output");
+                        assert_eq!(self.tokens.len(), self.max_tokens as usize, "it runs to its end");
+                    }));
+                }
+                Err(mpsc::error::TryRecvError::Empty) => return None,
+                Err(mpsc::error::TryRecvError::Disconnected) => panic!("a stream ends without a word"),
+            }
+        }
+    }
+
+    /// What came is what the model says alone.
+    fn check_tokens(&self) {
+        let mut context = self.prompt.clone();
+        for &token in &self.tokens {
+            assert_eq!(token, next_token(&context), "output is as it would be alone");
+            context.push(token);
+        }
+    }
+
+    fn check_scores(&self, scored: &Scored) {
+        assert_eq!(scored.scores.len(), self.prompt.len(), "every token has a score");
+        let tokens: Vec<u32> = scored.scores.iter().flatten().map(|score| score.chosen.0).collect();
+        assert_eq!(tokens, self.prompt[1..], "scores are of the tokens that were sent");
+    }
+
+    /// Keeps its turn, as the edge does at a good end; a deleted session keeps nothing.
+    pub(super) fn keep(self) -> Option<Kept> {
+        let turn = self.turn?;
+        let key = turn.guard.key().clone();
+        let tokens = [self.prompt, self.tokens].concat();
+        let kept = turn.guard.commit(tokens.clone(), TurnContent::Raw);
+        kept.is_ok().then_some((key, tokens))
+    }
+}

@@ -1,0 +1,453 @@
+//! The world of a seed: clients that ask, fork, stall, leave and come back with old counts; models that are
+//! loaded, unloaded and fail; memory that shrinks; time that jumps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::core::Engine;
+use super::super::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES};
+use super::super::tests::{HandClock, settings, spec, tokenizer};
+use super::super::work::{Command, GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin};
+use super::request::{Inbox, Request, Turn};
+use crate::backend::LoadSpec;
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::ids::{ModelName, SessionKey, SessionName};
+use crate::sched::Priority;
+use crate::session::{InputKind, NewSession, SessionBook, TurnRequest};
+use crate::text::Tokenizer;
+
+const MODELS: [&str; 2] = ["m", "other"];
+const CLIENTS: u64 = 5;
+const PRINCIPALS: u64 = 2;
+/// A token whose context has no finite logits.
+const POISON: u32 = 999;
+/// Turns within which a drained world comes to rest.
+const REST_TURNS: u32 = 20_000;
+
+/// Random numbers of a seed (splitmix64).
+pub(super) struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn small(&mut self, end: u64) -> u32 {
+        u32::try_from(self.below(end)).unwrap()
+    }
+
+    /// True once in so many times.
+    fn once_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+}
+
+pub(super) struct World {
+    pub(super) engine: Engine<Fake>,
+    pub(super) book: Arc<SessionBook<oneshot::Sender<()>>>,
+    pub(super) clock: Arc<HandClock>,
+    pub(super) running_max: u32,
+    pub(super) queue_max: u32,
+    /// The budget was made smaller than what was used.
+    pub(super) shrunk: bool,
+    /// What sessions are to hold.
+    pub(super) kept: BTreeMap<SessionKey, Vec<u32>>,
+    /// How requests ended.
+    pub(super) ended: BTreeMap<String, u32>,
+    random: Random,
+    requests: Vec<Request>,
+    tokenizer: Tokenizer,
+    turns: u32,
+    sessions_made: u64,
+    budget: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, defect: Faults) -> Self {
+        let mut random = Random(seed);
+        let (running_max, queue_max) = (1 + random.small(8), 4 + random.small(12));
+        let settings = super::super::core::EngineSettings {
+            running_sequences_max: running_max,
+            queue_length_max: queue_max,
+            queue_length_per_client_max: 2 + random.small(6),
+            prefill_chunk_tokens: 1 + random.small(64),
+            slow_reader: Duration::from_secs(5),
+            priority_ageing: Duration::from_secs(1),
+            ..settings()
+        };
+        let budget = 2 * WEIGHT_BYTES + (1500 + random.below(12_000)) * KV_BYTES;
+        let clock = Arc::new(HandClock::default());
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = tokenizer(folder.path());
+        let fake = Fake::with(Faults { poison: Some(POISON), ..defect });
+        let mut world = Self {
+            engine: Engine::new(fake, clock.clone(), settings, budget),
+            book: Arc::new(SessionBook::new(6, clock.clone())),
+            clock,
+            running_max,
+            queue_max,
+            shrunk: false,
+            kept: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            random,
+            requests: vec![],
+            tokenizer,
+            turns: 0,
+            sessions_made: 0,
+            budget,
+        };
+        for model in MODELS {
+            world.load(model);
+        }
+        world
+    }
+
+    /// Something happens, the engine takes a turn, callers read, and everything still holds.
+    pub(super) fn turn(&mut self) {
+        for _ in 0..self.random.below(3) {
+            self.something_happens();
+        }
+        self.engine_turn();
+    }
+
+    fn engine_turn(&mut self) {
+        self.turns += 1;
+        self.engine.turn();
+        let step = 1 + self.random.below(20);
+        self.pass(Duration::from_millis(step));
+        self.read();
+        self.check();
+    }
+
+    /// Nothing more is asked for; what runs comes to its end, and the rest of the day is silence.
+    pub(super) fn wind_down(&mut self) {
+        self.engine.backend.faults.loads_fail = false;
+        self.set_budget(self.budget);
+        self.requests.iter_mut().for_each(|request| request.reads_from = 0);
+        let late = self.random.once_in(2);
+        if late {
+            self.drain();
+        }
+        for turn in 0..REST_TURNS {
+            if self.requests.is_empty() && self.engine.is_idle() {
+                break;
+            }
+            assert!(turn + 1 < REST_TURNS, "{} requests never end", self.requests.len());
+            self.engine_turn();
+        }
+        self.check_rest();
+        if !late {
+            self.drain();
+            self.engine_turn();
+        }
+        self.generate(None);
+        self.requests.iter_mut().for_each(|request| request.reads_from = 0);
+        self.engine_turn();
+        assert!(self.requests.is_empty(), "a drained engine refuses at once");
+    }
+
+    fn drain(&mut self) {
+        let (reply, _) = oneshot::channel();
+        self.engine.command(Command::Drain(Duration::from_secs(3600), reply));
+    }
+
+    fn pass(&mut self, time: Duration) {
+        *self.clock.0.lock().unwrap() += time;
+    }
+
+    fn something_happens(&mut self) {
+        match self.random.below(100) {
+            0..45 => self.generate(None),
+            45..62 => self.session_turn(),
+            62..66 => self.score(),
+            66..72 => self.session_changes(),
+            72..80 => self.somebody_leaves(),
+            80..84 => self.load(MODELS[usize::try_from(self.turns % 2).unwrap()]),
+            84 => self.unload(),
+            85 => self.engine.backend.faults.next_step_fails = self.random.once_in(3),
+            86 => self.engine.backend.faults.loads_fail = self.random.once_in(3),
+            87..90 => self.budget_changes(),
+            90..93 => {
+                let jump = self.random.below(4000);
+                self.pass(Duration::from_millis(jump));
+            }
+            93 => drop(self.book.sweep()),
+            94..96 => (0..20).for_each(|_| self.generate(None)),
+            _ => self.fits(),
+        }
+    }
+
+    fn origin(&mut self, session: Option<&SessionKey>) -> WorkOrigin {
+        let principal = format!("p{}", self.random.below(PRINCIPALS));
+        let principal = session.map_or(principal.as_str().into(), |key| key.owner.clone());
+        let client = format!("{principal}/c{}", self.random.below(CLIENTS));
+        let now = self.clock.now();
+        let deadline = self.random.once_in(8).then(|| {
+            let left = self.random.below(1200);
+            now.after(Duration::from_millis(left))
+        });
+        let priority = match self.random.below(4) {
+            0 => Priority::Interactive,
+            1 => Priority::Background,
+            _ => Priority::Normal,
+        };
+        WorkOrigin {
+            request: "r".into(),
+            principal,
+            client: client.as_str().into(),
+            priority,
+            session: session.cloned(),
+            arrived: now,
+            deadline,
+        }
+    }
+
+    /// Tokens after what may be shared with others.
+    fn tokens(&mut self) -> Vec<u32> {
+        let shared = self.random.small(3) * 40;
+        let longest = if self.random.once_in(10) { 600 } else { 60 };
+        let own = 1 + self.random.below(longest);
+        let mut tokens: Vec<u32> = (0..shared).map(|place| place * 7 % 900).collect();
+        tokens.extend((0..own).map(|_| self.random.small(900)).collect::<Vec<_>>());
+        if self.random.once_in(60) {
+            tokens.push(POISON);
+        }
+        tokens
+    }
+
+    fn generate(&mut self, turn: Option<(Turn, ModelName, Vec<u32>)>) {
+        let model: ModelName = MODELS[usize::try_from(self.random.below(2)).unwrap()].into();
+        let new = self.tokens();
+        let (turn, model, prompt) = match turn {
+            Some((turn, model, old)) => (Some(turn), model, [old, new].concat()),
+            None => (None, model, new),
+        };
+        let room = CONTEXT.saturating_sub(u32::try_from(prompt.len()).unwrap());
+        if room == 0 {
+            return;
+        }
+        let longest = if self.random.once_in(12) { 900 } else { 40 };
+        let max_tokens = (1 + self.random.small(longest)).min(room);
+        let (events, inbox) = mpsc::channel(3 + usize::try_from(self.random.below(30)).unwrap());
+        let work = GenerateWork {
+            origin: self.origin(turn.as_ref().map(|turn| turn.guard.key())),
+            model: model.clone(),
+            tokens: prompt.clone(),
+            sampling: greedy(),
+            stopping: Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] },
+            top_logprobs: None,
+            tokenizer: self.tokenizer.clone(),
+            events,
+        };
+        self.engine.command(Command::Generate(Box::new(work)));
+        let mut request = Request::new(prompt, max_tokens, Inbox::Events(inbox));
+        request.turn = turn;
+        if self.random.once_in(10) {
+            request.reads_from = self.turns + self.random.small(400);
+        }
+        self.requests.push(request);
+    }
+
+    fn score(&mut self) {
+        let (reply, answer) = oneshot::channel();
+        let (model, tokens): (ModelName, _) = (MODELS[0].into(), self.tokens());
+        let work = ScoreWork {
+            origin: self.origin(None),
+            model: model.clone(),
+            tokens: tokens.clone(),
+            score_from: 0,
+            top_logprobs: 0,
+            reply,
+        };
+        self.engine.command(Command::Score(Box::new(work)));
+        self.requests.push(Request::new(tokens, 0, Inbox::Scores(answer)));
+    }
+
+    fn some_session(&mut self) -> Option<SessionKey> {
+        let count = self.kept.len() as u64;
+        if count == 0 {
+            return None;
+        }
+        let place = usize::try_from(self.random.below(count)).unwrap();
+        self.kept.keys().nth(place).cloned()
+    }
+
+    fn fresh_name(&mut self) -> SessionName {
+        self.sessions_made += 1;
+        format!("s{}", self.sessions_made).as_str().into()
+    }
+
+    /// A turn of a session, at times with a count that is not right any more.
+    fn session_turn(&mut self) {
+        let Some(key) = self.some_session().filter(|_| !self.random.once_in(4)) else {
+            return self.make_session();
+        };
+        let known = self.kept[&key].len();
+        let stale = self.random.once_in(6);
+        let expected = u32::try_from(known + usize::from(stale)).unwrap();
+        let request =
+            TurnRequest { model: None, input: InputKind::Raw, expected_token_count: Some(expected) };
+        let (hold, stopped) = oneshot::channel();
+        match self.book.begin(&key, &request, hold) {
+            Ok((guard, start)) => {
+                assert!(!stale, "a stale count does not begin a turn");
+                assert_eq!(start.tokens, self.kept[&key], "a turn builds on those that ended well");
+                self.generate(Some((Turn { guard, stopped }, start.model, start.tokens)));
+            }
+            Err(Error::SessionMoved { .. }) => assert!(stale, "{key} has not moved"),
+            Err(Error::SessionBusy(_)) => {
+                let has_turn =
+                    |request: &Request| request.turn.as_ref().is_some_and(|turn| *turn.guard.key() == key);
+                assert!(self.requests.iter().any(has_turn), "{key} is busy for a reason");
+            }
+            Err(Error::SessionNotFound(_)) => drop(self.kept.remove(&key)),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn make_session(&mut self) {
+        let name = self.fresh_name();
+        let key = SessionKey { owner: format!("p{}", self.random.below(PRINCIPALS)).as_str().into(), name };
+        let ttl = Duration::from_secs(1 + self.random.below(30));
+        match self.book.create(NewSession { key: key.clone(), model: MODELS[0].into(), ttl }) {
+            Ok(_) => drop(self.kept.insert(key, vec![])),
+            Err(Error::SessionLimit { .. }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn session_changes(&mut self) {
+        let Some(key) = self.some_session() else { return };
+        match self.random.below(3) {
+            0 => {
+                let name = self.fresh_name();
+                let tokens = self.kept[&key].clone();
+                if self.book.fork(&key, name.clone(), None, None).is_ok() {
+                    self.kept.insert(SessionKey { owner: key.owner, name }, tokens);
+                }
+            }
+            1 => {
+                let length = usize::try_from(self.random.below(self.kept[&key].len() as u64 + 1)).unwrap();
+                let cut = self.book.with(&key, |session, now| session.truncate_tokens(length, now));
+                if cut.is_ok() {
+                    self.kept.get_mut(&key).unwrap().truncate(length);
+                }
+            }
+            _ => {
+                if self.book.delete(&key).is_ok() {
+                    self.engine.command(Command::Forget(key.clone()));
+                }
+                self.kept.remove(&key);
+            }
+        }
+    }
+
+    fn somebody_leaves(&mut self) {
+        let count = self.requests.len() as u64;
+        if count > 0 {
+            let place = usize::try_from(self.random.below(count)).unwrap();
+            drop(self.requests.swap_remove(place));
+            *self.ended.entry("Cancelled".into()).or_default() += 1;
+        }
+    }
+
+    fn load(&mut self, model: &str) {
+        let (events, _) = mpsc::channel(8);
+        self.engine.command(Command::Load(LoadSpec { model: model.into(), ..spec() }, events));
+    }
+
+    fn unload(&mut self) {
+        let (reply, mut answer) = oneshot::channel();
+        let model = MODELS[usize::try_from(self.random.below(2)).unwrap()];
+        self.engine.command(Command::Unload(model.into(), reply));
+        answer.try_recv().unwrap().ok();
+    }
+
+    fn fits(&mut self) {
+        let (reply, mut answer) = oneshot::channel();
+        self.engine.command(Command::Fits(LoadSpec { model: "new".into(), ..spec() }, reply));
+        assert_eq!(answer.try_recv().unwrap().unwrap().needed_bytes, WEIGHT_BYTES);
+    }
+
+    fn budget_changes(&mut self) {
+        let quarters = 2 + self.random.below(4);
+        self.set_budget(self.budget * quarters / 4);
+    }
+
+    fn set_budget(&mut self, bytes: u64) {
+        self.engine.budget_bytes = bytes;
+        self.shrunk |= self.engine.used_bytes() > self.engine.budget_bytes;
+    }
+
+    fn read(&mut self) {
+        let mut reading = std::mem::take(&mut self.requests);
+        reading.retain_mut(|request| {
+            // The edge stops a turn whose session is gone.
+            let stopped = request.turn.as_mut().is_some_and(|turn| {
+                turn.stopped.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Closed)
+            });
+            !stopped
+        });
+        let mut waiting = vec![];
+        for mut request in reading {
+            if self.turns < request.reads_from {
+                waiting.push(request);
+                continue;
+            }
+            match request.read() {
+                None => waiting.push(request),
+                Some(outcome) => self.note_end(request, &outcome),
+            }
+        }
+        self.requests = waiting;
+    }
+
+    fn note_end(&mut self, request: Request, outcome: &Result<(), Error>) {
+        let how = match outcome {
+            Ok(()) => "ok".to_owned(),
+            Err(Error::NonFiniteLogits) => {
+                assert!(request.prompt.contains(&POISON), "only poison does that");
+                "NonFiniteLogits".to_owned()
+            }
+            Err(error) => {
+                let name = format!("{error:?}");
+                name.split(['(', ' ', '{']).next().unwrap_or_default().to_owned()
+            }
+        };
+        *self.ended.entry(how).or_default() += 1;
+        // A turn that does not end well is dropped with its request, and leaves no trace.
+        if outcome.is_ok()
+            && let Some((key, tokens)) = request.keep()
+        {
+            self.kept.insert(key, tokens);
+        }
+    }
+}
+
+fn greedy() -> Sampling {
+    let off = |value| Penalty { value, context_size: 0 };
+    Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        seed: 0,
+        repetition: off(1.0),
+        presence: off(0.0),
+        frequency: off(0.0),
+        logit_bias: vec![],
+        xtc: None,
+    }
+}
