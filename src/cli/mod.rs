@@ -1,6 +1,7 @@
 //! The command line. All commands but `serve` and `convert` are clients of a daemon, through the same
 //! crate that others use. Output is data on stdout; what is for people while they wait is on stderr.
 
+mod bench;
 mod chat;
 mod connect;
 mod convert;
@@ -45,6 +46,7 @@ enum Command {
     Load(load::LoadArgs),
     Unload(load::UnloadArgs),
     Ps(ps::PsArgs),
+    Bench(bench::BenchArgs),
     Convert(convert::ConvertArgs),
 }
 
@@ -65,6 +67,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Load(args) => wait(load::run(args)),
         Command::Unload(args) => wait(load::run_unload(args)),
         Command::Ps(args) => wait(ps::run(args)),
+        // It shows what it has measured when Ctrl-C ends it, so it is not dropped as others are.
+        Command::Bench(args) => runtime().and_then(|runtime| runtime.block_on(bench::run(args))),
         Command::Convert(args) => convert::run(&args),
     };
     match outcome {

@@ -1,168 +1,89 @@
-"""The daemon against mlx-lm: same machine, same run, one after the other in turn.
+"""Number 1: the daemon against mlx_lm.server and BatchGenerator, in one run and taking turns.
 
-    tests/bench/run.sh [--rounds 3] [--tokens 64] [--streams 1 16] [--json FILE] [--check]
+    tests/bench/run.sh compare [--streams 1 4 16] [--tokens 64] [--rounds 3] [--our-blas] [--check]
 
-Dense float32 on the CPU, greedy, past end-of-text tokens. Every stream of every round has its own
-random prompt, so no cached prefix helps anybody. Ours is measured at a gRPC client. mlx-lm runs
-twice: on an OpenBLAS whose symbols are only renamed, and on the daemon's own BLAS shim. Only one of
-the three works at a time.
+Dense float32 on the CPU, greedy, past end-of-text tokens; every stream of every round has its own
+random prompt, so no cached prefix helps anybody. The daemon and the server are measured at a client
+that streams, BatchGenerator inside its own process. mlx-lm runs on OpenBLAS with renamed symbols;
+--our-blas adds a server on the daemon's BLAS.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import random
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from pathlib import Path
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from dense import dense
 from memory import Memory
+from peers import BATCH, OURS, SERVER, Batch, Contestant, Mlxd, Server, bench_cache, blas_library
+from stats import Report, markdown, parser, run
+from streams import Prompts
 
-from conftest import default_model
-from daemon import Daemon
 from mlxd.v1 import model_pb2 as model
-from wire import CALL_S, Wire
+from wire import CALL_S
 
-PEER = Path(__file__).with_name("peer.py")
-THREADS = "2"
-OURS, PLAIN, SGEMV = "mlxd", "mlx-lm, OpenBLAS", "mlx-lm, our BLAS shim"
-# What the project promises: times the peer's tokens/s, by streams.
-PROMISED = {1: 1.8, 16: 1.4}
-
-Run = Callable[[list[list[int]], int], dict[str, Any]]
+# Times the tokens/s of mlx_lm.server that the project promises, by streams.
+PROMISED = {1: 2.5, 4: 2.0, 16: 2.0}
+# The median time to first token as a share of mlx_lm.server's, by streams.
+PROMISED_TTFT = {16: 0.5}
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="mlxd against mlx-lm on the CPU")
-    parser.add_argument("--model", type=Path, default=default_model(), help="model folder")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64, help="tokens in, and tokens out")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--json", type=Path, help="write everything measured here")
-    parser.add_argument("--check", action="store_true", help="fail where a promise is not kept")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
-    return parser.parse_args()
-
-
-def blas_libraries() -> dict[str, str]:
-    """The libraries that go under mlx-lm, by the name of the peer."""
-    if platform.system() != "Linux":
-        # MLX uses Accelerate there, for everybody.
-        return {PLAIN: ""}
-    plain, sgemv = os.environ.get("MLXD_BLAS_PLAIN"), os.environ.get("MLXD_BLAS")
-    if not plain or not sgemv:
-        sys.exit("compare.py: MLXD_BLAS_PLAIN and MLXD_BLAS are not set: use tests/bench/run.sh")
-    return {PLAIN: plain, SGEMV: sgemv}
-
-
-@contextmanager
-def peer(folder: Path, blas: str) -> Iterator[Run]:
-    """mlx-lm in a process of its own, on this BLAS."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": THREADS}
-    if blas:
-        environment["LD_PRELOAD"] = blas
-    process = subprocess.Popen(
-        [sys.executable, str(PEER), str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def run(prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-        process.stdin.write(json.dumps({"prompts": prompts, "tokens": tokens}) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    try:
-        yield run
-    finally:
-        process.stdin.close()
-        process.wait()
-
-
-def ours(wire: Wire, name: str, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-    """The daemon through its API, one stream per prompt."""
-    start = time.perf_counter()
-
-    def stream(prompt: list[int]) -> tuple[list[int], float]:
-        output: list[int] = []
-        first = 0.0
-        for event in wire.stream(name, prompt, max_tokens=tokens):
-            output += event.delta.token_ids
-            if output and not first:
-                first = time.perf_counter() - start
-        assert len(output) == tokens
-        return output, first
-
-    with ThreadPoolExecutor(len(prompts)) as threads:
-        done = list(threads.map(stream, prompts))
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "first": [d[1] for d in done], "outputs": [d[0] for d in done]}
-
-
-def measure(runs: dict[str, Run], options: argparse.Namespace, vocabulary: int) -> list[dict]:
+async def measure(contestants: list[Contestant], prompts: Prompts, options: Any) -> list[dict]:
     """All rounds: for each count of streams everybody in turn, each with new prompts."""
-    generator = random.Random(options.seed)
-
-    def prompts(count: int) -> list[list[int]]:
-        return [
-            [generator.randrange(vocabulary) for _ in range(options.tokens)] for _ in range(count)
-        ]
-
-    for run in runs.values():
-        for streams in options.streams:
-            run(prompts(streams), 4)
+    for contestant in contestants:
+        with contestant.awake():
+            for streams in options.streams:
+                await contestant.together(prompts.asks(streams, options.tokens, 4))
     results = []
     for round_ in range(options.rounds):
         for streams in options.streams:
-            for name, run in runs.items():
-                done = run(prompts(streams), options.tokens)
+            for contestant in contestants:
+                with contestant.awake():
+                    # What a process does first after it was stopped is not measured.
+                    await contestant.together(prompts.asks(1, 8, 2))
+                    asks = prompts.asks(streams, options.tokens, options.tokens)
+                    seconds, heard = await contestant.together(asks)
+                assert all(h.tokens == options.tokens for h in heard), [h.tokens for h in heard]
                 result = {
                     "round": round_,
                     "streams": streams,
-                    "who": name,
-                    "tokens_per_s": streams * options.tokens / done["seconds"],
-                    "ttft_s": median(done["first"]),
+                    "who": contestant.name,
+                    "tokens_per_s": sum(h.tokens for h in heard) / seconds,
+                    "ttft_s": median(h.ttft for h in heard),
                 }
                 results.append(result)
                 print(
-                    f"round {round_ + 1}  {streams:>3} streams  {name:<22}"
-                    f"{result['tokens_per_s']:8.1f} tokens/s",
+                    f"round {round_ + 1}  {streams:>3} streams  {contestant.name:<24}"
+                    f"{result['tokens_per_s']:8.1f} tokens/s  TTFT {result['ttft_s']:.3f} s",
                     file=sys.stderr,
                 )
     return results
 
 
-def agreement(runs: dict[str, Run], vocabulary: int) -> float:
-    """The share of greedy tokens that the daemon and mlx-lm have in common before they part.
+async def agreement(mlxd: Mlxd, server: Server, batch: Batch, prompts: Prompts) -> dict[str, float]:
+    """The share of greedy output that the daemon has in common with each before they part.
 
-    A sanity check that both run the same model: random prompts have near-ties, so not all agree.
+    A sanity check that all run the same model: random prompts have near-ties, so not all agree.
     """
-    generator = random.Random(1)
-    prompts = [[generator.randrange(vocabulary) for _ in range(24)] for _ in range(4)]
-    common = total = 0
-    for prompt in prompts:
-        mine, theirs = (runs[who]([prompt], 24)["outputs"][0] for who in (OURS, PLAIN))
-        same = [a == b for a, b in zip(mine, theirs, strict=True)]
-        common += same.index(False) if False in same else len(same)
-        total += len(same)
-    return common / total
+    shares: dict[str, list[float]] = {SERVER: [], BATCH: []}
+    for _ in range(4):
+        asks = prompts.asks(1, 24, 24)
+        heard = {}
+        for contestant in (mlxd, server, batch):
+            with contestant.awake():
+                heard[contestant.name] = (await contestant.together(asks))[1][0]
+        mine = heard[OURS]
+        shares[BATCH].append(_common(mine.ids, heard[BATCH].ids))
+        # The server drops a leading space.
+        shares[SERVER].append(_common(mine.text.strip(), heard[SERVER].text.strip()))
+    return {name: sum(found) / len(found) for name, found in shares.items()}
+
+
+def _common(mine: Any, theirs: Any) -> float:
+    same = [a == b for a, b in zip(mine, theirs, strict=False)]
+    return (same.index(False) if False in same else len(same)) / max(len(mine), len(theirs))
 
 
 def summary(results: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
@@ -173,90 +94,82 @@ def summary(results: list[dict[str, Any]], names: list[str]) -> list[dict[str, A
             name: [r for r in results if (r["streams"], r["who"]) == (streams, name)]
             for name in names
         }
-        speeds = {name: [r["tokens_per_s"] for r in by_name[name]] for name in names}
         for name in names:
-            pairs = zip(speeds[OURS], speeds[name], strict=True)
+            pairs = list(zip(by_name[OURS], by_name[name], strict=True))
             rows.append(
                 {
                     "streams": streams,
                     "who": name,
-                    "tokens_per_s": median(speeds[name]),
+                    "tokens_per_s": median(r["tokens_per_s"] for r in by_name[name]),
                     "ttft_s": median(r["ttft_s"] for r in by_name[name]),
-                    "ours_is_times": median(mine / theirs for mine, theirs in pairs),
+                    "times": median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs),
+                    "ttft_share": median(a["ttft_s"] / b["ttft_s"] for a, b in pairs),
                 }
             )
     return rows
 
 
-def verdicts(rows: list[dict[str, Any]], memory: Memory) -> list[tuple[str, bool]]:
+def judge(report: Report, rows: list[dict[str, Any]], memory: Memory) -> None:
     """Every promise and whether it was kept."""
-    kept = []
-    for row in rows:
-        promised = PROMISED.get(row["streams"])
-        if row["who"] == PLAIN and promised:
-            kept.append(
-                (
-                    f"{row['streams']} streams: {row['ours_is_times']:.2f} x {PLAIN}"
-                    f" (promised {promised})",
-                    row["ours_is_times"] >= promised,
-                )
-            )
-    return kept + memory.verdicts()
+    for row in (row for row in rows if row["who"] == SERVER):
+        streams = row["streams"]
+        if bound := PROMISED.get(streams):
+            what = f"{streams} streams, tokens/s as times {SERVER}'s"
+            report.promise(what, row["times"], bound, at_least=True)
+        if bound := PROMISED_TTFT.get(streams):
+            what = f"{streams} streams, median TTFT as share of {SERVER}'s"
+            report.promise(what, row["ttft_share"], bound)
+    for promise in memory.promises():
+        report.promise(*promise, unit=" MB")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The result as Markdown."""
-    lines = [
-        "| streams | | tokens/s | median TTFT s | mlxd is |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        times = "" if row["who"] == OURS else f"{row['ours_is_times']:.2f} x"
-        lines.append(
-            f"| {row['streams']} | {row['who']} | {row['tokens_per_s']:.1f}"
-            f" | {row['ttft_s']:.2f} | {times} |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> None:
+async def main() -> None:
     """Measures, prints and judges."""
-    options = arguments()
-    folder = options.model
+    made = parser(__doc__)
+    made.add_argument("--tokens", type=int, default=64, help="tokens in, and tokens out")
+    made.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
+    made.add_argument("--our-blas", action="store_true", help="also a server on the daemon's BLAS")
+    options = made.parse_args()
+    folder = dense(options.model, bench_cache())
+    prompts = Prompts(options.model, options.seed)
     with ExitStack() as stack:
-        daemon = Daemon(
-            [folder.parent],
-            models=[folder.name],
-            environment={"OPENBLAS_NUM_THREADS": THREADS},
-        )
-        stack.enter_context(daemon)
-        wire = stack.enter_context(daemon.wire())
-        get = model.GetModelRequest(model=folder.name)
+        mlxd = Mlxd(options.model)
+        stack.callback(mlxd.stop)
+        wire = stack.enter_context(mlxd.daemon.wire())
+        get = model.GetModelRequest(model=mlxd.model)
         info = wire.models.GetModel(get, timeout=CALL_S).model
-        memory = Memory(daemon, info.parameter_count)
-        runs: dict[str, Run] = {OURS: partial(ours, wire, folder.name)}
-        for name, blas in blas_libraries().items():
-            runs[name] = stack.enter_context(peer(folder, blas))
-        agreed = agreement(runs, info.vocabulary_size)
-        results = measure(runs, options, info.vocabulary_size)
-        memory.note_steady(wire.stats().memory)
-    rows = summary(results, list(runs))
-    judged = verdicts(rows, memory)
-    print(
-        f"\n{info.name}, {info.computes_in}; {platform.machine()}, {os.cpu_count()} cores,"
-        f" {THREADS} BLAS threads; {options.tokens} tokens in, {options.tokens} out;"
-        f" {options.rounds} rounds; greedy agreement {agreed:.0%}\n"
+        memory = Memory(mlxd.daemon, info.parameter_count)
+        server, batch = Server(folder, blas_library()), Batch(folder, blas_library())
+        contestants: list[Contestant] = [mlxd, server, batch]
+        if options.our_blas:
+            ours = Server(folder, blas_library("MLXD_BLAS"))
+            ours.name = f"{SERVER}, our BLAS"
+            contestants.append(ours)
+        for contestant in contestants[1:]:
+            stack.callback(contestant.stop)
+        shares = await agreement(mlxd, server, batch, prompts)
+        results = await measure(contestants, prompts, options)
+        with mlxd.awake():
+            memory.note_steady(wire.stats().memory)
+    rows = summary(results, [contestant.name for contestant in contestants])
+    report = Report(
+        f"{info.name}, {info.computes_in}: {options.tokens} tokens in, {options.tokens} out,"
+        f" {options.rounds} rounds; greedy agreement {shares[SERVER]:.0%}, {shares[BATCH]:.0%}",
+        options,
     )
-    print(table(rows), end="\n\n")
-    for text, ok in judged:
-        print(f"{'ok    ' if ok else 'MISSED'}  {text}")
-    if options.json:
-        everything = {"seed": options.seed, "agreement": agreed, "memory": memory.numbers()}
-        everything |= {"rows": rows, "rounds": results}
-        options.json.write_text(json.dumps(everything, indent=2) + "\n")
-    if options.check and not all(ok for _, ok in judged):
-        sys.exit(1)
+    judge(report, rows, memory)
+    for name, value in (("rows", rows), ("rounds", results), ("agreement", shares)):
+        report.fact(name, value)
+    report.fact("memory", memory.numbers())
+    header = ["streams", "", "tokens/s", "median TTFT s", "mlxd is", "its TTFT"]
+    report.end(markdown(header, map(_line, rows)))
+
+
+def _line(row: dict[str, Any]) -> list[Any]:
+    ours = row["who"] == OURS
+    times = ["", ""] if ours else [f"{row['times']:.2f} x", f"{row['ttft_share']:.2f} x"]
+    return [row["streams"], row["who"], row["tokens_per_s"], row["ttft_s"], *times]
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

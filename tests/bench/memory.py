@@ -55,21 +55,20 @@ class Memory:
     def _allowed_steady(self) -> int:
         return int(STEADY * self.weights) + self.kv + BASE
 
-    def verdicts(self) -> list[tuple[str, bool]]:
-        """Both promises and whether they were kept."""
+    def promises(self) -> list[tuple[str, float, float]]:
+        """Both promises: what, megabytes measured, megabytes promised."""
         if not self.loading:
             return []
+        weights, kv = self.weights / MB, self.kv / MB
         return [
             (
-                f"peak while loading {self.loading / MB:.0f} MB"
-                f" (promised {self._allowed_loading() / MB:.0f}:"
-                f" {LOADING} x {self.weights / MB:.0f} MB of weights + {BASE / MB:.0f})",
-                self.loading <= self._allowed_loading(),
+                f"peak while loading, {LOADING} x {weights:.0f} MB of weights + {BASE / MB:.0f}",
+                self.loading / MB,
+                round(self._allowed_loading() / MB),
             ),
             (
-                f"steady {self.steady / MB:.0f} MB"
-                f" (promised {self._allowed_steady() / MB:.0f}:"
-                f" {STEADY} x weights + {self.kv / MB:.0f} MB of KV caches + {BASE / MB:.0f})",
-                self.steady <= self._allowed_steady(),
+                f"steady, {STEADY} x weights + {kv:.0f} MB of KV caches + {BASE / MB:.0f}",
+                self.steady / MB,
+                round(self._allowed_steady() / MB),
             ),
         ]

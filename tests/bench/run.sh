@@ -1,10 +1,32 @@
 #!/usr/bin/env bash
-# Runs compare.py with the test environment; arguments are compare.py's.
+# Runs benches with the test environment: compare (the default), tiny,
+# neighbours, fairness, soak, or all of them; further arguments are theirs.
 #
-#   MLXD_BLAS_PLAIN  libmlxd_blas_plain.so: OpenBLAS with renamed symbols
-#   MLXD_BLAS        libmlxd_blas.so: the daemon's shim, sgemv at one row
+#   tests/bench/run.sh neighbours --rounds 3 --check --json result.json
+#
+#   MLXD_BIN         the daemon; else cargo's release build
+#   MLXD_BLAS_PLAIN  libmlxd_blas_plain.so, which goes under mlx-lm: OpenBLAS
+#                    with renamed symbols
+#   MLXD_BLAS        libmlxd_blas.so: the daemon's own, for compare --our-blas
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export PYTHONPATH=$here/../../clients/python/src
-exec "$("$here/../venv.sh" test)" "$here/compare.py" "$@"
+libraries=$here/../../.cargo/mlx-linux/lib
+export MLXD_BLAS_PLAIN=${MLXD_BLAS_PLAIN:-$libraries/libmlxd_blas_plain.so}
+export MLXD_BLAS=${MLXD_BLAS:-$libraries/libmlxd_blas.so}
+export PYTHONPATH=$here:$here/..:$here/../../clients/python/src
+python=$("$here/../venv.sh" test)
+
+bench=compare
+if [[ $# -gt 0 && $1 != -* ]]; then
+  bench=$1
+  shift
+fi
+if [[ $bench != all ]]; then
+  exec "$python" "$here/$bench.py" "$@"
+fi
+status=0
+for bench in compare tiny neighbours fairness soak; do
+  "$python" "$here/$bench.py" "$@" || status=1
+done
+exit "$status"
