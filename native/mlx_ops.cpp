@@ -80,6 +80,10 @@ class Attention : public CpuOperation {
 
   // From qkv, cos, sin and the slabs to the output and the slabs again, changed in place if nobody else holds them.
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    // Each output names the inputs: as long as all do, every slab is held several times. They are about to be
+    // detached, and only those of the one that is evaluated are still looked at.
+    for (mx::array& output : outputs)
+      if (&output.inputs() != &inputs) output.inputs().clear();
     auto slabs = std::make_shared<std::vector<mlxd_slab>>();
     for (size_t i = 1; i < outputs.size(); i++) {
       const mx::array& before = inputs[i + 2];

@@ -204,3 +204,52 @@ impl Kv {
         (self.shape.head_dim as f32).sqrt().recip()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::memory;
+    use mlx_rs::transforms::eval;
+
+    use super::*;
+    use crate::backend::{SlotId, Span, SpanOutput, Step};
+    use crate::device::layers::Ops;
+
+    /// What one step of one token adds to the memory in use, in a slab of 64 MiB.
+    fn step_bytes(ops: Ops) -> usize {
+        let shape = KvShape {
+            windows: vec![0, 0],
+            kv_heads: 2,
+            head_dim: 64,
+            dtype: Dtype::Float32,
+            int8: false,
+            ops: ops.for_attention(64, false),
+        };
+        let rope = Rope::new(64, 10_000.0, false, None, shape.ops).unwrap();
+        let mut kv = Kv::new(shape);
+        kv.open(0, 1 << 14, 4).unwrap();
+        let mut most = 0;
+        for start in 0..3 {
+            let slot = SlotId { slab: 0, slot: 2 };
+            let span = Span { slot, start, tokens: vec![1], output: SpanOutput::None };
+            let batch = Batch::new(&Step { spans: vec![span] }, kv.shape());
+            let rotation = rope.rotation(&batch.positions);
+            let before = memory::active_memory().unwrap();
+            memory::reset_peak_memory().unwrap();
+            let qkv = ops::ones::<f32>(&[1, 8 * 64]).unwrap();
+            let layers = (0..2).map(|layer| kv.attend(layer, &batch, &qkv, (&rope, &rotation)).unwrap());
+            let outputs: Vec<Array> = layers.collect();
+            eval(outputs.iter().chain(kv.touched(&batch))).unwrap();
+            most = most.max(memory::peak_memory().unwrap().saturating_sub(before));
+        }
+        most
+    }
+
+    #[test]
+    fn a_slab_is_changed_in_place() {
+        let slab = 4 * 4 * (1 << 14) * 64 * 4;
+        for ops in [Ops::choose(true, Dtype::Float32), Ops::Composed] {
+            let added = step_bytes(ops);
+            assert!(added < slab / 4, "{ops:?}: a step takes {added} bytes beside slabs of {slab}");
+        }
+    }
+}
