@@ -115,6 +115,22 @@ pub struct Sample {
     pub top_logprobs: Option<u32>,
 }
 
+impl Default for Sample {
+    /// The likeliest token.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            uniform: 0.0,
+            edits: Vec::new(),
+            xtc: None,
+            top_logprobs: None,
+        }
+    }
+}
+
 /// Of the candidates that are at least so likely, only the least likely stays (XTC).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Xtc {
@@ -265,6 +281,9 @@ pub trait Backend {
 
     /// Waits for the step and returns one result for each span.
     fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error>;
+
+    /// Gives the memory that it keeps for reuse back to the system.
+    fn trim(&mut self) -> Result<(), Error>;
 
     /// What the device counts.
     fn memory(&self) -> DeviceMemory;

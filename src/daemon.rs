@@ -144,7 +144,7 @@ fn engine_settings(config: &Config) -> EngineSettings {
         kv_dtype: config.kv_dtype,
         prefill_chunk_tokens: config.prefill_chunk_tokens,
         prefill_step: config.prefill_step,
-        prefill_stretch: config.prefill_stretch,
+        prefill_stretch_percent: config.prefill_stretch_percent,
         running_sequences_max: config.limits.running_sequences_max,
         queue_length_max: config.limits.queue_length_max,
         queue_length_per_client_max: config.limits.queue_length_per_client_max,

@@ -50,7 +50,7 @@ pub(super) fn keys() -> Vec<Key> {
         word("kv_dtype", &KV_DTYPES),
         number("prefill_chunk_tokens", 512, 1..=65_536),
         number("prefill_step_ms", 500, 1..=60_000),
-        number("prefill_stretch", 3, 2..=1000),
+        number("prefill_stretch_percent", 250, 101..=100_000),
         number("running_sequences_max", 32, 1..=1024),
         number("queue_length_max", 256, 1..=65_536),
         number("queue_length_per_client_max", 64, 1..=65_536),

@@ -87,7 +87,7 @@ pub struct Config {
     /// Time that a step which only prefills may take.
     pub prefill_step: Duration,
     /// How many times longer a step may take because it prefills while others decode.
-    pub prefill_stretch: u32,
+    pub prefill_stretch_percent: u32,
     /// Waiting that lifts a request by a priority class.
     pub priority_ageing: Duration,
     /// How long a caller may leave its stream unread.
@@ -173,7 +173,7 @@ impl Config {
             kv_dtype: kv_dtype(layers.text("kv_dtype")),
             prefill_chunk_tokens: layers.number("prefill_chunk_tokens"),
             prefill_step: layers.milliseconds("prefill_step_ms"),
-            prefill_stretch: layers.number("prefill_stretch"),
+            prefill_stretch_percent: layers.number("prefill_stretch_percent"),
             priority_ageing: layers.seconds("priority_ageing_s"),
             slow_reader: layers.seconds("slow_reader_s"),
             drain: layers.seconds("drain_s"),

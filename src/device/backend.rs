@@ -192,6 +192,10 @@ impl Backend for MlxBackend {
         }
     }
 
+    fn trim(&mut self) -> Result<(), Error> {
+        Ok(memory::clear_cache()?)
+    }
+
     fn memory(&self) -> DeviceMemory {
         let count = |bytes: Result<usize, _>| bytes.map_or(0, |bytes: usize| bytes as u64);
         DeviceMemory {

@@ -140,11 +140,14 @@ impl Resident {
             backend.drop_parked(self.id, parked)?;
         }
         if before - self.bytes() < bytes {
-            for slab in self.slots.close_empty() {
-                backend.close_slab(self.id, slab)?;
-            }
+            self.close_empty(backend)?;
         }
         Ok(before - self.bytes())
+    }
+
+    /// Gives back the slabs that nobody uses.
+    pub(super) fn close_empty<B: Backend>(&mut self, backend: &mut B) -> Result<(), Error> {
+        self.slots.close_empty().into_iter().try_for_each(|slab| backend.close_slab(self.id, slab))
     }
 
     /// Gives a sequence a slot, with what a parked cache has of its tokens; returns how many.

@@ -31,8 +31,8 @@ pub struct EngineSettings {
     pub prefill_chunk_tokens: u32,
     /// Time that a step which only prefills may take.
     pub prefill_step: Duration,
-    /// How many times longer a step may take because it prefills while others decode.
-    pub prefill_stretch: u32,
+    /// What a step may take when it prefills while others decode, in percent of one that only decodes.
+    pub prefill_stretch_percent: u32,
     /// Sequences of one model that may run at once.
     pub running_sequences_max: u32,
     /// Requests that may wait, all models together.
@@ -144,6 +144,14 @@ impl<B: Backend> Engine<B> {
         self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
     }
 
+    /// Nobody has asked for anything for a while: gives back what is only kept to be used again.
+    pub(super) fn rest(&mut self) {
+        self.each_model(|resident, backend, _, _| resident.close_empty(backend));
+        if let Err(error) = self.backend.trim() {
+            tracing::warn!(?error, "the device kept its freed memory");
+        }
+    }
+
     /// What one model's turn may use.
     fn allowance(&self) -> Allowance {
         let weights: u64 = self.models.values().map(|resident| resident.shape.weight_bytes).sum();
@@ -154,7 +162,7 @@ impl<B: Backend> Engine<B> {
             idle_bytes_max: idle,
             pace: PaceLimits {
                 prefill_tokens_max: self.settings.prefill_chunk_tokens,
-                stretch_max: self.settings.prefill_stretch,
+                stretch_percent: self.settings.prefill_stretch_percent,
                 step_max: self.settings.prefill_step,
             },
             running_max: self.settings.running_sequences_max,

@@ -196,6 +196,10 @@ impl Backend for Fake {
         Ok(self.results.remove(&model).unwrap())
     }
 
+    fn trim(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn memory(&self) -> DeviceMemory {
         DeviceMemory::default()
     }

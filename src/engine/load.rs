@@ -9,6 +9,10 @@ use super::work::LoadEvent;
 use crate::backend::{Backend, LoadSpec, LoadStep, ModelId, ModelShape, SlotId, Span, SpanOutput, Step};
 use crate::error::Error;
 
+/// Sequences of the steps that warm a model up, and tokens of a slot of theirs.
+const WARM_SEQUENCES: [u32; 3] = [1, 12, 32];
+const WARM_TOKENS: u32 = 16;
+
 /// A load that waits or runs.
 pub(super) struct Load {
     pub(super) spec: LoadSpec,
@@ -101,14 +105,26 @@ impl<B: Backend> Engine<B> {
         Ok((self.backend.load(spec, available_bytes)?, needed_bytes))
     }
 
-    /// Runs one token, so that what the device prepares on first use is not the first request's to wait for.
+    /// Runs a prompt and steps of several sizes, so that what the device prepares on first use, as GPUs their
+    /// kernels, is not the first requests' to wait for.
     fn warm(&mut self, id: ModelId) -> Result<(), Error> {
-        let slot = SlotId { slab: u32::MAX, slot: 0 };
-        self.backend.open_slab(id, slot.slab, 1, 1)?;
-        let score = SpanOutput::Score { first: 0, next: vec![0], top: 0 };
-        let span = Span { slot, start: 0, tokens: vec![0], output: score };
-        self.backend.launch(id, &Step { spans: vec![span] })?;
-        self.backend.collect(id)?;
-        self.backend.close_slab(id, slot.slab)
+        let slab = u32::MAX;
+        self.backend.open_slab(id, slab, WARM_TOKENS, WARM_SEQUENCES[2])?;
+        let span = |slot, start, tokens: u32| Span {
+            slot: SlotId { slab, slot },
+            start,
+            tokens: vec![0; tokens as usize],
+            output: SpanOutput::Sample(Box::default()),
+        };
+        let mut held = [0; WARM_SEQUENCES[2] as usize];
+        for (sequences, tokens) in [(1, WARM_TOKENS - 3)].into_iter().chain(WARM_SEQUENCES.map(|n| (n, 1))) {
+            let spans = held.iter_mut().zip(0..sequences).map(|(held, slot)| {
+                *held += tokens;
+                span(slot, *held - tokens, tokens)
+            });
+            self.backend.launch(id, &Step { spans: spans.collect() })?;
+            self.backend.collect(id)?;
+        }
+        self.backend.close_slab(id, slab)
     }
 }

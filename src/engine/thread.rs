@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::core::{Engine, EngineSettings};
 use super::handle::EngineHandle;
@@ -20,6 +22,9 @@ const COMMANDS_EXTRA: usize = 64;
 
 /// Between two looks at what everybody waits for: readers, memory, the end of a drain.
 const WAIT: Duration = Duration::from_millis(2);
+
+/// How long nothing runs until memory that is kept for reuse is given back.
+const REST: Duration = Duration::from_secs(1);
 
 /// Tells that the thread is gone, also when it unwinds.
 struct Alive(watch::Sender<bool>);
@@ -46,11 +51,13 @@ where
     let (ready, device) = std::sync::mpsc::sync_channel(1);
     let body = move || {
         let _alive = Alive(alive);
-        match make(&settings) {
-            Ok((backend, info)) => {
+        let timer = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let timer = timer.map_err(|error| Error::Internal(format!("the engine's timer: {error}")));
+        match timer.and_then(|timer| Ok((timer, make(&settings)?))) {
+            Ok((timer, (backend, info))) => {
                 let engine = Engine::new(backend, clock, settings, info.budget_bytes);
                 if ready.send(Ok(info)).is_ok() {
-                    run(engine, receiver);
+                    run(engine, receiver, &timer);
                 }
             }
             Err(error) => drop(ready.send(Err(error))),
@@ -62,16 +69,33 @@ where
     Ok((EngineHandle::new(commands, watch, info), thread))
 }
 
-fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>) {
+fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>, timer: &Runtime) {
+    // When to rest; None is once it has rested.
+    let mut rest_at = None;
     loop {
         if engine.is_idle() {
-            match commands.blocking_recv() {
-                Some(command) => engine.command(command),
-                None => return,
+            let command = match rest_at {
+                None => Ok(commands.blocking_recv()),
+                Some(at) => {
+                    let left = at - engine.clock.now();
+                    timer.block_on(async { timeout(left, commands.recv()).await })
+                }
+            };
+            match command {
+                Ok(Some(command)) => engine.command(command),
+                Ok(None) => return,
+                Err(_) => {
+                    engine.rest();
+                    rest_at = None;
+                    continue;
+                }
             }
         }
         while let Ok(command) = commands.try_recv() {
             engine.command(command);
+        }
+        if !engine.is_idle() {
+            rest_at = Some(engine.clock.now().after(REST));
         }
         if !engine.turn() && !engine.is_idle() {
             std::thread::sleep(WAIT);

@@ -3,8 +3,13 @@
 
 use std::time::Duration;
 
-/// How much of an estimate one step replaces: the last few steps count.
+/// How much of an estimate one step replaces: the last few steps count. Faster ones count for more: a step may be
+/// slow because a kernel was compiled for it, or because another program was busy.
 const LEARNING_RATE: f64 = 0.25;
+const LEARNING_RATE_FASTER: f64 = 0.5;
+
+/// What one step can raise an estimate to, times what it was.
+const RISE_MAX: f64 = 2.0;
 
 /// Prefilled tokens from which on a step's time says what one of them costs.
 const TELLING_TOKENS: f64 = 64.0;
@@ -15,16 +20,23 @@ const FIRST_TOKENS: u32 = 64;
 /// Fewest tokens a step prefills, whatever they cost: below it, prompts would hardly move.
 const PREFILL_TOKENS_MIN: u32 = 16;
 
-/// A deadline is out of reach only if it is so at this many times the speed that was seen.
+/// A deadline is out of reach only if it is so at this many times the best speed that was seen: long prefills are
+/// faster than short ones.
 const DOUBT: u32 = 2;
+
+/// Steps that prefill until the fastest of them says what can be done: the first ones compile kernels.
+const TELLING_STEPS: u32 = 4;
+
+/// The part of a step's time that its prefill takes at least, whatever the step would have taken without it.
+const PREFILL_SHARE_MIN: f64 = 0.1;
 
 /// Bounds of what a step may prefill.
 #[derive(Clone, Copy, Debug)]
 pub struct PaceLimits {
     /// Tokens.
     pub prefill_tokens_max: u32,
-    /// Times what it takes when it only decodes.
-    pub stretch_max: u32,
+    /// Percent of what it takes when it only decodes.
+    pub stretch_percent: u32,
     /// Time of a step that does not decode.
     pub step_max: Duration,
 }
@@ -34,10 +46,17 @@ pub struct PaceLimits {
 pub struct Pace {
     decode_step: Option<f64>,
     prefill_token: Option<f64>,
+    /// The least that a prefilled token ever took, and in how many steps.
+    fastest: Option<f64>,
+    telling: u32,
 }
 
 fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64) {
-    *estimate = Some(estimate.map_or(seen, |old| old + (seen - old) * LEARNING_RATE * weight));
+    *estimate = Some(match *estimate {
+        None => seen,
+        Some(old) if seen < old => old + (seen - old) * LEARNING_RATE_FASTER,
+        Some(old) => old + (seen.min(old * RISE_MAX) - old) * LEARNING_RATE * weight,
+    });
 }
 
 impl Pace {
@@ -51,7 +70,12 @@ impl Pace {
         // What a step takes without prefill is mostly reading the weights, which it does once in any case.
         let base = self.decode_step.unwrap_or(0.0).min(if decoding > 0 { took } else { took / 2.0 });
         let tokens = f64::from(prefilled);
-        learn(&mut self.prefill_token, (took - base) / tokens, (tokens / TELLING_TOKENS).min(1.0));
+        let token = (took - base).max(took * PREFILL_SHARE_MIN) / tokens;
+        learn(&mut self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0));
+        if prefilled >= PREFILL_TOKENS_MIN {
+            self.telling = self.telling.saturating_add(1);
+            self.fastest = Some(self.fastest.map_or(token, |fastest| fastest.min(token)));
+        }
     }
 
     /// How many tokens the next step may prefill.
@@ -60,17 +84,19 @@ impl Pace {
         let Some(token) = self.prefill_token else { return FIRST_TOKENS.min(limits.prefill_tokens_max) };
         let step_max = limits.step_max.as_secs_f64();
         let time = match self.decode_step.filter(|_| decoding) {
-            Some(step) => (step * f64::from(limits.stretch_max.saturating_sub(1))).min(step_max),
+            Some(step) => {
+                (step * f64::from(limits.stretch_percent.saturating_sub(100)) / 100.0).min(step_max)
+            }
             None => step_max,
         };
         whole(time / token.max(f64::MIN_POSITIVE)).max(PREFILL_TOKENS_MIN).min(limits.prefill_tokens_max)
     }
 
-    /// The least time in which so many tokens can be prefilled; None while nothing is known.
+    /// The least time that so many tokens take; None while too little is known.
     #[must_use]
     pub fn time_to_prefill(&self, tokens: u32) -> Option<Duration> {
-        let time = f64::from(tokens) * self.prefill_token?;
-        Duration::try_from_secs_f64(time / f64::from(DOUBT)).ok()
+        let token = self.fastest.filter(|_| self.telling >= TELLING_STEPS)?;
+        Duration::try_from_secs_f64(f64::from(tokens) * token / f64::from(DOUBT)).ok()
     }
 }
 
@@ -88,7 +114,7 @@ mod tests {
     use super::*;
 
     const LIMITS: PaceLimits =
-        PaceLimits { prefill_tokens_max: 512, stretch_max: 3, step_max: Duration::from_millis(400) };
+        PaceLimits { prefill_tokens_max: 512, stretch_percent: 300, step_max: Duration::from_millis(400) };
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -115,11 +141,24 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_judged_by_twice_the_speed_that_was_seen() {
+    fn a_deadline_is_judged_by_twice_the_best_speed_that_was_seen() {
         let mut pace = Pace::default();
-        assert_eq!(pace.time_to_prefill(1000), None);
         pace.observe(1, 0, ms(10));
-        pace.observe(1, 100, ms(110));
+        for took in [60_010, 210, 110] {
+            pace.observe(1, 100, ms(took));
+            assert_eq!(pace.time_to_prefill(1000), None);
+        }
+        pace.observe(1, 100, ms(160));
         assert_eq!(pace.time_to_prefill(1000), Some(ms(500)));
+    }
+
+    #[test]
+    fn one_slow_step_is_soon_forgotten() {
+        let mut pace = Pace::default();
+        pace.observe(0, 64, ms(5000));
+        (0..8).for_each(|_| pace.observe(0, 64, ms(64)));
+        assert!((300..=400).contains(&pace.prefill_tokens(false, LIMITS)));
+        pace.observe(0, 64, ms(5000));
+        assert!(pace.prefill_tokens(false, LIMITS) >= 240);
     }
 }

@@ -82,7 +82,7 @@ impl World {
             running_sequences_max: running_max,
             queue_length_max: queue_max,
             queue_length_per_client_max: 2 + random.small(6),
-            prefill_chunk_tokens: 1 + random.small(64),
+            prefill_chunk_tokens: 1 + random.small(128),
             slow_reader: Duration::from_secs(5),
             priority_ageing: Duration::from_secs(1),
             ..settings()
@@ -184,6 +184,7 @@ impl World {
                 self.pass(Duration::from_millis(jump));
             }
             93 => drop(self.book.sweep()),
+            96 if self.engine.is_idle() => self.engine.rest(),
             94..96 => (0..20).for_each(|_| self.generate(None)),
             _ => self.fits(),
         }

@@ -24,7 +24,7 @@ pub(super) fn settings() -> EngineSettings {
         kv_dtype: KvDtype::Compute,
         prefill_chunk_tokens: 16,
         prefill_step: Duration::from_secs(1),
-        prefill_stretch: 3,
+        prefill_stretch_percent: 300,
         running_sequences_max: 8,
         queue_length_max: 64,
         queue_length_per_client_max: 64,

@@ -142,7 +142,7 @@ fn logits_that_are_not_finite_end_that_sequence_alone() {
 #[test]
 fn a_device_error_ends_the_model_and_a_new_load_serves_again() {
     let mut bench =
-        Bench::with(Fake::with(Faults { error_at: Some(3), ..Faults::default() }), 10_000_000, |_| {});
+        Bench::with(Fake::with(Faults { error_at: Some(6), ..Faults::default() }), 10_000_000, |_| {});
     let events = bench.submit(&[1, 2], 50);
     bench.run();
     assert!(matches!(drain(events).end, Err(Error::Internal(_))));
