@@ -189,6 +189,6 @@ def test_a_deadline_before_the_first_token_is_refused_at_once(wire: Wire) -> Non
     other = [n % 300 + 11 for n in range(LONG)]
     metadata = {"needed_ms", "available_ms"}
     with refused("DEADLINE_EXCEEDED", "DEADLINE_UNMEETABLE") as refusal:
-        wire.inference.Generate(request("tiny", other, max_tokens=5), timeout=0.05)
+        wire.inference.Generate(request("tiny", other, max_tokens=5), timeout=0.1)
     assert metadata <= set(refusal.failure.metadata)
     assert wire.stats().refused_total - before.refused_total == 1

@@ -42,10 +42,10 @@ def turn(wire: Wire, name: str, ids: list[int], **fields: Any) -> Any:
 
 
 def test_a_second_turn_finds_the_first_one_cached(wire: Wire, name: str) -> None:
-    # No other test begins so: one principal's requests find each other's prefixes.
+    # No other test begins so, but a random prompt may: a principal's requests find each other's prefixes.
     own = list(range(300, 340))
     first = turn(wire, name, own)
-    assert first.usage.cached_tokens == 0
+    assert first.usage.cached_tokens <= 3
     assert first.session_token_count == len(own) + 8
     second = turn(wire, name, SECOND)
     assert second.usage.prompt_tokens == len(own) + 8 + len(SECOND)

@@ -129,7 +129,7 @@ fn a_client_with_too_many_waiting_is_refused_and_others_are_not() {
 #[test]
 fn a_deadline_out_of_reach_is_refused_at_once() {
     let mut bench = Bench::with(Fake::default(), 100_000_000, |settings| settings.prefill_chunk_tokens = 64);
-    let taught = bench.ask("a", Priority::Normal, 10, |work| work.tokens = prompt(1, 400));
+    let taught = bench.ask("a", Priority::Normal, 10, |work| work.tokens = prompt(1, 1000));
     // Each turn takes a second, so each prompt token about a sixtieth of one.
     while !bench.engine.is_idle() {
         bench.turns(1);
