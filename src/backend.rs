@@ -38,6 +38,8 @@ pub struct ModelShape {
     pub weight_bytes: u64,
     /// Weights, counted as numbers.
     pub parameter_count: u64,
+    /// Tokens that a step's prefill had better have: fewer take about as long.
+    pub prefill_tokens_min: u32,
     /// How it computes, in words.
     pub computes_in: String,
 }

@@ -61,7 +61,10 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => {
+            mlxd::device::prepare();
+            serve::run(args)
+        }
         Command::Generate(args) => wait(generate::run(args)),
         Command::Chat(args) => runtime().and_then(|runtime| chat::run(&runtime, args)),
         Command::Load(args) => wait(load::run(args)),

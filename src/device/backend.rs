@@ -10,6 +10,7 @@ use crate::backend::{
     Step,
 };
 use crate::device::batch::Batch;
+use crate::device::cuda;
 use crate::device::ffi::{self, DeviceFact};
 use crate::device::kv::Kv;
 use crate::device::plan::LoadPlan;
@@ -20,6 +21,14 @@ use crate::models::{self, Loading, Model};
 
 /// MLX keeps freed buffers for reuse up to this; more would look like a leak beside the budget.
 const CACHE_LIMIT_BYTES: usize = 128 << 20;
+
+/// The same on GPUs, where one layer's matrix made dense for a prefill takes hundreds of megabytes.
+const GPU_CACHE_LIMIT_BYTES: usize = 1 << 30;
+
+/// Tokens that a step's prefill had better have. On CUDA a step with prefill costs the host thousands of launches,
+/// and a product of 256 rows as much as one of 64 (one H200, an 8B at 4 bits).
+const PREFILL_TOKENS_MIN: u32 = 16;
+const PREFILL_TOKENS_MIN_CUDA: u32 = 256;
 
 /// Part of the machine's memory that the automatic budget takes where the device does not name a working
 /// set of its own.
@@ -59,8 +68,8 @@ impl MlxBackend {
     pub fn new(budget_bytes: Option<u64>) -> Result<(Self, DeviceInfo), Error> {
         // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
         ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
-        memory::set_cache_limit(CACHE_LIMIT_BYTES)?;
         let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
+        memory::set_cache_limit(if on_cpu { CACHE_LIMIT_BYTES } else { GPU_CACHE_LIMIT_BYTES })?;
         let name = match ffi::device_fact("device_name") {
             Some(DeviceFact::Text(name)) if !on_cpu => name,
             _ => if on_cpu { "cpu" } else { "gpu" }.to_owned(),
@@ -128,6 +137,7 @@ impl Backend for MlxBackend {
             kv_bytes_per_token: kv.shape().bytes_per_token(),
             weight_bytes: bytes_of(ready.arrays()),
             parameter_count: weights.parameters(),
+            prefill_tokens_min: if cuda::active() { PREFILL_TOKENS_MIN_CUDA } else { PREFILL_TOKENS_MIN },
             computes_in: plan.computes_in(),
         };
         self.models.insert(model, Entry::Ready(Box::new(ReadyModel { model: ready, kv, running: None })));
@@ -193,7 +203,9 @@ impl Backend for MlxBackend {
     }
 
     fn trim(&mut self) -> Result<(), Error> {
-        Ok(memory::clear_cache()?)
+        memory::clear_cache()?;
+        ffi::trim_heap();
+        Ok(())
     }
 
     fn memory(&self) -> DeviceMemory {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use mlx_rs::Array;
 
 use crate::backend::{Span, SpanOutput, Step};
+use crate::device::cuda::Places;
 use crate::device::dim;
 use crate::device::ffi::AttentionSpan;
 use crate::device::kv::KvShape;
@@ -52,6 +53,8 @@ pub(crate) struct Group {
     /// For slots that are covered but do not decode: which row stands in for each slot, and which slot
     /// each row's answer is at. None when rows and slots are the same.
     pub(crate) spread: Option<(Array, Array)>,
+    /// Slots and positions for our own attention on CUDA, where it is used.
+    pub(crate) places: Option<Places>,
 }
 
 /// What queries see of their slots.
@@ -96,7 +99,7 @@ fn ints(values: &[i32]) -> Array {
 
 impl Group {
     /// The group of `spans`, all of one token, one slab, and in the order of their slots.
-    fn new(spans: &[Span], row: i32, windows: &[i32]) -> Self {
+    fn new(spans: &[Span], row: i32, windows: &[i32], on_cuda: bool) -> Self {
         let slots: Vec<i32> = spans.iter().map(|span| dim(span.slot.slot)).collect();
         let positions: Vec<i32> = spans.iter().map(|span| dim(span.start)).collect();
         let covered = slots.last().copied().unwrap_or(0) + 1;
@@ -106,14 +109,16 @@ impl Group {
             _ => GroupWrite::Many(ints(&slots), ints(&positions)),
         };
         let dense = dim(slots.len()) == covered;
-        let spread = (!dense).then(|| {
+        let spread = (!dense && !on_cuda).then(|| {
             let mut stand_in = vec![0; usize::try_from(covered).unwrap_or(0)];
             for (row, &slot) in slots.iter().enumerate() {
                 stand_in[usize::try_from(slot).unwrap_or(0)] = dim(row);
             }
             (ints(&stand_in), ints(&slots))
         });
-        let same = dense && positions.iter().all(|&position| position + 1 == length);
+        let places = on_cuda.then(|| Places { slots: ints(&slots), positions: ints(&positions), length });
+        // Places say what each row sees.
+        let same = on_cuda || dense && positions.iter().all(|&position| position + 1 == length);
         // The last position of each slot; None for one that does not decode.
         let mut last = vec![None; usize::try_from(covered).unwrap_or(0)];
         for (&slot, &position) in slots.iter().zip(&positions) {
@@ -129,6 +134,7 @@ impl Group {
             length,
             views: views.collect(),
             spread,
+            places,
         }
     }
 }
@@ -220,7 +226,7 @@ impl Batch {
         let mut groups = Vec::new();
         for spans in step.spans[..single].chunk_by(|a, b| a.slot.slab == b.slot.slab) {
             let row = groups.last().map_or(0, |group: &Group| group.row + group.rows);
-            groups.push(Group::new(spans, row, &windows));
+            groups.push(Group::new(spans, row, &windows, shape.on_cuda()));
         }
         let outputs = (!outputs.is_empty()).then(|| ints(&outputs));
         Self { tokens: ints(&tokens), positions, windows, slabs, spans, groups, chunks, outputs }

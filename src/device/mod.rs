@@ -3,6 +3,7 @@
 
 mod backend;
 pub(crate) mod batch;
+pub(crate) mod cuda;
 mod ffi;
 pub(crate) mod kv;
 pub(crate) mod layers;
@@ -11,6 +12,7 @@ mod sampler;
 pub(crate) mod weights;
 
 pub use backend::MlxBackend;
+pub use ffi::prepare;
 
 use crate::error::Error;
 

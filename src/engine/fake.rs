@@ -118,6 +118,7 @@ impl Backend for Fake {
             kv_bytes_per_token: KV_BYTES,
             weight_bytes: WEIGHT_BYTES,
             parameter_count: 250,
+            prefill_tokens_min: 16,
             computes_in: "fake".into(),
         }))
     }

@@ -131,7 +131,8 @@ impl Resident {
             })
             .collect();
         let decoding = runnable.iter().any(|run| run.pending == 1);
-        let prefill_tokens = self.pace.prefill_tokens(decoding, allowance.pace);
+        let least = self.shape.prefill_tokens_min;
+        let prefill_tokens = self.pace.prefill_tokens(decoding, least, allowance.pace);
         let planned = self.scheduler.plan(&runnable, prefill_tokens);
         if planned.is_empty() {
             return Ok(false);

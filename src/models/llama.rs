@@ -217,6 +217,7 @@ impl Loading for Loader {
     fn kv_shape(&self) -> KvShape {
         KvShape {
             windows: self.config.windows(),
+            heads: self.config.num_attention_heads,
             kv_heads: self.config.kv_heads(),
             head_dim: self.config.head_dim(),
             dtype: self.setup.dtype,
@@ -230,30 +231,20 @@ impl Model for Llama {
     fn forward(&self, batch: &Batch, kv: &mut Kv) -> mlx_rs::error::Result<Option<Array>> {
         let rotation = self.rope.rotation(&batch.positions);
         let mut x = self.embedding.rows(&batch.tokens)?;
-        let mut added: Option<Array> = None;
+        let Some(first) = self.layers.first() else { return Ok(None) };
+        let mut normed = first.input_norm.forward(&x)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let normed = match added.take() {
-                None => layer.input_norm.forward(&x)?,
-                Some(more) => {
-                    let (sum, normed) = layer.input_norm.add_forward(&x, &more)?;
-                    x = sum;
-                    normed
-                }
-            };
             let attended = kv.attend(index, batch, &layer.qkv.forward(&normed)?, (&self.rope, &rotation))?;
-            let (sum, normed) = layer.post_norm.add_forward(&x, &layer.output.forward(&attended)?)?;
-            x = sum;
-            added = Some(layer.mlp.forward(&normed)?);
-        }
-        if let Some(more) = added {
-            x = x.add(more)?;
+            (x, normed) = layer.output.onto(&x, &attended, &layer.post_norm)?;
+            let activated = layer.mlp.activate(&normed)?;
+            // The norm of what comes next; the last one is taken of the rows that are wanted only.
+            let next = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
+            (x, normed) = layer.mlp.down.onto(&x, &activated, next)?;
         }
         let Some(rows) = &batch.outputs else { return Ok(None) };
-        if rows.dim(0) != x.dim(0) {
-            x = x.take_axis(rows, 0)?;
-        }
-        let x = self.norm.forward(&x)?;
-        self.head.as_ref().unwrap_or(&self.embedding).project(&x).map(Some)
+        let normed =
+            if rows.dim(0) == x.dim(0) { normed } else { self.norm.forward(&x.take_axis(rows, 0)?)? };
+        self.head.as_ref().unwrap_or(&self.embedding).project(&normed).map(Some)
     }
 
     fn arrays(&self) -> Vec<&Array> {

@@ -17,9 +17,6 @@ const TELLING_TOKENS: f64 = 64.0;
 /// Prefilled while nothing is known: enough to learn from, too few to be noticed.
 const FIRST_TOKENS: u32 = 64;
 
-/// Fewest tokens a step prefills, whatever they cost: below it, prompts would hardly move.
-const PREFILL_TOKENS_MIN: u32 = 16;
-
 /// A deadline is out of reach only if it is so at this many times the speed that was seen.
 const DOUBT: u32 = 2;
 
@@ -73,10 +70,14 @@ impl Pace {
         self.prefills = self.prefills.saturating_add(1);
     }
 
-    /// How many tokens the next step may prefill.
+    /// How many tokens the next step may prefill: at least so many, whatever they cost.
     #[must_use]
-    pub fn prefill_tokens(&self, decoding: bool, limits: PaceLimits) -> u32 {
-        let Some(token) = self.prefill_token else { return FIRST_TOKENS.min(limits.prefill_tokens_max) };
+    pub fn prefill_tokens(&self, decoding: bool, least: u32, limits: PaceLimits) -> u32 {
+        self.affordable_tokens(decoding, limits).max(least).min(limits.prefill_tokens_max)
+    }
+
+    fn affordable_tokens(&self, decoding: bool, limits: PaceLimits) -> u32 {
+        let Some(token) = self.prefill_token else { return FIRST_TOKENS };
         let step_max = limits.step_max.as_secs_f64();
         let time = match self.decode_step.filter(|_| decoding) {
             Some(step) => {
@@ -84,7 +85,7 @@ impl Pace {
             }
             None => step_max,
         };
-        whole(time / token.max(f64::MIN_POSITIVE)).max(PREFILL_TOKENS_MIN).min(limits.prefill_tokens_max)
+        whole(time / token.max(f64::MIN_POSITIVE))
     }
 
     /// The least time that so many tokens take; None while too little is known.
@@ -118,21 +119,21 @@ mod tests {
     #[test]
     fn prefill_stretches_a_decode_step_by_no_more_than_it_may() {
         let mut pace = Pace::default();
-        assert_eq!(pace.prefill_tokens(true, LIMITS), 64);
+        assert_eq!(pace.prefill_tokens(true, 16, LIMITS), 64);
         pace.observe(4, 0, ms(40));
         pace.observe(4, 64, ms(40 + 128));
-        assert_eq!(pace.prefill_tokens(true, LIMITS), 40, "two steps' time at 2 ms a token");
-        assert_eq!(pace.prefill_tokens(false, LIMITS), 200, "0.4 s at 2 ms a token");
+        assert_eq!(pace.prefill_tokens(true, 16, LIMITS), 40, "two steps' time at 2 ms a token");
+        assert_eq!(pace.prefill_tokens(false, 16, LIMITS), 200, "0.4 s at 2 ms a token");
     }
 
     #[test]
     fn fast_models_are_bounded_by_tokens_and_slow_ones_go_on() {
         let mut pace = Pace::default();
         pace.observe(0, 64, Duration::from_micros(64));
-        assert_eq!(pace.prefill_tokens(false, LIMITS), 512);
+        assert_eq!(pace.prefill_tokens(false, 16, LIMITS), 512);
         let mut slow = Pace::default();
         slow.observe(0, 64, Duration::from_secs(64));
-        assert_eq!(slow.prefill_tokens(true, LIMITS), 16);
+        assert_eq!(slow.prefill_tokens(true, 16, LIMITS), 16);
     }
 
     #[test]
@@ -153,8 +154,8 @@ mod tests {
         let mut pace = Pace::default();
         pace.observe(0, 64, ms(5000));
         (0..8).for_each(|_| pace.observe(0, 64, ms(64)));
-        assert!((300..=400).contains(&pace.prefill_tokens(false, LIMITS)));
+        assert!((300..=400).contains(&pace.prefill_tokens(false, 16, LIMITS)));
         pace.observe(0, 64, ms(5000));
-        assert!(pace.prefill_tokens(false, LIMITS) >= 240);
+        assert!(pace.prefill_tokens(false, 16, LIMITS) >= 240);
     }
 }

@@ -113,7 +113,7 @@ class Load:
         }
 
     def _steps(self, one: Heard) -> int:
-        """The steps that ended while it waited: their tokens came to the clients with many requests.
+        """The steps that ended while it waited: their tokens came to those with many requests.
 
         Tokens of one step come within a millisecond or two, steps end five or more apart.
         """

@@ -4,8 +4,8 @@
 
 Streams are cancelled at once or after some tokens, run out of their deadline, or belong to a
 process that is killed; the others must say exactly what the same prompt says alone. At the end no
-sequence runs, no slot is in use, nothing is reserved, and the process, at rest, is as large as after
-the warm-up, which is the same load once.
+sequence runs, no slot is in use, nothing is reserved, and the process, at rest, is as large as
+after the warm-up, which is the same load once.
 """
 
 from __future__ import annotations

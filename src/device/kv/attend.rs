@@ -8,8 +8,9 @@ use mlx_rs::{Array, Dtype, fast, ops};
 
 use super::{Kv, KvShape};
 use crate::device::batch::{Batch, Chunk, Group, GroupWrite};
+use crate::device::cuda;
 use crate::device::ffi::{AttentionShape, Kernels};
-use crate::device::layers::{Rope, Rotation};
+use crate::device::layers::{Ops, Rope, Rotation};
 
 /// The largest 8-bit number that is used, so that both signs have the same.
 const INT8_MAX: f32 = 127.0;
@@ -43,12 +44,39 @@ impl Kv {
             };
             return self.attend_at_once(layer, batch, (kernels, &shape), (qkv, cos, sin));
         }
+        if batch.chunks.is_empty()
+            && !rope.traditional
+            && let Some(out) = self.decode_on_cuda(layer, batch, qkv, rope)?
+        {
+            return Ok(out);
+        }
         let all = qkv.reshape(&[qkv.dim(0), heads + 2 * kv_heads, head_dim])?;
         let rotated = heads + kv_heads;
         let turned = rope.apply(&all.try_index((.., ..rotated))?, rotation)?;
         let (queries, keys) = (turned.try_index((.., ..heads))?, turned.try_index((.., heads..))?);
         let new = ops::concatenate(&[keys, all.try_index((.., rotated..))?], 1)?;
         self.attend_by_groups(layer, batch, &queries, &new)
+    }
+
+    /// Attention of a step that only decodes, in our own kernels: one that turns and writes, in place, and one
+    /// that attends, for each group. None where they are not.
+    fn decode_on_cuda(&self, layer: usize, batch: &Batch, qkv: &Array, rope: &Rope) -> Result<Option<Array>> {
+        let mut outputs = Vec::new();
+        for group in &batch.groups {
+            let (Some(places), Some(slabs)) = (&group.places, self.slabs.get(&group.slab)) else {
+                return Ok(None);
+            };
+            let slab = &slabs[layer];
+            let part = qkv.try_index(group.row..group.row + group.rows)?;
+            let qkv = if group.rows == qkv.dim(0) { qkv } else { &part };
+            let queries = cuda::rotate_write(qkv, slab, places, &rope.wavelengths, self.shape.heads)?;
+            outputs.push(cuda::attend(&queries, slab, places)?);
+        }
+        match outputs.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(one.clone())),
+            many => ops::concatenate(many, 0).map(Some),
+        }
     }
 
     /// All of it in one operation of ours.
@@ -157,11 +185,16 @@ impl Kv {
         slab.try_index_mut((chunk.slot..chunk.slot + 1, .., positions, ..), &rows)
     }
 
-    /// One launch for all decoding slots of a slab. The heads that share a key head are laid on the query
-    /// axis: `[slots, kv_heads, group, head_dim]`, so that no key is repeated.
+    /// One launch for all decoding slots of a slab. On the CPU the heads that share a key head are laid on the
+    /// query axis, `[slots, kv_heads, group, head_dim]`, so that no key is repeated. GPUs have kernels for one query
+    /// a head; with more, CUDA would have cuDNN plan anew for every length, 20 ms each time.
     fn attend_group(&self, layer: usize, view: usize, group: &Group, queries: &Array) -> Result<Array> {
         let &KvShape { kv_heads, head_dim, .. } = &self.shape;
         let heads = queries.dim(1);
+        if let Some(places) = &group.places {
+            let rows = queries.try_index(group.row..group.row + group.rows)?;
+            return cuda::attend(&rows, &self.slabs[&group.slab][layer], places);
+        }
         let view = &group.views[view];
         let (place, positions) = ((group.slab, layer), view.from..group.length);
         let keys = self.decode(place, 0..group.slots, false, positions.clone())?;
@@ -170,7 +203,12 @@ impl Kv {
         if let Some((stand_in, _)) = &group.spread {
             rows = rows.take_axis(stand_in, 0)?;
         }
-        let rows = rows.reshape(&[group.slots, kv_heads, heads / kv_heads, head_dim])?;
+        let rows = match self.shape.ops {
+            Ops::Fused => rows.reshape(&[group.slots, heads, 1, head_dim]),
+            Ops::Kernels(_) | Ops::Composed => {
+                rows.reshape(&[group.slots, kv_heads, heads / kv_heads, head_dim])
+            }
+        }?;
         let out = match &view.mask {
             Some(mask) => fast::scaled_dot_product_attention(rows, keys, values, self.scale(), mask, None),
             None => fast::scaled_dot_product_attention(rows, keys, values, self.scale(), None, None),
@@ -218,6 +256,7 @@ mod tests {
     fn step_bytes(ops: Ops) -> usize {
         let shape = KvShape {
             windows: vec![0, 0],
+            heads: 4,
             kv_heads: 2,
             head_dim: 64,
             dtype: Dtype::Float32,

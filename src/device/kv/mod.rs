@@ -18,15 +18,16 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, ops};
 
 use crate::backend::{ParkedId, SlotId};
-use crate::device::dim;
 use crate::device::ffi::Kernels;
 use crate::device::layers::Ops;
+use crate::device::{cuda, dim};
 
 /// The shape of a model's KV cache.
 #[derive(Clone, Debug)]
 pub(crate) struct KvShape {
     /// For each layer the positions that a token sees at most; 0 is all.
     pub(crate) windows: Vec<i32>,
+    pub(crate) heads: i32,
     pub(crate) kv_heads: i32,
     pub(crate) head_dim: i32,
     /// What the model computes in.
@@ -44,6 +45,15 @@ impl KvShape {
             Ops::Kernels(kernels) => Some(kernels),
             Ops::Composed | Ops::Fused => None,
         }
+    }
+
+    /// Whether our own attention on CUDA takes this cache.
+    pub(crate) fn on_cuda(&self) -> bool {
+        let windowed = self.windows.iter().any(|&window| window != 0);
+        matches!(self.ops, Ops::Fused)
+            && !windowed
+            && !self.int8
+            && cuda::takes_attention(self.dtype, self.head_dim, self.heads, self.kv_heads)
     }
 
     /// The arrays of a layer in a slab: numbers of a token and head in each, and their dtypes.

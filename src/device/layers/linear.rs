@@ -4,6 +4,12 @@
 use mlx_rs::error::Result;
 use mlx_rs::{Array, ops};
 
+use super::RmsNorm;
+use crate::device::cuda;
+
+/// From so many tokens on, CUDA is faster with a matrix that is made dense for the product.
+const CUDA_DENSE_ROWS: i32 = 256;
+
 /// An affine-quantized matrix: `w = scale * q + bias` over groups of `group_size` columns.
 #[derive(Clone, Debug)]
 pub(crate) struct Quantized {
@@ -46,6 +52,10 @@ impl Matrix {
     pub(crate) fn project(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Dense(weight) => ops::matmul(x, weight.t()),
+            Self::Quantized(q) if cuda::takes_product(x, q) => cuda::product(x, q, None),
+            Self::Quantized(q) if cuda::active() && x.dim(0) >= CUDA_DENSE_ROWS => {
+                ops::matmul(x, q.dequantize()?.t())
+            }
             Self::Quantized(q) => {
                 ops::quantized_matmul(x, &q.packed, &q.scales, &q.biases, true, q.group_size, q.bits)
             }
@@ -123,6 +133,18 @@ impl Linear {
         }
     }
 
+    /// Adds the layer's output for `input` to `x`; the sum, and its norm.
+    pub(crate) fn onto(&self, x: &Array, input: &Array, norm: &RmsNorm) -> Result<(Array, Array)> {
+        match (&self.weight, &self.bias) {
+            (Matrix::Quantized(q), None) if cuda::takes_product(input, q) => {
+                let sum = cuda::product(input, q, Some(x))?;
+                let normed = norm.forward(&sum)?;
+                Ok((sum, normed))
+            }
+            _ => norm.add_forward(x, &self.forward(input)?),
+        }
+    }
+
     /// Every array it holds.
     pub(crate) fn arrays(&self) -> Vec<&Array> {
         self.weight.arrays().into_iter().chain(self.bias.as_ref()).collect()
@@ -147,6 +169,16 @@ impl Fused {
         match Matrix::stack(&matrices)? {
             Some(weight) => Ok(Self { layers: vec![Linear::new(weight, bias)] }),
             None => Ok(Self { layers: parts }),
+        }
+    }
+
+    /// `silu(gate) * up` for two parts, where that is one kernel.
+    pub(crate) fn gated(&self, x: &Array) -> Option<Result<Array>> {
+        match self.layers.as_slice() {
+            [Linear { weight: Matrix::Quantized(q), bias: None }] if cuda::takes_product(x, q) => {
+                Some(cuda::gated_product(x, q))
+            }
+            _ => None,
         }
     }
 

@@ -82,17 +82,19 @@ pub(crate) struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// `[tokens, hidden]` to the same.
-    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+    /// What `down` takes, of `[tokens, hidden]`.
+    pub(crate) fn activate(&self, x: &Array) -> Result<Array> {
+        if let Some(activated) = self.gate_up.gated(x) {
+            return activated;
+        }
         let both = self.gate_up.forward(x)?;
-        let activated = match self.ops {
-            Ops::Kernels(kernels) => kernels.swiglu(&both)?,
+        match self.ops {
+            Ops::Kernels(kernels) => kernels.swiglu(&both),
             Ops::Composed | Ops::Fused => {
                 let both = both.split_equal(2, -1)?;
-                both[0].multiply(ops::sigmoid(&both[0])?)?.multiply(&both[1])?
+                both[0].multiply(ops::sigmoid(&both[0])?)?.multiply(&both[1])
             }
-        };
-        self.down.forward(&activated)
+        }
     }
 
     /// Every array it holds.

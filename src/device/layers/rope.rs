@@ -21,7 +21,7 @@ pub(crate) struct Rope {
     /// Radians per position of each pair.
     frequencies: Vec<f32>,
     /// Their reciprocals, as MLX's kernel wants them.
-    wavelengths: Array,
+    pub(crate) wavelengths: Array,
 }
 
 /// The rotation of one step's tokens.

@@ -1,0 +1,253 @@
+//! Kernels of our own for NVIDIA GPUs, for steps of few tokens: products with 4-bit weights, and attention
+//! of decoding sequences, each with a length of its own. MLX compiles them at their first run and puts
+//! them on its stream like its own.
+//!
+//! MLX's are made for one sequence or for many tokens: its quantized product reads the weights again for
+//! each token up to seven, and its attention wants one length for all, and (through cuDNN) a plan for
+//! each new length. Every launch costs the host microseconds, so each kernel does all it can at once.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::LazyLock;
+
+use mlx_rs::error::Result;
+use mlx_rs::{Array, Dtype};
+
+use crate::device::ffi::{self, CudaKernel, CudaLaunch, DeviceFact};
+use crate::device::layers::Quantized;
+
+const COMMON: &str = include_str!("common.cuh");
+const PRODUCT: &str = include_str!("product.cuh");
+const ATTENTION: &str = include_str!("attention.cuh");
+
+/// Most tokens that our products take; MLX's are faster above.
+const ROWS_MAX: i32 = 32;
+
+/// Query heads of a key head that attention takes: each has its accumulators in registers.
+const HEAD_GROUP_MAX: i32 = 8;
+
+/// Positions of a chunk where several blocks share a long sequence.
+const CHUNK: i32 = 128;
+
+/// Lengths up to which one block takes a key head alone.
+const WHOLE_LENGTH_MAX: i32 = 256;
+
+/// Blocks that keep the GPU busy, so that sequences need no cutting.
+const BLOCKS_ENOUGH: i32 = 256;
+
+/// Threads of a block of products and attention.
+const THREADS: i32 = 256;
+
+thread_local! {
+    /// Kernels by name. A thread's own: MLX's handles stay on the thread that owns MLX.
+    static KERNELS: RefCell<BTreeMap<String, CudaKernel>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Whether MLX computes on an NVIDIA GPU whose tensor cores take bfloat16.
+pub(crate) fn active() -> bool {
+    static ACTIVE: LazyLock<bool> = LazyLock::new(|| {
+        let capability = ffi::device_fact("compute_capability_major");
+        ffi::on_cuda() && matches!(capability, Some(DeviceFact::Size(major)) if major >= 8)
+    });
+    *ACTIVE
+}
+
+/// The name of a dtype in CUDA, for those that the kernels take.
+fn type_name(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::Bfloat16 => Some("__nv_bfloat16"),
+        Dtype::Float16 => Some("__half"),
+        _ => None,
+    }
+}
+
+/// A kernel and how to make it.
+struct Source {
+    /// Names every variant apart.
+    name: String,
+    inputs: &'static [&'static CStr],
+    outputs: &'static [&'static CStr],
+    part: &'static str,
+}
+
+impl Source {
+    /// Runs it; `body` is the kernel's text, asked for once.
+    fn run(
+        self,
+        body: impl FnOnce() -> String,
+        inputs: &[&Array],
+        outputs: &[(&[i32], Dtype)],
+        launch: CudaLaunch,
+    ) -> Result<Vec<Array>> {
+        KERNELS.with_borrow_mut(|kernels| {
+            if !kernels.contains_key(&self.name) {
+                let header = format!("{COMMON}\n{}", self.part);
+                let body = body();
+                let mut hasher = DefaultHasher::new();
+                (&header, &body).hash(&mut hasher);
+                // MLX finds compiled kernels again by name, so another text needs another name.
+                let name = format!("mlxd_{}_{:016x}", self.name, hasher.finish());
+                let made = CudaKernel::new(&name, self.inputs, self.outputs, &body, &header)?;
+                kernels.insert(self.name.clone(), made);
+            }
+            kernels[&self.name].run(inputs, outputs, launch)
+        })
+    }
+}
+
+/// One output of a kernel that has one.
+fn only(outputs: Vec<Array>) -> Result<Array> {
+    outputs.into_iter().next().ok_or_else(|| mlx_rs::error::Exception::custom("a CUDA kernel gave nothing"))
+}
+
+/// Whether [`product`] and [`gated_product`] take this.
+pub(crate) fn takes_product(x: &Array, w: &Quantized) -> bool {
+    active()
+        && type_name(x.dtype()).is_some()
+        && w.scales.dtype() == x.dtype()
+        && (1..=ROWS_MAX).contains(&x.dim(0))
+        && w.bits == 4
+        && w.group_size % 64 == 0
+        && x.dim(1) % 64 == 0
+        && w.packed.dim(0) > ROWS_MAX
+}
+
+/// `x @ w^T`, and `residual` added to it if there is one.
+pub(crate) fn product(x: &Array, w: &Quantized, residual: Option<&Array>) -> Result<Array> {
+    quantized_rows(x, w, residual, false)
+}
+
+/// `silu(x @ gate^T) * (x @ up^T)`, where `w` holds the rows of `gate` and then those of `up`.
+pub(crate) fn gated_product(x: &Array, w: &Quantized) -> Result<Array> {
+    quantized_rows(x, w, None, true)
+}
+
+fn quantized_rows(x: &Array, w: &Quantized, residual: Option<&Array>, gated: bool) -> Result<Array> {
+    let (rows, all) = (x.dim(0), w.packed.dim(0));
+    let made = if gated { all / 2 } else { all };
+    let token_tiles = if rows <= 8 {
+        1
+    } else if rows <= 16 {
+        2
+    } else {
+        4
+    };
+    // More rows of the weights for each reading of more tokens.
+    let row_tiles = if gated || token_tiles > 1 { 2 } else { 1 };
+    let block_rows = if gated { 16 } else { 16 * row_tiles };
+    let dtype = type_name(x.dtype()).unwrap_or_default();
+    let group = w.group_size;
+    let source = Source {
+        name: format!("product_{dtype}_{token_tiles}_{row_tiles}_{group}_{gated}"),
+        inputs: &[c"x", c"w", c"scales", c"biases", c"residual"],
+        outputs: &[c"out"],
+        part: PRODUCT,
+    };
+    let body = || {
+        format!(
+            "mlxd::quantized_rows<{dtype}, {token_tiles}, {row_tiles}, 1, 8, {group}, {gated}>(
+                x, w, scales, biases, residual_shape[0] == x_shape[0] ? residual : nullptr, out, x_shape[0],
+                w_shape[0], x_shape[1]);"
+        )
+    };
+    // No residual: an array that has other sizes.
+    let residual = residual.unwrap_or(&w.scales);
+    let launch = CudaLaunch { grid: [(made + block_rows - 1) / block_rows, 1, 1], threads: THREADS };
+    let inputs = [x, &w.packed, &w.scales, &w.biases, residual];
+    only(source.run(body, &inputs, &[(&[rows, made], x.dtype())], launch)?)
+}
+
+/// Where the rows of a step have their keys and values: all int32, `[rows]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    pub(crate) slots: Array,
+    pub(crate) positions: Array,
+    /// The largest position, and one.
+    pub(crate) length: i32,
+}
+
+/// Whether [`attend`] takes heads of this kind.
+pub(crate) fn takes_attention(dtype: Dtype, head_dim: i32, heads: i32, kv_heads: i32) -> bool {
+    active()
+        && type_name(dtype).is_some()
+        && matches!(head_dim, 64 | 128)
+        && heads % kv_heads == 0
+        && heads / kv_heads <= HEAD_GROUP_MAX
+}
+
+/// Turns the queries and keys of a fused projection `[rows, (heads + 2 * kv_heads) * head_dim]`, halves
+/// together, and writes keys and values to `slab`, in place. Returns the queries, `[rows, heads, head_dim]`:
+/// whatever reads the new keys must depend on them.
+pub(crate) fn rotate_write(
+    qkv: &Array,
+    slab: &Array,
+    places: &Places,
+    wavelengths: &Array,
+    heads: i32,
+) -> Result<Array> {
+    let (rows, kv_heads, head_dim) = (qkv.dim(0), slab.dim(1) / 2, slab.dim(3));
+    let dtype = type_name(qkv.dtype()).unwrap_or_default();
+    let source = Source {
+        name: format!("rotate_{dtype}_{head_dim}"),
+        inputs: &[c"qkv", c"slab", c"slots", c"positions", c"wavelengths"],
+        outputs: &[c"q"],
+        part: ATTENTION,
+    };
+    let body = || {
+        format!(
+            "mlxd::rotate_write<{dtype}, {head_dim}>(
+                qkv, const_cast<{dtype}*>(slab), slots, positions, wavelengths, q,
+                qkv_shape[1] / {head_dim} - slab_shape[1], slab_shape[1] / 2, slab_shape[2]);"
+        )
+    };
+    let launch = CudaLaunch { grid: [heads + 2 * kv_heads, rows, 1], threads: head_dim / 2 };
+    let inputs = [qkv, slab, &places.slots, &places.positions, wavelengths];
+    only(source.run(body, &inputs, &[(&[rows, heads, head_dim], qkv.dtype())], launch)?)
+}
+
+/// Attention of one query a row, `[rows, heads, head_dim]`, over its slot's positions up to its own:
+/// `[rows, heads * head_dim]`.
+pub(crate) fn attend(queries: &Array, slab: &Array, places: &Places) -> Result<Array> {
+    let (rows, heads, head_dim) = (queries.dim(0), queries.dim(1), queries.dim(2));
+    let kv_heads = slab.dim(1) / 2;
+    let group = heads / kv_heads;
+    let dtype = type_name(queries.dtype()).unwrap_or_default();
+    let whole = places.length <= WHOLE_LENGTH_MAX || rows * kv_heads >= BLOCKS_ENOUGH;
+    let chunk = if whole { 0 } else { CHUNK };
+    let chunks = if whole { 1 } else { (places.length + CHUNK - 1) / CHUNK };
+    let arguments = "q, slab, slots, positions";
+    let sizes = "slab_shape[1] / 2, slab_shape[2]";
+    let template = || format!("mlxd::attend_chunk<{dtype}, {head_dim}, {group}, {chunk}>");
+    let source = |outputs| Source {
+        name: format!("attend_{dtype}_{head_dim}_{group}_{chunk}"),
+        inputs: &[c"q", c"slab", c"slots", c"positions"],
+        outputs,
+        part: ATTENTION,
+    };
+    let inputs = [queries, slab, &places.slots, &places.positions];
+    let launch = CudaLaunch { grid: [chunks, kv_heads, rows], threads: THREADS };
+    let out: (&[i32], Dtype) = (&[rows, heads * head_dim], queries.dtype());
+    if whole {
+        let body = || format!("{}({arguments}, out, nullptr, nullptr, {sizes});", template());
+        return only(source(&[c"out"]).run(body, &inputs, &[out], launch)?);
+    }
+    let body = || format!("{}({arguments}, nullptr, values, sums, {sizes});", template());
+    let parts: [(&[i32], Dtype); 2] =
+        [(&[rows, heads, chunks, head_dim], Dtype::Float32), (&[rows, heads, chunks, 2], Dtype::Float32)];
+    let parts = source(&[c"values", c"sums"]).run(body, &inputs, &parts, launch)?;
+    let join = Source {
+        name: format!("join_{dtype}_{head_dim}"),
+        inputs: &[c"values", c"sums", c"positions"],
+        outputs: &[c"out"],
+        part: ATTENTION,
+    };
+    let body = || {
+        format!(
+            "mlxd::attend_join<{dtype}, {head_dim}, {CHUNK}>(values, sums, positions, out, values_shape[2]);"
+        )
+    };
+    let launch = CudaLaunch { grid: [heads, rows, 1], threads: head_dim };
+    only(join.run(body, &[&parts[0], &parts[1], &places.positions], &[out], launch)?)
+}
