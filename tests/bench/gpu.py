@@ -25,10 +25,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from daemon import Daemon
 from tiny_tokenizer import write_tokenizer
 from wire import Wire
-
-from daemon import Daemon
 
 PEER = Path(__file__).with_name("gpu_peer.py")
 OURS, THEIRS = "mlxd", "mlx-lm"

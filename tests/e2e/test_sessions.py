@@ -42,7 +42,7 @@ def turn(wire: Wire, name: str, ids: list[int], **fields: Any) -> Any:
 
 
 def test_a_second_turn_finds_the_first_one_cached(wire: Wire, name: str) -> None:
-    # No other test begins so, but a random prompt may: a principal's requests find each other's prefixes.
+    # No other test begins so, but a random prompt of one may.
     own = list(range(300, 340))
     first = turn(wire, name, own)
     assert first.usage.cached_tokens <= 3
