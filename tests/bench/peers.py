@@ -164,6 +164,9 @@ class Server(Contestant):
                     heard.text += text
                 if usage := event.get("usage"):
                     # A token without text has no piece of its own; the count is put right here.
+                    if not heard.counts:  # tokens without a text of their own
+                        heard.times.append(now())
+                        heard.counts.append(0)
                     heard.counts[-1] += usage["completion_tokens"] - sum(heard.counts)
         finally:
             writer.close()
