@@ -15,6 +15,9 @@ const SLAB_SLOTS_MAX: u32 = 32;
 /// Fewest slots of one slab, if memory allows: a second and a third client are likely.
 const SLAB_SLOTS_MIN: u32 = 4;
 
+/// The part of the free bytes that a slab may take for slots that nobody waits for.
+const SPARE_PART: u64 = 8;
+
 /// One capacity class of a model's KV slabs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlabClass {
@@ -103,9 +106,11 @@ impl Slots {
         }
         let in_class =
             self.slabs.values().filter(|slab| slab.capacity == capacity).map(|slab| slab.slots).sum();
-        let affordable = u32::try_from(free_bytes / self.slot_bytes(tokens).max(1)).unwrap_or(u32::MAX);
-        let wanted = waiting.max(in_class).clamp(SLAB_SLOTS_MIN, SLAB_SLOTS_MAX);
-        let slots = wanted.next_power_of_two().min(affordable).max(1);
+        let affordable =
+            |bytes: u64| u32::try_from(bytes / self.slot_bytes(tokens).max(1)).unwrap_or(u32::MAX);
+        let wanted = waiting.max(in_class).clamp(SLAB_SLOTS_MIN, SLAB_SLOTS_MAX).next_power_of_two();
+        let spare = wanted.min(affordable(free_bytes / SPARE_PART));
+        let slots = spare.max(waiting.min(wanted).min(affordable(free_bytes))).max(1);
         let id = self.slab_next;
         self.slab_next += 1;
         self.slabs.insert(id, Slab { capacity, slots, owners: Vec::new() });
@@ -217,6 +222,13 @@ mod tests {
     fn a_slab_is_no_larger_than_the_free_bytes() {
         let mut slots = Slots::new(8192, 10);
         assert_eq!(slots.acquire(0, 300, 16, 2 * 512 * 10 + 1).open, Some((512, 2)));
+    }
+
+    #[test]
+    fn slots_that_nobody_waits_for_take_a_small_part_of_the_free_bytes() {
+        let mut slots = Slots::new(8192, 10);
+        assert_eq!(slots.acquire(0, 8192, 1, 8192 * 10 * 4).open, Some((8192, 1)));
+        assert_eq!(slots.acquire(1, 256, 1, 256 * 10 * 8 * 3).open, Some((256, 3)));
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub struct Config {
     pub prefill_chunk_tokens: u32,
     /// Time that a step which only prefills may take.
     pub prefill_step: Duration,
-    /// How many times longer a step may take because it prefills while others decode.
+    /// What a step may take when it prefills while others decode, in percent of one that only decodes.
     pub prefill_stretch_percent: u32,
     /// Waiting that lifts a request by a priority class.
     pub priority_ageing: Duration,

@@ -30,8 +30,7 @@ impl Resident {
         let mut free = allowance.free_bytes;
         while let Some(head) = self.queue.head(&self.shares, now, allowance.ageing) {
             let Some(next) = self.queue.peek(&head) else { break };
-            let tokens = self.start_tokens(next);
-            let growth = self.growth_bytes(next, self.slots.capacity_for(tokens));
+            let (tokens, growth) = self.first_slot(next, allowance.kv_bytes_max);
             let needed_bytes = growth + self.slots.slot_bytes(tokens);
             if needed_bytes > allowance.kv_bytes_max {
                 let Some(refused) = self.queue.pop(&head) else { break };
@@ -63,7 +62,7 @@ impl Resident {
             let Some(mut sequence) = self.queue.pop(&head) else { break };
             sequence.class = head.class;
             let before = self.bytes();
-            counters.cached_tokens_total += self.start(backend, sequence, free - growth, now)?;
+            counters.cached_tokens_total += self.start(backend, sequence, tokens, free - growth, now)?;
             free = free.saturating_sub(self.bytes() - before + growth);
         }
         Ok(0)
@@ -92,6 +91,7 @@ impl Resident {
         counters.preemptions_total += 1;
         self.shares.stop(&sequence.origin.client);
         self.give_up_slot(backend, &sequence, true, now)?;
+        sequence.flush(now);
         sequence.slot = None;
         sequence.computed = 0;
         let origin = &sequence.origin;
@@ -99,9 +99,14 @@ impl Resident {
         Ok(true)
     }
 
-    fn start_tokens(&self, sequence: &Sequence) -> u32 {
+    /// Tokens of the slot that a sequence begins in, and the bytes that it may grow by. It begins in a slot for what it
+    /// has, or, where there could never be room for that one and the next, in its last.
+    fn first_slot(&self, sequence: &Sequence, kv_bytes_max: u64) -> (u32, u64) {
+        let finally = sequence.tokens_max().min(self.shape.context_length);
         let headroom = (sequence.computed + sequence.pending()).saturating_add(HEADROOM_TOKENS);
-        headroom.min(sequence.tokens_max()).min(self.shape.context_length)
+        let tokens = headroom.min(finally);
+        let growth = self.growth_bytes(sequence, self.slots.capacity_for(tokens));
+        if growth + self.slots.slot_bytes(tokens) > kv_bytes_max { (finally, 0) } else { (tokens, growth) }
     }
 
     /// Makes room for a sequence of so many tokens that may grow by so many bytes, by dropping what nobody
@@ -150,17 +155,17 @@ impl Resident {
         self.slots.close_empty().into_iter().try_for_each(|slab| backend.close_slab(self.id, slab))
     }
 
-    /// Gives a sequence a slot, with what a parked cache has of its tokens; returns how many.
+    /// Gives a sequence a slot of so many tokens, with what a parked cache has of its own; returns how many.
     fn start<B: Backend>(
         &mut self,
         backend: &mut B,
         mut sequence: Sequence,
+        tokens: u32,
         free_bytes: u64,
         now: Moment,
     ) -> Result<u64, Error> {
         let id = self.sequence_next;
         self.sequence_next += 1;
-        let tokens = self.start_tokens(&sequence);
         let slot = self.take_slot(backend, id, tokens, free_bytes)?;
         sequence.slot = Some(slot);
         let hit = self.parked.find(&sequence.origin.principal, &sequence.tokens, now);

@@ -9,8 +9,10 @@ use super::work::LoadEvent;
 use crate::backend::{Backend, LoadSpec, LoadStep, ModelId, ModelShape, SlotId, Span, SpanOutput, Step};
 use crate::error::Error;
 
-/// Sequences of the steps that warm a model up, and tokens of a slot of theirs.
-const WARM_SEQUENCES: [u32; 3] = [1, 12, 32];
+/// The steps that warm a model up, by sequences and tokens of each: what a GPU compiles differs with the rows.
+const WARM_STEPS: [(u32, u32); 4] = [(1, 13), (1, 1), (12, 1), (32, 1)];
+
+/// Tokens of their slots.
 const WARM_TOKENS: u32 = 16;
 
 /// A load that waits or runs.
@@ -19,11 +21,13 @@ pub(super) struct Load {
     pub(super) listeners: Vec<mpsc::Sender<LoadEvent>>,
     /// The model and the bytes reserved for it, once it has begun.
     begun: Option<(ModelId, u64)>,
+    /// The model's shape and the steps taken, once it is warmed up.
+    warming: Option<(ModelShape, usize)>,
 }
 
 impl Load {
     pub(super) fn new(spec: LoadSpec, listener: mpsc::Sender<LoadEvent>) -> Self {
-        Self { spec, listeners: vec![listener], begun: None }
+        Self { spec, listeners: vec![listener], begun: None, warming: None }
     }
 
     pub(super) fn reserved_bytes(&self) -> u64 {
@@ -77,6 +81,18 @@ impl<B: Backend> Engine<B> {
             load.begun = Some(self.begin_load(&load.spec)?);
             return Ok(None);
         };
+        if let Some((shape, done)) = load.warming.take() {
+            match WARM_STEPS.get(done) {
+                Some(&(sequences, tokens)) => self.warm(id, sequences, &[tokens])?,
+                // Where a prompt runs in large pieces, what follows a long one is different too.
+                None if done == WARM_STEPS.len() && shape.prefill_tokens_min > WARM_TOKENS => {
+                    self.warm(id, 1, &[shape.prefill_tokens_min, 1])?;
+                }
+                None => return Ok(Some((id, shape))),
+            }
+            load.warming = Some((shape, done + 1));
+            return Ok(None);
+        }
         match self.backend.load_more(id)? {
             LoadStep::Reading { done_bytes, total_bytes } => {
                 load.progress(|| LoadEvent::Progress { done_bytes, total_bytes });
@@ -84,8 +100,8 @@ impl<B: Backend> Engine<B> {
             }
             LoadStep::Ready(shape) => {
                 load.progress(|| LoadEvent::Warming);
-                self.warm(id)?;
-                Ok(Some((id, shape)))
+                load.warming = Some((shape, 0));
+                Ok(None)
             }
         }
     }
@@ -105,25 +121,23 @@ impl<B: Backend> Engine<B> {
         Ok((self.backend.load(spec, available_bytes)?, needed_bytes))
     }
 
-    /// Runs a prompt and steps of several sizes, so that what the device prepares on first use, as GPUs their
-    /// kernels, is not the first requests' to wait for.
-    fn warm(&mut self, id: ModelId) -> Result<(), Error> {
+    /// Runs steps of so many sequences, each with so many tokens, so that what the device prepares on first use, as GPUs
+    /// their kernels, is not the first requests' to wait for.
+    fn warm(&mut self, id: ModelId, sequences: u32, steps: &[u32]) -> Result<(), Error> {
         let slab = u32::MAX;
-        self.backend.open_slab(id, slab, WARM_TOKENS, WARM_SEQUENCES[2])?;
-        let span = |slot, start, tokens: u32| Span {
-            slot: SlotId { slab, slot },
-            start,
-            tokens: vec![0; tokens as usize],
-            output: SpanOutput::Sample(Box::default()),
-        };
-        let mut held = [0; WARM_SEQUENCES[2] as usize];
-        for (sequences, tokens) in [(1, WARM_TOKENS - 3)].into_iter().chain(WARM_SEQUENCES.map(|n| (n, 1))) {
-            let spans = held.iter_mut().zip(0..sequences).map(|(held, slot)| {
-                *held += tokens;
-                span(slot, *held - tokens, tokens)
-            });
-            self.backend.launch(id, &Step { spans: spans.collect() })?;
+        let capacity = steps.iter().sum::<u32>().max(WARM_TOKENS);
+        self.backend.open_slab(id, slab, capacity, sequences)?;
+        let mut start = 0;
+        for &tokens in steps {
+            let span = |slot| Span {
+                slot: SlotId { slab, slot },
+                start,
+                tokens: vec![0; tokens as usize],
+                output: SpanOutput::Sample(Box::default()),
+            };
+            self.backend.launch(id, &Step { spans: (0..sequences).map(span).collect() })?;
             self.backend.collect(id)?;
+            start += tokens;
         }
         self.backend.close_slab(id, slab)
     }

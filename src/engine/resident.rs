@@ -98,6 +98,10 @@ impl Resident {
 
     /// Why a request that arrives now should not wait: its deadline is out of reach.
     pub(super) fn out_of_reach(&self, sequence: &Sequence, now: Moment) -> Option<Error> {
+        // With nothing else to do it is tried: what is known may be from a time when the machine was busy.
+        if self.is_idle() {
+            return None;
+        }
         let available = sequence.origin.deadline? - now;
         let cached = self.parked.longest(&sequence.origin.principal, &sequence.tokens);
         let prefill = sequence.pending() - sequence.reusable(cached);
@@ -189,7 +193,8 @@ impl Resident {
         idle_bytes_max: u64,
         now: Moment,
     ) -> Result<(), Error> {
-        for sequence in self.running.values_mut() {
+        // One that had to give way may have output that its reader had no room for.
+        for sequence in self.running.values_mut().chain(self.queue.values_mut()) {
             sequence.flush(now);
         }
         let over = self.parked.bytes().saturating_sub(idle_bytes_max);

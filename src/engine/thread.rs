@@ -73,6 +73,7 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>,
     // When to rest; None is once it has rested.
     let mut rest_at = None;
     loop {
+        let mut worked = !engine.is_idle();
         if engine.is_idle() {
             let command = match rest_at {
                 None => Ok(commands.blocking_recv()),
@@ -82,7 +83,10 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>,
                 }
             };
             match command {
-                Ok(Some(command)) => engine.command(command),
+                Ok(Some(command)) => {
+                    worked |= command.is_work();
+                    engine.command(command);
+                }
                 Ok(None) => return,
                 Err(_) => {
                     engine.rest();
@@ -92,12 +96,14 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>,
             }
         }
         while let Ok(command) = commands.try_recv() {
+            worked |= command.is_work();
             engine.command(command);
         }
-        if !engine.is_idle() {
+        let ran = engine.turn();
+        if worked {
             rest_at = Some(engine.clock.now().after(REST));
         }
-        if !engine.turn() && !engine.is_idle() {
+        if !ran && !engine.is_idle() {
             std::thread::sleep(WAIT);
         }
     }

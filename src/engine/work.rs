@@ -317,3 +317,18 @@ pub enum Command {
     /// Refuse new work; answer when the running work is done or the time is up.
     Drain(Duration, oneshot::Sender<()>),
 }
+
+impl Command {
+    /// Whether memory may be used or freed because of it.
+    pub(super) fn is_work(&self) -> bool {
+        match self {
+            Self::Generate(_)
+            | Self::Score(_)
+            | Self::Load(..)
+            | Self::Unload(..)
+            | Self::Forget(_)
+            | Self::Drain(..) => true,
+            Self::Fits(..) | Self::Stats(_) => false,
+        }
+    }
+}

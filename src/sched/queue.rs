@@ -103,6 +103,11 @@ impl<T> Queue<T> {
         item
     }
 
+    /// All that wait, to be changed in place.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.lanes.values_mut().flatten().map(|waiting| &mut waiting.item)
+    }
+
     /// Takes out all that meet a condition.
     pub fn take_if(&mut self, mut condition: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut taken = Vec::new();

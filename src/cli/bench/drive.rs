@@ -16,6 +16,9 @@ use super::plan::{Load, Plan, Workload};
 use super::row::{Done, Piece, Sample};
 use crate::cli::format::seconds;
 
+/// What a client waits after a failed request until it sends the next one.
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
 /// When a level ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Amount {
@@ -58,7 +61,12 @@ impl Driver {
                 next += 1;
             } else if let Some(sample) = running.join_next().await {
                 // A task ends only by returning its sample: none is aborted while this waits.
+                let failed = sample.as_ref().is_ok_and(|sample| sample.outcome.is_err());
                 samples.extend(sample);
+                if failed {
+                    // A server that refuses at once is not asked as fast as it can refuse.
+                    tokio::time::sleep(AFTER_FAILURE).await;
+                }
             } else {
                 return;
             }

@@ -170,7 +170,8 @@ async fn measure(
             _ = &mut interrupt => true,
         };
     }
-    let wall = driver.clock.now() - start;
+    let first = samples.iter().map(|sample| sample.start).min();
+    let wall = driver.clock.now() - first.unwrap_or(start);
     Row { interrupted, ..Row::new(load, &samples, wall, args.long_prefill.is_some()) }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::engine::fake::{KV_BYTES, WEIGHT_BYTES};
 
 impl Bench {
     fn ask(
@@ -94,6 +95,52 @@ fn one_that_made_room_goes_on_where_it_was() {
 }
 
 #[test]
+fn one_that_made_room_is_not_slow_when_its_reader_reads() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| {
+        settings.running_sequences_max = 1;
+        settings.priority_ageing = Duration::from_secs(1000);
+    });
+    let (mut work, _) = bench.work(&prompt(1, 20), 400);
+    let (events, mut reader) = mpsc::channel(4);
+    work.events = events;
+    work.origin.priority = Priority::Background;
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.turns(60);
+    let first = bench.ask("b", Priority::Interactive, 1000, |_| {});
+    bench.turns(2);
+    let mut seen = Vec::new();
+    for _ in 0..200 {
+        while let Ok(event) = reader.try_recv() {
+            match event {
+                GenerateEvent::Delta(delta) => seen.extend(delta.tokens),
+                GenerateEvent::Ended(end) => assert!(end.is_ok()),
+                GenerateEvent::Started { .. } | GenerateEvent::Progress { .. } => {}
+            }
+        }
+        bench.pass(Duration::from_secs(1));
+        bench.turns(10);
+    }
+    assert_eq!(drain(first).tokens.len(), 1000);
+    assert_eq!(seen, alone(&prompt(1, 20), 400));
+}
+
+#[test]
+fn a_sequence_that_can_run_alone_is_not_refused_for_the_slot_it_begins_in() {
+    // Room for a slot of 1024 tokens, but not for one of 256 beside it.
+    let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + 1100 * KV_BYTES, |_| {});
+    let fits = bench.submit(&prompt(1, 20), 900);
+    bench.run();
+    assert_eq!(drain(fits).tokens, alone(&prompt(1, 20), 900));
+    let refused = bench.submit(&prompt(1, 20), 1100);
+    assert!(matches!(drain_after(&mut bench, refused), Err(Error::KvTooLarge { .. })));
+}
+
+fn drain_after(bench: &mut Bench, events: Events) -> Result<Generated, Error> {
+    bench.run();
+    drain(events).end
+}
+
+#[test]
 fn background_makes_room_for_interactive_and_rises_with_waiting() {
     let mut bench = with_places(1);
     let mut background = bench.ask("a", Priority::Background, 2000, |_| {});
@@ -127,7 +174,7 @@ fn a_client_with_too_many_waiting_is_refused_and_others_are_not() {
 }
 
 #[test]
-fn a_deadline_out_of_reach_is_refused_at_once() {
+fn a_deadline_out_of_reach_is_refused_at_once_but_an_idle_engine_tries() {
     let mut bench = Bench::with(Fake::default(), 100_000_000, |settings| settings.prefill_chunk_tokens = 64);
     let taught = bench.ask("a", Priority::Normal, 10, |work| work.tokens = prompt(1, 1000));
     // Each turn takes a second, so each prompt token about a sixtieth of one.
@@ -143,11 +190,12 @@ fn a_deadline_out_of_reach_is_refused_at_once() {
             work.origin.deadline = deadline;
         })
     };
+    let tried = ask(&mut bench, 10);
     let refused = ask(&mut bench, 10);
     assert!(matches!(drain(refused).end, Err(Error::DeadlineUnmeetable { .. })));
     let fine = ask(&mut bench, 10_000);
     bench.run();
-    assert!(drain(fine).end.is_ok());
+    assert!(drain(tried).end.is_ok() && drain(fine).end.is_ok());
 }
 
 #[test]
