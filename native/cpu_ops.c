@@ -20,8 +20,9 @@ enum {
   PART_NUMBERS = 4096,
 };
 
-struct swiglu {
+struct gated {
   int inner;
+  enum mlxd_gate gate;
   const float *gate_up;
   float *out;
   int rows, part_rows;
@@ -63,6 +64,36 @@ static void rotate(const struct mlxd_attention *a, int row, const float *restric
     }
   }
   memcpy(to + a->shape.rotated, from + a->shape.rotated, (size_t)(a->shape.head_dim - a->shape.rotated) * sizeof *to);
+}
+
+// The root mean square norm of a head.
+static void norm_head(const struct mlxd_attention *a, const float *restrict from, const float *restrict weight,
+                      float *restrict to) {
+  const int dim = a->shape.head_dim;
+  float squares = 0;
+  for (int d = 0; d < dim; d++) squares += from[d] * from[d];
+  const float factor = 1 / sqrtf(squares / (float)dim + a->shape.eps);
+  for (int d = 0; d < dim; d++) to[d] = from[d] * factor * weight[d];
+}
+
+// A head as it is attended with: normed, then turned.
+static void prepare(const struct mlxd_attention *a, int row, const float *from, const float *norm, float *to) {
+  float normed[MLXD_HEAD_DIM_MAX];
+  if (norm) norm_head(a, from, norm, normed);
+  rotate(a, row, norm ? normed : from, to);
+}
+
+// Heads of a token that are kept for each key head.
+static int planes(const struct mlxd_attention_shape *s) { return s->values_from ? 1 : 2; }
+
+// Numbers of a token in `qkv`.
+static size_t token_numbers(const struct mlxd_attention_shape *s) {
+  return (size_t)(s->heads + (s->stores ? planes(s) * s->kv_heads : 0)) * (size_t)s->head_dim;
+}
+
+// Numbers of a slot.
+static size_t slot_numbers(const struct mlxd_attention_shape *s, const struct mlxd_slab *slab) {
+  return (size_t)(planes(s) * s->kv_heads) * (size_t)slab->capacity * (size_t)s->head_dim;
 }
 
 #define COLUMNS 4
@@ -118,16 +149,16 @@ static int rows_of_part(int rows, int numbers) {
   return fair > worth ? fair : worth;
 }
 
-static void swiglu_part(const void *job, int part) {
-  const struct swiglu *s = job;
-  const int first = part * s->part_rows;
-  DISPATCH(swiglu, s, first, least(first + s->part_rows, s->rows));
+static void gated_part(const void *job, int part) {
+  const struct gated *g = job;
+  const int first = part * g->part_rows;
+  DISPATCH(gated, g, first, least(first + g->part_rows, g->rows));
 }
 
-void mlxd_cpu_swiglu(int rows, int inner, const float *gate_up, float *out) {
+void mlxd_cpu_gated(int rows, int inner, enum mlxd_gate gate, const float *gate_up, float *out) {
   const int part_rows = rows_of_part(rows, inner);
-  const struct swiglu job = {inner, gate_up, out, rows, part_rows};
-  mlxd_pool_run(swiglu_part, &job, (rows + part_rows - 1) / part_rows);
+  const struct gated job = {inner, gate, gate_up, out, rows, part_rows};
+  mlxd_pool_run(gated_part, &job, (rows + part_rows - 1) / part_rows);
 }
 
 static void rms_norm_part(const void *job, int part) {
@@ -150,12 +181,14 @@ static void write_part(const void *job, int part) {
   const struct mlxd_slab *slab = &a->slabs[span->slab];
   const size_t dim = (size_t)a->shape.head_dim, head = (size_t)slab->capacity * dim;
   for (int i = 0; i < span->rows; i++) {
-    const int row = span->row + i;
-    const float *new = a->qkv + (size_t)row * (size_t)(a->shape.heads + 2 * a->shape.kv_heads) * dim + (size_t)a->shape.heads * dim;
-    float *to = slab->data + (size_t)span->slot * 2 * (size_t)a->shape.kv_heads * head + (size_t)(span->start + i) * dim;
-    for (int h = 0; h < a->shape.kv_heads; h++) rotate(a, row, new + (size_t)h * dim, to + (size_t)h * head);
-    for (int h = a->shape.kv_heads; h < 2 * a->shape.kv_heads; h++)
-      memcpy(to + (size_t)h * head, new + (size_t)h * dim, dim * sizeof *to);
+    const int row = span->row + i, kept = planes(&a->shape) * a->shape.kv_heads;
+    const float *new = a->qkv + (size_t)row * token_numbers(&a->shape) + (size_t)a->shape.heads * dim;
+    float *to = slab->data + (size_t)span->slot * slot_numbers(&a->shape, slab) + (size_t)(span->start + i) * dim;
+    for (int h = 0; h < a->shape.kv_heads; h++) prepare(a, row, new + (size_t)h * dim, a->k_norm, to + (size_t)h * head);
+    for (int h = a->shape.kv_heads; h < kept; h++) {
+      if (a->v_norm) norm_head(a, new + (size_t)h * dim, a->v_norm, to + (size_t)h * head);
+      else memcpy(to + (size_t)h * head, new + (size_t)h * dim, dim * sizeof *to);
+    }
   }
 }
 
@@ -182,7 +215,9 @@ void mlxd_cpu_attention(const struct mlxd_attention *a) {
             (struct tile){s, at, least(heads, end - at), first, least(tile_rows, a->spans[s].rows - first)};
       }
   const struct attention_job job = {a, tiles};
-  if (a->tokens * a->shape.kv_heads * a->shape.head_dim < PART_NUMBERS) {
+  if (!a->shape.stores) {
+    // What the slabs hold stays as it is.
+  } else if (a->tokens * a->shape.kv_heads * a->shape.head_dim < PART_NUMBERS) {
     for (int s = 0; s < a->span_count; s++) write_part(&job, s);
   } else {
     mlxd_pool_run(write_part, &job, a->span_count);

@@ -8,8 +8,13 @@
 extern "C" {
 #endif
 
-// out[r, i] = silu(gate_up[r, i]) * gate_up[r, inner + i], with gate_up [rows, 2 * inner].
-void mlxd_cpu_swiglu(int rows, int inner, const float *gate_up, float *out);
+// How a gate g opens for u: with silu, g * sigmoid(g) * u; with the approximation of gelu by a sigmoid of
+// 2 * sqrt(2 / pi) * (g + 0.044715 * g^3), which is that by a tanh; and as gpt-oss has it, g * sigmoid(1.702 * g) * (u + 1)
+// with g at most 7 and u between -7 and 7.
+enum mlxd_gate { MLXD_GATE_SILU, MLXD_GATE_GELU, MLXD_GATE_OSS };
+
+// out[r, i] of gate_up[r, i] and gate_up[r, inner + i], with gate_up [rows, 2 * inner].
+void mlxd_cpu_gated(int rows, int inner, enum mlxd_gate gate, const float *gate_up, float *out);
 
 // sum[r] = x[r] + y[r] and out[r] = sum[r] / sqrt(mean(sum[r]^2) + eps) * weight, all [rows, size]. Without y
 // (NULL) sum is not written.
@@ -23,28 +28,36 @@ struct mlxd_span {
   int start;      // the position of the first
 };
 
-// A KV slab [slots, 2 * kv_heads, capacity, head_dim]: keys in the first half of the heads, then values.
+// A KV slab [slots, planes * kv_heads, capacity, head_dim]: keys in the first kv_heads, and values after them, unless
+// they are part of the keys; then there is one plane, not two.
 struct mlxd_slab {
   float *data;
   int capacity;
 };
 
-enum { MLXD_HEAD_DIM_MAX = 256, MLXD_HEAD_DIM_MULTIPLE = 16 };
+enum { MLXD_HEAD_DIM_MAX = 576, MLXD_HEAD_DIM_MULTIPLE = 16 };
 
 // Queries and keys are turned by a table of angles: number i with i + rotated / 2, or neighbours if `traditional`. A
 // token sees its sequence up to itself, or the last `window` positions of that if it is not 0.
 struct mlxd_attention_shape {
   int heads, kv_heads, head_dim, rotated, traditional, window;
-  float scale;
+  int values_from;       // where in a key its value begins (latent attention); 0: values are kept on their own
+  int stores;            // whether the tokens bring keys and values; if not, what the slabs hold is attended
+  float scale, softcap;  // scores become softcap * tanh(score / softcap) if that is not 0
+  float eps;             // of the norms
 };
 
 // Attention of packed tokens. New keys and values are written to the slabs first.
 struct mlxd_attention {
   struct mlxd_attention_shape shape;
   int tokens, span_count;
-  const float *qkv;        // [tokens, heads + 2 * kv_heads, head_dim]
+  const float *qkv;        // [tokens, heads + planes * kv_heads, head_dim], or [tokens, heads, head_dim]
   const float *cos, *sin;  // [tokens, rotated / 2]
-  float *out;              // [tokens, heads * head_dim]
+  // Weights [head_dim] of root mean square norms of each head of queries, keys and values, before they are turned;
+  // NULL for none.
+  const float *q_norm, *k_norm, *v_norm;
+  const float *sinks;      // [heads]: the score of a position that has no value; NULL for none
+  float *out;              // [tokens, heads * (head_dim - values_from)]
   const struct mlxd_slab *slabs;
   const struct mlxd_span *spans;
 };

@@ -1,6 +1,7 @@
 // The operations of cpu_ops.h as MLX's own: nodes of its graphs, which run on its CPU stream. Called through C, in
-// mlx-c's way, by src/device/ffi.rs. Single precision on the CPU only; who calls sees to that.
+// mlx-c's way, by src/device/ffi/kernels.rs. Single precision on the CPU only; who calls sees to that.
 
+#include <array>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -39,18 +40,21 @@ class CpuOperation : public mx::Primitive {
   }
 };
 
-class SwiGlu : public CpuOperation {
+class Gated : public CpuOperation {
  public:
-  using CpuOperation::CpuOperation;
+  Gated(mx::Stream stream, mlxd_gate gate) : CpuOperation(stream), gate_(gate) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    const int inner = inputs[0].shape(-1) / 2, rows = static_cast<int>(inputs[0].size()) / (2 * inner);
-    run([rows, inner, from = inputs[0].data<float>(), to = allocate(outputs[0])] {
-      mlxd_cpu_swiglu(rows, inner, from, to);
+    const int inner = inputs[0].shape(-1) / 2, rows = static_cast<int>(inputs[0].size() / (2 * inner));
+    run([rows, inner, gate = gate_, from = inputs[0].data<float>(), to = allocate(outputs[0])] {
+      mlxd_cpu_gated(rows, inner, gate, from, to);
     });
   }
 
-  const char* name() const override { return "SwiGlu"; }
+  const char* name() const override { return "Gated"; }
+
+ private:
+  mlxd_gate gate_;
 };
 
 class RmsNorm : public CpuOperation {
@@ -75,10 +79,14 @@ class RmsNorm : public CpuOperation {
 
 class Attention : public CpuOperation {
  public:
-  Attention(mx::Stream stream, mlxd_attention_shape shape, std::shared_ptr<std::vector<mlxd_span>> spans)
-      : CpuOperation(stream), shape_(shape), spans_(std::move(spans)) {}
+  // The weights that it has of q_norm, k_norm, v_norm and sinks.
+  using Has = std::array<bool, 4>;
 
-  // From qkv, cos, sin and the slabs to the output and the slabs again, changed in place if nobody else holds them.
+  Attention(mx::Stream stream, mlxd_attention_shape shape, Has has, std::shared_ptr<std::vector<mlxd_span>> spans)
+      : CpuOperation(stream), shape_(shape), has_(has), spans_(std::move(spans)) {}
+
+  // From qkv, cos, sin, the slabs and the weights to the output and the slabs again, changed in place if nobody else
+  // holds them.
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     // Each output names the inputs: as long as all do, every slab is held several times. They are about to be
     // detached, and only those of the one that is evaluated are still looked at.
@@ -102,6 +110,12 @@ class Attention : public CpuOperation {
     a.qkv = inputs[0].data<float>();
     a.cos = inputs[1].data<float>();
     a.sin = inputs[2].data<float>();
+    size_t weight = outputs.size() + 2;
+    const auto next = [&](size_t i) { return has_[i] ? inputs[weight++].data<float>() : nullptr; };
+    a.q_norm = next(0);
+    a.k_norm = next(1);
+    a.v_norm = next(2);
+    a.sinks = next(3);
     a.out = allocate(outputs[0]);
     run([a, slabs, spans = spans_]() mutable {
       a.slabs = slabs->data();
@@ -115,13 +129,16 @@ class Attention : public CpuOperation {
 
  private:
   mlxd_attention_shape shape_;
+  Has has_;
   std::shared_ptr<std::vector<mlxd_span>> spans_;
 };
+
+void fail(const char* why) { throw std::invalid_argument(why); }
 
 mx::Stream cpu() { return mx::default_stream(mx::Device::cpu); }
 
 mx::array whole(const mx::array& x) {
-  if (x.dtype() != mx::float32) throw std::invalid_argument("this operation takes float32");
+  if (x.dtype() != mx::float32) fail("this operation takes float32");
   return mx::contiguous(x, false, cpu());
 }
 
@@ -136,19 +153,22 @@ int guarded(Make&& make) {
   }
 }
 
-void check(const mlxd_attention_shape& a, const Arrays& inputs, const std::vector<mlxd_span>& spans) {
-  const auto fail = [](const char* why) { throw std::invalid_argument(why); };
+int planes(const mlxd_attention_shape& a) { return a.values_from ? 1 : 2; }
+
+void check(const mlxd_attention_shape& a, const Arrays& inputs, size_t slabs, const std::vector<mlxd_span>& spans) {
+  const int width = a.head_dim - a.values_from;
   if (a.head_dim < 1 || a.head_dim > MLXD_HEAD_DIM_MAX || a.head_dim % MLXD_HEAD_DIM_MULTIPLE) fail("head_dim");
+  if (a.values_from < 0 || width < 1 || width % MLXD_HEAD_DIM_MULTIPLE) fail("values_from");
   if (a.kv_heads < 1 || a.heads % a.kv_heads || a.rotated < 0 || a.rotated % 2 || a.rotated > a.head_dim)
     fail("heads or rotated");
-  const int tokens = inputs[0].shape(0);
-  if (inputs[0].size() != static_cast<size_t>(tokens) * (a.heads + 2 * a.kv_heads) * a.head_dim) fail("qkv");
+  const int tokens = inputs[0].shape(0), heads = a.heads + (a.stores ? planes(a) * a.kv_heads : 0);
+  if (inputs[0].size() != static_cast<size_t>(tokens) * heads * a.head_dim) fail("qkv");
   for (int i : {1, 2})
     if (inputs[i].size() != static_cast<size_t>(tokens) * a.rotated / 2) fail("cos or sin");
   for (const auto& span : spans) {
-    if (span.slab < 0 || span.slab + 3 >= static_cast<int>(inputs.size())) fail("a span's slab");
+    if (span.slab < 0 || static_cast<size_t>(span.slab) >= slabs) fail("a span's slab");
     const mx::Shape& slab = inputs[span.slab + 3].shape();
-    if (slab.size() != 4 || slab[1] != 2 * a.kv_heads || slab[3] != a.head_dim) fail("a slab");
+    if (slab.size() != 4 || slab[1] != planes(a) * a.kv_heads || slab[3] != a.head_dim) fail("a slab");
     if (span.slot < 0 || span.slot >= slab[0] || span.start < 0 || span.rows < 1 || span.start + span.rows > slab[2])
       fail("a span's place");
     if (span.row < 0 || span.row + span.rows > tokens) fail("a span's rows");
@@ -157,13 +177,13 @@ void check(const mlxd_attention_shape& a, const Arrays& inputs, const std::vecto
 
 }  // namespace
 
-extern "C" int mlxd_swiglu(mlx_array* res, const mlx_array gate_up) {
+extern "C" int mlxd_gated(mlx_array* res, const mlx_array gate_up, mlxd_gate gate) {
   return guarded([&] {
     const mx::array from = whole(mlx_array_get_(gate_up));
     mx::Shape shape = from.shape();
-    if (shape.back() % 2) throw std::invalid_argument("an odd number of columns");
+    if (shape.back() < 2 || shape.back() % 2) fail("an odd number of columns");
     shape.back() /= 2;
-    mlx_array_set_(*res, mx::array(shape, mx::float32, std::make_shared<SwiGlu>(cpu()), {from}));
+    mlx_array_set_(*res, mx::array(shape, mx::float32, std::make_shared<Gated>(cpu(), gate), {from}));
   });
 }
 
@@ -173,10 +193,10 @@ extern "C" int mlxd_rms_norm(mlx_array* res, mlx_array* sum, const mlx_array x, 
   return guarded([&] {
     Arrays inputs{whole(mlx_array_get_(x))};
     if (y.ctx) inputs.push_back(whole(mlx_array_get_(y)));
-    if (y.ctx && inputs[1].shape() != inputs[0].shape()) throw std::invalid_argument("shapes differ");
+    if (y.ctx && inputs[1].shape() != inputs[0].shape()) fail("shapes differ");
     inputs.push_back(whole(mlx_array_get_(weight)));
     const mx::Shape shape = inputs[0].shape();
-    if (inputs.back().size() != static_cast<size_t>(shape.back())) throw std::invalid_argument("weight");
+    if (inputs.back().size() != static_cast<size_t>(shape.back())) fail("weight");
     const size_t outputs = inputs.size() - 1;
     const auto made = mx::array::make_arrays(std::vector<mx::Shape>(outputs, shape),
                                              std::vector<mx::Dtype>(outputs, mx::float32),
@@ -186,22 +206,30 @@ extern "C" int mlxd_rms_norm(mlx_array* res, mlx_array* sum, const mlx_array x, 
   });
 }
 
-// `res` becomes the output [tokens, heads * head_dim], and then the slabs, which replace those given.
+// `res` becomes the output [tokens, heads * (head_dim - values_from)], and then the slabs, which replace those given.
+// `weights` are q_norm, k_norm, v_norm and sinks; those that are empty are none.
 extern "C" int mlxd_attend(mlx_vector_array* res, const mlx_array qkv, const mlx_array cos, const mlx_array sin,
-                           const mlx_vector_array slabs, const mlxd_attention_shape* shape, const mlxd_span* spans,
-                           size_t span_count) {
+                           const mlx_vector_array slabs, const mlx_array* weights, const mlxd_attention_shape* shape,
+                           const mlxd_span* spans, size_t span_count) {
   return guarded([&] {
     Arrays inputs{whole(mlx_array_get_(qkv)), whole(mlx_array_get_(cos)), whole(mlx_array_get_(sin))};
-    std::vector<mx::Shape> shapes{{inputs[0].shape(0), shape->heads * shape->head_dim}};
+    std::vector<mx::Shape> shapes{{inputs[0].shape(0), shape->heads * (shape->head_dim - shape->values_from)}};
     for (const mx::array& slab : mlx_vector_array_get_(slabs)) {
-      if (slab.dtype() != mx::float32) throw std::invalid_argument("this operation takes float32");
+      if (slab.dtype() != mx::float32) fail("this operation takes float32");
       inputs.push_back(slab);
       shapes.push_back(slab.shape());
     }
+    Attention::Has has{};
+    for (size_t i = 0; i < has.size(); i++) {
+      if (!(has[i] = weights[i].ctx != nullptr)) continue;
+      inputs.push_back(whole(mlx_array_get_(weights[i])));
+      const int wanted = i == 3 ? shape->heads : shape->head_dim;
+      if (inputs.back().size() != static_cast<size_t>(wanted)) fail("a norm or sinks");
+    }
     auto places = std::make_shared<std::vector<mlxd_span>>(spans, spans + span_count);
-    check(*shape, inputs, *places);
+    check(*shape, inputs, shapes.size() - 1, *places);
     std::vector<mx::Dtype> dtypes(shapes.size(), mx::float32);
-    auto operation = std::make_shared<Attention>(cpu(), *shape, std::move(places));
+    auto operation = std::make_shared<Attention>(cpu(), *shape, has, std::move(places));
     mlx_vector_array_set_(*res, mx::array::make_arrays(std::move(shapes), dtypes, operation, inputs));
   });
 }

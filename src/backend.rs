@@ -21,6 +21,17 @@ pub struct SlotId {
     pub slot: u32,
 }
 
+/// Marks that a slot has at most, beside that of its end.
+pub const MARKS_MAX: usize = 4;
+
+/// Adds a mark at the end of those that a slot has.
+pub fn add_mark<M>(marks: &mut Vec<M>, mark: M) {
+    if marks.len() == MARKS_MAX {
+        marks.remove(1);
+    }
+    marks.push(mark);
+}
+
 /// A parked KV cache: what a sequence that does not run left behind, at its exact length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParkedId(pub u64);
@@ -34,6 +45,9 @@ pub struct ModelShape {
     pub vocabulary_size: u32,
     /// Bytes one token takes in the KV cache, all layers together.
     pub kv_bytes_per_token: u64,
+    /// Bytes of what a sequence has whatever its length: the states of recurrent layers. Where there are some, a cache
+    /// cannot be cut back to fewer tokens, but for the lengths at which it was marked.
+    pub state_bytes: u64,
     /// Bytes of its weights.
     pub weight_bytes: u64,
     /// Weights, counted as numbers.
@@ -269,10 +283,17 @@ pub trait Backend {
     /// Copies the first `tokens` of one slot into another.
     fn copy_slot(&mut self, model: ModelId, from: SlotId, to: SlotId, tokens: u32) -> Result<(), Error>;
 
-    /// Copies the first `tokens` of a slot out, at their exact length.
+    /// Keeps the states of a slot that has so many tokens, so that a cache parked from it can be restored at this
+    /// length. Of more than [`MARKS_MAX`] the second goes: the first stands after what all turns of a conversation
+    /// begin with.
+    fn mark(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error>;
+
+    /// Copies all of a slot, which has so many tokens, out, at their exact length, with its marks and one for
+    /// its end.
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
 
-    /// Copies the first `tokens` of a parked cache into a slot.
+    /// Copies the first `tokens` of a parked cache into a slot, with the marks up to there. Where there are states, there
+    /// must be a mark at this length.
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error>;
 
     /// Frees a parked cache.

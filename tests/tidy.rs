@@ -59,8 +59,8 @@ const RPC: &[&str] = &["mlx_rs::", "mlx_sys::", "crate::device", "crate::models"
 /// What only some files may name.
 const RESERVED: &[(&str, &[&str])] = &[
     ("mlx_rs::", &["src/device/", "src/models/"]),
-    ("mlx_sys::", &["src/device/ffi.rs"]),
-    ("unsafe {", &["src/device/ffi.rs"]),
+    ("mlx_sys::", &["src/device/ffi/"]),
+    ("unsafe {", &["src/device/ffi/"]),
     ("tonic::", &["src/rpc/", "src/daemon", "src/cli/"]),
     ("Instant::now(", &["src/clock.rs"]),
     ("SystemTime::now(", &["src/clock.rs"]),

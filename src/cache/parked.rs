@@ -13,7 +13,7 @@ use crate::ids::{Principal, SessionKey};
 pub struct Hit {
     /// The cache.
     pub id: ParkedId,
-    /// How many of the wanted tokens it has.
+    /// How many of the wanted tokens can be had from it.
     pub tokens: u32,
 }
 
@@ -28,6 +28,8 @@ pub struct ParkedCache {
     pub session: Option<SessionKey>,
     /// The tokens it holds.
     pub tokens: Vec<u32>,
+    /// The lengths to which it can be cut back, ascending; None is any.
+    pub marks: Option<Vec<u32>>,
     /// When it was last used.
     pub used: Moment,
 }
@@ -36,58 +38,91 @@ pub struct ParkedCache {
 #[derive(Clone, Debug)]
 pub struct Parked {
     bytes_per_token: u64,
+    state_bytes: u64,
     entries: Vec<ParkedCache>,
 }
 
 /// How many tokens two sequences begin with in common.
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+fn common_prefix(a: &[u32], b: &[u32]) -> u32 {
+    let common = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    u32::try_from(common).unwrap_or(u32::MAX)
+}
+
+impl ParkedCache {
+    /// How many of `tokens` can be had from it, of which no more than `most` are wanted.
+    fn usable(&self, tokens: &[u32], most: u32) -> u32 {
+        let common = common_prefix(&self.tokens, tokens).min(most);
+        match &self.marks {
+            None => common,
+            Some(marks) => marks.iter().copied().filter(|&mark| mark <= common).max().unwrap_or(0),
+        }
+    }
+
+    /// Whether it gives all that another one gives.
+    fn covers(&self, tokens: &[u32], marks: Option<&[u32]>) -> bool {
+        let marked = |mark: &u32| self.marks.as_ref().is_none_or(|own| own.contains(mark));
+        self.tokens.starts_with(tokens) && marks.and_then(<[u32]>::last).is_none_or(marked)
+    }
 }
 
 impl Parked {
     /// None yet.
     #[must_use]
-    pub fn new(bytes_per_token: u64) -> Self {
-        Self { bytes_per_token, entries: Vec::new() }
+    pub fn new(bytes_per_token: u64, state_bytes: u64) -> Self {
+        Self { bytes_per_token, state_bytes, entries: Vec::new() }
     }
 
     /// Bytes of them all.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.entries.iter().map(|entry| entry.tokens.len() as u64 * self.bytes_per_token).sum()
+        self.entries.iter().map(|entry| self.entry_bytes(entry)).sum()
     }
 
-    /// The cache of `owner` that has most of `tokens`, and marks it used.
-    pub fn find(&mut self, owner: &Principal, tokens: &[u32], now: Moment) -> Option<Hit> {
+    fn entry_bytes(&self, entry: &ParkedCache) -> u64 {
+        let marks = entry.marks.as_ref().map_or(0, |marks| marks.len() as u64);
+        entry.tokens.len() as u64 * self.bytes_per_token + marks * self.state_bytes
+    }
+
+    /// The cache of `owner` that most of `tokens` can be had from, of which no more than `most` are wanted, and marks it
+    /// used.
+    pub fn find(&mut self, owner: &Principal, tokens: &[u32], most: u32, now: Moment) -> Option<Hit> {
         let own = self.entries.iter_mut().filter(|entry| entry.owner == *owner);
-        let (common, entry) = own
-            .map(|entry| (common_prefix(&entry.tokens, tokens), entry))
-            .max_by_key(|(common, entry)| (*common, Reverse(entry.tokens.len())))?;
-        if common == 0 {
+        let (usable, entry) = own
+            .map(|entry| (entry.usable(tokens, most), entry))
+            .max_by_key(|(usable, entry)| (*usable, Reverse(entry.tokens.len())))?;
+        if usable == 0 {
             return None;
         }
         entry.used = now;
-        Some(Hit { id: entry.id, tokens: u32::try_from(common).unwrap_or(u32::MAX) })
+        Some(Hit { id: entry.id, tokens: usable })
     }
 
-    /// How many of `tokens` the best cache of `owner` has.
+    /// How many of `tokens`, of which no more than `most` are wanted, can be had from the best cache of `owner`.
     #[must_use]
-    pub fn longest(&self, owner: &Principal, tokens: &[u32]) -> u32 {
+    pub fn longest(&self, owner: &Principal, tokens: &[u32], most: u32) -> u32 {
         let own = self.entries.iter().filter(|entry| entry.owner == *owner);
-        let longest = own.map(|entry| common_prefix(&entry.tokens, tokens)).max();
-        u32::try_from(longest.unwrap_or(0)).unwrap_or(u32::MAX)
+        own.map(|entry| entry.usable(tokens, most)).max().unwrap_or(0)
     }
 
-    /// Whether parking these tokens would keep nothing that is not kept already.
+    /// The lengths up to `tokens` at which a cache can be cut back.
     #[must_use]
-    pub fn covers(&self, owner: &Principal, tokens: &[u32]) -> bool {
-        self.entries.iter().any(|entry| entry.owner == *owner && entry.tokens.starts_with(tokens))
+    pub fn marks_up_to(&self, id: ParkedId, tokens: u32) -> Vec<u32> {
+        let entry = self.entries.iter().find(|entry| entry.id == id);
+        let marks = entry.and_then(|entry| entry.marks.as_deref()).unwrap_or_default();
+        marks.iter().copied().filter(|&mark| mark <= tokens).collect()
     }
 
-    /// Adds a cache; returns those that it makes superfluous because it begins with all of their tokens.
+    /// Whether parking these tokens, which can be cut back to `marks`, would keep nothing that is not kept already.
+    #[must_use]
+    pub fn covers(&self, owner: &Principal, tokens: &[u32], marks: Option<&[u32]>) -> bool {
+        self.entries.iter().any(|entry| entry.owner == *owner && entry.covers(tokens, marks))
+    }
+
+    /// Adds a cache; returns those that it makes superfluous because it gives all that they do.
     pub fn insert(&mut self, cache: ParkedCache) -> Vec<ParkedId> {
-        let superfluous =
-            self.remove_if(|entry| entry.owner == cache.owner && cache.tokens.starts_with(&entry.tokens));
+        let superfluous = self.remove_if(|entry| {
+            entry.owner == cache.owner && cache.covers(&entry.tokens, entry.marks.as_deref())
+        });
         self.entries.push(cache);
         superfluous
     }
@@ -98,7 +133,7 @@ impl Parked {
             .entries
             .iter()
             .filter(|entry| Some(entry.id) != keep)
-            .map(|entry| (entry.used, entry.id, entry.tokens.len() as u64 * self.bytes_per_token))
+            .map(|entry| (entry.used, entry.id, self.entry_bytes(entry)))
             .collect();
         by_age.sort_unstable();
         let mut freed = 0;
@@ -144,12 +179,13 @@ mod tests {
             owner: Principal::from(owner),
             session: None,
             tokens: tokens.to_vec(),
+            marks: None,
             used: at(used),
         }
     }
 
     fn parked(caches: &[(u64, &str, &[u32], u64)]) -> Parked {
-        let mut parked = Parked::new(10);
+        let mut parked = Parked::new(10, 0);
         for (id, owner, tokens, used) in caches {
             parked.insert(cache(*id, owner, tokens, *used));
         }
@@ -160,10 +196,10 @@ mod tests {
     fn the_longest_common_prefix_of_the_owner_wins() {
         let mut parked =
             parked(&[(0, "a", &[1, 2, 3, 9], 0), (1, "a", &[1, 2, 4], 0), (2, "b", &[1, 2, 3, 4], 0)]);
-        let hit = parked.find(&Principal::from("a"), &[1, 2, 3, 4, 5], at(1));
+        let hit = parked.find(&Principal::from("a"), &[1, 2, 3, 4, 5], 9, at(1));
         assert_eq!(hit, Some(Hit { id: ParkedId(0), tokens: 3 }));
-        assert_eq!(parked.find(&Principal::from("c"), &[1, 2, 3], at(1)), None);
-        assert_eq!(parked.find(&Principal::from("a"), &[7], at(1)), None);
+        assert_eq!(parked.find(&Principal::from("c"), &[1, 2, 3], 9, at(1)), None);
+        assert_eq!(parked.find(&Principal::from("a"), &[7], 9, at(1)), None);
     }
 
     #[test]
@@ -172,7 +208,28 @@ mod tests {
         let gone = parked.insert(cache(2, "a", &[1, 2, 3], 1));
         assert_eq!(gone, vec![ParkedId(0)]);
         assert_eq!(parked.bytes(), 50);
-        assert!(parked.covers(&Principal::from("a"), &[1, 2]));
+        assert!(parked.covers(&Principal::from("a"), &[1, 2], None));
+    }
+
+    #[test]
+    fn what_cannot_be_cut_back_is_had_at_its_marks_only() {
+        let marked = |id, tokens: &[u32], marks: &[u32]| ParkedCache {
+            marks: Some(marks.to_vec()),
+            ..cache(id, "a", tokens, 0)
+        };
+        let mut parked = Parked::new(10, 100);
+        parked.insert(marked(0, &[1, 2, 3, 4, 5], &[2, 5]));
+        assert_eq!(parked.bytes(), 250);
+        let a = Principal::from("a");
+        let mut tokens = |tokens: &[u32], most| parked.find(&a, tokens, most, at(1)).map(|hit| hit.tokens);
+        assert_eq!(tokens(&[1, 2, 3, 4, 5, 6], 9), Some(5));
+        assert_eq!(tokens(&[1, 2, 3, 4, 5], 4), Some(2), "one token has to run");
+        assert_eq!(tokens(&[1, 2, 3, 9], 9), Some(2));
+        assert_eq!(tokens(&[1, 9], 9), None);
+        assert_eq!(parked.marks_up_to(ParkedId(0), 4), [2]);
+        assert!(!parked.covers(&a, &[1, 2, 3], Some(&[2, 3])));
+        assert_eq!(parked.insert(marked(1, &[1, 2, 3, 4, 5, 6], &[2, 6])), [], "its last mark is not there");
+        assert_eq!(parked.insert(marked(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7])), [ParkedId(0), ParkedId(1)]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ proptest! {
     fn every_owner_has_one_slot_of_its_size_and_slots_in_use_are_in_front(
         acts in prop::collection::vec(act(), 1..80)
     ) {
-        let mut slots = Slots::new(CONTEXT, BYTES);
+        let mut slots = Slots::new(CONTEXT, BYTES, 0);
         let mut held: BTreeMap<u64, (SlotId, u32)> = BTreeMap::new();
         let mut open: BTreeMap<u32, u64> = BTreeMap::new();
         for (owner, act) in acts.into_iter().enumerate() {
@@ -94,15 +94,15 @@ proptest! {
         let best = |kept: &[(u8, Vec<u32>)]| {
             kept.iter().filter(|(owner, _)| *owner == 0).map(|(_, tokens)| common(tokens)).max().filter(|&n| n > 0)
         };
-        let mut parked = Parked::new(BYTES);
+        let mut parked = Parked::new(BYTES, 0);
         for (id, (number, tokens)) in caches.iter().enumerate() {
             let used = Moment::at(Duration::from_secs(id as u64));
             let cache =
-                ParkedCache { id: ParkedId(id as u64), owner: owner(*number), session: None, tokens: tokens.clone(), used };
+                ParkedCache { id: ParkedId(id as u64), owner: owner(*number), session: None, tokens: tokens.clone(), marks: None, used };
             parked.insert(cache);
         }
         let now = Moment::at(Duration::from_secs(1000));
-        prop_assert_eq!(parked.find(&owner(0), &wanted, now).map(|hit| hit.tokens), best(&caches));
+        prop_assert_eq!(parked.find(&owner(0), &wanted, 99, now).map(|hit| hit.tokens), best(&caches));
         let before = parked.bytes();
         parked.evict(evicted, None);
         prop_assert!(before - parked.bytes() >= evicted.min(before));

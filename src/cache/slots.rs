@@ -55,15 +55,16 @@ struct Slab {
 pub struct Slots {
     context_length: u32,
     bytes_per_token: u64,
+    state_bytes: u64,
     slabs: BTreeMap<u32, Slab>,
     slab_next: u32,
 }
 
 impl Slots {
-    /// No slab yet, for sequences of up to `context_length` tokens.
+    /// No slab yet, for sequences of up to `context_length` tokens, each with a state beside them.
     #[must_use]
-    pub fn new(context_length: u32, bytes_per_token: u64) -> Self {
-        Self { context_length, bytes_per_token, slabs: BTreeMap::new(), slab_next: 0 }
+    pub fn new(context_length: u32, bytes_per_token: u64, state_bytes: u64) -> Self {
+        Self { context_length, bytes_per_token, state_bytes, slabs: BTreeMap::new(), slab_next: 0 }
     }
 
     /// Tokens of the class that holds `tokens`.
@@ -82,7 +83,7 @@ impl Slots {
     /// Bytes of one slot that holds `tokens`.
     #[must_use]
     pub fn slot_bytes(&self, tokens: u32) -> u64 {
-        u64::from(self.capacity_for(tokens)) * self.bytes_per_token
+        u64::from(self.capacity_for(tokens)) * self.bytes_per_token + self.state_bytes
     }
 
     /// Bytes of all open slabs.
@@ -164,7 +165,7 @@ impl Slots {
     }
 
     fn slab_bytes(&self, slab: &Slab) -> u64 {
-        u64::from(slab.capacity) * u64::from(slab.slots) * self.bytes_per_token
+        u64::from(slab.slots) * (u64::from(slab.capacity) * self.bytes_per_token + self.state_bytes)
     }
 
     /// The fullest slab of a class with room, so that others run empty and can be closed.
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn used_slots_stay_in_front() {
-        let mut slots = Slots::new(8192, 10);
+        let mut slots = Slots::new(8192, 10, 0);
         let a = slots.acquire(1, 10, 4, u64::MAX);
         assert_eq!(a.open, Some((256, 4)));
         let b = slots.acquire(2, 10, 1, u64::MAX);
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_full_class_opens_a_slab_as_large_as_itself() {
-        let mut slots = Slots::new(8192, 10);
+        let mut slots = Slots::new(8192, 10, 0);
         for owner in 0..4 {
             slots.acquire(owner, 10, 1, u64::MAX);
         }
@@ -220,20 +221,20 @@ mod tests {
 
     #[test]
     fn a_slab_is_no_larger_than_the_free_bytes() {
-        let mut slots = Slots::new(8192, 10);
+        let mut slots = Slots::new(8192, 10, 0);
         assert_eq!(slots.acquire(0, 300, 16, 2 * 512 * 10 + 1).open, Some((512, 2)));
     }
 
     #[test]
     fn slots_that_nobody_waits_for_take_a_small_part_of_the_free_bytes() {
-        let mut slots = Slots::new(8192, 10);
+        let mut slots = Slots::new(8192, 10, 0);
         assert_eq!(slots.acquire(0, 8192, 1, 8192 * 10 * 4).open, Some((8192, 1)));
         assert_eq!(slots.acquire(1, 256, 1, 256 * 10 * 8 * 3).open, Some((256, 3)));
     }
 
     #[test]
     fn the_last_class_ends_at_the_context() {
-        let slots = Slots::new(1500, 10);
+        let slots = Slots::new(1500, 10, 0);
         assert_eq!(slots.capacity_for(1), 256);
         assert_eq!(slots.capacity_for(1025), 1500);
     }

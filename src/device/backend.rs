@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mlx_rs::transforms::async_eval;
+use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
 
 use crate::backend::{
@@ -60,7 +60,15 @@ struct LoadingModel {
 struct ReadyModel {
     model: Box<dyn Model>,
     kv: Kv,
-    running: Option<(Step, Option<Drawn>)>,
+    running: Option<Running>,
+}
+
+struct Running {
+    step: Step,
+    /// None if nothing is wanted of it.
+    drawn: Option<Drawn>,
+    /// The slabs that it changes.
+    slabs: Vec<u32>,
 }
 
 impl MlxBackend {
@@ -125,7 +133,7 @@ impl Backend for MlxBackend {
         let LoadingModel { plan, loader, weights, done } = &mut **loading;
         let Some(ready) = loader.next(weights)? else {
             *done += 1;
-            let pieces = loader.kv_shape().windows.len() as u64 + 2;
+            let pieces = loader.pieces() as u64;
             let done_bytes = plan.file_bytes / pieces * *done;
             return Ok(LoadStep::Reading { done_bytes, total_bytes: plan.file_bytes });
         };
@@ -135,6 +143,7 @@ impl Backend for MlxBackend {
             context_length: plan.context_length,
             vocabulary_size: plan.vocabulary_size,
             kv_bytes_per_token: kv.shape().bytes_per_token(),
+            state_bytes: kv.shape().bytes_per_sequence(),
             weight_bytes: bytes_of(ready.arrays()),
             parameter_count: weights.parameters(),
             prefill_tokens_min: if cuda::active() { PREFILL_TOKENS_MIN_CUDA } else { PREFILL_TOKENS_MIN },
@@ -166,6 +175,10 @@ impl Backend for MlxBackend {
         Ok(self.ready(model)?.kv.copy(from, to, tokens)?)
     }
 
+    fn mark(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.mark(slot, tokens)?)
+    }
+
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
         Ok(self.ready(model)?.kv.park(slot, tokens)?)
     }
@@ -185,20 +198,24 @@ impl Backend for MlxBackend {
         let batch = Batch::new(step, ready.kv.shape());
         let logits = ready.model.forward(&batch, &mut ready.kv)?;
         let drawn = logits.map(|logits| sampler::draw(step, &logits)).transpose()?;
-        let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch));
+        let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch.slabs));
         async_eval(outputs)?;
-        ready.running = Some((step.clone(), drawn));
+        ready.running = Some(Running { step: step.clone(), drawn, slabs: batch.slabs });
         Ok(())
     }
 
     fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error> {
         let ready = self.ready(model)?;
-        let Some((step, drawn)) = ready.running.take() else {
+        let Some(Running { step, drawn, slabs }) = ready.running.take() else {
             return Err(Error::Internal("no step runs".into()));
         };
         match drawn {
             Some(drawn) => drawn.read(&step).map_err(|why| Error::Internal(format!("MLX: {why}"))),
-            None => Ok(vec![SpanResult::None; step.spans.len()]),
+            None => {
+                // What the last layer keeps is there when the step is done.
+                eval(ready.kv.touched(&slabs))?;
+                Ok(vec![SpanResult::None; step.spans.len()])
+            }
         }
     }
 

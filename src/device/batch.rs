@@ -25,7 +25,7 @@ pub(crate) struct Batch {
     pub(crate) slabs: Vec<u32>,
     /// All spans, with their slabs by place in `slabs`.
     pub(crate) spans: Vec<AttentionSpan>,
-    /// One per slab with decoding sequences. Groups and chunks are empty where attention takes the spans.
+    /// One per slab with decoding sequences. Groups and chunks are empty where everything takes the spans.
     pub(crate) groups: Vec<Group>,
     /// Spans of more than one token.
     pub(crate) chunks: Vec<Chunk>,
@@ -44,11 +44,13 @@ pub(crate) struct Group {
     pub(crate) rows: i32,
     /// Where the keys and values go.
     pub(crate) write: GroupWrite,
+    /// The slots `[rows]`, int32.
+    pub(crate) slots_in_use: Array,
     /// Slots from the slab's front that the launch covers.
     pub(crate) slots: i32,
     /// Positions from the front that the launch covers.
     pub(crate) length: i32,
-    /// What is seen, for each of the batch's windows.
+    /// What is seen, for each of the batch's windows; none where attention takes the spans.
     pub(crate) views: Vec<View>,
     /// For slots that are covered but do not decode: which row stands in for each slot, and which slot
     /// each row's answer is at. None when rows and slots are the same.
@@ -130,6 +132,7 @@ impl Group {
             row,
             rows: dim(spans.len()),
             write,
+            slots_in_use: ints(&slots),
             slots: covered,
             length,
             views: views.collect(),
@@ -173,6 +176,14 @@ impl View {
     }
 }
 
+impl Chunk {
+    fn new(span: &Span, row: i32, windows: &[i32]) -> Self {
+        let (start, rows) = (dim(span.start), dim(span.tokens.len()));
+        let views = windows.iter().map(|&window| View::of_chunk(start, rows, window)).collect();
+        Self { slab: span.slot.slab, slot: dim(span.slot.slot), row, rows, start, views }
+    }
+}
+
 /// The rows of a span whose logits are wanted.
 fn output_rows(span: &Span, row: i32) -> std::ops::Range<i32> {
     let end = row + dim(span.tokens.len());
@@ -187,8 +198,12 @@ impl Batch {
     /// Packs a step. Its spans of one token come first, in the order of their slots.
     pub(crate) fn new(step: &Step, shape: &KvShape) -> Self {
         let takes_spans = shape.kernels().is_some();
-        let windows: BTreeSet<i32> = shape.windows.iter().copied().collect();
-        let windows: Vec<i32> = windows.into_iter().collect();
+        let grouped = !takes_spans || shape.is_recurrent();
+        let windows: BTreeSet<i32> = shape.token_states().map(|state| state.window).collect();
+        let mut windows: Vec<i32> = windows.into_iter().collect();
+        if takes_spans {
+            windows.clear();
+        }
         let slabs: BTreeSet<u32> = step.spans.iter().map(|span| span.slot.slab).collect();
         let slabs: Vec<u32> = slabs.into_iter().collect();
         let mut spans = Vec::new();
@@ -208,21 +223,11 @@ impl Batch {
                 rows: dim(span.tokens.len()),
                 start: dim(span.start),
             });
-            if span.tokens.len() > 1 && !takes_spans {
-                chunks.push(Chunk {
-                    slab: span.slot.slab,
-                    slot: dim(span.slot.slot),
-                    row,
-                    rows: dim(span.tokens.len()),
-                    start: dim(span.start),
-                    views: windows
-                        .iter()
-                        .map(|&window| View::of_chunk(dim(span.start), dim(span.tokens.len()), window))
-                        .collect(),
-                });
+            if span.tokens.len() > 1 && grouped {
+                chunks.push(Chunk::new(span, row, &windows));
             }
         }
-        let single = if takes_spans { 0 } else { step.spans.partition_point(|span| span.tokens.len() == 1) };
+        let single = if grouped { step.spans.partition_point(|span| span.tokens.len() == 1) } else { 0 };
         let mut groups = Vec::new();
         for spans in step.spans[..single].chunk_by(|a, b| a.slot.slab == b.slot.slab) {
             let row = groups.last().map_or(0, |group: &Group| group.row + group.rows);

@@ -47,7 +47,7 @@ impl LoadPlan {
     pub(crate) fn new(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> Result<Self, Error> {
         let blame = |error: hub::HubError| error.into_error(&spec.model);
         let files = hub::inspect(&spec.folder).map_err(blame)?;
-        let config = hub::read_config(&spec.folder).map_err(blame)?;
+        let config = hub::text_part(&hub::read_config(&spec.folder).map_err(blame)?);
         let sizes = Sizes::of(&files, &config);
         let float = match spec.dtype {
             ComputeDtype::Auto if on_cpu => Dtype::Float32,

@@ -8,7 +8,7 @@
 use super::counters::Counters;
 use super::resident::{Allowance, Resident};
 use super::sequence::Sequence;
-use crate::backend::{Backend, SlotId};
+use crate::backend::{Backend, SlotId, add_mark};
 use crate::cache::Hit;
 use crate::clock::Moment;
 use crate::error::Error;
@@ -51,7 +51,7 @@ impl Resident {
                 free = limit.saturating_sub(self.bytes() + self.promised_bytes());
                 continue;
             }
-            let hit = self.parked.find(&next.origin.principal, &next.tokens, now);
+            let hit = self.parked.find(&next.origin.principal, &next.tokens, next.reusable_max(), now);
             let mut missing = self.room_for(backend, &mut free, (tokens, growth), hit)?;
             if missing > 0 && self.running.is_empty() {
                 missing = self.room_for(backend, &mut free, (tokens, growth), None)?;
@@ -62,7 +62,7 @@ impl Resident {
             let Some(mut sequence) = self.queue.pop(&head) else { break };
             sequence.class = head.class;
             let before = self.bytes();
-            counters.cached_tokens_total += self.start(backend, sequence, tokens, free - growth, now)?;
+            counters.cached_tokens_total += self.start(backend, sequence, (tokens, free - growth), now)?;
             free = free.saturating_sub(self.bytes() - before + growth);
         }
         Ok(0)
@@ -106,7 +106,11 @@ impl Resident {
         let headroom = (sequence.computed + sequence.pending()).saturating_add(HEADROOM_TOKENS);
         let tokens = headroom.min(finally);
         let growth = self.growth_bytes(sequence, self.slots.capacity_for(tokens));
-        if growth + self.slots.slot_bytes(tokens) > kv_bytes_max { (finally, 0) } else { (tokens, growth) }
+        if growth + self.slots.slot_bytes(tokens) > kv_bytes_max {
+            (finally, self.marks_bytes())
+        } else {
+            (tokens, growth)
+        }
     }
 
     /// Makes room for a sequence of so many tokens that may grow by so many bytes, by dropping what nobody
@@ -160,18 +164,22 @@ impl Resident {
         &mut self,
         backend: &mut B,
         mut sequence: Sequence,
-        tokens: u32,
-        free_bytes: u64,
+        (tokens, free_bytes): (u32, u64),
         now: Moment,
     ) -> Result<u64, Error> {
         let id = self.sequence_next;
         self.sequence_next += 1;
         let slot = self.take_slot(backend, id, tokens, free_bytes)?;
         sequence.slot = Some(slot);
-        let hit = self.parked.find(&sequence.origin.principal, &sequence.tokens, now);
-        let cached = hit.map_or(0, |hit| sequence.reusable(hit.tokens));
-        if let (Some(hit), 1..) = (hit, cached) {
+        let (owner, most) = (&sequence.origin.principal, sequence.reusable_max());
+        let hit = self.parked.find(owner, &sequence.tokens, most, now);
+        let cached = hit.map_or(0, |hit| hit.tokens);
+        sequence.marks.clear();
+        if let Some(hit) = hit {
             backend.restore(self.id, hit.id, cached, slot)?;
+            for mark in self.parked.marks_up_to(hit.id, cached) {
+                add_mark(&mut sequence.marks, mark);
+            }
         }
         sequence.computed = cached;
         let counted = if sequence.start(cached, now) { u64::from(cached) } else { 0 };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::backend::{
     Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, Span,
-    SpanOutput, SpanResult, Step, TokenLogprobs,
+    SpanOutput, SpanResult, Step, TokenLogprobs, add_mark,
 };
 use crate::error::Error;
 
@@ -26,7 +26,10 @@ pub(super) fn next_token(context: &[u32]) -> u32 {
 pub(super) struct Fake {
     models: u32,
     slabs: BTreeMap<(ModelId, u32), Slab>,
-    parked: BTreeMap<(ModelId, ParkedId), Vec<u32>>,
+    parked: BTreeMap<(ModelId, ParkedId), (Vec<u32>, Vec<u32>)>,
+    marks: BTreeMap<(ModelId, SlotId), Vec<u32>>,
+    /// Bytes of a sequence's state; 0 is none.
+    pub(super) state_bytes: u64,
     parked_next: u64,
     results: BTreeMap<ModelId, Vec<SpanResult>>,
     pub(super) faults: Faults,
@@ -67,11 +70,14 @@ impl Fake {
 
     /// Bytes of all that it holds of a model.
     pub(super) fn bytes(&self, model: ModelId) -> u64 {
-        let slab = |slab: &Slab| u64::from(slab.capacity) * slab.slots.len() as u64;
+        let state = self.state_bytes;
+        let slab = |slab: &Slab| (u64::from(slab.capacity) * KV_BYTES + state) * slab.slots.len() as u64;
         let slabs = self.slabs.iter().filter(|((of, _), _)| *of == model).map(|(_, held)| slab(held));
         let parked = self.parked.iter().filter(|((of, _), _)| *of == model);
-        let tokens = slabs.chain(parked.map(|(_, tokens)| tokens.len() as u64)).sum::<u64>();
-        WEIGHT_BYTES + tokens * KV_BYTES
+        let cache = |(tokens, marks): &(Vec<u32>, Vec<u32>)| {
+            tokens.len() as u64 * KV_BYTES + if state > 0 { marks.len() as u64 * state } else { 0 }
+        };
+        WEIGHT_BYTES + slabs.chain(parked.map(|(_, held)| cache(held))).sum::<u64>()
     }
 
     fn slot(&mut self, model: ModelId, slot: SlotId) -> &mut Vec<u32> {
@@ -116,6 +122,7 @@ impl Backend for Fake {
             context_length: CONTEXT,
             vocabulary_size: 1000,
             kv_bytes_per_token: KV_BYTES,
+            state_bytes: self.state_bytes,
             weight_bytes: WEIGHT_BYTES,
             parameter_count: 250,
             prefill_tokens_min: 16,
@@ -145,6 +152,7 @@ impl Backend for Fake {
         let content = self.slot(model, slot);
         assert_eq!(content.len(), tokens as usize, "all of a slot is cleared");
         content.clear();
+        self.marks.remove(&(model, slot));
         Ok(())
     }
 
@@ -152,19 +160,36 @@ impl Backend for Fake {
         let content = self.slot(model, from)[..tokens as usize].to_vec();
         assert!(self.slot(model, to).is_empty(), "a copy goes into a clear slot");
         *self.slot(model, to) = content;
+        let marks = self.marks.get(&(model, from)).cloned().unwrap_or_default();
+        self.marks.insert((model, to), marks);
+        Ok(())
+    }
+
+    fn mark(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
+        assert_eq!(self.slot(model, slot).len(), tokens as usize, "a slot is marked at its end");
+        add_mark(self.marks.entry((model, slot)).or_default(), tokens);
         Ok(())
     }
 
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
         let id = ParkedId(self.parked_next);
         self.parked_next += 1;
-        let content = self.slot(model, slot)[..tokens as usize].to_vec();
-        self.parked.insert((model, id), content);
+        let content = self.slot(model, slot).clone();
+        assert_eq!(content.len(), tokens as usize, "all of a slot is parked");
+        let mut marks = self.marks.get(&(model, slot)).cloned().unwrap_or_default();
+        if marks.last() != Some(&tokens) {
+            marks.push(tokens);
+        }
+        self.parked.insert((model, id), (content, marks));
         Ok(id)
     }
 
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
-        let mut content = self.parked[&(model, parked)][..tokens as usize].to_vec();
+        let (content, marks) = &self.parked[&(model, parked)];
+        assert!(self.state_bytes == 0 || marks.contains(&tokens), "a state is restored at a mark");
+        let (mut content, mut kept) = (content[..tokens as usize].to_vec(), Vec::new());
+        marks.iter().filter(|&&mark| mark <= tokens).for_each(|&mark| add_mark(&mut kept, mark));
+        self.marks.insert((model, slot), kept);
         if self.faults.restores_wrongly {
             content[tokens as usize - 1] += 1;
         }

@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::sequence::Sequence;
 use super::step::Launched;
 use super::work::ResidentModel;
-use crate::backend::{Backend, LoadSpec, ModelId, ModelShape};
+use crate::backend::{Backend, LoadSpec, MARKS_MAX, ModelId, ModelShape};
 use crate::cache::{Parked, Slots};
 use crate::clock::Moment;
 use crate::error::Error;
@@ -54,8 +54,8 @@ pub(super) struct Resident {
 
 impl Resident {
     pub(super) fn new(id: ModelId, spec: LoadSpec, shape: ModelShape, loaded: SystemTime) -> Self {
-        let slots = Slots::new(shape.context_length, shape.kv_bytes_per_token);
-        let parked = Parked::new(shape.kv_bytes_per_token);
+        let slots = Slots::new(shape.context_length, shape.kv_bytes_per_token, shape.state_bytes);
+        let parked = Parked::new(shape.kv_bytes_per_token, shape.state_bytes);
         Self {
             id,
             spec,
@@ -74,7 +74,10 @@ impl Resident {
         }
     }
 
-    pub(super) fn enqueue(&mut self, sequence: Sequence) {
+    pub(super) fn enqueue(&mut self, mut sequence: Sequence) {
+        if self.shape.state_bytes > 0 {
+            sequence.plan_marks();
+        }
         let origin = &sequence.origin;
         self.shares.arrive(&origin.client);
         self.queue.push(origin.client.clone(), origin.priority, origin.arrived, sequence);
@@ -103,8 +106,9 @@ impl Resident {
             return None;
         }
         let available = sequence.origin.deadline? - now;
-        let cached = self.parked.longest(&sequence.origin.principal, &sequence.tokens);
-        let prefill = sequence.pending() - sequence.reusable(cached);
+        let cached =
+            self.parked.longest(&sequence.origin.principal, &sequence.tokens, sequence.reusable_max());
+        let prefill = sequence.pending() - cached;
         let needed = self.pace.time_to_prefill(prefill)?;
         (needed > available).then_some(Error::DeadlineUnmeetable { needed, available })
     }
@@ -129,10 +133,16 @@ impl Resident {
     }
 
     /// Bytes of the slot that a sequence moves to when it outgrows one of that capacity: it moves once, to one
-    /// for all that it may come to hold.
+    /// for all that it may come to hold. And of its marks.
     pub(super) fn growth_bytes(&self, sequence: &Sequence, capacity: u32) -> u64 {
         let finally = sequence.tokens_max().min(self.shape.context_length);
-        if finally > capacity { self.slots.slot_bytes(finally) } else { 0 }
+        let slot = if finally > capacity { self.slots.slot_bytes(finally) } else { 0 };
+        slot + self.marks_bytes()
+    }
+
+    /// Bytes of the marks that a running sequence may have.
+    pub(super) fn marks_bytes(&self) -> u64 {
+        self.shape.state_bytes * MARKS_MAX as u64
     }
 
     /// Lets go of what nobody waits for any more: callers that left or do not read, deadlines that passed.

@@ -8,13 +8,16 @@ use super::sampling::sample_at;
 use super::work::{
     Delta, Finish, GenerateEvent, GenerateWork, Generated, Sampling, ScoreWork, Scored, Stopping, WorkOrigin,
 };
-use crate::backend::{SlotId, SpanOutput, SpanResult, TokenLogprobs};
+use crate::backend::{MARKS_MAX, SlotId, SpanOutput, SpanResult, TokenLogprobs};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::text::{Detokenizer, StopMatcher};
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
 /// Tokens of output that pile up for a caller who does not read before its sequence pauses.
 const COALESCED_TOKENS_MAX: usize = 256;
+
+/// Tokens between two marks, and before the first: fewer are not worth the memory.
+const MARK_DISTANCE: usize = 8;
 
 /// Positions of a score that one step takes: each costs a row of logits.
 const SCORE_SPAN_MAX: u32 = 128;
@@ -31,6 +34,10 @@ pub(super) struct Sequence {
     pub(super) slot: Option<SlotId>,
     /// Its priority class since it was admitted.
     pub(super) class: u32,
+    /// Lengths at which its states were kept.
+    pub(super) marks: Vec<u32>,
+    /// Lengths at which they are to be kept.
+    borders: Vec<u32>,
     output: Output,
 }
 
@@ -47,6 +54,7 @@ struct Generation {
     stopping: Stopping,
     top_logprobs: Option<u32>,
     detokenizer: Detokenizer,
+    tokenizer: Tokenizer,
     stops: StopMatcher,
     /// Output that was not sent yet.
     pending: Delta,
@@ -84,6 +92,7 @@ impl Sequence {
             stopping: work.stopping,
             top_logprobs: work.top_logprobs,
             detokenizer: work.tokenizer.detokenizer(),
+            tokenizer: work.tokenizer,
             pending: Delta::default(),
             times: None,
             started: false,
@@ -92,7 +101,7 @@ impl Sequence {
             events: work.events,
         };
         let output = Output::Generate(Box::new(generation));
-        Self { origin: work.origin, tokens: work.tokens, computed: 0, slot: None, class: 0, output }
+        Self::new(work.origin, work.tokens, output)
     }
 
     pub(super) fn score(work: ScoreWork) -> Self {
@@ -105,7 +114,44 @@ impl Sequence {
             reply: work.reply,
         };
         let output = Output::Score(Box::new(scoring));
-        Self { origin: work.origin, tokens: work.tokens, computed: 0, slot: None, class: 0, output }
+        Self::new(work.origin, work.tokens, output)
+    }
+
+    fn new(origin: WorkOrigin, tokens: Vec<u32>, output: Output) -> Self {
+        let (marks, borders) = (Vec::new(), Vec::new());
+        Self { origin, tokens, computed: 0, slot: None, class: 0, marks, borders, output }
+    }
+
+    /// Chooses where its states are to be kept: before control tokens of the prompt, where messages begin and end. The
+    /// first such place is after what all conversations share; the last ones are where its next turn may part
+    /// from this one.
+    pub(super) fn plan_marks(&mut self) {
+        let Output::Generate(generation) = &self.output else { return };
+        let control = |&at: &usize| generation.tokenizer.is_control(self.tokens[at]);
+        let prompt = generation.prompt_tokens.min(self.tokens.len());
+        let places: Vec<u32> = (MARK_DISTANCE..prompt).filter(control).map(count).collect();
+        let mut kept: Vec<u32> = Vec::new();
+        for &place in places.iter().rev() {
+            let far = kept.last().is_none_or(|&last| last - place >= count(MARK_DISTANCE));
+            if far && kept.len() + 1 < MARKS_MAX {
+                kept.push(place);
+            }
+        }
+        kept.extend(places.first());
+        kept.sort_unstable();
+        kept.dedup();
+        self.borders = kept;
+    }
+
+    /// Whether its states are to be kept now.
+    pub(super) fn is_at_mark(&self) -> bool {
+        self.borders.contains(&self.computed) && self.marks.last().is_none_or(|&last| last < self.computed)
+    }
+
+    /// The lengths at which its states are kept once it is parked.
+    pub(super) fn all_marks(&self) -> Vec<u32> {
+        let end = Some(self.computed).filter(|end| self.marks.last() != Some(end));
+        self.marks.iter().copied().chain(end).collect()
     }
 
     /// Whether its caller is gone.
@@ -155,14 +201,14 @@ impl Sequence {
         }
     }
 
-    /// Tokens of a cached prefix that can be used: at least one token has to run, and for a score
-    /// everything from the one before the first scored.
-    pub(super) fn reusable(&self, cached: u32) -> u32 {
+    /// Tokens that a cache can save it at most: at least one token has to run, and for a score everything from the one
+    /// before the first scored.
+    pub(super) fn reusable_max(&self) -> u32 {
         let end = match &self.output {
             Output::Generate(_) => count(self.tokens.len()),
             Output::Score(scoring) => scoring.from.max(1),
         };
-        cached.min(end - 1)
+        end - 1
     }
 
     /// Whether what it computed is worth keeping for a later request.
@@ -172,8 +218,10 @@ impl Sequence {
 
     /// Most tokens of it that one step takes.
     pub(super) fn span_max(&self) -> u32 {
+        let border = self.borders.iter().find(|&&border| border > self.computed);
+        let left = border.map_or(u32::MAX, |border| border - self.computed);
         match &self.output {
-            Output::Generate(_) => u32::MAX,
+            Output::Generate(_) => left,
             Output::Score(_) => SCORE_SPAN_MAX,
         }
     }

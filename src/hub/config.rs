@@ -20,6 +20,47 @@ pub fn read_config(folder: &Path) -> Result<Value, HubError> {
     read_object(&folder.join("config.json"), JSON_BYTES_MAX)
 }
 
+/// Values that mlx-lm supplies for configs of several parts that leave them out (models/gemma3.py, gemma4.py); the
+/// context of Gemma 3 is that of its release.
+const TEXT_DEFAULTS: &[(&str, &str, u64)] = &[
+    ("gemma3", "vocab_size", 262_208),
+    ("gemma3", "num_attention_heads", 8),
+    ("gemma3", "num_key_value_heads", 4),
+    ("gemma3", "max_position_embeddings", 131_072),
+    ("gemma4", "vocab_size", 262_144),
+    ("gemma4", "num_attention_heads", 8),
+    ("gemma4", "num_key_value_heads", 1),
+];
+
+/// What a config says of the text model: of a model with several parts, `text_config`, with what stands beside it
+/// where that is silent. `model_type` is the whole model's, and `text_model_type` that of its text part.
+#[must_use]
+pub fn text_part(config: &Value) -> Value {
+    let (Some(whole), Some(text)) =
+        (config.as_object(), config.get("text_config").and_then(Value::as_object))
+    else {
+        return config.clone();
+    };
+    let mut part = text.clone();
+    if let Some(own) = part.remove("model_type") {
+        part.insert("text_model_type".into(), own);
+    }
+    for (key, value) in whole.iter().filter(|(key, _)| *key != "text_config") {
+        // A vocabulary that is named for the whole is the one that counts.
+        if key == "vocab_size" || !part.contains_key(key) {
+            part.insert(key.clone(), value.clone());
+        }
+    }
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if kind == "mistral3" {
+        part.entry("tie_word_embeddings").or_insert(Value::Bool(false));
+    }
+    for (_, key, value) in TEXT_DEFAULTS.iter().filter(|(known, ..)| *known == kind) {
+        part.entry(*key).or_insert_with(|| (*value).into());
+    }
+    Value::Object(part)
+}
+
 /// Reads `generation_config.json`. Missing or broken is `None`, as in mlx-lm (utils.py, `load_config`): it
 /// holds defaults only, and a model serves without them.
 #[must_use]

@@ -7,7 +7,9 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{HubError, TensorInfo, Weights, config_f64, inspect, read_config, read_generation_config};
+use super::{
+    HubError, TensorInfo, Weights, config_f64, inspect, read_config, read_generation_config, text_part,
+};
 
 /// Positions of a config that does not say, as transformers' `LlamaConfig` has it.
 const CONTEXT_LENGTH_DEFAULT: u32 = 2048;
@@ -47,7 +49,10 @@ pub struct DefaultSampling {
     pub repetition_penalty: f32,
 }
 
-/// How affine weights are packed.
+/// Modes of MLX's quantization.
+const MODES: [&str; 4] = ["affine", "mxfp4", "mxfp8", "nvfp4"];
+
+/// How weights are packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Packing {
     bits: u64,
@@ -61,7 +66,7 @@ impl ModelFacts {
     /// # Errors
     /// A file is missing, damaged, or lacks what every model has.
     pub fn read(folder: &Path) -> Result<Self, HubError> {
-        let config = read_config(folder)?;
+        let config = text_part(&read_config(folder)?);
         let damaged = |why: &str| HubError::Damaged { file: "config.json".into(), why: why.into() };
         let count = |key: &str| config[key].as_u64().and_then(|count| u32::try_from(count).ok());
         let architecture = config["model_type"].as_str().ok_or_else(|| damaged("has no model_type"))?;
@@ -120,16 +125,16 @@ impl Packing {
 fn refuse_unknown_quantization(own: &Value, foreign: &Value) -> Result<(), HubError> {
     let refuse = |how: &str| {
         HubError::unsupported(format!(
-            "config.json: quantized with {how}; only MLX's affine quantization is loaded"
+            "config.json: quantized with {how}; of formats, only MLX's own are loaded"
         ))
     };
-    if own.is_null() && !foreign["quant_method"].is_null() {
-        let method = &foreign["quant_method"];
+    let method = &foreign["quant_method"];
+    if own.is_null() && !method.is_null() && method != "mxfp4" {
         return Err(refuse(method.as_str().unwrap_or("a method that is no text")));
     }
     let overrides = own.as_object().into_iter().flatten().map(|(_, module)| module);
     for mode in std::iter::once(own).chain(overrides).map(|packing| &packing["mode"]) {
-        if !mode.is_null() && mode != "affine" {
+        if !mode.is_null() && !MODES.iter().any(|known| mode == known) {
             return Err(refuse(mode.as_str().unwrap_or("a mode that is no text")));
         }
     }
@@ -215,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_affine_quantization_is_taken() {
+    fn only_quantization_of_mlx_is_taken() {
         let check = |own: Value, foreign: Value| refuse_unknown_quantization(&own, &foreign);
         let affine = json!({ "bits": 4, "group_size": 64, "mode": "affine", "a": false, "b": { "bits": 8 } });
         assert!(check(Value::Null, Value::Null).is_ok());
@@ -223,8 +228,10 @@ mod tests {
         assert!(check(affine, json!({ "quant_method": "gptq" })).is_ok());
         let why = check(Value::Null, json!({ "quant_method": "gptq" })).unwrap_err().to_string();
         assert!(why.contains("gptq"), "{why}");
-        assert!(check(json!({ "bits": 4, "mode": "mxfp4" }), Value::Null).is_err());
-        assert!(check(json!({ "bits": 4, "a": { "mode": "nvfp4" } }), Value::Null).is_err());
+        assert!(check(Value::Null, json!({ "quant_method": "mxfp4" })).is_ok());
+        assert!(check(json!({ "bits": 4, "mode": "mxfp4" }), Value::Null).is_ok());
+        assert!(check(json!({ "bits": 4, "mode": "fp3" }), Value::Null).is_err());
+        assert!(check(json!({ "bits": 4, "a": { "mode": "fp3" } }), Value::Null).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod kept;
 mod resolve;
 
 pub use assets::{AssetShelf, ModelAssets};
-pub use config::{config_f64, read_config, read_generation_config};
+pub use config::{config_f64, read_config, read_generation_config, text_part};
 pub use convert::{Converted, convert};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};

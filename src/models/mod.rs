@@ -1,7 +1,26 @@
 //! Architectures, one file each, and the registry that names them. An architecture reads its part of
 //! config.json, takes its tensors piece by piece, and runs packed tokens.
 
+mod config;
+mod decoder;
+mod deepseek;
+mod gemma2;
+mod gemma3;
+mod gemma4;
+mod gemma4_parts;
+mod glm4_moe;
+mod gpt_oss;
+mod granite;
+mod lfm2;
 mod llama;
+mod ministral3;
+mod mixtral;
+mod nemotron_h;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_next;
 
 use mlx_rs::Array;
 use serde_json::Value;
@@ -27,7 +46,10 @@ pub(crate) trait Loading {
     /// Takes and evaluates the next piece; the model after the last one.
     fn next(&mut self, weights: &mut Weights) -> Result<Option<Box<dyn Model>>, Error>;
 
-    /// What its KV cache looks like, but for the dtype.
+    /// How many pieces there are.
+    fn pieces(&self) -> usize;
+
+    /// What its KV cache looks like.
     fn kv_shape(&self) -> KvShape;
 }
 
@@ -40,13 +62,6 @@ pub(crate) struct Setup {
     pub(crate) ops: Ops,
     /// Keep the KV cache as 8-bit integers.
     pub(crate) int8_kv: bool,
-}
-
-impl Setup {
-    /// What computes attention with heads of this size.
-    pub(crate) fn attention_ops(&self, head_dim: i32) -> Ops {
-        self.ops.for_attention(head_dim, self.int8_kv)
-    }
 }
 
 /// What a model's config says it needs that is not there, or is wrong in itself.
@@ -66,19 +81,48 @@ struct Architecture {
     open: Open,
 }
 
-const ARCHITECTURES: &[Architecture] =
-    &[Architecture { model_types: &["llama", "mistral"], open: llama::open }];
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        model_types: &["llama", "mistral", "smollm3", "iquestcoder", "xverse"],
+        open: llama::open,
+    },
+    Architecture { model_types: &["qwen2", "qwen2_5_vl"], open: qwen2::open },
+    Architecture { model_types: &["qwen3", "qwen3_moe"], open: qwen3::open },
+    Architecture { model_types: &["gemma3", "gemma3_text"], open: gemma3::open },
+    Architecture { model_types: &["gemma2"], open: gemma2::open },
+    Architecture { model_types: &["phi3"], open: phi3::open },
+    Architecture { model_types: &["gpt_oss"], open: gpt_oss::open },
+    Architecture { model_types: &["ministral3"], open: ministral3::open },
+    Architecture { model_types: &["gemma4", "gemma4_text", "gemma4_unified"], open: gemma4::open },
+    Architecture { model_types: &["qwen3_next", "qwen3_5", "qwen3_5_moe"], open: qwen3_next::open },
+    Architecture { model_types: &["mixtral"], open: mixtral::open },
+    Architecture { model_types: &["glm4_moe"], open: glm4_moe::open },
+    Architecture {
+        model_types: &["deepseek_v3", "kimi_k2", "joyai_llm_flash", "glm4_moe_lite"],
+        open: deepseek::open,
+    },
+    Architecture { model_types: &["olmo2"], open: olmo2::open },
+    Architecture { model_types: &["lfm2"], open: lfm2::open },
+    Architecture { model_types: &["granite"], open: granite::open },
+    Architecture { model_types: &["nemotron_h"], open: nemotron_h::open },
+];
+
+/// A model of several parts whose text part is one of several architectures, and the one that it is by default.
+const MIXED: (&str, &str) = ("mistral3", "mistral");
 
 /// The values of `model_type` that can be loaded.
 pub(crate) fn model_types() -> Vec<&'static str> {
-    ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types).copied().collect()
+    let plain = ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types).copied();
+    plain.chain([MIXED.0]).collect()
 }
 
-/// Reads a config.json and gets ready to take the model's tensors.
+/// Reads the text part of a config.json and gets ready to take the model's tensors.
 pub(crate) fn open(config: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
     let Some(model_type) = config.get("model_type").and_then(Value::as_str) else {
         return Err(ConfigError::Invalid("config.json has no model_type".into()));
     };
+    let own = config.get("text_model_type").and_then(Value::as_str).unwrap_or(MIXED.1);
+    let model_type = if model_type == MIXED.0 { own } else { model_type };
     let architecture = ARCHITECTURES.iter().find(|known| known.model_types.contains(&model_type));
     let Some(architecture) = architecture else {
         return Err(ConfigError::Unsupported(format!("model_type {model_type:?}")));

@@ -3,6 +3,7 @@
 //! Encoding is the tokenizers crate's. Decoding is this module's own (`pieces`, `detokenizer`), so that
 //! a stream of tokens and the whole of them give the same text. Cheap to clone, shared by all threads.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,8 @@ struct Inner {
     pieces: Pieces,
     size: u32,
     special: SpecialTokens,
+    /// Ids of tokens that stand for no text.
+    control: BTreeSet<u32>,
 }
 
 impl Tokenizer {
@@ -53,7 +56,15 @@ impl Tokenizer {
         let stages = Stages::new(encoder.get_decoder()).map_err(unsupported)?;
         let pieces = Pieces::new(&stages, size, |id| encoder.id_to_token(id)).map_err(unsupported)?;
         let special = SpecialTokens::load(folder)?;
-        Ok(Self(Arc::new(Inner { encoder, stages, pieces, size, special })))
+        let added = encoder.get_added_tokens_decoder();
+        let control = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        Ok(Self(Arc::new(Inner { encoder, stages, pieces, size, special, control })))
+    }
+
+    /// Whether a token stands for no text: the beginning or end of a message, say.
+    #[must_use]
+    pub fn is_control(&self, id: u32) -> bool {
+        self.0.control.contains(&id)
     }
 
     /// The token ids of a text. Special tokens written in the text become those tokens;

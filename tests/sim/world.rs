@@ -91,7 +91,10 @@ impl World {
         let clock = Arc::new(HandClock::default());
         let folder = tempfile::tempdir().unwrap();
         let tokenizer = tokenizer(folder.path());
-        let fake = Fake::with(Faults { poison: Some(POISON), ..defect });
+        // Every third world has a model with states that cannot be cut back.
+        let state_bytes = if random.below(3) == 0 { 40 * KV_BYTES } else { 0 };
+        let mut fake = Fake::with(Faults { poison: Some(POISON), ..defect });
+        fake.state_bytes = state_bytes;
         let mut world = Self {
             engine: Engine::new(fake, clock.clone(), settings, budget),
             book: Arc::new(SessionBook::new(6, clock.clone())),

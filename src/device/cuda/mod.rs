@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype};
 
-use crate::device::ffi::{self, CudaKernel, CudaLaunch, DeviceFact};
+use crate::device::ffi::{self, CudaKernel, CudaLaunch, DeviceFact, QuantMode};
 use crate::device::layers::Quantized;
 
 const COMMON: &str = include_str!("common.cuh");
@@ -109,6 +109,7 @@ pub(crate) fn takes_product(x: &Array, w: &Quantized) -> bool {
         && w.scales.dtype() == x.dtype()
         && (1..=ROWS_MAX).contains(&x.dim(0))
         && w.bits == 4
+        && w.mode == QuantMode::Affine
         && w.group_size % 64 == 0
         && x.dim(1) % 64 == 0
         && w.packed.dim(0) > ROWS_MAX
@@ -155,7 +156,8 @@ fn quantized_rows(x: &Array, w: &Quantized, residual: Option<&Array>, gated: boo
     // No residual: an array that has other sizes.
     let residual = residual.unwrap_or(&w.scales);
     let launch = CudaLaunch { grid: [(made + block_rows - 1) / block_rows, 1, 1], threads: THREADS };
-    let inputs = [x, &w.packed, &w.scales, &w.biases, residual];
+    // Affine by `takes_product`, which has biases.
+    let inputs = [x, &w.packed, &w.scales, w.biases.as_ref().unwrap_or(&w.scales), residual];
     only(source.run(body, &inputs, &[(&[rows, made], x.dtype())], launch)?)
 }
 

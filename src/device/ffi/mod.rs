@@ -1,12 +1,22 @@
-//! The one file that calls C itself: what mlx-rs 0.33 does not wrap of mlx-c, and operations of our own.
+//! The one place that calls C itself: what mlx-rs 0.33 does not wrap of mlx-c, and operations of our own.
 #![allow(unsafe_code, reason = "mlx-c is a C interface; mlx-rs has no wrapper for these")]
 
-use std::ffi::{CStr, CString, c_int, c_void};
+mod cuda;
+mod kernels;
+mod quantized;
+
+use std::ffi::{CStr, CString, c_int};
 use std::ptr;
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
-use mlx_sys::{mlx_array, mlx_vector_array};
+use mlx_sys::mlx_array;
+
+pub(crate) use cuda::{CudaKernel, CudaLaunch, on_cuda};
+pub(crate) use kernels::{
+    AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
+};
+pub(crate) use quantized::{Packed, QuantMode};
 
 /// A fact of a device that MLX reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,165 +114,6 @@ pub(crate) fn mlx_version() -> String {
     }
 }
 
-type Swiglu = unsafe extern "C" fn(*mut mlx_array, mlx_array) -> c_int;
-type RmsNorm =
-    unsafe extern "C" fn(*mut mlx_array, *mut mlx_array, mlx_array, mlx_array, mlx_array, f32) -> c_int;
-type Attend = unsafe extern "C" fn(
-    *mut mlx_vector_array,
-    mlx_array,
-    mlx_array,
-    mlx_array,
-    mlx_vector_array,
-    *const AttentionShape,
-    *const AttentionSpan,
-    usize,
-) -> c_int;
-
-/// The CPU operations of `native/mlx_ops.cpp`. They are there where the set-up put them into the mlx-c
-/// library, on Linux, and are looked up by name: elsewhere MLX's own operations do the same.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Kernels {
-    swiglu: Swiglu,
-    rms_norm: RmsNorm,
-    attend: Attend,
-}
-
-/// Head sizes that attention takes, as in `native/cpu_ops.h`.
-pub(crate) const HEAD_DIM_MAX: i32 = 256;
-/// See [`HEAD_DIM_MAX`].
-pub(crate) const HEAD_DIM_MULTIPLE: i32 = 16;
-
-/// `struct mlxd_attention_shape` of `native/cpu_ops.h`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AttentionShape {
-    pub(crate) heads: c_int,
-    pub(crate) kv_heads: c_int,
-    pub(crate) head_dim: c_int,
-    /// Numbers of a head that are turned.
-    pub(crate) rotated: c_int,
-    /// Whether neighbours are turned together, not halves.
-    pub(crate) traditional: c_int,
-    /// Positions that a token sees at most; 0 is all.
-    pub(crate) window: c_int,
-    pub(crate) scale: f32,
-}
-
-/// `struct mlxd_span` of `native/cpu_ops.h`: one sequence's consecutive tokens.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AttentionSpan {
-    /// Which of the slabs given, and the place in it.
-    pub(crate) slab: c_int,
-    pub(crate) slot: c_int,
-    /// First of its rows among the packed tokens, and how many.
-    pub(crate) row: c_int,
-    pub(crate) rows: c_int,
-    /// Position of the first one.
-    pub(crate) start: c_int,
-}
-
-/// Looks a C function up by name in what the process has loaded.
-fn symbol(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: the name ends with a zero byte, and RTLD_DEFAULT is a valid handle.
-    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    (!address.is_null()).then_some(address)
-}
-
-impl Kernels {
-    /// All of them, or None where they are not.
-    pub(crate) fn find() -> Option<Self> {
-        let (swiglu, rms_norm, attend) =
-            (symbol(c"mlxd_swiglu")?, symbol(c"mlxd_rms_norm")?, symbol(c"mlxd_attend")?);
-        // SAFETY: these are the functions of native/mlx_ops.cpp, whose C types the fields repeat.
-        unsafe {
-            Some(Self {
-                swiglu: std::mem::transmute::<*mut c_void, Swiglu>(swiglu),
-                rms_norm: std::mem::transmute::<*mut c_void, RmsNorm>(rms_norm),
-                attend: std::mem::transmute::<*mut c_void, Attend>(attend),
-            })
-        }
-    }
-
-    /// `silu(gate) * up`, both side by side in `gate_up`.
-    pub(crate) fn swiglu(self, gate_up: &Array) -> Result<Array> {
-        let mut out = Handle::new();
-        // SAFETY: both handles live through the call, which sets `out` if it succeeds.
-        let status = unsafe { (self.swiglu)(&raw mut out.0, gate_up.as_ptr()) };
-        out.take(status, "swiglu")
-    }
-
-    /// The root mean square norm of `x`.
-    pub(crate) fn rms_norm(self, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
-        let (mut out, mut unused, none) = (Handle::new(), Handle::new(), Handle::new());
-        // SAFETY: all handles live through the call, which sets `out` if it succeeds.
-        let status = unsafe {
-            (self.rms_norm)(&raw mut out.0, &raw mut unused.0, x.as_ptr(), none.0, weight.as_ptr(), eps)
-        };
-        out.take(status, "rms_norm")
-    }
-
-    /// `x + y`, and the norm of that.
-    pub(crate) fn add_rms_norm(
-        self,
-        x: &Array,
-        y: &Array,
-        weight: &Array,
-        eps: f32,
-    ) -> Result<(Array, Array)> {
-        let (mut out, mut sum) = (Handle::new(), Handle::new());
-        // SAFETY: all handles live through the call, which sets `out` and `sum` if it succeeds.
-        let status = unsafe {
-            (self.rms_norm)(&raw mut out.0, &raw mut sum.0, x.as_ptr(), y.as_ptr(), weight.as_ptr(), eps)
-        };
-        Ok((sum.take(status, "rms_norm")?, out.take(status, "rms_norm")?))
-    }
-
-    /// Writes the keys and values of packed tokens to their slots and attends; the output, and the slabs that
-    /// replace those given.
-    pub(crate) fn attend(
-        self,
-        (qkv, cos, sin): (&Array, &Array, &Array),
-        slabs: &[Array],
-        shape: &AttentionShape,
-        spans: &[AttentionSpan],
-    ) -> Result<(Array, Vec<Array>)> {
-        let handles: Vec<mlx_array> = slabs.iter().map(Array::as_ptr).collect();
-        // SAFETY: the handles live through the calls; the vectors copy what they are given, are used on this
-        // thread only, and are freed once.
-        unsafe {
-            let given = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
-            let mut made = mlx_sys::mlx_vector_array_new();
-            let (first, count) = (spans.as_ptr(), spans.len());
-            let status = (self.attend)(
-                &raw mut made,
-                qkv.as_ptr(),
-                cos.as_ptr(),
-                sin.as_ptr(),
-                given,
-                &raw const *shape,
-                first,
-                count,
-            );
-            let taken = (0..=slabs.len()).map(|index| {
-                let mut array = Handle::new();
-                let status = if status == 0 {
-                    mlx_sys::mlx_vector_array_get(&raw mut array.0, made, index)
-                } else {
-                    status
-                };
-                array.take(status, "attend")
-            });
-            let taken: Result<Vec<Array>> = taken.collect();
-            mlx_sys::mlx_vector_array_free(given);
-            mlx_sys::mlx_vector_array_free(made);
-            let mut taken = taken?.into_iter();
-            let out = taken.next().ok_or_else(|| Exception::custom("attend gave nothing"))?;
-            Ok((out, taken.collect()))
-        }
-    }
-}
-
 /// An empty array handle, to be filled by a call.
 struct Handle(mlx_array);
 
@@ -293,116 +144,22 @@ impl Drop for Handle {
     }
 }
 
-/// Whether MLX computes on an NVIDIA GPU.
-pub(crate) fn on_cuda() -> bool {
-    let mut available = false;
-    // SAFETY: the out-pointer is to a local.
-    unsafe {
-        mlx_sys::mlx_cuda_is_available(&raw mut available);
-    }
-    available
-}
-
-/// A CUDA kernel of our own, compiled by MLX at its first run.
-pub(crate) struct CudaKernel {
-    handle: mlx_sys::mlx_fast_cuda_kernel,
-}
-
-/// How one run of a kernel is laid out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CudaLaunch {
-    /// Blocks.
-    pub(crate) grid: [c_int; 3],
-    /// Threads of a block.
-    pub(crate) threads: c_int,
-}
-
-impl CudaKernel {
-    /// A kernel of this body, with `header` before it. Inputs and outputs are pointers of these names.
-    pub(crate) fn new(
-        name: &str,
-        inputs: &[&CStr],
-        outputs: &[&CStr],
-        body: &str,
-        header: &str,
-    ) -> Result<Self> {
-        let text = |text: &str| CString::new(text).map_err(|why| Exception::custom(why.to_string()));
-        let (name, body, header) = (text(name)?, text(body)?, text(header)?);
-        let names = |names: &[&CStr]| {
-            let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
-            // SAFETY: the texts outlive the call, which copies them.
-            unsafe { mlx_sys::mlx_vector_string_new_data(pointers.as_mut_ptr(), pointers.len()) }
-        };
-        let (inputs, outputs) = (names(inputs), names(outputs));
-        // SAFETY: all texts and vectors outlive the call, which copies them; the vectors are freed once.
-        let handle = unsafe {
-            let handle = mlx_sys::mlx_fast_cuda_kernel_new(
-                name.as_ptr(),
-                inputs,
-                outputs,
-                body.as_ptr(),
-                header.as_ptr(),
-                true,
-                0,
-            );
-            mlx_sys::mlx_vector_string_free(inputs);
-            mlx_sys::mlx_vector_string_free(outputs);
-            handle
-        };
-        if handle.ctx.is_null() {
-            Err(Exception::custom("MLX refused a CUDA kernel"))
-        } else {
-            Ok(Self { handle })
-        }
-    }
-
-    /// Runs it on row-contiguous inputs; outputs of these shapes and dtypes.
-    pub(crate) fn run(
-        &self,
-        inputs: &[&Array],
-        outputs: &[(&[c_int], mlx_rs::Dtype)],
-        launch: CudaLaunch,
-    ) -> Result<Vec<Array>> {
-        let handles: Vec<mlx_array> = inputs.iter().map(|array| array.as_ptr()).collect();
-        let CudaLaunch { grid: [x, y, z], threads } = launch;
-        // SAFETY: every handle is made here, used on this thread only and freed once; the vector copies its
-        // arrays, and the shapes outlive the calls that read them.
-        unsafe {
-            let config = mlx_sys::mlx_fast_cuda_kernel_config_new();
-            // MLX counts a grid in threads.
-            mlx_sys::mlx_fast_cuda_kernel_config_set_grid(config, x * threads, y, z);
-            mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1);
-            for (shape, dtype) in outputs {
-                let (first, dtype) = (shape.as_ptr(), *dtype as mlx_sys::mlx_dtype);
-                mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(config, first, shape.len(), dtype);
-            }
-            let given = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
-            let mut made = mlx_sys::mlx_vector_array_new();
-            let stream = mlx_sys::mlx_default_gpu_stream_new();
-            let status =
-                mlx_sys::mlx_fast_cuda_kernel_apply(&raw mut made, self.handle, given, config, stream);
-            let taken = (0..outputs.len()).map(|index| {
-                let mut array = Handle::new();
-                let status = if status == 0 {
-                    mlx_sys::mlx_vector_array_get(&raw mut array.0, made, index)
-                } else {
-                    status
-                };
-                array.take(status, "a CUDA kernel")
-            });
-            let taken: Result<Vec<Array>> = taken.collect();
-            mlx_sys::mlx_stream_free(stream);
-            mlx_sys::mlx_vector_array_free(given);
-            mlx_sys::mlx_vector_array_free(made);
-            mlx_sys::mlx_fast_cuda_kernel_config_free(config);
-            taken
-        }
-    }
-}
-
-impl Drop for CudaKernel {
-    fn drop(&mut self) {
-        // SAFETY: the handle is this struct's own, and is freed once.
-        unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.handle) }
-    }
+/// The first `count` arrays that a call with this status has put into a vector.
+///
+/// # Safety
+/// `made` must be a live handle.
+unsafe fn take_all(
+    status: c_int,
+    made: mlx_sys::mlx_vector_array,
+    count: usize,
+    operation: &str,
+) -> Result<Vec<Array>> {
+    let take = |index| {
+        let mut array = Handle::new();
+        // SAFETY: `made` is live by contract, and the call sets `array` if it succeeds.
+        let mut get = || unsafe { mlx_sys::mlx_vector_array_get(&raw mut array.0, made, index) };
+        let status = if status == 0 { get() } else { status };
+        array.take(status, operation)
+    };
+    (0..count).map(take).collect()
 }

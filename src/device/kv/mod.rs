@@ -1,113 +1,106 @@
-//! KV caches of one model: slabs `[slots, 2 * kv_heads, capacity, head_dim]` per layer, keys in the first
-//! half of the heads and values in the second, so that one update writes both; and parked caches, which
-//! are copies of one slot at its exact length. `attend` reads and writes them.
+//! KV caches of one model: slabs `[slots, heads, capacity, head_dim]` per layer, keys in the first half of the heads
+//! and values in the second, so that one update writes both; states of fixed size `[slots, ..]` for layers
+//! that are recurrent; and parked caches, which are copies of one slot at its exact length. `attend` and
+//! `recurrent` read and write them.
 //!
-//! Kept in 8 bits, a layer has two arrays in a slab: the numbers, and a scale for each token and head
-//! `[slots, 2 * kv_heads, capacity, 1]`.
+//! Kept in 8 bits, a layer has two arrays in a slab: the numbers, and a scale for each token and head.
+//!
+//! What is recurrent cannot be cut back to fewer tokens. So a slot can be marked: then its states are copied, and a
+//! cache that is parked from it can be restored at the marks.
 //!
 //! Slabs are updated in place, which MLX does only while nobody else holds a handle of the array: between
-//! steps nothing does, and within a layer all writes come before all reads.
+//! steps nothing does, and within a layer all writes come before all reads. (Our CUDA kernel for decoding writes
+//! into them whoever holds them; it needs them contiguous, as they are made.)
 
 mod attend;
+mod recurrent;
+mod shape;
 
 use std::collections::BTreeMap;
 
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::transforms::eval;
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Array, ops};
 
-use crate::backend::{ParkedId, SlotId};
-use crate::device::ffi::Kernels;
-use crate::device::layers::Ops;
-use crate::device::{cuda, dim};
+pub(crate) use attend::Look;
+pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root};
 
-/// The shape of a model's KV cache.
+use shape::ArrayShape;
+
+use crate::backend::{ParkedId, SlotId, add_mark};
+use crate::device::dim;
+
+/// The recurrent states of a sequence after so many tokens.
 #[derive(Clone, Debug)]
-pub(crate) struct KvShape {
-    /// For each layer the positions that a token sees at most; 0 is all.
-    pub(crate) windows: Vec<i32>,
-    pub(crate) heads: i32,
-    pub(crate) kv_heads: i32,
-    pub(crate) head_dim: i32,
-    /// What the model computes in.
-    pub(crate) dtype: Dtype,
-    /// Kept as 8-bit integers.
-    pub(crate) int8: bool,
-    /// What computes attention.
-    pub(crate) ops: Ops,
+struct Mark {
+    tokens: u32,
+    states: Vec<Array>,
 }
 
-impl KvShape {
-    /// The operation that does all of attention, where there is one.
-    pub(crate) fn kernels(&self) -> Option<Kernels> {
-        match self.ops {
-            Ops::Kernels(kernels) => Some(kernels),
-            Ops::Composed | Ops::Fused => None,
-        }
-    }
-
-    /// Whether our own attention on CUDA takes this cache.
-    pub(crate) fn on_cuda(&self) -> bool {
-        let windowed = self.windows.iter().any(|&window| window != 0);
-        matches!(self.ops, Ops::Fused)
-            && !windowed
-            && !self.int8
-            && cuda::takes_attention(self.dtype, self.head_dim, self.heads, self.kv_heads)
-    }
-
-    /// The arrays of a layer in a slab: numbers of a token and head in each, and their dtypes.
-    fn planes(&self) -> Vec<(i32, Dtype)> {
-        if self.int8 {
-            vec![(self.head_dim, Dtype::Int8), (1, self.dtype)]
-        } else {
-            vec![(self.head_dim, self.dtype)]
-        }
-    }
-
-    /// Bytes one token takes in all layers.
-    pub(crate) fn bytes_per_token(&self) -> u64 {
-        let bytes = |(numbers, dtype): (i32, Dtype)| {
-            let item: u64 = match dtype {
-                Dtype::Int8 => 1,
-                Dtype::Float32 => 4,
-                _ => 2,
-            };
-            u64::from(numbers.unsigned_abs()) * item
-        };
-        let head: u64 = self.planes().into_iter().map(bytes).sum();
-        2 * self.windows.len() as u64 * u64::from(self.kv_heads.unsigned_abs()) * head
-    }
+/// What a sequence left behind: keys and values `[1, heads, tokens, _]`, and its states at some lengths, the last one
+/// its own.
+#[derive(Clone, Debug)]
+struct ParkedCache {
+    tokens: Vec<Array>,
+    marks: Vec<Mark>,
 }
 
 /// All KV caches of one model.
 #[derive(Debug)]
 pub(crate) struct Kv {
     shape: KvShape,
-    /// By slab; of each the first planes of all layers, then the second ones.
+    /// The arrays of a slab, layer by layer.
+    arrays: Vec<ArrayShape>,
+    /// The first array of each layer.
+    first: Vec<usize>,
     slabs: BTreeMap<u32, Vec<Array>>,
-    parked: BTreeMap<ParkedId, Vec<Array>>,
+    marks: BTreeMap<SlotId, Vec<Mark>>,
+    parked: BTreeMap<ParkedId, ParkedCache>,
     parked_next: u64,
 }
 
 impl Kv {
     /// No slab yet.
     pub(crate) fn new(shape: KvShape) -> Self {
-        Self { shape, slabs: BTreeMap::new(), parked: BTreeMap::new(), parked_next: 0 }
+        let arrays = shape.arrays();
+        let first = arrays.iter().scan(0, |next, of_layer| {
+            let first = *next;
+            *next += of_layer.len();
+            Some(first)
+        });
+        Self {
+            first: first.collect(),
+            arrays: arrays.iter().flatten().cloned().collect(),
+            shape,
+            slabs: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            parked_next: 0,
+        }
     }
 
     pub(crate) fn shape(&self) -> &KvShape {
         &self.shape
     }
 
+    /// The slabs that a step changes; they are outputs of the step.
+    pub(crate) fn touched<'a>(&'a self, slabs: &'a [u32]) -> impl Iterator<Item = &'a Array> {
+        slabs.iter().filter_map(|slab| self.slabs.get(slab)).flatten()
+    }
+
     pub(crate) fn open(&mut self, slab: u32, capacity: u32, slots: u32) -> Result<()> {
-        let heads = 2 * self.shape.kv_heads;
-        let planes = self.shape.planes();
-        let each = planes.iter().flat_map(|plane| std::iter::repeat_n(plane, self.shape.windows.len()));
-        let zeros = |&(numbers, dtype): &(i32, Dtype)| {
-            ops::zeros_dtype(&[dim(slots), heads, dim(capacity), numbers], dtype)
+        let zeros = |array: &ArrayShape| match array {
+            ArrayShape::PerToken { heads, numbers, dtype } => {
+                ops::zeros_dtype(&[dim(slots), *heads, dim(capacity), *numbers], *dtype)
+            }
+            ArrayShape::PerSequence(state) => {
+                let shape: Vec<i32> =
+                    std::iter::once(dim(slots)).chain(state.shape.iter().copied()).collect();
+                ops::zeros_dtype(&shape, state.dtype)
+            }
         };
-        let arrays = each.map(zeros).collect::<Result<Vec<_>>>()?;
+        let arrays = self.arrays.iter().map(zeros).collect::<Result<Vec<_>>>()?;
         eval(&arrays)?;
         self.slabs.insert(slab, arrays);
         Ok(())
@@ -117,65 +110,115 @@ impl Kv {
         self.slabs.remove(&slab);
     }
 
-    /// Writes zeros over the first `tokens` of a slot.
+    /// Writes zeros over the first `tokens` of a slot, and over its states.
     pub(crate) fn clear(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
-        self.write_slot(slot, tokens, |_, dtype| ops::zeros_dtype(&[1], dtype))
+        self.marks.remove(&slot);
+        let zeros: Vec<Array> = self.slabs.get(&slot.slab).map_or(Ok(Vec::new()), |slab| {
+            slab.iter().map(|array| ops::zeros_dtype(&[1], array.dtype())).collect()
+        })?;
+        self.write(slot, tokens, &zeros)
     }
 
-    /// Copies the first `tokens` of a slot into another one.
+    /// Copies the first `tokens` of a slot, which are all that it has, into another one.
     pub(crate) fn copy(&mut self, from: SlotId, to: SlotId, tokens: u32) -> Result<()> {
-        let content = self.read_slot(from, tokens)?;
-        self.write_slot(to, tokens, |index, _| Ok(content[index].clone()))
+        let content = self.read(from, tokens, |_| true)?;
+        self.write(to, tokens, &content)?;
+        if let Some(marks) = self.marks.get(&from).cloned() {
+            self.marks.insert(to, marks);
+        }
+        Ok(())
     }
 
-    /// Copies the first `tokens` of a slot out.
+    /// Keeps the states of a slot, which has so many tokens, to come back to them.
+    pub(crate) fn mark(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
+        let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
+        add_mark(self.marks.entry(slot).or_default(), Mark { tokens, states });
+        Ok(())
+    }
+
+    /// Copies the first `tokens` of a slot, which are all that it has, out.
     pub(crate) fn park(&mut self, slot: SlotId, tokens: u32) -> Result<ParkedId> {
-        let content = self.read_slot(slot, tokens)?;
+        let content = self.read(slot, tokens, |array| matches!(array, ArrayShape::PerToken { .. }))?;
+        let mut marks = self.marks.get(&slot).cloned().unwrap_or_default();
+        if self.shape.is_recurrent() && marks.last().is_none_or(|last| last.tokens < tokens) {
+            let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
+            marks.push(Mark { tokens, states });
+        }
         let id = ParkedId(self.parked_next);
         self.parked_next += 1;
-        self.parked.insert(id, content);
+        self.parked.insert(id, ParkedCache { tokens: content, marks });
         Ok(id)
     }
 
-    /// Copies the first `tokens` of a parked cache into a slot.
+    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a mark.
     pub(crate) fn restore(&mut self, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<()> {
-        let Some(content) = self.parked.remove(&parked) else { return Ok(()) };
-        let written =
-            self.write_slot(slot, tokens, |index, _| content[index].try_index((.., .., ..dim(tokens), ..)));
-        self.parked.insert(parked, content);
+        let Some(cache) = self.parked.remove(&parked) else { return Ok(()) };
+        let written = self.restore_from(&cache, tokens, slot);
+        self.parked.insert(parked, cache);
         written
+    }
+
+    fn restore_from(&mut self, cache: &ParkedCache, tokens: u32, slot: SlotId) -> Result<()> {
+        let marks: Vec<Mark> = cache.marks.iter().filter(|mark| mark.tokens <= tokens).cloned().collect();
+        let last = marks.last().filter(|last| last.tokens == tokens);
+        if self.shape.is_recurrent() && last.is_none() {
+            return Err(Exception::custom("a recurrent state was not kept at this length"));
+        }
+        let mut states = last.map_or(&[][..], |last| &last.states).iter();
+        let mut kept = cache.tokens.iter();
+        let part = |array: &ArrayShape| match array {
+            ArrayShape::PerToken { .. } => {
+                kept.next().map(|array| array.try_index((.., .., ..dim(tokens), ..))).transpose()
+            }
+            ArrayShape::PerSequence(_) => Ok(states.next().cloned()),
+        };
+        let content = self.arrays.iter().map(part).collect::<Result<Option<Vec<_>>>>()?;
+        let content = content.ok_or_else(|| Exception::custom("a parked cache of another shape"))?;
+        self.write(slot, tokens, &content)?;
+        let mut kept = Vec::new();
+        marks.into_iter().for_each(|mark| add_mark(&mut kept, mark));
+        self.marks.insert(slot, kept);
+        Ok(())
     }
 
     pub(crate) fn drop_parked(&mut self, parked: ParkedId) {
         self.parked.remove(&parked);
     }
 
-    /// `[1, 2 * kv_heads, tokens, _]` of every array, as copies: a lazy view would keep the slab's
-    /// handle and turn its next update into a copy of the whole.
-    fn read_slot(&self, slot: SlotId, tokens: u32) -> Result<Vec<Array>> {
+    /// What a slot holds in some of its arrays, as copies: a lazy view would keep the slab's handle and turn its next
+    /// update into a copy of the whole.
+    fn read(&self, slot: SlotId, tokens: u32, wanted: fn(&ArrayShape) -> bool) -> Result<Vec<Array>> {
         let (place, tokens) = (dim(slot.slot), dim(tokens));
         // Adding zero makes an array of its own, where `contiguous` may hand back a view.
         let own = |view: Array| view.add(ops::zeros_dtype(&[1], view.dtype())?);
-        let copies = self.slabs[&slot.slab]
-            .iter()
-            .map(|slab| own(slab.try_index((place..place + 1, .., ..tokens, ..))?))
+        let slabs = self.slabs.get(&slot.slab).map_or(&[][..], Vec::as_slice);
+        let copies = slabs.iter().zip(&self.arrays).filter(|(_, array)| wanted(array));
+        let copies = copies
+            .map(|(slab, array)| match array {
+                ArrayShape::PerToken { .. } => own(slab.try_index((place..place + 1, .., ..tokens, ..))?),
+                ArrayShape::PerSequence(_) => own(slab.try_index(place..place + 1)?),
+            })
             .collect::<Result<Vec<_>>>()?;
         eval(&copies)?;
         Ok(copies)
     }
 
-    fn write_slot(
-        &mut self,
-        slot: SlotId,
-        tokens: u32,
-        content: impl Fn(usize, Dtype) -> Result<Array>,
-    ) -> Result<()> {
+    fn write(&mut self, slot: SlotId, tokens: u32, content: &[Array]) -> Result<()> {
         let (place, tokens) = (dim(slot.slot), dim(tokens));
         let Some(slabs) = self.slabs.get_mut(&slot.slab) else { return Ok(()) };
-        for (index, slab) in slabs.iter_mut().enumerate() {
-            let dtype = slab.dtype();
-            slab.try_index_mut((place..place + 1, .., ..tokens, ..), &content(index, dtype)?)?;
+        for ((slab, array), content) in slabs.iter_mut().zip(&self.arrays).zip(content) {
+            match array {
+                ArrayShape::PerToken { .. } => {
+                    slab.try_index_mut((place..place + 1, .., ..tokens, ..), content)?;
+                }
+                ArrayShape::PerSequence(_) => slab.try_index_mut(place..place + 1, content)?,
+            }
         }
         eval(&*slabs)
+    }
+
+    fn slab_mut(&mut self, slab: u32, index: usize) -> Result<&mut Array> {
+        let array = self.slabs.get_mut(&slab).and_then(|arrays| arrays.get_mut(index));
+        array.ok_or_else(|| Exception::custom("a step names a slab that is not open"))
     }
 }

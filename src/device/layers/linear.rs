@@ -2,39 +2,72 @@
 //! two dimensions always, which MLX's quantized kernels need to be fast.
 
 use mlx_rs::error::Result;
-use mlx_rs::{Array, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::RmsNorm;
 use crate::device::cuda;
+use crate::device::dim;
+use crate::device::ffi::{Packed, QuantMode};
 
 /// From so many tokens on, CUDA is faster with a matrix that is made dense for the product.
 const CUDA_DENSE_ROWS: i32 = 256;
 
-/// An affine-quantized matrix: `w = scale * q + bias` over groups of `group_size` columns.
+/// A quantized matrix `[out, in]`, or a stack of them `[matrices, out, in]`: numbers of few bits, and a scale for each
+/// group of columns.
 #[derive(Clone, Debug)]
 pub(crate) struct Quantized {
-    /// Packed integers, `[out, in * bits / 32]`, uint32.
+    /// Packed numbers, `[.., out, in * bits / 32]`, uint32.
     pub(crate) packed: Array,
-    /// `[out, in / group_size]`.
+    /// `[.., out, in / group_size]`.
     pub(crate) scales: Array,
-    /// `[out, in / group_size]`.
-    pub(crate) biases: Array,
+    /// `[.., out, in / group_size]`, of the affine mode.
+    pub(crate) biases: Option<Array>,
     /// Columns that share a scale.
     pub(crate) group_size: i32,
     /// Bits of one number.
     pub(crate) bits: i32,
+    /// How numbers are written.
+    pub(crate) mode: QuantMode,
+    /// What it becomes when it is made dense.
+    pub(crate) float: Dtype,
 }
 
 impl Quantized {
-    /// The matrix as floats of the scales' dtype.
+    fn view(&self) -> Packed<'_> {
+        let Self { packed, scales, biases, group_size, bits, mode, float: _ } = self;
+        let (group_size, bits, mode) = (*group_size, *bits, *mode);
+        Packed { numbers: packed, scales, biases: biases.as_ref(), group_size, bits, mode }
+    }
+
+    /// The matrix as floats.
     pub(crate) fn dequantize(&self) -> Result<Array> {
-        ops::dequantize(&self.packed, &self.scales, &self.biases, self.group_size, self.bits)
+        self.view().dequantize(self.float)
+    }
+
+    /// `x[i] @ w[experts[i]]^T`.
+    pub(crate) fn gather_product(&self, x: &Array, experts: &Array, sorted: bool) -> Result<Array> {
+        self.view().gather_product(x, experts, sorted)
+    }
+
+    /// The same with other arrays of its kind.
+    fn map(&self, mut change: impl FnMut(&Array) -> Result<Array>) -> Result<Self> {
+        Ok(Self {
+            packed: change(&self.packed)?,
+            scales: change(&self.scales)?,
+            biases: self.biases.as_ref().map(&mut change).transpose()?,
+            ..*self
+        })
     }
 
     fn same_format(&self, other: &Self) -> bool {
         self.group_size == other.group_size
             && self.bits == other.bits
+            && self.mode == other.mode
             && self.scales.dtype() == other.scales.dtype()
+    }
+
+    fn arrays(&self) -> Vec<&Array> {
+        [&self.packed, &self.scales].into_iter().chain(&self.biases).collect()
     }
 }
 
@@ -56,9 +89,31 @@ impl Matrix {
             Self::Quantized(q) if cuda::active() && x.dim(0) >= CUDA_DENSE_ROWS => {
                 ops::matmul(x, q.dequantize()?.t())
             }
-            Self::Quantized(q) => {
-                ops::quantized_matmul(x, &q.packed, &q.scales, &q.biases, true, q.group_size, q.bits)
-            }
+            Self::Quantized(q) => q.view().product(x),
+        }
+    }
+
+    /// The same with some of its rows, or all in another order.
+    pub(crate) fn pick(&self, rows: &Array) -> Result<Self> {
+        match self {
+            Self::Dense(weight) => weight.take_axis(rows, -2).map(Self::Dense),
+            Self::Quantized(q) => q.map(|array| array.take_axis(rows, -2)).map(Self::Quantized),
+        }
+    }
+
+    /// The matrix as floats.
+    pub(crate) fn dense(&self) -> Result<Array> {
+        match self {
+            Self::Dense(weight) => Ok(weight.clone()),
+            Self::Quantized(q) => q.dequantize(),
+        }
+    }
+
+    /// `x[i] @ w[i]^T` for a stack of matrices, with `x` `[matrices, tokens, in]`.
+    pub(crate) fn project_each(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(weight) => ops::matmul(x, weight.swap_axes(-1, -2)?),
+            Self::Quantized(q) => q.view().product(x),
         }
     }
 
@@ -66,39 +121,31 @@ impl Matrix {
     pub(crate) fn rows(&self, ids: &Array) -> Result<Array> {
         match self {
             Self::Dense(weight) => weight.take_axis(ids, 0),
-            Self::Quantized(q) => Quantized {
-                packed: q.packed.take_axis(ids, 0)?,
-                scales: q.scales.take_axis(ids, 0)?,
-                biases: q.biases.take_axis(ids, 0)?,
-                ..*q
-            }
-            .dequantize(),
+            Self::Quantized(q) => q.map(|array| array.take_axis(ids, 0))?.dequantize(),
         }
     }
 
     /// Rows of `parts` one below the other, or None when their formats differ.
-    fn stack(parts: &[Self]) -> Result<Option<Self>> {
+    pub(super) fn stack(parts: &[Self]) -> Result<Option<Self>> {
         let dense: Option<Vec<&Array>> = parts
             .iter()
             .map(|part| if let Self::Dense(weight) = part { Some(weight) } else { None })
             .collect();
         if let Some(dense) = dense {
-            return Ok(Some(Self::Dense(ops::concatenate(&dense, 0)?)));
+            return Ok(Some(Self::Dense(ops::concatenate(&dense, -2)?)));
         }
         let quantized: Option<Vec<&Quantized>> =
             parts.iter().map(|part| if let Self::Quantized(q) = part { Some(q) } else { None }).collect();
         let Some(quantized) = quantized.filter(|all| all.iter().all(|q| q.same_format(all[0]))) else {
             return Ok(None);
         };
-        let stack = |field: fn(&Quantized) -> &Array| {
-            ops::concatenate(&quantized.iter().map(|q| field(q)).collect::<Vec<_>>(), 0)
-        };
+        let stack = |arrays: Vec<&Array>| ops::concatenate(&arrays, -2);
+        let biases: Option<Vec<&Array>> = quantized.iter().map(|q| q.biases.as_ref()).collect();
         Ok(Some(Self::Quantized(Quantized {
-            packed: stack(|q| &q.packed)?,
-            scales: stack(|q| &q.scales)?,
-            biases: stack(|q| &q.biases)?,
-            group_size: quantized[0].group_size,
-            bits: quantized[0].bits,
+            packed: stack(quantized.iter().map(|q| &q.packed).collect())?,
+            scales: stack(quantized.iter().map(|q| &q.scales).collect())?,
+            biases: biases.map(stack).transpose()?,
+            ..*quantized[0]
         })))
     }
 
@@ -106,7 +153,7 @@ impl Matrix {
     pub(crate) fn arrays(&self) -> Vec<&Array> {
         match self {
             Self::Dense(weight) => vec![weight],
-            Self::Quantized(q) => vec![&q.packed, &q.scales, &q.biases],
+            Self::Quantized(q) => q.arrays(),
         }
     }
 }
@@ -131,6 +178,13 @@ impl Linear {
             Matrix::Dense(weight) => ops::addmm(bias, x, weight.t(), 1.0, 1.0),
             Matrix::Quantized(_) => self.weight.project(x)?.add(bias),
         }
+    }
+
+    /// The same with some of its outputs, or all in another order.
+    pub(crate) fn pick(&self, rows: &[i32]) -> Result<Self> {
+        let rows = Array::from_slice(rows, &[dim(rows.len())]);
+        let bias = self.bias.as_ref().map(|bias| bias.take_axis(&rows, 0)).transpose()?;
+        Ok(Self { weight: self.weight.pick(&rows)?, bias })
     }
 
     /// Adds the layer's output for `input` to `x`; the sum, and its norm.
@@ -173,7 +227,7 @@ impl Fused {
     }
 
     /// `silu(gate) * up` for two parts, where that is one kernel.
-    pub(crate) fn gated(&self, x: &Array) -> Option<Result<Array>> {
+    pub(super) fn gated(&self, x: &Array) -> Option<Result<Array>> {
         match self.layers.as_slice() {
             [Linear { weight: Matrix::Quantized(q), bias: None }] if cuda::takes_product(x, q) => {
                 Some(cuda::gated_product(x, q))

@@ -58,12 +58,24 @@ const EVENTS: usize = 8192;
 
 type Events = mpsc::Receiver<GenerateEvent>;
 
+/// Ids below this are control tokens.
+const CONTROL_TOKENS: u32 = 100;
+
 pub(super) fn tokenizer(folder: &std::path::Path) -> Tokenizer {
     let vocabulary: serde_json::Map<String, serde_json::Value> =
         (0..1000).map(|id| (format!("t{id}"), id.into())).collect();
     let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "t0" });
+    // Tokens that begin messages, say.
+    let control: Vec<serde_json::Value> = (0..CONTROL_TOKENS)
+        .map(|id| {
+            serde_json::json!({
+                "id": id, "content": format!("t{id}"), "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        })
+        .collect();
     let tokenizer = serde_json::json!({
-        "version": "1.0", "added_tokens": [], "model": model,
+        "version": "1.0", "added_tokens": control, "model": model,
         "pre_tokenizer": { "type": "WhitespaceSplit" }, "decoder": null, "normalizer": null,
         "post_processor": null, "truncation": null, "padding": null,
     });

@@ -52,6 +52,33 @@ fn the_next_turn_finds_all_but_the_last_token() {
 }
 
 #[test]
+fn what_cannot_be_cut_back_is_kept_where_messages_end() {
+    let mut fake = Fake::default();
+    fake.state_bytes = 50;
+    let mut bench = Bench::with(fake, 10_000_000, |_| {});
+    // Three messages of 30 tokens, each begun by a control token.
+    let message = |number: u32| {
+        let words = (1..30).map(move |word| CONTROL_TOKENS + number * 40 + word);
+        std::iter::once(number).chain(words)
+    };
+    let first: Vec<u32> = (1..4).flat_map(message).collect();
+    let run = |bench: &mut Bench, tokens: &[u32]| {
+        let events = bench.submit(tokens, 5);
+        bench.run();
+        let outcome = drain(events);
+        assert_eq!(outcome.tokens, alone(tokens, 5));
+        (outcome.cached, outcome.tokens)
+    };
+    let (_, answer) = run(&mut bench, &first);
+    let next = [first.clone(), answer, vec![7, 8]].concat();
+    assert_eq!(run(&mut bench, &next).0, 94, "its end");
+    assert_eq!(run(&mut bench, &first).0, 60, "one token has to run, so it begins at a message");
+    let other: Vec<u32> = message(1).chain(message(9)).collect();
+    assert_eq!(run(&mut bench, &other).0, 30, "what both begin with");
+    assert_eq!(bench.stats().models[0].kv_reserved_bytes, 0);
+}
+
+#[test]
 fn forks_share_what_they_have_in_common_in_any_order() {
     let mut bench = Bench::new();
     let first = bench.submit(&prompt(1, 40), 8);

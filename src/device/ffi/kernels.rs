@@ -1,0 +1,193 @@
+//! The CPU operations of `native/mlx_ops.cpp`.
+
+use std::ffi::{CStr, c_int, c_void};
+
+use mlx_rs::Array;
+use mlx_rs::error::{Exception, Result};
+use mlx_sys::{mlx_array, mlx_vector_array};
+
+use super::{Handle, take_all};
+
+type Gated = unsafe extern "C" fn(*mut mlx_array, mlx_array, c_int) -> c_int;
+type RmsNorm =
+    unsafe extern "C" fn(*mut mlx_array, *mut mlx_array, mlx_array, mlx_array, mlx_array, f32) -> c_int;
+type Attend = unsafe extern "C" fn(
+    *mut mlx_vector_array,
+    mlx_array,
+    mlx_array,
+    mlx_array,
+    mlx_vector_array,
+    *const mlx_array,
+    *const AttentionShape,
+    *const AttentionSpan,
+    usize,
+) -> c_int;
+
+/// The CPU operations of `native/mlx_ops.cpp`. They are there where the set-up put them into the mlx-c
+/// library, on Linux, and are looked up by name: elsewhere MLX's own operations do the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernels {
+    gated: Gated,
+    rms_norm: RmsNorm,
+    attend: Attend,
+}
+
+/// Head sizes that attention takes, as in `native/cpu_ops.h`.
+pub(crate) const HEAD_DIM_MAX: i32 = 576;
+/// See [`HEAD_DIM_MAX`].
+pub(crate) const HEAD_DIM_MULTIPLE: i32 = 16;
+
+/// `struct mlxd_attention_shape` of `native/cpu_ops.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionShape {
+    pub(crate) heads: c_int,
+    pub(crate) kv_heads: c_int,
+    pub(crate) head_dim: c_int,
+    /// Numbers of a head that are turned.
+    pub(crate) rotated: c_int,
+    /// Whether neighbours are turned together, not halves.
+    pub(crate) traditional: c_int,
+    /// Positions that a token sees at most; 0 is all.
+    pub(crate) window: c_int,
+    /// Where in a key its value begins; 0: values are kept on their own.
+    pub(crate) values_from: c_int,
+    /// Whether the tokens bring keys and values.
+    pub(crate) stores: c_int,
+    pub(crate) scale: f32,
+    /// Scores become `softcap * tanh(score / softcap)`; 0 is off.
+    pub(crate) softcap: f32,
+    /// Of the norms.
+    pub(crate) eps: f32,
+}
+
+/// Weights of attention, where it has them: norms `[head_dim]` of each head of queries, keys and values, and sinks
+/// `[heads]`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AttentionWeights<'a> {
+    pub(crate) q_norm: Option<&'a Array>,
+    pub(crate) k_norm: Option<&'a Array>,
+    pub(crate) v_norm: Option<&'a Array>,
+    pub(crate) sinks: Option<&'a Array>,
+}
+
+/// `struct mlxd_span` of `native/cpu_ops.h`: one sequence's consecutive tokens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttentionSpan {
+    /// Which of the slabs given, and the place in it.
+    pub(crate) slab: c_int,
+    pub(crate) slot: c_int,
+    /// First of its rows among the packed tokens, and how many.
+    pub(crate) row: c_int,
+    pub(crate) rows: c_int,
+    /// Position of the first one.
+    pub(crate) start: c_int,
+}
+
+/// `enum mlxd_gate` of `native/cpu_ops.h`: how the gate of a gated MLP opens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// `silu(gate) * up` (SwiGLU, <https://arxiv.org/abs/2002.05202>).
+    Silu,
+    /// `gelu(gate) * up`, with gelu's approximation by tanh.
+    Gelu,
+    /// gpt-oss: `gate * sigmoid(1.702 * gate) * (up + 1)`, gate at most 7 and up within 7 of 0.
+    Oss,
+}
+
+/// Looks a C function up by name in what the process has loaded.
+fn symbol(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: the name ends with a zero byte, and RTLD_DEFAULT is a valid handle.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!address.is_null()).then_some(address)
+}
+
+impl Kernels {
+    /// All of them, or None where they are not.
+    pub(crate) fn find() -> Option<Self> {
+        let (gated, rms_norm, attend) =
+            (symbol(c"mlxd_gated")?, symbol(c"mlxd_rms_norm")?, symbol(c"mlxd_attend")?);
+        // SAFETY: these are the functions of native/mlx_ops.cpp, whose C types the fields repeat.
+        unsafe {
+            Some(Self {
+                gated: std::mem::transmute::<*mut c_void, Gated>(gated),
+                rms_norm: std::mem::transmute::<*mut c_void, RmsNorm>(rms_norm),
+                attend: std::mem::transmute::<*mut c_void, Attend>(attend),
+            })
+        }
+    }
+
+    /// What the gate lets through, with gate and up side by side in `gate_up`.
+    pub(crate) fn gated(self, gate_up: &Array, gate: Gate) -> Result<Array> {
+        let mut out = Handle::new();
+        // SAFETY: both handles live through the call, which sets `out` if it succeeds.
+        let status = unsafe { (self.gated)(&raw mut out.0, gate_up.as_ptr(), gate as c_int) };
+        out.take(status, "a gate")
+    }
+
+    /// The root mean square norm of `x`.
+    pub(crate) fn rms_norm(self, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+        let (mut out, mut unused, none) = (Handle::new(), Handle::new(), Handle::new());
+        // SAFETY: all handles live through the call, which sets `out` if it succeeds.
+        let status = unsafe {
+            (self.rms_norm)(&raw mut out.0, &raw mut unused.0, x.as_ptr(), none.0, weight.as_ptr(), eps)
+        };
+        out.take(status, "rms_norm")
+    }
+
+    /// `x + y`, and the norm of that.
+    pub(crate) fn add_rms_norm(
+        self,
+        x: &Array,
+        y: &Array,
+        weight: &Array,
+        eps: f32,
+    ) -> Result<(Array, Array)> {
+        let (mut out, mut sum) = (Handle::new(), Handle::new());
+        // SAFETY: all handles live through the call, which sets `out` and `sum` if it succeeds.
+        let status = unsafe {
+            (self.rms_norm)(&raw mut out.0, &raw mut sum.0, x.as_ptr(), y.as_ptr(), weight.as_ptr(), eps)
+        };
+        Ok((sum.take(status, "rms_norm")?, out.take(status, "rms_norm")?))
+    }
+
+    /// Writes the keys and values of packed tokens to their slots and attends; the output, and the slabs that
+    /// replace those given.
+    pub(crate) fn attend(
+        self,
+        (qkv, cos, sin): (&Array, &Array, &Array),
+        slabs: &[Array],
+        (shape, weights): (&AttentionShape, AttentionWeights<'_>),
+        spans: &[AttentionSpan],
+    ) -> Result<(Array, Vec<Array>)> {
+        let handles: Vec<mlx_array> = slabs.iter().map(Array::as_ptr).collect();
+        let none = Handle::new();
+        let AttentionWeights { q_norm, k_norm, v_norm, sinks } = weights;
+        let weights = [q_norm, k_norm, v_norm, sinks].map(|weight| weight.map_or(none.0, Array::as_ptr));
+        // SAFETY: the handles live through the calls; the vectors copy what they are given, are used on this
+        // thread only, and are freed once.
+        unsafe {
+            let given = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
+            let mut made = mlx_sys::mlx_vector_array_new();
+            let status = (self.attend)(
+                &raw mut made,
+                qkv.as_ptr(),
+                cos.as_ptr(),
+                sin.as_ptr(),
+                given,
+                weights.as_ptr(),
+                &raw const *shape,
+                spans.as_ptr(),
+                spans.len(),
+            );
+            let taken = take_all(status, made, slabs.len() + 1, "attend");
+            mlx_sys::mlx_vector_array_free(given);
+            mlx_sys::mlx_vector_array_free(made);
+            let mut taken = taken?.into_iter();
+            let out = taken.next().ok_or_else(|| Exception::custom("attend gave nothing"))?;
+            Ok((out, taken.collect()))
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! How fast each pair of a head turns: the variants of rotary embedding that a config's `rope_scaling` or
+//! `rope_parameters` can ask for, by mlx-lm's reading of it (rope_utils.py): `type` counts before `rope_type`.
+
+use serde_json::Value;
+
+use super::rope::to_f32;
+
+/// Radians per position of each pair, and what the turned numbers are multiplied by.
+pub(super) struct Scaled {
+    pub(super) frequencies: Vec<f32>,
+    pub(super) magnitude: f32,
+}
+
+/// The parameters of a scaling.
+struct Parameters<'a> {
+    kind: &'a str,
+    of: &'a Value,
+}
+
+impl Parameters<'_> {
+    fn number(&self, key: &str) -> Option<f64> {
+        self.of.get(key).and_then(Value::as_f64).filter(|number| number.is_finite())
+    }
+
+    /// A number above zero that must be there.
+    fn positive(&self, key: &str) -> Result<f64, String> {
+        let number = self.number(key).filter(|&number| number > 0.0);
+        number.ok_or_else(|| format!("rope_scaling of type {:?} without a positive {key}", self.kind))
+    }
+
+    /// One factor for each pair.
+    fn factors(&self, key: &str, pairs: usize) -> Result<Vec<f64>, String> {
+        let wrong =
+            || format!("rope_scaling of type {:?}: {key} must be {pairs} positive numbers", self.kind);
+        let given = self.of.get(key).ok_or_else(wrong)?;
+        let factors: Option<Vec<f64>> = match given {
+            Value::Array(list) => list.iter().map(Value::as_f64).collect(),
+            one => one.as_f64().map(|one| vec![one; pairs]),
+        };
+        let factors = factors.filter(|all| all.len() == pairs && all.iter().all(|&factor| factor > 0.0));
+        factors.ok_or_else(wrong)
+    }
+}
+
+/// The frequencies of the first `dims` numbers of a head; `context` is the longest sequence of the model.
+pub(super) fn scaled(
+    dims: i32,
+    theta: f64,
+    scaling: Option<&Value>,
+    context: Option<u32>,
+) -> Result<Scaled, String> {
+    let pairs = usize::try_from(dims / 2).unwrap_or(0);
+    let plain: Vec<f64> =
+        (0..dims / 2).map(|pair| theta.powf(-2.0 * f64::from(pair) / f64::from(dims))).collect();
+    let Some(of) = scaling.filter(|scaling| !scaling.is_null()) else { return Ok(finish(plain, 1.0)) };
+    let kind = of.get("type").or_else(|| of.get("rope_type")).and_then(Value::as_str).unwrap_or("default");
+    let parameters = Parameters { kind, of };
+    match kind {
+        // A plain rotation up to the model's own context, beyond which nothing is served.
+        "default" | "dynamic" => Ok(finish(plain, 1.0)),
+        // Positions in three directions; of a text all are the same.
+        "mrope" => Ok(finish(plain, 1.0)),
+        "linear" => {
+            let factor = parameters.positive("factor")?;
+            Ok(finish(plain.into_iter().map(|frequency| frequency / factor).collect(), 1.0))
+        }
+        "llama3" => llama3(&parameters, plain),
+        "yarn" | "deepseek_yarn" => yarn(&parameters, plain, theta),
+        "longrope" | "su" => long(&parameters, plain, pairs, context),
+        "proportional" => proportional(&parameters, plain, theta, dims),
+        other => Err(format!("rope_scaling of type {other:?}")),
+    }
+}
+
+fn finish(frequencies: Vec<f64>, magnitude: f64) -> Scaled {
+    Scaled { frequencies: frequencies.into_iter().map(to_f32).collect(), magnitude: to_f32(magnitude) }
+}
+
+/// Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1's release; the
+/// formula is in mlx-lm's rope_utils.py).
+fn llama3(parameters: &Parameters<'_>, plain: Vec<f64>) -> Result<Scaled, String> {
+    let factor = parameters.positive("factor")?;
+    let low = parameters.number("low_freq_factor").unwrap_or(1.0);
+    let high = parameters.number("high_freq_factor").unwrap_or(4.0);
+    let original = parameters.number("original_max_position_embeddings").unwrap_or(8192.0);
+    if high <= low {
+        return Err("rope_scaling: high_freq_factor must exceed low_freq_factor".into());
+    }
+    let slowed = |frequency: f64| {
+        let wavelength = 2.0 * std::f64::consts::PI / frequency;
+        if wavelength > original / low {
+            frequency / factor
+        } else if wavelength > original / high {
+            let smooth = (original / wavelength - low) / (high - low);
+            frequency * ((1.0 - smooth) / factor + smooth)
+        } else {
+            frequency
+        }
+    };
+    Ok(finish(plain.into_iter().map(slowed).collect(), 1.0))
+}
+
+/// What YaRN adds to scores for a context that is `factor` times as long.
+pub(crate) fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
+}
+
+/// YaRN (Peng et al., <https://arxiv.org/abs/2309.00071>): pairs that turn often in the original context stay,
+/// those that do not are slowed, those between are blended.
+fn yarn(parameters: &Parameters<'_>, plain: Vec<f64>, theta: f64) -> Result<Scaled, String> {
+    let factor = parameters.positive("factor")?;
+    let or = |key: &str, default: f64| parameters.number(key).unwrap_or(default);
+    let original = or("original_max_position_embeddings", 4096.0);
+    let dims = f64::from(u32::try_from(plain.len() * 2).unwrap_or(u32::MAX));
+    let turns_at =
+        |turns: f64| dims * (original / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
+    let low = turns_at(or("beta_fast", 32.0)).floor().max(0.0);
+    let mut high = turns_at(or("beta_slow", 1.0)).ceil().min(dims - 1.0);
+    if low == high {
+        high += 0.001;
+    }
+    let blended = plain.into_iter().zip(0u32..).map(|(frequency, pair)| {
+        let slowed = ((f64::from(pair) - low) / (high - low)).clamp(0.0, 1.0);
+        frequency * (1.0 - slowed) + frequency / factor * slowed
+    });
+    let magnitude =
+        yarn_magnitude(factor, or("mscale", 1.0)) / yarn_magnitude(factor, or("mscale_all_dim", 0.0));
+    Ok(finish(blended.collect(), magnitude))
+}
+
+/// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors always, as in mlx-lm: keys that are
+/// kept could not change when a sequence becomes long.
+fn long(
+    parameters: &Parameters<'_>,
+    plain: Vec<f64>,
+    pairs: usize,
+    context: Option<u32>,
+) -> Result<Scaled, String> {
+    let factors = parameters.factors("long_factor", pairs)?;
+    let original = parameters.number("original_max_position_embeddings").filter(|&original| original > 1.0);
+    let original = original.ok_or("rope_scaling: longrope without original_max_position_embeddings")?;
+    let factor = context.map_or(1.0, f64::from) / original;
+    let magnitude = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+    let slowed = plain.into_iter().zip(factors).map(|(frequency, factor)| frequency / factor);
+    Ok(finish(slowed.collect(), magnitude))
+}
+
+/// Gemma 4: only a part of the head is turned, at the pace that it has in the whole.
+fn proportional(
+    parameters: &Parameters<'_>,
+    plain: Vec<f64>,
+    theta: f64,
+    dims: i32,
+) -> Result<Scaled, String> {
+    let part = parameters.number("partial_rotary_factor").unwrap_or(1.0);
+    let factor = parameters.number("factor").unwrap_or(1.0);
+    if !(0.0..=1.0).contains(&part) || factor <= 0.0 || theta <= 0.0 {
+        return Err("rope_scaling of type \"proportional\": a factor is out of range".into());
+    }
+    let turned = (f64::from(dims) * part).floor();
+    let paced = plain
+        .into_iter()
+        .zip(0u32..)
+        .map(|(frequency, pair)| if 2.0 * f64::from(pair) < turned { frequency / factor } else { 0.0 });
+    Ok(finish(paced.collect(), 1.0))
+}

@@ -1,0 +1,90 @@
+//! Multi-head latent attention (DeepSeek-V2, <https://arxiv.org/abs/2405.04434>): of a token one small vector is kept,
+//! from which each head would make its key and value. Those products are moved to the other side, to queries and
+//! outputs, so that the vector itself is the key and value of a single head.
+
+use mlx_rs::error::Result;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, ops};
+
+use super::{Body, Fused, Linear, Matrix, Pass, RmsNorm};
+use crate::device::ffi::AttentionWeights;
+use crate::device::kv::Look;
+
+/// How queries come about.
+pub(crate) enum LatentQuery {
+    /// From the hidden state, by a matrix of their own.
+    Direct(Linear),
+    /// From a small vector that is made beside the kept one, normed.
+    Low { norm: RmsNorm, up: Linear },
+}
+
+/// Latent attention of one layer.
+pub(crate) struct Latent {
+    pub(crate) layer: usize,
+    /// What makes the query's small vector, if there is one, and then the kept one with the numbers that are turned.
+    pub(crate) down: Fused,
+    pub(crate) query: LatentQuery,
+    /// Of the kept vector.
+    pub(crate) norm: RmsNorm,
+    /// From a head's query to what is compared with the kept vector, `[heads, rank, plain]`.
+    pub(crate) to_latent: Matrix,
+    /// From the kept vectors' mean to a head's output, `[heads, value_dim, rank]`.
+    pub(crate) from_latent: Matrix,
+    pub(crate) heads: i32,
+    /// Numbers of a query that are not turned, and that are.
+    pub(crate) plain: i32,
+    pub(crate) turned: i32,
+    /// Numbers of the kept vector.
+    pub(crate) rank: i32,
+    pub(crate) output: Linear,
+}
+
+/// `[tokens, heads, _]` as `[heads, tokens, _]` and back.
+fn swapped(x: &Array) -> Result<Array> {
+    x.swap_axes(0, 1)
+}
+
+impl Body for Latent {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+        let tokens = x.dim(0);
+        let down = self.down.forward(x)?;
+        let kept_from = down.dim(1) - self.rank - self.turned;
+        let query = match &self.query {
+            LatentQuery::Direct(linear) => linear.forward(x)?,
+            LatentQuery::Low { norm, up } => {
+                up.forward(&norm.forward(&down.try_index((.., ..kept_from))?)?)?
+            }
+        };
+        let query = query.reshape(&[tokens, self.heads, self.plain + self.turned])?;
+        let plain = swapped(&query.try_index((.., .., ..self.plain))?)?;
+        let compared = swapped(&self.to_latent.project_each(&plain)?)?;
+        // What is turned comes first.
+        let query = ops::concatenate(&[query.try_index((.., .., self.plain..))?, compared], -1)?;
+        let query = query.reshape(&[tokens, self.heads * (self.turned + self.rank)])?;
+        let latent = self.norm.forward(&down.try_index((.., kept_from..kept_from + self.rank))?)?;
+        let qkv = ops::concatenate(&[query, down.try_index((.., kept_from + self.rank..))?, latent], -1)?;
+        let rope = pass.ropes.first().map(|(rope, rotation)| (rope, rotation));
+        let weights = AttentionWeights::default();
+        let look = Look { layer: self.layer, stores: true, weights, eps: 0.0, rope };
+        let out = pass.kv.attend(&look, pass.batch, &qkv)?.reshape(&[tokens, self.heads, self.rank])?;
+        swapped(&self.from_latent.project_each(&swapped(&out)?)?)?.reshape(&[tokens, -1])
+    }
+
+    fn last(&self) -> Option<&Linear> {
+        Some(&self.output)
+    }
+
+    fn arrays(&self) -> Vec<&Array> {
+        let query = match &self.query {
+            LatentQuery::Direct(linear) => linear.arrays(),
+            LatentQuery::Low { norm, up } => {
+                let mut arrays = up.arrays();
+                arrays.push(&norm.weight);
+                arrays
+            }
+        };
+        let products = self.down.arrays().into_iter().chain(self.to_latent.arrays());
+        let products = products.chain(self.from_latent.arrays()).chain(self.output.arrays());
+        products.chain(query).chain([&self.norm.weight]).collect()
+    }
+}

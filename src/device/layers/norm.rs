@@ -1,0 +1,42 @@
+//! Root mean square norm.
+
+use mlx_rs::error::Result;
+use mlx_rs::{Array, fast};
+
+use super::Ops;
+
+/// Root mean square norm (<https://arxiv.org/abs/1910.07467>) over the last axis.
+#[derive(Clone, Debug)]
+pub(crate) struct RmsNorm {
+    pub(crate) weight: Array,
+    pub(crate) eps: f32,
+    pub(crate) ops: Ops,
+}
+
+impl RmsNorm {
+    /// `x / sqrt(mean(x^2) + eps) * weight`.
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        match self.ops {
+            Ops::Kernels(kernels) => kernels.rms_norm(x, &self.weight, self.eps),
+            Ops::Composed | Ops::Fused => fast::rms_norm(x, Some(&self.weight), self.eps),
+        }
+    }
+
+    /// `x + y`, and the norm of that.
+    pub(crate) fn add_forward(&self, x: &Array, y: &Array) -> Result<(Array, Array)> {
+        match self.ops {
+            Ops::Kernels(kernels) => kernels.add_rms_norm(x, y, &self.weight, self.eps),
+            Ops::Composed | Ops::Fused => {
+                let sum = x.add(y)?;
+                let normed = self.forward(&sum)?;
+                Ok((sum, normed))
+            }
+        }
+    }
+
+    /// The norm whose weights are these and 1 more, as Gemma's are stored.
+    pub(crate) fn plus_one(self) -> Result<Self> {
+        let weight = self.weight.add(Array::from_f32(1.0).as_dtype(self.weight.dtype())?)?;
+        Ok(Self { weight, ..self })
+    }
+}

@@ -1,0 +1,286 @@
+//! Bodies whose layers keep a state of fixed size: short convolutions, Mamba-2 and gated delta nets.
+
+use mlx_rs::error::Result;
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::{Array, Dtype, fast, ops};
+
+use super::scan::Scan;
+use super::{Body, Fused, Linear, Pass, RmsNorm};
+use crate::device::kv::{LayerState, StateShape};
+
+/// A convolution over the last few tokens, of each channel by itself. Its state are the inputs before.
+#[derive(Clone, Debug)]
+pub(crate) struct Convolution {
+    /// `[kernel, channels]`.
+    pub(crate) weight: Array,
+    /// `[channels]`.
+    pub(crate) bias: Option<Array>,
+}
+
+impl Convolution {
+    /// The state of one sequence.
+    pub(crate) fn state(kernel: i32, channels: i32, dtype: Dtype) -> StateShape {
+        StateShape { shape: vec![kernel - 1, channels], dtype }
+    }
+
+    /// Of `x` `[sequences, tokens, channels]`, the outputs and the state after them.
+    fn forward(&self, x: &Array, state: &Array) -> Result<(Array, Array)> {
+        let (tokens, kernel) = (x.dim(1), self.weight.dim(0));
+        let all = ops::concatenate(&[state.clone(), x.clone()], 1)?;
+        let mut out: Option<Array> = None;
+        for tap in 0..kernel {
+            let part = all.try_index((.., tap..tap + tokens))?.multiply(self.weight.try_index(tap)?)?;
+            out = Some(match out {
+                Some(sum) => sum.add(part)?,
+                None => part,
+            });
+        }
+        let mut out = out.unwrap_or_else(|| x.clone());
+        if let Some(bias) = &self.bias {
+            out = out.add(bias)?;
+        }
+        Ok((out, all.try_index((.., tokens..))?))
+    }
+
+    fn arrays(&self) -> Vec<&Array> {
+        [&self.weight].into_iter().chain(&self.bias).collect()
+    }
+}
+
+fn silu(x: &Array) -> Result<Array> {
+    x.multiply(ops::sigmoid(x)?)
+}
+
+/// `ln(1 + e^x)`.
+fn softplus(x: &Array) -> Result<Array> {
+    ops::logaddexp(x, Array::from_f32(0.0))
+}
+
+/// `[..., heads, numbers]`, from numbers that stand side by side.
+fn heads(x: &Array, heads: i32) -> Result<Array> {
+    x.reshape(&[x.dim(0), x.dim(1), heads, -1])
+}
+
+/// The same with each head `times` times.
+fn repeated(x: &Array, times: i32) -> Result<Array> {
+    if times == 1 {
+        return Ok(x.clone());
+    }
+    let &[sequences, tokens, heads, numbers] = x.shape() else { return Ok(x.clone()) };
+    let wide = ops::broadcast_to(x.expand_dims(3)?, &[sequences, tokens, heads, times, numbers])?;
+    wide.reshape(&[sequences, tokens, heads * times, numbers])
+}
+
+/// A gated short convolution (LFM2, Liquid AI, 2025).
+pub(crate) struct ShortConvolution {
+    pub(crate) layer: usize,
+    /// Three parts: the gate of the input, the gate of the output, the input.
+    pub(crate) input: Linear,
+    pub(crate) convolution: Convolution,
+    pub(crate) output: Linear,
+}
+
+impl Body for ShortConvolution {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+        let parts = self.input.forward(x)?.split_equal(3, -1)?;
+        let gated = parts[0].multiply(&parts[2])?;
+        let mixed = pass.kv.recur(self.layer, pass.batch, &gated, |stretch| {
+            let (out, state) = self.convolution.forward(stretch.inputs, &stretch.states[0])?;
+            Ok((out, vec![state]))
+        })?;
+        parts[1].multiply(mixed)
+    }
+
+    fn last(&self) -> Option<&Linear> {
+        Some(&self.output)
+    }
+
+    fn arrays(&self) -> Vec<&Array> {
+        let products = self.input.arrays().into_iter().chain(self.output.arrays());
+        products.chain(self.convolution.arrays()).collect()
+    }
+}
+
+/// A gated delta net (<https://arxiv.org/abs/2412.06464>) as Qwen3-Next has it.
+pub(crate) struct DeltaNet {
+    pub(crate) layer: usize,
+    /// Queries, keys and values of all heads, then gates `z` of the output, `b` of what is replaced and `a` of the decay.
+    pub(crate) input: Fused,
+    pub(crate) convolution: Convolution,
+    pub(crate) key_heads: i32,
+    pub(crate) value_heads: i32,
+    pub(crate) key_dim: i32,
+    pub(crate) value_dim: i32,
+    /// `[value_heads]`, float32 both.
+    pub(crate) decay_log: Array,
+    pub(crate) decay_bias: Array,
+    /// Of each head's output, `[value_dim]`.
+    pub(crate) norm: RmsNorm,
+    pub(crate) output: Linear,
+}
+
+/// What is added to the square of a query's or key's length before it is divided by it (mlx-lm, gated_delta.py).
+const UNIT_EPS: f32 = 1e-6;
+
+impl DeltaNet {
+    /// What such a layer keeps of a sequence.
+    pub(crate) fn state(
+        (key_heads, value_heads): (i32, i32),
+        (key_dim, value_dim): (i32, i32),
+        kernel: i32,
+        dtype: Dtype,
+    ) -> LayerState {
+        let channels = 2 * key_heads * key_dim + value_heads * value_dim;
+        let memory = StateShape { shape: vec![value_heads, key_dim, value_dim], dtype: Dtype::Float32 };
+        LayerState::Recurrent(vec![Convolution::state(kernel, channels, dtype), memory])
+    }
+
+    /// Heads of length one, in float32; queries besides divided by the root of their size.
+    fn unit(&self, x: &Array, scale: f32) -> Result<Array> {
+        let x = heads(x, self.key_heads)?.as_dtype(Dtype::Float32)?;
+        // A norm over the mean of squares is off by the root of the size, and so is its epsilon.
+        let inverse = crate::device::kv::inverse_root(self.key_dim);
+        let normed = fast::rms_norm(&x, None::<&Array>, UNIT_EPS * inverse * inverse)?
+            .multiply(Array::from_f32(scale))?;
+        repeated(&normed, self.value_heads / self.key_heads)
+    }
+
+    fn scan(&self, mixed: &Array, b: &Array, a: &Array) -> Result<Scan> {
+        let keys = self.key_heads * self.key_dim;
+        let inverse = crate::device::kv::inverse_root(self.key_dim);
+        let single = |x: &Array| x.as_dtype(Dtype::Float32);
+        let pace = softplus(&single(a)?.add(&self.decay_bias)?)?;
+        Ok(Scan {
+            queries: self.unit(&mixed.try_index((.., .., ..keys))?, inverse * inverse)?,
+            keys: self.unit(&mixed.try_index((.., .., keys..2 * keys))?, inverse)?,
+            values: single(&heads(&mixed.try_index((.., .., 2 * keys..))?, self.value_heads)?)?,
+            decay: ops::exp(&self.decay_log)?.multiply(pace)?.negative()?,
+            beta: Some(ops::sigmoid(single(b)?)?),
+        })
+    }
+}
+
+impl Body for DeltaNet {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+        let channels = self.convolution.weight.dim(1);
+        let values = self.value_heads * self.value_dim;
+        let all = self.input.forward(x)?;
+        let gates = channels + values;
+        let z = all.try_index((.., channels..gates))?;
+        let inputs =
+            ops::concatenate(&[all.try_index((.., ..channels))?, all.try_index((.., gates..))?], -1)?;
+        let out = pass.kv.recur(self.layer, pass.batch, &inputs, |stretch| {
+            let part = |from: i32, to: i32| stretch.inputs.try_index((.., .., from..to));
+            let (mixed, tail) = self.convolution.forward(&part(0, channels)?, &stretch.states[0])?;
+            let b = part(channels, channels + self.value_heads)?;
+            let a = part(channels + self.value_heads, channels + 2 * self.value_heads)?;
+            let (out, memory) = self.scan(&silu(&mixed)?, &b, &a)?.run(&stretch.states[1])?;
+            Ok((out.flatten(2, 3)?, vec![tail, memory]))
+        })?;
+        let of_heads = [x.dim(0), self.value_heads, self.value_dim];
+        let normed = self.norm.forward(&out.as_dtype(x.dtype())?.reshape(&of_heads)?)?;
+        normed.multiply(silu(&z.reshape(&of_heads)?)?)?.reshape(&[x.dim(0), values])
+    }
+
+    fn last(&self) -> Option<&Linear> {
+        Some(&self.output)
+    }
+
+    fn arrays(&self) -> Vec<&Array> {
+        let products = self.input.arrays().into_iter().chain(self.output.arrays());
+        let plain = [&self.decay_log, &self.decay_bias, &self.norm.weight];
+        products.chain(self.convolution.arrays()).chain(plain).collect()
+    }
+}
+
+/// A Mamba-2 mixer (<https://arxiv.org/abs/2405.21060>) as Nemotron-H has it.
+pub(crate) struct Mamba {
+    pub(crate) layer: usize,
+    /// The output's gate, then what is convolved (inputs, keys and queries), then steps.
+    pub(crate) input: Linear,
+    pub(crate) convolution: Convolution,
+    pub(crate) heads: i32,
+    pub(crate) head_dim: i32,
+    /// Heads share keys and queries by groups.
+    pub(crate) groups: i32,
+    pub(crate) state_dim: i32,
+    /// `[heads]`, float32 all.
+    pub(crate) decay_log: Array,
+    pub(crate) step_bias: Array,
+    pub(crate) skip: Array,
+    pub(crate) step_limit: (f32, f32),
+    /// `[heads * head_dim]`, of a norm over each group.
+    pub(crate) norm: Array,
+    pub(crate) norm_eps: f32,
+    pub(crate) output: Linear,
+}
+
+impl Mamba {
+    /// What such a layer keeps of a sequence.
+    pub(crate) fn state(
+        (count, head_dim): (i32, i32),
+        (groups, state_dim): (i32, i32),
+        kernel: i32,
+        dtype: Dtype,
+    ) -> LayerState {
+        let channels = count * head_dim + 2 * groups * state_dim;
+        let memory = StateShape { shape: vec![count, state_dim, head_dim], dtype: Dtype::Float32 };
+        LayerState::Recurrent(vec![Convolution::state(kernel, channels, dtype), memory])
+    }
+
+    /// Outputs and the state after them, of convolved inputs and of steps.
+    fn scan(&self, mixed: &Array, steps: &Array, state: &Array) -> Result<(Array, Array)> {
+        let (inner, shared) = (self.heads * self.head_dim, self.groups * self.state_dim);
+        let single = |from: i32, to: i32, count: i32| {
+            heads(&mixed.try_index((.., .., from..to))?, count)?.as_dtype(Dtype::Float32)
+        };
+        let of_group = self.heads / self.groups;
+        let values = single(0, inner, self.heads)?;
+        let (low, high) = self.step_limit;
+        let steps = softplus(&steps.as_dtype(Dtype::Float32)?.add(&self.step_bias)?)?;
+        let steps = ops::minimum(ops::maximum(steps, Array::from_f32(low))?, Array::from_f32(high))?;
+        let scan = Scan {
+            queries: repeated(&single(inner + shared, inner + 2 * shared, self.groups)?, of_group)?,
+            keys: repeated(&single(inner, inner + shared, self.groups)?, of_group)?,
+            values: values.multiply(steps.expand_dims(-1)?)?,
+            decay: ops::exp(&self.decay_log)?.multiply(&steps)?.negative()?,
+            beta: None,
+        };
+        let (out, state) = scan.run(state)?;
+        Ok((out.add(values.multiply(self.skip.expand_dims(-1)?)?)?.flatten(2, 3)?, state))
+    }
+}
+
+impl Body for Mamba {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+        let (inner, channels) = (self.heads * self.head_dim, self.convolution.weight.dim(1));
+        let all = self.input.forward(x)?;
+        let gate = all.try_index((.., ..inner))?;
+        let out = pass.kv.recur(self.layer, pass.batch, &all.try_index((.., inner..))?, |stretch| {
+            let mixed = stretch.inputs.try_index((.., .., ..channels))?;
+            let steps = stretch.inputs.try_index((.., .., channels..))?;
+            let (mixed, tail) = self.convolution.forward(&mixed, &stretch.states[0])?;
+            let (out, memory) = self.scan(&silu(&mixed)?, &steps, &stretch.states[1])?;
+            Ok((out, vec![tail, memory]))
+        })?;
+        let gated = silu(&gate)?.multiply(out.as_dtype(x.dtype())?)?;
+        let grouped = gated.reshape(&[x.dim(0), self.groups, inner / self.groups])?;
+        let normed = fast::rms_norm(&grouped, None::<&Array>, self.norm_eps)?;
+        normed.reshape(&[x.dim(0), inner])?.multiply(&self.norm)
+    }
+
+    fn last(&self) -> Option<&Linear> {
+        Some(&self.output)
+    }
+
+    fn arrays(&self) -> Vec<&Array> {
+        let products = self.input.arrays().into_iter().chain(self.output.arrays());
+        let plain = [&self.decay_log, &self.step_bias, &self.skip, &self.norm];
+        products.chain(self.convolution.arrays()).chain(plain).collect()
+    }
+}
+
+/// The convolution's weights `[channels, kernel, 1]`, as MLX stores them, by kernel.
+pub(crate) fn by_kernel(weight: &Array) -> Result<Array> {
+    Ok(weight.reshape(&[weight.dim(0), weight.dim(1)])?.t())
+}
