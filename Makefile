@@ -14,7 +14,7 @@ export MLXD_BIN := $(TARGET)/release/mlxd
 # They would replace the flags by which the binaries find MLX (.cargo/mlx-linux.toml).
 unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 
-.PHONY: help demo test serve build setup model bench fmt lint dist clean
+.PHONY: help demo test serve build setup model parity bench fmt lint dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,10 @@ setup: ## MLX for Cargo (on macOS, mlx-sys's own build does it)
 
 model: build ## the default model, fetched and converted
 	@tests/demo/fetch-model.sh $(MODELS)/$(MODEL)
+
+parity: build ## every architecture beside mlx-lm, in every storage, and a sweep of configurations
+	@python="$$(tests/venv.sh test)" && PYTHONPATH=clients/python/src:tests \
+	  "$$python" tests/parity/parity_table.py $(PARITY)
 
 bench: build model ## mlxd beside mlx-lm, in one run
 	MLXD_BLAS=$(CURDIR)/.cargo/mlx-linux/lib/libmlxd_blas.so \

@@ -151,7 +151,7 @@ def build(checkpoint: Checkpoint, root: Path, seed: int = 0) -> Path:
     config = {k: v for k, v in {**BASE, **checkpoint.config}.items() if k not in checkpoint.without}
     mx.random.seed(seed)
     model = llama.Model(llama.ModelArgs.from_dict(config))
-    model.update(tree_map_with_path(_random_parameter, model.parameters()))
+    model.update(tree_map_with_path(random_parameter, model.parameters()))
     model.set_dtype(checkpoint.dtype)
     if checkpoint.quantized:
         bits, group_size = checkpoint.quantized
@@ -166,15 +166,20 @@ def build(checkpoint: Checkpoint, root: Path, seed: int = 0) -> Path:
         weights["lm_head.weight"] = mx.zeros((VOCABULARY, config["hidden_size"]))
         weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = mx.ones((8,))
     folder = root / checkpoint.name
-    folder.mkdir(parents=True)
-    _write_weights(folder, weights, checkpoint.shards)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS]}))
-    write_tokenizer(folder)
+    write(folder, config, weights, checkpoint.shards)
     return folder
 
 
-def _random_parameter(path: str, like: mx.array) -> mx.array:
+def write(folder: Path, config: dict[str, Any], weights: dict[str, mx.array], shards: int) -> None:
+    """Writes a checkpoint's files into a new folder, the tiny tokenizer among them."""
+    folder.mkdir(parents=True)
+    _write_weights(folder, weights, shards)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS]}))
+    write_tokenizer(folder)
+
+
+def random_parameter(path: str, like: mx.array) -> mx.array:
     """Values that let every part of the model matter: logits of a few units, attention neither
     flat nor one-hot, blocks that add about as much as the embedding holds."""
     if path.endswith("norm.weight"):

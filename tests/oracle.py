@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
+
+# mlx-lm 0.32.2 passes a scale that MLX 0.32.2 does not know; where there is none, it has no use.
+_gather_qmm = mx.gather_qmm
+
+
+def _gather_qmm_without_scale(*args: Any, global_scale: None = None, **options: Any) -> mx.array:
+    assert global_scale is None
+    return _gather_qmm(*args, **options)
+
+
+mx.gather_qmm = _gather_qmm_without_scale
 
 # Of max |logit|. Two BLAS libraries under mlx-lm itself differ by 2e-5 at worst.
 TOLERANCE = 1e-4
@@ -32,7 +44,11 @@ class Oracle:
 
     def __init__(self, folder: Path) -> None:
         self.model, self.config = load_model(folder)
+        self.vocabulary = {**self.config, **self.config.get("text_config", {})}["vocab_size"]
         self.model.update(tree_map(_float32, self.model.parameters()))
+        for module in self.model.modules():
+            if isinstance(module, nn.QuantizedEmbedding) and module.mode != "affine":
+                module.__class__ = _SingleEmbedding
         mx.eval(self.model.parameters())
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -61,18 +77,33 @@ class Oracle:
         return output, gap
 
     def stable(
-        self, length: int, seed: int, count: int = 32, processors: list[Any] | None = None
+        self,
+        length: int,
+        seed: int,
+        count: int = 32,
+        processors: list[Any] | None = None,
+        after: Sequence[int] = (),
     ) -> Continuation:
-        """A random prompt whose greedy continuation holds no near-tie, searched from `seed`."""
+        """A random prompt whose greedy continuation holds no near-tie, searched from `seed`.
+
+        The output continues `after` and the prompt.
+        """
         generator = np.random.default_rng((seed, length))
         scale = None
         for _ in range(50):
-            prompt = generator.integers(4, self.config["vocab_size"], length).tolist()
+            prompt = generator.integers(4, self.vocabulary, length).tolist()
             scale = scale or float(np.abs(self.logits(prompt)).max())
-            output, gap = self.greedy(prompt, count, processors)
+            output, gap = self.greedy([*after, *prompt], count, processors)
             if gap > STABLE * scale:
                 return Continuation(prompt, output)
         raise AssertionError(f"no prompt of {length} tokens without near-ties")
+
+
+class _SingleEmbedding(nn.QuantizedEmbedding):
+    """MLX makes bfloat16 of what has no float scales, and all after it would compute in that."""
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return super().__call__(ids).astype(mx.float32)
 
 
 def _float32(parameter: mx.array) -> mx.array:

@@ -205,9 +205,24 @@ class Wire:
         request_ = session_pb2.GetSessionRequest(name=name, **fields)
         return self.sessions.GetSession(request_, timeout=CALL_S)
 
+    def fork_session(self, name: str, new_name: str) -> session_pb2.Session:
+        """ForkSession."""
+        request_ = session_pb2.ForkSessionRequest(name=name, new_name=new_name)
+        return self.sessions.ForkSession(request_, timeout=CALL_S).session
+
+    def truncate_session(self, name: str, token_count: int) -> session_pb2.Session:
+        """TruncateSession to so many tokens."""
+        request_ = session_pb2.TruncateSessionRequest(name=name, token_count=token_count)
+        return self.sessions.TruncateSession(request_, timeout=CALL_S).session
+
     def delete_session(self, name: str) -> None:
         """DeleteSession."""
         self.sessions.DeleteSession(session_pb2.DeleteSessionRequest(name=name), timeout=CALL_S)
+
+    def capabilities(self) -> server_pb2.ServerCapabilities:
+        """What the daemon can do."""
+        request_ = server_pb2.CapabilitiesRequest()
+        return self.server.Capabilities(request_, timeout=CALL_S).server
 
     def stats(self) -> server_pb2.GetStatsResponse:
         """GetStats."""

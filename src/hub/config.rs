@@ -1,5 +1,6 @@
 //! Reads the small JSON files of a model's folder, within a size limit.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
@@ -85,9 +86,39 @@ pub fn config_f64(value: &Value) -> Option<f64> {
 /// Reads a file that must hold one JSON object of at most `bytes_max` bytes.
 pub(super) fn read_object(path: &Path, bytes_max: u64) -> Result<Value, HubError> {
     let text = read_text(path, bytes_max)?;
-    let value: Value = serde_json::from_str(&text)
+    let value: Value = serde_json::from_str(&tagged(&text))
         .map_err(|error| HubError::damaged(path, format!("is not valid JSON: {error}")))?;
     if value.is_object() { Ok(value) } else { Err(HubError::damaged(path, "is not a JSON object")) }
+}
+
+/// Python writes numbers that JSON does not have; they are tagged as mlx-lm tags them.
+fn tagged(text: &str) -> Cow<'_, str> {
+    const NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    if !NUMBERS.iter().any(|number| text.contains(number)) {
+        return Cow::Borrowed(text);
+    }
+    let (mut out, mut rest, mut quoted) = (String::with_capacity(text.len()), text, false);
+    while let Some(next) = rest.chars().next() {
+        let number = NUMBERS.iter().find(|number| !quoted && rest.starts_with(**number));
+        let taken = match (number, next) {
+            (Some(number), _) => {
+                out.push_str(&format!("{{\"__float__\": \"{number}\"}}"));
+                number.len()
+            }
+            // An escaped character, a quote above all.
+            (None, '\\') if quoted => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            (None, '"') => {
+                quoted = !quoted;
+                1
+            }
+            (None, other) => other.len_utf8(),
+        };
+        if number.is_none() {
+            out.push_str(&rest[..taken]);
+        }
+        rest = &rest[taken..];
+    }
+    Cow::Owned(out)
 }
 
 fn read_text(path: &Path, bytes_max: u64) -> Result<String, HubError> {
@@ -163,6 +194,29 @@ mod tests {
         assert_eq!(config_f64(&value["c"]), Some(2.0));
         assert_eq!(config_f64(&value["d"]), None);
         assert_eq!(config_f64(&value["e"]), None);
+    }
+
+    #[test]
+    fn numbers_as_python_writes_them_are_read() {
+        let text = r#"{"a": [0.0, Infinity], "b": "\"Infinity", "c": -Infinity, "NaN": NaN}"#;
+        let value: Value = serde_json::from_str(&tagged(text)).unwrap();
+        assert_eq!(config_f64(&value["a"][1]), Some(f64::INFINITY));
+        assert_eq!(value["b"], "\"Infinity");
+        assert_eq!(config_f64(&value["c"]), Some(f64::NEG_INFINITY));
+        assert!(config_f64(&value["NaN"]).is_some_and(f64::is_nan));
+    }
+
+    #[test]
+    fn the_text_part_of_a_config_is_filled_from_what_stands_beside_it() {
+        let config = serde_json::json!({
+            "model_type": "gemma3", "eos_token_id": 1, "hidden_size": 9,
+            "text_config": { "model_type": "gemma3_text", "hidden_size": 8 },
+        });
+        let text = text_part(&config);
+        assert_eq!((&text["model_type"], &text["text_model_type"]), (&"gemma3".into(), &"gemma3_text".into()));
+        assert_eq!((&text["hidden_size"], &text["eos_token_id"]), (&8.into(), &1.into()));
+        assert_eq!(text["vocab_size"], 262_208);
+        assert_eq!(text_part(&text), text);
     }
 
     #[test]

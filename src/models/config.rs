@@ -49,6 +49,9 @@ pub(super) fn heads(heads: i32, kv_heads: i32, head_dim: i32) -> Result<(), Conf
     if !(1..=4096).contains(&head_dim) {
         return invalid(format!("head_dim is {head_dim}"));
     }
+    if i64::from(heads) * i64::from(head_dim) > 1 << 24 {
+        return invalid(format!("{heads} heads of {head_dim} are more than 2^24 numbers"));
+    }
     if heads % kv_heads != 0 {
         return invalid(format!("{heads} heads do not share {kv_heads} key heads"));
     }

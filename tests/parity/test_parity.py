@@ -7,49 +7,25 @@ session's cached prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 
 from checkpoints import PARITY, Checkpoint, build
 from daemon import Daemon
-from oracle import TOLERANCE, Continuation, Oracle
-from tiny_tokenizer import VOCABULARY
+from parity_cases import Case, check_greedy, check_score, check_session, daemons
 from wire import Wire
 
-GREEDY = 32
-TOP = 20
 # Shorter and longer than a chunk of 7, whole and not whole multiples of it, and 250,
 # which passes 256 on the way.
 LENGTHS = (1, 5, 14, 15, 33, 64, 100, 250)
 # The longest text scored for a chunk size: more than one chunk, in bearable time.
 SCORED = {1: 40, 7: 100, 512: 700}
-
-
-class Case:
-    """A checkpoint on disk with its oracle and the prompts it is asked to continue."""
-
-    def __init__(self, folder: Path) -> None:
-        self.name = folder.name
-        self.oracle = Oracle(folder)
-        self._continuations: dict[int, Continuation] = {}
-
-    def continuation(self, length: int) -> Continuation:
-        """A prompt of this length and its greedy output; found once."""
-        if length not in self._continuations:
-            self._continuations[length] = self.oracle.stable(length, seed=7, count=GREEDY)
-        return self._continuations[length]
-
-    def text(self, length: int) -> list[int]:
-        """Random ids to score."""
-        return np.random.default_rng(length).integers(0, VOCABULARY, length).tolist()
 
 
 @pytest.fixture(scope="session")
@@ -76,51 +52,9 @@ def cases(root: Path) -> Callable[[str], Case]:
 
 @pytest.fixture(scope="session")
 def wires(root: Path) -> Iterator[Callable[[int], Wire]]:
-    """A connection to the daemon of a prefill chunk size; started once."""
-    running: dict[int, tuple[Daemon, Wire]] = {}
-
-    def wire(chunk: int) -> Wire:
-        if chunk not in running:
-            daemon = Daemon([root], {"prefill_chunk_tokens": chunk}).start()
-            running[chunk] = (daemon, daemon.wire())
-        return running[chunk][1]
-
-    yield wire
-    for daemon, connection in running.values():
-        connection.channel.close()
-        daemon.stop()
-
-
-def assert_scores(case: Case, scores: Any, context: Sequence[int], start: int) -> None:
-    """Compares a ScoreResponse for context[start:] with the oracle's forward over `context`."""
-    expected, scale = case.oracle.logprobs(context)
-    bound = TOLERANCE * scale
-    assert [entry.token.token_id for entry in scores.tokens] == list(context[start:])
-    for position, entry in enumerate(scores.tokens, start):
-        assert entry.has_logprob == (position > 0)
-        if position == 0:
-            continue
-        row = expected[position - 1]
-        assert abs(entry.token.logprob - row[context[position]]) <= bound, f"at {position}"
-        top = np.array([item.logprob for item in entry.top])
-        ids = [item.token_id for item in entry.top]
-        # Equal values may come in either order, so ids are compared by their value.
-        assert len(set(ids)) == TOP
-        np.testing.assert_allclose(top, row[ids], rtol=0, atol=bound)
-        np.testing.assert_allclose(top, np.sort(row)[::-1][:TOP], rtol=0, atol=bound)
-
-
-def check_score(case: Case, wire: Wire, length: int) -> None:
-    """Scores a text that stands alone."""
-    text = case.text(length)
-    assert_scores(case, wire.score(case.name, text, TOP), text, 0)
-
-
-def check_greedy(case: Case, wire: Wire, length: int) -> None:
-    """Continues a prompt that stands alone."""
-    expected = case.continuation(length)
-    reply = wire.generate(case.name, expected.prompt, max_tokens=GREEDY)
-    assert list(reply.token_ids) == expected.output
+    """A connection to the daemon of a prefill chunk size."""
+    with daemons(root) as wire:
+        yield wire
 
 
 def parametrized(test: Callable[..., None]) -> Callable[..., None]:
@@ -180,24 +114,7 @@ def test_concurrent_requests_share_their_steps(
 def test_a_session_s_cached_prefix_changes_nothing(
     cases: Callable[[str], Case], wires: Callable[[int], Wire], checkpoint: Checkpoint
 ) -> None:
-    case, wire = cases(checkpoint.name), wires(512)
-    first = case.continuation(33)
-    wire.create_session("prefix", case.name)
-    try:
-        reply = wire.generate(case.name, first.prompt, max_tokens=GREEDY, session="prefix")
-        assert list(reply.token_ids) == first.output
-        held = list(wire.get_session("prefix", include_token_ids=True).token_ids)
-        assert held == first.prompt + first.output
-        added = case.text(30)
-        scores = wire.score(case.name, added, TOP, session="prefix")
-        assert scores.usage.cached_tokens > 0
-        assert_scores(case, scores, held + added, len(held))
-        expected, _ = case.oracle.greedy(held + added[:9], GREEDY)
-        again = wire.generate(case.name, added[:9], max_tokens=GREEDY, session="prefix")
-        assert again.usage.cached_tokens >= len(held) - 1
-        assert list(again.token_ids) == expected
-    finally:
-        wire.delete_session("prefix")
+    check_session(cases(checkpoint.name), wires(512))
 
 
 @pytest.mark.parametrize(
