@@ -58,6 +58,86 @@ TEXTS = [
     "ALLCAPS camelCase snake_case kebab-case",
 ]
 
+TEXTS_COUNT = 500
+
+# What strings drawn at random are made of: scripts, marks that join, spaces, digits, code, and the
+# beginnings of control tokens.
+PIECES = [
+    *(
+        "the",
+        "The",
+        " of",
+        "ing",
+        "'s",
+        "don't",
+        "naïve",
+        "ﬁ",
+        "Straße",
+        "İstanbul",
+        "ǅ",
+        "e\u0301",
+    ),
+    *(
+        "привет",
+        "мир",
+        "Ελλάδα",
+        "שלום",
+        "مرحبا",
+        "हिन्दी",
+        "ภาษาไทย",
+        "日本",
+        "語",
+        "中文，",
+        "한국어",
+        "க்ஷ",
+    ),
+    *("0", "42", "1234567", "3.14", "1e-9", "½", "²", "٣", "Ⅻ", "0x1F", "$5", "50%"),
+    *(
+        " ",
+        "  ",
+        "    ",
+        "\t",
+        "\n",
+        "\n\n",
+        "\r\n",
+        "\u00a0",
+        "\u3000",
+        "\u200b",
+        "\u200d",
+        "\ufeff",
+    ),
+    *("🎉", "👩‍👩‍👧", "🇫🇷", "\U00020000", "∀x∈ℝ", "→", "…", "—", "“", "”", "«", "»"),
+    *("def f(x):", "return", "{", "}", "[]", "();", "<a href=", "&amp;", "#!", "//", "\\n", "_"),
+    *(
+        "<|",
+        "|>",
+        "<|im_",
+        "<|im_end|>",
+        "<s>",
+        "</s>",
+        "<bos>",
+        "<eos>",
+        "[INST]",
+        "▁",
+        "Ġ",
+        "<0x0A>",
+    ),
+]
+
+
+def texts():
+    """The texts above, and more drawn at random from pieces and from all of Unicode."""
+    draw = random.Random(1)
+    found = dict.fromkeys(TEXTS)
+    while len(found) < TEXTS_COUNT:
+        pieces = [draw.choice(PIECES) for _ in range(draw.randrange(1, 24))]
+        if draw.random() < 0.3:
+            code = draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000)])
+            pieces.insert(draw.randrange(len(pieces)), chr(code))
+        found["".join(pieces)] = None
+    return list(found)
+
+
 WEATHER = {
     "type": "function",
     "function": {
@@ -236,7 +316,7 @@ def folder_cases(folder):
     # trained with.
     file = Tokenizer.from_file(f"{folder}/tokenizer.json")
     encoded = []
-    for text in TEXTS:
+    for text in texts():
         plain = file.encode(text, add_special_tokens=False).ids
         by_class, special = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
         if by_class == plain:

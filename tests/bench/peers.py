@@ -128,7 +128,7 @@ class Server(Contestant):
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "WARNING"]
         command += options
-        self.process = subprocess.Popen(command, env=_environment(blas), stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, env=environment(blas), stderr=subprocess.DEVNULL)
         wait_for(self._listens, "mlx_lm.server listens", 60.0)
 
     def _listens(self) -> bool:
@@ -182,7 +182,7 @@ class Batch(Contestant):
             [sys.executable, str(HERE / "batch.py"), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(blas),
+            env=environment(blas),
             text=True,
         )
 
@@ -203,9 +203,10 @@ class Batch(Contestant):
         return json.loads(self.process.stdout.readline())
 
 
-def _environment(blas: str) -> dict[str, str]:
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1"}
-    return {**environment, "LD_PRELOAD": blas} if blas else environment
+def environment(blas: str) -> dict[str, str]:
+    """The environment of a peer, with a BLAS under it."""
+    plain = {**os.environ, "OPENBLAS_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1"}
+    return {**plain, "LD_PRELOAD": blas} if blas else plain
 
 
 def blas_library(name: str = "MLXD_BLAS_PLAIN") -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs benches with the test environment: compare (the default), tiny,
-# neighbours, fairness, soak, or all of them; further arguments are theirs.
+# neighbours, fairness, soak, architectures, or all but the last; further arguments are theirs.
 #
 #   tests/bench/run.sh neighbours --rounds 3 --check --json result.json
 #
