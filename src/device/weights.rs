@@ -144,6 +144,18 @@ impl Weights {
         Ok(())
     }
 
+    /// Stacks the experts of all layers where Hugging Face's files have them one by one.
+    pub(crate) fn stack_gated_experts(&mut self, layers: usize, experts: i32) -> Result<(), Error> {
+        for layer in 0..layers {
+            let mlp = format!("model.layers.{layer}.mlp");
+            for part in ["gate_proj", "up_proj", "down_proj"] {
+                let stack = format!("{mlp}.switch_mlp.{part}");
+                self.stack_experts(&format!("{mlp}.experts"), part, &stack, experts)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the parts of a tensor, cut in equal pieces along an axis, under names of their own.
     pub(crate) fn split(&mut self, name: &str, axis: i32, parts: &[String]) -> Result<(), Error> {
         let Some(array) = self.tensors.remove(name) else { return Ok(()) };

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::HubError;
 
@@ -37,11 +37,16 @@ const TEXT_DEFAULTS: &[(&str, &str, u64)] = &[
 /// where that is silent. `model_type` is the whole model's, and `text_model_type` that of its text part.
 #[must_use]
 pub fn text_part(config: &Value) -> Value {
-    let (Some(whole), Some(text)) =
-        (config.as_object(), config.get("text_config").and_then(Value::as_object))
-    else {
-        return config.clone();
+    let mut part = match (config.as_object(), config.get("text_config").and_then(Value::as_object)) {
+        (Some(whole), Some(text)) => joined(whole, text),
+        (Some(whole), None) => whole.clone(),
+        (None, _) => return config.clone(),
     };
+    spread_rope(&mut part);
+    Value::Object(part)
+}
+
+fn joined(whole: &Map<String, Value>, text: &Map<String, Value>) -> Map<String, Value> {
     let mut part = text.clone();
     if let Some(own) = part.remove("model_type") {
         part.insert("text_model_type".into(), own);
@@ -52,14 +57,32 @@ pub fn text_part(config: &Value) -> Value {
             part.insert(key.clone(), value.clone());
         }
     }
-    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let kind = whole.get("model_type").and_then(Value::as_str).unwrap_or_default();
     if kind == "mistral3" {
         part.entry("tie_word_embeddings").or_insert(Value::Bool(false));
     }
     for (_, key, value) in TEXT_DEFAULTS.iter().filter(|(known, ..)| *known == kind) {
         part.entry(*key).or_insert_with(|| (*value).into());
     }
-    Value::Object(part)
+    part
+}
+
+/// transformers 5 writes what rotations need into `rope_parameters`, of Gemma 3 by kind of layer; before, they had keys
+/// of their own, which are filled in where they are missing.
+fn spread_rope(part: &mut Map<String, Value>) {
+    let Some(nested) = part.get("rope_parameters").cloned() else { return };
+    let of = |kind: &str| nested.get(kind).filter(|of| of.is_object()).cloned();
+    let (full, sliding) = (of("full_attention").unwrap_or_else(|| nested.clone()), of("sliding_attention"));
+    let theta = |of: &Value| of.get("rope_theta").filter(|theta| theta.is_number()).cloned();
+    let mut fill = |key: &str, value: Option<Value>| {
+        if let Some(value) = value.filter(|_| part.get(key).is_none_or(Value::is_null)) {
+            part.insert(key.into(), value);
+        }
+    };
+    fill("rope_theta", theta(&full));
+    fill("rope_local_base_freq", sliding.as_ref().and_then(theta));
+    let kind = full.get("rope_type").or_else(|| full.get("type")).and_then(Value::as_str);
+    fill("rope_scaling", kind.filter(|kind| *kind != "default").map(|_| full.clone()));
 }
 
 /// Reads `generation_config.json`. Missing or broken is `None`, as in mlx-lm (utils.py, `load_config`): it
@@ -213,10 +236,25 @@ mod tests {
             "text_config": { "model_type": "gemma3_text", "hidden_size": 8 },
         });
         let text = text_part(&config);
-        assert_eq!((&text["model_type"], &text["text_model_type"]), (&"gemma3".into(), &"gemma3_text".into()));
+        assert_eq!(
+            (&text["model_type"], &text["text_model_type"]),
+            (&"gemma3".into(), &"gemma3_text".into())
+        );
         assert_eq!((&text["hidden_size"], &text["eos_token_id"]), (&8.into(), &1.into()));
         assert_eq!(text["vocab_size"], 262_208);
         assert_eq!(text_part(&text), text);
+    }
+
+    #[test]
+    fn rotations_are_found_where_transformers_5_writes_them() {
+        let yarn = serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "rope_theta": 5.0 });
+        let text = text_part(&serde_json::json!({ "rope_parameters": yarn }));
+        assert_eq!((&text["rope_theta"], &text["rope_scaling"]), (&5.0.into(), &yarn));
+        let plain = serde_json::json!({ "rope_type": "default", "rope_theta": 5.0 });
+        let kinds = serde_json::json!({ "full_attention": yarn, "sliding_attention": plain });
+        let text = text_part(&serde_json::json!({ "rope_theta": 7.0, "rope_parameters": kinds }));
+        assert_eq!((&text["rope_theta"], &text["rope_local_base_freq"]), (&7.0.into(), &5.0.into()));
+        assert!(text_part(&serde_json::json!({ "rope_parameters": plain }))["rope_scaling"].is_null());
     }
 
     #[test]

@@ -234,14 +234,7 @@ impl Architecture for DeepSeek {
     fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
         // Layers past the last one predict several tokens at once.
         weights.discard_layers("model.layers.", self.config.num_hidden_layers);
-        for layer in 0..self.config.num_hidden_layers {
-            let mlp = format!("model.layers.{layer}.mlp");
-            for part in ["gate_proj", "up_proj", "down_proj"] {
-                let stack = format!("{mlp}.switch_mlp.{part}");
-                weights.stack_experts(&format!("{mlp}.experts"), part, &stack, self.experts)?;
-            }
-        }
-        Ok(())
+        weights.stack_gated_experts(self.config.num_hidden_layers, self.experts)
     }
 
     fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {

@@ -134,17 +134,9 @@ impl Architecture for Glm4Moe {
 
     fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
         // The layer after the last one predicts a second token.
-        let extra = format!("model.layers.{}.", self.layers());
-        weights.discard(|name| name.starts_with(&extra));
+        weights.discard_layers("model.layers.", self.layers());
         let Some(experts) = self.config.n_routed_experts else { return Ok(()) };
-        for layer in 0..self.layers() {
-            let mlp = format!("model.layers.{layer}.mlp");
-            for part in ["gate_proj", "up_proj", "down_proj"] {
-                let stack = format!("{mlp}.switch_mlp.{part}");
-                weights.stack_experts(&format!("{mlp}.experts"), part, &stack, experts)?;
-            }
-        }
-        Ok(())
+        weights.stack_gated_experts(self.layers(), experts)
     }
 
     fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {

@@ -127,15 +127,7 @@ impl Architecture for Qwen3 {
     }
 
     fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
-        let Some(moe) = &self.moe else { return Ok(()) };
-        for layer in 0..self.layers() {
-            let mlp = format!("model.layers.{layer}.mlp");
-            for part in ["gate_proj", "up_proj", "down_proj"] {
-                let stack = format!("{mlp}.switch_mlp.{part}");
-                weights.stack_experts(&format!("{mlp}.experts"), part, &stack, moe.num_experts)?;
-            }
-        }
-        Ok(())
+        self.moe.as_ref().map_or(Ok(()), |moe| weights.stack_gated_experts(self.layers(), moe.num_experts))
     }
 
     fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {

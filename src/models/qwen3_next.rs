@@ -263,17 +263,10 @@ impl Architecture for Qwen3Next {
         // Raw files have what mlx-lm's do not: convolutions by PyTorch's axes, and with them norms less 1.
         let raw = weights.any(|name, array| name.ends_with("conv1d.weight") && array.dim(-1) != 1);
         weights.discard(|name| name.contains("mtp."));
+        weights.stack_gated_experts(self.config.num_hidden_layers, self.config.num_experts)?;
         for layer in 0..self.config.num_hidden_layers {
             let mlp = format!("model.layers.{layer}.mlp");
             let stack = |part: &str| format!("{mlp}.switch_mlp.{part}");
-            for part in ["gate_proj", "up_proj", "down_proj"] {
-                weights.stack_experts(
-                    &format!("{mlp}.experts"),
-                    part,
-                    &stack(part),
-                    self.config.num_experts,
-                )?;
-            }
             let both = ["gate_proj", "up_proj"].map(|part| format!("{}.weight", stack(part)));
             weights.split(&format!("{mlp}.experts.gate_up_proj"), -2, &both)?;
             let down = [format!("{}.weight", stack("down_proj"))];
