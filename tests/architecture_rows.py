@@ -155,6 +155,11 @@ ROWS = [
     Architecture(
         "llama", choices={**TIED, **HEAD_DIM, **BIAS, **SCALINGS, "mlp_bias": [True, False]}
     ),
+    Architecture(
+        "qwen2_moe",
+        {"shared_expert_intermediate_size": 48, **MIXTURE},
+        {**EXPERTS, "shared_expert_intermediate_size": [32, 64]},
+    ),
     Architecture("mistral", choices={**TIED, **HEAD_DIM, **SCALINGS}),
     Architecture("qwen2", choices={**TIED, **SCALINGS}),
     Architecture("qwen3", {"head_dim": 32}, {**TIED, **HEAD_DIM, **SCALINGS}),

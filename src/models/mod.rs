@@ -19,6 +19,7 @@ mod nemotron_h;
 mod olmo2;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_next;
 
@@ -87,6 +88,7 @@ const ARCHITECTURES: &[Architecture] = &[
         open: llama::open,
     },
     Architecture { model_types: &["qwen2", "qwen2_5_vl"], open: qwen2::open },
+    Architecture { model_types: &["qwen2_moe"], open: qwen2_moe::open },
     Architecture { model_types: &["qwen3", "qwen3_moe"], open: qwen3::open },
     Architecture { model_types: &["gemma3", "gemma3_text"], open: gemma3::open },
     Architecture { model_types: &["gemma2"], open: gemma2::open },
