@@ -25,6 +25,9 @@ from tiny_tokenizer import EOS, VOCABULARY
 
 STORAGES = ("f32", "bf16", "q4", "q8", "mxfp4")
 GROUP = 32
+# Group size, bits and mode of storages that are not affine: those are q and their bits. What
+# follows a hyphen names the modules that are quantized.
+MODES = {"mxfp4": (32, 4, "mxfp4"), "mxfp8": (32, 8, "mxfp8"), "nvfp4": (16, 4, "nvfp4")}
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,
@@ -108,11 +111,16 @@ def build(row: Architecture, config: dict[str, Any], folder: Path, storage: str 
     if storage == "bf16":
         model.set_dtype(mx.bfloat16)
     elif storage != "f32":
-        bits = {"q4": 4, "q8": 8, "mxfp4": 4}[storage]
-        mode = "mxfp4" if storage == "mxfp4" else "affine"
+        kind, _, part = storage.partition("-")
+        group, bits, mode = MODES.get(kind) or (GROUP, int(kind[1:]), "affine")
         with contextlib.redirect_stdout(io.StringIO()):
             model, config = quantize_model(
-                model, config, GROUP, bits, mode=mode, quant_predicate=_divisible
+                model,
+                config,
+                group,
+                bits,
+                mode=mode,
+                quant_predicate=lambda path, module: part in path and _divides(group, module),
             )
     write(folder, config, dict(tree_flatten(model.parameters())), shards=1)
     return folder
@@ -122,8 +130,8 @@ def _module(model_type: str) -> str:
     return {"mistral": "llama"}.get(model_type, model_type)
 
 
-def _divisible(_path: str, module: Any) -> bool:
-    return hasattr(module, "weight") and module.weight.shape[-1] % GROUP == 0
+def _divides(group: int, module: Any) -> bool:
+    return hasattr(module, "weight") and module.weight.shape[-1] % group == 0
 
 
 def _random(path: str, like: mx.array, less_one: bool) -> mx.array:

@@ -21,6 +21,7 @@ pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 from architecture_rows import ROWS
 from daemon import Daemon
 from parity_cases import GREEDY, Case, check_greedy, check_score, check_session, daemons
+from raw_layouts import RAW, rewrite
 from tiny_models import Architecture, build
 from wire import Wire, failure
 
@@ -171,3 +172,25 @@ def test_an_option_that_is_not_implemented_is_refused_by_name(tmp_path: Path) ->
             found = failure(raised.value)
             assert found.reason == "MODEL_UNSUPPORTED"
             assert word in found.message
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_a_checkpoint_as_its_makers_publish_it_loads_too(tmp_path: Path, name: str) -> None:
+    (row,) = [row for row in ROWS if row.label == name]
+    only_experts = name == "gpt_oss"
+    folder = build(row, row.base(), tmp_path / name, "mxfp4-experts" if only_experts else "f32")
+    rewrite(folder, name)
+    case = Case(folder)
+    with daemons(tmp_path) as wires:
+        check_score(case, wires(64), 60)
+        check_greedy(case, wires(64), 33)
+
+
+@pytest.mark.parametrize("storage", ["q2", "q3", "q5", "q6", "mxfp8", "nvfp4"])
+def test_every_other_quantization_loads(tmp_path: Path, storage: str) -> None:
+    (row,) = [row for row in ROWS if row.label == "mixtral"]
+    folder = build(row, row.base(), tmp_path / storage, storage)
+    case = Case(folder)
+    with daemons(tmp_path) as wires:
+        check_score(case, wires(64), 60)
+        check_greedy(case, wires(64), 33)
