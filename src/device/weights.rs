@@ -160,7 +160,9 @@ impl Weights {
     pub(crate) fn split(&mut self, name: &str, axis: i32, parts: &[String]) -> Result<(), Error> {
         let Some(array) = self.tensors.remove(name) else { return Ok(()) };
         let pieces = i32::try_from(parts.len()).unwrap_or(i32::MAX);
-        if array.ndim() == 0 || array.dim(axis) % pieces != 0 {
+        let place = if axis < 0 { axis + crate::device::dim(array.ndim()) } else { axis };
+        let size = usize::try_from(place).ok().and_then(|place| array.shape().get(place));
+        if size.is_none_or(|size| size % pieces != 0) {
             return Err(self.invalid(format!("{name} of shape {:?} has no {pieces} parts", array.shape())));
         }
         for (part, array) in parts.iter().zip(array.split_equal(pieces, axis)?) {

@@ -141,7 +141,10 @@ impl Architecture for Lfm2 {
         // PyTorch has the kernel last, MLX in the middle.
         weights.change(
             |name| name.contains("conv.weight"),
-            |array| if array.dim(-1) > array.dim(1) { array.swap_axes(1, 2) } else { Ok(array.clone()) },
+            |array| match array.shape() {
+                &[_, middle, last] if last > middle => array.swap_axes(1, 2),
+                _ => Ok(array.clone()),
+            },
         )
     }
 

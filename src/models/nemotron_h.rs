@@ -331,7 +331,10 @@ impl Architecture for NemotronH {
         weights.discard(|name| name.starts_with("mtp."));
         weights.change(
             |name| name.ends_with("conv1d.weight"),
-            |array| if array.dim(-1) == 1 { Ok(array.clone()) } else { array.swap_axes(1, 2) },
+            |array| match array.shape() {
+                &[_, _, last] if last != 1 => array.swap_axes(1, 2),
+                _ => Ok(array.clone()),
+            },
         )?;
         for layer in 0..self.kinds.len() {
             let mixer = format!("backbone.layers.{layer}.mixer");

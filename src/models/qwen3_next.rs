@@ -261,7 +261,9 @@ impl Architecture for Qwen3Next {
 
     fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
         // Raw files have what mlx-lm's do not: convolutions by PyTorch's axes, and with them norms less 1.
-        let raw = weights.any(|name, array| name.ends_with("conv1d.weight") && array.dim(-1) != 1);
+        let raw = weights.any(|name, array| {
+            name.ends_with("conv1d.weight") && matches!(array.shape(), &[_, _, last] if last != 1)
+        });
         weights.discard(|name| name.contains("mtp."));
         weights.stack_gated_experts(self.config.num_hidden_layers, self.config.num_experts)?;
         for layer in 0..self.config.num_hidden_layers {

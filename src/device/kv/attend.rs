@@ -344,6 +344,7 @@ mod tests {
 
     use super::*;
     use crate::backend::{SlotId, Span, SpanOutput, Step};
+    use crate::device::dim;
     use crate::device::kv::KvShape;
     use crate::device::layers::Ops;
 
@@ -380,6 +381,78 @@ mod tests {
         for ops in [Ops::choose(true, Dtype::Float32), Ops::Composed] {
             let added = step_bytes(ops);
             assert!(added < slab / 4, "{ops:?}: a step takes {added} bytes beside slabs of {slab}");
+        }
+    }
+
+    /// Weights of a layer's attention, and how it turns.
+    struct Setting {
+        state: TokenState,
+        norms: Option<(Array, Array)>,
+        sinks: Option<Array>,
+        rope: Option<Rope>,
+    }
+
+    fn random(shape: &[i32], key: u64) -> Array {
+        let key = mlx_rs::random::key(key).unwrap();
+        mlx_rs::random::normal::<f32>(shape, None, None, Some(&key)).unwrap()
+    }
+
+    /// Two steps of several sequences: chunks of two, then one token of each and another's chunk.
+    fn outputs(ops: Ops, setting: &Setting) -> Vec<Array> {
+        let state = setting.state;
+        let mut kv = Kv::new(KvShape::new(vec![LayerState::Tokens(state)], Dtype::Float32, false, ops));
+        kv.open(0, 64, 4).unwrap();
+        let span = |slot, start, count: u32| Span {
+            slot: SlotId { slab: 0, slot },
+            start,
+            tokens: vec![1; count as usize],
+            output: SpanOutput::None,
+        };
+        let steps = [vec![span(0, 0, 9), span(2, 0, 5)], vec![span(0, 9, 1), span(2, 5, 1), span(1, 0, 7)]];
+        let run = |(key, spans): (u64, Vec<Span>)| {
+            let batch = Batch::new(&Step { spans }, kv.shape());
+            let rotation = setting.rope.as_ref().map(|rope| rope.rotation(&batch.positions, kv.shape().ops));
+            let columns = (state.heads + state.kept()) * state.head_dim;
+            let qkv = random(&[dim(batch.positions.len()), columns], key);
+            let (q_norm, k_norm) = setting.norms.as_ref().map(|(q, k)| (q, k)).unzip();
+            let weights = AttentionWeights { q_norm, k_norm, v_norm: None, sinks: setting.sinks.as_ref() };
+            let rope = setting.rope.as_ref().zip(rotation.as_ref());
+            let look = Look { layer: 0, stores: true, weights, eps: 1e-5, rope };
+            let out = kv.attend(&look, &batch, &qkv).unwrap();
+            eval(std::iter::once(&out).chain(kv.touched(&batch.slabs))).unwrap();
+            out
+        };
+        (0..).zip(steps).map(run).collect()
+    }
+
+    #[test]
+    fn our_operation_and_mlx_s_attend_alike() {
+        let plain = TokenState::new(4, 2, 32);
+        let rope = |dims| Some(Rope::new(dims, 10_000.0, false, None, None).unwrap());
+        let yarn =
+            serde_json::json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 });
+        let yarn = Some(Rope::new(16, 10_000.0, true, Some(&yarn), None).unwrap());
+        let norms = Some((random(&[32], 7), random(&[32], 8)));
+        let bare = |state| Setting { state, norms: None, sinks: None, rope: rope(32) };
+        let settings = [
+            bare(plain),
+            Setting { rope: None, ..bare(plain) },
+            Setting { rope: rope(16), norms, ..bare(plain) },
+            Setting { rope: yarn, ..bare(TokenState { values_from: 16, kv_heads: 1, ..plain }) },
+            bare(TokenState { window: 4, ..plain }),
+            bare(TokenState { softcap: 2.0, scale: 0.3, ..plain }),
+            bare(TokenState { softcap: 2.0, window: 4, ..plain }),
+            Setting { sinks: Some(random(&[4], 9)), ..bare(TokenState { sinks: true, ..plain }) },
+        ];
+        for (index, setting) in settings.iter().enumerate() {
+            let expected = outputs(Ops::Composed, setting);
+            for ops in [Ops::choose(true, Dtype::Float32), Ops::Fused] {
+                for (got, wanted) in outputs(ops, setting).iter().zip(&expected) {
+                    assert_eq!(got.shape(), wanted.shape());
+                    let apart = got.subtract(wanted).unwrap().abs().unwrap().max(None).unwrap();
+                    assert!(apart.item_exact::<f32>() < 1e-5, "setting {index}, {ops:?}: {apart:?}");
+                }
+            }
         }
     }
 }
