@@ -195,7 +195,7 @@ impl<B: Backend> Engine<B> {
     fn submit(&mut self, model: ModelName, sequence: Sequence) {
         self.counters.requests_total += 1;
         let now = self.clock.now();
-        let refused = self.refusal(&sequence).or_else(|| match self.models.get(&model) {
+        let refused = self.refusal(&sequence).or_else(|| match self.models.get_mut(&model) {
             Some(resident) => resident.out_of_reach(&sequence, now),
             None => Some(Error::ModelUnloaded(model.clone())),
         });

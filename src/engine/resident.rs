@@ -100,17 +100,16 @@ impl Resident {
     }
 
     /// Why a request that arrives now should not wait: its deadline is out of reach.
-    pub(super) fn out_of_reach(&self, sequence: &Sequence, now: Moment) -> Option<Error> {
-        // With nothing else to do it is tried: what is known may be from a time when the machine was busy.
-        if self.is_idle() {
-            return None;
-        }
+    pub(super) fn out_of_reach(&mut self, sequence: &Sequence, now: Moment) -> Option<Error> {
         let available = sequence.origin.deadline? - now;
         let cached =
             self.parked.longest(&sequence.origin.principal, &sequence.tokens, sequence.reusable_max());
         let prefill = sequence.pending() - cached;
         let needed = self.pace.time_to_prefill(prefill)?;
-        (needed > available).then_some(Error::DeadlineUnmeetable { needed, available })
+        (needed > available).then(|| {
+            self.pace.doubt();
+            Error::DeadlineUnmeetable { needed, available }
+        })
     }
 
     /// Bytes it holds: weights, slabs, parked caches.

@@ -20,6 +20,9 @@ const FIRST_TOKENS: u32 = 64;
 /// A deadline is out of reach only if it is so at this many times the speed that was seen.
 const DOUBT: u32 = 2;
 
+/// What is left of an estimate after somebody was refused by it.
+const KEPT_AFTER_REFUSAL: f64 = 0.9;
+
 /// Steps with prefill until they say what can be done: the first ones compile kernels.
 const TELLING_STEPS: u32 = 8;
 
@@ -86,6 +89,14 @@ impl Pace {
             None => step_max,
         };
         whole(time / token.max(f64::MIN_POSITIVE))
+    }
+
+    /// Somebody was refused by what is known. If that is from a time when another program was busy, nothing would ever
+    /// say so while all are refused: after some refusals one is let through.
+    pub fn doubt(&mut self) {
+        if let Some(token) = &mut self.prefill_token {
+            *token *= KEPT_AFTER_REFUSAL;
+        }
     }
 
     /// The least time that so many tokens take; None while too little is known.

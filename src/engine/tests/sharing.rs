@@ -174,7 +174,7 @@ fn a_client_with_too_many_waiting_is_refused_and_others_are_not() {
 }
 
 #[test]
-fn a_deadline_out_of_reach_is_refused_at_once_but_an_idle_engine_tries() {
+fn a_deadline_out_of_reach_is_refused_at_once_but_not_for_ever() {
     let mut bench = Bench::with(Fake::default(), 100_000_000, |settings| settings.prefill_chunk_tokens = 64);
     let taught = bench.ask("a", Priority::Normal, 10, |work| work.tokens = prompt(1, 1000));
     // Each turn takes a second, so each prompt token about a sixtieth of one.
@@ -190,12 +190,15 @@ fn a_deadline_out_of_reach_is_refused_at_once_but_an_idle_engine_tries() {
             work.origin.deadline = deadline;
         })
     };
-    let tried = ask(&mut bench, 10);
     let refused = ask(&mut bench, 10);
     assert!(matches!(drain(refused).end, Err(Error::DeadlineUnmeetable { .. })));
+    // Would the device be faster by now, somebody had to try.
+    let tries = (0..20).map(|_| ask(&mut bench, 10)).collect::<Vec<_>>();
     let fine = ask(&mut bench, 10_000);
     bench.run();
-    assert!(drain(tried).end.is_ok() && drain(fine).end.is_ok());
+    let outcomes: Vec<bool> = tries.into_iter().map(|tried| drain(tried).end.is_ok()).collect();
+    assert!(!outcomes[0] && outcomes[19], "{outcomes:?}");
+    assert!(drain(fine).end.is_ok());
 }
 
 #[test]
