@@ -5,8 +5,8 @@ use mlx_rs::{Array, ops};
 
 use super::mlp::open_gate;
 use super::{Body, Linear, Matrix, Mlp, Ops, Pass, Router};
-use crate::device::dim;
 use crate::device::ffi::Gate;
+use crate::device::{cuda, dim};
 
 /// From so many rows on they are sorted by expert, so that an expert's weights are read once.
 const SORTED_ROWS_MIN: i32 = 64;
@@ -84,6 +84,8 @@ impl Experts {
             None => (experts, of_token),
         };
         let x = x.take_axis(&of_token, 0)?.expand_dims(1)?;
+        // MLX 0.32.2's CUDA product for rows that are said to be sorted is wrong after another one.
+        let sorted = sorted && !cuda::active();
         let inner = self.first.iter().map(|part| part.project(&x, &experts, sorted));
         let inner = inner.collect::<Result<Vec<_>>>()?;
         let inner = if let [one] = inner.as_slice() { one.clone() } else { ops::concatenate(&inner, -1)? };
