@@ -1,5 +1,5 @@
 // The operations of cpu_ops.h as MLX's own: nodes of its graphs, which run on its CPU stream. Called through C, in
-// mlx-c's way, by src/device/ffi/kernels.rs. Single precision on the CPU only; who calls sees to that.
+// mlx-c's way, by src/mlx/ffi/kernels.rs. Single precision on the CPU only; who calls sees to that.
 
 #include <array>
 #include <cstring>

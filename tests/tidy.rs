@@ -17,6 +17,7 @@ const BORDERS: &[(&str, &[&str], &str)] = &[
     ("cache", PURE, "cache decisions are pure"),
     ("hub", HUB, "model files know neither the edge nor MLX"),
     ("engine", ENGINE, "the engine reaches a device only through its backend"),
+    ("mlx", DEVICE, "MLX knows nothing of the edge or of the engine"),
     ("device", DEVICE, "a device knows nothing of the edge or of the engine"),
     ("models", DEVICE, "an architecture knows nothing of the edge or of the engine"),
     ("cli", CLI, "the CLI is a client: it reaches the daemon over the wire"),
@@ -58,9 +59,9 @@ const RPC: &[&str] = &["mlx_rs::", "mlx_sys::", "crate::device", "crate::models"
 
 /// What only some files may name.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("mlx_rs::", &["src/device/", "src/models/"]),
-    ("mlx_sys::", &["src/device/ffi/"]),
-    ("unsafe {", &["src/device/ffi/"]),
+    ("mlx_rs::", &["src/device/", "src/mlx/", "src/models/"]),
+    ("mlx_sys::", &["src/mlx/ffi/"]),
+    ("unsafe {", &["src/mlx/ffi/"]),
     ("tonic::", &["src/rpc/", "src/daemon", "src/cli/"]),
     ("Instant::now(", &["src/clock.rs"]),
     ("SystemTime::now(", &["src/clock.rs"]),

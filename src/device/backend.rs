@@ -9,14 +9,14 @@ use crate::backend::{
     Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, SpanResult,
     Step,
 };
-use crate::device::batch::Batch;
-use crate::device::cuda;
-use crate::device::ffi::{self, DeviceFact};
-use crate::device::kv::Kv;
 use crate::device::plan::LoadPlan;
-use crate::device::sampler::{self, Drawn};
-use crate::device::weights::{Weights, bytes_of};
 use crate::error::Error;
+use crate::mlx::batch::Batch;
+use crate::mlx::cuda;
+use crate::mlx::ffi::{self, DeviceFact};
+use crate::mlx::kv::Kv;
+use crate::mlx::sampler::{self, Drawn};
+use crate::mlx::weights::{Weights, bytes_of};
 use crate::models::{self, Loading, Model};
 
 /// MLX keeps freed buffers for reuse up to this; more would look like a leak beside the budget.

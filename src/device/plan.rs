@@ -10,10 +10,10 @@ use mlx_rs::Dtype;
 use serde_json::Value;
 
 use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
-use crate::device::layers::Ops;
-use crate::device::weights::Policy;
 use crate::error::Error;
 use crate::hub::{self, Dtype as Stored};
+use crate::mlx::layers::Ops;
+use crate::mlx::weights::Policy;
 use crate::models::{self, ConfigError, Loading, Setup};
 
 /// A load, planned.

@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::ConfigError;
-use crate::device::kv::TokenState;
-use crate::device::layers::Rope;
+use crate::mlx::kv::TokenState;
+use crate::mlx::layers::Rope;
 
 /// What `layer_types` can say of softmax attention.
 pub(super) const FULL: &str = "full_attention";

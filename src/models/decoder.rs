@@ -6,11 +6,11 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, ops};
 
 use super::{Loading, Model, Setup};
-use crate::device::batch::Batch;
-use crate::device::kv::{Kv, KvShape, LayerState};
-use crate::device::layers::{Branch, Matrix, Ops, Pass, RmsNorm, Rope};
-use crate::device::weights::Weights;
 use crate::error::Error;
+use crate::mlx::batch::Batch;
+use crate::mlx::kv::{Kv, KvShape, LayerState};
+use crate::mlx::layers::{Branch, Matrix, Ops, Pass, RmsNorm, Rope};
+use crate::mlx::weights::Weights;
 
 /// One architecture with its configuration.
 pub(crate) trait Architecture {

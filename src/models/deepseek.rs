@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use super::decoder::{Architecture, Ends, loader};
 use super::{ConfigError, Loading, Setup, config};
-use crate::device::cuda;
-use crate::device::kv::{LayerState, TokenState, inverse_root};
-use crate::device::layers::{
+use crate::error::Error;
+use crate::mlx::cuda;
+use crate::mlx::kv::{LayerState, TokenState, inverse_root};
+use crate::mlx::layers::{
     Branch, Gate, Latent, LatentQuery, Matrix, Mixture, Rope, Router, Scoring, yarn_magnitude,
 };
-use crate::device::weights::Weights;
-use crate::error::Error;
+use crate::mlx::weights::Weights;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {

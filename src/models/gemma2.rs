@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::decoder::{Architecture, Ends, loader};
 use super::{ConfigError, Loading, Setup, config};
-use crate::device::kv::{LayerState, TokenState};
-use crate::device::layers::{Attention, Branch, Gate, RmsNorm, Rope};
-use crate::device::weights::Weights;
 use crate::error::Error;
+use crate::mlx::kv::{LayerState, TokenState};
+use crate::mlx::layers::{Attention, Branch, Gate, RmsNorm, Rope};
+use crate::mlx::weights::Weights;
 
 fn score_cap() -> f32 {
     50.0

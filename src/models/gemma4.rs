@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use super::decoder::{Architecture, Ends, Prelude, loader};
 use super::gemma4_parts::{LayerInput, LayerInputs, Parallel};
 use super::{ConfigError, Loading, Setup, config};
-use crate::device::kv::{LayerState, TokenState};
-use crate::device::layers::{Attention, Branch, Fused, Gate, HeadNorms, Rope, Router, Scoring};
-use crate::device::weights::Weights;
 use crate::error::Error;
+use crate::mlx::kv::{LayerState, TokenState};
+use crate::mlx::layers::{Attention, Branch, Fused, Gate, HeadNorms, Rope, Router, Scoring};
+use crate::mlx::weights::Weights;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -306,7 +306,7 @@ impl Architecture for Gemma4 {
             return Ok(None);
         }
         let vocabulary = self.config.vocab_size_per_layer_input.unwrap_or(self.config.vocab_size);
-        let layers = crate::device::dim(self.config.num_hidden_layers);
+        let layers = crate::mlx::dim(self.config.num_hidden_layers);
         Ok(Some(Box::new(LayerInputs {
             embedding: weights.matrix("model.embed_tokens_per_layer", vocabulary, layers * size)?,
             projection: weights.linear(
@@ -335,7 +335,7 @@ impl Architecture for Gemma4 {
         ];
         if size > 0 {
             let input = LayerInput {
-                layer: crate::device::dim(index),
+                layer: crate::mlx::dim(index),
                 gate: weights.linear(&format!("{prefix}.per_layer_input_gate"), size, hidden, false)?,
                 projection: weights.linear(&format!("{prefix}.per_layer_projection"), hidden, size, false)?,
             };

@@ -5,7 +5,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, ops};
 
 use super::decoder::Prelude;
-use crate::device::layers::{Body, Experts, Linear, Matrix, Mlp, Pass, RmsNorm, Router, gelu};
+use crate::mlx::layers::{Body, Experts, Linear, Matrix, Mlp, Pass, RmsNorm, Router, gelu};
 
 /// What each token brings to every layer: looked up by its id, and made of its hidden state.
 pub(super) struct LayerInputs {

@@ -26,11 +26,11 @@ mod qwen3_next;
 use mlx_rs::Array;
 use serde_json::Value;
 
-use crate::device::batch::Batch;
-use crate::device::kv::{Kv, KvShape};
-use crate::device::layers::Ops;
-use crate::device::weights::Weights;
 use crate::error::Error;
+use crate::mlx::batch::Batch;
+use crate::mlx::kv::{Kv, KvShape};
+use crate::mlx::layers::Ops;
+use crate::mlx::weights::Weights;
 
 /// A model that can run.
 pub(crate) trait Model {

@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use super::decoder::{Architecture, Ends, loader};
 use super::{ConfigError, Loading, Setup, config};
-use crate::device::kv::{LayerState, TokenState};
-use crate::device::layers::{
+use crate::error::Error;
+use crate::mlx::kv::{LayerState, TokenState};
+use crate::mlx::layers::{
     Activation, Attention, Body, Branch, Convolution, Experts, Linear, Mamba, Pass, Rope, Router, Scoring,
     by_kernel, squared_relu,
 };
-use crate::device::weights::Weights;
-use crate::error::Error;
+use crate::mlx::weights::Weights;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::decoder::{Architecture, Ends, loader};
 use super::{ConfigError, Loading, Setup, config};
-use crate::device::kv::{LayerState, TokenState};
-use crate::device::layers::{Attention, Branch, Fused, Gate, Mlp, Rope};
-use crate::device::weights::Weights;
 use crate::error::Error;
+use crate::mlx::kv::{LayerState, TokenState};
+use crate::mlx::layers::{Attention, Branch, Fused, Gate, Mlp, Rope};
+use crate::mlx::weights::Weights;
 
 fn one() -> f64 {
     1.0

@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use super::decoder::{Architecture, Ends, loader};
 use super::{ConfigError, Loading, Setup, config};
-use crate::device::kv::{LayerState, TokenState};
-use crate::device::layers::{
+use crate::error::Error;
+use crate::mlx::kv::{LayerState, TokenState};
+use crate::mlx::layers::{
     Attention, Branch, Convolution, DeltaNet, Fused, Gate, HeadNorms, Linear, Mixture, Rope, Router, Scoring,
     by_kernel,
 };
-use crate::device::weights::Weights;
-use crate::error::Error;
+use crate::mlx::weights::Weights;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {

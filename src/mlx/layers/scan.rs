@@ -7,7 +7,7 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype, ops};
 
-use crate::device::dim;
+use crate::mlx::dim;
 
 /// Tokens of a chunk: a power of two, for which products and what is between chunks cost about the same.
 const CHUNK: i32 = 64;

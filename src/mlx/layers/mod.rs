@@ -17,8 +17,8 @@ mod scan;
 
 use mlx_rs::Dtype;
 
-pub(crate) use crate::device::ffi::Gate;
-use crate::device::ffi::{HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels};
+pub(crate) use crate::mlx::ffi::Gate;
+use crate::mlx::ffi::{HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels};
 
 pub(crate) use attention::{Attention, HeadNorms, QueryScale};
 pub(crate) use branch::{Body, Branch, Pass};

@@ -10,7 +10,7 @@ use mlx_rs::{Array, Dtype, ops};
 
 use super::Row;
 use crate::backend::{Sample, Xtc};
-use crate::device::dim;
+use crate::mlx::dim;
 
 /// A value of each row, `[rows, 1]`.
 fn column(rows: &[&Row<'_>], value: impl Fn(&Sample) -> f32) -> Array {

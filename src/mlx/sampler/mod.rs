@@ -14,7 +14,7 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, ops};
 
 use crate::backend::{Sample, SpanOutput, SpanResult, Step, TokenLogprobs, Xtc};
-use crate::device::dim;
+use crate::mlx::dim;
 use filter::{draw_free, draw_sorted, largest};
 
 /// Most candidates that are cut out before they are sorted; with more, sorting everything costs no more. Also

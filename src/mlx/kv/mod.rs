@@ -29,7 +29,7 @@ pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root
 use shape::ArrayShape;
 
 use crate::backend::{ParkedId, SlotId, add_mark};
-use crate::device::dim;
+use crate::mlx::dim;
 
 /// The recurrent states of a sequence after so many tokens.
 #[derive(Clone, Debug)]

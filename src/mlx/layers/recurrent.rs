@@ -6,7 +6,7 @@ use mlx_rs::{Array, Dtype, fast, ops};
 
 use super::scan::Scan;
 use super::{Body, Fused, Linear, Pass, RmsNorm};
-use crate::device::kv::{LayerState, StateShape};
+use crate::mlx::kv::{LayerState, StateShape};
 
 /// A convolution over the last few tokens, of each channel by itself. Its state are the inputs before.
 #[derive(Clone, Debug)]
@@ -139,7 +139,7 @@ impl DeltaNet {
     fn unit(&self, x: &Array, scale: f32) -> Result<Array> {
         let x = heads(x, self.key_heads)?.as_dtype(Dtype::Float32)?;
         // A norm over the mean of squares is off by the root of the size, and so is its epsilon.
-        let inverse = crate::device::kv::inverse_root(self.key_dim);
+        let inverse = crate::mlx::kv::inverse_root(self.key_dim);
         let normed = fast::rms_norm(&x, None::<&Array>, UNIT_EPS * inverse * inverse)?
             .multiply(Array::from_f32(scale))?;
         repeated(&normed, self.value_heads / self.key_heads)
@@ -147,7 +147,7 @@ impl DeltaNet {
 
     fn scan(&self, mixed: &Array, b: &Array, a: &Array) -> Result<Scan> {
         let keys = self.key_heads * self.key_dim;
-        let inverse = crate::device::kv::inverse_root(self.key_dim);
+        let inverse = crate::mlx::kv::inverse_root(self.key_dim);
         let single = |x: &Array| x.as_dtype(Dtype::Float32);
         let pace = softplus(&single(a)?.add(&self.decay_bias)?)?;
         Ok(Scan {

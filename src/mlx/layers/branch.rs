@@ -5,8 +5,8 @@ use mlx_rs::Array;
 use mlx_rs::error::Result;
 
 use super::{Linear, RmsNorm, Rope, Rotation};
-use crate::device::batch::Batch;
-use crate::device::kv::Kv;
+use crate::mlx::batch::Batch;
+use crate::mlx::kv::Kv;
 
 /// What a step has beside the stream.
 pub(crate) struct Pass<'a> {

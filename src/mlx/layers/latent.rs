@@ -7,8 +7,8 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, ops};
 
 use super::{Body, Fused, Linear, Matrix, Pass, RmsNorm};
-use crate::device::ffi::AttentionWeights;
-use crate::device::kv::Look;
+use crate::mlx::ffi::AttentionWeights;
+use crate::mlx::kv::Look;
 
 /// How queries come about.
 pub(crate) enum LatentQuery {

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use mlx_rs::Array;
 
 use crate::backend::{Span, SpanOutput, Step};
-use crate::device::cuda::Places;
-use crate::device::dim;
-use crate::device::ffi::AttentionSpan;
-use crate::device::kv::KvShape;
+use crate::mlx::cuda::Places;
+use crate::mlx::dim;
+use crate::mlx::ffi::AttentionSpan;
+use crate::mlx::kv::KvShape;
 
 /// The tokens of one step, packed.
 #[derive(Debug)]

@@ -5,9 +5,9 @@ use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype, ops};
 
 use super::RmsNorm;
-use crate::device::cuda;
-use crate::device::dim;
-use crate::device::ffi::{Packed, QuantMode};
+use crate::mlx::cuda;
+use crate::mlx::dim;
+use crate::mlx::ffi::{Packed, QuantMode};
 
 /// From so many tokens on, CUDA is faster with a matrix that is made dense for the product.
 const CUDA_DENSE_ROWS: i32 = 256;

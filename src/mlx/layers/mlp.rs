@@ -4,7 +4,7 @@ use mlx_rs::error::Result;
 use mlx_rs::{Array, ops};
 
 use super::{Body, Fused, Linear, Ops, Pass};
-use crate::device::ffi::Gate;
+use crate::mlx::ffi::Gate;
 
 /// `gelu(x)` by its approximation with tanh (<https://arxiv.org/abs/1606.08415>).
 pub(crate) fn gelu(x: &Array) -> Result<Array> {

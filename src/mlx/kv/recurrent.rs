@@ -7,7 +7,7 @@ use mlx_rs::ops;
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 
 use super::Kv;
-use crate::device::batch::{Batch, Group};
+use crate::mlx::batch::{Batch, Group};
 
 /// Tokens of sequences that have as many of them each, and the states before them.
 pub(crate) struct Stretch<'a> {

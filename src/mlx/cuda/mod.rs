@@ -15,8 +15,8 @@ use std::sync::LazyLock;
 use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype};
 
-use crate::device::ffi::{self, CudaKernel, CudaLaunch, DeviceFact, QuantMode};
-use crate::device::layers::Quantized;
+use crate::mlx::ffi::{self, CudaKernel, CudaLaunch, DeviceFact, QuantMode};
+use crate::mlx::layers::Quantized;
 
 const COMMON: &str = include_str!("common.cuh");
 const PRODUCT: &str = include_str!("product.cuh");

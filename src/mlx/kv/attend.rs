@@ -7,10 +7,10 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::{Array, Dtype, fast, ops};
 
 use super::{Kv, LayerState, TokenState};
-use crate::device::batch::{Batch, Chunk, Group, GroupWrite, View};
-use crate::device::cuda;
-use crate::device::ffi::{AttentionShape, AttentionWeights, Kernels};
-use crate::device::layers::{Ops, Rope, Rotation};
+use crate::mlx::batch::{Batch, Chunk, Group, GroupWrite, View};
+use crate::mlx::cuda;
+use crate::mlx::ffi::{AttentionShape, AttentionWeights, Kernels};
+use crate::mlx::layers::{Ops, Rope, Rotation};
 
 /// The largest 8-bit number that is used, so that both signs have the same.
 const INT8_MAX: f32 = 127.0;
@@ -344,9 +344,9 @@ mod tests {
 
     use super::*;
     use crate::backend::{SlotId, Span, SpanOutput, Step};
-    use crate::device::dim;
-    use crate::device::kv::KvShape;
-    use crate::device::layers::Ops;
+    use crate::mlx::dim;
+    use crate::mlx::kv::KvShape;
+    use crate::mlx::layers::Ops;
 
     /// What one step of one token adds to the memory in use, in a slab of 64 MiB.
     fn step_bytes(ops: Ops) -> usize {

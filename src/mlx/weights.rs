@@ -9,12 +9,12 @@ use std::path::Path;
 
 use mlx_rs::{Array, Dtype};
 
-use crate::device::ffi::{Gate, QuantMode};
-use crate::device::layers::{
-    Activation, ExpertMatrix, Experts, Fused, Linear, Matrix, Mlp, Ops, Quantized, RmsNorm,
-};
 use crate::error::Error;
 use crate::ids::ModelName;
+use crate::mlx::ffi::{Gate, QuantMode};
+use crate::mlx::layers::{
+    Activation, ExpertMatrix, Experts, Fused, Linear, Matrix, Mlp, Ops, Quantized, RmsNorm,
+};
 
 /// What becomes of stored numbers.
 #[derive(Clone, Copy, Debug)]
@@ -160,7 +160,7 @@ impl Weights {
     pub(crate) fn split(&mut self, name: &str, axis: i32, parts: &[String]) -> Result<(), Error> {
         let Some(array) = self.tensors.remove(name) else { return Ok(()) };
         let pieces = i32::try_from(parts.len()).unwrap_or(i32::MAX);
-        let place = if axis < 0 { axis + crate::device::dim(array.ndim()) } else { axis };
+        let place = if axis < 0 { axis + crate::mlx::dim(array.ndim()) } else { axis };
         let size = usize::try_from(place).ok().and_then(|place| array.shape().get(place));
         if size.is_none_or(|size| size % pieces != 0) {
             return Err(self.invalid(format!("{name} of shape {:?} has no {pieces} parts", array.shape())));

@@ -2,9 +2,9 @@
 
 use mlx_rs::Dtype;
 
-use crate::device::cuda;
-use crate::device::ffi::Kernels;
-use crate::device::layers::Ops;
+use crate::mlx::cuda;
+use crate::mlx::ffi::Kernels;
+use crate::mlx::layers::Ops;
 
 /// What a layer keeps.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,11 +5,11 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, ops};
 
 use super::{Body, Fused, Linear, Pass, RmsNorm};
-use crate::device::dim;
-use crate::device::ffi::AttentionWeights;
-use crate::device::kv::{Look, TokenState};
-use crate::device::weights::Weights;
 use crate::error::Error;
+use crate::mlx::dim;
+use crate::mlx::ffi::AttentionWeights;
+use crate::mlx::kv::{Look, TokenState};
+use crate::mlx::weights::Weights;
 
 /// Norms between the projections and the rotation.
 pub(crate) enum HeadNorms {

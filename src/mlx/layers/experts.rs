@@ -5,8 +5,8 @@ use mlx_rs::{Array, ops};
 
 use super::mlp::open_gate;
 use super::{Body, Linear, Matrix, Mlp, Ops, Pass, Router};
-use crate::device::ffi::Gate;
-use crate::device::{cuda, dim};
+use crate::mlx::ffi::Gate;
+use crate::mlx::{cuda, dim};
 
 /// From so many rows on they are sorted by expert, so that an expert's weights are read once.
 const SORTED_ROWS_MIN: i32 = 64;

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Ops;
 use super::frequencies::{Scaled, scaled};
-use crate::device::dim;
+use crate::mlx::dim;
 
 /// The frequencies of a model, or of some of its layers.
 #[derive(Clone, Debug)]
