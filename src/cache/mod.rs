@@ -6,5 +6,5 @@ mod parked;
 mod property_tests;
 mod slots;
 
-pub use parked::{Hit, Parked, ParkedCache};
+pub use parked::{CacheEntry, Hit, Parked};
 pub use slots::{Grant, SlabClass, Slots};

@@ -19,7 +19,7 @@ pub struct Hit {
 
 /// A parked cache, and whose it is.
 #[derive(Clone, Debug)]
-pub struct ParkedCache {
+pub struct CacheEntry {
     /// Its number.
     pub id: ParkedId,
     /// Who may use it.
@@ -29,7 +29,7 @@ pub struct ParkedCache {
     /// The tokens it holds.
     pub tokens: Vec<u32>,
     /// The lengths to which it can be cut back, ascending; None is any.
-    pub marks: Option<Vec<u32>>,
+    pub checkpoints: Option<Vec<u32>>,
     /// When it was last used.
     pub used: Moment,
 }
@@ -39,7 +39,7 @@ pub struct ParkedCache {
 pub struct Parked {
     bytes_per_token: u64,
     state_bytes: u64,
-    entries: Vec<ParkedCache>,
+    entries: Vec<CacheEntry>,
 }
 
 /// How many tokens two sequences begin with in common.
@@ -48,20 +48,23 @@ fn common_prefix(a: &[u32], b: &[u32]) -> u32 {
     u32::try_from(common).unwrap_or(u32::MAX)
 }
 
-impl ParkedCache {
+impl CacheEntry {
     /// How many of `tokens` can be had from it, of which no more than `most` are wanted.
     fn usable(&self, tokens: &[u32], most: u32) -> u32 {
         let common = common_prefix(&self.tokens, tokens).min(most);
-        match &self.marks {
+        match &self.checkpoints {
             None => common,
-            Some(marks) => marks.iter().copied().filter(|&mark| mark <= common).max().unwrap_or(0),
+            Some(checkpoints) => {
+                checkpoints.iter().copied().filter(|&checkpoint| checkpoint <= common).max().unwrap_or(0)
+            }
         }
     }
 
     /// Whether it gives all that another one gives.
-    fn covers(&self, tokens: &[u32], marks: Option<&[u32]>) -> bool {
-        let marked = |mark: &u32| self.marks.as_ref().is_none_or(|own| own.contains(mark));
-        self.tokens.starts_with(tokens) && marks.and_then(<[u32]>::last).is_none_or(marked)
+    fn covers(&self, tokens: &[u32], checkpoints: Option<&[u32]>) -> bool {
+        let checkpointed =
+            |checkpoint: &u32| self.checkpoints.as_ref().is_none_or(|own| own.contains(checkpoint));
+        self.tokens.starts_with(tokens) && checkpoints.and_then(<[u32]>::last).is_none_or(checkpointed)
     }
 }
 
@@ -78,9 +81,9 @@ impl Parked {
         self.entries.iter().map(|entry| self.entry_bytes(entry)).sum()
     }
 
-    fn entry_bytes(&self, entry: &ParkedCache) -> u64 {
-        let marks = entry.marks.as_ref().map_or(0, |marks| marks.len() as u64);
-        entry.tokens.len() as u64 * self.bytes_per_token + marks * self.state_bytes
+    fn entry_bytes(&self, entry: &CacheEntry) -> u64 {
+        let checkpoints = entry.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.len() as u64);
+        entry.tokens.len() as u64 * self.bytes_per_token + checkpoints * self.state_bytes
     }
 
     /// The cache of `owner` that most of `tokens` can be had from, of which no more than `most` are wanted, and marks it
@@ -106,22 +109,22 @@ impl Parked {
 
     /// The lengths up to `tokens` at which a cache can be cut back.
     #[must_use]
-    pub fn marks_up_to(&self, id: ParkedId, tokens: u32) -> Vec<u32> {
+    pub fn checkpoints_up_to(&self, id: ParkedId, tokens: u32) -> Vec<u32> {
         let entry = self.entries.iter().find(|entry| entry.id == id);
-        let marks = entry.and_then(|entry| entry.marks.as_deref()).unwrap_or_default();
-        marks.iter().copied().filter(|&mark| mark <= tokens).collect()
+        let checkpoints = entry.and_then(|entry| entry.checkpoints.as_deref()).unwrap_or_default();
+        checkpoints.iter().copied().filter(|&checkpoint| checkpoint <= tokens).collect()
     }
 
-    /// Whether parking these tokens, which can be cut back to `marks`, would keep nothing that is not kept already.
+    /// Whether parking these tokens, which can be cut back to `checkpoints`, would keep nothing that is not kept already.
     #[must_use]
-    pub fn covers(&self, owner: &Principal, tokens: &[u32], marks: Option<&[u32]>) -> bool {
-        self.entries.iter().any(|entry| entry.owner == *owner && entry.covers(tokens, marks))
+    pub fn covers(&self, owner: &Principal, tokens: &[u32], checkpoints: Option<&[u32]>) -> bool {
+        self.entries.iter().any(|entry| entry.owner == *owner && entry.covers(tokens, checkpoints))
     }
 
     /// Adds a cache; returns those that it makes superfluous because it gives all that they do.
-    pub fn insert(&mut self, cache: ParkedCache) -> Vec<ParkedId> {
+    pub fn insert(&mut self, cache: CacheEntry) -> Vec<ParkedId> {
         let superfluous = self.remove_if(|entry| {
-            entry.owner == cache.owner && cache.covers(&entry.tokens, entry.marks.as_deref())
+            entry.owner == cache.owner && cache.covers(&entry.tokens, entry.checkpoints.as_deref())
         });
         self.entries.push(cache);
         superfluous
@@ -151,7 +154,7 @@ impl Parked {
         self.remove_if(|entry| entry.session.as_ref() == Some(session))
     }
 
-    fn remove_if(&mut self, gone: impl Fn(&ParkedCache) -> bool) -> Vec<ParkedId> {
+    fn remove_if(&mut self, gone: impl Fn(&CacheEntry) -> bool) -> Vec<ParkedId> {
         let mut removed = Vec::new();
         self.entries.retain(|entry| {
             let gone = gone(entry);
@@ -173,13 +176,13 @@ mod tests {
         Moment::at(Duration::from_secs(seconds))
     }
 
-    fn cache(id: u64, owner: &str, tokens: &[u32], used: u64) -> ParkedCache {
-        ParkedCache {
+    fn cache(id: u64, owner: &str, tokens: &[u32], used: u64) -> CacheEntry {
+        CacheEntry {
             id: ParkedId(id),
             owner: Principal::from(owner),
             session: None,
             tokens: tokens.to_vec(),
-            marks: None,
+            checkpoints: None,
             used: at(used),
         }
     }
@@ -213,12 +216,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_cut_back_is_had_at_its_marks_only() {
-        let marked = |id, tokens: &[u32], marks: &[u32]| ParkedCache {
-            marks: Some(marks.to_vec()),
+        let checkpointed = |id, tokens: &[u32], checkpoints: &[u32]| CacheEntry {
+            checkpoints: Some(checkpoints.to_vec()),
             ..cache(id, "a", tokens, 0)
         };
         let mut parked = Parked::new(10, 100);
-        parked.insert(marked(0, &[1, 2, 3, 4, 5], &[2, 5]));
+        parked.insert(checkpointed(0, &[1, 2, 3, 4, 5], &[2, 5]));
         assert_eq!(parked.bytes(), 250);
         let a = Principal::from("a");
         let mut tokens = |tokens: &[u32], most| parked.find(&a, tokens, most, at(1)).map(|hit| hit.tokens);
@@ -226,10 +229,17 @@ mod tests {
         assert_eq!(tokens(&[1, 2, 3, 4, 5], 4), Some(2), "one token has to run");
         assert_eq!(tokens(&[1, 2, 3, 9], 9), Some(2));
         assert_eq!(tokens(&[1, 9], 9), None);
-        assert_eq!(parked.marks_up_to(ParkedId(0), 4), [2]);
+        assert_eq!(parked.checkpoints_up_to(ParkedId(0), 4), [2]);
         assert!(!parked.covers(&a, &[1, 2, 3], Some(&[2, 3])));
-        assert_eq!(parked.insert(marked(1, &[1, 2, 3, 4, 5, 6], &[2, 6])), [], "its last mark is not there");
-        assert_eq!(parked.insert(marked(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7])), [ParkedId(0), ParkedId(1)]);
+        assert_eq!(
+            parked.insert(checkpointed(1, &[1, 2, 3, 4, 5, 6], &[2, 6])),
+            [],
+            "its last checkpoint is not there"
+        );
+        assert_eq!(
+            parked.insert(checkpointed(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7])),
+            [ParkedId(0), ParkedId(1)]
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Parked, ParkedCache, Slots};
+use super::{CacheEntry, Parked, Slots};
 use crate::backend::{ParkedId, SlotId};
 use crate::clock::Moment;
 use crate::ids::Principal;
@@ -98,7 +98,7 @@ proptest! {
         for (id, (number, tokens)) in caches.iter().enumerate() {
             let used = Moment::at(Duration::from_secs(id as u64));
             let cache =
-                ParkedCache { id: ParkedId(id as u64), owner: owner(*number), session: None, tokens: tokens.clone(), marks: None, used };
+                CacheEntry { id: ParkedId(id as u64), owner: owner(*number), session: None, tokens: tokens.clone(), checkpoints: None, used };
             parked.insert(cache);
         }
         let now = Moment::at(Duration::from_secs(1000));

@@ -175,8 +175,8 @@ impl Backend for MlxBackend {
         Ok(self.ready(model)?.kv.copy(from, to, tokens)?)
     }
 
-    fn mark(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
-        Ok(self.ready(model)?.kv.mark(slot, tokens)?)
+    fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.checkpoint(slot, tokens)?)
     }
 
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {

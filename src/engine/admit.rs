@@ -8,7 +8,7 @@
 use super::counters::Counters;
 use super::resident::{Allowance, Resident};
 use super::sequence::Sequence;
-use crate::backend::{Backend, SlotId, add_mark};
+use crate::backend::{Backend, SlotId, add_checkpoint};
 use crate::cache::Hit;
 use crate::clock::Moment;
 use crate::error::Error;
@@ -107,7 +107,7 @@ impl Resident {
         let tokens = headroom.min(finally);
         let growth = self.growth_bytes(sequence, self.slots.capacity_for(tokens));
         if growth + self.slots.slot_bytes(tokens) > kv_bytes_max {
-            (finally, self.marks_bytes())
+            (finally, self.checkpoint_bytes())
         } else {
             (tokens, growth)
         }
@@ -174,11 +174,11 @@ impl Resident {
         let (owner, most) = (&sequence.origin.principal, sequence.reusable_max());
         let hit = self.parked.find(owner, &sequence.tokens, most, now);
         let cached = hit.map_or(0, |hit| hit.tokens);
-        sequence.marks.clear();
+        sequence.checkpoints.clear();
         if let Some(hit) = hit {
             backend.restore(self.id, hit.id, cached, slot)?;
-            for mark in self.parked.marks_up_to(hit.id, cached) {
-                add_mark(&mut sequence.marks, mark);
+            for checkpoint in self.parked.checkpoints_up_to(hit.id, cached) {
+                add_checkpoint(&mut sequence.checkpoints, checkpoint);
             }
         }
         sequence.computed = cached;

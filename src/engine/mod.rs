@@ -4,8 +4,6 @@
 mod admit;
 mod core;
 mod counters;
-#[cfg(test)]
-mod fake;
 mod handle;
 mod load;
 mod resident;
@@ -31,4 +29,5 @@ pub use work::{
 // The edge names these too, but needs nothing else of a backend.
 pub use crate::backend::{ComputeDtype, DeviceInfo, KvDtype, LoadSpec, TokenLogprobs};
 pub use crate::cache::SlabClass;
+pub use crate::prompt::Prompt;
 pub use crate::sched::Priority;

@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::sequence::Sequence;
 use super::step::Launched;
 use super::work::ResidentModel;
-use crate::backend::{Backend, LoadSpec, MARKS_MAX, ModelId, ModelShape};
+use crate::backend::{Backend, CHECKPOINTS_MAX, LoadSpec, ModelId, ModelShape};
 use crate::cache::{Parked, Slots};
 use crate::clock::Moment;
 use crate::error::Error;
@@ -76,7 +76,7 @@ impl Resident {
 
     pub(super) fn enqueue(&mut self, mut sequence: Sequence) {
         if self.shape.state_bytes > 0 {
-            sequence.plan_marks();
+            sequence.plan_checkpoints();
         }
         let origin = &sequence.origin;
         self.shares.arrive(&origin.client);
@@ -132,16 +132,16 @@ impl Resident {
     }
 
     /// Bytes of the slot that a sequence moves to when it outgrows one of that capacity: it moves once, to one
-    /// for all that it may come to hold. And of its marks.
+    /// for all that it may come to hold. And of its checkpoints.
     pub(super) fn growth_bytes(&self, sequence: &Sequence, capacity: u32) -> u64 {
         let finally = sequence.tokens_max().min(self.shape.context_length);
         let slot = if finally > capacity { self.slots.slot_bytes(finally) } else { 0 };
-        slot + self.marks_bytes()
+        slot + self.checkpoint_bytes()
     }
 
-    /// Bytes of the marks that a running sequence may have.
-    pub(super) fn marks_bytes(&self) -> u64 {
-        self.shape.state_bytes * MARKS_MAX as u64
+    /// Bytes of the checkpoints that a running sequence may have.
+    pub(super) fn checkpoint_bytes(&self) -> u64 {
+        self.shape.state_bytes * CHECKPOINTS_MAX as u64
     }
 
     /// Lets go of what nobody waits for any more: callers that left or do not read, deadlines that passed.

@@ -8,7 +8,7 @@ use super::sampling::sample_at;
 use super::work::{
     Delta, Finish, GenerateEvent, GenerateWork, Generated, Sampling, ScoreWork, Scored, Stopping, WorkOrigin,
 };
-use crate::backend::{MARKS_MAX, SlotId, SpanOutput, SpanResult, TokenLogprobs};
+use crate::backend::{CHECKPOINTS_MAX, SlotId, SpanOutput, SpanResult, TokenLogprobs};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
@@ -16,8 +16,8 @@ use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 /// Tokens of output that pile up for a caller who does not read before its sequence pauses.
 const COALESCED_TOKENS_MAX: usize = 256;
 
-/// Tokens between two marks, and before the first: fewer are not worth the memory.
-const MARK_DISTANCE: usize = 8;
+/// Tokens between two checkpoints, and before the first: fewer are not worth the memory.
+const CHECKPOINT_DISTANCE: usize = 8;
 
 /// Positions of a score that one step takes: each costs a row of logits.
 const SCORE_SPAN_MAX: u32 = 128;
@@ -35,7 +35,7 @@ pub(super) struct Sequence {
     /// Its priority class since it was admitted.
     pub(super) class: u32,
     /// Lengths at which its states were kept.
-    pub(super) marks: Vec<u32>,
+    pub(super) checkpoints: Vec<u32>,
     /// Lengths at which they are to be kept.
     borders: Vec<u32>,
     output: Output,
@@ -86,7 +86,7 @@ impl Sequence {
     pub(super) fn generate(work: GenerateWork) -> Self {
         let reserve = || work.events.clone().try_reserve_owned().ok();
         let generation = Generation {
-            prompt_tokens: work.tokens.len(),
+            prompt_tokens: work.prompt.len(),
             stops: StopMatcher::new(work.stopping.stop_strings.clone()),
             sampling: work.sampling,
             stopping: work.stopping,
@@ -101,7 +101,7 @@ impl Sequence {
             events: work.events,
         };
         let output = Output::Generate(Box::new(generation));
-        Self::new(work.origin, work.tokens, output)
+        Self::new(work.origin, work.prompt.tokens.to_vec(), output)
     }
 
     pub(super) fn score(work: ScoreWork) -> Self {
@@ -114,26 +114,26 @@ impl Sequence {
             reply: work.reply,
         };
         let output = Output::Score(Box::new(scoring));
-        Self::new(work.origin, work.tokens, output)
+        Self::new(work.origin, work.prompt.tokens.to_vec(), output)
     }
 
     fn new(origin: WorkOrigin, tokens: Vec<u32>, output: Output) -> Self {
-        let (marks, borders) = (Vec::new(), Vec::new());
-        Self { origin, tokens, computed: 0, slot: None, class: 0, marks, borders, output }
+        let (checkpoints, borders) = (Vec::new(), Vec::new());
+        Self { origin, tokens, computed: 0, slot: None, class: 0, checkpoints, borders, output }
     }
 
     /// Chooses where its states are to be kept: before control tokens of the prompt, where messages begin and end. The
     /// first such place is after what all conversations share; the last ones are where its next turn may part
     /// from this one.
-    pub(super) fn plan_marks(&mut self) {
+    pub(super) fn plan_checkpoints(&mut self) {
         let Output::Generate(generation) = &self.output else { return };
         let control = |&at: &usize| generation.tokenizer.is_control(self.tokens[at]);
         let prompt = generation.prompt_tokens.min(self.tokens.len());
-        let places: Vec<u32> = (MARK_DISTANCE..prompt).filter(control).map(count).collect();
+        let places: Vec<u32> = (CHECKPOINT_DISTANCE..prompt).filter(control).map(count).collect();
         let mut kept: Vec<u32> = Vec::new();
         for &place in places.iter().rev() {
-            let far = kept.last().is_none_or(|&last| last - place >= count(MARK_DISTANCE));
-            if far && kept.len() + 1 < MARKS_MAX {
+            let far = kept.last().is_none_or(|&last| last - place >= count(CHECKPOINT_DISTANCE));
+            if far && kept.len() + 1 < CHECKPOINTS_MAX {
                 kept.push(place);
             }
         }
@@ -144,14 +144,15 @@ impl Sequence {
     }
 
     /// Whether its states are to be kept now.
-    pub(super) fn is_at_mark(&self) -> bool {
-        self.borders.contains(&self.computed) && self.marks.last().is_none_or(|&last| last < self.computed)
+    pub(super) fn is_at_checkpoint(&self) -> bool {
+        self.borders.contains(&self.computed)
+            && self.checkpoints.last().is_none_or(|&last| last < self.computed)
     }
 
     /// The lengths at which its states are kept once it is parked.
-    pub(super) fn all_marks(&self) -> Vec<u32> {
-        let end = Some(self.computed).filter(|end| self.marks.last() != Some(end));
-        self.marks.iter().copied().chain(end).collect()
+    pub(super) fn all_checkpoints(&self) -> Vec<u32> {
+        let end = Some(self.computed).filter(|end| self.checkpoints.last() != Some(end));
+        self.checkpoints.iter().copied().chain(end).collect()
     }
 
     /// Whether its caller is gone.

@@ -4,8 +4,8 @@ use super::counters::Counters;
 use super::resident::{Allowance, Resident};
 use super::sequence::Sequence;
 use super::work::Finish;
-use crate::backend::{Backend, SlotId, Span, SpanResult, Step, add_mark};
-use crate::cache::ParkedCache;
+use crate::backend::{Backend, SlotId, Span, SpanResult, Step, add_checkpoint};
+use crate::cache::CacheEntry;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::sched::Runnable;
@@ -41,9 +41,9 @@ impl Resident {
             let drawn = u32::from(matches!(result, SpanResult::Token(..)));
             self.shares.serve(&sequence.origin.client, if tokens > 1 { tokens } else { 0 }, drawn);
             let outcome = sequence.commit(tokens, result, now);
-            if let (Some(slot), true) = (sequence.slot, sequence.is_at_mark()) {
-                backend.mark(self.id, slot, sequence.computed)?;
-                add_mark(&mut sequence.marks, sequence.computed);
+            if let (Some(slot), true) = (sequence.slot, sequence.is_at_checkpoint()) {
+                backend.checkpoint(self.id, slot, sequence.computed)?;
+                add_checkpoint(&mut sequence.checkpoints, sequence.computed);
             }
             if let Some(outcome) = outcome {
                 ended.push((id, outcome));
@@ -86,16 +86,16 @@ impl Resident {
         let Some(slot) = sequence.slot else { return Ok(()) };
         let owner = &sequence.origin.principal;
         let computed = &sequence.tokens[..sequence.computed as usize];
-        let marks = (self.shape.state_bytes > 0).then(|| sequence.all_marks());
-        let covered = self.parked.covers(owner, computed, marks.as_deref());
+        let checkpoints = (self.shape.state_bytes > 0).then(|| sequence.all_checkpoints());
+        let covered = self.parked.covers(owner, computed, checkpoints.as_deref());
         if sound && sequence.leaves_cache() && !computed.is_empty() && !covered {
             let parked = backend.park(self.id, slot, sequence.computed)?;
-            let cache = ParkedCache {
+            let cache = CacheEntry {
                 id: parked,
                 owner: owner.clone(),
                 session: sequence.origin.session.clone(),
                 tokens: computed.to_vec(),
-                marks,
+                checkpoints,
                 used: now,
             };
             for superfluous in self.parked.insert(cache) {

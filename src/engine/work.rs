@@ -12,6 +12,7 @@ use crate::cache::SlabClass;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{ClientId, ModelName, Principal, RequestId, SessionKey};
+use crate::prompt::Prompt;
 use crate::sched::Priority;
 use crate::text::Tokenizer;
 
@@ -100,8 +101,8 @@ pub struct GenerateWork {
     pub origin: WorkOrigin,
     /// The resident model to run.
     pub model: ModelName,
-    /// The whole context, a session's earlier tokens included; at least one.
-    pub tokens: Vec<u32>,
+    /// The whole context, a session's earlier tokens included; at least one token.
+    pub prompt: Prompt,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// When it ends.
@@ -179,8 +180,8 @@ pub struct ScoreWork {
     pub origin: WorkOrigin,
     /// The resident model to run.
     pub model: ModelName,
-    /// The whole context, a session's tokens first; at least one.
-    pub tokens: Vec<u32>,
+    /// The whole context, a session's tokens first; at least one token.
+    pub prompt: Prompt,
     /// Tokens from here on are scored; those before are only context.
     pub score_from: u32,
     /// How many alternatives to return for each position.

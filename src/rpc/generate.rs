@@ -195,7 +195,7 @@ fn submit(edge: &Edge, caller: &Caller, prepared: &Prepared) -> Result<mpsc::Rec
     edge.engine.generate(GenerateWork {
         origin: caller.origin(turn.as_ref().map(|turn| turn.guard.key().clone()), *priority),
         model: assets.name.clone(),
-        tokens: tokens.clone(),
+        prompt: tokens.clone().into(),
         sampling: resolved.sampling.clone(),
         stopping: resolved.stopping.clone(),
         top_logprobs: output.top_logprobs,

@@ -44,10 +44,10 @@ pub(super) async fn score(
     check_length(&assets, tokens.len())?;
     let scored_tokens = tokens.get(score_from..).map(<[u32]>::to_vec).unwrap_or_default();
     let prompt_tokens = convert::count(tokens.len());
-    let work = |tokens, reply| ScoreWork {
+    let work = |tokens: Vec<u32>, reply| ScoreWork {
         origin: caller.origin(session.clone(), priority),
         model: model.clone(),
-        tokens,
+        prompt: tokens.into(),
         score_from: convert::count(score_from),
         top_logprobs,
         reply,

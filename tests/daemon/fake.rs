@@ -111,13 +111,13 @@ impl Fake {
         let mut state = self.state.lock().unwrap();
         match command {
             Command::Generate(generation) => {
-                state.contexts.push(generation.tokens.clone());
+                state.contexts.push(generation.prompt.tokens.to_vec());
                 state.clients.push(generation.origin.client.to_string());
                 let known = state.resident.contains_key(&generation.model);
                 work.spawn(self.clone().generate(*generation, known));
             }
             Command::Score(scoring) => {
-                state.contexts.push(scoring.tokens.clone());
+                state.contexts.push(scoring.prompt.tokens.to_vec());
                 score(*scoring);
             }
             Command::Load(spec, events) => {
@@ -169,7 +169,8 @@ impl Fake {
 }
 
 async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<GenerateEvent>> {
-    let GenerateWork { tokens: context, stopping, top_logprobs, events, .. } = work;
+    let GenerateWork { prompt, stopping, top_logprobs, events, .. } = work;
+    let context = prompt.tokens;
     let count = u32::try_from(context.len()).unwrap();
     events.send(GenerateEvent::Started { cached_tokens: 0, queue_time: Duration::ZERO }).await?;
     events.send(GenerateEvent::Progress { done_tokens: count }).await?;
@@ -201,9 +202,9 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
 }
 
 fn score(work: ScoreWork) {
-    let ScoreWork { tokens, score_from, reply, .. } = work;
+    let ScoreWork { prompt, score_from, reply, .. } = work;
     let from = score_from as usize;
-    let scores = tokens.iter().enumerate().skip(from).map(|(position, id)| {
+    let scores = prompt.tokens.iter().enumerate().skip(from).map(|(position, id)| {
         (position > 0).then(|| TokenLogprobs { chosen: (*id, -0.25), top: vec![(*id, -0.25)] })
     });
     drop(reply.send(Ok(Scored { scores: scores.collect(), cached_tokens: score_from })));

@@ -11,7 +11,7 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::world::World;
-use super::fake::Faults;
+use crate::backend::fake::Faults;
 
 /// Seeds of a test run, and turns of each day.
 const SEEDS: u64 = 200;

@@ -2,8 +2,8 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::fake::next_token;
 use super::super::work::{GenerateEvent, Scored};
+use crate::backend::fake::next_token;
 use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::session::{TurnContent, TurnGuard};

@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::core::Engine;
-use super::super::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES};
 use super::super::tests::{HandClock, settings, spec, tokenizer};
 use super::super::work::{Command, GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin};
 use super::request::{Inbox, Request, Turn};
 use crate::backend::LoadSpec;
+use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey, SessionName};
@@ -248,7 +248,7 @@ impl World {
         let work = GenerateWork {
             origin: self.origin(turn.as_ref().map(|turn| turn.guard.key())),
             model: model.clone(),
-            tokens: prompt.clone(),
+            prompt: prompt.clone().into(),
             sampling: greedy(),
             stopping: Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] },
             top_logprobs: None,
@@ -270,7 +270,7 @@ impl World {
         let work = ScoreWork {
             origin: self.origin(None),
             model: model.clone(),
-            tokens: tokens.clone(),
+            prompt: tokens.clone().into(),
             score_from: 0,
             top_logprobs: 0,
             reply,

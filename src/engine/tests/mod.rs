@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::core::{Engine, EngineSettings};
-use super::fake::{Fake, next_token};
 use super::*;
+use crate::backend::fake::{Fake, next_token};
 use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
@@ -148,7 +148,7 @@ impl Bench {
         let work = GenerateWork {
             origin: self.origin("c"),
             model: "m".into(),
-            tokens: tokens.to_vec(),
+            prompt: tokens.to_vec().into(),
             sampling,
             stopping,
             top_logprobs: None,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::engine::fake::{KV_BYTES, WEIGHT_BYTES};
+use crate::backend::fake::{KV_BYTES, WEIGHT_BYTES};
 
 impl Bench {
     fn ask(
@@ -176,7 +176,7 @@ fn a_client_with_too_many_waiting_is_refused_and_others_are_not() {
 #[test]
 fn a_deadline_out_of_reach_is_refused_at_once_but_not_for_ever() {
     let mut bench = Bench::with(Fake::default(), 100_000_000, |settings| settings.prefill_chunk_tokens = 64);
-    let taught = bench.ask("a", Priority::Normal, 10, |work| work.tokens = prompt(1, 1000));
+    let taught = bench.ask("a", Priority::Normal, 10, |work| work.prompt = prompt(1, 1000).into());
     // Each turn takes a second, so each prompt token about a sixtieth of one.
     while !bench.engine.is_idle() {
         bench.turns(1);
@@ -186,7 +186,7 @@ fn a_deadline_out_of_reach_is_refused_at_once_but_not_for_ever() {
     let ask = |bench: &mut Bench, seconds| {
         let deadline = Some(bench.clock.now().after(Duration::from_secs(seconds)));
         bench.ask("a", Priority::Normal, 1, |work| {
-            work.tokens = prompt(9, 2000);
+            work.prompt = prompt(9, 2000).into();
             work.origin.deadline = deadline;
         })
     };

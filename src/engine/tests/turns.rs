@@ -1,7 +1,7 @@
 //! What a request gets, whoever else is there.
 
-use super::super::fake::{CONTEXT, Faults, KV_BYTES, WEIGHT_BYTES};
 use super::*;
+use crate::backend::fake::{CONTEXT, Faults, KV_BYTES, WEIGHT_BYTES};
 
 #[test]
 fn output_in_a_crowd_equals_output_alone() {
@@ -242,7 +242,7 @@ fn a_score_has_an_entry_for_each_token_but_the_first() {
     let work = ScoreWork {
         origin: bench.origin("c"),
         model: "m".into(),
-        tokens: prompt(3, 300),
+        prompt: prompt(3, 300).into(),
         score_from: 0,
         top_logprobs: 0,
         reply,

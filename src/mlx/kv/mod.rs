@@ -5,8 +5,8 @@
 //!
 //! Kept in 8 bits, a layer has two arrays in a slab: the numbers, and a scale for each token and head.
 //!
-//! What is recurrent cannot be cut back to fewer tokens. So a slot can be marked: then its states are copied, and a
-//! cache that is parked from it can be restored at the marks.
+//! Recurrent states cannot be cut back to fewer tokens. So a slot can have checkpoints, copies of its states, and a
+//! cache that is parked from it can be restored at their lengths.
 //!
 //! Slabs are updated in place, which MLX does only while nobody else holds a handle of the array: between
 //! steps nothing does, and within a layer all writes come before all reads. (Our CUDA kernel for decoding writes
@@ -28,12 +28,12 @@ pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root
 
 use shape::ArrayShape;
 
-use crate::backend::{ParkedId, SlotId, add_mark};
+use crate::backend::{ParkedId, SlotId, add_checkpoint};
 use crate::mlx::dim;
 
 /// The recurrent states of a sequence after so many tokens.
 #[derive(Clone, Debug)]
-struct Mark {
+struct Checkpoint {
     tokens: u32,
     states: Vec<Array>,
 }
@@ -43,7 +43,7 @@ struct Mark {
 #[derive(Clone, Debug)]
 struct ParkedCache {
     tokens: Vec<Array>,
-    marks: Vec<Mark>,
+    checkpoints: Vec<Checkpoint>,
 }
 
 /// All KV caches of one model.
@@ -55,7 +55,7 @@ pub(crate) struct Kv {
     /// The first array of each layer.
     first: Vec<usize>,
     slabs: BTreeMap<u32, Vec<Array>>,
-    marks: BTreeMap<SlotId, Vec<Mark>>,
+    checkpoints: BTreeMap<SlotId, Vec<Checkpoint>>,
     parked: BTreeMap<ParkedId, ParkedCache>,
     parked_next: u64,
 }
@@ -74,7 +74,7 @@ impl Kv {
             arrays: arrays.iter().flatten().cloned().collect(),
             shape,
             slabs: BTreeMap::new(),
-            marks: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
             parked: BTreeMap::new(),
             parked_next: 0,
         }
@@ -112,7 +112,7 @@ impl Kv {
 
     /// Writes zeros over the first `tokens` of a slot, and over its states.
     pub(crate) fn clear(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
-        self.marks.remove(&slot);
+        self.checkpoints.remove(&slot);
         let zeros: Vec<Array> = self.slabs.get(&slot.slab).map_or(Ok(Vec::new()), |slab| {
             slab.iter().map(|array| ops::zeros_dtype(&[1], array.dtype())).collect()
         })?;
@@ -123,34 +123,34 @@ impl Kv {
     pub(crate) fn copy(&mut self, from: SlotId, to: SlotId, tokens: u32) -> Result<()> {
         let content = self.read(from, tokens, |_| true)?;
         self.write(to, tokens, &content)?;
-        if let Some(marks) = self.marks.get(&from).cloned() {
-            self.marks.insert(to, marks);
+        if let Some(checkpoints) = self.checkpoints.get(&from).cloned() {
+            self.checkpoints.insert(to, checkpoints);
         }
         Ok(())
     }
 
     /// Keeps the states of a slot, which has so many tokens, to come back to them.
-    pub(crate) fn mark(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
+    pub(crate) fn checkpoint(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
         let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
-        add_mark(self.marks.entry(slot).or_default(), Mark { tokens, states });
+        add_checkpoint(self.checkpoints.entry(slot).or_default(), Checkpoint { tokens, states });
         Ok(())
     }
 
     /// Copies the first `tokens` of a slot, which are all that it has, out.
     pub(crate) fn park(&mut self, slot: SlotId, tokens: u32) -> Result<ParkedId> {
         let content = self.read(slot, tokens, |array| matches!(array, ArrayShape::PerToken { .. }))?;
-        let mut marks = self.marks.get(&slot).cloned().unwrap_or_default();
-        if self.shape.is_recurrent() && marks.last().is_none_or(|last| last.tokens < tokens) {
+        let mut checkpoints = self.checkpoints.get(&slot).cloned().unwrap_or_default();
+        if self.shape.is_recurrent() && checkpoints.last().is_none_or(|last| last.tokens < tokens) {
             let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
-            marks.push(Mark { tokens, states });
+            checkpoints.push(Checkpoint { tokens, states });
         }
         let id = ParkedId(self.parked_next);
         self.parked_next += 1;
-        self.parked.insert(id, ParkedCache { tokens: content, marks });
+        self.parked.insert(id, ParkedCache { tokens: content, checkpoints });
         Ok(id)
     }
 
-    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a mark.
+    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a checkpoint.
     pub(crate) fn restore(&mut self, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<()> {
         let Some(cache) = self.parked.remove(&parked) else { return Ok(()) };
         let written = self.restore_from(&cache, tokens, slot);
@@ -159,8 +159,9 @@ impl Kv {
     }
 
     fn restore_from(&mut self, cache: &ParkedCache, tokens: u32, slot: SlotId) -> Result<()> {
-        let marks: Vec<Mark> = cache.marks.iter().filter(|mark| mark.tokens <= tokens).cloned().collect();
-        let last = marks.last().filter(|last| last.tokens == tokens);
+        let checkpoints: Vec<Checkpoint> =
+            cache.checkpoints.iter().filter(|checkpoint| checkpoint.tokens <= tokens).cloned().collect();
+        let last = checkpoints.last().filter(|last| last.tokens == tokens);
         if self.shape.is_recurrent() && last.is_none() {
             return Err(Exception::custom("a recurrent state was not kept at this length"));
         }
@@ -176,8 +177,8 @@ impl Kv {
         let content = content.ok_or_else(|| Exception::custom("a parked cache of another shape"))?;
         self.write(slot, tokens, &content)?;
         let mut kept = Vec::new();
-        marks.into_iter().for_each(|mark| add_mark(&mut kept, mark));
-        self.marks.insert(slot, kept);
+        checkpoints.into_iter().for_each(|checkpoint| add_checkpoint(&mut kept, checkpoint));
+        self.checkpoints.insert(slot, kept);
         Ok(())
     }
 

@@ -3,36 +3,36 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::{
+use super::{
     Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, Span,
-    SpanOutput, SpanResult, Step, TokenLogprobs, add_mark,
+    SpanOutput, SpanResult, Step, TokenLogprobs, add_checkpoint,
 };
 use crate::error::Error;
 
 /// Bytes of one token in the fake's KV cache.
-pub(super) const KV_BYTES: u64 = 10;
+pub(crate) const KV_BYTES: u64 = 10;
 /// Bytes of the fake's weights.
-pub(super) const WEIGHT_BYTES: u64 = 1000;
+pub(crate) const WEIGHT_BYTES: u64 = 1000;
 /// Tokens that a sequence may have.
-pub(super) const CONTEXT: u32 = 4096;
+pub(crate) const CONTEXT: u32 = 4096;
 
 /// The token after a context; the vocabulary's last one never is.
-pub(super) fn next_token(context: &[u32]) -> u32 {
+pub(crate) fn next_token(context: &[u32]) -> u32 {
     let mix = |hash: u32, token: &u32| (hash ^ token).wrapping_mul(0x0100_0193);
     context.iter().fold(0x811c_9dc5, mix) % 999
 }
 
 #[derive(Default)]
-pub(super) struct Fake {
+pub(crate) struct Fake {
     models: u32,
     slabs: BTreeMap<(ModelId, u32), Slab>,
     parked: BTreeMap<(ModelId, ParkedId), (Vec<u32>, Vec<u32>)>,
-    marks: BTreeMap<(ModelId, SlotId), Vec<u32>>,
+    checkpoints: BTreeMap<(ModelId, SlotId), Vec<u32>>,
     /// Bytes of a sequence's state; 0 is none.
-    pub(super) state_bytes: u64,
+    pub(crate) state_bytes: u64,
     parked_next: u64,
     results: BTreeMap<ModelId, Vec<SpanResult>>,
-    pub(super) faults: Faults,
+    pub(crate) faults: Faults,
     steps: u64,
 }
 
@@ -44,38 +44,38 @@ struct Slab {
 
 /// What goes wrong, and when.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     /// The step that fails, counting from 1.
-    pub(super) error_at: Option<u64>,
+    pub(crate) error_at: Option<u64>,
     /// The step that panics.
-    pub(super) panic_at: Option<u64>,
+    pub(crate) panic_at: Option<u64>,
     /// A token whose context yields logits that are not finite.
-    pub(super) poison: Option<u32>,
+    pub(crate) poison: Option<u32>,
     /// The next step fails.
-    pub(super) next_step_fails: bool,
+    pub(crate) next_step_fails: bool,
     /// Loads fail half way.
-    pub(super) loads_fail: bool,
+    pub(crate) loads_fail: bool,
     /// A defect: a restored cache has a wrong token at its end.
-    pub(super) restores_wrongly: bool,
+    pub(crate) restores_wrongly: bool,
 }
 
 impl Fake {
-    pub(super) fn with(faults: Faults) -> Self {
+    pub(crate) fn with(faults: Faults) -> Self {
         Self { faults, ..Self::default() }
     }
 
-    pub(super) fn info(budget_bytes: u64) -> DeviceInfo {
+    pub(crate) fn info(budget_bytes: u64) -> DeviceInfo {
         DeviceInfo { device: "fake".into(), mlx_version: "0".into(), budget_bytes, architectures: vec![] }
     }
 
     /// Bytes of all that it holds of a model.
-    pub(super) fn bytes(&self, model: ModelId) -> u64 {
+    pub(crate) fn bytes(&self, model: ModelId) -> u64 {
         let state = self.state_bytes;
         let slab = |slab: &Slab| (u64::from(slab.capacity) * KV_BYTES + state) * slab.slots.len() as u64;
         let slabs = self.slabs.iter().filter(|((of, _), _)| *of == model).map(|(_, held)| slab(held));
         let parked = self.parked.iter().filter(|((of, _), _)| *of == model);
-        let cache = |(tokens, marks): &(Vec<u32>, Vec<u32>)| {
-            tokens.len() as u64 * KV_BYTES + if state > 0 { marks.len() as u64 * state } else { 0 }
+        let cache = |(tokens, checkpoints): &(Vec<u32>, Vec<u32>)| {
+            tokens.len() as u64 * KV_BYTES + if state > 0 { checkpoints.len() as u64 * state } else { 0 }
         };
         WEIGHT_BYTES + slabs.chain(parked.map(|(_, held)| cache(held))).sum::<u64>()
     }
@@ -152,7 +152,7 @@ impl Backend for Fake {
         let content = self.slot(model, slot);
         assert_eq!(content.len(), tokens as usize, "all of a slot is cleared");
         content.clear();
-        self.marks.remove(&(model, slot));
+        self.checkpoints.remove(&(model, slot));
         Ok(())
     }
 
@@ -160,14 +160,14 @@ impl Backend for Fake {
         let content = self.slot(model, from)[..tokens as usize].to_vec();
         assert!(self.slot(model, to).is_empty(), "a copy goes into a clear slot");
         *self.slot(model, to) = content;
-        let marks = self.marks.get(&(model, from)).cloned().unwrap_or_default();
-        self.marks.insert((model, to), marks);
+        let checkpoints = self.checkpoints.get(&(model, from)).cloned().unwrap_or_default();
+        self.checkpoints.insert((model, to), checkpoints);
         Ok(())
     }
 
-    fn mark(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
-        assert_eq!(self.slot(model, slot).len(), tokens as usize, "a slot is marked at its end");
-        add_mark(self.marks.entry((model, slot)).or_default(), tokens);
+    fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
+        assert_eq!(self.slot(model, slot).len(), tokens as usize, "a slot is checkpointed at its end");
+        add_checkpoint(self.checkpoints.entry((model, slot)).or_default(), tokens);
         Ok(())
     }
 
@@ -176,20 +176,26 @@ impl Backend for Fake {
         self.parked_next += 1;
         let content = self.slot(model, slot).clone();
         assert_eq!(content.len(), tokens as usize, "all of a slot is parked");
-        let mut marks = self.marks.get(&(model, slot)).cloned().unwrap_or_default();
-        if marks.last() != Some(&tokens) {
-            marks.push(tokens);
+        let mut checkpoints = self.checkpoints.get(&(model, slot)).cloned().unwrap_or_default();
+        if checkpoints.last() != Some(&tokens) {
+            checkpoints.push(tokens);
         }
-        self.parked.insert((model, id), (content, marks));
+        self.parked.insert((model, id), (content, checkpoints));
         Ok(id)
     }
 
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
-        let (content, marks) = &self.parked[&(model, parked)];
-        assert!(self.state_bytes == 0 || marks.contains(&tokens), "a state is restored at a mark");
+        let (content, checkpoints) = &self.parked[&(model, parked)];
+        assert!(
+            self.state_bytes == 0 || checkpoints.contains(&tokens),
+            "a state is restored at a checkpoint"
+        );
         let (mut content, mut kept) = (content[..tokens as usize].to_vec(), Vec::new());
-        marks.iter().filter(|&&mark| mark <= tokens).for_each(|&mark| add_mark(&mut kept, mark));
-        self.marks.insert((model, slot), kept);
+        checkpoints
+            .iter()
+            .filter(|&&checkpoint| checkpoint <= tokens)
+            .for_each(|&checkpoint| add_checkpoint(&mut kept, checkpoint));
+        self.checkpoints.insert((model, slot), kept);
         if self.faults.restores_wrongly {
             content[tokens as usize - 1] += 1;
         }

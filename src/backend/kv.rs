@@ -1,0 +1,27 @@
+//! Places of KV caches, as engine and device name them: slots in slabs, parked caches, and the checkpoints of
+//! recurrent states. Engine and device drop the same checkpoint when a slot has too many, by [`add_checkpoint`].
+
+/// A place in a KV slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId {
+    /// Number of the slab, given by the engine.
+    pub slab: u32,
+    /// Index of the slot in its slab.
+    pub slot: u32,
+}
+
+/// A parked KV cache: what a sequence that no longer runs left behind, at its exact length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParkedId(pub u64);
+
+/// Most checkpoints of a slot, besides the one at its end.
+pub const CHECKPOINTS_MAX: usize = 4;
+
+/// Appends a checkpoint. When the slot has [`CHECKPOINTS_MAX`], the second is dropped: the first stands behind the
+/// tokens that all turns of a conversation begin with.
+pub fn add_checkpoint<C>(checkpoints: &mut Vec<C>, checkpoint: C) {
+    if checkpoints.len() == CHECKPOINTS_MAX {
+        checkpoints.remove(1);
+    }
+    checkpoints.push(checkpoint);
+}

@@ -1,0 +1,92 @@
+//! The border between the engine and a device, as plain data: models (`model`), the places of KV caches (`kv`) and
+//! steps (`step`). The engine decides; a backend carries out. Not `Send` on purpose: MLX lives on one thread.
+
+#[cfg(test)]
+pub(crate) mod fake;
+mod kv;
+mod model;
+mod step;
+
+pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, add_checkpoint};
+pub use model::{ComputeDtype, KvDtype, LoadSpec, LoadStep, ModelId, ModelShape};
+pub use step::{LogitEdit, Sample, Span, SpanOutput, SpanResult, Step, TokenLogprobs, Xtc};
+
+use crate::error::Error;
+
+/// Facts of the device; fixed for the life of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Name, such as "cpu" or "Apple M3 Ultra".
+    pub device: String,
+    /// Version of MLX.
+    pub mlx_version: String,
+    /// Byte budget for weights and KV caches.
+    pub budget_bytes: u64,
+    /// Values of model_type that can be loaded.
+    pub architectures: Vec<&'static str>,
+}
+
+/// What the device counts, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes in use.
+    pub active: u64,
+    /// Highest number of bytes in use since the start.
+    pub peak: u64,
+    /// Freed bytes that are cached for reuse.
+    pub cache: u64,
+}
+
+/// A device that runs models. An error of any method from `load_more` on means that the model can no longer be
+/// trusted; the engine ends its sequences and unloads it.
+pub trait Backend {
+    /// Returns the bytes that a finished load of this model takes, given `free_bytes`.
+    fn estimate(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<u64, Error>;
+
+    /// Opens a model; [`Backend::load_more`] reads it.
+    fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error>;
+
+    /// Reads one more piece.
+    fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error>;
+
+    /// Frees a model, loading or ready, and everything it holds.
+    fn unload(&mut self, model: ModelId) -> Result<(), Error>;
+
+    /// Allocates a slab of empty slots, each of `capacity` tokens.
+    fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error>;
+
+    /// Frees a slab.
+    fn close_slab(&mut self, model: ModelId, slab: u32) -> Result<(), Error>;
+
+    /// Overwrites the first `tokens` of a slot with zeros, so that nothing of them reaches another sequence.
+    fn clear_slot(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error>;
+
+    /// Copies the first `tokens` of one slot, which are all it has, into a clear one, checkpoints included.
+    fn copy_slot(&mut self, model: ModelId, from: SlotId, to: SlotId, tokens: u32) -> Result<(), Error>;
+
+    /// Saves the recurrent states of a slot that has `tokens`, so that a cache parked from it can be restored at this
+    /// length; see [`add_checkpoint`] for those that are dropped.
+    fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error>;
+
+    /// Copies a slot, which has `tokens`, out at its exact length, with its checkpoints and one at its end.
+    fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
+
+    /// Copies the first `tokens` of a parked cache into a clear slot, with the checkpoints up to there. With recurrent
+    /// states, one of them must be at this length.
+    fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error>;
+
+    /// Frees a parked cache.
+    fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error>;
+
+    /// Starts a step and returns while it runs. The last one must have been collected.
+    fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error>;
+
+    /// Waits for the step and returns one result for each span.
+    fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error>;
+
+    /// Returns memory that is cached for reuse to the system.
+    fn trim(&mut self) -> Result<(), Error>;
+
+    /// Returns the device's memory counts.
+    fn memory(&self) -> DeviceMemory;
+}
