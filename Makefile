@@ -20,13 +20,13 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: build model ## two clients share one model: the set-up, the build, the show
-	@python="$$(tests/venv.sh demo)" && PYTHONPATH=clients/python/src \
+	@python="$$(tests/python/venv.sh demo)" && PYTHONPATH=clients/python/src \
 	  "$$python" tests/demo/demo.py --mlxd $(MLXD_BIN) --model-root $(MODELS) --model $(MODEL)
 
 test: lint build model ## formatting, lints and every test
-	native/tests/run.sh
+	native/tests/python/run.sh
 	cargo test $(PROFILE) --workspace
-	tests/run.sh
+	tests/python/run.sh
 
 serve: build model ## the daemon in the foreground, with the default model
 	@exec $(MLXD_BIN) serve --model-root $(MODELS) --model $(MODEL)
@@ -41,8 +41,8 @@ model: build ## the default model, fetched and converted
 	@tests/demo/fetch-model.sh $(MODELS)/$(MODEL)
 
 parity: build ## every architecture beside mlx-lm, in every storage, and a sweep of configurations
-	@python="$$(tests/venv.sh test)" && PYTHONPATH=clients/python/src:tests \
-	  "$$python" tests/parity/parity_table.py $(PARITY)
+	@python="$$(tests/python/venv.sh test)" && PYTHONPATH=clients/python/src:tests/python/support \
+	  "$$python" tests/python/parity/parity_table.py $(PARITY)
 
 bench: build model ## mlxd beside mlx-lm, in one run
 	MLXD_BLAS=$(CURDIR)/.cargo/mlx-linux/lib/libmlxd_blas.so \

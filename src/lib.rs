@@ -1,7 +1,7 @@
 //! mlxd: serves language models on MLX to every app of a machine, over gRPC.
 //!
 //! Arrows point down: edge (`rpc`, `cli`, `daemon`) → `engine` → `device`, `models` → the pure modules
-//! (`text`, `session`, `sched`, `cache`, `hub`). `tests/tidy.rs` keeps those borders.
+//! (`text`, `session`, `sched`, `cache`, `hub`). `tests/rust/tidy.rs` keeps those borders.
 
 pub mod backend;
 pub mod cache;

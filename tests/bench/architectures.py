@@ -21,11 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from architecture_rows import ROWS
 from peers import Contestant, Mlxd, blas_library, environment
 from stats import Report, markdown, parser, run
 from streams import Ask, Heard, Prompts
-
-from architecture_rows import ROWS
 from tiny_models import Architecture, build
 
 PEER = "mlx-lm"

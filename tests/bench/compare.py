@@ -17,11 +17,10 @@ from typing import Any
 
 from dense import dense
 from memory import Memory
+from mlxd.v1 import model_pb2 as model
 from peers import BATCH, OURS, SERVER, Batch, Contestant, Mlxd, Server, bench_cache, blas_library
 from stats import Report, markdown, parser, run
 from streams import Prompts
-
-from mlxd.v1 import model_pb2 as model
 from wire import CALL_S
 
 # Times the tokens/s of mlx_lm.server that the project promises, by streams.

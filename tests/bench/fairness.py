@@ -22,13 +22,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from checkpoints import Checkpoint, build
 from dense import dense
+from mlxd.v1 import server_pb2, server_pb2_grpc
 from peers import OURS, SERVER, Contestant, Mlxd, Server, blas_library
 from stats import Report, markdown, parser, percentile, run
 from streams import Heard, Prompts
-
-from checkpoints import Checkpoint, build
-from mlxd.v1 import server_pb2, server_pb2_grpc
 
 ROOM = 6
 OUTSTANDING = {"one": 1, "four": 4, "sixteen": 16}

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from streams import Ask, Heard, together
 
 from daemon import Daemon, wait_for
 from mlxd.v1 import inference_pb2, inference_pb2_grpc
+from streams import Ask, Heard, together
 from wire import CHANNEL, UNLIMITED
 
 HERE = Path(__file__).resolve().parent

@@ -14,8 +14,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 libraries=$here/../../.cargo/mlx-linux/lib
 export MLXD_BLAS_PLAIN=${MLXD_BLAS_PLAIN:-$libraries/libmlxd_blas_plain.so}
 export MLXD_BLAS=${MLXD_BLAS:-$libraries/libmlxd_blas.so}
-export PYTHONPATH=$here:$here/..:$here/../../clients/python/src
-python=$("$here/../venv.sh" test)
+export PYTHONPATH=$here:$here/../python/support:$here/../../clients/python/src
+python=$("$here/../python/venv.sh" test)
 
 bench=compare
 if [[ $# -gt 0 && $1 != -* ]]; then

@@ -23,11 +23,11 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+
+from checkpoints import Checkpoint, build
 from peers import Mlxd
 from stats import Report, markdown, parser, run
 from streams import Ask, Heard, Prompts
-
-from checkpoints import Checkpoint, build
 from wire import DETAILS, Wire
 
 # How streams end, by weight.

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from conftest import default_model
+from daemon import default_model
 
 
 def percentile(values: Iterable[float], percent: float) -> float:

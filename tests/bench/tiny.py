@@ -25,13 +25,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from checkpoints import Checkpoint, build
+from daemon import binary
 from dense import dense
 from peers import BATCH, OURS, SERVER, Batch, Contestant, Mlxd, Server, blas_library
 from stats import Report, markdown, parser, percentile, run
 from streams import Heard, Prompts
-
-from checkpoints import Checkpoint, build
-from daemon import binary
 
 RUST = "mlxd, by mlxd bench"
 PROMPT = 64

@@ -8,8 +8,8 @@ use mlxd_client::v1::{
 };
 use tonic::Code;
 
-use crate::folder::{END, answer_start, ids, message};
-use crate::harness::{Daemon, MODEL, prompt, turn};
+use crate::daemon::folder::{END, answer_start, ids, message};
+use crate::daemon::harness::{Daemon, MODEL, prompt, turn};
 
 async fn create(daemon: &Daemon, name: &str) -> Result<Session, Error> {
     let request = CreateSessionRequest { name: name.into(), model: MODEL.into(), ttl: None };

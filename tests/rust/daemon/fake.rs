@@ -13,7 +13,7 @@ use mlxd::error::Error;
 use mlxd::ids::{ModelName, SessionKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::folder::END;
+use crate::daemon::folder::END;
 
 pub const ANSWER: &str = "yes";
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes a Python environment in the cache folder and prints its interpreter:
 #
-#   tests/venv.sh test    the oracle, the gRPC tools, pytest, linters
-#   tests/venv.sh demo    what `make demo` needs
+#   tests/python/venv.sh test    the oracle, the gRPC tools, pytest, linters
+#   tests/python/venv.sh demo    what `make demo` needs
 #
 # Keyed by Python and requirements, so a second call only prints. Two callers at
 # once are safe. Nothing of the clone is in it: callers set PYTHONPATH.
@@ -12,7 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 kind=${1:-}
 requirements="$here/requirements-$kind.txt"
 if [[ $# -ne 1 || ! -f $requirements ]]; then
-  echo "usage: tests/venv.sh test|demo" >&2
+  echo "usage: tests/python/venv.sh test|demo" >&2
   exit 2
 fi
 

@@ -5,8 +5,8 @@ use mlxd_client::v1::{
     UnloadModelRequest, load_model_response::Event,
 };
 
-use crate::folder;
-use crate::harness::{Daemon, MODEL, prompt};
+use crate::daemon::folder;
+use crate::daemon::harness::{Daemon, MODEL, prompt};
 
 async fn load(daemon: &Daemon, validate_only: bool) -> Vec<Event> {
     let request = LoadModelRequest { model: MODEL.into(), validate_only, ..Default::default() };

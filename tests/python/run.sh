@@ -5,15 +5,15 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-client=$here/../clients/python
+client=$here/../../clients/python
 python=$("$here/venv.sh" test)
 
 (cd "$client" && "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .)
 (cd "$client" && "$python" -m mypy --no-error-summary)
-(cd "$here" && "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .)
+(cd "$here/.." && "$python" -m ruff check --quiet . && "$python" -m ruff format --quiet --check .)
 
 # For the processes that tests start; pytest's own path is in its configuration.
-export PYTHONPATH=$client/src:$here
+export PYTHONPATH=$client/src:$here/support
 # By itself: its tests have a home folder of their own, where no cache is.
 (cd "$client" && "$python" -m pytest)
 exec "$python" -m pytest --config-file "$here/pytest.ini" --rootdir "$here" \

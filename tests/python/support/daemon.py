@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from wire import CHANNEL, Wire
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[3]
 START_S = 60.0
 STOP_S = 30.0
 
@@ -29,6 +29,14 @@ def binary() -> Path:
         return Path(given)
     target = os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")
     return REPOSITORY / target / "release" / "mlxd"
+
+
+def default_model() -> Path:
+    """The folder of the default model, as `make test` provides it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    mlxd = Path(os.environ.get("MLXD_CACHE") or Path(cache) / "mlxd")
+    given = os.environ.get("MLXD_MODEL_DIR")
+    return Path(given or mlxd / "models" / "SmolLM2-135M-Instruct")
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:

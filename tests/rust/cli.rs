@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
-#[path = "../clients/rust/tests/fake/mod.rs"]
+#[path = "../../clients/rust/tests/fake/mod.rs"]
 mod fake;
 
 use std::io::{Read as _, Write as _};

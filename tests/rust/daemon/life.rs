@@ -15,8 +15,8 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1alpha;
 use tonic_types::StatusExt;
 
-use crate::fake::{ANSWER, Fake};
-use crate::harness::{Daemon, MODEL, config, prompt};
+use crate::daemon::fake::{ANSWER, Fake};
+use crate::daemon::harness::{Daemon, MODEL, config, prompt};
 
 impl Daemon {
     pub async fn raw(&self) -> ServerServiceClient<Channel> {

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::fake::Fake;
-use crate::folder;
+use crate::daemon::fake::Fake;
+use crate::daemon::folder;
 
 /// The model every daemon has.
 pub const MODEL: &str = "tiny";

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from daemon import Daemon, binary
+from daemon import Daemon, binary, default_model
 from wire import Wire
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _program(request: pytest.FixtureRequest) -> None:
-    if any("tests/parity" in str(i.path) or "tests/e2e" in str(i.path) for i in request.node.items):
-        assert binary().exists(), f"no {binary()}: build it (cargo build --release) or set MLXD_BIN"
+def _program() -> None:
+    assert binary().exists(), f"no {binary()}: build it (cargo build --release) or set MLXD_BIN"
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +41,6 @@ def wire(shared_daemon: Daemon) -> Iterator[Wire]:
     """A connection to the shared daemon."""
     with shared_daemon.wire() as wire:
         yield wire
-
-
-def default_model() -> Path:
-    """The folder of the default model, as `make test` provides it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    mlxd = Path(os.environ.get("MLXD_CACHE") or Path(cache) / "mlxd")
-    given = os.environ.get("MLXD_MODEL_DIR")
-    return Path(given or mlxd / "models" / "SmolLM2-135M-Instruct")
 
 
 @pytest.fixture(scope="session")

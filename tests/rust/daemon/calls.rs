@@ -6,9 +6,9 @@ use mlxd_client::v1::{
 };
 use tonic::Request;
 
-use crate::fake::ANSWER;
-use crate::folder::{END, answer_start, ids, message};
-use crate::harness::{Daemon, MODEL, chat, prompt};
+use crate::daemon::fake::ANSWER;
+use crate::daemon::folder::{END, answer_start, ids, message};
+use crate::daemon::harness::{Daemon, MODEL, chat, prompt};
 
 #[tokio::test]
 async fn both_generate_calls_give_the_same_answer() {

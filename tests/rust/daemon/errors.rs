@@ -9,7 +9,7 @@ use mlxd_client::v1::{
 use mlxd_client::{BearerToken, Client, ConnectOptions, Error};
 use tonic::{Code, Request};
 
-use crate::harness::{Daemon, MODEL, chat, prompt};
+use crate::daemon::harness::{Daemon, MODEL, chat, prompt};
 
 fn sampled(sampling: SamplingOptions) -> GenerateRequest {
     GenerateRequest { sampling: Some(sampling), ..prompt("a") }

@@ -1,9 +1,9 @@
-"""Writes what transformers makes of a folder's text, for tests/text_parity.rs to compare with.
+"""Writes what transformers makes of a folder's text, for tests/rust/text_parity.rs to compare with.
 
 By hand, because the folders are real models' (their terms forbid to commit them):
 
-    python tests/text_parity.py cases.json FOLDER [FOLDER or TEMPLATE.jinja ...]
-    MLXD_TEXT_CASES=cases.json cargo test --release --test text_parity -- --ignored
+    python tests/python/support/text_parity.py cases.json FOLDER [FOLDER or TEMPLATE.jinja ...]
+    MLXD_TEXT_CASES=cases.json cargo test --release --test rust text_parity -- --ignored
 
 A folder has tokenizer.json and tokenizer_config.json. A template is rendered with the tokenizer of
 the first folder. Needs transformers and jinja2.

@@ -1,4 +1,4 @@
-//! Real tokenizers and templates against transformers: tests/text_parity.py writes the cases and says
+//! Real tokenizers and templates against transformers: tests/python/support/text_parity.py writes the cases and says
 //! how to run this. Nothing here runs without them.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
@@ -93,7 +93,7 @@ fn template(case: &Value, folder: &Path, tokenizer: &Tokenizer) -> Result<Option
 }
 
 #[test]
-#[ignore = "needs cases of real models, see tests/text_parity.py"]
+#[ignore = "needs cases of real models, see tests/python/support/text_parity.py"]
 fn text_is_the_same_as_transformers() {
     let file = std::env::var("MLXD_TEXT_CASES").expect("MLXD_TEXT_CASES names the file of cases");
     let cases: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();

@@ -1,0 +1,12 @@
+//! The Rust tests that see mlxd from outside, as one program, because linking it takes longer than running it:
+//! the API and the sources as text (`api`, `tidy`), `text` through its public types, the command line against
+//! a fake daemon, and the whole daemon with a fake engine.
+
+mod api;
+mod cli;
+mod daemon;
+mod text_detokenizer;
+mod text_parity;
+mod text_stop;
+mod text_template;
+mod tidy;
