@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 
 /// A number of tokens, or a range of them with both ends in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
