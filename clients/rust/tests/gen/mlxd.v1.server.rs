@@ -12,9 +12,9 @@ pub mod inference_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with InferenceServiceServer.
     #[async_trait]
     pub trait InferenceService: std::marker::Send + std::marker::Sync + 'static {
-        /// Runs one request to its end and returns the whole output in one message.
+        /// Runs one request to completion and returns the whole output in one message.
         ///
-        /// Cancelling the call stops its work before the next launch.
+        /// Cancelling the call stops its work before the next step is launched.
         async fn generate(
             &self,
             request: tonic::Request<::mlxd_client::v1::GenerateRequest>,
@@ -31,12 +31,12 @@ pub mod inference_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Runs one request and streams its output: `started`, `progress` while the
-        /// prompt is prefilled, `delta` as text appears, exactly one `finished`. A
-        /// call that fails ends early with a non-OK status; errors are never events.
+        /// Runs one request and streams its output: one `started`, `progress` during
+        /// prefill, `delta` for each piece of output, exactly one `finished`. A call
+        /// that fails ends early with a non-OK status; errors are never events.
         ///
-        /// Takes the same request as Generate, on purpose: switching between the two
-        /// must not change a client's request.
+        /// Takes the same request as Generate, so that a client can switch between the
+        /// two without changing it.
         /// buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         /// buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         async fn stream_generate(
@@ -54,7 +54,7 @@ pub mod inference_service_server {
             tonic::Response<::mlxd_client::v1::CountTokensResponse>,
             tonic::Status,
         >;
-        /// Computes the log-probability of every token of a given text.
+        /// Computes the log-probability of every token of an input.
         async fn score(
             &self,
             request: tonic::Request<::mlxd_client::v1::ScoreRequest>,
@@ -387,15 +387,15 @@ pub mod model_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Makes a model resident and streams progress, then exactly one `loaded`.
-        /// A model that is resident already answers `loaded` at once. Cancelling the
-        /// call does not stop a load that others wait for.
+        /// Makes a model resident; streams `progress`, then exactly one `loaded`, which
+        /// comes immediately for a model that is already resident. Cancelling the call
+        /// does not stop a load that other requests wait for.
         async fn load_model(
             &self,
             request: tonic::Request<::mlxd_client::v1::LoadModelRequest>,
         ) -> std::result::Result<tonic::Response<Self::LoadModelStream>, tonic::Status>;
-        /// Frees a resident model and its KV caches. Sessions stay; their next turn
-        /// prefills again. Refused while requests of the model run.
+        /// Frees a resident model and its KV caches. Its sessions stay; the next turn of
+        /// each prefills again. MODEL_BUSY while requests for the model run or wait.
         async fn unload_model(
             &self,
             request: tonic::Request<::mlxd_client::v1::UnloadModelRequest>,
@@ -411,8 +411,8 @@ pub mod model_service_server {
             tonic::Response<::mlxd_client::v1::GetModelResponse>,
             tonic::Status,
         >;
-        /// Lists the models that are resident or found under the model roots and in
-        /// the local Hugging Face cache.
+        /// Lists the models that are resident, under a model root or in the local
+        /// Hugging Face cache.
         async fn list_models(
             &self,
             request: tonic::Request<::mlxd_client::v1::ListModelsRequest>,
@@ -421,7 +421,7 @@ pub mod model_service_server {
             tonic::Status,
         >;
     }
-    /// Which models are there and which are resident in memory.
+    /// The models on disk and their residency in memory.
     #[derive(Debug)]
     pub struct ModelServiceServer<T> {
         inner: Arc<T>,
@@ -735,7 +735,7 @@ pub mod server_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ServerServiceServer.
     #[async_trait]
     pub trait ServerService: std::marker::Send + std::marker::Sync + 'static {
-        /// Says what the daemon and its models can do.
+        /// Describes what the daemon and its models support.
         async fn capabilities(
             &self,
             request: tonic::Request<::mlxd_client::v1::CapabilitiesRequest>,
@@ -743,7 +743,7 @@ pub mod server_service_server {
             tonic::Response<::mlxd_client::v1::CapabilitiesResponse>,
             tonic::Status,
         >;
-        /// Counts what the daemon does and holds.
+        /// Reports counters and memory use.
         async fn get_stats(
             &self,
             request: tonic::Request<::mlxd_client::v1::GetStatsRequest>,
@@ -974,7 +974,7 @@ pub mod session_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with SessionServiceServer.
     #[async_trait]
     pub trait SessionService: std::marker::Send + std::marker::Sync + 'static {
-        /// Makes an empty session.
+        /// Creates an empty session.
         async fn create_session(
             &self,
             request: tonic::Request<::mlxd_client::v1::CreateSessionRequest>,
@@ -998,8 +998,8 @@ pub mod session_service_server {
             tonic::Response<::mlxd_client::v1::ListSessionsResponse>,
             tonic::Status,
         >;
-        /// Copies a session under a new name. Both then go on independently; what
-        /// they share is not prefilled again.
+        /// Copies a session under a new name. Both continue independently; their common
+        /// tokens are not prefilled again.
         async fn fork_session(
             &self,
             request: tonic::Request<::mlxd_client::v1::ForkSessionRequest>,
@@ -1015,7 +1015,7 @@ pub mod session_service_server {
             tonic::Response<::mlxd_client::v1::TruncateSessionResponse>,
             tonic::Status,
         >;
-        /// Ends a session and cancels a turn that runs in it.
+        /// Deletes a session and cancels its running turn, if any.
         async fn delete_session(
             &self,
             request: tonic::Request<::mlxd_client::v1::DeleteSessionRequest>,
@@ -1025,7 +1025,7 @@ pub mod session_service_server {
         >;
     }
     /// Conversations whose KV cache stays in the daemon. A session belongs to the
-    /// principal that made it; to others it does not exist.
+    /// principal that created it; for others it does not exist.
     #[derive(Debug)]
     pub struct SessionServiceServer<T> {
         inner: Arc<T>,

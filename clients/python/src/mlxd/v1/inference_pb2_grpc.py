@@ -62,21 +62,21 @@ class InferenceServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """Runs one request to its end and returns the whole output in one message.
+        """Runs one request to completion and returns the whole output in one message.
 
-        Cancelling the call stops its work before the next launch.
+        Cancelling the call stops its work before the next step is launched.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """Runs one request and streams its output: `started`, `progress` while the
-        prompt is prefilled, `delta` as text appears, exactly one `finished`. A
-        call that fails ends early with a non-OK status; errors are never events.
+        """Runs one request and streams its output: one `started`, `progress` during
+        prefill, `delta` for each piece of output, exactly one `finished`. A call
+        that fails ends early with a non-OK status; errors are never events.
 
-        Takes the same request as Generate, on purpose: switching between the two
-        must not change a client's request.
+        Takes the same request as Generate, so that a client can switch between the
+        two without changing it.
         buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
@@ -92,7 +92,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Computes the log-probability of every token of a given text.
+        """Computes the log-probability of every token of an input.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Which models are there and which are resident in memory.
+    """The models on disk and their residency in memory.
     """
 
     def __init__(self, channel):
@@ -58,21 +58,21 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Which models are there and which are resident in memory.
+    """The models on disk and their residency in memory.
     """
 
     def LoadModel(self, request, context):
-        """Makes a model resident and streams progress, then exactly one `loaded`.
-        A model that is resident already answers `loaded` at once. Cancelling the
-        call does not stop a load that others wait for.
+        """Makes a model resident; streams `progress`, then exactly one `loaded`, which
+        comes immediately for a model that is already resident. Cancelling the call
+        does not stop a load that other requests wait for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Frees a resident model and its KV caches. Sessions stay; their next turn
-        prefills again. Refused while requests of the model run.
+        """Frees a resident model and its KV caches. Its sessions stay; the next turn of
+        each prefills again. MODEL_BUSY while requests for the model run or wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,8 +86,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models that are resident or found under the model roots and in
-        the local Hugging Face cache.
+        """Lists the models that are resident, under a model root or in the local
+        Hugging Face cache.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Which models are there and which are resident in memory.
+    """The models on disk and their residency in memory.
     """
 
     @staticmethod

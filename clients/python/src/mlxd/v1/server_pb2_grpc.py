@@ -52,14 +52,14 @@ class ServerServiceServicer(object):
     """
 
     def Capabilities(self, request, context):
-        """Says what the daemon and its models can do.
+        """Describes what the daemon and its models support.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """Counts what the daemon does and holds.
+        """Reports counters and memory use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

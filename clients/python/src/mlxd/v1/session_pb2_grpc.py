@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class SessionServiceStub(object):
     """Conversations whose KV cache stays in the daemon. A session belongs to the
-    principal that made it; to others it does not exist.
+    principal that created it; for others it does not exist.
     """
 
     def __init__(self, channel):
@@ -70,11 +70,11 @@ class SessionServiceStub(object):
 
 class SessionServiceServicer(object):
     """Conversations whose KV cache stays in the daemon. A session belongs to the
-    principal that made it; to others it does not exist.
+    principal that created it; for others it does not exist.
     """
 
     def CreateSession(self, request, context):
-        """Makes an empty session.
+        """Creates an empty session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,8 +95,8 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Copies a session under a new name. Both then go on independently; what
-        they share is not prefilled again.
+        """Copies a session under a new name. Both continue independently; their common
+        tokens are not prefilled again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,7 +110,7 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Ends a session and cancels a turn that runs in it.
+        """Deletes a session and cancels its running turn, if any.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +159,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SessionService(object):
     """Conversations whose KV cache stays in the daemon. A session belongs to the
-    principal that made it; to others it does not exist.
+    principal that created it; for others it does not exist.
     """
 
     @staticmethod
