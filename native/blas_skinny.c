@@ -16,6 +16,7 @@
 
 #include "blas_pool.h"
 #include "blas_product.h"
+#include "kernel_set.h"
 
 enum {
   ROWS_MAX = 64,
@@ -48,36 +49,50 @@ enum {
 #pragma GCC pop_options
 #undef LANES
 #undef NAME
-#else
-#define ROWS 6
-#endif
-
 #define LANES 4
 #define NAME(name) plain_##name
 #include "blas_tile.inc"
+#undef LANES
+#undef NAME
+#else
+#define ROWS 6
+#define LANES 4
+#define NAME(name) neon_##name
+#include "blas_tile.inc"
+#undef LANES
+#undef NAME
+#endif
+
+static void columns(const struct product *p, int first, int end) {
+#if defined(__x86_64__)
+  switch (mlxd_kernels_in_use()) {
+    case MLXD_AVX512: return avx512_columns(p, first, end);
+    case MLXD_AVX2: return avx2_columns(p, first, end);
+    default: return plain_columns(p, first, end);
+  }
+#else
+  neon_columns(p, first, end);
+#endif
+}
 
 static void run_part(const void *job, int part) {
   const struct product *p = job;
   const int first = part * p->part_columns, end = first + p->part_columns < p->n ? first + p->part_columns : p->n;
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return avx512_columns(p, first, end);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_columns(p, first, end);
-#endif
-  plain_columns(p, first, end);
+  columns(p, first, end);
 }
 
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-int mlxd_skinny_fits(int m, int k) { return m <= ROWS_MAX && k >= 16 && k % 16 == 0; }
+int mlxd_skinny_fits(int m, int k) { return mlxd_products_are_ours() && m <= ROWS_MAX && k >= 16 && k % 16 == 0; }
 
 void mlxd_skinny(int m, int n, int k, float alpha, const float *a, int lda, const float *w, int ldw, float beta,
                  float *c, int ldc) {
   // The same number of parts for every thread.
   const int threads = mlxd_pool_threads();
-  int columns = ceil_div(n, threads * ceil_div(ceil_div(n, threads), PART_COLUMNS));
+  int part_columns = ceil_div(n, threads * ceil_div(ceil_div(n, threads), PART_COLUMNS));
   const int worth = (int)(PART_WORK / ((size_t)m * (size_t)k));
-  if (columns < worth) columns = worth;
-  columns = ceil_div(columns, COLUMNS) * COLUMNS;
-  const struct product p = {m, n, k, lda, ldw, ldc, columns, alpha, beta, a, w, c};
-  mlxd_pool_run(run_part, &p, ceil_div(n, columns));
+  if (part_columns < worth) part_columns = worth;
+  part_columns = ceil_div(part_columns, COLUMNS) * COLUMNS;
+  const struct product p = {m, n, k, lda, ldw, ldc, part_columns, alpha, beta, a, w, c};
+  mlxd_pool_run(run_part, &p, ceil_div(n, part_columns));
 }

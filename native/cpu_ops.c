@@ -1,5 +1,5 @@
 // The layer operations of cpu_ops.h: work is cut into parts here, and done by the kernels of cpu_ops.inc for the
-// instruction set that the CPU has.
+// instruction set in use (kernel_set.h).
 
 #include "cpu_ops.h"
 
@@ -10,6 +10,7 @@
 
 #include "blas_pool.h"
 #include "blas_product.h"
+#include "kernel_set.h"
 
 enum {
   // Positions that attention looks at together: keys, values and scores of a tile stay in the nearest caches.
@@ -120,24 +121,33 @@ static size_t slot_numbers(const struct mlxd_attention_shape *s, const struct ml
 #pragma GCC pop_options
 #undef LANES
 #undef NAME
-#else
-#define ROWS 6
-#endif
-
 #define LANES 4
 #define NAME(name) plain_##name
 #include "blas_tile.inc"
 #include "cpu_ops.inc"
+#undef LANES
+#undef NAME
+#else
+#define ROWS 6
+#define LANES 4
+#define NAME(name) neon_##name
+#include "blas_tile.inc"
+#include "cpu_ops.inc"
+#undef LANES
+#undef NAME
+#endif
 
+// Runs a kernel of the set in use.
 #if defined(__x86_64__)
-#define DISPATCH(kernel, ...)                                                                                       \
-  do {                                                                                                              \
-    if (__builtin_cpu_supports("avx512f")) return avx512_##kernel(__VA_ARGS__);                                     \
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_##kernel(__VA_ARGS__);         \
-    plain_##kernel(__VA_ARGS__);                                                                                    \
+#define DISPATCH(kernel, ...)                                                   \
+  do {                                                                          \
+    const enum mlxd_kernel_set set = mlxd_kernels_in_use();                     \
+    if (set == MLXD_AVX512) avx512_##kernel(__VA_ARGS__);                       \
+    else if (set == MLXD_AVX2) avx2_##kernel(__VA_ARGS__);                      \
+    else plain_##kernel(__VA_ARGS__);                                           \
   } while (0)
 #else
-#define DISPATCH(kernel, ...) plain_##kernel(__VA_ARGS__)
+#define DISPATCH(kernel, ...) neon_##kernel(__VA_ARGS__)
 #endif
 
 static int least(int a, int b) { return a < b ? a : b; }

@@ -1,29 +1,23 @@
 // Tests of the layer operations, run by run.sh beside it: each against sums in double precision for every instruction
 // set that this CPU has, and a row's bits alone, in a batch and in chunks. Links libmlxd_blas.so for the rest.
-
-#include <stdio.h>
+//
+// Bounds follow from the arithmetic: a sum of n terms is wrong by at most n roundings of the sum of their absolute values,
+// which is computed beside the reference (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 3).
 
 #include "../cpu_ops.c" // its static functions are under test
+#include "common.h"
 
-typedef void (*attend_kernel)(const struct mlxd_attention *, const struct tile *);
-typedef void (*gated_kernel)(const struct gated *, int, int);
-typedef void (*norm_kernel)(const struct rms_norm *, int, int);
+enum { CAPACITY = 400, SLOTS = 3, SPANS_MAX = 3, CASES = 60 };
 
-enum { CAPACITY = 400, SLOTS = 3, SPANS_MAX = 3 };
-
-static unsigned seed = 1;
-
-static int below(int n) { return rand_r(&seed) % n; }
-
-static float *floats(size_t count, float size) {
-  float *f = malloc(count * sizeof *f);
-  for (size_t i = 0; i < count; i++) f[i] = ((float)rand_r(&seed) / (float)RAND_MAX - 0.5f) * 2 * size;
-  return f;
-}
+// The case that is looked at, for messages.
+static struct {
+  int number, head_dim, length;
+} at;
 
 static void check(int holds, const char *claim) {
   if (holds) return;
-  fprintf(stderr, "ops_test: %s\n", claim);
+  fprintf(stderr, "ops_test: %s: %s: case %d, head_dim %d, length %d (%.3g of the bound)\n", set_name, claim, at.number,
+          at.head_dim, at.length, worst);
   exit(1);
 }
 
@@ -78,38 +72,89 @@ static void unmake(struct world *w) {
   free(w->slabs[0].data), free(w->slabs[1].data), free(w->qkv), free(w->cos), free(w->sin), free(w->weights), free(w->a.out);
 }
 
-// A head after its norm, if it has one.
-static void normed(const struct world *w, const float *from, const float *weight, float *to) {
-  const int dim = w->a.shape.head_dim;
-  double squares = 0;
+// A number and the error that it may have.
+struct bounded {
+  double value, error;
+};
+
+// A head as it is attended with, normed and turned, in double precision.
+static void prepared(const struct world *w, int row, const float *from, const float *weight, int turns,
+                     struct bounded *to) {
+  const struct mlxd_attention_shape *s = &w->a.shape;
+  const int dim = s->head_dim, half = turns ? s->rotated / 2 : 0;
+  double squares = 0, normed[MLXD_HEAD_DIM_MAX];
   for (int d = 0; d < dim; d++) squares += (double)from[d] * from[d];
-  const double factor = 1 / sqrt(squares / dim + (double)w->a.shape.eps);
-  for (int d = 0; d < dim; d++) to[d] = weight ? (float)(from[d] * factor * weight[d]) : from[d];
+  const double factor = 1 / sqrt(squares / dim + (double)s->eps);
+  for (int d = 0; d < dim; d++) normed[d] = weight ? from[d] * factor * weight[d] : from[d];
+  // Squares are added one after another; a root halves their error. Then a mean, eps, a root, a quotient, two products.
+  const double of_norm = weight ? (dim / 2.0 + 6) * ROUNDING : 0;
+  for (int d = 0; d < dim; d++) to[d] = (struct bounded){normed[d], of_norm * fabs(normed[d])};
+  for (int i = 0; i < half; i++) {
+    const int x = s->traditional ? 2 * i : i, y = s->traditional ? 2 * i + 1 : i + half;
+    const double cos = w->cos[row * s->rotated / 2 + i], sin = w->sin[row * s->rotated / 2 + i];
+    const double size_x = fabs(normed[x] * cos) + fabs(normed[y] * sin);
+    const double size_y = fabs(normed[y] * cos) + fabs(normed[x] * sin);
+    to[x] = (struct bounded){normed[x] * cos - normed[y] * sin, (of_norm + 2 * ROUNDING) * size_x};
+    to[y] = (struct bounded){normed[y] * cos + normed[x] * sin, (of_norm + 2 * ROUNDING) * size_y};
+  }
+}
+
+// A position's score, of a query as the kernel has it.
+static struct bounded score_of(const struct mlxd_attention_shape *s, const float *query, const float *key) {
+  double sum = 0, size = 0;
+  for (int d = 0; d < s->head_dim; d++) {
+    const double term = (double)query[d] * key[d] * s->scale;
+    sum += term;
+    size += fabs(term);
+  }
+  struct bounded score = {sum, sum_roundings(s->head_dim) * ROUNDING * size};
+  if (s->softcap == 0) return score;
+  // softcap - 2 * softcap / (e^x + 1): the slope is at most 1, and e^x is good to 4 roundings.
+  score.error += 8 * ROUNDING * (s->softcap + fabs(sum));
+  score.value = s->softcap * tanh(sum / s->softcap);
+  return score;
 }
 
 // One query head of one row, said plainly.
-static void one_row(const struct world *w, const struct mlxd_span *span, int r, int head, double *out) {
+static void one_row(const struct world *w, const struct mlxd_span *span, int r, int head, struct bounded *out) {
   const struct mlxd_attention_shape *s = &w->a.shape;
   const int dim = s->head_dim, width = dim - s->values_from, position = span->start + r, kept = planes(s);
   const int low = s->window && position + 1 > s->window ? position + 1 - s->window : 0, kv_head = head / (s->heads / s->kv_heads);
   const size_t of = (size_t)CAPACITY * (size_t)dim;
   const float *keys = w->slabs[span->slab].data + ((size_t)(span->slot * kept * s->kv_heads) + (size_t)kv_head) * of;
   const float *values = s->values_from ? keys + s->values_from : keys + (size_t)s->kv_heads * of;
-  float query[MLXD_HEAD_DIM_MAX], plain[MLXD_HEAD_DIM_MAX];
-  double scores[CAPACITY], most = w->a.sinks ? w->a.sinks[head] : -1e30, sum = 0;
-  normed(w, w->qkv + (size_t)(span->row + r) * token_numbers(s) + (size_t)head * (size_t)dim, w->a.q_norm, plain);
-  rotate(&w->a, span->row + r, plain, query);
+  // The query in single precision: `prepare` is checked by what it makes of keys.
+  float query[MLXD_HEAD_DIM_MAX];
+  prepare(&w->a, span->row + r, w->qkv + (size_t)(span->row + r) * token_numbers(s) + (size_t)head * (size_t)dim, w->a.q_norm,
+          query);
+  struct bounded scores[CAPACITY];
+  double most = w->a.sinks ? w->a.sinks[head] : -1e30, sum = 0, mean_error = 0;
   for (int j = low; j <= position; j++) {
-    scores[j] = 0;
-    for (int d = 0; d < dim; d++) scores[j] += (double)query[d] * keys[j * dim + d] * s->scale;
-    if (s->softcap != 0) scores[j] = s->softcap * tanh(scores[j] / s->softcap);
-    most = fmax(most, scores[j]);
+    scores[j] = score_of(s, query, keys + j * dim);
+    most = fmax(most, scores[j].value);
   }
-  memset(out, 0, (size_t)width * sizeof *out);
   if (w->a.sinks) sum = exp(w->a.sinks[head] - most);
-  for (int j = low; j <= position; j++) sum += scores[j] = exp(scores[j] - most);
-  for (int j = low; j <= position; j++)
-    for (int d = 0; d < width; d++) out[d] += scores[j] / sum * values[j * dim + d];
+  // Blocks that begin before the window are looked at too, and rescale what was summed up.
+  const int count = position + 1 - low, blocks = count / BLOCK + 2;
+  for (int j = low; j <= position; j++) {
+    // e^x is good to 4 roundings, and x = score - largest to one; the largest may have changed in every block.
+    const double distance = fabs(scores[j].value - most);
+    scores[j].error += (distance + 4 + 6 * blocks) * ROUNDING;
+    sum += scores[j].value = exp(scores[j].value - most);
+  }
+  for (int j = low; j <= position; j++) mean_error += scores[j].value / sum * scores[j].error;
+  for (int d = 0; d < width; d++) {
+    double value = 0, size = 0, error = 0;
+    for (int j = low; j <= position; j++) {
+      const double term = scores[j].value / sum * values[j * dim + d];
+      value += term;
+      size += fabs(term);
+      error += fabs(term) * scores[j].error;
+    }
+    // Of the weights, of their sum, and of both sums over positions, which add one after another.
+    error += (mean_error + (2 * count + 2 * blocks + 4) * ROUNDING) * size;
+    out[d] = (struct bounded){value, error};
+  }
 }
 
 // Whether a span's last token is kept as it should be.
@@ -120,37 +165,42 @@ static int kept_right(const struct world *w, const struct mlxd_span *span) {
   for (int h = 0; h < kept; h++) {
     const float *new = w->qkv + (size_t)row * token_numbers(s) + (size_t)(s->heads + h) * (size_t)dim;
     const float *got = w->slabs[span->slab].data + ((size_t)(span->slot * kept + h) * CAPACITY + (size_t)(span->start + span->rows - 1)) * (size_t)dim;
-    float plain[MLXD_HEAD_DIM_MAX], want[MLXD_HEAD_DIM_MAX];
-    normed(w, new, h < s->kv_heads ? w->a.k_norm : w->a.v_norm, plain);
-    if (h < s->kv_heads) rotate(&w->a, row, plain, want);
-    else memcpy(want, plain, sizeof want);
+    struct bounded want[MLXD_HEAD_DIM_MAX];
+    prepared(w, row, new, h < s->kv_heads ? w->a.k_norm : w->a.v_norm, h < s->kv_heads, want);
     for (int d = 0; d < dim; d++)
-      if (!(fabsf(got[d] - want[d]) < 4e-6f)) return 0;
+      if (!near(got[d], want[d].value, want[d].error)) return 0;
   }
   return 1;
 }
 
 static int attention_is_right(const struct world *w) {
   const int heads = w->a.shape.heads, dim = w->a.shape.head_dim - w->a.shape.values_from;
-  double want[MLXD_HEAD_DIM_MAX];
+  struct bounded want[MLXD_HEAD_DIM_MAX];
   for (int s = 0; s < w->a.span_count; s++) {
     if (!kept_right(w, &w->spans[s])) return 0;
     for (int r = 0; r < w->spans[s].rows; r++)
       for (int h = 0; h < heads; h++) {
+        at.length = w->spans[s].start + r + 1;
         one_row(w, &w->spans[s], r, h, want);
         const float *got = w->a.out + ((size_t)(w->spans[s].row + r) * (size_t)heads + (size_t)h) * (size_t)dim;
         for (int d = 0; d < dim; d++)
-          if (!(fabs(got[d] - want[d]) < 1e-5)) return 0;
+          if (!near(got[d], want[d].value, want[d].error)) return 0;
       }
   }
   return 1;
 }
 
-static void every_attention_is_right(attend_kernel attend) {
-  for (int test = 0; test < 60; test++) {
+static void make_case(struct world *w, int number) {
+  make(w);
+  at.number = number, at.head_dim = w->a.shape.head_dim, at.length = 0;
+}
+
+static void attention_row_by_row_is_right(void) {
+  seed(1);
+  for (int test = 0; test < CASES; test++) {
     struct world w;
-    make(&w);
-    mlxd_cpu_attention(&w.a); // writes keys and values, with the best instruction set
+    make_case(&w, test);
+    mlxd_cpu_attention(&w.a); // writes keys and values
     const int group = w.a.shape.heads / w.a.shape.kv_heads, heads = least(group, TILE_ROWS);
     memset(w.a.out, 0xff, (size_t)(w.a.tokens * w.a.shape.heads * w.a.shape.head_dim) * sizeof *w.a.out);
     for (int s = 0; s < w.a.span_count; s++)
@@ -158,18 +208,21 @@ static void every_attention_is_right(attend_kernel attend) {
         for (int h = 0; h < w.a.shape.heads; h += heads) {
           const int left = group - h % group;
           const struct tile tile = {s, h, least(heads, left), r, 1};
-          attend(&w.a, &tile);
+          const struct attention_job job = {&w.a, &tile};
+          attend_part(&job, 0);
           if (left < heads) h += left - heads;
         }
     check(attention_is_right(&w), "attention row by row is wrong");
     unmake(&w);
   }
+  passed("ops_test", "attention row by row");
 }
 
 static void tiles_make_attention(void) {
-  for (int test = 0; test < 60; test++) {
+  seed(2);
+  for (int test = 0; test < CASES; test++) {
     struct world w;
-    make(&w);
+    make_case(&w, test);
     mlxd_cpu_attention(&w.a);
     check(attention_is_right(&w), "attention is wrong");
     // The last row of each span, alone and after the rest.
@@ -190,61 +243,85 @@ static void tiles_make_attention(void) {
     }
     unmake(&w);
   }
+  passed("ops_test", "attention in tiles, and a row alone");
 }
 
-static double opened(enum mlxd_gate gate, double g, double u) {
+// What a gate lets through, and how far its e^x is from 0 at most.
+static double opened(enum mlxd_gate gate, double g, double u, double *slope) {
+  *slope = fabs(g);
   if (gate == MLXD_GATE_SILU) return g / (1 + exp(-g)) * u;
-  if (gate == MLXD_GATE_GELU) return 0.5 * g * (1 + tanh(sqrt(2 / M_PI) * (g + 0.044715 * g * g * g))) * u;
+  if (gate == MLXD_GATE_GELU) {
+    // (1 + tanh(z / 2)) / 2, but with all its digits where that is next to nothing.
+    const double z = sqrt(8 / M_PI) * (g + 0.044715 * g * g * g);
+    *slope = fabs(z);
+    return g / (1 + exp(-z)) * u;
+  }
   g = fmin(g, 7);
+  *slope = 1.702 * fabs(g);
   return g / (1 + exp(-1.702 * g)) * (fmax(fmin(u, 7), -7) + 1);
 }
 
-static void gates_and_norm_are_right(gated_kernel gated, norm_kernel norm) {
+static void gates_are_right(void) {
+  seed(5);
   for (int size = 1; size < 200; size += 13) {
-    float *x = floats(2 * (size_t)size, 100), *y = floats((size_t)size, 1), *weight = floats((size_t)size, 1);
-    float *sum = floats((size_t)size, 1), *out = floats((size_t)size, 1);
+    float *x = floats(2 * (size_t)size, 100), *out = floats((size_t)size, 1);
     for (int gate = MLXD_GATE_SILU; gate <= MLXD_GATE_OSS; gate++) {
+      at.number = gate, at.length = size;
       for (int i = 0; i < 2 * size; i++) x[i] = gate == MLXD_GATE_SILU || i % 2 ? x[i] : x[i] / 20;
-      gated(&(struct gated){size, (enum mlxd_gate)gate, x, out, 1, 1}, 0, 1);
+      const struct gated job = {size, (enum mlxd_gate)gate, x, out, 1, 1};
+      gated_part(&job, 0);
       for (int i = 0; i < size; i++) {
-        const double want = opened((enum mlxd_gate)gate, x[i], x[size + i]);
-        const double size_of = fabs((double)x[i] * x[size + i]);
-        check(fabs(out[i] - want) <= 4e-6 * fabs(want) + 1e-7 * size_of, "a gate is wrong");
+        double slope;
+        const double want = opened((enum mlxd_gate)gate, x[i], x[size + i], &slope);
+        // The slope has up to 6 roundings and becomes an exponent, e^x is good to 4, then a sum, a quotient, two products;
+        // a gate that is as good as shut may be shut: e^88 stands for all that is larger.
+        const double bound = (6 * slope + 10) * ROUNDING * fabs(want) + fabs(x[i]) * (fabs(x[size + i]) + 1) * exp(-86);
+        check(near(out[i], want, bound), "a gate is wrong");
       }
     }
+    free(x), free(out);
+  }
+  passed("ops_test", "gates");
+}
+
+static void norms_are_right(void) {
+  seed(6);
+  for (int size = 1; size < 200; size += 13) {
+    at.length = size;
+    float *x = floats((size_t)size, 100), *y = floats((size_t)size, 1), *weight = floats((size_t)size, 1);
+    float *sum = floats((size_t)size, 1), *out = floats((size_t)size, 1);
     double squares = 0;
     for (int i = 0; i < size; i++) squares += ((double)x[i] + y[i]) * ((double)x[i] + y[i]);
-    norm(&(struct rms_norm){size, 1e-5f, x, y, weight, sum, out, 1, 1}, 0, 1);
+    const struct rms_norm job = {size, 1e-5f, x, y, weight, sum, out, 1, 1};
+    rms_norm_part(&job, 0);
     for (int i = 0; i < size; i++) {
       const double want = ((double)x[i] + y[i]) / sqrt(squares / size + 1e-5) * weight[i];
-      check(fabs(out[i] - want) <= 2e-6 * (fabs(want) + 1e-3) && sum[i] == x[i] + y[i], "rms_norm is wrong");
+      // Squares of rounded sums; a root halves their error. Then a mean, eps, a root, a quotient, a sum, two products.
+      const double bound = (sum_roundings(size) / 2 + 8) * ROUNDING * fabs(want);
+      check(near(out[i], want, bound) && sum[i] == x[i] + y[i], "rms_norm is wrong");
     }
     free(x), free(y), free(weight), free(sum), free(out);
   }
+  passed("ops_test", "norms");
 }
 
-static void what_is_no_number_stays_so(void) {
+static void what_is_not_a_number_stays_so(void) {
   float gate_up[2] = {NAN, 1}, out;
   for (int gate = MLXD_GATE_SILU; gate <= MLXD_GATE_OSS; gate++) {
     mlxd_cpu_gated(1, 1, (enum mlxd_gate)gate, gate_up, &out);
-    check(isnan(out), "a gate hides what is no number");
+    check(isnan(out), "a gate hides what is not a number");
   }
 }
 
-int main(void) {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) {
-    every_attention_is_right(avx512_attend);
-    gates_and_norm_are_right(avx512_gated, avx512_rms_norm);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    every_attention_is_right(avx2_attend);
-    gates_and_norm_are_right(avx2_gated, avx2_rms_norm);
-  }
-#endif
-  every_attention_is_right(plain_attend);
-  gates_and_norm_are_right(plain_gated, plain_rms_norm);
+static void tests(void) {
+  attention_row_by_row_is_right();
   tiles_make_attention();
-  what_is_no_number_stays_so();
+  gates_are_right();
+  norms_are_right();
+  what_is_not_a_number_stays_so();
+}
+
+int main(void) {
+  for_each_set("ops_test", tests);
   puts("ops_test: ok");
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds and runs the tests of the BLAS shim and the operations against the library that setup.sh has made. Linux only.
+# Builds and runs the tests of the BLAS shim and the operations against the library that setup.sh has made, on every
+# kernel set that this CPU has; with one thread and with four, whatever the number of cores. Linux only.
 set -euo pipefail
 
 [ "$(uname -s)" = Linux ] || exit 0
@@ -11,5 +12,8 @@ trap 'rm -rf "$folder"' EXIT
 for test in blas_test ops_test; do
   "${CC:-gcc}" -std=gnu17 -O2 -Wall -Wextra -o "$folder/$test" "$tests/$test.c" "$library/libmlxd_blas.so" \
     -Wl,-rpath,"$library" -Wl,-rpath-link,"$library" -lm -pthread
-  "$folder/$test"
+  for threads in 1 4; do
+    echo "$test with $threads threads"
+    MLXD_CPU_THREADS=$threads "$folder/$test"
+  done
 done
