@@ -16,7 +16,7 @@ use crate::mlx::cuda;
 use crate::mlx::ffi::{self, DeviceFact};
 use crate::mlx::kv::Kv;
 use crate::mlx::sampler::{self, Drawn};
-use crate::mlx::weights::{Weights, bytes_of};
+use crate::mlx::tensors::{TensorCursor, bytes_of};
 use crate::models::{self, Loading, Model};
 
 /// MLX keeps freed buffers for reuse up to this; more would look like a leak beside the budget.
@@ -52,7 +52,7 @@ enum Entry {
 struct LoadingModel {
     plan: LoadPlan,
     loader: Box<dyn Loading>,
-    weights: Weights,
+    weights: TensorCursor,
     /// Pieces taken.
     done: u64,
 }
@@ -119,7 +119,7 @@ impl Backend for MlxBackend {
     fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error> {
         let plan = LoadPlan::new(spec, self.on_cpu, free_bytes)?;
         let loader = plan.open()?;
-        let weights = Weights::open(&spec.model, plan.files(), plan.policy)?;
+        let weights = TensorCursor::open(&spec.model, plan.files(), plan.policy)?;
         let id = ModelId(self.model_next);
         self.model_next += 1;
         self.models.insert(id, Entry::Loading(Box::new(LoadingModel { plan, loader, weights, done: 0 })));

@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
 use crate::error::Error;
 use crate::hub::{self, Dtype as Stored};
-use crate::mlx::layers::Ops;
-use crate::mlx::weights::Policy;
+use crate::mlx::layers::KernelSet;
+use crate::mlx::tensors::Policy;
 use crate::models::{self, ConfigError, Loading, Setup};
 
 /// A load, planned.
@@ -67,7 +67,7 @@ impl LoadPlan {
             file_bytes: files.bytes,
             context_length: number("max_position_embeddings").filter(|&n| n > 0).unwrap_or(CONTEXT_DEFAULT),
             vocabulary_size: number("vocab_size").unwrap_or(0),
-            policy: Policy { float, dequantize, ops: Ops::choose(on_cpu, float) },
+            policy: Policy { float, dequantize, ops: KernelSet::choose(on_cpu, float) },
             spec: spec.clone(),
             config,
             files,

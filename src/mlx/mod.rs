@@ -7,7 +7,7 @@ pub(crate) mod ffi;
 pub(crate) mod kv;
 pub(crate) mod layers;
 pub(crate) mod sampler;
-pub(crate) mod weights;
+pub(crate) mod tensors;
 
 pub use ffi::prepare;
 

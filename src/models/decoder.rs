@@ -1,5 +1,5 @@
-//! What all architectures share: a decoder is an embedding, branches in a row, a norm and a head. An architecture says
-//! what its layers keep and which branches they have; loading piece by piece and running are done here.
+//! What all architectures share: a decoder is an embedding, residuals in a row, a norm and a head. An architecture says
+//! what its layers keep and which residuals they have; loading piece by piece and running are done here.
 
 use mlx_rs::error::Result;
 use mlx_rs::transforms::eval;
@@ -9,13 +9,13 @@ use super::{Loading, Model, Setup};
 use crate::error::Error;
 use crate::mlx::batch::Batch;
 use crate::mlx::kv::{Kv, KvShape, LayerState};
-use crate::mlx::layers::{Branch, Matrix, Ops, Pass, RmsNorm, Rope};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{ForwardContext, KernelSet, Matrix, Residual, RmsNorm, Rope};
+use crate::mlx::tensors::TensorCursor;
 
 /// One architecture with its configuration.
 pub(crate) trait Architecture {
     /// What is at both ends of the layers.
-    fn ends(&self) -> Ends;
+    fn ends(&self) -> EmbeddingAndHead;
 
     /// What each layer keeps of a sequence.
     fn states(&self) -> Vec<LayerState>;
@@ -23,17 +23,17 @@ pub(crate) trait Architecture {
     /// How many pieces the layers are loaded in.
     fn layers(&self) -> usize;
 
-    /// The kinds of rotation that the branches name by their index.
+    /// The kinds of rotation that the residuals name by their index.
     fn ropes(&self) -> Vec<Rope>;
 
     /// Brings the tensors to the names and shapes that are taken, and drops what is not used.
-    fn adapt(&self, weights: &mut Weights) -> std::result::Result<(), Error>;
+    fn adapt(&self, weights: &mut TensorCursor) -> std::result::Result<(), Error>;
 
     /// Takes a layer.
-    fn layer(&self, index: usize, weights: &mut Weights) -> std::result::Result<Vec<Branch>, Error>;
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> std::result::Result<Vec<Residual>, Error>;
 
     /// Takes what runs once a step before the layers.
-    fn prelude(&self, _weights: &mut Weights) -> std::result::Result<Option<Box<dyn Prelude>>, Error> {
+    fn prelude(&self, _weights: &mut TensorCursor) -> std::result::Result<Option<Box<dyn Prelude>>, Error> {
         Ok(None)
     }
 }
@@ -49,7 +49,7 @@ pub(crate) trait Prelude {
 
 /// Embedding and head.
 #[derive(Clone, Debug)]
-pub(crate) struct Ends {
+pub(crate) struct EmbeddingAndHead {
     pub(crate) hidden: i32,
     pub(crate) vocabulary: i32,
     /// The embedding's module.
@@ -69,7 +69,7 @@ pub(crate) struct Ends {
     pub(crate) softcap: f32,
 }
 
-impl Ends {
+impl EmbeddingAndHead {
     /// The usual names, with nothing done to embedding and logits.
     pub(crate) fn new(hidden: i32, vocabulary: i32, norm_eps: f32, tied: bool) -> Self {
         Self {
@@ -88,11 +88,11 @@ impl Ends {
 }
 
 struct Decoder {
-    ends: Ends,
+    ends: EmbeddingAndHead,
     ropes: Vec<Rope>,
     prelude: Option<Box<dyn Prelude>>,
     embedding: Matrix,
-    branches: Vec<Branch>,
+    residuals: Vec<Residual>,
     norm: RmsNorm,
     /// None if the embedding serves as head.
     head: Option<Matrix>,
@@ -104,17 +104,17 @@ struct Loader<A> {
     setup: Setup,
     embedding: Option<Matrix>,
     prelude: Option<Box<dyn Prelude>>,
-    branches: Vec<Branch>,
+    residuals: Vec<Residual>,
     done: usize,
 }
 
 /// Gets ready to load.
 pub(crate) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -> Box<dyn Loading> {
-    Box::new(Loader { architecture, setup, embedding: None, prelude: None, branches: Vec::new(), done: 0 })
+    Box::new(Loader { architecture, setup, embedding: None, prelude: None, residuals: Vec::new(), done: 0 })
 }
 
 impl<A: Architecture> Loading for Loader<A> {
-    fn next(&mut self, weights: &mut Weights) -> std::result::Result<Option<Box<dyn Model>>, Error> {
+    fn next(&mut self, weights: &mut TensorCursor) -> std::result::Result<Option<Box<dyn Model>>, Error> {
         let ends = self.architecture.ends();
         let Some(embedding) = &self.embedding else {
             weights.discard(|name| name.contains("rotary_emb.inv_freq"));
@@ -130,9 +130,9 @@ impl<A: Architecture> Loading for Loader<A> {
             return Ok(None);
         };
         if self.done < self.architecture.layers() {
-            let branches = self.architecture.layer(self.done, weights)?;
-            eval(branches.iter().flat_map(Branch::arrays))?;
-            self.branches.extend(branches);
+            let residuals = self.architecture.layer(self.done, weights)?;
+            eval(residuals.iter().flat_map(Residual::arrays))?;
+            self.residuals.extend(residuals);
             self.done += 1;
             return Ok(None);
         }
@@ -144,7 +144,7 @@ impl<A: Architecture> Loading for Loader<A> {
             ropes: self.architecture.ropes(),
             prelude: self.prelude.take(),
             embedding: embedding.clone(),
-            branches: std::mem::take(&mut self.branches),
+            residuals: std::mem::take(&mut self.residuals),
             norm,
             head,
             ends,
@@ -181,18 +181,18 @@ impl Decoder {
 
 impl Model for Decoder {
     fn forward(&self, batch: &Batch, kv: &mut Kv) -> Result<Option<Array>> {
-        let ops: Ops = kv.shape().ops;
+        let ops: KernelSet = kv.shape().ops;
         let turned = self.ropes.iter().map(|rope| (rope.clone(), rope.rotation(&batch.positions, ops)));
         let turned: Vec<_> = turned.collect();
         let mut x = scaled(self.embedding.rows(&batch.tokens)?, self.ends.embedding_scale)?;
         let prelude = self.prelude.as_ref().map(|prelude| prelude.forward(&batch.tokens, &x)).transpose()?;
-        let mut pass = Pass { batch, kv, ropes: &turned, prelude };
+        let mut context = ForwardContext { batch, kv, ropes: &turned, prelude };
         let mut normed = None;
-        for (index, branch) in self.branches.iter().enumerate() {
-            let next = self.branches.get(index + 1);
+        for (index, residual) in self.residuals.iter().enumerate() {
+            let next = self.residuals.get(index + 1);
             // The norm of what comes next; the last one is taken of the rows that are wanted only.
             let next = next.map_or(Some(&self.norm), |next| next.before.as_ref());
-            (x, normed) = branch.forward(&x, normed, next, &mut pass)?;
+            (x, normed) = residual.forward(&x, normed, next, &mut context)?;
         }
         let Some(rows) = &batch.outputs else { return Ok(None) };
         let normed = match normed.filter(|_| rows.dim(0) == x.dim(0)) {
@@ -203,9 +203,9 @@ impl Model for Decoder {
     }
 
     fn arrays(&self) -> Vec<&Array> {
-        let branches = self.branches.iter().flat_map(Branch::arrays);
+        let residuals = self.residuals.iter().flat_map(Residual::arrays);
         let ends = self.embedding.arrays().into_iter().chain(self.head.iter().flat_map(Matrix::arrays));
         let prelude = self.prelude.iter().flat_map(|prelude| prelude.arrays());
-        branches.chain(ends).chain(prelude).chain([&self.norm.weight]).collect()
+        residuals.chain(ends).chain(prelude).chain([&self.norm.weight]).collect()
     }
 }

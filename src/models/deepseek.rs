@@ -4,15 +4,15 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::cuda;
 use crate::mlx::kv::{LayerState, TokenState, inverse_root};
 use crate::mlx::layers::{
-    Branch, Gate, Latent, LatentQuery, Matrix, Mixture, Rope, Router, Scoring, yarn_magnitude,
+    Gate, Latent, LatentQuery, Matrix, Mixture, Residual, Rope, Router, Scoring, yarn_magnitude,
 };
-use crate::mlx::weights::Weights;
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -139,7 +139,7 @@ impl Config {
 }
 
 impl DeepSeek {
-    fn attention(&self, index: usize, prefix: &str, weights: &mut Weights) -> Result<Latent, Error> {
+    fn attention(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<Latent, Error> {
         let config = &self.config;
         let (hidden, heads, rank) = (config.hidden_size, config.num_attention_heads, config.kv_lora_rank);
         let (plain, turned, value) = (config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim);
@@ -177,7 +177,7 @@ impl DeepSeek {
     }
 
     /// The products around the kept vector: as mlx-lm stores them, or from one matrix as DeepSeek does.
-    fn latent(&self, prefix: &str, weights: &mut Weights) -> Result<(Matrix, Matrix), Error> {
+    fn latent(&self, prefix: &str, weights: &mut TensorCursor) -> Result<(Matrix, Matrix), Error> {
         let Config { num_attention_heads: heads, kv_lora_rank: rank, .. } = self.config;
         let Config { qk_nope_head_dim: plain, v_head_dim: value, .. } = self.config;
         if !weights.has(&format!("{prefix}.kv_b_proj.weight")) {
@@ -190,7 +190,7 @@ impl DeepSeek {
         Ok((Matrix::Dense(parts[0].swap_axes(-1, -2)?), Matrix::Dense(parts[1].clone())))
     }
 
-    fn mixture(&self, prefix: &str, weights: &mut Weights) -> Result<Mixture, Error> {
+    fn mixture(&self, prefix: &str, weights: &mut TensorCursor) -> Result<Mixture, Error> {
         let Config { hidden_size: hidden, moe_intermediate_size: inner, .. } = self.config;
         let Config { n_group: groups, topk_group: groups_kept, norm_topk_prob: normed, .. } = self.config;
         let scale = self.config.routed_scaling_factor;
@@ -219,9 +219,14 @@ impl DeepSeek {
 }
 
 impl Architecture for DeepSeek {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings && self.config.is_lite())
+        EmbeddingAndHead::new(
+            hidden_size,
+            vocab_size,
+            rms_norm_eps,
+            tie_word_embeddings && self.config.is_lite(),
+        )
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -236,13 +241,13 @@ impl Architecture for DeepSeek {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         // Layers past the last one predict several tokens at once.
         weights.discard_layers("model.layers.", self.config.num_hidden_layers);
         weights.stack_gated_experts(self.config.num_hidden_layers, self.experts)
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let prefix = format!("model.layers.{index}");
         let attention = self.attention(index, &format!("{prefix}.self_attn"), weights)?;
@@ -253,10 +258,10 @@ impl Architecture for DeepSeek {
             self.experts > 0 && index >= self.config.first_k_dense_replace && index.is_multiple_of(every);
         let mlp = format!("{prefix}.mlp");
         let second = if mixes {
-            Branch::new(after, self.mixture(&mlp, weights)?)
+            Residual::new(after, self.mixture(&mlp, weights)?)
         } else {
-            Branch::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?)
+            Residual::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?)
         };
-        Ok(vec![Branch::new(before, attention), second])
+        Ok(vec![Residual::new(before, attention), second])
     }
 }

@@ -5,12 +5,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, RmsNorm, Rope};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, Residual, RmsNorm, Rope};
+use crate::mlx::tensors::TensorCursor;
 
 fn score_cap() -> f32 {
     50.0
@@ -84,13 +84,13 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Conf
 
 impl Architecture for Gemma2 {
     #[allow(clippy::cast_precision_loss, reason = "a size is 2^24 at most, which is exact")]
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, final_logit_softcapping, .. } = self.config;
-        Ends {
+        EmbeddingAndHead {
             norm_plus_one: true,
             embedding_scale: (hidden_size as f32).sqrt(),
             softcap: final_logit_softcapping,
-            ..Ends::new(hidden_size, vocab_size, rms_norm_eps, true)
+            ..EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, true)
         }
     }
 
@@ -106,26 +106,26 @@ impl Architecture for Gemma2 {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, _: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, _: &mut TensorCursor) -> Result<(), Error> {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let prefix = format!("model.layers.{index}");
         let module = format!("{prefix}.self_attn");
-        let norm = |weights: &mut Weights, name: &str| -> Result<RmsNorm, Error> {
+        let norm = |weights: &mut TensorCursor, name: &str| -> Result<RmsNorm, Error> {
             Ok(weights.rms_norm(&format!("{prefix}.{name}"), hidden, eps)?.plus_one()?)
         };
         let attention = Attention::load(weights, &module, (index, &self.state), hidden, (false, false))?;
         let mlp = weights.gated_mlp(&format!("{prefix}.mlp"), (hidden, inner), Gate::Gelu, false)?;
-        let attend = Branch {
+        let attend = Residual {
             after: Some(norm(weights, "post_attention_layernorm")?),
-            ..Branch::new(norm(weights, "input_layernorm")?, attention)
+            ..Residual::new(norm(weights, "input_layernorm")?, attention)
         };
-        let feed = Branch {
+        let feed = Residual {
             after: Some(norm(weights, "post_feedforward_layernorm")?),
-            ..Branch::new(norm(weights, "pre_feedforward_layernorm")?, mlp)
+            ..Residual::new(norm(weights, "pre_feedforward_layernorm")?, mlp)
         };
         Ok(vec![attend, feed])
     }

@@ -6,13 +6,13 @@ use mlx_rs::ops;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::decoder::{Architecture, Ends, Prelude, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, Prelude, loader};
 use super::gemma4_parts::{LayerInput, LayerInputs, Parallel};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Fused, Gate, HeadNorms, Rope, Router, Scoring};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Fused, Gate, HeadNorms, Residual, Rope, Router, Scoring};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -183,7 +183,7 @@ impl Config {
 }
 
 impl Gemma4 {
-    fn attention(&self, index: usize, prefix: &str, weights: &mut Weights) -> Result<Attention, Error> {
+    fn attention(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<Attention, Error> {
         let (hidden, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
         let state = &self.states[index];
         let (queries, keys) = (state.heads * state.head_dim, state.kv_heads * state.head_dim);
@@ -214,19 +214,24 @@ impl Gemma4 {
         Ok(Attention { stores, norms, rope, ..Attention::new(cache, queries, Fused::new(parts)?, output) })
     }
 
-    fn feed_forward(&self, index: usize, prefix: &str, weights: &mut Weights) -> Result<Branch, Error> {
+    fn feed_forward(
+        &self,
+        index: usize,
+        prefix: &str,
+        weights: &mut TensorCursor,
+    ) -> Result<Residual, Error> {
         let Config { hidden_size: hidden, rms_norm_eps: eps, .. } = self.config;
         let shared = self.config.first_shared();
         let wide = self.config.use_double_wide_mlp && shared > 0 && index >= shared;
         let inner = self.config.intermediate_size * if wide { 2 } else { 1 };
         let mlp = weights.gated_mlp(&format!("{prefix}.mlp"), (hidden, inner), Gate::Gelu, false)?;
-        let norm = |weights: &mut Weights, name: &str| {
+        let norm = |weights: &mut TensorCursor, name: &str| {
             weights.rms_norm(&format!("{prefix}.{name}_feedforward_layernorm"), hidden, eps)
         };
         let (before, after) = (norm(weights, "pre")?, norm(weights, "post")?);
         let (experts, chosen, inner) = self.experts;
         if experts == 0 {
-            return Ok(Branch { after: Some(after), ..Branch::new(before, mlp) });
+            return Ok(Residual { after: Some(after), ..Residual::new(before, mlp) });
         }
         let root = ops::sqrt(mlx_rs::Array::from_f32(config::single(f64::from(hidden))))?;
         let mut scale = weights.rms_norm_at(&format!("{prefix}.router.scale"), hidden, eps)?;
@@ -256,17 +261,17 @@ impl Gemma4 {
                 eps,
             )?,
         };
-        Ok(Branch { after: Some(after), ..Branch::bare(body) })
+        Ok(Residual { after: Some(after), ..Residual::bare(body) })
     }
 }
 
 impl Architecture for Gemma4 {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends {
+        EmbeddingAndHead {
             embedding_scale: config::single(f64::from(hidden_size).sqrt()),
             softcap: self.config.final_logit_softcapping.unwrap_or(0.0),
-            ..Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+            ..EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
         }
     }
 
@@ -283,7 +288,7 @@ impl Architecture for Gemma4 {
         self.ropes.clone()
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         const BOUNDS: [&str; 4] = ["input_max", "input_min", "output_max", "output_min"];
         weights.discard(|name| BOUNDS.iter().any(|bound| name.contains(bound)));
         for (layer, &cache) in self.caches.iter().enumerate() {
@@ -300,7 +305,7 @@ impl Architecture for Gemma4 {
         Ok(())
     }
 
-    fn prelude(&self, weights: &mut Weights) -> Result<Option<Box<dyn Prelude>>, Error> {
+    fn prelude(&self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Prelude>>, Error> {
         let Config { hidden_size, hidden_size_per_layer_input: size, rms_norm_eps, .. } = self.config;
         if size <= 0 {
             return Ok(None);
@@ -322,15 +327,15 @@ impl Architecture for Gemma4 {
         })))
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, rms_norm_eps: eps, .. } = self.config;
         let size = self.config.hidden_size_per_layer_input;
         let prefix = format!("model.layers.{index}");
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
         let attention = self.attention(index, &format!("{prefix}.self_attn"), weights)?;
-        let mut branches = vec![
-            Branch { after: Some(after), ..Branch::new(before, attention) },
+        let mut residuals = vec![
+            Residual { after: Some(after), ..Residual::new(before, attention) },
             self.feed_forward(index, &prefix, weights)?,
         ];
         if size > 0 {
@@ -340,11 +345,11 @@ impl Architecture for Gemma4 {
                 projection: weights.linear(&format!("{prefix}.per_layer_projection"), hidden, size, false)?,
             };
             let after = weights.rms_norm(&format!("{prefix}.post_per_layer_input_norm"), hidden, eps)?;
-            branches.push(Branch { after: Some(after), ..Branch::bare(input) });
+            residuals.push(Residual { after: Some(after), ..Residual::bare(input) });
         }
-        if let Some(last) = branches.last_mut() {
+        if let Some(last) = residuals.last_mut() {
             last.sum_scale = Some(weights.floats(&format!("{prefix}.layer_scalar"), &[1])?);
         }
-        Ok(branches)
+        Ok(residuals)
     }
 }

@@ -5,7 +5,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, ops};
 
 use super::decoder::Prelude;
-use crate::mlx::layers::{Body, Experts, Linear, Matrix, Mlp, Pass, RmsNorm, Router, gelu};
+use crate::mlx::layers::{Experts, ForwardContext, Linear, Matrix, Mlp, RmsNorm, Router, Sublayer, gelu};
 
 /// What each token brings to every layer: looked up by its id, and made of its hidden state.
 pub(super) struct LayerInputs {
@@ -47,9 +47,9 @@ pub(super) struct LayerInput {
     pub(super) projection: Linear,
 }
 
-impl Body for LayerInput {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
-        let Some(inputs) = &pass.prelude else {
+impl Sublayer for LayerInput {
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array> {
+        let Some(inputs) = &context.prelude else {
             return Err(Exception::custom("a layer input without a prelude"));
         };
         gelu(&self.gate.forward(x)?)?.multiply(inputs.try_index((.., self.layer))?)
@@ -76,8 +76,8 @@ pub(super) struct Parallel {
     pub(super) experts_after: RmsNorm,
 }
 
-impl Body for Parallel {
-    fn forward(&self, x: &Array, _: &mut Pass<'_>) -> Result<Array> {
+impl Sublayer for Parallel {
+    fn forward(&self, x: &Array, _: &mut ForwardContext<'_>) -> Result<Array> {
         let always = self.mlp.down.forward(&self.mlp.activate(&self.before.forward(x)?)?)?;
         let (experts, shares) = self.router.forward(&self.router_norm.forward(x)?)?;
         let routed = self.experts.forward(&self.experts_before.forward(x)?, &experts, &shares)?;

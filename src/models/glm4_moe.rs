@@ -5,12 +5,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, HeadNorms, Mixture, Rope, Router, Scoring};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, HeadNorms, Mixture, Residual, Rope, Router, Scoring};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -93,7 +93,7 @@ impl Config {
 }
 
 impl Glm4Moe {
-    fn mixture(&self, prefix: &str, experts: i32, weights: &mut Weights) -> Result<Mixture, Error> {
+    fn mixture(&self, prefix: &str, experts: i32, weights: &mut TensorCursor) -> Result<Mixture, Error> {
         let Config { hidden_size: hidden, moe_intermediate_size: inner, .. } = self.config;
         let Config { n_group: groups, topk_group: groups_kept, norm_topk_prob: normed, .. } = self.config;
         // Its small differences decide, which a shorter float would lose.
@@ -115,9 +115,9 @@ impl Glm4Moe {
 }
 
 impl Architecture for Glm4Moe {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -132,14 +132,14 @@ impl Architecture for Glm4Moe {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         // The layer after the last one predicts a second token.
         weights.discard_layers("model.layers.", self.layers());
         let Some(experts) = self.config.n_routed_experts else { return Ok(()) };
         weights.stack_gated_experts(self.layers(), experts)
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let Config { use_qk_norm, attention_bias, first_k_dense_replace: dense, .. } = self.config;
         let prefix = format!("model.layers.{index}");
@@ -153,9 +153,9 @@ impl Architecture for Glm4Moe {
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
         let feed = match self.config.n_routed_experts.filter(|_| index >= dense) {
-            Some(experts) => Branch::new(after, self.mixture(&mlp, experts, weights)?),
-            None => Branch::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?),
+            Some(experts) => Residual::new(after, self.mixture(&mlp, experts, weights)?),
+            None => Residual::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?),
         };
-        Ok(vec![Branch::new(before, attention), feed])
+        Ok(vec![Residual::new(before, attention), feed])
     }
 }

@@ -7,12 +7,12 @@ use mlx_rs::{Array, Dtype};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, Mixture, Rope, Router, Scoring};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, Mixture, Residual, Rope, Router, Scoring};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -126,9 +126,9 @@ fn unwoven(both: &Array) -> mlx_rs::error::Result<Array> {
 }
 
 impl Architecture for GptOss {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, false)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, false)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -144,7 +144,7 @@ impl Architecture for GptOss {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         weights.rename(renamed);
         weights.change(|name| name.contains(".mlp.experts.") && name.ends_with(".weight"), words)?;
         weights.change(|name| name.contains(".mlp.experts.gate_up_proj."), unwoven)?;
@@ -158,7 +158,7 @@ impl Architecture for GptOss {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let Config { num_local_experts: experts, num_experts_per_tok: chosen, .. } = self.config;
         let prefix = format!("model.layers.{index}");
@@ -179,6 +179,6 @@ impl Architecture for GptOss {
         let mixture = Mixture { router, experts, shared: None, shared_gate: None };
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        Ok(vec![Branch::new(before, attention), Branch::new(after, mixture)])
+        Ok(vec![Residual::new(before, attention), Residual::new(after, mixture)])
     }
 }

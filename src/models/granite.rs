@@ -4,12 +4,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, Rope};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, Residual, Rope};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -67,12 +67,12 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Conf
 }
 
 impl Architecture for Granite {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends {
+        EmbeddingAndHead {
             embedding_scale: self.config.embedding_multiplier,
             logit_scale: self.config.logits_scaling.recip(),
-            ..Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+            ..EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
         }
     }
 
@@ -88,11 +88,11 @@ impl Architecture for Granite {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, _: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, _: &mut TensorCursor) -> Result<(), Error> {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let Config { attention_bias, mlp_bias, residual_multiplier, .. } = self.config;
         let prefix = format!("model.layers.{index}");
@@ -102,7 +102,7 @@ impl Architecture for Granite {
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
         let scale = (residual_multiplier != 1.0).then_some(residual_multiplier);
-        let attend = Branch { scale, ..Branch::new(before, attention) };
-        Ok(vec![attend, Branch { scale, ..Branch::new(after, mlp) }])
+        let attend = Residual { scale, ..Residual::new(before, attention) };
+        Ok(vec![attend, Residual { scale, ..Residual::new(after, mlp) }])
     }
 }

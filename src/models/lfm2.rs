@@ -3,14 +3,14 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
 use crate::mlx::layers::{
-    Attention, Branch, Convolution, Gate, HeadNorms, Mlp, Rope, ShortConvolution, by_kernel,
+    Attention, Convolution, Gate, HeadNorms, Mlp, Residual, Rope, ShortConvolution, by_kernel,
 };
-use crate::mlx::weights::Weights;
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -112,9 +112,12 @@ impl Config {
 }
 
 impl Architecture for Lfm2 {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, norm_eps, .. } = self.config;
-        Ends { norm: "model.embedding_norm", ..Ends::new(hidden_size, vocab_size, norm_eps, true) }
+        EmbeddingAndHead {
+            norm: "model.embedding_norm",
+            ..EmbeddingAndHead::new(hidden_size, vocab_size, norm_eps, true)
+        }
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -137,7 +140,7 @@ impl Architecture for Lfm2 {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         // PyTorch has the kernel last, MLX in the middle.
         weights.change(
             |name| name.contains("conv.weight"),
@@ -148,7 +151,7 @@ impl Architecture for Lfm2 {
         )
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, norm_eps: eps, kernel, conv_bias, .. } = self.config;
         let prefix = format!("model.layers.{index}");
         let before = weights.rms_norm(&format!("{prefix}.operator_norm"), hidden, eps)?;
@@ -160,7 +163,7 @@ impl Architecture for Lfm2 {
             let qkv = weights.fused(&prefix, &projections, hidden, false)?;
             let output = weights.linear(&format!("{prefix}.out_proj"), hidden, heads * head_dim, false)?;
             let norms = HeadNorms::load(weights, &prefix, ("q_layernorm", "k_layernorm"), head_dim, eps)?;
-            Branch::new(before, Attention { norms, ..Attention::new(index, heads * head_dim, qkv, output) })
+            Residual::new(before, Attention { norms, ..Attention::new(index, heads * head_dim, qkv, output) })
         } else {
             let prefix = format!("{prefix}.conv");
             let taps = weights.floats(&format!("{prefix}.conv.weight"), &[hidden, kernel, 1])?;
@@ -174,7 +177,7 @@ impl Architecture for Lfm2 {
                 convolution: Convolution { weight: by_kernel(&taps)?, bias },
                 output: weights.linear(&format!("{prefix}.out_proj"), hidden, hidden, conv_bias)?,
             };
-            Branch::new(before, body)
+            Residual::new(before, body)
         };
         let prefix_mlp = format!("{prefix}.feed_forward");
         let mlp = Mlp {
@@ -184,6 +187,6 @@ impl Architecture for Lfm2 {
             ops: weights.ops(),
         };
         let after = weights.rms_norm(&format!("{prefix}.ffn_norm"), hidden, eps)?;
-        Ok(vec![mixer, Branch::new(after, mlp)])
+        Ok(vec![mixer, Residual::new(after, mlp)])
     }
 }

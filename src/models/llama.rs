@@ -5,12 +5,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, Rope};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, Residual, Rope};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -94,9 +94,9 @@ impl Config {
 }
 
 impl Architecture for Llama {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -112,11 +112,11 @@ impl Architecture for Llama {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, _: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, _: &mut TensorCursor) -> Result<(), Error> {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let Config { attention_bias, mlp_bias, .. } = self.config;
         let prefix = format!("model.layers.{index}");
@@ -128,6 +128,6 @@ impl Architecture for Llama {
         let mlp = weights.gated_mlp(&format!("{prefix}.mlp"), (hidden, inner), Gate::Silu, mlp_bias)?;
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        Ok(vec![Branch::new(before, attention), Branch::new(after, mlp)])
+        Ok(vec![Residual::new(before, attention), Residual::new(after, mlp)])
     }
 }

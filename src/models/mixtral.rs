@@ -5,12 +5,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, Mixture, Rope, Router, Scoring};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, Mixture, Residual, Rope, Router, Scoring};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -83,9 +83,9 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Conf
 }
 
 impl Architecture for Mixtral {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -100,7 +100,7 @@ impl Architecture for Mixtral {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         let experts = self.config.num_local_experts;
         for layer in 0..self.layers() {
             let moe = format!("model.layers.{layer}.block_sparse_moe");
@@ -112,7 +112,7 @@ impl Architecture for Mixtral {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let Config { num_local_experts: experts, num_experts_per_tok: chosen, .. } = self.config;
         let prefix = format!("model.layers.{index}");
@@ -130,6 +130,6 @@ impl Architecture for Mixtral {
         let mixture = Mixture { router, experts, shared: None, shared_gate: None };
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        Ok(vec![Branch::new(before, attention), Branch::new(after, mixture)])
+        Ok(vec![Residual::new(before, attention), Residual::new(after, mixture)])
     }
 }

@@ -29,8 +29,8 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::mlx::batch::Batch;
 use crate::mlx::kv::{Kv, KvShape};
-use crate::mlx::layers::Ops;
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::KernelSet;
+use crate::mlx::tensors::TensorCursor;
 
 /// A model that can run.
 pub(crate) trait Model {
@@ -45,7 +45,7 @@ pub(crate) trait Model {
 /// A model that is being loaded.
 pub(crate) trait Loading {
     /// Takes and evaluates the next piece; the model after the last one.
-    fn next(&mut self, weights: &mut Weights) -> Result<Option<Box<dyn Model>>, Error>;
+    fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error>;
 
     /// How many pieces there are.
     fn pieces(&self) -> usize;
@@ -60,7 +60,7 @@ pub(crate) struct Setup {
     /// The dtype of activations and KV cache.
     pub(crate) dtype: mlx_rs::Dtype,
     /// How it computes beside matrix products.
-    pub(crate) ops: Ops,
+    pub(crate) ops: KernelSet,
     /// Keep the KV cache as 8-bit integers.
     pub(crate) int8_kv: bool,
 }

@@ -6,15 +6,15 @@ use mlx_rs::error::Result as MlxResult;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
 use crate::mlx::layers::{
-    Activation, Attention, Body, Branch, Convolution, Experts, Linear, Mamba, Pass, Rope, Router, Scoring,
-    by_kernel, squared_relu,
+    Activation, Attention, Convolution, Experts, ForwardContext, Linear, Mamba, Residual, Rope, Router,
+    Scoring, Sublayer, by_kernel, squared_relu,
 };
-use crate::mlx::weights::Weights;
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -157,7 +157,7 @@ struct Squared {
 
 impl Squared {
     fn load(
-        weights: &mut Weights,
+        weights: &mut TensorCursor,
         prefix: &str,
         (hidden, inner): (i32, i32),
         bias: bool,
@@ -169,8 +169,8 @@ impl Squared {
     }
 }
 
-impl Body for Squared {
-    fn forward(&self, x: &Array, _: &mut Pass<'_>) -> MlxResult<Array> {
+impl Sublayer for Squared {
+    fn forward(&self, x: &Array, _: &mut ForwardContext<'_>) -> MlxResult<Array> {
         squared_relu(&self.up.forward(x)?)
     }
 
@@ -191,15 +191,15 @@ struct Mixture {
     shared: Option<Squared>,
 }
 
-impl Body for Mixture {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> MlxResult<Array> {
+impl Sublayer for Mixture {
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> MlxResult<Array> {
         let (experts, shares) = self.router.forward(x)?;
         let routed = match &self.latent {
             Some((down, up)) => up.forward(&self.experts.forward(&down.forward(x)?, &experts, &shares)?)?,
             None => self.experts.forward(x, &experts, &shares)?,
         };
         match &self.shared {
-            Some(shared) => routed.add(shared.down.forward(&shared.forward(x, pass)?)?),
+            Some(shared) => routed.add(shared.down.forward(&shared.forward(x, context)?)?),
             None => Ok(routed),
         }
     }
@@ -210,13 +210,13 @@ impl Body for Mixture {
 
     fn arrays(&self) -> Vec<&Array> {
         let latent = self.latent.iter().flat_map(|(down, up)| [down, up]).flat_map(Linear::arrays);
-        let shared = self.shared.iter().flat_map(Body::arrays);
+        let shared = self.shared.iter().flat_map(Sublayer::arrays);
         self.router.arrays().into_iter().chain(self.experts.arrays()).chain(latent).chain(shared).collect()
     }
 }
 
 impl NemotronH {
-    fn mamba(&self, index: usize, prefix: &str, weights: &mut Weights) -> Result<Mamba, Error> {
+    fn mamba(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<Mamba, Error> {
         let config = &self.config;
         let (hidden, heads, head_dim) = (config.hidden_size, config.mamba_num_heads, config.mamba_head_dim);
         let (inner, shared) = (heads * head_dim, config.n_groups * config.ssm_state_size);
@@ -245,7 +245,7 @@ impl NemotronH {
         })
     }
 
-    fn mixture(&self, prefix: &str, weights: &mut Weights) -> Result<Mixture, Error> {
+    fn mixture(&self, prefix: &str, weights: &mut TensorCursor) -> Result<Mixture, Error> {
         let config = &self.config;
         let (hidden, bias) = (config.hidden_size, config.mlp_bias);
         let experts = config.n_routed_experts.unwrap_or(0);
@@ -298,12 +298,12 @@ impl NemotronH {
 }
 
 impl Architecture for NemotronH {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, layer_norm_epsilon, .. } = self.config;
-        Ends {
+        EmbeddingAndHead {
             embedding: "backbone.embeddings",
             norm: "backbone.norm_f",
-            ..Ends::new(hidden_size, vocab_size, layer_norm_epsilon, false)
+            ..EmbeddingAndHead::new(hidden_size, vocab_size, layer_norm_epsilon, false)
         }
     }
 
@@ -327,7 +327,7 @@ impl Architecture for NemotronH {
         Vec::new()
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         weights.discard(|name| name.starts_with("mtp."));
         weights.change(
             |name| name.ends_with("conv1d.weight"),
@@ -347,23 +347,23 @@ impl Architecture for NemotronH {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, attention_bias: bias, .. } = self.config;
         let mixer = format!("backbone.layers.{index}.mixer");
         let eps = self.config.layer_norm_epsilon;
         let before = weights.rms_norm(&format!("backbone.layers.{index}.norm"), hidden, eps)?;
         Ok(vec![match self.kinds[index] {
-            Kind::Mamba => Branch::new(before, self.mamba(index, &mixer, weights)?),
+            Kind::Mamba => Residual::new(before, self.mamba(index, &mixer, weights)?),
             Kind::Attention => {
                 let state = (self.state_index(index), &self.state);
                 let attention = Attention::load(weights, &mixer, state, hidden, (bias, bias))?;
-                Branch::new(before, Attention { rope: None, ..attention })
+                Residual::new(before, Attention { rope: None, ..attention })
             }
             Kind::Mlp => {
                 let sizes = (hidden, self.config.intermediate_size);
-                Branch::new(before, Squared::load(weights, &mixer, sizes, self.config.mlp_bias)?)
+                Residual::new(before, Squared::load(weights, &mixer, sizes, self.config.mlp_bias)?)
             }
-            Kind::Experts => Branch::new(before, self.mixture(&mixer, weights)?),
+            Kind::Experts => Residual::new(before, self.mixture(&mixer, weights)?),
         }])
     }
 }

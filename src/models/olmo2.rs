@@ -4,12 +4,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Body, Branch, Gate, HeadNorms, RmsNorm, Rope};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, HeadNorms, Residual, RmsNorm, Rope, Sublayer};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -62,14 +62,14 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Conf
     Ok(loader(Olmo2 { config, state, rope }, setup))
 }
 
-fn branch(body: impl Body + 'static, after: RmsNorm) -> Branch {
-    Branch { before: None, body: Box::new(body), after: Some(after), scale: None, sum_scale: None }
+fn residual(body: impl Sublayer + 'static, after: RmsNorm) -> Residual {
+    Residual { before: None, body: Box::new(body), after: Some(after), scale: None, sum_scale: None }
 }
 
 impl Architecture for Olmo2 {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -84,11 +84,11 @@ impl Architecture for Olmo2 {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, _: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, _: &mut TensorCursor) -> Result<(), Error> {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let Config { attention_bias, mlp_bias, .. } = self.config;
         let TokenState { heads, kv_heads, head_dim, .. } = self.state;
@@ -103,6 +103,6 @@ impl Architecture for Olmo2 {
         let mlp = weights.gated_mlp(&format!("{prefix}.mlp"), (hidden, inner), Gate::Silu, mlp_bias)?;
         let attended = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
         let fed = weights.rms_norm(&format!("{prefix}.post_feedforward_layernorm"), hidden, eps)?;
-        Ok(vec![branch(attention, attended), branch(mlp, fed)])
+        Ok(vec![residual(attention, attended), residual(mlp, fed)])
     }
 }

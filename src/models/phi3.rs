@@ -5,12 +5,12 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Fused, Gate, Mlp, Rope};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Fused, Gate, Mlp, Residual, Rope};
+use crate::mlx::tensors::TensorCursor;
 
 fn one() -> f64 {
     1.0
@@ -99,9 +99,9 @@ impl Config {
 }
 
 impl Architecture for Phi3 {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -116,11 +116,11 @@ impl Architecture for Phi3 {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, _: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, _: &mut TensorCursor) -> Result<(), Error> {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let TokenState { heads, kv_heads, head_dim, .. } = self.state;
         let prefix = format!("model.layers.{index}");
@@ -137,6 +137,6 @@ impl Architecture for Phi3 {
         };
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        Ok(vec![Branch::new(before, attention), Branch::new(after, mlp)])
+        Ok(vec![Residual::new(before, attention), Residual::new(after, mlp)])
     }
 }

@@ -4,12 +4,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, Mixture, Rope, Router, Scoring};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, Mixture, Residual, Rope, Router, Scoring};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -79,9 +79,9 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Conf
 }
 
 impl Architecture for Qwen2Moe {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, false)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, false)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -96,11 +96,11 @@ impl Architecture for Qwen2Moe {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         weights.stack_gated_experts(self.layers(), self.config.num_experts)
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, num_experts: experts, rms_norm_eps: eps, .. } = self.config;
         let Config { moe_intermediate_size: inner, shared_expert_intermediate_size: shared, .. } =
             self.config;
@@ -127,6 +127,6 @@ impl Architecture for Qwen2Moe {
         };
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        Ok(vec![Branch::new(before, attention), Branch::new(after, mixture)])
+        Ok(vec![Residual::new(before, attention), Residual::new(after, mixture)])
     }
 }

@@ -5,12 +5,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Branch, Gate, HeadNorms, Mixture, Rope, Router, Scoring};
-use crate::mlx::weights::Weights;
+use crate::mlx::layers::{Attention, Gate, HeadNorms, Mixture, Residual, Rope, Router, Scoring};
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -93,7 +93,7 @@ impl Moe {
         !self.mlp_only_layers.contains(&layer) && (layer + 1).is_multiple_of(self.decoder_sparse_step.max(1))
     }
 
-    fn mixture(&self, prefix: &str, hidden: i32, weights: &mut Weights) -> Result<Mixture, Error> {
+    fn mixture(&self, prefix: &str, hidden: i32, weights: &mut TensorCursor) -> Result<Mixture, Error> {
         let (experts, inner) = (self.num_experts, self.moe_intermediate_size);
         let router = Router {
             logits: weights.linear(&format!("{prefix}.gate"), experts, hidden, false)?,
@@ -109,9 +109,9 @@ impl Moe {
 }
 
 impl Architecture for Qwen3 {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -126,11 +126,11 @@ impl Architecture for Qwen3 {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         self.moe.as_ref().map_or(Ok(()), |moe| weights.stack_gated_experts(self.layers(), moe.num_experts))
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
         let prefix = format!("model.layers.{index}");
         let (module, mlp) = (format!("{prefix}.self_attn"), format!("{prefix}.mlp"));
@@ -141,9 +141,9 @@ impl Architecture for Qwen3 {
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
         let feed = match self.moe.as_ref().filter(|moe| moe.mixes(index)) {
-            Some(moe) => Branch::new(after, moe.mixture(&mlp, hidden, weights)?),
-            None => Branch::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?),
+            Some(moe) => Residual::new(after, moe.mixture(&mlp, hidden, weights)?),
+            None => Residual::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?),
         };
-        Ok(vec![Branch::new(before, attention), feed])
+        Ok(vec![Residual::new(before, attention), feed])
     }
 }

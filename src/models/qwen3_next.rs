@@ -4,15 +4,15 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, Ends, loader};
+use super::decoder::{Architecture, EmbeddingAndHead, loader};
 use super::{ConfigError, Loading, Setup, config};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
 use crate::mlx::layers::{
-    Attention, Branch, Convolution, DeltaNet, Fused, Gate, HeadNorms, Linear, Mixture, Rope, Router, Scoring,
-    by_kernel,
+    Attention, Convolution, DeltaNet, Fused, Gate, HeadNorms, Linear, Mixture, Residual, Rope, Router,
+    Scoring, by_kernel,
 };
-use crate::mlx::weights::Weights;
+use crate::mlx::tensors::TensorCursor;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -129,7 +129,7 @@ impl Config {
 }
 
 impl Qwen3Next {
-    fn attention(&self, index: usize, prefix: &str, weights: &mut Weights) -> Result<Attention, Error> {
+    fn attention(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<Attention, Error> {
         let (hidden, bias) = (self.config.hidden_size, self.config.attention_bias);
         let TokenState { heads, kv_heads, head_dim, .. } = self.state;
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
@@ -149,7 +149,7 @@ impl Qwen3Next {
     }
 
     /// What a delta net takes: queries, keys, values, gates `z`, `b` and `a`, each by heads.
-    fn input(&self, prefix: &str, weights: &mut Weights) -> Result<Fused, Error> {
+    fn input(&self, prefix: &str, weights: &mut TensorCursor) -> Result<Fused, Error> {
         let config = &self.config;
         let (hidden, key_heads, value_heads) =
             (config.hidden_size, config.linear_num_key_heads, config.linear_num_value_heads);
@@ -174,7 +174,7 @@ impl Qwen3Next {
         Ok(Fused::new(parts)?)
     }
 
-    fn delta_net(&self, index: usize, prefix: &str, weights: &mut Weights) -> Result<DeltaNet, Error> {
+    fn delta_net(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<DeltaNet, Error> {
         let config = &self.config;
         let (hidden, kernel) = (config.hidden_size, config.linear_conv_kernel_dim);
         let (key_heads, value_heads) = (config.linear_num_key_heads, config.linear_num_value_heads);
@@ -196,7 +196,7 @@ impl Qwen3Next {
         })
     }
 
-    fn mixture(&self, prefix: &str, weights: &mut Weights) -> Result<Mixture, Error> {
+    fn mixture(&self, prefix: &str, weights: &mut TensorCursor) -> Result<Mixture, Error> {
         let config = &self.config;
         let (hidden, experts) = (config.hidden_size, config.num_experts);
         let sizes = (hidden, config.moe_intermediate_size.max(1));
@@ -235,9 +235,9 @@ fn sorted(all: &Linear, heads: i32, sizes: &[i32]) -> Result<Vec<Linear>, Error>
 }
 
 impl Architecture for Qwen3Next {
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> EmbeddingAndHead {
         let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        Ends::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
     }
 
     fn states(&self) -> Vec<LayerState> {
@@ -259,7 +259,7 @@ impl Architecture for Qwen3Next {
         vec![self.rope.clone()]
     }
 
-    fn adapt(&self, weights: &mut Weights) -> Result<(), Error> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         // Raw files have what mlx-lm's do not: convolutions by PyTorch's axes, and with them norms less 1.
         let raw = weights.any(|name, array| {
             name.ends_with("conv1d.weight") && matches!(array.shape(), &[_, _, last] if last != 1)
@@ -291,22 +291,22 @@ impl Architecture for Qwen3Next {
         )
     }
 
-    fn layer(&self, index: usize, weights: &mut Weights) -> Result<Vec<Branch>, Error> {
+    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let Config { hidden_size: hidden, rms_norm_eps: eps, .. } = self.config;
         let prefix = format!("model.layers.{index}");
         let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
         let mixer = if self.config.attends(index) {
-            Branch::new(before, self.attention(index, &format!("{prefix}.self_attn"), weights)?)
+            Residual::new(before, self.attention(index, &format!("{prefix}.self_attn"), weights)?)
         } else {
-            Branch::new(before, self.delta_net(index, &format!("{prefix}.linear_attn"), weights)?)
+            Residual::new(before, self.delta_net(index, &format!("{prefix}.linear_attn"), weights)?)
         };
         let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
         let mlp = format!("{prefix}.mlp");
         let second = if self.config.mixes(index) {
-            Branch::new(after, self.mixture(&mlp, weights)?)
+            Residual::new(after, self.mixture(&mlp, weights)?)
         } else {
             let inner = self.config.intermediate_size.unwrap_or(1);
-            Branch::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?)
+            Residual::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?)
         };
         Ok(vec![mixer, second])
     }

@@ -10,14 +10,14 @@ use super::{Kv, LayerState, TokenState};
 use crate::mlx::batch::{Batch, Chunk, Group, GroupWrite, View};
 use crate::mlx::cuda;
 use crate::mlx::ffi::{AttentionShape, AttentionWeights, Kernels};
-use crate::mlx::layers::{Ops, Rope, Rotation};
+use crate::mlx::layers::{KernelSet, Rope, Rotation};
 
 /// The largest 8-bit number that is used, so that both signs have the same.
 const INT8_MAX: f32 = 127.0;
 
 /// How a layer looks at its cache, or at another layer's.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Look<'a> {
+pub(crate) struct AttentionCall<'a> {
     /// The layer whose cache it is.
     pub(crate) layer: usize,
     /// Whether the tokens bring keys and values.
@@ -43,7 +43,7 @@ impl Kv {
     /// Attention of a layer's new tokens: `qkv` is `[tokens, (heads + kept) * head_dim]`, or `[tokens, heads *
     /// head_dim]` where they bring no keys. Norms and turns queries and keys, writes keys and values to their slots, and
     /// returns `[tokens, heads * width]`.
-    pub(crate) fn attend(&mut self, look: &Look<'_>, batch: &Batch, qkv: &Array) -> Result<Array> {
+    pub(crate) fn attend(&mut self, look: &AttentionCall<'_>, batch: &Batch, qkv: &Array) -> Result<Array> {
         let Some(LayerState::Tokens(state)) = self.shape.layers.get(look.layer) else {
             return Err(Exception::custom("a layer without keys attends"));
         };
@@ -112,7 +112,7 @@ impl Kv {
     /// All of it in one operation of ours.
     fn attend_at_once(
         &mut self,
-        (look, state): (&Look<'_>, &TokenState),
+        (look, state): (&AttentionCall<'_>, &TokenState),
         batch: &Batch,
         kernels: Kernels,
         qkv: &Array,
@@ -229,7 +229,7 @@ impl Kv {
         if let Some((stand_in, _)) = &group.spread {
             rows = rows.take_axis(stand_in, 0)?;
         }
-        let on_gpu = matches!(self.shape.ops, Ops::Fused);
+        let on_gpu = matches!(self.shape.ops, KernelSet::Fused);
         let rows = if on_gpu || layer.sinks.is_some() {
             rows.reshape(&[group.slots, heads, 1, head_dim])
         } else {
@@ -262,7 +262,7 @@ fn joined(outputs: &[Array]) -> Result<Array> {
 }
 
 /// The norms of each head, where there are some, on `[tokens, heads, head_dim]`.
-fn normed(look: &Look<'_>, state: &TokenState, all: Array) -> Result<Array> {
+fn normed(look: &AttentionCall<'_>, state: &TokenState, all: Array) -> Result<Array> {
     let AttentionWeights { q_norm, k_norm, v_norm, sinks: _ } = look.weights;
     let keys = state.heads + state.kv_heads;
     let parts = [(q_norm, 0..state.heads), (k_norm, state.heads..keys), (v_norm, keys..all.dim(1))];
@@ -346,10 +346,10 @@ mod tests {
     use crate::backend::{SlotId, Span, SpanOutput, Step};
     use crate::mlx::dim;
     use crate::mlx::kv::KvShape;
-    use crate::mlx::layers::Ops;
+    use crate::mlx::layers::KernelSet;
 
     /// What one step of one token adds to the memory in use, in a slab of 64 MiB.
-    fn step_bytes(ops: Ops) -> usize {
+    fn step_bytes(ops: KernelSet) -> usize {
         let layers = vec![LayerState::Tokens(TokenState::new(4, 2, 64)); 2];
         let shape = KvShape::new(layers, Dtype::Float32, false, ops);
         let rope = Rope::new(64, 10_000.0, false, None, None).unwrap();
@@ -366,7 +366,8 @@ mod tests {
             let qkv = ops::ones::<f32>(&[1, 8 * 64]).unwrap();
             let layers = (0..2).map(|layer| {
                 let (weights, rope) = (AttentionWeights::default(), Some((&rope, &rotation)));
-                kv.attend(&Look { layer, stores: true, weights, eps: 0.0, rope }, &batch, &qkv).unwrap()
+                kv.attend(&AttentionCall { layer, stores: true, weights, eps: 0.0, rope }, &batch, &qkv)
+                    .unwrap()
             });
             let outputs: Vec<Array> = layers.collect();
             eval(outputs.iter().chain(kv.touched(&batch.slabs))).unwrap();
@@ -378,7 +379,7 @@ mod tests {
     #[test]
     fn a_slab_is_changed_in_place() {
         let slab = 4 * 4 * (1 << 14) * 64 * 4;
-        for ops in [Ops::choose(true, Dtype::Float32), Ops::Composed] {
+        for ops in [KernelSet::choose(true, Dtype::Float32), KernelSet::Composed] {
             let added = step_bytes(ops);
             assert!(added < slab / 4, "{ops:?}: a step takes {added} bytes beside slabs of {slab}");
         }
@@ -398,7 +399,7 @@ mod tests {
     }
 
     /// Two steps of several sequences: chunks of two, then one token of each and another's chunk.
-    fn outputs(ops: Ops, setting: &Setting) -> Vec<Array> {
+    fn outputs(ops: KernelSet, setting: &Setting) -> Vec<Array> {
         let state = setting.state;
         let mut kv = Kv::new(KvShape::new(vec![LayerState::Tokens(state)], Dtype::Float32, false, ops));
         kv.open(0, 64, 4).unwrap();
@@ -417,7 +418,7 @@ mod tests {
             let (q_norm, k_norm) = setting.norms.as_ref().map(|(q, k)| (q, k)).unzip();
             let weights = AttentionWeights { q_norm, k_norm, v_norm: None, sinks: setting.sinks.as_ref() };
             let rope = setting.rope.as_ref().zip(rotation.as_ref());
-            let look = Look { layer: 0, stores: true, weights, eps: 1e-5, rope };
+            let look = AttentionCall { layer: 0, stores: true, weights, eps: 1e-5, rope };
             let out = kv.attend(&look, &batch, &qkv).unwrap();
             eval(std::iter::once(&out).chain(kv.touched(&batch.slabs))).unwrap();
             out
@@ -445,8 +446,8 @@ mod tests {
             Setting { sinks: Some(random(&[4], 9)), ..bare(TokenState { sinks: true, ..plain }) },
         ];
         for (index, setting) in settings.iter().enumerate() {
-            let expected = outputs(Ops::Composed, setting);
-            for ops in [Ops::choose(true, Dtype::Float32), Ops::Fused] {
+            let expected = outputs(KernelSet::Composed, setting);
+            for ops in [KernelSet::choose(true, Dtype::Float32), KernelSet::Fused] {
                 for (got, wanted) in outputs(ops, setting).iter().zip(&expected) {
                     assert_eq!(got.shape(), wanted.shape());
                     let apart = got.subtract(wanted).unwrap().abs().unwrap().max(None).unwrap();

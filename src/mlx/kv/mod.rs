@@ -23,7 +23,7 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, ops};
 
-pub(crate) use attend::Look;
+pub(crate) use attend::AttentionCall;
 pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root};
 
 use shape::ArrayShape;

@@ -10,7 +10,7 @@ use super::Kv;
 use crate::mlx::batch::{Batch, Group};
 
 /// Tokens of sequences that have as many of them each, and the states before them.
-pub(crate) struct Stretch<'a> {
+pub(crate) struct RecurrentInput<'a> {
     /// `[sequences, tokens, numbers]`.
     pub(crate) inputs: &'a Array,
     /// `[sequences, ..]` each.
@@ -25,13 +25,13 @@ impl Kv {
         layer: usize,
         batch: &Batch,
         inputs: &Array,
-        mut run: impl FnMut(Stretch<'_>) -> Result<(Array, Vec<Array>)>,
+        mut run: impl FnMut(RecurrentInput<'_>) -> Result<(Array, Vec<Array>)>,
     ) -> Result<Array> {
         let mut outputs = Vec::new();
         for group in &batch.groups {
             let rows = inputs.try_index(group.row..group.row + group.rows)?.expand_dims(1)?;
             let states = self.states(layer, group)?;
-            let (out, states) = run(Stretch { inputs: &rows, states })?;
+            let (out, states) = run(RecurrentInput { inputs: &rows, states })?;
             let slots = &group.slots_in_use;
             for (index, state) in (self.first[layer]..).zip(states) {
                 self.slab_mut(group.slab, index)?.try_index_mut((slots, ..), &state)?;
@@ -43,7 +43,8 @@ impl Kv {
             let slot = chunk.slot..chunk.slot + 1;
             let arrays = self.arrays_of(layer, chunk.slab)?;
             let states = arrays.iter().map(|array| array.try_index(slot.clone()));
-            let (out, states) = run(Stretch { inputs: &rows, states: states.collect::<Result<_>>()? })?;
+            let (out, states) =
+                run(RecurrentInput { inputs: &rows, states: states.collect::<Result<_>>()? })?;
             for (index, state) in (self.first[layer]..).zip(states) {
                 self.slab_mut(chunk.slab, index)?.try_index_mut((slot.clone(), ..), &state)?;
             }

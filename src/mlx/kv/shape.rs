@@ -4,7 +4,7 @@ use mlx_rs::Dtype;
 
 use crate::mlx::cuda;
 use crate::mlx::ffi::Kernels;
-use crate::mlx::layers::Ops;
+use crate::mlx::layers::KernelSet;
 
 /// What a layer keeps.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,20 +112,20 @@ pub(crate) struct KvShape {
     /// Keys and values are kept as 8-bit integers.
     pub(crate) int8: bool,
     /// What computes attention.
-    pub(crate) ops: Ops,
+    pub(crate) ops: KernelSet,
 }
 
 impl KvShape {
     /// The shape of a cache with these layers, and what computes attention on it.
-    pub(crate) fn new(layers: Vec<LayerState>, dtype: Dtype, int8: bool, ops: Ops) -> Self {
+    pub(crate) fn new(layers: Vec<LayerState>, dtype: Dtype, int8: bool, ops: KernelSet) -> Self {
         let of_tokens = layers.iter().filter_map(|layer| match layer {
             LayerState::Tokens(state) => Some(state),
             LayerState::Recurrent(_) => None,
         });
         let fits = |state: &TokenState| ops.takes_attention(state.head_dim, state.width());
         let ops = match ops {
-            Ops::Kernels(_) if int8 || !of_tokens.clone().all(fits) => Ops::Composed,
-            Ops::Kernels(_) | Ops::Composed | Ops::Fused => ops,
+            KernelSet::Kernels(_) if int8 || !of_tokens.clone().all(fits) => KernelSet::Composed,
+            KernelSet::Kernels(_) | KernelSet::Composed | KernelSet::Fused => ops,
         };
         Self { layers, dtype, int8, ops }
     }
@@ -141,8 +141,8 @@ impl KvShape {
     /// The operation that does all of attention, where there is one.
     pub(crate) fn kernels(&self) -> Option<Kernels> {
         match self.ops {
-            Ops::Kernels(kernels) => Some(kernels),
-            Ops::Composed | Ops::Fused => None,
+            KernelSet::Kernels(kernels) => Some(kernels),
+            KernelSet::Composed | KernelSet::Fused => None,
         }
     }
 
@@ -158,7 +158,7 @@ impl KvShape {
                 && state.is_plain()
                 && cuda::takes_attention(self.dtype, state.head_dim, state.heads, state.kv_heads)
         };
-        matches!(self.ops, Ops::Fused) && !self.int8 && self.token_states().all(takes)
+        matches!(self.ops, KernelSet::Fused) && !self.int8 && self.token_states().all(takes)
     }
 
     /// The arrays of each layer in a slab.

@@ -4,12 +4,12 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, ops};
 
-use super::{Body, Fused, Linear, Pass, RmsNorm};
+use super::{ForwardContext, Fused, Linear, RmsNorm, Sublayer};
 use crate::error::Error;
 use crate::mlx::dim;
 use crate::mlx::ffi::AttentionWeights;
-use crate::mlx::kv::{Look, TokenState};
-use crate::mlx::weights::Weights;
+use crate::mlx::kv::{AttentionCall, TokenState};
+use crate::mlx::tensors::TensorCursor;
 
 /// Norms between the projections and the rotation.
 pub(crate) enum HeadNorms {
@@ -59,7 +59,7 @@ pub(crate) struct Attention {
 impl HeadNorms {
     /// Takes norms of each head's queries and keys.
     pub(crate) fn load(
-        weights: &mut Weights,
+        weights: &mut TensorCursor,
         prefix: &str,
         (query, key): (&str, &str),
         head_dim: i32,
@@ -92,7 +92,7 @@ impl Attention {
     /// Takes the projections q_proj, k_proj, v_proj and o_proj, the first three with biases or the last. It turns by the
     /// model's first rotation.
     pub(crate) fn load(
-        weights: &mut Weights,
+        weights: &mut TensorCursor,
         prefix: &str,
         (layer, state): (usize, &TokenState),
         hidden: i32,
@@ -139,9 +139,9 @@ impl Attention {
     }
 }
 
-impl Body for Attention {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
-        let qkv = self.prepared(self.qkv.forward(x)?, &pass.batch.positions)?;
+impl Sublayer for Attention {
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array> {
+        let qkv = self.prepared(self.qkv.forward(x)?, &context.batch.positions)?;
         let (weights, eps) = match &self.norms {
             HeadNorms::Each { query, key, value, eps } => {
                 let (k_norm, v_norm) = (key.as_ref(), value.as_ref());
@@ -150,9 +150,9 @@ impl Body for Attention {
             HeadNorms::None | HeadNorms::Whole { .. } => (AttentionWeights::default(), 0.0),
         };
         let weights = AttentionWeights { sinks: self.sinks.as_ref(), ..weights };
-        let rope = self.rope.map(|rope| (&pass.ropes[rope].0, &pass.ropes[rope].1));
-        let look = Look { layer: self.layer, stores: self.stores, weights, eps, rope };
-        let out = pass.kv.attend(&look, pass.batch, &qkv)?;
+        let rope = self.rope.map(|rope| (&context.ropes[rope].0, &context.ropes[rope].1));
+        let look = AttentionCall { layer: self.layer, stores: self.stores, weights, eps, rope };
+        let out = context.kv.attend(&look, context.batch, &qkv)?;
         match &self.gate {
             Some(gate) => out.multiply(ops::sigmoid(gate.forward(x)?)?),
             None => Ok(out),

@@ -4,7 +4,7 @@ use mlx_rs::error::Result;
 use mlx_rs::{Array, ops};
 
 use super::mlp::open_gate;
-use super::{Body, Linear, Matrix, Mlp, Ops, Pass, Router};
+use super::{ForwardContext, KernelSet, Linear, Matrix, Mlp, Router, Sublayer};
 use crate::mlx::ffi::Gate;
 use crate::mlx::{cuda, dim};
 
@@ -34,7 +34,7 @@ pub(crate) struct Experts {
     pub(crate) first: Vec<ExpertMatrix>,
     pub(crate) last: ExpertMatrix,
     pub(crate) activation: Activation,
-    pub(crate) ops: Ops,
+    pub(crate) ops: KernelSet,
 }
 
 impl ExpertMatrix {
@@ -122,8 +122,8 @@ pub(crate) struct Mixture {
     pub(crate) shared_gate: Option<Linear>,
 }
 
-impl Body for Mixture {
-    fn forward(&self, x: &Array, _: &mut Pass<'_>) -> Result<Array> {
+impl Sublayer for Mixture {
+    fn forward(&self, x: &Array, _: &mut ForwardContext<'_>) -> Result<Array> {
         let (experts, shares) = self.router.forward(x)?;
         let routed = self.experts.forward(x, &experts, &shares)?;
         let Some(shared) = &self.shared else { return Ok(routed) };
@@ -139,7 +139,7 @@ impl Body for Mixture {
     }
 
     fn arrays(&self) -> Vec<&Array> {
-        let shared = self.shared.iter().flat_map(Body::arrays);
+        let shared = self.shared.iter().flat_map(Sublayer::arrays);
         let gate = self.shared_gate.iter().flat_map(Linear::arrays);
         self.router.arrays().into_iter().chain(self.experts.arrays()).chain(shared).chain(gate).collect()
     }

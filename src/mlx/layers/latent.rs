@@ -6,9 +6,9 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, ops};
 
-use super::{Body, Fused, Linear, Matrix, Pass, RmsNorm};
+use super::{ForwardContext, Fused, Linear, Matrix, RmsNorm, Sublayer};
 use crate::mlx::ffi::AttentionWeights;
-use crate::mlx::kv::Look;
+use crate::mlx::kv::AttentionCall;
 
 /// How queries come about.
 pub(crate) enum LatentQuery {
@@ -44,8 +44,8 @@ fn swapped(x: &Array) -> Result<Array> {
     x.swap_axes(0, 1)
 }
 
-impl Body for Latent {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+impl Sublayer for Latent {
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array> {
         let tokens = x.dim(0);
         let down = self.down.forward(x)?;
         let kept_from = down.dim(1) - self.rank - self.turned;
@@ -63,10 +63,10 @@ impl Body for Latent {
         let query = query.reshape(&[tokens, self.heads * (self.turned + self.rank)])?;
         let latent = self.norm.forward(&down.try_index((.., kept_from..kept_from + self.rank))?)?;
         let qkv = ops::concatenate(&[query, down.try_index((.., kept_from + self.rank..))?, latent], -1)?;
-        let rope = pass.ropes.first().map(|(rope, rotation)| (rope, rotation));
+        let rope = context.ropes.first().map(|(rope, rotation)| (rope, rotation));
         let weights = AttentionWeights::default();
-        let look = Look { layer: self.layer, stores: true, weights, eps: 0.0, rope };
-        let out = pass.kv.attend(&look, pass.batch, &qkv)?.reshape(&[tokens, self.heads, self.rank])?;
+        let look = AttentionCall { layer: self.layer, stores: true, weights, eps: 0.0, rope };
+        let out = context.kv.attend(&look, context.batch, &qkv)?.reshape(&[tokens, self.heads, self.rank])?;
         swapped(&self.from_latent.project_each(&swapped(&out)?)?)?.reshape(&[tokens, -1])
     }
 

@@ -3,7 +3,7 @@
 use mlx_rs::error::Result;
 use mlx_rs::{Array, ops};
 
-use super::{Body, Fused, Linear, Ops, Pass};
+use super::{ForwardContext, Fused, KernelSet, Linear, Sublayer};
 use crate::mlx::ffi::Gate;
 
 /// `gelu(x)` by its approximation with tanh (<https://arxiv.org/abs/1606.08415>).
@@ -17,8 +17,8 @@ pub(crate) fn gelu(x: &Array) -> Result<Array> {
 }
 
 /// What the gate lets through, with gate and up side by side on the last axis.
-pub(super) fn open_gate(both: &Array, gate: Gate, ops: Ops) -> Result<Array> {
-    if let Ops::Kernels(kernels) = ops {
+pub(super) fn open_gate(both: &Array, gate: Gate, ops: KernelSet) -> Result<Array> {
+    if let KernelSet::Kernels(kernels) = ops {
         return kernels.gated(both, gate);
     }
     let parts = both.split_equal(2, -1)?;
@@ -42,7 +42,7 @@ pub(crate) struct Mlp {
     pub(crate) gate_up: Fused,
     pub(crate) down: Linear,
     pub(crate) gate: Gate,
-    pub(crate) ops: Ops,
+    pub(crate) ops: KernelSet,
 }
 
 impl Mlp {
@@ -55,8 +55,8 @@ impl Mlp {
     }
 }
 
-impl Body for Mlp {
-    fn forward(&self, x: &Array, _: &mut Pass<'_>) -> Result<Array> {
+impl Sublayer for Mlp {
+    fn forward(&self, x: &Array, _: &mut ForwardContext<'_>) -> Result<Array> {
         self.activate(x)
     }
 

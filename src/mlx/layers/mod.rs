@@ -1,9 +1,8 @@
 //! Layers that architectures share. Thin functions over MLX's operations: a layer holds its weights and
-//! has a `forward` over packed tokens. A model is a row of *branches* (`branch`): each adds what its body makes of
+//! has a `forward` over packed tokens. A model is a row of *residuals* (`residual`): each adds what its body makes of
 //! the stream of hidden states to that stream.
 
 mod attention;
-mod branch;
 mod experts;
 mod frequencies;
 mod latent;
@@ -11,6 +10,7 @@ mod linear;
 mod mlp;
 mod norm;
 mod recurrent;
+mod residual;
 mod rope;
 mod router;
 mod scan;
@@ -21,7 +21,6 @@ pub(crate) use crate::mlx::ffi::Gate;
 use crate::mlx::ffi::{HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels};
 
 pub(crate) use attention::{Attention, HeadNorms, QueryScale};
-pub(crate) use branch::{Body, Branch, Pass};
 pub(crate) use experts::{Activation, ExpertMatrix, Experts, Mixture, squared_relu};
 pub(crate) use frequencies::yarn_magnitude;
 pub(crate) use latent::{Latent, LatentQuery};
@@ -29,12 +28,13 @@ pub(crate) use linear::{Fused, Linear, Matrix, Quantized};
 pub(crate) use mlp::{Mlp, gelu};
 pub(crate) use norm::RmsNorm;
 pub(crate) use recurrent::{Convolution, DeltaNet, Mamba, ShortConvolution, by_kernel};
+pub(crate) use residual::{ForwardContext, Residual, Sublayer};
 pub(crate) use rope::{Rope, Rotation};
 pub(crate) use router::{Router, Scoring};
 
 /// What computes beside matrix products.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Ops {
+pub(crate) enum KernelSet {
     /// Our own operations, in single precision on the CPU.
     Kernels(Kernels),
     /// MLX's operations, composed: on the CPU, where its fused ones are chains of small ones.
@@ -43,7 +43,7 @@ pub(crate) enum Ops {
     Fused,
 }
 
-impl Ops {
+impl KernelSet {
     /// What suits the device and the dtype.
     pub(crate) fn choose(on_cpu: bool, float: Dtype) -> Self {
         match Kernels::find().filter(|_| on_cpu && float == Dtype::Float32) {

@@ -3,30 +3,30 @@
 use mlx_rs::error::Result;
 use mlx_rs::{Array, fast};
 
-use super::Ops;
+use super::KernelSet;
 
 /// Root mean square norm (<https://arxiv.org/abs/1910.07467>) over the last axis.
 #[derive(Clone, Debug)]
 pub(crate) struct RmsNorm {
     pub(crate) weight: Array,
     pub(crate) eps: f32,
-    pub(crate) ops: Ops,
+    pub(crate) ops: KernelSet,
 }
 
 impl RmsNorm {
     /// `x / sqrt(mean(x^2) + eps) * weight`.
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         match self.ops {
-            Ops::Kernels(kernels) => kernels.rms_norm(x, &self.weight, self.eps),
-            Ops::Composed | Ops::Fused => fast::rms_norm(x, Some(&self.weight), self.eps),
+            KernelSet::Kernels(kernels) => kernels.rms_norm(x, &self.weight, self.eps),
+            KernelSet::Composed | KernelSet::Fused => fast::rms_norm(x, Some(&self.weight), self.eps),
         }
     }
 
     /// `x + y`, and the norm of that.
     pub(crate) fn add_forward(&self, x: &Array, y: &Array) -> Result<(Array, Array)> {
         match self.ops {
-            Ops::Kernels(kernels) => kernels.add_rms_norm(x, y, &self.weight, self.eps),
-            Ops::Composed | Ops::Fused => {
+            KernelSet::Kernels(kernels) => kernels.add_rms_norm(x, y, &self.weight, self.eps),
+            KernelSet::Composed | KernelSet::Fused => {
                 let sum = x.add(y)?;
                 let normed = self.forward(&sum)?;
                 Ok((sum, normed))

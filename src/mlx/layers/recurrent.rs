@@ -5,7 +5,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype, fast, ops};
 
 use super::scan::Scan;
-use super::{Body, Fused, Linear, Pass, RmsNorm};
+use super::{ForwardContext, Fused, Linear, RmsNorm, Sublayer};
 use crate::mlx::kv::{LayerState, StateShape};
 
 /// A convolution over the last few tokens, of each channel by itself. Its state are the inputs before.
@@ -80,12 +80,12 @@ pub(crate) struct ShortConvolution {
     pub(crate) output: Linear,
 }
 
-impl Body for ShortConvolution {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+impl Sublayer for ShortConvolution {
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array> {
         let parts = self.input.forward(x)?.split_equal(3, -1)?;
         let gated = parts[0].multiply(&parts[2])?;
-        let mixed = pass.kv.recur(self.layer, pass.batch, &gated, |stretch| {
-            let (out, state) = self.convolution.forward(stretch.inputs, &stretch.states[0])?;
+        let mixed = context.kv.recur(self.layer, context.batch, &gated, |input| {
+            let (out, state) = self.convolution.forward(input.inputs, &input.states[0])?;
             Ok((out, vec![state]))
         })?;
         parts[1].multiply(mixed)
@@ -160,8 +160,8 @@ impl DeltaNet {
     }
 }
 
-impl Body for DeltaNet {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+impl Sublayer for DeltaNet {
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array> {
         let channels = self.convolution.weight.dim(1);
         let values = self.value_heads * self.value_dim;
         let all = self.input.forward(x)?;
@@ -169,12 +169,12 @@ impl Body for DeltaNet {
         let z = all.try_index((.., channels..gates))?;
         let inputs =
             ops::concatenate(&[all.try_index((.., ..channels))?, all.try_index((.., gates..))?], -1)?;
-        let out = pass.kv.recur(self.layer, pass.batch, &inputs, |stretch| {
-            let part = |from: i32, to: i32| stretch.inputs.try_index((.., .., from..to));
-            let (mixed, tail) = self.convolution.forward(&part(0, channels)?, &stretch.states[0])?;
+        let out = context.kv.recur(self.layer, context.batch, &inputs, |input| {
+            let part = |from: i32, to: i32| input.inputs.try_index((.., .., from..to));
+            let (mixed, tail) = self.convolution.forward(&part(0, channels)?, &input.states[0])?;
             let b = part(channels, channels + self.value_heads)?;
             let a = part(channels + self.value_heads, channels + 2 * self.value_heads)?;
-            let (out, memory) = self.scan(&silu(&mixed)?, &b, &a)?.run(&stretch.states[1])?;
+            let (out, memory) = self.scan(&silu(&mixed)?, &b, &a)?.run(&input.states[1])?;
             Ok((out.flatten(2, 3)?, vec![tail, memory]))
         })?;
         let of_heads = [x.dim(0), self.value_heads, self.value_dim];
@@ -251,16 +251,16 @@ impl Mamba {
     }
 }
 
-impl Body for Mamba {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+impl Sublayer for Mamba {
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array> {
         let (inner, channels) = (self.heads * self.head_dim, self.convolution.weight.dim(1));
         let all = self.input.forward(x)?;
         let gate = all.try_index((.., ..inner))?;
-        let out = pass.kv.recur(self.layer, pass.batch, &all.try_index((.., inner..))?, |stretch| {
-            let mixed = stretch.inputs.try_index((.., .., ..channels))?;
-            let steps = stretch.inputs.try_index((.., .., channels..))?;
-            let (mixed, tail) = self.convolution.forward(&mixed, &stretch.states[0])?;
-            let (out, memory) = self.scan(&silu(&mixed)?, &steps, &stretch.states[1])?;
+        let out = context.kv.recur(self.layer, context.batch, &all.try_index((.., inner..))?, |input| {
+            let mixed = input.inputs.try_index((.., .., ..channels))?;
+            let steps = input.inputs.try_index((.., .., channels..))?;
+            let (mixed, tail) = self.convolution.forward(&mixed, &input.states[0])?;
+            let (out, memory) = self.scan(&silu(&mixed)?, &steps, &input.states[1])?;
             Ok((out, vec![tail, memory]))
         })?;
         let gated = silu(&gate)?.multiply(out.as_dtype(x.dtype())?)?;

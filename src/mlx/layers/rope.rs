@@ -10,7 +10,7 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Axes, fast, ops};
 use serde_json::Value;
 
-use super::Ops;
+use super::KernelSet;
 use super::frequencies::{Scaled, scaled};
 use crate::mlx::dim;
 
@@ -69,11 +69,11 @@ impl Rope {
     }
 
     /// The rotation for tokens at these positions.
-    pub(crate) fn rotation(&self, positions: &[i32], ops: Ops) -> Rotation {
+    pub(crate) fn rotation(&self, positions: &[i32], ops: KernelSet) -> Rotation {
         match ops {
-            Ops::Fused => Rotation::Fused(Array::from_slice(positions, &[dim(positions.len())])),
-            Ops::Kernels(_) => self.angles(positions),
-            Ops::Composed => self.tables(positions),
+            KernelSet::Fused => Rotation::Fused(Array::from_slice(positions, &[dim(positions.len())])),
+            KernelSet::Kernels(_) => self.angles(positions),
+            KernelSet::Composed => self.tables(positions),
         }
     }
 

@@ -37,12 +37,12 @@ struct GroupDrawn {
     /// `[rows]`, int32.
     tokens: Array,
     logprobs: Option<LogprobArrays>,
-    doubt: Option<Doubt>,
+    doubt: Option<NucleusCheck>,
 }
 
 /// Rows whose candidates may have been too few.
 #[derive(Debug)]
-struct Doubt {
+struct NucleusCheck {
     /// Whether they were enough, `[rows]`, bool.
     enough: Array,
     /// Logits of the group, as they came and edited, `[rows, vocabulary]`.
@@ -61,7 +61,7 @@ struct LogprobArrays {
 
 /// How a row's token comes about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
+enum DrawMethod {
     /// It is given.
     Given,
     Greedy,
@@ -73,24 +73,24 @@ enum Way {
 
 /// One row of logits and what is wanted of it.
 struct Row<'a> {
-    way: Way,
+    way: DrawMethod,
     sample: Option<&'a Sample>,
     given: u32,
     top: Option<u32>,
 }
 
-fn way(sample: &Sample, vocabulary: u32) -> Way {
+fn way(sample: &Sample, vocabulary: u32) -> DrawMethod {
     let candidates = if sample.temperature == 0.0 {
-        return Way::Greedy;
+        return DrawMethod::Greedy;
     } else if wants_nucleus(sample) {
         CUT_MAX
     } else if sample.top_k > 0 {
         sample.top_k.saturating_add(xtc_removes_at_most(sample.xtc.as_ref()))
     } else {
-        return Way::Free;
+        return DrawMethod::Free;
     };
     let cut = candidates.checked_next_power_of_two().filter(|&cut| cut <= CUT_MAX.min(vocabulary));
-    Way::Sorted(cut.unwrap_or(vocabulary))
+    DrawMethod::Sorted(cut.unwrap_or(vocabulary))
 }
 
 /// Whether all that top_p keeps must be known: nothing else bounds it, or XTC asks how likely it is together.
@@ -117,7 +117,7 @@ fn rows(step: &Step, vocabulary: u32) -> Vec<Row<'_>> {
                 top: sample.top_logprobs,
             }),
             SpanOutput::Score { next, top, .. } => rows.extend(next.iter().map(|&given| Row {
-                way: Way::Given,
+                way: DrawMethod::Given,
                 sample: None,
                 given,
                 top: Some(*top),
@@ -133,7 +133,7 @@ pub(crate) fn draw(step: &Step, logits: &Array) -> Result<Drawn> {
     let rows = rows(step, logits.dim(1).unsigned_abs());
     let finite = logits.sum_axis(-1, None)?.is_finite()?;
     let edited = edit(logits, &rows)?;
-    let mut ways: Vec<Way> = rows.iter().map(|row| row.way).collect();
+    let mut ways: Vec<DrawMethod> = rows.iter().map(|row| row.way).collect();
     ways.sort_unstable();
     ways.dedup();
     let groups = ways.into_iter().map(|way| {
@@ -142,7 +142,7 @@ pub(crate) fn draw(step: &Step, logits: &Array) -> Result<Drawn> {
         let (raw, edited) = (select(logits, &members)?, select(&edited, &members)?);
         let (tokens, enough) = draw_group(way, &group, &edited)?;
         let logprobs = group_logprobs(&group, &raw, &tokens)?;
-        let doubt = enough.map(|enough| Doubt { enough, raw, edited });
+        let doubt = enough.map(|enough| NucleusCheck { enough, raw, edited });
         Ok(GroupDrawn { rows: members, tokens, logprobs, doubt })
     });
     let groups = groups.collect::<Result<Vec<_>>>()?;
@@ -185,15 +185,15 @@ fn edit(logits: &Array, rows: &[Row<'_>]) -> Result<Array> {
 }
 
 /// Ids `[rows]`, and whether the candidates were enough where that is in doubt.
-fn draw_group(way: Way, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
+fn draw_group(way: DrawMethod, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
     match way {
-        Way::Given => {
+        DrawMethod::Given => {
             let given: Vec<i32> = group.iter().map(|row| dim(row.given)).collect();
             Ok((Array::from_slice(&given, &[dim(given.len())]), None))
         }
-        Way::Greedy => Ok((argmax_axis(logits, -1, None)?.as_dtype(Dtype::Int32)?, None)),
-        Way::Free => Ok((draw_free(group, logits)?, None)),
-        Way::Sorted(candidates) => {
+        DrawMethod::Greedy => Ok((argmax_axis(logits, -1, None)?.as_dtype(Dtype::Int32)?, None)),
+        DrawMethod::Free => Ok((draw_free(group, logits)?, None)),
+        DrawMethod::Sorted(candidates) => {
             let (ids, enough) = draw_sorted(group, logits, dim(candidates))?;
             let wants = |row: &&Row<'_>| row.sample.is_some_and(wants_nucleus);
             let in_doubt = dim(candidates) < logits.dim(1) && group.iter().any(wants);
@@ -261,7 +261,7 @@ impl Drawn {
     fn redraw(&self, step: &Step, finite: &[bool]) -> std::result::Result<Vec<GroupDrawn>, String> {
         let mut redrawn = Vec::new();
         for group in &self.groups {
-            let Some(Doubt { enough, raw, edited }) = &group.doubt else { continue };
+            let Some(NucleusCheck { enough, raw, edited }) = &group.doubt else { continue };
             let enough = enough.to_vec_exact::<bool>().map_err(|error| error.to_string())?;
             let vocabulary = raw.dim(1).unsigned_abs();
             let all = rows(step, vocabulary);
@@ -277,7 +277,8 @@ impl Drawn {
             let subset: Vec<&Row<'_>> = members.iter().map(|&row| &all[row]).collect();
             let draw = || {
                 let raw = select(raw, &places)?;
-                let (tokens, _) = draw_group(Way::Sorted(vocabulary), &subset, &select(edited, &places)?)?;
+                let (tokens, _) =
+                    draw_group(DrawMethod::Sorted(vocabulary), &subset, &select(edited, &places)?)?;
                 let logprobs = group_logprobs(&subset, &raw, &tokens)?;
                 let group = GroupDrawn { rows: members.clone(), tokens, logprobs, doubt: None };
                 eval(group.arrays())?;

@@ -88,7 +88,7 @@ fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
 fn is_right(logits: &[f32], sample: &Sample, token: usize) -> bool {
     let weights = weights(logits, sample);
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    if way(sample, u32::try_from(logits.len()).unwrap()) != Way::Free {
+    if way(sample, u32::try_from(logits.len()).unwrap()) != DrawMethod::Free {
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     }
     let whole: f64 = weights.iter().sum();

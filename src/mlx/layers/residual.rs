@@ -1,4 +1,4 @@
-//! Branches: a model adds to its stream of hidden states, `[tokens, hidden]`, what one body after another makes of it.
+//! Residuals: a model adds to its stream of hidden states, `[tokens, hidden]`, what one body after another makes of it.
 //! Most models norm the stream before a body; some norm what comes out of it, some do both.
 
 use mlx_rs::Array;
@@ -9,7 +9,7 @@ use crate::mlx::batch::Batch;
 use crate::mlx::kv::Kv;
 
 /// What a step has beside the stream.
-pub(crate) struct Pass<'a> {
+pub(crate) struct ForwardContext<'a> {
     pub(crate) batch: &'a Batch,
     pub(crate) kv: &'a mut Kv,
     /// The model's kinds of rotation, with the angles of this step.
@@ -18,10 +18,10 @@ pub(crate) struct Pass<'a> {
     pub(crate) prelude: Option<Array>,
 }
 
-/// What a branch computes.
-pub(crate) trait Body {
-    /// What the last matrix takes, or the branch's output if there is none; of `[tokens, hidden]`.
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>) -> Result<Array>;
+/// What a residual computes.
+pub(crate) trait Sublayer {
+    /// What the last matrix takes, or the residual's output if there is none; of `[tokens, hidden]`.
+    fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array>;
 
     /// The matrix at its end.
     fn last(&self) -> Option<&Linear>;
@@ -31,44 +31,44 @@ pub(crate) trait Body {
 }
 
 /// A body with its norms.
-pub(crate) struct Branch {
+pub(crate) struct Residual {
     /// The norm of what the body takes.
     pub(crate) before: Option<RmsNorm>,
-    pub(crate) body: Box<dyn Body>,
+    pub(crate) body: Box<dyn Sublayer>,
     /// The norm of what the body gives.
     pub(crate) after: Option<RmsNorm>,
-    /// What is multiplied with the branch before it is added.
+    /// What is multiplied with the residual before it is added.
     pub(crate) scale: Option<f32>,
     /// What the sum is multiplied with, `[1]`.
     pub(crate) sum_scale: Option<Array>,
 }
 
-impl Branch {
-    /// A branch that norms what its body takes.
-    pub(crate) fn new(before: RmsNorm, body: impl Body + 'static) -> Self {
+impl Residual {
+    /// A residual that norms what its body takes.
+    pub(crate) fn new(before: RmsNorm, body: impl Sublayer + 'static) -> Self {
         Self { before: Some(before), ..Self::bare(body) }
     }
 
-    /// A branch without norms.
-    pub(crate) fn bare(body: impl Body + 'static) -> Self {
+    /// A residual without norms.
+    pub(crate) fn bare(body: impl Sublayer + 'static) -> Self {
         Self { before: None, body: Box::new(body), after: None, scale: None, sum_scale: None }
     }
 
-    /// What the branch makes of the stream `x`: the stream after it, and `next` of that, if it came cheaply. `normed` is
-    /// what the branch before has found for this one.
+    /// What the residual makes of the stream `x`: the stream after it, and `next` of that, if it came cheaply. `normed` is
+    /// what the residual before has found for this one.
     pub(crate) fn forward(
         &self,
         x: &Array,
         normed: Option<Array>,
         next: Option<&RmsNorm>,
-        pass: &mut Pass<'_>,
+        context: &mut ForwardContext<'_>,
     ) -> Result<(Array, Option<Array>)> {
         let input = match (normed, &self.before) {
             (Some(normed), Some(_)) => normed,
             (None, Some(norm)) => norm.forward(x)?,
             (_, None) => x.clone(),
         };
-        let inner = self.body.forward(&input, pass)?;
+        let inner = self.body.forward(&input, context)?;
         let changed = self.after.is_some() || self.scale.is_some() || self.sum_scale.is_some();
         if let (Some(last), Some(next), false) = (self.body.last(), next, changed) {
             let (sum, normed) = last.onto(x, &inner, next)?;

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::ids::ModelName;
 use crate::mlx::ffi::{Gate, QuantMode};
 use crate::mlx::layers::{
-    Activation, ExpertMatrix, Experts, Fused, Linear, Matrix, Mlp, Ops, Quantized, RmsNorm,
+    Activation, ExpertMatrix, Experts, Fused, KernelSet, Linear, Matrix, Mlp, Quantized, RmsNorm,
 };
 
 /// What becomes of stored numbers.
@@ -24,19 +24,19 @@ pub(crate) struct Policy {
     /// Quantized matrices become plain floats.
     pub(crate) dequantize: bool,
     /// How layers compute.
-    pub(crate) ops: Ops,
+    pub(crate) ops: KernelSet,
 }
 
 /// Tensors that have not been taken yet.
 #[derive(Debug)]
-pub(crate) struct Weights {
+pub(crate) struct TensorCursor {
     model: ModelName,
     policy: Policy,
     tensors: HashMap<String, Array>,
     parameters: u64,
 }
 
-impl Weights {
+impl TensorCursor {
     /// Opens the files of a model.
     pub(crate) fn open<'a>(
         model: &ModelName,
@@ -177,7 +177,7 @@ impl Weights {
     }
 
     /// How layers compute.
-    pub(crate) fn ops(&self) -> Ops {
+    pub(crate) fn ops(&self) -> KernelSet {
         self.policy.ops
     }
 
