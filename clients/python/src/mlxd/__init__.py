@@ -5,9 +5,8 @@ provider `mlxd` with AbstractLLM.
 """
 
 from mlxd import types
-from mlxd._stream import AsyncGenerateStream, AsyncStream, GenerateStream, Stream
-from mlxd.aio import AsyncClient
-from mlxd.aio_session import AsyncSession
+from mlxd._stream import GenerateStream, Stream
+from mlxd.aio import AsyncClient, AsyncGenerateStream, AsyncSession, AsyncStream
 from mlxd.client import Client
 from mlxd.errors import (
     AlreadyExistsError,

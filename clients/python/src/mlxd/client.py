@@ -1,296 +1,31 @@
-"""The synchronous client. One Client is one connection; it may be used from several threads."""
+# Generated from aio/client.py by scripts/generate_sync.py; do not edit.
+"""The synchronous client. Several threads may share one Client, which is one connection."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any
-
-import grpc
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from mlxd import _convert as convert
-from mlxd._address import default_address, find_token, parse
-from mlxd._channel import Stubs, sync_channel
-from mlxd._stream import GenerateStream, Stream
-from mlxd.errors import AlreadyExistsError, ServerError, from_call
+from mlxd._connection import Connection
+from mlxd.errors import AlreadyExistsError
 from mlxd.session import Session
-from mlxd.types import (
-    CallOptions,
-    CapabilitiesResponse,
-    Completion,
-    ComputeDtype,
-    CountTokensResponse,
-    GenerateOptions,
-    GetSessionResponse,
-    GetStatsResponse,
-    KvDtype,
-    LoadEvent,
-    LoadProgress,
-    LoadValidated,
-    Messages,
-    ModelInfo,
-    ModelLoaded,
-    ScoreResponse,
-    SessionInfo,
-)
-from mlxd.v1 import model_pb2, server_pb2, session_pb2
+from mlxd.types import CallOptions
+from mlxd.v1 import session_pb2
 
 
-class Client:
+class Client(Connection):
     """A connection to the daemon.
 
     Args:
         address: `unix:///path`, `unix:path`, `http://127.0.0.1:port` or `https://host:port`.
             Default: the environment's `MLXD_ADDRESS`, else the daemon's default socket.
-        token: the bearer token that TCP needs. Default: read from `token_file`, else from the file
-            that the environment's `MLXD_TOKEN_FILE` names.
-        token_file: a file with the token.
-        timeout: seconds that a call may take unless it says otherwise; None is no limit.
+        token: the bearer token, which TCP requires. Default: read from `token_file`, else from the
+            file that the environment's `MLXD_TOKEN_FILE` names.
+        token_file: a file that contains the token.
+        timeout: default deadline of a call, in seconds; None sets no deadline.
         client_name: sent as `x-mlxd-client`: the daemon is fair between clients of one user.
         metadata: further metadata for every call, such as `traceparent`.
     """
-
-    def __init__(
-        self,
-        address: str | os.PathLike[str] | None = None,
-        *,
-        token: str | None = None,
-        token_file: str | os.PathLike[str] | None = None,
-        timeout: float | None = None,
-        client_name: str | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
-    ) -> None:
-        found = find_token(token, token_file)
-        self.address = os.fspath(address or default_address())
-        self.timeout = timeout
-        self._channel = sync_channel(parse(address or self.address, token=found))
-        self._stubs = Stubs(self._channel, found, client_name, metadata)
-
-    def close(self) -> None:
-        """Closes the connection and cancels calls that run on it."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _start(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
-        unknown = options.keys() - convert.OPTIONS
-        if unknown:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-        timeout = options.get("timeout")
-        return method(
-            request,
-            timeout=self.timeout if timeout is None else timeout,
-            metadata=self._stubs.metadata(options.get("request_id")),
-        )
-
-    def _call(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
-        try:
-            return self._start(method, request, options)
-        except grpc.RpcError as error:
-            raise from_call(error, options.get("request_id") or "") from error
-
-    # Generation
-
-    def generate(
-        self,
-        *,
-        model: str = "",
-        prompt: str | None = None,
-        messages: Messages | None = None,
-        token_ids: Sequence[int] | None = None,
-        session: str = "",
-        **options: Unpack[GenerateOptions],
-    ) -> Completion:
-        """Runs one generation to its end. Give exactly one of prompt, messages, token_ids.
-
-        Raises:
-            MlxdError: a subclass that says what can be done.
-        """
-        request = convert.generate_request(
-            model=model,
-            session=session,
-            prompt=prompt,
-            messages=messages,
-            token_ids=token_ids,
-            options=options,
-        )
-        response = self._call(self._stubs.inference.Generate, request, options)
-        return convert.completion_of(response)
-
-    def stream(
-        self,
-        *,
-        model: str = "",
-        prompt: str | None = None,
-        messages: Messages | None = None,
-        token_ids: Sequence[int] | None = None,
-        session: str = "",
-        on_end: Callable[[Completion], None] | None = None,
-        **options: Unpack[GenerateOptions],
-    ) -> GenerateStream:
-        """As generate, but returns an iterator over events as they happen."""
-        request = convert.generate_request(
-            model=model,
-            session=session,
-            prompt=prompt,
-            messages=messages,
-            token_ids=token_ids,
-            options=options,
-        )
-        call = self._start(self._stubs.inference.StreamGenerate, request, options)
-        return GenerateStream(call, options.get("request_id"), on_end)
-
-    def chat(
-        self, messages: Messages, *, model: str, **options: Unpack[GenerateOptions]
-    ) -> Completion:
-        """Answers a conversation; a plain string is one user message."""
-        return self.generate(model=model, messages=messages, **options)
-
-    def count_tokens(
-        self,
-        *,
-        model: str,
-        prompt: str | None = None,
-        messages: Messages | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
-        return_token_ids: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> CountTokensResponse:
-        """Renders and tokenizes an input as generate would, without running it."""
-        request = convert.count_request(
-            model=model,
-            prompt=prompt,
-            messages=messages,
-            tools=tools,
-            template_arguments=template_arguments,
-            return_token_ids=return_token_ids,
-        )
-        response: CountTokensResponse = self._call(
-            self._stubs.inference.CountTokens, request, options
-        )
-        return response
-
-    def score(
-        self,
-        *,
-        model: str = "",
-        text: str | None = None,
-        token_ids: Sequence[int] | None = None,
-        top_logprobs: int = 0,
-        session: str = "",
-        **options: Unpack[CallOptions],
-    ) -> ScoreResponse:
-        """Computes the log-probability of every token of a text."""
-        request = convert.score_request(
-            model=model,
-            text=text,
-            token_ids=token_ids,
-            top_logprobs=top_logprobs,
-            session=session,
-        )
-        response: ScoreResponse = self._call(self._stubs.inference.Score, request, options)
-        return response
-
-    # Models
-
-    def load_model(
-        self,
-        model: str,
-        *,
-        compute_dtype: ComputeDtype | None = None,
-        kv_dtype: KvDtype | None = None,
-        on_progress: Callable[[LoadProgress], object] | None = None,
-        **options: Unpack[CallOptions],
-    ) -> ModelInfo:
-        """Makes a model resident and waits for it."""
-        with self.load_model_events(
-            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, **options
-        ) as events:
-            for event in events:
-                if isinstance(event, ModelLoaded):
-                    return event.model
-                if isinstance(event, LoadProgress) and on_progress:
-                    on_progress(event)
-        raise ServerError("the load ended without `loaded`")
-
-    def load_model_events(
-        self,
-        model: str,
-        *,
-        compute_dtype: ComputeDtype | None = None,
-        kv_dtype: KvDtype | None = None,
-        validate_only: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> Stream[LoadEvent]:
-        """The events of a load: progress, then one ModelLoaded (or LoadValidated)."""
-        request = convert.request(
-            model_pb2.LoadModelRequest,
-            model=model,
-            validate_only=validate_only,
-            compute_dtype=convert.compute_dtype(compute_dtype),
-            kv_dtype=convert.kv_dtype(kv_dtype),
-        )
-        call = self._start(self._stubs.model.LoadModel, request, options)
-        return Stream(call, options.get("request_id"))
-
-    def validate_model(
-        self,
-        model: str,
-        *,
-        compute_dtype: ComputeDtype | None = None,
-        kv_dtype: KvDtype | None = None,
-        **options: Unpack[CallOptions],
-    ) -> LoadValidated:
-        """Says whether a model would fit, without loading it."""
-        events = self.load_model_events(
-            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, validate_only=True, **options
-        )
-        with events:
-            for event in events:
-                if isinstance(event, LoadValidated):
-                    return event
-        raise ServerError("the load ended without `validated`")
-
-    def unload_model(self, model: str, **options: Unpack[CallOptions]) -> int:
-        """Frees a resident model; returns the bytes that were given back."""
-        request = convert.request(model_pb2.UnloadModelRequest, model=model)
-        freed: int = self._call(self._stubs.model.UnloadModel, request, options).freed_bytes
-        return freed
-
-    def get_model(self, model: str, **options: Unpack[CallOptions]) -> ModelInfo:
-        """Describes one model."""
-        request = convert.request(model_pb2.GetModelRequest, model=model)
-        info: ModelInfo = self._call(self._stubs.model.GetModel, request, options).model
-        return info
-
-    def list_models(
-        self, *, resident_only: bool = False, page_size: int = 0, **options: Unpack[CallOptions]
-    ) -> list[ModelInfo]:
-        """All models that are resident or can be loaded, from as many pages as there are."""
-        models: list[ModelInfo] = []
-        request = convert.request(
-            model_pb2.ListModelsRequest, page_size=page_size, resident_only=resident_only
-        )
-        while True:
-            page = self._call(self._stubs.model.ListModels, request, options)
-            models.extend(page.models)
-            if not page.next_page_token:
-                return models
-            request.page_token = page.next_page_token
-
-    # Sessions
 
     def session(
         self,
@@ -300,15 +35,15 @@ class Client:
         ttl: float | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
-        """Opens the session of this name, or makes it. An empty name lets the daemon choose.
+        """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
-        `ttl`, in seconds, counts only for a session that is made.
+        `ttl`, in seconds, applies only to a session that is created.
         """
         try:
             return self.create_session(name, model=model, ttl=ttl, **options)
         except AlreadyExistsError:
-            info = self.get_session(name, **options).session
-            return Session(self, info, model)
+            response = self.get_session(name, **options)
+            return Session(self, response.session, model)
 
     def create_session(
         self,
@@ -318,10 +53,16 @@ class Client:
         ttl: float | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
-        """Makes a session.
+        """Creates a session.
+
+        Args:
+            name: the session's name; the daemon chooses one if it is empty.
+            model: the model that the session is bound to.
+            ttl: lifetime without use, in seconds; None is the daemon's default.
+            options: options of the call.
 
         Raises:
-            AlreadyExistsError: there is one of this name.
+            AlreadyExistsError: a session of this name exists.
         """
         request = convert.request(
             session_pb2.CreateSessionRequest,
@@ -329,39 +70,8 @@ class Client:
             model=model,
             ttl=convert.duration(ttl, "ttl"),
         )
-        info = self._call(self._stubs.session.CreateSession, request, options).session
-        return Session(self, info, model)
-
-    def get_session(
-        self,
-        name: str,
-        *,
-        include_messages: bool = False,
-        include_token_ids: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> GetSessionResponse:
-        """Describes a session."""
-        request = convert.request(
-            session_pb2.GetSessionRequest,
-            name=name,
-            include_messages=include_messages,
-            include_token_ids=include_token_ids,
-        )
-        response: GetSessionResponse = self._call(self._stubs.session.GetSession, request, options)
-        return response
-
-    def list_sessions(
-        self, *, model: str = "", page_size: int = 0, **options: Unpack[CallOptions]
-    ) -> list[SessionInfo]:
-        """All sessions of the caller, from as many pages as there are."""
-        sessions: list[SessionInfo] = []
-        request = convert.request(session_pb2.ListSessionsRequest, page_size=page_size, model=model)
-        while True:
-            page = self._call(self._stubs.session.ListSessions, request, options)
-            sessions.extend(page.sessions)
-            if not page.next_page_token:
-                return sessions
-            request.page_token = page.next_page_token
+        response = self._call(self._stubs.session.CreateSession, request, options)
+        return Session(self, response.session, model)
 
     def fork_session(
         self,
@@ -372,58 +82,10 @@ class Client:
         expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
-        """Copies a session under a new name."""
-        request = convert.request(
-            session_pb2.ForkSessionRequest,
-            name=name,
-            new_name=new_name,
-            ttl=convert.duration(ttl, "ttl"),
-            expected_token_count=expected_token_count,
-        )
-        info = self._call(self._stubs.session.ForkSession, request, options).session
+        """Copies a session under a new name; its cached tokens are shared, not prefilled again.
+
+        Raises:
+            SessionMovedError: the session does not have `expected_token_count` tokens.
+        """
+        info = self._fork_session(name, new_name, ttl, expected_token_count, options)
         return Session(self, info, info.model)
-
-    def truncate_session(
-        self,
-        name: str,
-        *,
-        turns: int | None = None,
-        tokens: int | None = None,
-        expected_token_count: int | None = None,
-        **options: Unpack[CallOptions],
-    ) -> SessionInfo:
-        """Cuts a session back to its first `turns` turns or `tokens` tokens."""
-        if (turns is None) == (tokens is None):
-            raise TypeError("give exactly one of turns, tokens")
-        request = convert.request(
-            session_pb2.TruncateSessionRequest,
-            name=name,
-            turn_count=turns,
-            token_count=tokens,
-            expected_token_count=expected_token_count,
-        )
-        info: SessionInfo = self._call(
-            self._stubs.session.TruncateSession, request, options
-        ).session
-        return info
-
-    def delete_session(self, name: str, **options: Unpack[CallOptions]) -> None:
-        """Ends a session and cancels a turn that runs in it."""
-        request = convert.request(session_pb2.DeleteSessionRequest, name=name)
-        self._call(self._stubs.session.DeleteSession, request, options)
-
-    # The daemon
-
-    def capabilities(self, *models: str, **options: Unpack[CallOptions]) -> CapabilitiesResponse:
-        """What the daemon can do, and the models named, or else those that are resident."""
-        request = convert.request(server_pb2.CapabilitiesRequest, models=models)
-        response: CapabilitiesResponse = self._call(
-            self._stubs.server.Capabilities, request, options
-        )
-        return response
-
-    def stats(self, **options: Unpack[CallOptions]) -> GetStatsResponse:
-        """Counts what the daemon does and holds."""
-        request = convert.request(server_pb2.GetStatsRequest)
-        response: GetStatsResponse = self._call(self._stubs.server.GetStats, request, options)
-        return response

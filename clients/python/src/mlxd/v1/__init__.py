@@ -1,1 +1,1 @@
-"""Generated from proto/mlxd/v1 by scripts/generate.py; do not edit."""
+"""Generated from proto/mlxd/v1 by scripts/generate_stubs.py; do not edit."""

@@ -24,15 +24,15 @@ def generate(out: Path) -> None:
 
     found = version("grpcio-tools")
     if found != GENERATOR:
-        raise SystemExit(f"generate.py: needs grpcio-tools {GENERATOR}, found {found}")
+        raise SystemExit(f"generate_stubs.py: needs grpcio-tools {GENERATOR}, found {found}")
     protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.glob("mlxd/v1/*.proto"))
     if not protos:
-        raise SystemExit(f"generate.py: no proto files under {PROTO}")
+        raise SystemExit(f"generate_stubs.py: no proto files under {PROTO}")
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     arguments = ["protoc", f"-I{PROTO}", f"-I{well_known}"]
     arguments += [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
     if protoc.main([*arguments, *protos]) != 0:
-        raise SystemExit("generate.py: protoc failed")
+        raise SystemExit("generate_stubs.py: protoc failed")
 
 
 def generated(root: Path) -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def main() -> None:
     if sys.argv[1:] == ["--check"]:
         stale = differences()
         if stale:
-            raise SystemExit(f"stale, run scripts/generate.py: {', '.join(stale)}")
+            raise SystemExit(f"stale, run scripts/generate_stubs.py: {', '.join(stale)}")
         return
     for name in generated(PACKAGE / "src"):
         (PACKAGE / "src" / "mlxd" / "v1" / name).unlink()

@@ -1,13 +1,13 @@
-"""A session as an object, for asyncio."""
+"""A session as an object: a conversation whose KV cache stays in the daemon."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from typing_extensions import Unpack
 
-from mlxd._stream import AsyncGenerateStream
+from mlxd.aio._connection import AsyncConnection
+from mlxd.aio._stream import AsyncGenerateStream
 from mlxd.types import (
     CallOptions,
     Completion,
@@ -18,28 +18,26 @@ from mlxd.types import (
     SessionInfo,
 )
 
-if TYPE_CHECKING:
-    from mlxd.aio import AsyncClient
-
 
 class AsyncSession:
-    """A session. Give each turn only what is new in it.
+    """A session. Pass to each turn only its new messages.
 
     Attributes:
         name: the session's name.
         model: the model it is bound to.
-        token_count: its tokens as this object last saw them. Passed to a turn as
+        token_count: its length in tokens when this object last saw it. Passed to a turn as
             `expected_token_count`, it makes a retry of that turn safe.
     """
 
-    def __init__(self, client: AsyncClient, info: SessionInfo, model: str) -> None:
-        self._client = client
+    def __init__(self, connection: AsyncConnection, info: SessionInfo, model: str) -> None:
+        self._connection = connection
         self.name = info.name
         self.model = model
         self.token_count = info.token_count
 
     def __repr__(self) -> str:
-        return f"AsyncSession({self.name!r}, model={self.model!r}, token_count={self.token_count})"
+        kind = type(self).__name__
+        return f"{kind}({self.name!r}, model={self.model!r}, token_count={self.token_count})"
 
     def _seen(self, completion: Completion) -> None:
         if completion.session_token_count is not None:
@@ -54,7 +52,7 @@ class AsyncSession:
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """Runs one turn. A turn that fails leaves the session as it was."""
-        result = await self._client.generate(
+        result = await self._connection.generate(
             model=self.model,
             session=self.name,
             messages=messages,
@@ -74,7 +72,7 @@ class AsyncSession:
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerateStream:
         """Runs one turn and streams it. Leaving the stream early undoes the turn."""
-        return self._client.stream(
+        return self._connection.stream(
             model=self.model,
             session=self.name,
             messages=messages,
@@ -92,7 +90,7 @@ class AsyncSession:
         **options: Unpack[CallOptions],
     ) -> GetSessionResponse:
         """Describes the session."""
-        response = await self._client.get_session(
+        response = await self._connection.get_session(
             self.name,
             include_messages=include_messages,
             include_token_ids=include_token_ids,
@@ -102,8 +100,9 @@ class AsyncSession:
         return response
 
     async def messages(self, **options: Unpack[CallOptions]) -> list[ProtoMessage]:
-        """The session's messages, oldest first."""
-        return list((await self.get(include_messages=True, **options)).messages)
+        """Returns the session's messages, oldest first."""
+        response = await self.get(include_messages=True, **options)
+        return list(response.messages)
 
     async def fork(
         self,
@@ -113,10 +112,11 @@ class AsyncSession:
         expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
-        """Copies the session; what both share is not prefilled again."""
-        return await self._client.fork_session(
-            self.name, new_name, ttl=ttl, expected_token_count=expected_token_count, **options
+        """Copies the session; the tokens that both share are not prefilled again."""
+        info = await self._connection._fork_session(
+            self.name, new_name, ttl, expected_token_count, options
         )
+        return AsyncSession(self._connection, info, info.model)
 
     async def truncate(
         self,
@@ -127,7 +127,7 @@ class AsyncSession:
         **options: Unpack[CallOptions],
     ) -> SessionInfo:
         """Cuts the session back to its first `turns` turns or `tokens` tokens."""
-        info = await self._client.truncate_session(
+        info = await self._connection.truncate_session(
             self.name,
             turns=turns,
             tokens=tokens,
@@ -138,5 +138,5 @@ class AsyncSession:
         return info
 
     async def delete(self, **options: Unpack[CallOptions]) -> None:
-        """Ends the session."""
-        await self._client.delete_session(self.name, **options)
+        """Deletes the session and cancels a turn that runs in it."""
+        await self._connection.delete_session(self.name, **options)

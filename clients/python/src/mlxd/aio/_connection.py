@@ -1,4 +1,4 @@
-"""The asyncio client. It belongs to the event loop that runs when it is made."""
+"""The connection to a daemon and the calls on it; `client` adds sessions as objects."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing_extensions import Self, Unpack
 from mlxd import _convert as convert
 from mlxd._address import default_address, find_token, parse
 from mlxd._channel import Stubs, aio_channel
-from mlxd._stream import AsyncGenerateStream, AsyncStream
-from mlxd.aio_session import AsyncSession
-from mlxd.errors import AlreadyExistsError, ServerError, from_call
+from mlxd.aio._stream import AsyncGenerateStream, AsyncStream
+from mlxd.errors import ServerError, from_call
 from mlxd.types import (
     CallOptions,
     CapabilitiesResponse,
@@ -38,19 +37,8 @@ from mlxd.types import (
 from mlxd.v1 import model_pb2, server_pb2, session_pb2
 
 
-class AsyncClient:
-    """A connection to the daemon.
-
-    Args:
-        address: `unix:///path`, `unix:path`, `http://127.0.0.1:port` or `https://host:port`.
-            Default: the environment's `MLXD_ADDRESS`, else the daemon's default socket.
-        token: the bearer token that TCP needs. Default: read from `token_file`, else from the file
-            that the environment's `MLXD_TOKEN_FILE` names.
-        token_file: a file with the token.
-        timeout: seconds that a call may take unless it says otherwise; None is no limit.
-        client_name: sent as `x-mlxd-client`: the daemon is fair between clients of one user.
-        metadata: further metadata for every call, such as `traceparent`.
-    """
+class AsyncConnection:
+    """A connection to the daemon, and every call on it that returns no session object."""
 
     def __init__(
         self,
@@ -69,7 +57,7 @@ class AsyncClient:
         self._stubs = Stubs(self._channel, found, client_name, metadata)
 
     async def close(self) -> None:
-        """Closes the connection and cancels calls that run on it."""
+        """Closes the connection and cancels the calls that run on it."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -112,10 +100,19 @@ class AsyncClient:
         session: str = "",
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Runs one generation to its end. Give exactly one of prompt, messages, token_ids.
+        """Runs one generation to its end.
+
+        Args:
+            model: the model's name; empty with a session, which is bound to one.
+            prompt: raw text. Exactly one of prompt, messages and token_ids must be given.
+            messages: a conversation; in a session, only its new messages.
+            token_ids: a tokenized prompt.
+            session: name of the session in which this is a turn.
+            options: sampling, stopping and output options, and those of every call.
 
         Raises:
-            MlxdError: a subclass that says what can be done.
+            TypeError: an unknown option, or not exactly one input.
+            MlxdError: the call failed; the subclass tells what the caller can do.
         """
         request = convert.generate_request(
             model=model,
@@ -139,7 +136,11 @@ class AsyncClient:
         on_end: Callable[[Completion], None] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerateStream:
-        """As generate, but returns an iterator over events as they happen."""
+        """Starts a generation and returns an iterator over its events.
+
+        Takes what `generate` takes. `on_end` receives the outcome with the last event. A failed
+        call raises from the iterator.
+        """
         request = convert.generate_request(
             model=model,
             session=session,
@@ -168,7 +169,7 @@ class AsyncClient:
         return_token_ids: bool = False,
         **options: Unpack[CallOptions],
     ) -> CountTokensResponse:
-        """Renders and tokenizes an input as generate would, without running it."""
+        """Renders and tokenizes an input as `generate` would, without running it."""
         request = convert.count_request(
             model=model,
             prompt=prompt,
@@ -192,7 +193,16 @@ class AsyncClient:
         session: str = "",
         **options: Unpack[CallOptions],
     ) -> ScoreResponse:
-        """Computes the log-probability of every token of a text."""
+        """Computes the log-probability of every token of a text.
+
+        Args:
+            model: the model's name; empty with a session.
+            text: the text. Exactly one of text and token_ids must be given.
+            token_ids: a tokenized text.
+            top_logprobs: number of most likely alternatives to return for each token.
+            session: name of the session whose tokens precede the text.
+            options: options of the call.
+        """
         request = convert.score_request(
             model=model,
             text=text,
@@ -214,7 +224,15 @@ class AsyncClient:
         on_progress: Callable[[LoadProgress], object] | None = None,
         **options: Unpack[CallOptions],
     ) -> ModelInfo:
-        """Makes a model resident and waits for it."""
+        """Loads a model and returns once it is resident.
+
+        Args:
+            model: a folder's name under a model root, or a Hugging Face repository id.
+            compute_dtype: None is the daemon's policy.
+            kv_dtype: element type of the KV cache; None is the daemon's setting.
+            on_progress: called with each LoadProgress event.
+            options: options of the call.
+        """
         async with self.load_model_events(
             model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, **options
         ) as events:
@@ -234,7 +252,7 @@ class AsyncClient:
         validate_only: bool = False,
         **options: Unpack[CallOptions],
     ) -> AsyncStream[LoadEvent]:
-        """The events of a load: progress, then one ModelLoaded (or LoadValidated)."""
+        """Returns the events of a load: progress, then one ModelLoaded (or LoadValidated)."""
         request = convert.request(
             model_pb2.LoadModelRequest,
             model=model,
@@ -253,7 +271,7 @@ class AsyncClient:
         kv_dtype: KvDtype | None = None,
         **options: Unpack[CallOptions],
     ) -> LoadValidated:
-        """Says whether a model would fit, without loading it."""
+        """Tells whether a model would fit, without loading it."""
         events = self.load_model_events(
             model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, validate_only=True, **options
         )
@@ -264,21 +282,26 @@ class AsyncClient:
         raise ServerError("the load ended without `validated`")
 
     async def unload_model(self, model: str, **options: Unpack[CallOptions]) -> int:
-        """Frees a resident model; returns the bytes that were given back."""
+        """Unloads a resident model and returns the number of bytes freed."""
         request = convert.request(model_pb2.UnloadModelRequest, model=model)
-        freed: int = (await self._call(self._stubs.model.UnloadModel, request, options)).freed_bytes
+        response = await self._call(self._stubs.model.UnloadModel, request, options)
+        freed: int = response.freed_bytes
         return freed
 
     async def get_model(self, model: str, **options: Unpack[CallOptions]) -> ModelInfo:
         """Describes one model."""
         request = convert.request(model_pb2.GetModelRequest, model=model)
-        info: ModelInfo = (await self._call(self._stubs.model.GetModel, request, options)).model
+        response = await self._call(self._stubs.model.GetModel, request, options)
+        info: ModelInfo = response.model
         return info
 
     async def list_models(
         self, *, resident_only: bool = False, page_size: int = 0, **options: Unpack[CallOptions]
     ) -> list[ModelInfo]:
-        """All models that are resident or can be loaded, from as many pages as there are."""
+        """Lists the models that are resident or can be loaded, reading every page.
+
+        `page_size` is in models; 0 is the daemon's default.
+        """
         models: list[ModelInfo] = []
         request = convert.request(
             model_pb2.ListModelsRequest, page_size=page_size, resident_only=resident_only
@@ -291,46 +314,6 @@ class AsyncClient:
             request.page_token = page.next_page_token
 
     # Sessions
-
-    async def session(
-        self,
-        name: str = "",
-        *,
-        model: str,
-        ttl: float | None = None,
-        **options: Unpack[CallOptions],
-    ) -> AsyncSession:
-        """Opens the session of this name, or makes it. An empty name lets the daemon choose.
-
-        `ttl`, in seconds, counts only for a session that is made.
-        """
-        try:
-            return await self.create_session(name, model=model, ttl=ttl, **options)
-        except AlreadyExistsError:
-            info = (await self.get_session(name, **options)).session
-            return AsyncSession(self, info, model)
-
-    async def create_session(
-        self,
-        name: str = "",
-        *,
-        model: str,
-        ttl: float | None = None,
-        **options: Unpack[CallOptions],
-    ) -> AsyncSession:
-        """Makes a session.
-
-        Raises:
-            AlreadyExistsError: there is one of this name.
-        """
-        request = convert.request(
-            session_pb2.CreateSessionRequest,
-            name=name,
-            model=model,
-            ttl=convert.duration(ttl, "ttl"),
-        )
-        info = (await self._call(self._stubs.session.CreateSession, request, options)).session
-        return AsyncSession(self, info, model)
 
     async def get_session(
         self,
@@ -355,7 +338,10 @@ class AsyncClient:
     async def list_sessions(
         self, *, model: str = "", page_size: int = 0, **options: Unpack[CallOptions]
     ) -> list[SessionInfo]:
-        """All sessions of the caller, from as many pages as there are."""
+        """Lists the caller's sessions, reading every page.
+
+        `page_size` is in sessions; 0 is the daemon's default.
+        """
         sessions: list[SessionInfo] = []
         request = convert.request(session_pb2.ListSessionsRequest, page_size=page_size, model=model)
         while True:
@@ -365,16 +351,15 @@ class AsyncClient:
                 return sessions
             request.page_token = page.next_page_token
 
-    async def fork_session(
+    async def _fork_session(
         self,
         name: str,
-        new_name: str = "",
-        *,
-        ttl: float | None = None,
-        expected_token_count: int | None = None,
-        **options: Unpack[CallOptions],
-    ) -> AsyncSession:
-        """Copies a session under a new name."""
+        new_name: str,
+        ttl: float | None,
+        expected_token_count: int | None,
+        options: CallOptions,
+    ) -> SessionInfo:
+        """Copies a session. For `client` and `session`, which wrap the result in an object."""
         request = convert.request(
             session_pb2.ForkSessionRequest,
             name=name,
@@ -382,8 +367,9 @@ class AsyncClient:
             ttl=convert.duration(ttl, "ttl"),
             expected_token_count=expected_token_count,
         )
-        info = (await self._call(self._stubs.session.ForkSession, request, options)).session
-        return AsyncSession(self, info, info.model)
+        response = await self._call(self._stubs.session.ForkSession, request, options)
+        info: SessionInfo = response.session
+        return info
 
     async def truncate_session(
         self,
@@ -394,7 +380,11 @@ class AsyncClient:
         expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> SessionInfo:
-        """Cuts a session back to its first `turns` turns or `tokens` tokens."""
+        """Cuts a session back to its first `turns` turns or `tokens` tokens.
+
+        Raises:
+            SessionMovedError: the session does not have `expected_token_count` tokens.
+        """
         if (turns is None) == (tokens is None):
             raise TypeError("give exactly one of turns, tokens")
         request = convert.request(
@@ -404,13 +394,12 @@ class AsyncClient:
             token_count=tokens,
             expected_token_count=expected_token_count,
         )
-        info: SessionInfo = (
-            await self._call(self._stubs.session.TruncateSession, request, options)
-        ).session
+        response = await self._call(self._stubs.session.TruncateSession, request, options)
+        info: SessionInfo = response.session
         return info
 
     async def delete_session(self, name: str, **options: Unpack[CallOptions]) -> None:
-        """Ends a session and cancels a turn that runs in it."""
+        """Deletes a session and cancels a turn that runs in it."""
         request = convert.request(session_pb2.DeleteSessionRequest, name=name)
         await self._call(self._stubs.session.DeleteSession, request, options)
 
@@ -419,7 +408,7 @@ class AsyncClient:
     async def capabilities(
         self, *models: str, **options: Unpack[CallOptions]
     ) -> CapabilitiesResponse:
-        """What the daemon can do, and the models named, or else those that are resident."""
+        """Describes the daemon and the named models, by default the resident ones."""
         request = convert.request(server_pb2.CapabilitiesRequest, models=models)
         response: CapabilitiesResponse = await self._call(
             self._stubs.server.Capabilities, request, options
@@ -427,7 +416,7 @@ class AsyncClient:
         return response
 
     async def stats(self, **options: Unpack[CallOptions]) -> GetStatsResponse:
-        """Counts what the daemon does and holds."""
+        """Returns the daemon's counters and gauges."""
         request = convert.request(server_pb2.GetStatsRequest)
         response: GetStatsResponse = await self._call(self._stubs.server.GetStats, request, options)
         return response

@@ -1,0 +1,419 @@
+# Generated from aio/_connection.py by scripts/generate_sync.py; do not edit.
+"""The connection to a daemon and the calls on it; `client` adds sessions as objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+from typing_extensions import Self, Unpack
+
+from mlxd import _convert as convert
+from mlxd._address import default_address, find_token, parse
+from mlxd._channel import Stubs, sync_channel
+from mlxd._stream import GenerateStream, Stream
+from mlxd.errors import ServerError, from_call
+from mlxd.types import (
+    CallOptions,
+    CapabilitiesResponse,
+    Completion,
+    ComputeDtype,
+    CountTokensResponse,
+    GenerateOptions,
+    GetSessionResponse,
+    GetStatsResponse,
+    KvDtype,
+    LoadEvent,
+    LoadProgress,
+    LoadValidated,
+    Messages,
+    ModelInfo,
+    ModelLoaded,
+    ScoreResponse,
+    SessionInfo,
+)
+from mlxd.v1 import model_pb2, server_pb2, session_pb2
+
+
+class Connection:
+    """A connection to the daemon, and every call on it that returns no session object."""
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | None = None,
+        *,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+        client_name: str | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        found = find_token(token, token_file)
+        self.address = os.fspath(address or default_address())
+        self.timeout = timeout
+        self._channel = sync_channel(parse(address or self.address, token=found))
+        self._stubs = Stubs(self._channel, found, client_name, metadata)
+
+    def close(self) -> None:
+        """Closes the connection and cancels the calls that run on it."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
+        unknown = options.keys() - convert.OPTIONS
+        if unknown:
+            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        timeout = options.get("timeout")
+        return method(
+            request,
+            timeout=self.timeout if timeout is None else timeout,
+            metadata=self._stubs.metadata(options.get("request_id")),
+        )
+
+    def _call(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
+        try:
+            return self._start(method, request, options)
+        except grpc.RpcError as error:
+            raise from_call(error, options.get("request_id") or "") from error
+
+    # Generation
+
+    def generate(
+        self,
+        *,
+        model: str = "",
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        session: str = "",
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Runs one generation to its end.
+
+        Args:
+            model: the model's name; empty with a session, which is bound to one.
+            prompt: raw text. Exactly one of prompt, messages and token_ids must be given.
+            messages: a conversation; in a session, only its new messages.
+            token_ids: a tokenized prompt.
+            session: name of the session in which this is a turn.
+            options: sampling, stopping and output options, and those of every call.
+
+        Raises:
+            TypeError: an unknown option, or not exactly one input.
+            MlxdError: the call failed; the subclass tells what the caller can do.
+        """
+        request = convert.generate_request(
+            model=model,
+            session=session,
+            prompt=prompt,
+            messages=messages,
+            token_ids=token_ids,
+            options=options,
+        )
+        response = self._call(self._stubs.inference.Generate, request, options)
+        return convert.completion_of(response)
+
+    def stream(
+        self,
+        *,
+        model: str = "",
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        session: str = "",
+        on_end: Callable[[Completion], None] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerateStream:
+        """Starts a generation and returns an iterator over its events.
+
+        Takes what `generate` takes. `on_end` receives the outcome with the last event. A failed
+        call raises from the iterator.
+        """
+        request = convert.generate_request(
+            model=model,
+            session=session,
+            prompt=prompt,
+            messages=messages,
+            token_ids=token_ids,
+            options=options,
+        )
+        call = self._start(self._stubs.inference.StreamGenerate, request, options)
+        return GenerateStream(call, options.get("request_id"), on_end)
+
+    def chat(
+        self, messages: Messages, *, model: str, **options: Unpack[GenerateOptions]
+    ) -> Completion:
+        """Answers a conversation; a plain string is one user message."""
+        return self.generate(model=model, messages=messages, **options)
+
+    def count_tokens(
+        self,
+        *,
+        model: str,
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        return_token_ids: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> CountTokensResponse:
+        """Renders and tokenizes an input as `generate` would, without running it."""
+        request = convert.count_request(
+            model=model,
+            prompt=prompt,
+            messages=messages,
+            tools=tools,
+            template_arguments=template_arguments,
+            return_token_ids=return_token_ids,
+        )
+        response: CountTokensResponse = self._call(
+            self._stubs.inference.CountTokens, request, options
+        )
+        return response
+
+    def score(
+        self,
+        *,
+        model: str = "",
+        text: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        top_logprobs: int = 0,
+        session: str = "",
+        **options: Unpack[CallOptions],
+    ) -> ScoreResponse:
+        """Computes the log-probability of every token of a text.
+
+        Args:
+            model: the model's name; empty with a session.
+            text: the text. Exactly one of text and token_ids must be given.
+            token_ids: a tokenized text.
+            top_logprobs: number of most likely alternatives to return for each token.
+            session: name of the session whose tokens precede the text.
+            options: options of the call.
+        """
+        request = convert.score_request(
+            model=model,
+            text=text,
+            token_ids=token_ids,
+            top_logprobs=top_logprobs,
+            session=session,
+        )
+        response: ScoreResponse = self._call(self._stubs.inference.Score, request, options)
+        return response
+
+    # Models
+
+    def load_model(
+        self,
+        model: str,
+        *,
+        compute_dtype: ComputeDtype | None = None,
+        kv_dtype: KvDtype | None = None,
+        on_progress: Callable[[LoadProgress], object] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> ModelInfo:
+        """Loads a model and returns once it is resident.
+
+        Args:
+            model: a folder's name under a model root, or a Hugging Face repository id.
+            compute_dtype: None is the daemon's policy.
+            kv_dtype: element type of the KV cache; None is the daemon's setting.
+            on_progress: called with each LoadProgress event.
+            options: options of the call.
+        """
+        with self.load_model_events(
+            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, **options
+        ) as events:
+            for event in events:
+                if isinstance(event, ModelLoaded):
+                    return event.model
+                if isinstance(event, LoadProgress) and on_progress:
+                    on_progress(event)
+        raise ServerError("the load ended without `loaded`")
+
+    def load_model_events(
+        self,
+        model: str,
+        *,
+        compute_dtype: ComputeDtype | None = None,
+        kv_dtype: KvDtype | None = None,
+        validate_only: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> Stream[LoadEvent]:
+        """Returns the events of a load: progress, then one ModelLoaded (or LoadValidated)."""
+        request = convert.request(
+            model_pb2.LoadModelRequest,
+            model=model,
+            validate_only=validate_only,
+            compute_dtype=convert.compute_dtype(compute_dtype),
+            kv_dtype=convert.kv_dtype(kv_dtype),
+        )
+        call = self._start(self._stubs.model.LoadModel, request, options)
+        return Stream(call, options.get("request_id"))
+
+    def validate_model(
+        self,
+        model: str,
+        *,
+        compute_dtype: ComputeDtype | None = None,
+        kv_dtype: KvDtype | None = None,
+        **options: Unpack[CallOptions],
+    ) -> LoadValidated:
+        """Tells whether a model would fit, without loading it."""
+        events = self.load_model_events(
+            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, validate_only=True, **options
+        )
+        with events:
+            for event in events:
+                if isinstance(event, LoadValidated):
+                    return event
+        raise ServerError("the load ended without `validated`")
+
+    def unload_model(self, model: str, **options: Unpack[CallOptions]) -> int:
+        """Unloads a resident model and returns the number of bytes freed."""
+        request = convert.request(model_pb2.UnloadModelRequest, model=model)
+        response = self._call(self._stubs.model.UnloadModel, request, options)
+        freed: int = response.freed_bytes
+        return freed
+
+    def get_model(self, model: str, **options: Unpack[CallOptions]) -> ModelInfo:
+        """Describes one model."""
+        request = convert.request(model_pb2.GetModelRequest, model=model)
+        response = self._call(self._stubs.model.GetModel, request, options)
+        info: ModelInfo = response.model
+        return info
+
+    def list_models(
+        self, *, resident_only: bool = False, page_size: int = 0, **options: Unpack[CallOptions]
+    ) -> list[ModelInfo]:
+        """Lists the models that are resident or can be loaded, reading every page.
+
+        `page_size` is in models; 0 is the daemon's default.
+        """
+        models: list[ModelInfo] = []
+        request = convert.request(
+            model_pb2.ListModelsRequest, page_size=page_size, resident_only=resident_only
+        )
+        while True:
+            page = self._call(self._stubs.model.ListModels, request, options)
+            models.extend(page.models)
+            if not page.next_page_token:
+                return models
+            request.page_token = page.next_page_token
+
+    # Sessions
+
+    def get_session(
+        self,
+        name: str,
+        *,
+        include_messages: bool = False,
+        include_token_ids: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> GetSessionResponse:
+        """Describes a session."""
+        request = convert.request(
+            session_pb2.GetSessionRequest,
+            name=name,
+            include_messages=include_messages,
+            include_token_ids=include_token_ids,
+        )
+        response: GetSessionResponse = self._call(self._stubs.session.GetSession, request, options)
+        return response
+
+    def list_sessions(
+        self, *, model: str = "", page_size: int = 0, **options: Unpack[CallOptions]
+    ) -> list[SessionInfo]:
+        """Lists the caller's sessions, reading every page.
+
+        `page_size` is in sessions; 0 is the daemon's default.
+        """
+        sessions: list[SessionInfo] = []
+        request = convert.request(session_pb2.ListSessionsRequest, page_size=page_size, model=model)
+        while True:
+            page = self._call(self._stubs.session.ListSessions, request, options)
+            sessions.extend(page.sessions)
+            if not page.next_page_token:
+                return sessions
+            request.page_token = page.next_page_token
+
+    def _fork_session(
+        self,
+        name: str,
+        new_name: str,
+        ttl: float | None,
+        expected_token_count: int | None,
+        options: CallOptions,
+    ) -> SessionInfo:
+        """Copies a session. For `client` and `session`, which wrap the result in an object."""
+        request = convert.request(
+            session_pb2.ForkSessionRequest,
+            name=name,
+            new_name=new_name,
+            ttl=convert.duration(ttl, "ttl"),
+            expected_token_count=expected_token_count,
+        )
+        response = self._call(self._stubs.session.ForkSession, request, options)
+        info: SessionInfo = response.session
+        return info
+
+    def truncate_session(
+        self,
+        name: str,
+        *,
+        turns: int | None = None,
+        tokens: int | None = None,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SessionInfo:
+        """Cuts a session back to its first `turns` turns or `tokens` tokens.
+
+        Raises:
+            SessionMovedError: the session does not have `expected_token_count` tokens.
+        """
+        if (turns is None) == (tokens is None):
+            raise TypeError("give exactly one of turns, tokens")
+        request = convert.request(
+            session_pb2.TruncateSessionRequest,
+            name=name,
+            turn_count=turns,
+            token_count=tokens,
+            expected_token_count=expected_token_count,
+        )
+        response = self._call(self._stubs.session.TruncateSession, request, options)
+        info: SessionInfo = response.session
+        return info
+
+    def delete_session(self, name: str, **options: Unpack[CallOptions]) -> None:
+        """Deletes a session and cancels a turn that runs in it."""
+        request = convert.request(session_pb2.DeleteSessionRequest, name=name)
+        self._call(self._stubs.session.DeleteSession, request, options)
+
+    # The daemon
+
+    def capabilities(self, *models: str, **options: Unpack[CallOptions]) -> CapabilitiesResponse:
+        """Describes the daemon and the named models, by default the resident ones."""
+        request = convert.request(server_pb2.CapabilitiesRequest, models=models)
+        response: CapabilitiesResponse = self._call(
+            self._stubs.server.Capabilities, request, options
+        )
+        return response
+
+    def stats(self, **options: Unpack[CallOptions]) -> GetStatsResponse:
+        """Returns the daemon's counters and gauges."""
+        request = convert.request(server_pb2.GetStatsRequest)
+        response: GetStatsResponse = self._call(self._stubs.server.GetStats, request, options)
+        return response

@@ -1,0 +1,77 @@
+"""One streaming call, and what the events of a generation add up to; both clients build on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlxd._convert import completion
+from mlxd.errors import ServerError
+from mlxd.types import Completion, GenerateEvent, TokenLogprobs
+from mlxd.v1.inference_pb2 import GenerateDelta, GenerateFinished, GenerateStarted
+
+
+def event_of(response: Any) -> Any:
+    """Returns the event inside a streamed response, None for a kind unknown to this client."""
+    kind = response.WhichOneof("event")
+    return getattr(response, kind) if kind else None
+
+
+class StreamingCall:
+    """A call that is cancelled when it is closed or garbage-collected."""
+
+    _call: Any = None  # For __del__, should __init__ fail.
+
+    def __init__(self, call: Any, request_id: str | None) -> None:
+        self._call = call
+        self._request_id = request_id or ""
+
+    def close(self) -> None:
+        """Cancels the call unless it has ended, without waiting for the daemon.
+
+        Iterating after that raises CancelledCallError.
+        """
+        if self._call is not None:
+            self._call.cancel()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except RuntimeError:  # The event loop is closed, and the channel with it.
+            return
+
+
+class Record:
+    """The events of one generation, added up to a Completion, which `on_end` receives."""
+
+    def __init__(self, on_end: Callable[[Completion], None] | None) -> None:
+        self._on_end = on_end
+        self._started: GenerateStarted | None = None
+        self._finished: GenerateFinished | None = None
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+
+    def add(self, event: GenerateEvent) -> None:
+        """Adds the next event; the last one calls `on_end`."""
+        if isinstance(event, GenerateDelta):
+            self._text.append(event.text)
+            self._token_ids.extend(event.token_ids)
+            self._logprobs.extend(event.logprobs)
+        elif isinstance(event, GenerateStarted):
+            self._started = event
+        elif isinstance(event, GenerateFinished):
+            self._finished = event
+            if self._on_end:
+                self._on_end(self.completion())
+
+    def completion(self) -> Completion:
+        """Returns the outcome.
+
+        Raises:
+            ServerError: the stream ended too early.
+        """
+        if self._started is None or self._finished is None:
+            raise ServerError("the stream ended without `started` or `finished`")
+        text = "".join(self._text)
+        return completion(self._started, self._finished, text, self._token_ids, self._logprobs)

@@ -1,0 +1,84 @@
+"""Streams of events.
+
+Leaving one early, by `close()`, `with` or garbage collection, cancels its call, and the daemon
+stops its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import grpc
+from typing_extensions import Self
+
+from mlxd._record import Record, StreamingCall, event_of
+from mlxd.errors import from_call
+from mlxd.types import Completion, GenerateDelta, GenerateEvent
+
+Event = TypeVar("Event")
+
+
+class AsyncStream(StreamingCall, Generic[Event]):
+    """An asynchronous iterator over the events of one call."""
+
+    def __init__(self, call: Any, request_id: str | None) -> None:
+        super().__init__(call, request_id)
+        self._events = aiter(call)
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            try:
+                event = event_of(await anext(self._events))
+            except grpc.RpcError as error:
+                raise from_call(error, self._request_id) from error
+            if event is not None:
+                return self._seen(event)
+
+    def _seen(self, event: Event) -> Event:
+        return event
+
+    async def aclose(self) -> None:  # async only
+        """As close, for `contextlib.aclosing`."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncGenerateStream(AsyncStream[GenerateEvent]):
+    """The events of one generation, and what they add up to."""
+
+    def __init__(
+        self, call: Any, request_id: str | None, on_end: Callable[[Completion], None] | None = None
+    ) -> None:
+        super().__init__(call, request_id)
+        self._record = Record(on_end)
+
+    def _seen(self, event: GenerateEvent) -> GenerateEvent:
+        self._record.add(event)
+        return event
+
+    async def text(self) -> AsyncIterator[str]:
+        """Yields the output as it appears; the pieces concatenate to the whole."""
+        async for event in self:
+            if isinstance(event, GenerateDelta) and event.text:
+                yield event.text
+
+    async def result(self) -> Completion:
+        """Reads the rest of the stream and returns the outcome."""
+        async for _ in self:
+            pass
+        return self._record.completion()

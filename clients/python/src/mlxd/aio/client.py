@@ -1,0 +1,90 @@
+"""The asyncio client. It belongs to the event loop in which it is created."""
+
+from __future__ import annotations
+
+from typing_extensions import Unpack
+
+from mlxd import _convert as convert
+from mlxd.aio._connection import AsyncConnection
+from mlxd.aio.session import AsyncSession
+from mlxd.errors import AlreadyExistsError
+from mlxd.types import CallOptions
+from mlxd.v1 import session_pb2
+
+
+class AsyncClient(AsyncConnection):
+    """A connection to the daemon.
+
+    Args:
+        address: `unix:///path`, `unix:path`, `http://127.0.0.1:port` or `https://host:port`.
+            Default: the environment's `MLXD_ADDRESS`, else the daemon's default socket.
+        token: the bearer token, which TCP requires. Default: read from `token_file`, else from the
+            file that the environment's `MLXD_TOKEN_FILE` names.
+        token_file: a file that contains the token.
+        timeout: default deadline of a call, in seconds; None sets no deadline.
+        client_name: sent as `x-mlxd-client`: the daemon is fair between clients of one user.
+        metadata: further metadata for every call, such as `traceparent`.
+    """
+
+    async def session(
+        self,
+        name: str = "",
+        *,
+        model: str,
+        ttl: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncSession:
+        """Opens the session of this name, or creates it. An empty name lets the daemon choose.
+
+        `ttl`, in seconds, applies only to a session that is created.
+        """
+        try:
+            return await self.create_session(name, model=model, ttl=ttl, **options)
+        except AlreadyExistsError:
+            response = await self.get_session(name, **options)
+            return AsyncSession(self, response.session, model)
+
+    async def create_session(
+        self,
+        name: str = "",
+        *,
+        model: str,
+        ttl: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncSession:
+        """Creates a session.
+
+        Args:
+            name: the session's name; the daemon chooses one if it is empty.
+            model: the model that the session is bound to.
+            ttl: lifetime without use, in seconds; None is the daemon's default.
+            options: options of the call.
+
+        Raises:
+            AlreadyExistsError: a session of this name exists.
+        """
+        request = convert.request(
+            session_pb2.CreateSessionRequest,
+            name=name,
+            model=model,
+            ttl=convert.duration(ttl, "ttl"),
+        )
+        response = await self._call(self._stubs.session.CreateSession, request, options)
+        return AsyncSession(self, response.session, model)
+
+    async def fork_session(
+        self,
+        name: str,
+        new_name: str = "",
+        *,
+        ttl: float | None = None,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncSession:
+        """Copies a session under a new name; its cached tokens are shared, not prefilled again.
+
+        Raises:
+            SessionMovedError: the session does not have `expected_token_count` tokens.
+        """
+        info = await self._fork_session(name, new_name, ttl, expected_token_count, options)
+        return AsyncSession(self, info, info.model)
