@@ -1,33 +1,29 @@
-//! The engine: one OS thread that owns MLX and everything of every model, and the handle to it. What it
-//! decides is pure (`sched`, `cache`); what it does goes through a [`crate::backend::Backend`].
+//! The engine: one OS thread that owns the device and everything of every model. `api` is what crosses its border,
+//! `task` one request, `model` one resident model; `core` drives them, `residency` keeps the byte budget and `load`
+//! reads models. What it decides is pure (`sched`, `cache`); what it does goes through a [`crate::backend::Backend`].
 
-mod admit;
+mod api;
 mod core;
-mod counters;
-mod handle;
 mod load;
-mod resident;
-mod sampling;
-mod sequence;
+mod model;
+mod residency;
 #[cfg(test)]
 #[path = "../../tests/sim/mod.rs"]
 mod sim;
-mod step;
+mod task;
 #[cfg(test)]
 mod tests;
 mod thread;
-mod work;
 
-pub use core::EngineSettings;
-pub use handle::EngineHandle;
-pub use thread::start;
-pub use work::{
-    Command, Delta, EVENTS_BUFFERED_MAX, EngineStats, Finish, Fit, GenerateEvent, GenerateWork, Generated,
-    LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored, Stopping, WorkOrigin, XtcSampling,
+pub use api::{
+    Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, Finish, Fit,
+    GenerateEvent, GenerateWork, Generated, LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored,
+    Stopping, WorkOrigin, XtcSampling,
 };
+pub use thread::start;
 
 // The edge names these too, but needs nothing else of a backend.
-pub use crate::backend::{ComputeDtype, DeviceInfo, KvDtype, LoadSpec, TokenLogprobs};
+pub use crate::backend::{ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadSpec, TokenLogprobs};
 pub use crate::cache::SlabClass;
 pub use crate::prompt::Prompt;
 pub use crate::sched::Priority;

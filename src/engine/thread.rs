@@ -1,5 +1,5 @@
-//! The engine thread: takes commands, takes turns, and tells when it ends. Whatever way it ends, by
-//! return or by panic, the handle hears of it.
+//! The engine thread: takes commands, ticks, and tells when it ends. However it ends, by return or by panic, the
+//! handle hears of it.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,24 +9,20 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::core::{Engine, EngineSettings};
-use super::handle::EngineHandle;
-use super::work::Command;
+use super::api::{Command, EngineHandle, EngineSettings, command_capacity};
+use super::core::Engine;
 use crate::backend::Backend;
 use crate::backend::DeviceInfo;
 use crate::clock::Clock;
 use crate::error::Error;
 
-/// Commands that may wait for the engine beyond the queue of requests: loads, stats and the like.
-const COMMANDS_EXTRA: usize = 64;
-
-/// Between two looks at what everybody waits for: readers, memory, the end of a drain.
+/// Pause between two ticks that only wait: for readers, memory, or the end of a drain.
 const WAIT: Duration = Duration::from_millis(2);
 
-/// How long nothing runs until memory that is kept for reuse is given back.
+/// Time without work after which memory that is cached for reuse is freed.
 const REST: Duration = Duration::from_secs(1);
 
-/// Tells that the thread is gone, also when it unwinds.
+/// Tells that the thread has ended, also when it unwinds.
 struct Alive(watch::Sender<bool>);
 
 impl Drop for Alive {
@@ -46,7 +42,8 @@ where
     B: Backend,
     F: FnOnce(&EngineSettings) -> Result<(B, DeviceInfo), Error> + Send + 'static,
 {
-    let (commands, receiver) = mpsc::channel(settings.queue_length_max as usize + COMMANDS_EXTRA);
+    let (commands, receiver) = mpsc::channel(command_capacity(settings.queue_length_max));
+    let queue_length_max = settings.queue_length_max;
     let (alive, watch) = watch::channel(true);
     let (ready, device) = std::sync::mpsc::sync_channel(1);
     let body = move || {
@@ -66,11 +63,11 @@ where
     let thread = std::thread::Builder::new().name("engine".into()).spawn(body);
     let thread = thread.map_err(|error| Error::Internal(format!("the engine thread: {error}")))?;
     let info = device.recv().map_err(|_| Error::EngineDead)??;
-    Ok((EngineHandle::new(commands, watch, info), thread))
+    Ok((EngineHandle::new(commands, watch, info, queue_length_max), thread))
 }
 
 fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>, timer: &Runtime) {
-    // When to rest; None is once it has rested.
+    // When to rest; None once it has rested.
     let mut rest_at = None;
     loop {
         let mut worked = !engine.is_idle();
@@ -99,7 +96,7 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>,
             worked |= command.is_work();
             engine.command(command);
         }
-        let ran = engine.turn();
+        let ran = engine.tick();
         if worked {
             rest_at = Some(engine.clock.now().after(REST));
         }

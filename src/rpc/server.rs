@@ -10,7 +10,7 @@ use super::edge::Edge;
 use super::model::describe;
 use super::pb::{self, server_service_server::ServerService};
 use super::status::status;
-use crate::engine::{EngineStats, ResidentModel, SlabClass};
+use crate::engine::{Counters, EngineStats, ResidentModel, SlabClass};
 use crate::error::Error;
 use crate::hub::{DefaultSampling, ModelAssets};
 use crate::ids::ModelName;
@@ -116,7 +116,8 @@ fn model_capabilities(edge: &Edge, assets: &ModelAssets, model: pb::ModelInfo) -
 }
 
 fn get_stats(edge: &Edge, stats: &EngineStats) -> pb::GetStatsResponse {
-    let EngineStats {
+    let EngineStats { counters, budget_bytes, memory: device, models } = stats;
+    let Counters {
         requests_total,
         finished_total,
         cancelled_total,
@@ -127,12 +128,7 @@ fn get_stats(edge: &Edge, stats: &EngineStats) -> pb::GetStatsResponse {
         cached_tokens_total,
         decode_tokens_total,
         steps_total,
-        budget_bytes,
-        mlx_active_bytes,
-        mlx_peak_bytes,
-        mlx_cache_bytes,
-        models,
-    } = stats;
+    } = *counters;
     let bytes = |of: fn(&ResidentModel) -> u64| models.iter().map(of).sum();
     let sequences = |of: fn(&ResidentModel) -> u32| models.iter().map(of).sum();
     let memory = pb::MemoryStats {
@@ -141,23 +137,23 @@ fn get_stats(edge: &Edge, stats: &EngineStats) -> pb::GetStatsResponse {
         kv_slab_bytes: bytes(|model| model.kv_slab_bytes),
         kv_idle_bytes: bytes(|model| model.kv_idle_bytes),
         kv_reserved_bytes: bytes(|model| model.kv_reserved_bytes),
-        mlx_active_bytes: *mlx_active_bytes,
-        mlx_peak_bytes: *mlx_peak_bytes,
-        mlx_cache_bytes: *mlx_cache_bytes,
+        mlx_active_bytes: device.active,
+        mlx_peak_bytes: device.peak,
+        mlx_cache_bytes: device.cache,
         process_resident_bytes: process_resident_bytes(),
     };
     pb::GetStatsResponse {
         uptime: convert::duration(edge.clock.now() - edge.started),
-        requests_total: *requests_total,
-        finished_total: *finished_total,
-        cancelled_total: *cancelled_total,
-        failed_total: *failed_total,
-        refused_total: *refused_total,
-        preemptions_total: *preemptions_total,
-        prefill_tokens_total: *prefill_tokens_total,
-        cached_tokens_total: *cached_tokens_total,
-        decode_tokens_total: *decode_tokens_total,
-        steps_total: *steps_total,
+        requests_total,
+        finished_total,
+        cancelled_total,
+        failed_total,
+        refused_total,
+        preemptions_total,
+        prefill_tokens_total,
+        cached_tokens_total,
+        decode_tokens_total,
+        steps_total,
         running_sequences: sequences(|model| model.running_sequences),
         prefilling_sequences: sequences(|model| model.prefilling_sequences),
         stalled_sequences: sequences(|model| model.stalled_sequences),

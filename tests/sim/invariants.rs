@@ -1,9 +1,9 @@
-//! What holds after every turn.
+//! What holds after every tick.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::resident::Resident;
 use super::world::World;
+use crate::engine::model::Resident;
 
 impl World {
     pub(super) fn check(&mut self) {

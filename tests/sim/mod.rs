@@ -1,5 +1,5 @@
 //! A day of traffic from one seed: the production engine, scheduler, ledger, loads and session book, on a backend
-//! whose tokens tell what was in a slot, and on a clock that the seed moves. After every turn the invariants of
+//! whose tokens tell what was in a slot, and on a clock that the seed moves. After every tick the invariants of
 //! `invariants` hold; at the end everything that began has ended and nothing is held.
 //!
 //! A failing seed names itself: `MLXD_SIM_SEED=<seed> cargo test --release --lib sim` runs it alone.
@@ -13,14 +13,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use self::world::World;
 use crate::backend::fake::Faults;
 
-/// Seeds of a test run, and turns of each day.
+/// Seeds of a test run, and ticks of each day.
 const SEEDS: u64 = 200;
-const TURNS: u32 = 400;
+const TICKS: u32 = 400;
 
 fn live(seed: u64, defect: Faults) -> World {
     let mut world = World::new(seed, defect);
-    for _ in 0..TURNS {
-        world.turn();
+    for _ in 0..TICKS {
+        world.tick();
     }
     world.wind_down();
     world

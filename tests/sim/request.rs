@@ -2,8 +2,8 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::work::{GenerateEvent, Scored};
 use crate::backend::fake::next_token;
+use crate::engine::{GenerateEvent, Scored};
 use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::session::{TurnContent, TurnGuard};
@@ -21,7 +21,7 @@ pub(super) struct Request {
     pub(super) max_tokens: u32,
     pub(super) inbox: Inbox,
     pub(super) turn: Option<Turn>,
-    /// The caller does not read before this turn of the world.
+    /// The caller does not read before this tick of the world.
     pub(super) reads_from: u32,
     tokens: Vec<u32>,
     started: bool,

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::core::Engine;
-use super::super::tests::{HandClock, settings, spec, tokenizer};
-use super::super::work::{Command, GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin};
 use super::request::{Inbox, Request, Turn};
 use crate::backend::LoadSpec;
 use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES};
 use crate::clock::Clock;
+use crate::engine::core::Engine;
+use crate::engine::tests::{HandClock, settings, spec, tokenizer};
+use crate::engine::{Command, GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey, SessionName};
 use crate::sched::Priority;
@@ -25,8 +25,8 @@ const CLIENTS: u64 = 5;
 const PRINCIPALS: u64 = 2;
 /// A token whose context has no finite logits.
 const POISON: u32 = 999;
-/// Turns within which a drained world comes to rest.
-const REST_TURNS: u32 = 20_000;
+/// Ticks within which a drained world comes to rest.
+const REST_TICKS: u32 = 20_000;
 
 /// Random numbers of a seed (splitmix64).
 pub(super) struct Random(u64);
@@ -69,7 +69,7 @@ pub(super) struct World {
     random: Random,
     requests: Vec<Request>,
     tokenizer: Tokenizer,
-    turns: u32,
+    ticks: u32,
     sessions_made: u64,
     budget: u64,
 }
@@ -78,7 +78,7 @@ impl World {
     pub(super) fn new(seed: u64, defect: Faults) -> Self {
         let mut random = Random(seed);
         let (running_max, queue_max) = (1 + random.small(8), 4 + random.small(12));
-        let settings = super::super::core::EngineSettings {
+        let settings = crate::engine::EngineSettings {
             running_sequences_max: running_max,
             queue_length_max: queue_max,
             queue_length_per_client_max: 2 + random.small(6),
@@ -107,7 +107,7 @@ impl World {
             random,
             requests: vec![],
             tokenizer,
-            turns: 0,
+            ticks: 0,
             sessions_made: 0,
             budget,
         };
@@ -117,17 +117,17 @@ impl World {
         world
     }
 
-    /// Something happens, the engine takes a turn, callers read, and everything still holds.
-    pub(super) fn turn(&mut self) {
+    /// Something happens, the engine ticks, callers read, and everything still holds.
+    pub(super) fn tick(&mut self) {
         for _ in 0..self.random.below(3) {
             self.something_happens();
         }
-        self.engine_turn();
+        self.engine_tick();
     }
 
-    fn engine_turn(&mut self) {
-        self.turns += 1;
-        self.engine.turn();
+    fn engine_tick(&mut self) {
+        self.ticks += 1;
+        self.engine.tick();
         let step = 1 + self.random.below(20);
         self.pass(Duration::from_millis(step));
         self.read();
@@ -143,21 +143,21 @@ impl World {
         if late {
             self.drain();
         }
-        for turn in 0..REST_TURNS {
+        for tick in 0..REST_TICKS {
             if self.requests.is_empty() && self.engine.is_idle() {
                 break;
             }
-            assert!(turn + 1 < REST_TURNS, "{} requests never end", self.requests.len());
-            self.engine_turn();
+            assert!(tick + 1 < REST_TICKS, "{} requests never end", self.requests.len());
+            self.engine_tick();
         }
         self.check_rest();
         if !late {
             self.drain();
-            self.engine_turn();
+            self.engine_tick();
         }
         self.generate(None);
         self.requests.iter_mut().for_each(|request| request.reads_from = 0);
-        self.engine_turn();
+        self.engine_tick();
         assert!(self.requests.is_empty(), "a drained engine refuses at once");
     }
 
@@ -177,7 +177,7 @@ impl World {
             62..66 => self.score(),
             66..72 => self.session_changes(),
             72..80 => self.somebody_leaves(),
-            80..84 => self.load(MODELS[usize::try_from(self.turns % 2).unwrap()]),
+            80..84 => self.load(MODELS[usize::try_from(self.ticks % 2).unwrap()]),
             84 => self.unload(),
             85 => self.engine.backend.faults.next_step_fails = self.random.once_in(3),
             86 => self.engine.backend.faults.loads_fail = self.random.once_in(3),
@@ -259,7 +259,7 @@ impl World {
         let mut request = Request::new(prompt, max_tokens, Inbox::Events(inbox));
         request.turn = turn;
         if self.random.once_in(10) {
-            request.reads_from = self.turns + self.random.small(400);
+            request.reads_from = self.ticks + self.random.small(400);
         }
         self.requests.push(request);
     }
@@ -406,7 +406,7 @@ impl World {
         });
         let mut waiting = vec![];
         for mut request in reading {
-            if self.turns < request.reads_from {
+            if self.ticks < request.reads_from {
                 waiting.push(request);
                 continue;
             }

@@ -1,14 +1,14 @@
-//! The engine driven by hand, turn by turn, on a backend whose tokens tell what was in the slot.
+//! The engine driven by hand, tick by tick, on a backend whose tokens tell what was in the slot.
 
+mod requests;
 mod sharing;
-mod turns;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::core::{Engine, EngineSettings};
+use super::core::Engine;
 use super::*;
 use crate::backend::fake::{Fake, next_token};
 use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
@@ -164,9 +164,9 @@ impl Bench {
         events
     }
 
-    fn turns(&mut self, turns: usize) {
-        for _ in 0..turns {
-            self.engine.turn();
+    fn ticks(&mut self, ticks: usize) {
+        for _ in 0..ticks {
+            self.engine.tick();
         }
     }
 
@@ -175,7 +175,7 @@ impl Bench {
             if self.engine.is_idle() {
                 return;
             }
-            self.engine.turn();
+            self.engine.tick();
         }
         panic!("the engine does not come to rest");
     }

@@ -40,21 +40,21 @@ fn clients_share_places_whatever_they_ask_for() {
     let mut outstanding: Vec<(&str, Events, u64)> = Vec::new();
     let mut tokens: BTreeMap<&str, usize> = BTreeMap::new();
     let mut waits = Vec::new();
-    for turn in 0..6000 {
+    for tick in 0..6000 {
         for (client, count) in [("one", 1), ("four", 4), ("sixteen", 16)] {
             while outstanding.iter().filter(|(whose, ..)| *whose == client).count() < count {
                 let events =
-                    bench.ask(client, Priority::Normal, 24 + u32::try_from(turn % 8).unwrap(), |_| {});
-                outstanding.push((client, events, turn));
+                    bench.ask(client, Priority::Normal, 24 + u32::try_from(tick % 8).unwrap(), |_| {});
+                outstanding.push((client, events, tick));
             }
         }
-        bench.turns(1);
+        bench.ticks(1);
         let running = bench.stats().models[0].running_sequences;
-        assert!(turn == 0 || running >= 5, "turn {turn}: {running} of 6 run");
+        assert!(tick == 0 || running >= 5, "tick {tick}: {running} of 6 run");
         outstanding.retain_mut(|(client, events, since)| {
             while let Ok(event) = events.try_recv() {
                 match event {
-                    GenerateEvent::Started { .. } if *client == "one" => waits.push(turn - *since),
+                    GenerateEvent::Started { .. } if *client == "one" => waits.push(tick - *since),
                     GenerateEvent::Delta(delta) => *tokens.entry(client).or_default() += delta.tokens.len(),
                     GenerateEvent::Ended(outcome) => {
                         outcome.unwrap();
@@ -77,12 +77,12 @@ fn clients_share_places_whatever_they_ask_for() {
 fn one_that_made_room_goes_on_where_it_was() {
     let mut bench = with_places(2);
     let runs: Vec<Events> = (0..2).map(|_| bench.ask("a", Priority::Normal, 60, |_| {})).collect();
-    bench.turns(20);
+    bench.ticks(20);
     let mut other = bench.ask("b", Priority::Normal, 30, |_| {});
-    bench.turns(2);
+    bench.ticks(2);
     assert!(has_started(&mut other));
     bench.run();
-    assert_eq!(bench.stats().preemptions_total, 1);
+    assert_eq!(bench.stats().counters.preemptions_total, 1);
     for events in runs {
         let outcome = drain(events);
         assert_eq!(outcome.tokens, alone(&prompt(60, 20), 60));
@@ -90,8 +90,8 @@ fn one_that_made_room_goes_on_where_it_was() {
     }
     let stats = bench.stats();
     // Two prompts of 20 tokens and a third; what was parked is not run again.
-    assert_eq!(stats.prefill_tokens_total, 60);
-    assert_eq!((stats.finished_total, stats.models[0].kv_reserved_bytes), (3, 0));
+    assert_eq!(stats.counters.prefill_tokens_total, 60);
+    assert_eq!((stats.counters.finished_total, stats.models[0].kv_reserved_bytes), (3, 0));
 }
 
 #[test]
@@ -105,9 +105,9 @@ fn one_that_made_room_is_not_slow_when_its_reader_reads() {
     work.events = events;
     work.origin.priority = Priority::Background;
     bench.engine.command(Command::Generate(Box::new(work)));
-    bench.turns(60);
+    bench.ticks(60);
     let first = bench.ask("b", Priority::Interactive, 1000, |_| {});
-    bench.turns(2);
+    bench.ticks(2);
     let mut seen = Vec::new();
     for _ in 0..200 {
         while let Ok(event) = reader.try_recv() {
@@ -118,7 +118,7 @@ fn one_that_made_room_is_not_slow_when_its_reader_reads() {
             }
         }
         bench.pass(Duration::from_secs(1));
-        bench.turns(10);
+        bench.ticks(10);
     }
     assert_eq!(drain(first).tokens.len(), 1000);
     assert_eq!(seen, alone(&prompt(1, 20), 400));
@@ -144,19 +144,19 @@ fn drain_after(bench: &mut Bench, events: Events) -> Result<Generated, Error> {
 fn background_makes_room_for_interactive_and_rises_with_waiting() {
     let mut bench = with_places(1);
     let mut background = bench.ask("a", Priority::Background, 2000, |_| {});
-    bench.turns(3);
+    bench.ticks(3);
     assert!(has_started(&mut background));
     let first = bench.ask("b", Priority::Interactive, 5, |_| {});
     let mut waiting = bench.ask("c", Priority::Background, 5, |_| {});
-    bench.turns(10);
+    bench.ticks(10);
     assert_eq!(drain(first).tokens.len(), 5);
     bench.pass(Duration::from_secs(20));
     let mut late = bench.ask("d", Priority::Interactive, 5, |_| {});
-    bench.turns(2);
+    bench.ticks(2);
     assert!(has_started(&mut waiting), "it has waited for two classes");
     assert!(!has_started(&mut late));
     bench.run();
-    assert_eq!(bench.stats().finished_total, 4);
+    assert_eq!(bench.stats().counters.finished_total, 4);
 }
 
 #[test]
@@ -170,16 +170,16 @@ fn a_client_with_too_many_waiting_is_refused_and_others_are_not() {
     assert!(matches!(refusal, Err(Error::QueueFull { limit: "queue_length_per_client_max", value: 1, .. })));
     bench.run();
     assert!(drain(waiting).end.is_ok() && drain(other).end.is_ok());
-    assert_eq!(bench.stats().refused_total, 1);
+    assert_eq!(bench.stats().counters.refused_total, 1);
 }
 
 #[test]
 fn a_deadline_out_of_reach_is_refused_at_once_but_not_for_ever() {
     let mut bench = Bench::with(Fake::default(), 100_000_000, |settings| settings.prefill_chunk_tokens = 64);
     let taught = bench.ask("a", Priority::Normal, 10, |work| work.prompt = prompt(1, 1000).into());
-    // Each turn takes a second, so each prompt token about a sixtieth of one.
+    // Each tick takes a second, so each prompt token about a sixtieth of one.
     while !bench.engine.is_idle() {
-        bench.turns(1);
+        bench.ticks(1);
         bench.pass(Duration::from_secs(1));
     }
     drop(taught);
@@ -208,12 +208,12 @@ fn a_reader_that_does_not_read_pauses_and_is_ended_and_others_run_on() {
     let (events, unread) = mpsc::channel(4);
     work.events = events;
     bench.engine.command(Command::Generate(Box::new(work)));
-    bench.turns(400);
+    bench.ticks(400);
     let stalled = bench.stats();
     assert_eq!(stalled.models[0].stalled_sequences, 1);
-    assert!(!bench.engine.turn(), "nothing is left to do");
+    assert!(!bench.engine.tick(), "nothing is left to do");
     let other = bench.ask("b", Priority::Normal, 50, |_| {});
-    bench.turns(60);
+    bench.ticks(60);
     assert_eq!(drain(other).tokens.len(), 50);
     bench.pass(Duration::from_secs(61));
     bench.run();
@@ -236,7 +236,7 @@ fn a_slow_reader_loses_nothing() {
     bench.engine.command(Command::Generate(Box::new(work)));
     let mut tokens = vec![];
     while !bench.engine.is_idle() {
-        bench.turns(300);
+        bench.ticks(300);
         if let Ok(GenerateEvent::Delta(delta)) = slow.try_recv() {
             tokens.extend(delta.tokens);
         }

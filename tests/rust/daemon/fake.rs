@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use mlxd::engine::{
-    Command, Delta, DeviceInfo, EngineHandle, EngineStats, Finish, Fit, GenerateEvent, GenerateWork,
-    Generated, LoadEvent, LoadSpec, ResidentModel, ScoreWork, Scored, TokenLogprobs,
+    Command, Counters, Delta, DeviceInfo, EngineHandle, EngineStats, Finish, Fit, GenerateEvent,
+    GenerateWork, Generated, LoadEvent, LoadSpec, ResidentModel, ScoreWork, Scored, TokenLogprobs,
 };
 use mlxd::error::Error;
 use mlxd::ids::{ModelName, SessionKey};
@@ -16,6 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::daemon::folder::END;
 
 pub const ANSWER: &str = "yes";
+
+/// Commands that may wait for the fake.
+const QUEUE_LENGTH_MAX: u32 = 64;
 
 /// What the engine was told and does.
 #[derive(Clone, Default)]
@@ -38,7 +41,7 @@ struct State {
 impl Fake {
     pub fn start() -> (Self, EngineHandle) {
         let fake = Self::default();
-        let (commands, mut receiver) = mpsc::channel(64);
+        let (commands, mut receiver) = mpsc::channel(QUEUE_LENGTH_MAX as usize);
         let (alive, watch) = watch::channel(true);
         let (kill, mut killed) = oneshot::channel();
         *fake.kill.lock().unwrap() = Some(kill);
@@ -64,7 +67,7 @@ impl Fake {
             // As with a real one, everything it holds goes with it.
             work.abort_all();
         });
-        (fake, EngineHandle::new(commands, watch, device))
+        (fake, EngineHandle::new(commands, watch, device, QUEUE_LENGTH_MAX))
     }
 
     pub fn kill(&self) {
@@ -140,7 +143,8 @@ impl Fake {
             Command::Stats(reply) => {
                 let models = state.resident.values().cloned().collect();
                 let requests_total = state.contexts.len() as u64;
-                drop(reply.send(EngineStats { requests_total, models, ..EngineStats::default() }));
+                let counters = Counters { requests_total, ..Counters::default() };
+                drop(reply.send(EngineStats { counters, models, ..EngineStats::default() }));
             }
             Command::Drain(limit, reply) => {
                 let mut running = self.running.subscribe();

@@ -10,7 +10,7 @@ fn output_in_a_crowd_equals_output_alone() {
     for seed in 0..40 {
         let (prompt, tokens) = (prompt(seed, 1 + seed * 13 % 90), 1 + (seed * 17 % 50));
         runs.push((prompt.clone(), tokens, bench.submit(&prompt, tokens)));
-        bench.turns(seed as usize % 3);
+        bench.ticks(seed as usize % 3);
     }
     bench.run();
     for (prompt, tokens, events) in runs {
@@ -20,7 +20,7 @@ fn output_in_a_crowd_equals_output_alone() {
         assert_eq!(outcome.end.unwrap().tokens, expected);
     }
     let stats = bench.stats();
-    assert_eq!(stats.finished_total, 40);
+    assert_eq!(stats.counters.finished_total, 40);
     assert!(stats.models[0].slabs.iter().all(|class| class.slots_in_use == 0));
 }
 
@@ -41,14 +41,14 @@ fn the_next_turn_finds_all_but_the_last_token() {
     bench.run();
     let mut context = prompt(1, 50);
     context.extend(drain(first).tokens);
-    let before = bench.stats().prefill_tokens_total;
+    let before = bench.stats().counters.prefill_tokens_total;
     context.extend([7, 8, 9]);
     let second = bench.submit(&context, 5);
     bench.run();
     let outcome = drain(second);
     assert_eq!(outcome.cached, 59);
     assert_eq!(outcome.tokens, alone(&context, 5));
-    assert_eq!(bench.stats().prefill_tokens_total - before, 4);
+    assert_eq!(bench.stats().counters.prefill_tokens_total - before, 4);
 }
 
 #[test]
@@ -126,13 +126,13 @@ fn a_caller_that_leaves_costs_no_further_step() {
     let mut bench = Bench::new();
     let decoding = bench.submit(&[1, 2, 3], 1000);
     let prefilling = bench.submit(&prompt(2, 4000), 10);
-    bench.turns(5);
+    bench.ticks(5);
     let before = bench.stats();
     drop((decoding, prefilling));
     bench.run();
     let after = bench.stats();
-    assert_eq!(after.steps_total, before.steps_total);
-    assert_eq!(after.cancelled_total, 2);
+    assert_eq!(after.counters.steps_total, before.counters.steps_total);
+    assert_eq!(after.counters.cancelled_total, 2);
     assert!(after.models[0].slabs.iter().all(|class| class.slots_in_use == 0));
 }
 
@@ -146,7 +146,7 @@ fn a_deadline_ends_what_runs_and_what_waits() {
         bench.engine.command(Command::Generate(Box::new(work)));
         runs.push(events);
     }
-    bench.turns(3);
+    bench.ticks(3);
     *bench.clock.0.lock().unwrap() = Duration::from_secs(2);
     bench.run();
     for events in runs {

@@ -1,11 +1,11 @@
 //! The edge's end of the engine: bounded sends, answers by channel, and the news of its death.
-//! Cheap to clone. No call blocks; a full queue is an error with its limit's name.
+//! Cheap to clone. No call blocks; a full queue is an error with its limit's name and value.
 
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::work::{Command, EngineStats, Fit, GenerateWork, LoadEvent, ScoreWork};
+use super::{Command, EngineStats, Fit, GenerateWork, LoadEvent, ScoreWork};
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
@@ -13,8 +13,16 @@ use crate::ids::{ModelName, SessionKey};
 /// Load events that may wait for their reader; progress beyond that is skipped.
 const LOAD_EVENTS_BUFFERED_MAX: usize = 16;
 
-/// When to try again after a full command queue.
-const QUEUE_RETRY: Duration = Duration::from_millis(500);
+/// Commands that may wait for the engine beyond the queue of requests: loads, stats and the like.
+const COMMANDS_EXTRA: usize = 64;
+
+/// When a request that found the queue full should try again.
+pub(crate) const QUEUE_RETRY: Duration = Duration::from_secs(1);
+
+/// Returns the capacity of the command channel: it holds the longest queue of requests and some other commands.
+pub(crate) fn command_capacity(queue_length_max: u32) -> usize {
+    queue_length_max as usize + COMMANDS_EXTRA
+}
 
 /// Talks to the engine thread.
 #[derive(Clone, Debug)]
@@ -22,16 +30,22 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     alive: watch::Receiver<bool>,
     device: DeviceInfo,
+    queue_length_max: u32,
 }
 
 impl EngineHandle {
-    /// A handle on the thread that reads `commands` and holds the sending end of `alive`.
+    /// Returns a handle on the thread that reads `commands` and holds the sending end of `alive`.
     #[must_use]
-    pub fn new(commands: mpsc::Sender<Command>, alive: watch::Receiver<bool>, device: DeviceInfo) -> Self {
-        Self { commands, alive, device }
+    pub fn new(
+        commands: mpsc::Sender<Command>,
+        alive: watch::Receiver<bool>,
+        device: DeviceInfo,
+        queue_length_max: u32,
+    ) -> Self {
+        Self { commands, alive, device, queue_length_max }
     }
 
-    /// What the engine runs on.
+    /// Returns the facts of the device.
     #[must_use]
     pub fn device(&self) -> &DeviceInfo {
         &self.device
@@ -54,12 +68,12 @@ impl EngineHandle {
         Ok(receiver)
     }
 
-    /// Says whether a model would fit now.
+    /// Returns whether a model would fit now.
     pub async fn fits(&self, spec: LoadSpec) -> Result<Fit, Error> {
         self.ask(|reply| Command::Fits(spec, reply)).await?
     }
 
-    /// Frees a model; returns the bytes given back.
+    /// Frees a model; returns the bytes that were freed.
     pub async fn unload(&self, model: ModelName) -> Result<u64, Error> {
         self.ask(|reply| Command::Unload(model, reply)).await?
     }
@@ -69,23 +83,23 @@ impl EngineHandle {
         self.commands.send(Command::Forget(session)).await.map_err(|_| Error::EngineDead)
     }
 
-    /// Counts.
+    /// Returns the counts.
     pub async fn stats(&self) -> Result<EngineStats, Error> {
         self.ask(Command::Stats).await
     }
 
-    /// Refuses new work; returns when the running work is done or `limit` is up.
+    /// Refuses new work; returns when the running work is done or `limit` has passed.
     pub async fn drain(&self, limit: Duration) -> Result<(), Error> {
         self.ask(|reply| Command::Drain(limit, reply)).await
     }
 
-    /// Whether the engine thread lives.
+    /// Returns whether the engine thread lives.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         *self.alive.borrow() && !self.commands.is_closed()
     }
 
-    /// Returns when the engine thread has ended, for whatever reason.
+    /// Waits until the engine thread has ended, for whatever reason.
     pub async fn died(&self) {
         let mut alive = self.alive.clone();
         // An error means that the sending end is gone, which is the same news.
@@ -96,7 +110,7 @@ impl EngineHandle {
         self.commands.try_send(command).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::QueueFull {
                 limit: "queue_length_max",
-                value: u32::try_from(self.commands.max_capacity()).unwrap_or(u32::MAX),
+                value: self.queue_length_max,
                 retry_after: QUEUE_RETRY,
             },
             mpsc::error::TrySendError::Closed(_) => Error::EngineDead,
@@ -107,5 +121,29 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| Error::EngineDead)?;
         answer.await.map_err(|_| Error::EngineDead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_command_channel_names_the_limit_as_it_is_configured() {
+        let (commands, _unread) = mpsc::channel(command_capacity(1));
+        let (_alive, watch) = watch::channel(true);
+        let device = DeviceInfo {
+            device: "d".into(),
+            mlx_version: "0".into(),
+            budget_bytes: 0,
+            architectures: vec![],
+        };
+        let handle = EngineHandle::new(commands, watch, device, 1);
+        let forget = || SessionKey { owner: "p".into(), name: "s".into() };
+        let filled = (0..=COMMANDS_EXTRA).map(|_| handle.send_now(Command::Forget(forget())));
+        assert!(filled.into_iter().all(|sent| sent.is_ok()));
+        let full = handle.send_now(Command::Forget(forget()));
+        let expected = Error::QueueFull { limit: "queue_length_max", value: 1, retry_after: QUEUE_RETRY };
+        assert_eq!(full, Err(expected));
     }
 }

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::work::{Penalty, Sampling};
 use crate::backend::{LogitEdit, Sample, Xtc};
+use crate::engine::api::{Penalty, Sampling};
 
-/// How the token at position `tokens.len()` is drawn, after `tokens`.
+/// Returns how the token at position `tokens.len()` is drawn, after `tokens`.
 pub(super) fn sample_at(sampling: &Sampling, top_logprobs: Option<u32>, tokens: &[u32]) -> Sample {
     Sample {
         temperature: sampling.temperature,
@@ -20,17 +20,17 @@ pub(super) fn sample_at(sampling: &Sampling, top_logprobs: Option<u32>, tokens: 
     }
 }
 
-/// Tells the number that decides about XTC from the one that draws the token.
+/// Separates the number that decides about XTC from the one that draws the token.
 const XTC_STREAM: u64 = 0x0058_5443;
 
-/// Whether the likeliest candidates are removed this time: by a number of its own.
+/// Returns XTC if it removes the most likely candidates this time, by a uniform number of its own.
 fn xtc(sampling: &Sampling, position: u64) -> Option<Xtc> {
     let xtc = sampling.xtc.as_ref()?;
     let removes = uniform(sampling.seed ^ XTC_STREAM, position) < xtc.probability;
     removes.then(|| Xtc { threshold: xtc.threshold, spared: xtc.spared.clone() })
 }
 
-/// A number in [0, 1) from seed and position alone, by two rounds of splitmix64
+/// Returns a number in [0, 1) from seed and position alone, by two rounds of splitmix64
 /// (<https://prng.di.unimi.it/splitmix64.c>). It has 23 bits, so that its product with a float is always
 /// below that float.
 #[allow(clippy::cast_precision_loss, reason = "23 bits are exact in f32")]

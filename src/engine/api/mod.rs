@@ -1,0 +1,19 @@
+//! What crosses the border between the edge and the engine thread: plain data, checked and tokenized by the edge, and
+//! the events that come back over bounded channels.
+
+mod command;
+mod counters;
+mod event;
+mod handle;
+mod settings;
+mod stats;
+mod work;
+
+pub use command::Command;
+pub use counters::Counters;
+pub use event::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, Generated, LoadEvent, Scored};
+pub use handle::EngineHandle;
+pub(super) use handle::{QUEUE_RETRY, command_capacity};
+pub use settings::EngineSettings;
+pub use stats::{EngineStats, Fit, ResidentModel};
+pub use work::{GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin, XtcSampling};

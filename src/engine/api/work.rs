@@ -1,0 +1,127 @@
+//! Requests as the engine takes them: every field is in range, defaults are applied, text is tokenized. Dropping the
+//! receiving end of `events` or `reply` cancels the work before the next launch, in whatever state it is.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{GenerateEvent, Scored};
+use crate::clock::Moment;
+use crate::error::Error;
+use crate::ids::{ClientId, ModelName, Principal, RequestId, SessionKey};
+use crate::prompt::Prompt;
+use crate::sched::Priority;
+use crate::text::Tokenizer;
+
+/// Whose work it is; the same for generations and scores.
+#[derive(Clone, Debug)]
+pub struct WorkOrigin {
+    /// The RPC.
+    pub request: RequestId,
+    /// Owner of the KV cache that the work may read and leaves behind.
+    pub principal: Principal,
+    /// Client that is treated fairly.
+    pub client: ClientId,
+    /// Precedence where not all can run.
+    pub priority: Priority,
+    /// Session whose turn it is; its KV cache is dropped with the session.
+    pub session: Option<SessionKey>,
+    /// Time when the RPC arrived.
+    pub arrived: Moment,
+    /// Time when the RPC's deadline passes.
+    pub deadline: Option<Moment>,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Softmax temperature; 0 is greedy.
+    pub temperature: f32,
+    /// Nucleus mass in (0, 1]; 1 is off.
+    pub top_p: f32,
+    /// Number of most likely tokens to draw from, below the vocabulary's size; 0 is off.
+    pub top_k: u32,
+    /// Least probability relative to the most likely token's; 0 is off.
+    pub min_p: f32,
+    /// Seed of the uniform numbers, one for each position.
+    pub seed: u64,
+    /// Repetition penalty, a factor above 0; 1 is off.
+    pub repetition: Penalty,
+    /// Presence penalty, subtracted once; 0 is off.
+    pub presence: Penalty,
+    /// Frequency penalty, subtracted for each occurrence; 0 is off.
+    pub frequency: Penalty,
+    /// Logit bias by token id below the vocabulary's size.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// XTC; None is off.
+    pub xtc: Option<XtcSampling>,
+}
+
+/// XTC: removes the most likely candidates now and then.
+#[derive(Clone, Debug, PartialEq)]
+pub struct XtcSampling {
+    /// Probability that a token is drawn with XTC, in (0, 1].
+    pub probability: f32,
+    /// Least probability of a candidate to be removed, in [0, 0.5].
+    pub threshold: f32,
+    /// Tokens that are never removed.
+    pub spared: Arc<[u32]>,
+}
+
+/// A penalty on recent tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalty {
+    /// Strength.
+    pub value: f32,
+    /// Number of last tokens that it applies to; 0 is all.
+    pub context_size: u32,
+}
+
+/// When a generation ends.
+#[derive(Clone, Debug)]
+pub struct Stopping {
+    /// Most tokens to generate, at least 1; prompt and these fit the context.
+    pub max_tokens: u32,
+    /// Stop strings; none is empty.
+    pub stop_strings: Arc<[String]>,
+    /// Ids that end the output, the model's own included unless they are ignored.
+    pub stop_token_ids: Vec<u32>,
+}
+
+/// A generation.
+#[derive(Debug)]
+pub struct GenerateWork {
+    /// Whose it is.
+    pub origin: WorkOrigin,
+    /// The resident model to run.
+    pub model: ModelName,
+    /// The whole context, a session's earlier tokens included; at least one token.
+    pub prompt: Prompt,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// When it ends.
+    pub stopping: Stopping,
+    /// Number of alternatives to return with logprobs; None returns no logprobs.
+    pub top_logprobs: Option<u32>,
+    /// Turns tokens into text.
+    pub tokenizer: Tokenizer,
+    /// Receiver of events: `Started`, any number of `Progress`, then `Delta`, then one `Ended`.
+    pub events: mpsc::Sender<GenerateEvent>,
+}
+
+/// A score: one pass over given tokens.
+#[derive(Debug)]
+pub struct ScoreWork {
+    /// Whose it is.
+    pub origin: WorkOrigin,
+    /// The resident model to run.
+    pub model: ModelName,
+    /// The whole context, a session's tokens first; at least one token.
+    pub prompt: Prompt,
+    /// First token that is scored; those before are only context.
+    pub score_from: u32,
+    /// Number of alternatives to return for each position.
+    pub top_logprobs: u32,
+    /// Receiver of the scores; closing it cancels the work.
+    pub reply: oneshot::Sender<Result<Scored, Error>>,
+}

@@ -1,0 +1,105 @@
+//! Requests of a model from arrival to end: which are refused, which wait, and which end because nobody waits for
+//! them any more.
+
+use super::{Context, Resident};
+use crate::backend::Backend;
+use crate::clock::Moment;
+use crate::engine::api::{Counters, Finish};
+use crate::engine::task::Sequence;
+use crate::error::Error;
+use crate::ids::ClientId;
+
+impl Resident {
+    /// Adds a request to the queue.
+    pub(crate) fn enqueue(&mut self, mut sequence: Sequence) {
+        if self.shape.state_bytes > 0 {
+            sequence.plan_checkpoints();
+        }
+        let origin = &sequence.origin;
+        self.shares.arrive(&origin.client);
+        self.queue.push(origin.client.clone(), origin.priority, origin.arrived, sequence);
+    }
+
+    /// Returns the number of a client's waiting requests.
+    pub(crate) fn queued_of(&self, client: &ClientId) -> u32 {
+        u32::try_from(self.queue.len_of(client)).unwrap_or(u32::MAX)
+    }
+
+    /// Returns an error for a request whose deadline is out of reach.
+    pub(crate) fn out_of_reach(&mut self, sequence: &Sequence, now: Moment) -> Option<Error> {
+        let available = sequence.origin.deadline? - now;
+        let cached =
+            self.parked.longest(&sequence.origin.principal, &sequence.tokens, sequence.reusable_max());
+        let prefill = sequence.pending() - cached;
+        let needed = self.pace.time_to_prefill(prefill)?;
+        (needed > available).then(|| {
+            self.pace.doubt();
+            Error::DeadlineUnmeetable { needed, available }
+        })
+    }
+
+    /// Ends what nobody waits for any more: callers that left or do not read, deadlines that passed.
+    pub(crate) fn drop_abandoned<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
+        let (limit, now) = (cx.settings.slow_reader, cx.now);
+        let verdict = |sequence: &Sequence| {
+            if sequence.is_abandoned() {
+                Some(Error::Cancelled("the caller went away".into()))
+            } else if sequence.origin.deadline.is_some_and(|deadline| deadline <= now) {
+                Some(Error::Deadline)
+            } else {
+                let stalled = sequence.stalled().is_some_and(|since| since.after(limit) <= now);
+                stalled.then_some(Error::SlowReader { limit })
+            }
+        };
+        for sequence in self.queue.take_if(|sequence| verdict(sequence).is_some()) {
+            let outcome = Err(verdict(&sequence).unwrap_or(Error::Deadline));
+            self.leave(cx, sequence, outcome);
+        }
+        let gone =
+            self.running.iter().filter_map(|(&id, sequence)| Some((id, Err(verdict(sequence)?)))).collect();
+        self.end(cx, gone)
+    }
+
+    /// Ends a sequence that holds no slot.
+    pub(super) fn leave<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        sequence: Sequence,
+        outcome: Result<Finish, Error>,
+    ) {
+        self.shares.leave(&sequence.origin.client);
+        cx.counters.ended(&outcome);
+        sequence.end(outcome, cx.now);
+    }
+
+    /// Ends running sequences, last slots first so that few have to move.
+    pub(super) fn end<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        mut ended: Vec<(u64, Result<Finish, Error>)>,
+    ) -> Result<(), Error> {
+        ended.sort_by_key(|(id, _)| {
+            std::cmp::Reverse(self.running.get(id).and_then(|sequence| sequence.slot))
+        });
+        for (id, outcome) in ended {
+            let Some(sequence) = self.running.remove(&id) else { continue };
+            self.shares.stop(&sequence.origin.client);
+            let sound = !matches!(outcome, Err(Error::NonFiniteLogits));
+            let freed = self.give_up_slot(cx, &sequence, sound);
+            self.leave(cx, sequence, outcome);
+            freed?;
+        }
+        Ok(())
+    }
+
+    /// Ends everything with one error, without asking the backend.
+    pub(crate) fn fail_all(&mut self, counters: &mut Counters, error: &Error, now: Moment) {
+        let running = std::mem::take(&mut self.running).into_values();
+        for sequence in self.queue.take_if(|_| true).into_iter().chain(running) {
+            let outcome = Err(error.clone());
+            counters.ended(&outcome);
+            sequence.end(outcome, now);
+        }
+        self.shares = crate::sched::Shares::default();
+    }
+}

@@ -1,0 +1,135 @@
+//! The state of a resident model, its byte account, and its description.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::backend::{CHECKPOINTS_MAX, LoadSpec, ModelId, ModelShape};
+use crate::cache::{Parked, Slots};
+use crate::clock::Moment;
+use crate::engine::api::ResidentModel;
+use crate::engine::task::Sequence;
+use crate::sched::{Pace, Queue, Scheduler, Shares};
+
+/// A model that runs.
+pub(crate) struct Resident {
+    pub(crate) id: ModelId,
+    pub(crate) spec: LoadSpec,
+    pub(crate) shape: ModelShape,
+    pub(crate) queue: Queue<Sequence>,
+    pub(crate) running: BTreeMap<u64, Sequence>,
+    pub(crate) shares: Shares,
+    pub(crate) slots: Slots,
+    pub(super) parked: Parked,
+    pub(super) scheduler: Scheduler,
+    pub(super) pace: Pace,
+    pub(super) sequence_next: u64,
+    /// The step that runs.
+    pub(super) launched: Option<Launched>,
+    pub(super) last_used: SystemTime,
+    loaded: SystemTime,
+}
+
+/// A step that runs.
+pub(super) struct Launched {
+    /// Its spans: sequence and tokens.
+    pub(super) spans: Vec<(u64, u32)>,
+    /// Time of the launch.
+    pub(super) at: Moment,
+}
+
+impl Resident {
+    /// Returns the model without sequences or slabs.
+    pub(crate) fn new(id: ModelId, spec: LoadSpec, shape: ModelShape, loaded: SystemTime) -> Self {
+        let slots = Slots::new(shape.context_length, shape.kv_bytes_per_token, shape.state_bytes);
+        let parked = Parked::new(shape.kv_bytes_per_token, shape.state_bytes);
+        Self {
+            id,
+            spec,
+            shape,
+            queue: Queue::default(),
+            running: BTreeMap::new(),
+            shares: Shares::default(),
+            slots,
+            parked,
+            scheduler: Scheduler::default(),
+            pace: Pace::default(),
+            sequence_next: 0,
+            launched: None,
+            last_used: loaded,
+            loaded,
+        }
+    }
+
+    /// Returns the number of waiting requests.
+    pub(crate) fn queued(&self) -> u32 {
+        u32::try_from(self.queue.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the number of running sequences.
+    pub(crate) fn running(&self) -> u32 {
+        u32::try_from(self.running.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns whether nothing waits or runs.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.running.is_empty() && self.launched.is_none()
+    }
+
+    /// Returns the bytes it holds: weights, slabs, parked caches.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shape.weight_bytes + self.slots.bytes() + self.parked.bytes()
+    }
+
+    /// Returns the bytes that its running sequences may still come to need.
+    pub(crate) fn promised_bytes(&self) -> u64 {
+        let growth = |sequence: &Sequence| {
+            let capacity = sequence.slot.map_or(0, |slot| self.slots.capacity_of(slot));
+            self.growth_bytes(sequence, capacity)
+        };
+        self.running.values().map(growth).sum()
+    }
+
+    /// Returns the reclaimable bytes: parked caches and empty slabs.
+    pub(crate) fn reclaimable_bytes(&self) -> u64 {
+        self.parked.bytes() + self.slots.empty_bytes()
+    }
+
+    /// Returns the bytes of the slot that a sequence moves to when it outgrows one of `capacity`, and of its
+    /// checkpoints. It moves once, to a slot for all that it may come to hold.
+    pub(super) fn growth_bytes(&self, sequence: &Sequence, capacity: u32) -> u64 {
+        let finally = sequence.tokens_max().min(self.shape.context_length);
+        let slot = if finally > capacity { self.slots.slot_bytes(finally) } else { 0 };
+        slot + self.checkpoint_bytes()
+    }
+
+    /// Returns the bytes of the checkpoints that a running sequence may have.
+    pub(super) fn checkpoint_bytes(&self) -> u64 {
+        self.shape.state_bytes * CHECKPOINTS_MAX as u64
+    }
+
+    /// Returns its description for callers.
+    pub(crate) fn describe(&self) -> ResidentModel {
+        let count = |condition: fn(&Sequence) -> bool| {
+            let meeting = self.running.values().filter(|sequence| condition(sequence)).count();
+            u32::try_from(meeting).unwrap_or(u32::MAX)
+        };
+        ResidentModel {
+            model: self.spec.model.clone(),
+            revision: self.spec.revision.clone(),
+            computes_in: self.shape.computes_in.clone(),
+            parameter_count: self.shape.parameter_count,
+            weight_bytes: self.shape.weight_bytes,
+            kv_slab_bytes: self.slots.bytes(),
+            kv_idle_bytes: self.parked.bytes(),
+            kv_bytes_per_token: self.shape.kv_bytes_per_token,
+            kv_reserved_bytes: self.promised_bytes(),
+            running_sequences: self.running(),
+            prefilling_sequences: count(Sequence::is_prefilling),
+            stalled_sequences: count(Sequence::is_paused),
+            queued_sequences: self.queued(),
+            loaded: self.loaded,
+            last_used: self.last_used,
+            slabs: self.slots.classes(),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! A generation: takes drawn tokens, makes text of them, and finds its end (stop tokens, stop strings, lengths). Talks
+//! to its receiver without ever waiting for it: deltas that do not fit the channel coalesce here.
+
+use tokio::sync::mpsc;
+
+use crate::backend::TokenLogprobs;
+use crate::clock::Moment;
+use crate::engine::api::{
+    Delta, Finish, GenerateEvent, GenerateWork, Generated, Sampling, Stopping, WorkOrigin,
+};
+use crate::error::Error;
+use crate::prompt::Prompt;
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+
+/// Tokens of output that pile up for a caller who does not read before its sequence pauses.
+const COALESCED_TOKENS_MAX: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub(super) prompt_tokens: usize,
+    pub(super) sampling: Sampling,
+    pub(super) stopping: Stopping,
+    pub(super) top_logprobs: Option<u32>,
+    pub(super) tokenizer: Tokenizer,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    /// Output that was not sent yet.
+    pending: Delta,
+    /// Times of the first token and of the last one.
+    times: Option<(Moment, Moment)>,
+    /// Whether its caller was told that it runs.
+    started: bool,
+    /// Time since when its caller has no room for the output.
+    stalled: Option<Moment>,
+    events: mpsc::Sender<GenerateEvent>,
+    /// Reserved places in the channel for the last delta and the end.
+    last: Option<(mpsc::OwnedPermit<GenerateEvent>, mpsc::OwnedPermit<GenerateEvent>)>,
+}
+
+impl Generation {
+    /// Splits a work into whose it is, its prompt, and what is to come of it.
+    pub(super) fn new(work: GenerateWork) -> (WorkOrigin, Prompt, Self) {
+        let GenerateWork { origin, model: _, prompt, sampling, stopping, top_logprobs, tokenizer, events } =
+            work;
+        let reserve = || events.clone().try_reserve_owned().ok();
+        let generation = Self {
+            prompt_tokens: prompt.len(),
+            stops: StopMatcher::new(stopping.stop_strings.clone()),
+            sampling,
+            stopping,
+            top_logprobs,
+            detokenizer: tokenizer.detokenizer(),
+            tokenizer,
+            pending: Delta::default(),
+            times: None,
+            started: false,
+            stalled: None,
+            last: reserve().zip(reserve()),
+            events,
+        };
+        (origin, prompt, generation)
+    }
+
+    /// Returns whether its caller is gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Returns since when its caller has not read.
+    pub(super) fn stalled(&self) -> Option<Moment> {
+        self.stalled
+    }
+
+    /// Returns whether enough output has piled up to wait for its caller.
+    pub(super) fn is_paused(&self) -> bool {
+        self.pending.tokens.len() >= COALESCED_TOKENS_MAX
+    }
+
+    /// Returns whether it has no output yet.
+    pub(super) fn is_prefilling(&self) -> bool {
+        self.times.is_none()
+    }
+
+    /// Says that it runs after `queue_time`, with `cached_tokens` found in a cache. Returns false if it ran before.
+    pub(super) fn start(&mut self, cached_tokens: u32, queue_time: std::time::Duration) -> bool {
+        if self.started {
+            return false;
+        }
+        self.started = true;
+        let _ = self.events.try_send(GenerateEvent::Started { cached_tokens, queue_time });
+        true
+    }
+
+    /// Says how much of the context is done.
+    pub(super) fn progress(&self, done_tokens: u32) {
+        let _ = self.events.try_send(GenerateEvent::Progress { done_tokens });
+    }
+
+    /// Takes a drawn token, the `generated`th. Returns the reason if the generation is at its end.
+    pub(super) fn take(
+        &mut self,
+        token: u32,
+        logprobs: Option<TokenLogprobs>,
+        generated: u32,
+        now: Moment,
+    ) -> Option<Finish> {
+        self.times = Some(self.times.map_or((now, now), |(first, _)| (first, now)));
+        self.pending.tokens.push(token);
+        self.pending.logprobs.extend(logprobs);
+        if self.stopping.stop_token_ids.contains(&token) {
+            return Some(self.finish_text().unwrap_or(Finish::StopToken));
+        }
+        let text = self.detokenizer.push(token);
+        if let Some(stop) = self.push_text(&text) {
+            return Some(stop);
+        }
+        (generated >= self.stopping.max_tokens).then(|| self.finish_text().unwrap_or(Finish::Length))
+    }
+
+    fn push_text(&mut self, text: &str) -> Option<Finish> {
+        let step = self.stops.push(text);
+        self.pending.text.push_str(&step.emit);
+        step.matched.map(Finish::StopString)
+    }
+
+    /// Releases what detokenizer and stop matcher hold back; it may still contain a stop string.
+    fn finish_text(&mut self) -> Option<Finish> {
+        let text = self.detokenizer.finish();
+        let stop = self.push_text(&text);
+        if stop.is_none() {
+            self.pending.text.push_str(&self.stops.finish());
+        }
+        stop
+    }
+
+    /// Sends new output, if the channel has room.
+    pub(super) fn flush(&mut self, now: Moment) {
+        if self.pending == Delta::default() {
+            return;
+        }
+        match self.events.try_reserve() {
+            Ok(permit) => {
+                permit.send(GenerateEvent::Delta(std::mem::take(&mut self.pending)));
+                self.stalled = None;
+            }
+            Err(_) => self.stalled = self.stalled.or(Some(now)),
+        }
+    }
+
+    /// Sends the last delta and the end.
+    pub(super) fn end(
+        mut self,
+        outcome: Result<Finish, Error>,
+        tokens: &[u32],
+        arrived: Moment,
+        now: Moment,
+    ) {
+        let Some((delta, end)) = self.last.take() else { return };
+        if self.pending != Delta::default() {
+            delta.send(GenerateEvent::Delta(self.pending));
+        }
+        let (first, last) = self.times.unwrap_or((now, now));
+        let generated = outcome.map(|finish| Generated {
+            finish,
+            tokens: tokens[self.prompt_tokens..].to_vec(),
+            time_to_first_token: first - arrived,
+            decode_time: last - first,
+            total_time: now - arrived,
+        });
+        end.send(GenerateEvent::Ended(generated));
+    }
+}

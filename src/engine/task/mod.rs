@@ -1,0 +1,21 @@
+//! One request in the engine: its tokens, how far they are computed (`sequence`), and what it is for: `generate` or
+//! `score`. `sampling` says how its tokens are drawn.
+
+mod generate;
+mod sampling;
+mod score;
+mod sequence;
+
+pub(super) use sequence::Sequence;
+
+/// What a sequence is for.
+#[derive(Debug)]
+enum Task {
+    Generate(Box<generate::Generation>),
+    Score(Box<score::Scoring>),
+}
+
+/// Returns a number of tokens as the engine counts them.
+fn count(tokens: usize) -> u32 {
+    u32::try_from(tokens).unwrap_or(u32::MAX)
+}
