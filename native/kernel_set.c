@@ -52,6 +52,8 @@ int mlxd_kernels_use(const char *name) {
   return -1;
 }
 
+const char *mlxd_kernels_name(void) { return NAMES[mlxd_kernels_in_use()]; }
+
 const char *mlxd_kernels_available(void) { return available; }
 
 void mlxd_products_use(int whether) { atomic_store(&ours, whether); }

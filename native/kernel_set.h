@@ -22,6 +22,9 @@ enum mlxd_kernel_set mlxd_kernels_in_use(void);
 // not have it. Call it before any work is given to the kernels.
 int mlxd_kernels_use(const char *name);
 
+// The name of the set in use.
+const char *mlxd_kernels_name(void);
+
 // The names of the sets that this CPU has, fastest first, separated by spaces.
 const char *mlxd_kernels_available(void);
 

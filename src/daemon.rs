@@ -117,10 +117,11 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.enable_all().thread_name("edge").build().map_err(setup)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let settings = engine_settings(config);
-    let (engine, thread) =
-        engine::start(settings, Arc::clone(&clock), |settings| MlxBackend::new(settings.memory_budget_bytes))
-            .map_err(DaemonError::Engine)?;
+    let (settings, kernels) = (engine_settings(config), config.kernels);
+    let (engine, thread) = engine::start(settings, Arc::clone(&clock), move |settings| {
+        MlxBackend::new(settings.memory_budget_bytes, kernels)
+    })
+    .map_err(DaemonError::Engine)?;
     let ended = runtime.block_on(async {
         let stop = stop_signal().map_err(setup)?;
         serve(engine, config, clock, stop, |bound| announce(config, bound)).await

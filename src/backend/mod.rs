@@ -3,10 +3,12 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod kernels;
 mod kv;
 mod model;
 mod step;
 
+pub use kernels::KernelChoice;
 pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, add_checkpoint};
 pub use model::{ComputeDtype, KvDtype, LoadSpec, LoadStep, ModelId, ModelShape};
 pub use step::{LogitEdit, Sample, Span, SpanOutput, SpanResult, Step, TokenLogprobs, Xtc};

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 
 use toml::Value;
 
+use crate::backend::KernelChoice;
+
 /// What values a key takes.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
@@ -31,6 +33,17 @@ pub(super) struct Key {
 /// Words of `kv_dtype`.
 pub(super) const KV_DTYPES: [&str; 2] = ["compute", "int8"];
 
+/// Words of `kernels`.
+const KERNELS: [&str; KernelChoice::ALL.len()] = {
+    let mut words = [""; KernelChoice::ALL.len()];
+    let mut index = 0;
+    while index < words.len() {
+        words[index] = KernelChoice::ALL[index].as_str();
+        index += 1;
+    }
+    words
+};
+
 const GIB: i64 = 1 << 30;
 const DAY_S: i64 = 24 * 60 * 60;
 
@@ -48,6 +61,7 @@ pub(super) fn keys() -> Vec<Key> {
         number("memory_budget_bytes", 0, 0..=i64::MAX),
         number("kv_idle_bytes_max", 0, 0..=i64::MAX),
         word("kv_dtype", &KV_DTYPES),
+        word("kernels", &KERNELS),
         number("prefill_chunk_tokens", 512, 1..=65_536),
         number("prefill_step_ms", 500, 1..=60_000),
         number("prefill_stretch_percent", 250, 101..=100_000),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use keys::KV_DTYPES;
 use layers::Layers;
 
-use crate::backend::KvDtype;
+use crate::backend::{KernelChoice, KvDtype};
 use crate::limits::Limits;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
@@ -82,6 +82,8 @@ pub struct Config {
     pub kv_idle_bytes_max: Option<u64>,
     /// How KV caches are kept where a load does not say.
     pub kv_dtype: KvDtype,
+    /// Kernels that models compute with.
+    pub kernels: KernelChoice,
     /// Prefill tokens in one step.
     pub prefill_chunk_tokens: u32,
     /// Time that a step which only prefills may take.
@@ -171,6 +173,7 @@ impl Config {
             memory_budget_bytes: layers.number_unless_zero("memory_budget_bytes"),
             kv_idle_bytes_max: layers.number_unless_zero("kv_idle_bytes_max"),
             kv_dtype: kv_dtype(layers.text("kv_dtype")),
+            kernels: kernels(layers.text("kernels")),
             prefill_chunk_tokens: layers.number("prefill_chunk_tokens"),
             prefill_step: layers.milliseconds("prefill_step_ms"),
             prefill_stretch_percent: layers.number("prefill_stretch_percent"),
@@ -186,6 +189,10 @@ impl Config {
 
 fn kv_dtype(word: Option<&str>) -> KvDtype {
     if word == Some(KV_DTYPES[1]) { KvDtype::Int8 } else { KvDtype::Compute }
+}
+
+fn kernels(word: Option<&str>) -> KernelChoice {
+    KernelChoice::ALL.into_iter().find(|choice| word == Some(choice.as_str())).unwrap_or_default()
 }
 
 fn limits(layers: &Layers) -> Result<Limits, ConfigError> {

@@ -6,14 +6,15 @@ use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
 
 use crate::backend::{
-    Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, SpanResult,
-    Step,
+    Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId,
+    SlotId, SpanResult, Step,
 };
 use crate::device::plan::LoadPlan;
 use crate::error::Error;
 use crate::mlx::batch::Batch;
 use crate::mlx::cuda;
 use crate::mlx::ffi::{self, DeviceFact};
+use crate::mlx::kernels;
 use crate::mlx::kv::Kv;
 use crate::mlx::sampler::{self, Drawn};
 use crate::mlx::tensors::{TensorCursor, bytes_of};
@@ -40,6 +41,7 @@ const BUDGET_DEFAULT: u64 = 8 << 30;
 /// MLX on this thread.
 pub struct MlxBackend {
     on_cpu: bool,
+    kernels: KernelChoice,
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
 }
@@ -72,11 +74,15 @@ struct Running {
 }
 
 impl MlxBackend {
-    /// Takes MLX into use on this thread, with so much memory as budget (None: what the machine suggests).
-    pub fn new(budget_bytes: Option<u64>) -> Result<(Self, DeviceInfo), Error> {
+    /// Takes MLX into use on this thread. `budget_bytes` None is what the machine suggests.
+    ///
+    /// # Errors
+    /// MLX does not work here, or the machine does not have the `kernels`.
+    pub fn new(budget_bytes: Option<u64>, kernels: KernelChoice) -> Result<(Self, DeviceInfo), Error> {
         // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
         ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
         let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
+        kernels::select(kernels, on_cpu)?;
         memory::set_cache_limit(if on_cpu { CACHE_LIMIT_BYTES } else { GPU_CACHE_LIMIT_BYTES })?;
         let name = match ffi::device_fact("device_name") {
             Some(DeviceFact::Text(name)) if !on_cpu => name,
@@ -88,7 +94,9 @@ impl MlxBackend {
             budget_bytes: budget_bytes.unwrap_or_else(automatic_budget),
             architectures: models::model_types(),
         };
-        Ok((Self { on_cpu, models: BTreeMap::new(), model_next: 0 }, info))
+        let available = kernels::available(on_cpu).join(" ");
+        tracing::info!(device = %info.device, mlx = %info.mlx_version, kernels = kernels.as_str(), available);
+        Ok((Self { on_cpu, kernels, models: BTreeMap::new(), model_next: 0 }, info))
     }
 
     fn ready(&mut self, model: ModelId) -> Result<&mut ReadyModel, Error> {
@@ -113,11 +121,11 @@ fn automatic_budget() -> u64 {
 
 impl Backend for MlxBackend {
     fn estimate(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<u64, Error> {
-        Ok(LoadPlan::new(spec, self.on_cpu, free_bytes)?.weight_bytes)
+        Ok(LoadPlan::new(spec, (self.on_cpu, self.kernels), free_bytes)?.weight_bytes)
     }
 
     fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error> {
-        let plan = LoadPlan::new(spec, self.on_cpu, free_bytes)?;
+        let plan = LoadPlan::new(spec, (self.on_cpu, self.kernels), free_bytes)?;
         let loader = plan.open()?;
         let weights = TensorCursor::open(&spec.model, plan.files(), plan.policy)?;
         let id = ModelId(self.model_next);
@@ -149,6 +157,13 @@ impl Backend for MlxBackend {
             prefill_tokens_min: if cuda::active() { PREFILL_TOKENS_MIN_CUDA } else { PREFILL_TOKENS_MIN },
             computes_in: plan.computes_in(),
         };
+        tracing::info!(
+            model = %plan.model(),
+            kernels = plan.policy.ops.name(),
+            attention = kv.shape().ops.name(),
+            computes_in = shape.computes_in,
+            "kernels"
+        );
         self.models.insert(model, Entry::Ready(Box::new(ReadyModel { model: ready, kv, running: None })));
         Ok(LoadStep::Ready(shape))
     }

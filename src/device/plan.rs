@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use mlx_rs::Dtype;
 use serde_json::Value;
 
-use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
+use crate::backend::{ComputeDtype, KernelChoice, KvDtype, LoadSpec};
 use crate::error::Error;
 use crate::hub::{self, Dtype as Stored};
-use crate::mlx::layers::KernelSet;
+use crate::ids::ModelName;
+use crate::mlx::kernels::KernelSet;
 use crate::mlx::tensors::Policy;
 use crate::models::{self, ConfigError, Loading, Setup};
 
@@ -44,7 +45,11 @@ struct Sizes {
 
 impl LoadPlan {
     /// Checks the files and decides, given so many free bytes.
-    pub(crate) fn new(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> Result<Self, Error> {
+    pub(crate) fn new(
+        spec: &LoadSpec,
+        (on_cpu, kernels): (bool, KernelChoice),
+        free_bytes: u64,
+    ) -> Result<Self, Error> {
         let blame = |error: hub::HubError| error.into_error(&spec.model);
         let files = hub::inspect(&spec.folder).map_err(blame)?;
         let config = hub::text_part(&hub::read_config(&spec.folder).map_err(blame)?);
@@ -67,12 +72,17 @@ impl LoadPlan {
             file_bytes: files.bytes,
             context_length: number("max_position_embeddings").filter(|&n| n > 0).unwrap_or(CONTEXT_DEFAULT),
             vocabulary_size: number("vocab_size").unwrap_or(0),
-            policy: Policy { float, dequantize, ops: KernelSet::choose(on_cpu, float) },
+            policy: Policy { float, dequantize, ops: KernelSet::choose(kernels, on_cpu, float) },
             spec: spec.clone(),
             config,
             files,
             quantized,
         })
+    }
+
+    /// The model's name.
+    pub(crate) fn model(&self) -> &ModelName {
+        &self.spec.model
     }
 
     /// The files with tensors.

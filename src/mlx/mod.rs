@@ -4,6 +4,7 @@
 pub(crate) mod batch;
 pub(crate) mod cuda;
 pub(crate) mod ffi;
+pub(crate) mod kernels;
 pub(crate) mod kv;
 pub(crate) mod layers;
 pub(crate) mod sampler;

@@ -12,9 +12,8 @@ use mlx_rs::{Array, Dtype};
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::mlx::ffi::{Gate, QuantMode};
-use crate::mlx::layers::{
-    Activation, ExpertMatrix, Experts, Fused, KernelSet, Linear, Matrix, Mlp, Quantized, RmsNorm,
-};
+use crate::mlx::kernels::KernelSet;
+use crate::mlx::layers::{Activation, ExpertMatrix, Experts, Fused, Linear, Matrix, Mlp, Quantized, RmsNorm};
 
 /// What becomes of stored numbers.
 #[derive(Clone, Copy, Debug)]

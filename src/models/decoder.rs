@@ -8,8 +8,9 @@ use mlx_rs::{Array, ops};
 use super::{Loading, Model, Setup};
 use crate::error::Error;
 use crate::mlx::batch::Batch;
+use crate::mlx::kernels::KernelSet;
 use crate::mlx::kv::{Kv, KvShape, LayerState};
-use crate::mlx::layers::{ForwardContext, KernelSet, Matrix, Residual, RmsNorm, Rope};
+use crate::mlx::layers::{ForwardContext, Matrix, Residual, RmsNorm, Rope};
 use crate::mlx::tensors::TensorCursor;
 
 /// One architecture with its configuration.

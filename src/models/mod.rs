@@ -28,8 +28,8 @@ use serde_json::Value;
 
 use crate::error::Error;
 use crate::mlx::batch::Batch;
+use crate::mlx::kernels::KernelSet;
 use crate::mlx::kv::{Kv, KvShape};
-use crate::mlx::layers::KernelSet;
 use crate::mlx::tensors::TensorCursor;
 
 /// A model that can run.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "mlx-c is a C interface; mlx-rs has no wrapper for these")]
 
 mod cuda;
-mod kernels;
+mod native;
 mod quantized;
 
 use std::ffi::{CStr, CString, c_int};
@@ -13,8 +13,9 @@ use mlx_rs::error::{Exception, Result};
 use mlx_sys::mlx_array;
 
 pub(crate) use cuda::{CudaKernel, CudaLaunch, on_cuda};
-pub(crate) use kernels::{
+pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
+    instruction_set, instruction_sets, leave_products_to_blas, use_instruction_set,
 };
 pub(crate) use quantized::{Packed, QuantMode};
 

@@ -10,7 +10,8 @@ use super::{Kv, LayerState, TokenState};
 use crate::mlx::batch::{Batch, Chunk, Group, GroupWrite, View};
 use crate::mlx::cuda;
 use crate::mlx::ffi::{AttentionShape, AttentionWeights, Kernels};
-use crate::mlx::layers::{KernelSet, Rope, Rotation};
+use crate::mlx::kernels::KernelSet;
+use crate::mlx::layers::{Rope, Rotation};
 
 /// The largest 8-bit number that is used, so that both signs have the same.
 const INT8_MAX: f32 = 127.0;
@@ -343,10 +344,10 @@ mod tests {
     use mlx_rs::transforms::eval;
 
     use super::*;
-    use crate::backend::{SlotId, Span, SpanOutput, Step};
+    use crate::backend::{KernelChoice, SlotId, Span, SpanOutput, Step};
     use crate::mlx::dim;
+    use crate::mlx::kernels::KernelSet;
     use crate::mlx::kv::KvShape;
-    use crate::mlx::layers::KernelSet;
 
     /// What one step of one token adds to the memory in use, in a slab of 64 MiB.
     fn step_bytes(ops: KernelSet) -> usize {
@@ -379,7 +380,7 @@ mod tests {
     #[test]
     fn a_slab_is_changed_in_place() {
         let slab = 4 * 4 * (1 << 14) * 64 * 4;
-        for ops in [KernelSet::choose(true, Dtype::Float32), KernelSet::Composed] {
+        for ops in [KernelSet::choose(KernelChoice::Auto, true, Dtype::Float32), KernelSet::Composed] {
             let added = step_bytes(ops);
             assert!(added < slab / 4, "{ops:?}: a step takes {added} bytes beside slabs of {slab}");
         }
@@ -447,7 +448,7 @@ mod tests {
         ];
         for (index, setting) in settings.iter().enumerate() {
             let expected = outputs(KernelSet::Composed, setting);
-            for ops in [KernelSet::choose(true, Dtype::Float32), KernelSet::Fused] {
+            for ops in [KernelSet::choose(KernelChoice::Auto, true, Dtype::Float32), KernelSet::Fused] {
                 for (got, wanted) in outputs(ops, setting).iter().zip(&expected) {
                     assert_eq!(got.shape(), wanted.shape());
                     let apart = got.subtract(wanted).unwrap().abs().unwrap().max(None).unwrap();

@@ -4,7 +4,7 @@ use mlx_rs::Dtype;
 
 use crate::mlx::cuda;
 use crate::mlx::ffi::Kernels;
-use crate::mlx::layers::KernelSet;
+use crate::mlx::kernels::KernelSet;
 
 /// What a layer keeps.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,8 +4,9 @@ use mlx_rs::error::Result;
 use mlx_rs::{Array, ops};
 
 use super::mlp::open_gate;
-use super::{ForwardContext, KernelSet, Linear, Matrix, Mlp, Router, Sublayer};
+use super::{ForwardContext, Linear, Matrix, Mlp, Router, Sublayer};
 use crate::mlx::ffi::Gate;
+use crate::mlx::kernels::KernelSet;
 use crate::mlx::{cuda, dim};
 
 /// From so many rows on they are sorted by expert, so that an expert's weights are read once.

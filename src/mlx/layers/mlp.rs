@@ -3,8 +3,9 @@
 use mlx_rs::error::Result;
 use mlx_rs::{Array, ops};
 
-use super::{ForwardContext, Fused, KernelSet, Linear, Sublayer};
+use super::{ForwardContext, Fused, Linear, Sublayer};
 use crate::mlx::ffi::Gate;
+use crate::mlx::kernels::KernelSet;
 
 /// `gelu(x)` by its approximation with tanh (<https://arxiv.org/abs/1606.08415>).
 pub(crate) fn gelu(x: &Array) -> Result<Array> {

@@ -15,10 +15,7 @@ mod rope;
 mod router;
 mod scan;
 
-use mlx_rs::Dtype;
-
 pub(crate) use crate::mlx::ffi::Gate;
-use crate::mlx::ffi::{HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels};
 
 pub(crate) use attention::{Attention, HeadNorms, QueryScale};
 pub(crate) use experts::{Activation, ExpertMatrix, Experts, Mixture, squared_relu};
@@ -31,30 +28,3 @@ pub(crate) use recurrent::{Convolution, DeltaNet, Mamba, ShortConvolution, by_ke
 pub(crate) use residual::{ForwardContext, Residual, Sublayer};
 pub(crate) use rope::{Rope, Rotation};
 pub(crate) use router::{Router, Scoring};
-
-/// What computes beside matrix products.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum KernelSet {
-    /// Our own operations, in single precision on the CPU.
-    Kernels(Kernels),
-    /// MLX's operations, composed: on the CPU, where its fused ones are chains of small ones.
-    Composed,
-    /// MLX's fused operations, on GPUs.
-    Fused,
-}
-
-impl KernelSet {
-    /// What suits the device and the dtype.
-    pub(crate) fn choose(on_cpu: bool, float: Dtype) -> Self {
-        match Kernels::find().filter(|_| on_cpu && float == Dtype::Float32) {
-            Some(kernels) => Self::Kernels(kernels),
-            None if on_cpu => Self::Composed,
-            None => Self::Fused,
-        }
-    }
-
-    /// Whether our own attention takes heads of this size that give so many numbers: it works by whole vectors.
-    pub(crate) fn takes_attention(self, head_dim: i32, width: i32) -> bool {
-        head_dim <= HEAD_DIM_MAX && head_dim % HEAD_DIM_MULTIPLE == 0 && width % HEAD_DIM_MULTIPLE == 0
-    }
-}

@@ -3,7 +3,7 @@
 use mlx_rs::error::Result;
 use mlx_rs::{Array, fast};
 
-use super::KernelSet;
+use crate::mlx::kernels::KernelSet;
 
 /// Root mean square norm (<https://arxiv.org/abs/1910.07467>) over the last axis.
 #[derive(Clone, Debug)]

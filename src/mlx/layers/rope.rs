@@ -10,9 +10,9 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Axes, fast, ops};
 use serde_json::Value;
 
-use super::KernelSet;
 use super::frequencies::{Scaled, scaled};
 use crate::mlx::dim;
+use crate::mlx::kernels::KernelSet;
 
 /// The frequencies of a model, or of some of its layers.
 #[derive(Clone, Debug)]

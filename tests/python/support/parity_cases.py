@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,16 @@ def check_session(case: Case, wire: Wire) -> None:
 
 
 @contextmanager
-def daemons(root: Path) -> Iterator[Callable[[int], Wire]]:
+def daemons(
+    root: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Callable[[int], Wire]]:
     """A connection to the daemon of a prefill chunk size; started once."""
     running: dict[int, tuple[Daemon, Wire]] = {}
 
     def wire(chunk: int) -> Wire:
         if chunk not in running:
-            daemon = Daemon([root], {"prefill_chunk_tokens": chunk}).start()
+            config = {"prefill_chunk_tokens": chunk}
+            daemon = Daemon([root], config, environment=environment).start()
             running[chunk] = (daemon, daemon.wire())
         return running[chunk][1]
 

@@ -1,6 +1,6 @@
 //! The CPU operations of `native/mlx_ops.cpp`.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
@@ -102,6 +102,45 @@ fn symbol(name: &CStr) -> Option<*mut c_void> {
     // SAFETY: the name ends with a zero byte, and RTLD_DEFAULT is a valid handle.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     (!address.is_null()).then_some(address)
+}
+
+/// Returns the text that a function without arguments returns, if it is there.
+fn text(function: &CStr) -> Option<String> {
+    let found = symbol(function)?;
+    // SAFETY: the functions asked for are those of native/kernel_set.h that return a static text.
+    unsafe {
+        let function = std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> *const c_char>(found);
+        Some(CStr::from_ptr(function()).to_string_lossy().into_owned())
+    }
+}
+
+/// Returns the instruction sets that our CPU kernels have on this machine, fastest first; none where there are no kernels.
+pub(crate) fn instruction_sets() -> Vec<String> {
+    let names = text(c"mlxd_kernels_available").unwrap_or_default();
+    names.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Returns the instruction set that our CPU kernels use.
+pub(crate) fn instruction_set() -> String {
+    text(c"mlxd_kernels_name").unwrap_or_else(|| "native".into())
+}
+
+/// Makes our CPU kernels and our products use an instruction set; returns whether this machine has it.
+pub(crate) fn use_instruction_set(name: &str) -> bool {
+    let (Some(found), Ok(name)) = (symbol(c"mlxd_kernels_use"), CString::new(name)) else { return false };
+    // SAFETY: the function is that of native/kernel_set.h; the name outlives the call, which does not keep it.
+    unsafe {
+        let function =
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const c_char) -> c_int>(found);
+        function(name.as_ptr()) == 0
+    }
+}
+
+/// Leaves matrix products of few rows to the BLAS below ours.
+pub(crate) fn leave_products_to_blas() {
+    let Some(found) = symbol(c"mlxd_products_use") else { return };
+    // SAFETY: the function is that of native/kernel_set.h.
+    unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(found)(0) }
 }
 
 impl Kernels {
