@@ -1,5 +1,5 @@
-//! `mlxd chat`: a conversation in a session of the daemon, so that only what is new is prefilled. On a
-//! terminal it edits lines; from a pipe each line is a turn.
+//! `mlxd chat`: a conversation in a session of the daemon, so that only new tokens are prefilled. Offers line
+//! editing on a terminal; in a pipe each line is a turn.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
@@ -13,10 +13,10 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use tokio::runtime::Runtime;
 
+use super::answer::{SamplingArgs, create_session, open_session, stream_to_stdout};
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
 use super::format;
-use super::turn::{SamplingArgs, create_session, open_session, stream_to_stdout};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,27 +25,27 @@ Examples:
   mlxd chat --session trip
   printf 'Name a city.\\nAnd its river?\\n' | mlxd chat
 
-A session that --session names is kept at the end, and continued by the next chat.";
+Without --session the conversation is deleted at the end; with it, the next chat continues it.";
 
 const HELP: &str = "\
-/undo        take back the last turn
-/reset       start over
-/fork NAME   copy the conversation to a session of its own
-/stats       speed of the last answer, size of the session
-/exit        leave (or Ctrl-D); Ctrl-C stops an answer
+/undo        undo the last turn
+/reset       undo all turns
+/fork NAME   copy the conversation to a new session
+/stats       show the speed of the last answer and the size of the session
+/exit        quit, like Ctrl-D; Ctrl-C stops an answer
 ";
 
-/// Talk to a model.
+/// Chat with a model.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ChatArgs {
-    /// Model to talk to; may be left out if one is resident, or with a session that exists
+    /// Model to use [default: the session's, else the only resident one]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
-    /// Session to continue or make, and to keep
+    /// Session to continue and keep; created if it does not exist
     #[arg(long, value_name = "NAME")]
     session: Option<String>,
-    /// Instructions to the model
+    /// System message, sent with the first turn
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub(crate) struct ChatArgs {
     connect: ConnectArgs,
 }
 
-/// A conversation.
+/// A running conversation.
 struct Chat {
     client: Client,
     session: String,
@@ -64,7 +64,7 @@ struct Chat {
     last: Option<GenerateFinished>,
 }
 
-/// What a typed line asks for.
+/// Meaning of a typed line.
 #[derive(Debug, PartialEq, Eq)]
 enum Input<'a> {
     Say(&'a str),
@@ -77,7 +77,7 @@ enum Input<'a> {
     Unknown(&'a str),
 }
 
-/// Where lines come from.
+/// Source of lines.
 enum Lines {
     Terminal(Box<DefaultEditor>),
     Pipe(io::StdinLock<'static>),
@@ -98,7 +98,7 @@ pub(crate) fn run(runtime: &Runtime, args: ChatArgs) -> Result<()> {
     let outcome = converse(runtime, &mut chat, &opened.model);
     if session.is_none() {
         let request = DeleteSessionRequest { name: chat.session };
-        // The conversation is over either way; a session that stays behind ends by its ttl.
+        // Best effort: a session that stays behind expires by its ttl.
         _ = runtime.block_on(chat.client.delete_session(request));
     }
     outcome
@@ -117,7 +117,7 @@ fn converse(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
             Input::Say("") => continue,
             _ => {}
         }
-        // In a pipe Ctrl-C ends the process, as everybody expects of a filter.
+        // In a pipe Ctrl-C ends the process, as it does for any filter.
         let outcome = runtime.block_on(async {
             tokio::select! {
                 outcome = chat.obey(&input) => outcome,
@@ -127,14 +127,14 @@ fn converse(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
         match outcome {
             Ok(()) => {}
             Err(failure @ (Failure::Client(_) | Failure::Usage(_))) if interactive => failure.print(),
-            Err(Failure::Interrupted) => writeln!(io::stderr().lock(), "(stopped; the turn is taken back)")?,
+            Err(Failure::Interrupted) => writeln!(io::stderr().lock(), "(stopped; the turn is undone)")?,
             Err(failure) => return Err(failure),
         }
     }
     Ok(())
 }
 
-/// Waits for Ctrl-C; forever, where it cannot be heard.
+/// Waits for Ctrl-C; forever if signals are unavailable.
 async fn interrupt() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
@@ -151,7 +151,7 @@ impl Chat {
             Input::Stats => self.stats().await,
             Input::Help => Ok(io::stderr().lock().write_all(HELP.as_bytes())?),
             Input::Unknown(command) => {
-                Err(Failure::Usage(format!("{command} is no command; /help lists them")))
+                Err(Failure::Usage(format!("unknown command {command}; /help lists the commands")))
             }
             Input::Exit => Ok(()),
         }
@@ -219,7 +219,7 @@ impl Lines {
         Ok(Self::Terminal(Box::new(editor)))
     }
 
-    /// The next line, trimmed; None at the end of the input.
+    /// Returns the next line, trimmed; None at the end of the input.
     fn next(&mut self) -> Result<Option<String>> {
         match self {
             Self::Pipe(stdin) => {
@@ -229,7 +229,7 @@ impl Lines {
             }
             Self::Terminal(editor) => match editor.readline("> ") {
                 Ok(line) => {
-                    // History is a convenience; a line that cannot be kept is still said.
+                    // History is a convenience; a failure to record the line is ignored.
                     _ = editor.add_history_entry(line.as_str());
                     Ok(Some(line.trim().to_owned()))
                 }

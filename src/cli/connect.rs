@@ -1,4 +1,4 @@
-//! What all client commands share: where the daemon is, and which model is meant.
+//! Shared by all client commands: the daemon's address, and the choice of a model.
 
 use std::path::PathBuf;
 
@@ -7,21 +7,21 @@ use mlxd_client::{BearerToken, Client, ConnectOptions};
 
 use super::failure::{Failure, Result};
 
-/// Where the daemon is.
+/// Address and token of the daemon.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectArgs {
-    /// unix:///path, a socket's absolute path or http://host:port [default: $MLXD_ADDRESS, else the
-    /// user's socket]
+    /// Daemon to connect to: unix:///path, an absolute socket path or http://host:port [default:
+    /// $MLXD_ADDRESS, else the user's socket]
     #[arg(long, value_name = "ADDRESS")]
     address: Option<String>,
-    /// File with the bearer token of a daemon that listens on TCP
+    /// File with the bearer token, for a daemon on TCP
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
 impl ConnectArgs {
-    /// Connects to it.
+    /// Connects to the daemon.
     pub(crate) async fn connect(&self) -> Result<Client> {
         let address = self.address.as_deref().map(str::parse).transpose()?;
         let token = self.token_file.as_deref().map(BearerToken::from_file).transpose()?;
@@ -29,7 +29,7 @@ impl ConnectArgs {
     }
 }
 
-/// The model that was named, or the only one that is resident.
+/// Returns `named`, else the only resident model.
 pub(crate) async fn choose_model(client: &Client, named: Option<&str>) -> Result<String> {
     if let Some(name) = named {
         return Ok(name.to_owned());

@@ -1,4 +1,4 @@
-//! `mlxd convert`: a GGUF file becomes a folder that MLX programs load. It needs no daemon.
+//! `mlxd convert`: converts a GGUF file into a model folder for MLX. Works without a daemon.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -17,9 +17,9 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ConvertArgs {
-    /// File to read
+    /// GGUF file to read
     gguf: PathBuf,
-    /// Folder to write
+    /// Model folder to write
     out: PathBuf,
     /// Replace the folder if it exists
     #[arg(long)]

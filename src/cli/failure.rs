@@ -1,5 +1,5 @@
-//! How a command fails: one line on stderr with the daemon's reason and the request, a hint where one
-//! helps, and an exit code.
+//! Failure of a command: one line on stderr with the daemon's message and the request id, a hint where one
+//! helps, and the exit code.
 
 use std::error::Error as _;
 use std::io::{self, Write as _};
@@ -7,25 +7,25 @@ use std::process::ExitCode;
 
 use mlxd_client::{Error, ErrorReason};
 
-/// Exit code of wrong usage, as clap's.
+/// Exit code of a usage error, the same as clap's.
 pub(crate) const USAGE: u8 = 2;
 
-/// Exit code of an interrupted command, as shells expect it: 128 + SIGINT.
+/// Exit code of an interrupted command: 128 + SIGINT, as shells expect.
 const INTERRUPTED: u8 = 130;
 
-/// The outcome of a command.
+/// Result of a command.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The daemon refused, or is not there.
+    /// The daemon returned an error or cannot be reached.
     #[error("{0}")]
     Client(#[from] Error),
-    /// The arguments do not add up; the text says what would.
+    /// The arguments are wrong; the text says what is needed.
     #[error("{0}")]
     Usage(String),
-    /// The command worked, and its answer is no; it was printed already.
+    /// The command succeeded with a negative answer, which is already printed.
     #[error("no")]
     Negative,
     /// Ctrl-C.
@@ -34,13 +34,13 @@ pub(crate) enum Failure {
     /// Reading input or writing output failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A command that works in this process failed.
+    /// A command without a daemon failed.
     #[error("{0:#}")]
     Local(#[from] anyhow::Error),
 }
 
 impl Failure {
-    /// Tells the user, and says how the process should end.
+    /// Prints the error and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         self.print();
         match self {
@@ -52,13 +52,13 @@ impl Failure {
 
     /// Writes the error's lines to stderr.
     pub(crate) fn print(&self) {
-        // Nothing is left to do when even this cannot be written.
+        // Nothing can be done if even this cannot be written.
         _ = io::stderr().lock().write_all(self.lines().as_bytes());
     }
 
     fn lines(&self) -> String {
         match self {
-            // The reader of a pipe has had enough; that is its right.
+            // The reader of the pipe closed it, as `head` does.
             Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => String::new(),
             Self::Negative | Self::Interrupted => String::new(),
             Self::Usage(_) | Self::Io(_) | Self::Local(_) => format!("error: {self}\n"),
@@ -84,7 +84,7 @@ fn client_lines(error: &Error) -> String {
     line
 }
 
-/// The innermost cause: the operating system's word, below layers of transport.
+/// Returns the innermost cause: the operating system's error, below the layers of transport.
 fn root_cause(error: &Error) -> Option<String> {
     let mut cause = error.source()?;
     while let Some(deeper) = cause.source() {
@@ -95,19 +95,19 @@ fn root_cause(error: &Error) -> Option<String> {
 
 fn hint(error: &Error) -> Option<String> {
     if matches!(error, Error::Connect { .. }) {
-        return Some("start a daemon with `mlxd serve`, or name another with --address".into());
+        return Some("start a daemon with `mlxd serve`, or give another address with --address".into());
     }
     let text = match error.reason() {
-        ErrorReason::ModelNotFound => "`mlxd ps --all` lists the models that are found",
+        ErrorReason::ModelNotFound => "`mlxd ps --all` lists the available models",
         ErrorReason::ModelNotLoaded => "`mlxd load MODEL` makes it resident",
-        ErrorReason::NoChatTemplate => "--raw continues text without a template",
+        ErrorReason::NoChatTemplate => "--raw continues the prompt without a template",
         ErrorReason::ModelTooLarge | ErrorReason::MemoryBudget => {
-            "`mlxd ps` shows what is resident, `mlxd unload MODEL` frees it"
+            "`mlxd ps` shows the resident models, `mlxd unload MODEL` frees one"
         }
-        ErrorReason::KvTooLarge => "a smaller --max-tokens needs less",
-        ErrorReason::SessionBusy => "another turn runs in this session; wait for its end",
-        ErrorReason::SessionWrongModel => "leave -m out, or use another --session",
-        ErrorReason::Unauthenticated => "--token-file FILE names the daemon's token",
+        ErrorReason::KvTooLarge => "a smaller --max-tokens needs less memory",
+        ErrorReason::SessionBusy => "another turn is running in this session; wait until it ends",
+        ErrorReason::SessionWrongModel => "omit -m, or use another --session",
+        ErrorReason::Unauthenticated => "give the daemon's token with --token-file FILE",
         _ => {
             let wait = error.call()?.retry_after?;
             return Some(format!("try again in {:.1} s", wait.as_secs_f64()));

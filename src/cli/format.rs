@@ -1,15 +1,15 @@
-//! Quantities and tables for people.
+//! Human-readable quantities and tables.
 
 use std::time::Duration;
 
 use mlxd_client::v1::{Timings, Usage};
 
-/// Bytes with three digits and a binary unit: memory is counted in powers of two.
+/// Formats bytes with three digits and a binary unit.
 pub(crate) fn bytes(count: u64) -> String {
     scaled(count, 1024, &["B", "KiB", "MiB", "GiB", "TiB"], " ")
 }
 
-/// A count with three digits and a suffix, as models are named: 135M, 7.24B.
+/// Formats a count with three digits and a suffix, like model names: 135M, 7.24B.
 pub(crate) fn count(count: u64) -> String {
     scaled(count, 1000, &["", "K", "M", "B", "T"], "")
 }
@@ -17,7 +17,7 @@ pub(crate) fn count(count: u64) -> String {
 fn scaled(number: u64, step: u64, units: &[&str], space: &str) -> String {
     let mut divisor = 1_u64;
     let mut unit = 0;
-    // 999.5 and more would round to a fourth digit.
+    // Values from 999.5 would round to a fourth digit.
     while unit + 1 < units.len() && number / divisor >= step.min(1000) {
         divisor *= step;
         unit += 1;
@@ -31,7 +31,7 @@ fn scaled(number: u64, step: u64, units: &[&str], space: &str) -> String {
     format!("{value:.digits$}{space}{}", units[unit])
 }
 
-/// A length of time in its two largest units.
+/// Formats a duration in its two largest units.
 pub(crate) fn duration(length: Duration) -> String {
     let seconds = length.as_secs();
     match seconds {
@@ -42,25 +42,25 @@ pub(crate) fn duration(length: Duration) -> String {
     }
 }
 
-/// A protobuf duration in seconds; 0 if it is unset.
+/// Converts a protobuf duration to seconds; 0 if unset.
 pub(crate) fn seconds(length: Option<&prost_types::Duration>) -> f64 {
     #[allow(clippy::cast_precision_loss, reason = "a double holds every second of a process exactly")]
     length.map_or(0.0, |length| length.seconds as f64 + f64::from(length.nanos) * 1e-9)
 }
 
-/// Tokens per second after the first token; None if there was no second one.
+/// Computes tokens per second after the first token; None without a second one.
 pub(crate) fn tokens_per_second(usage: &Usage, timings: &Timings) -> Option<f64> {
     let decode = seconds(timings.decode_time.as_ref());
     let steps = usage.completion_tokens.saturating_sub(1);
     (steps > 0 && decode > 0.0).then(|| f64::from(steps) / decode)
 }
 
-/// One line on the speed of a generation.
+/// Formats the speed of a generation as one line.
 pub(crate) fn speed(usage: &Usage, timings: &Timings) -> String {
     let rate =
         tokens_per_second(usage, timings).map_or_else(String::new, |rate| format!(" at {rate:.1} tokens/s"));
     format!(
-        "prompt {} tokens ({} cached), first token after {:.0} ms, {} tokens{rate}, {:.2} s in all",
+        "prompt {} tokens ({} cached), first token after {:.0} ms, {} tokens{rate}, {:.2} s in total",
         usage.prompt_tokens,
         usage.cached_tokens,
         seconds(timings.time_to_first_token.as_ref()) * 1e3,
@@ -69,7 +69,7 @@ pub(crate) fn speed(usage: &Usage, timings: &Timings) -> String {
     )
 }
 
-/// Columns as wide as their widest cell; no white space at the end of a line.
+/// Formats rows as a table: columns as wide as their widest cell, no trailing white space.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -126,7 +126,7 @@ mod tests {
         };
         assert_eq!(
             speed(&usage, &timings),
-            "prompt 12 tokens (4 cached), first token after 20 ms, 11 tokens at 50.0 tokens/s, 0.22 s in all"
+            "prompt 12 tokens (4 cached), first token after 20 ms, 11 tokens at 50.0 tokens/s, 0.22 s in total"
         );
         assert_eq!(tokens_per_second(&Usage { completion_tokens: 1, ..usage }, &timings), None);
     }

@@ -1,4 +1,4 @@
-//! `mlxd generate`: one answer.
+//! `mlxd generate`: generates one answer.
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 
@@ -6,9 +6,9 @@ use clap::Args;
 use mlxd_client::Client;
 use mlxd_client::v1::{GenerateRequest, Message};
 
+use super::answer::{SamplingArgs, open_session, stream_to_stdout};
 use super::connect::{ConnectArgs, choose_model};
 use super::failure::{Failure, Result};
-use super::turn::{SamplingArgs, open_session, stream_to_stdout};
 use super::{format, json};
 
 const EXAMPLES: &str = "\
@@ -23,24 +23,24 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GenerateArgs {
-    /// What to answer; `-`, or nothing in a pipe, reads stdin
+    /// Prompt; `-`, or none when stdin is a pipe, reads it from stdin
     prompt: Option<String>,
-    /// Model to ask; may be left out if one is resident, or with a session
+    /// Model to use [default: the session's, else the only resident one]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
-    /// Session to continue; it is made if there is none of this name
+    /// Session to continue; created if it does not exist
     #[arg(long, value_name = "NAME")]
     session: Option<String>,
-    /// Instructions to the model
+    /// System message
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
-    /// Continue the prompt as it is, without chat template
+    /// Continue the prompt as raw text, without the chat template
     #[arg(long)]
     raw: bool,
     /// Print one JSON object when the answer is complete
     #[arg(long)]
     json: bool,
-    /// Print time to first token and tokens per second to stderr
+    /// Print token counts and speed to stderr
     #[arg(long)]
     stats: bool,
     #[command(flatten)]
@@ -81,7 +81,7 @@ async fn request(client: &Client, args: &GenerateArgs, prompt: String) -> Result
     if let Some(name) = &args.session {
         open_session(client, name, args.model.as_deref()).await?;
         request.session.clone_from(name);
-        // A model that is named and not the session's is for the daemon to refuse.
+        // The daemon refuses a model that is not the session's.
         request.model = args.model.clone().unwrap_or_default();
     } else {
         request.model = choose_model(client, args.model.as_deref()).await?;
@@ -95,13 +95,13 @@ fn read_prompt(given: Option<&str>) -> Result<String> {
         Some("-") => {}
         Some(prompt) => return Ok(prompt.to_owned()),
         None if stdin.is_terminal() => {
-            return Err(Failure::Usage("what should it answer? give a prompt, or `-` for stdin".into()));
+            return Err(Failure::Usage("a prompt is required; `-` reads it from stdin".into()));
         }
         None => {}
     }
     let mut prompt = String::new();
     stdin.read_to_string(&mut prompt)?;
-    // The line end that every text file has is not meant; others may be.
+    // Only the final line end, which every text file has, is not part of the prompt.
     prompt.truncate(prompt.strip_suffix('\n').unwrap_or(&prompt).len());
     Ok(prompt)
 }

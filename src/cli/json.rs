@@ -1,5 +1,5 @@
-//! The `--json` form of what commands print: the contract's own names; enums as their names without
-//! prefix in lower case, lengths of time in seconds.
+//! The `--json` output: field names of the proto, enum values in lower case without their prefix, durations
+//! in seconds.
 
 use std::io::{self, Write as _};
 
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 use super::format::{seconds, tokens_per_second};
 
-/// Prints one value on a line of its own.
+/// Prints one value on its own line.
 pub(crate) fn print(value: &Value) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{value}")
 }
 
-/// `FINISH_REASON_STOP` as `stop`.
+/// Converts an enum value's name: `FINISH_REASON_STOP` becomes `stop`.
 pub(crate) fn enum_name(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
 }

@@ -1,4 +1,4 @@
-//! `mlxd load` and `mlxd unload`: what is resident.
+//! `mlxd load` and `mlxd unload`: change which models are resident.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -18,7 +18,7 @@ Examples:
   mlxd load SmolLM2-135M-Instruct
   mlxd load owner/name --dry-run && mlxd load owner/name
 
-A dry run that says no exits with 1.";
+A dry run of a model that does not fit exits with 1.";
 
 const UNLOAD_EXAMPLES: &str = "\
 Examples:
@@ -30,13 +30,13 @@ Examples:
 pub(crate) struct LoadArgs {
     /// A Hugging Face repo id, or the name of a folder under a model root
     model: String,
-    /// Only say whether it would fit
+    /// Report whether the model would fit, without loading it
     #[arg(long)]
     dry_run: bool,
-    /// Numbers to compute with [default: float32 on a CPU, as stored on a GPU]
+    /// Number format to compute with [default: float32 on a CPU, as stored on a GPU]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Dtype>,
-    /// How the KV cache is kept [default: the daemon's `kv_dtype`]
+    /// Number format of the KV cache [default: the daemon's `kv_dtype`]
     #[arg(long, value_name = "DTYPE")]
     kv_dtype: Option<KvNumbers>,
     /// Print one JSON object
@@ -50,7 +50,7 @@ pub(crate) struct LoadArgs {
 #[derive(Args, Debug)]
 #[command(after_help = UNLOAD_EXAMPLES)]
 pub(crate) struct UnloadArgs {
-    /// The model's name, as `mlxd ps` shows it
+    /// Name of the model, as `mlxd ps` shows it
     model: String,
     /// Print one JSON object
     #[arg(long)]
@@ -59,7 +59,7 @@ pub(crate) struct UnloadArgs {
     connect: ConnectArgs,
 }
 
-/// The numbers a model computes with.
+/// Number format of a model's computation.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Dtype {
     Float32,
@@ -67,12 +67,12 @@ enum Dtype {
     Float16,
 }
 
-/// The numbers of a KV cache.
+/// Number format of a KV cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum KvNumbers {
-    /// As the model computes
+    /// The format the model computes with
     Compute,
-    /// 8-bit integers
+    /// 8-bit integers with one scale per token and head
     Int8,
 }
 
@@ -153,7 +153,7 @@ fn print_verdict(model: &str, verdict: &LoadValidated, as_json: bool) -> Result<
     if verdict.fits { Ok(()) } else { Err(Failure::Negative) }
 }
 
-/// Progress on stderr: a bar on a terminal, a line for each phase elsewhere.
+/// Progress on stderr: a bar on a terminal, else one line per phase.
 struct Progress {
     bar: Option<ProgressBar>,
     phase: LoadPhase,

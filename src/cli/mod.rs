@@ -1,6 +1,7 @@
-//! The command line. All commands but `serve` and `convert` are clients of a daemon, through the same
-//! crate that others use. Output is data on stdout; what is for people while they wait is on stderr.
+//! The command line. Every command except `serve` and `convert` is a client of a daemon, through the public
+//! crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by `main`.
 
+mod answer;
 mod bench;
 mod chat;
 mod connect;
@@ -12,7 +13,6 @@ mod json;
 mod load;
 mod ps;
 mod serve;
-mod turn;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use clap::{Parser, Subcommand};
 
 use failure::{Failure, Result};
 
-/// Serves language models on MLX to every app of this machine, over gRPC.
+/// Serves language models on MLX to every app on this machine, over gRPC.
 #[derive(Debug, Parser)]
 #[command(name = "mlxd", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
@@ -36,7 +36,7 @@ Examples:
   mlxd chat
   mlxd ps
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.";
+Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -50,12 +50,12 @@ enum Command {
     Convert(convert::ConvertArgs),
 }
 
-/// Runs the command that the process was called with.
+/// Runs the command given by the process's arguments.
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nothing is left to do when even this cannot be written.
+            // Nothing can be done if even this cannot be written.
             _ = error.print();
             return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
         }
@@ -70,7 +70,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Load(args) => wait(load::run(args)),
         Command::Unload(args) => wait(load::run_unload(args)),
         Command::Ps(args) => wait(ps::run(args)),
-        // It shows what it has measured when Ctrl-C ends it, so it is not dropped as others are.
+        // Handles Ctrl-C itself, to show the measurements taken so far.
         Command::Bench(args) => runtime().and_then(|runtime| runtime.block_on(bench::run(args))),
         Command::Convert(args) => convert::run(&args),
     };
@@ -80,17 +80,17 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// A client needs one thread beside the main one: the connection's.
+/// Builds the clients' runtime: one thread besides the main one, for the connection.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(1).enable_all().build().map_err(Failure::Io)
 }
 
-/// Runs a client's command; Ctrl-C drops it, which cancels its call.
+/// Runs a client command; Ctrl-C drops it, which cancels its call.
 fn wait(command: impl Future<Output = Result<()>>) -> Result<()> {
     runtime()?.block_on(async {
         tokio::select! {
-            // The signal is waited for before the command begins: until then it would end the process.
+            // Biased: the signal handler must be installed before the command starts.
             biased;
             _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
             outcome = command => outcome,

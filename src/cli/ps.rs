@@ -1,4 +1,4 @@
-//! `mlxd ps`: what is resident, which sessions there are, and what it all takes.
+//! `mlxd ps`: shows resident models, sessions, and memory use.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -16,11 +16,11 @@ Examples:
   mlxd ps --all
   mlxd ps --json | jq .stats.memory";
 
-/// Show resident models, your sessions, and memory.
+/// Show resident models, your sessions, and memory use.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PsArgs {
-    /// Show the models on disk too
+    /// Also show the models on disk
     #[arg(long, short)]
     all: bool,
     /// Print one JSON object
@@ -75,7 +75,7 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 }
 
 fn model_row(info: &ModelInfo) -> Vec<String> {
-    // What is on disk takes no memory; a zero would look measured.
+    // A model on disk uses no memory; a zero would look like a measurement.
     let bytes = |count| if count == 0 { "-".to_owned() } else { format::bytes(count) };
     let text = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let waiting =

@@ -1,4 +1,4 @@
-//! `mlxd serve`: the daemon in the foreground.
+//! `mlxd serve`: runs the daemon in the foreground.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ Examples:
   mlxd serve --model-root ~/models --model SmolLM2-135M-Instruct --log-format json
   mlxd serve --config /etc/mlxd.toml --listen 127.0.0.1:7070 --token-file ~/.mlxd/token
 
-Flags outrank MLXD_* variables, those the configuration file, and that the defaults. SIGTERM and Ctrl-C
-let running requests finish, then exit with 0.";
+Precedence: flags, MLXD_* environment variables, configuration file, defaults. On SIGTERM or Ctrl-C the
+daemon lets running requests finish, then exits with 0.";
 
 /// Run the daemon in the foreground.
 #[derive(Args, Debug)]
@@ -28,29 +28,29 @@ pub(crate) struct ServeArgs {
     /// Unix socket to listen on [default: $XDG_RUNTIME_DIR/mlxd/mlxd.sock, else ~/.mlxd/mlxd.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Folder whose subfolders are models; may be repeated
+    /// Folder that contains model folders; may be repeated
     #[arg(long = "model-root", value_name = "DIR")]
     model_roots: Vec<PathBuf>,
-    /// Model to load at the start; may be repeated
+    /// Model to load at startup; may be repeated
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
-    /// TCP address of this machine to listen on as well; needs --token-file
+    /// Loopback TCP address to listen on as well; requires --token-file
     #[arg(long, value_name = "ADDRESS", requires = "token_file")]
     listen: Option<SocketAddr>,
-    /// File with the bearer token that callers over TCP must show
+    /// File with the bearer token that callers on TCP must present
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// How the log on stderr is written
+    /// Format of the log on stderr
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
 }
 
-/// How the log is written.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
-    /// Lines for people.
+    /// Human-readable lines.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

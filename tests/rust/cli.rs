@@ -56,7 +56,7 @@ async fn generate_asks_the_only_resident_model_and_streams() {
     assert_eq!(stdout(&output), "You said: Hi you\n");
     assert_eq!(
         stderr(&output),
-        "prompt 2 tokens (0 cached), first token after 20 ms, 4 tokens at 30.0 tokens/s, 0.12 s in all\n"
+        "prompt 2 tokens (0 cached), first token after 20 ms, 4 tokens at 30.0 tokens/s, 0.12 s in total\n"
     );
     assert_eq!(output.status.code(), Some(0));
     let state = fake.state();
@@ -147,7 +147,7 @@ async fn errors_hint_at_what_helps() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         stderr(&output).lines().nth(1).map(str::to_owned).unwrap_or_default()
     };
-    assert_eq!(hint(&["generate", "-m", "x", "hi"]), "hint: `mlxd ps --all` lists the models that are found");
+    assert_eq!(hint(&["generate", "-m", "x", "hi"]), "hint: `mlxd ps --all` lists the available models");
     assert!(hint(&["load", "owner/huge"]).contains("mlxd unload"));
     assert!(hint(&["unload", "owner/large"]).contains("mlxd load"));
     let nowhere = hint(&["ps", "--address", "unix:///nonexistent/s"]);

@@ -50,7 +50,7 @@ def generate(arguments):
     if arguments.stats:
         print(
             f"prompt {done.prompt_tokens} tokens ({done.cached_tokens} cached), first token after "
-            f"25 ms, {done.completion_tokens} tokens at 50.0 tokens/s, 0.22 s in all",
+            f"25 ms, {done.completion_tokens} tokens at 50.0 tokens/s, 0.22 s in total",
             file=sys.stderr,
         )
 

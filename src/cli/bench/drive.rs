@@ -1,5 +1,5 @@
-//! Makes the requests of one level and listens to the answers. The driver alone owns the samples; dropping it
-//! cancels every call that runs.
+//! Sends the requests of one level and times the answers. The driver alone owns the samples; dropping it
+//! cancels all running calls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,19 +16,19 @@ use super::plan::{Load, Plan, Workload};
 use super::row::{Done, Piece, Sample};
 use crate::cli::format::seconds;
 
-/// What a client waits after a failed request until it sends the next one.
+/// Pause of a client between a failed request and its next one.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// When a level ends.
+/// Size of a level.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Amount {
-    /// After so many requests.
+    /// Number of requests.
     Requests(u64),
-    /// When no request may start any more, and those that run have ended.
+    /// Time during which requests start; the level ends when they have ended.
     For(Duration),
 }
 
-/// Asks one model of one daemon.
+/// Client of one model of one daemon.
 #[derive(Clone)]
 pub(super) struct Driver {
     pub(super) client: Client,
@@ -38,8 +38,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Runs a level; samples are there as soon as their requests have ended. `level` keeps its prompts
-    /// apart from those of others.
+    /// Runs a level, adding each sample to `samples` as its request ends. `level` gives it prompts of its own.
     pub(super) async fn run(&self, level: u64, load: Load, amount: Amount, samples: &mut Vec<Sample>) {
         match load {
             Load::Closed(at_once) => self.closed(level, at_once, amount, samples).await,
@@ -60,11 +59,11 @@ impl Driver {
                 self.spawn(&mut running, level, next);
                 next += 1;
             } else if let Some(sample) = running.join_next().await {
-                // A task ends only by returning its sample: none is aborted while this waits.
+                // A task ends only by returning its sample: none is aborted meanwhile.
                 let failed = sample.as_ref().is_ok_and(|sample| sample.outcome.is_err());
                 samples.extend(sample);
                 if failed {
-                    // A server that refuses at once is not asked as fast as it can refuse.
+                    // Avoids a busy loop against a server that refuses immediately.
                     tokio::time::sleep(AFTER_FAILURE).await;
                 }
             } else {
@@ -141,7 +140,7 @@ impl Driver {
     }
 }
 
-/// Greedy and past end-of-text tokens, so that every answer has the length that was drawn.
+/// Builds a greedy request that ignores end-of-text tokens, so that the answer has the planned length.
 fn request(model: &str, plan: Plan) -> GenerateRequest {
     GenerateRequest {
         model: model.to_owned(),
@@ -157,7 +156,7 @@ fn request(model: &str, plan: Plan) -> GenerateRequest {
     }
 }
 
-/// The daemon's reason, or the code of a failure of the transport.
+/// Returns the daemon's reason, else the status code of a transport failure.
 fn reason(error: &Error) -> String {
     match error.call() {
         Some(call) if !call.reason_name.is_empty() => call.reason_name.clone(),

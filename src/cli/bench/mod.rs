@@ -1,5 +1,5 @@
-//! `mlxd bench`: how fast a running daemon serves, as its clients see it. Random prompts go to one model over one
-//! connection, level after level of a sweep; Ctrl-C ends the sweep and shows what it has measured.
+//! `mlxd bench`: measures the speed of a running daemon from a client's side. Sends random prompts to one model
+//! over one connection, one level of a sweep after another; Ctrl-C ends the sweep and shows the levels so far.
 
 mod drive;
 mod plan;
@@ -41,56 +41,56 @@ Examples:
   mlxd bench --concurrency 5 --long-prefill 4000 --output-tokens 200
   mlxd bench --arrival-rate 0.5,1,2 --duration 60 --json result.json
 
-Prompts are random token ids, answers are greedy and go on past end-of-text tokens. Another seed makes
-other prompts; the same seed again may find them in the daemon's KV cache.";
+Prompts are random token ids; answers are greedy and continue past end-of-text tokens. Each seed gives
+different prompts; a repeated seed may find its prompts in the daemon's KV cache.";
 
-/// Measure how fast a running daemon serves: tokens per second, time to first token, gaps between tokens.
+/// Measure the speed of a running daemon: tokens per second, time to first token, inter-token latency.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
-    /// Model to ask; may be left out if one is resident
+    /// Model to use [default: the only resident one]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
-    /// Requests at once; a list is a sweep
+    /// Number of concurrent requests; a list is a sweep
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8,16",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     concurrency: Vec<u32>,
-    /// Requests that arrive per second, at random (Poisson), whether or not others have ended; a list is
+    /// Requests per second, arriving at random (Poisson) whether or not earlier ones have ended; a list is
     /// a sweep
     #[arg(long, value_name = "R", value_delimiter = ',', conflicts_with = "concurrency", value_parser = rate)]
     arrival_rate: Vec<f64>,
-    /// Tokens of a prompt: a number, or a range A..B from which lengths are drawn
+    /// Length of a prompt in tokens: a number, or a range A..B to draw from
     #[arg(long, value_name = "N", default_value = "64")]
     prompt_tokens: Lengths,
-    /// Tokens of an answer: a number, or a range A..B
+    /// Length of an answer in tokens: a number, or a range A..B to draw from
     #[arg(long, value_name = "N", default_value = "64")]
     output_tokens: Lengths,
-    /// Share of each prompt, 0 to 1, that all prompts begin with
+    /// Fraction of each prompt, 0 to 1, that is a prefix common to all prompts
     #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
     shared_prefix: f64,
-    /// Mix in prompts of this many tokens, and show what they do to the others
+    /// Mix in prompts of N tokens, and show their effect on the other requests
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     long_prefill: Option<u32>,
-    /// Every so many-th request is a long one
+    /// Make every N-th request a long one
     #[arg(long, value_name = "N", default_value = "8", requires = "long_prefill",
           value_parser = clap::value_parser!(u32).range(1..))]
     long_every: u32,
-    /// Requests of a level [default: 4 for each at once, at least 8; 32 with --arrival-rate]
+    /// Requests per level [default: 4 times the concurrency, at least 8; 32 with --arrival-rate]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
-    /// Start requests for this many seconds instead
+    /// Seconds during which a level starts requests, instead of --requests
     #[arg(long, value_name = "SECONDS", conflicts_with = "requests", value_parser = rate)]
     duration: Option<f64>,
-    /// Requests before each level that are not counted
+    /// Uncounted requests before each level
     #[arg(long, value_name = "N", default_value = "2")]
     warmup: u64,
-    /// Seed of lengths, prompts and arrivals [default: random]
+    /// Seed of the lengths, prompts and arrivals [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Write settings, machine, rows and definitions to this file
+    /// Write settings, machine, results and definitions to FILE
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw throughput and time to first token over the sweep into this file
+    /// Plot throughput and time to first token over the sweep into FILE
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     #[command(flatten)]
@@ -99,18 +99,18 @@ pub(crate) struct BenchArgs {
 
 fn share(text: &str) -> std::result::Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| "needs a number from 0 to 1".into())
+    share.ok_or_else(|| "must be a number from 0 to 1".into())
 }
 
 fn rate(text: &str) -> std::result::Result<f64, String> {
     let rate = text.parse().ok().filter(|rate| (1e-3..=1e6).contains(rate));
-    rate.ok_or_else(|| "needs a number from 0.001 on".into())
+    rate.ok_or_else(|| "must be a number from 0.001 to 1000000".into())
 }
 
-/// The levels' prompts are apart from those of their warm-ups.
+/// Offset of the warm-ups' level numbers, which gives them prompts of their own.
 const WARMUP: u64 = 1 << 32;
 
-/// Who answers.
+/// The daemon and model to measure.
 struct Subject {
     client: Client,
     server: ServerCapabilities,
@@ -149,7 +149,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<()> {
     }
 }
 
-/// One level, after its warm-up; until the end, or Ctrl-C.
+/// Measures one level after its warm-up, until its end or Ctrl-C.
 async fn measure(
     driver: &Driver,
     args: &BenchArgs,
@@ -176,7 +176,7 @@ async fn measure(
 }
 
 impl Subject {
-    /// Connects, and makes the model resident if it is not.
+    /// Connects, and loads the model if it is not resident.
     async fn find(args: &BenchArgs) -> Result<Self> {
         let client = args.connect.connect().await?;
         let name = choose_model(&client, args.model.as_deref()).await?;
@@ -198,7 +198,7 @@ impl Subject {
 impl BenchArgs {
     fn workload(&self, model: &ModelInfo) -> Result<Workload> {
         let workload = Workload {
-            // Short enough to be typed again.
+            // 24 bits: short enough to type.
             seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one("seed") >> 40),
             vocabulary: model.vocabulary_size.max(1),
             prompt: self.prompt_tokens,
@@ -209,8 +209,10 @@ impl BenchArgs {
         let needed = workload.tokens_max();
         if needed > u64::from(model.context_length) {
             let context = model.context_length;
-            let text =
-                format!("prompt and answer may have {needed} tokens; {}'s context is {context}", model.name);
+            let text = format!(
+                "prompt and answer need up to {needed} tokens; the context of {} has {context}",
+                model.name
+            );
             return Err(Failure::Usage(text));
         }
         Ok(workload)
@@ -286,7 +288,7 @@ fn describe(load: Load) -> String {
     }
 }
 
-/// Says on a terminal what is being waited for.
+/// Shows the current activity on a terminal.
 fn tell(text: &str) -> io::Result<()> {
     let mut stderr = io::stderr().lock();
     if stderr.is_terminal() { writeln!(stderr, "{text}") } else { Ok(()) }

@@ -1,5 +1,5 @@
-//! What will be asked: lengths, prompts and arrival times, all drawn from one seed. A request depends on the
-//! seed, its level and its number alone, so that the order in which answers come changes nothing.
+//! The workload: lengths, prompts and arrival times, all drawn from one seed. A request depends only on the
+//! seed, its level and its number, not on the order of the answers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// A number of tokens, or a range of them with both ends in it.
+/// A number of tokens, or an inclusive range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lengths {
     pub(super) min: u32,
@@ -20,10 +20,10 @@ impl FromStr for Lengths {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (min, max) = text.split_once("..").unwrap_or((text, text));
-        let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is no number of tokens"));
+        let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a number of tokens"));
         let (min, max) = (number(min)?, number(max)?);
         if min == 0 || max < min {
-            return Err("needs a number from 1 on, or a range A..B with A <= B".into());
+            return Err("must be a number from 1, or a range A..B with A <= B".into());
         }
         Ok(Self { min, max })
     }
@@ -38,17 +38,17 @@ impl fmt::Display for Lengths {
     }
 }
 
-/// How requests come.
+/// Arrival pattern of the requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Load {
-    /// So many at once: the next starts when one has ended.
+    /// Constant concurrency: a request starts when another has ended.
     Closed(u32),
-    /// So many a second on average, at random, whether or not earlier ones have ended.
+    /// Mean arrival rate per second, at random, whether or not earlier requests have ended.
     Open(f64),
 }
 
 impl Load {
-    /// The number it is plotted at.
+    /// Returns the position on the plot's axis: concurrency or rate.
     pub(super) fn value(self) -> f64 {
         match self {
             Self::Closed(count) => f64::from(count),
@@ -57,42 +57,42 @@ impl Load {
     }
 }
 
-/// One request to make.
+/// One request to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) prompt: Vec<u32>,
     pub(super) output_tokens: u32,
-    /// It is one of the long prompts that are mixed in.
+    /// Whether it is one of the long prompts that are mixed in.
     pub(super) long: bool,
 }
 
-/// Long prompts among the others.
+/// Long prompts mixed in among the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LongMix {
     pub(super) tokens: u32,
-    /// Every so many-th request is one.
+    /// Period: request number `every`, 2 `every` and so on is long.
     pub(super) every: u32,
 }
 
-/// What requests are made of.
+/// Distribution of the requests.
 #[derive(Clone, Debug)]
 pub(super) struct Workload {
     pub(super) seed: u64,
     pub(super) vocabulary: u32,
     pub(super) prompt: Lengths,
     pub(super) output: Lengths,
-    /// The share of each prompt, 0 to 1, that all prompts begin with.
+    /// Fraction of each prompt, 0 to 1, that is a prefix common to all prompts.
     pub(super) shared_prefix: f64,
     pub(super) long: Option<LongMix>,
 }
 
-/// Streams of random numbers, kept apart by what they are for.
+/// Independent streams of random numbers, one per purpose.
 const PREFIX: u64 = 1;
 const REQUEST: u64 = 2;
 const ARRIVAL: u64 = 3;
 
 impl Workload {
-    /// The request of this number in a level.
+    /// Returns request `number` of `level`.
     pub(super) fn request(&self, level: u64, number: u64) -> Plan {
         let mut rng = random(self.seed, [REQUEST, level, number]);
         let long = self.long.filter(|mix| number % u64::from(mix.every) == u64::from(mix.every) - 1);
@@ -107,7 +107,7 @@ impl Workload {
         Plan { prompt, output_tokens, long: long.is_some() }
     }
 
-    /// When requests arrive, counted from the level's start: a Poisson process of `rate` a second.
+    /// Returns arrival times since the level's start: a Poisson process of `rate` per second.
     pub(super) fn arrivals(&self, level: u64, rate: f64) -> impl Iterator<Item = Duration> + use<> {
         let mut rng = random(self.seed, [ARRIVAL, level, 0]);
         let mut at = 0.0;
@@ -118,14 +118,14 @@ impl Workload {
         })
     }
 
-    /// The most tokens that a request's prompt and answer may have together.
+    /// Returns the maximum number of tokens of a prompt and its answer.
     pub(super) fn tokens_max(&self) -> u64 {
         let prompt = self.long.map_or(0, |mix| mix.tokens).max(self.prompt.max);
         u64::from(prompt) + u64::from(self.output.max)
     }
 }
 
-/// A generator for one purpose: the words of the key are mixed as `SplitMix64` mixes its state.
+/// Seeds a generator for one purpose; mixes the words of the key as `SplitMix64` mixes its state.
 fn random(seed: u64, key: [u64; 3]) -> StdRng {
     let mixed = key.into_iter().fold(seed, |state, word| {
         let mut z = state.wrapping_add(word).wrapping_add(0x9e37_79b9_7f4a_7c15);

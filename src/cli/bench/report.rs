@@ -1,4 +1,4 @@
-//! What a run shows: the table for people, and the JSON with everything that is needed to read it later.
+//! The report of a run: a table, and JSON with the settings and definitions needed to interpret it later.
 
 use mlxd_client::v1::{ModelInfo, ServerCapabilities};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use super::plan::Load;
 use super::row::{Row, Spread};
 use crate::cli::format;
 
-/// The rows as a table; a second one for long prompts, where there were some.
+/// Formats the rows as a table, and those of long prompts, if any, as a second one.
 pub(super) fn table(rows: &[Row]) -> String {
     let load = match rows.first().map(|row| row.load) {
         Some(Load::Open(_)) => "REQUESTS/S",
@@ -78,7 +78,7 @@ fn milliseconds(seconds: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// The rows for programs.
+/// Converts the rows to JSON.
 pub(super) fn rows(rows: &[Row]) -> Value {
     rows.iter().map(row_json).collect()
 }
@@ -117,7 +117,7 @@ fn spread_json(spread: Option<Spread>) -> Value {
     spread.map_or(Value::Null, |Spread { p50, p95, p99 }| json!({ "p50": p50, "p95": p95, "p99": p99 }))
 }
 
-/// Which daemon and which weights answered.
+/// Describes the daemon and the model as JSON.
 pub(super) fn machine(server: &ServerCapabilities, model: &ModelInfo) -> Value {
     json!({
         "daemon_version": server.version,
@@ -130,20 +130,20 @@ pub(super) fn machine(server: &ServerCapabilities, model: &ModelInfo) -> Value {
     })
 }
 
-/// What the numbers mean.
+/// Defines the numbers of the report.
 pub(super) fn definitions() -> Value {
     json!({
-        "percentiles": "nearest rank: the smallest measured value that p % of the values do not exceed",
-        "wall_s": "from the level's first request until the last answer ended",
-        "output_tokens_per_s": "tokens that arrived, of failed requests too, over wall_s",
-        "input_tokens_per_s": "prompt tokens of requests that ended well, cached ones included, over wall_s",
-        "time_to_first_token_s": "at this client, from the call until the first token; without long prompts",
-        "inter_token_latency_s": "at this client, from one piece of a stream to the next; a piece may bring \
-                                  several tokens; without long prompts",
-        "queue_time_s": "as the daemon says: from a request's arrival until its first launch",
-        "cached_tokens": "prompt tokens that the daemon found in a KV cache",
-        "others_gaps_beside_s": "of streams without long prompts: gaps that overlap the time from a long \
-                                 prompt's call until its first token",
+        "percentiles": "nearest rank: the smallest measured value that at least p % of the values do not exceed",
+        "wall_s": "from the level's first request to the end of the last answer",
+        "output_tokens_per_s": "received tokens, those of failed requests included, divided by wall_s",
+        "input_tokens_per_s": "prompt tokens of successful requests, cached ones included, divided by wall_s",
+        "time_to_first_token_s": "at this client, from the call to the first token; long prompts excluded",
+        "inter_token_latency_s": "at this client, from one piece of a stream to the next, which may hold \
+                                  several tokens; long prompts excluded",
+        "queue_time_s": "reported by the daemon: from a request's arrival to its admission",
+        "cached_tokens": "prompt tokens that the daemon reused from a KV cache",
+        "others_gaps_beside_s": "inter-token gaps of streams without long prompts that overlap the time from \
+                                 a long prompt's call to its first token",
     })
 }
 

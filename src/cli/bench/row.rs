@@ -1,4 +1,4 @@
-//! What was measured: one sample for each request, and the row that a level's samples add up to.
+//! The measurements: one sample per request, and one row that summarizes a level's samples.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub(super) struct Piece {
     pub(super) tokens: u32,
 }
 
-/// What the daemon says of a request that ended well.
+/// The daemon's own figures for a successful request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Done {
     pub(super) prompt_tokens: u32,
@@ -22,13 +22,13 @@ pub(super) struct Done {
     pub(super) queue: Duration,
 }
 
-/// One request, as its client saw it.
+/// One request, measured at the client.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sample {
     pub(super) long: bool,
     pub(super) start: Moment,
     pub(super) pieces: Vec<Piece>,
-    /// Or the reason why it failed.
+    /// The daemon's figures, or the reason of the failure.
     pub(super) outcome: Result<Done, String>,
 }
 
@@ -37,7 +37,7 @@ impl Sample {
         self.pieces.first().map(|piece| piece.at - self.start)
     }
 
-    /// Times from one piece to the next, with when the later one came.
+    /// Returns the times between consecutive pieces, each with the arrival of the later one.
     fn gaps(&self) -> impl Iterator<Item = (Moment, Duration)> {
         self.pieces.windows(2).map(|pair| (pair[1].at, pair[1].at - pair[0].at))
     }
@@ -52,7 +52,7 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// Of these times; None if there are none.
+    /// Computes the percentiles of `times`; None if there are none.
     pub(super) fn of(times: impl IntoIterator<Item = Duration>) -> Option<Self> {
         let mut times: Vec<_> = times.into_iter().collect();
         times.sort_unstable();
@@ -61,48 +61,48 @@ impl Spread {
     }
 }
 
-/// The smallest of the sorted values that `percent` of a hundred of them do not exceed.
+/// Returns the smallest of the sorted values that at least `percent` % of them do not exceed.
 fn nearest_rank<T: Copy>(sorted: &[T], percent: usize) -> Option<T> {
     let rank = (percent * sorted.len()).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// What the long prompts of a mix got, and what they did to the others.
+/// Measurements of the long prompts of a mix, and of their effect on the other requests.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LongRow {
     pub(super) requests: usize,
     pub(super) time_to_first_token: Option<Spread>,
     /// Gaps of the other streams that overlap the prefill of a long prompt.
     pub(super) others_gaps_beside: Option<Spread>,
-    /// Their gaps at all other times.
+    /// Gaps of the other streams at all other times.
     pub(super) others_gaps_apart: Option<Spread>,
 }
 
-/// One level of the sweep.
+/// Results of one level of the sweep.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) load: Load,
-    /// Requests that ended well, long ones included.
+    /// Successful requests, long ones included.
     pub(super) requests: usize,
-    /// Requests that failed, by reason.
+    /// Failed requests by reason.
     pub(super) errors: BTreeMap<String, usize>,
     pub(super) wall_s: f64,
     pub(super) input_tokens: u64,
     pub(super) output_tokens: u64,
     pub(super) cached_tokens: u64,
-    /// Of requests that are not long.
+    /// Time to first token of requests that are not long.
     pub(super) time_to_first_token: Option<Spread>,
-    /// Of requests that are not long.
+    /// Inter-token latency of requests that are not long.
     pub(super) inter_token_latency: Option<Spread>,
-    /// Of requests that are not long.
+    /// Queue time of requests that are not long.
     pub(super) queue_time: Option<Spread>,
     pub(super) long: Option<LongRow>,
-    /// Ctrl-C came before the level was done.
+    /// Whether Ctrl-C ended the level early.
     pub(super) interrupted: bool,
 }
 
 impl Row {
-    /// Adds up the samples of a level that took `wall`.
+    /// Summarizes the samples of a level that took `wall`.
     pub(super) fn new(load: Load, samples: &[Sample], wall: Duration, mixed: bool) -> Self {
         let mut errors = BTreeMap::new();
         let (mut requests, mut input_tokens, mut cached_tokens) = (0, 0, 0);
@@ -138,12 +138,12 @@ impl Row {
         }
     }
 
-    /// Generated tokens a second.
+    /// Returns generated tokens per second.
     pub(super) fn output_tokens_per_s(&self) -> f64 {
         per_second(self.output_tokens, self.wall_s)
     }
 
-    /// Prompt tokens a second, cached ones included.
+    /// Returns prompt tokens per second, cached ones included.
     pub(super) fn input_tokens_per_s(&self) -> f64 {
         per_second(self.input_tokens, self.wall_s)
     }

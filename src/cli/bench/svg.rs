@@ -1,5 +1,5 @@
-//! The sweep as a picture: tokens per second and time to first token over the load, in two panels of one SVG.
-//! It needs no fonts or scripts, and its colours follow the reader's light or dark scheme.
+//! Plots a sweep: tokens per second and time to first token over the load, in two panels of one SVG. Uses no
+//! fonts or scripts; its colours follow the reader's light or dark scheme.
 
 use std::fmt::Write as _;
 
@@ -8,12 +8,12 @@ use super::row::Row;
 
 const WIDTH: f64 = 920.0;
 const HEIGHT: f64 = 380.0;
-/// Where the panels' plots begin and how large they are.
+/// Left edges of the two plots, in pixels; their top edge and size follow.
 const LEFTS: [f64; 2] = [64.0, 524.0];
 const TOP: f64 = 84.0;
 const PLOT_WIDTH: f64 = 340.0;
 const PLOT_HEIGHT: f64 = 220.0;
-/// More labels than this on an axis would run into each other.
+/// Maximum number of labels on an axis; more would overlap.
 const LABELS_MAX: usize = 12;
 
 const STYLE: &str = "\
@@ -32,11 +32,11 @@ path.line { fill: none; stroke-width: 2; stroke-linejoin: round } text.a, text.b
 struct Series {
     name: &'static str,
     class: char,
-    /// One for each row; None where nothing was measured.
+    /// One value per row; None if not measured.
     values: Vec<Option<f64>>,
 }
 
-/// Draws the rows; `title` and `subtitle` are shown as they are.
+/// Plots the rows; `title` and `subtitle` are shown unchanged.
 pub(super) fn plot(title: &str, subtitle: &str, rows: &[Row]) -> String {
     let mut rows: Vec<&Row> = rows.iter().collect();
     rows.sort_by(|a, b| a.load.value().total_cmp(&b.load.value()));
@@ -81,7 +81,7 @@ fn panel(svg: &mut String, left: f64, name: &str, series: &[Series], (loads, axi
     let ticks = ticks(largest);
     let top = ticks.last().copied().unwrap_or(1.0);
     let y = |value: f64| TOP + PLOT_HEIGHT * (1.0 - value / top);
-    // Levels stand at equal distances: sweeps double, and a straight scale would crowd their beginning.
+    // Equal distances: sweeps double, and a linear scale would crowd the small levels.
     let step = PLOT_WIDTH / loads.len().max(1) as f64;
     let x = |index: usize| left + step * (index as f64 + 0.5);
 
@@ -99,7 +99,7 @@ fn panel(svg: &mut String, left: f64, name: &str, series: &[Series], (loads, axi
     }
     let (middle, under) = (left + PLOT_WIDTH / 2.0, bottom + 40.0);
     put(svg, format_args!("<text class=\"quiet middle\" x=\"{middle}\" y=\"{under}\">{axis}</text>"));
-    // From the top down, so that labels of lines that meet can make room downwards.
+    // From the top down, so that labels of lines that meet move downwards.
     let mut lowest_label = f64::NEG_INFINITY;
     for Series { name, class, values } in series.iter().rev() {
         let points: Vec<_> =
@@ -128,7 +128,7 @@ fn put(svg: &mut String, line: std::fmt::Arguments<'_>) {
     _ = writeln!(svg, "{line}");
 }
 
-/// Round numbers from 0 to the first one that is not below `largest`; four to six of them.
+/// Returns four to six round numbers, from 0 to the first one that is not below `largest`.
 fn ticks(largest: f64) -> Vec<f64> {
     let largest = if largest > 0.0 { largest } else { 1.0 };
     let power = 10_f64.powf((largest / 5.0).log10().floor());
@@ -141,7 +141,7 @@ fn ticks(largest: f64) -> Vec<f64> {
     ticks
 }
 
-/// At most three digits that say something.
+/// Formats a number with at most three significant digits.
 fn number(value: f64) -> String {
     let digits = match value {
         _ if value >= 99.95 => 0,

@@ -1,4 +1,4 @@
-//! What `generate` and `chat` share: sampling options, sessions by name, and a streamed answer on stdout.
+//! Shared by `generate` and `chat`: sampling options, sessions by name, and an answer streamed to stdout.
 
 use std::io::{self, Write as _};
 
@@ -12,48 +12,49 @@ use mlxd_client::{Client, ErrorReason};
 use super::connect::choose_model;
 use super::failure::Result;
 
-/// How tokens are chosen and when generation ends; what is unset is the model's default.
+/// Sampling and stopping options; an unset one is the model's default.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// Softmax temperature, 0 to 100; 0 is greedy
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
-    /// Keep the likeliest tokens whose mass reaches this
+    /// Nucleus sampling: keep the most likely tokens whose probabilities sum to at least P, 0 to 1
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
-    /// Keep this many likeliest tokens
+    /// Keep only the K most likely tokens; 0 keeps all
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
-    /// Keep tokens at least this likely relative to the likeliest
+    /// Keep tokens whose probability is at least P times that of the most likely one, 0 to 1
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
-    /// Seed of the random numbers
+    /// Seed of the random numbers [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The most tokens to generate
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// End where this text appears; may be repeated
+    /// Stop where this text appears; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Who goes first where not all can run [default: normal]
+    /// Scheduling class when not all requests can run [default: normal]
     #[arg(long, value_name = "CLASS")]
     priority: Option<Class>,
 }
 
-/// Who goes first.
+/// Scheduling class of a request.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Class {
-    /// Somebody waits for every token
+    /// Latency-sensitive: a user waits for each token
     Interactive,
+    /// The default
     Normal,
-    /// Nobody waits
+    /// Batch work that may be preempted
     Background,
 }
 
 impl SamplingArgs {
-    /// Puts them into a request.
+    /// Copies the options into `request`.
     pub(crate) fn apply(&self, request: &mut GenerateRequest) {
         let Self { temperature, top_p, top_k, min_p, seed, max_tokens, ref stop, priority } = *self;
         let priority = match priority {
@@ -70,7 +71,7 @@ impl SamplingArgs {
     }
 }
 
-/// The session of this name; it is made, bound to `model` or the only resident one, if there is none.
+/// Returns the session `name`; creates it, bound to `model` or the only resident one, if it does not exist.
 pub(crate) async fn open_session(client: &Client, name: &str, model: Option<&str>) -> Result<Session> {
     let get =
         || client.get_session(GetSessionRequest { name: name.to_owned(), ..GetSessionRequest::default() });
@@ -82,14 +83,14 @@ pub(crate) async fn open_session(client: &Client, name: &str, model: Option<&str
     create_session(client, name, model).await
 }
 
-/// A new session; an empty name lets the daemon choose one.
+/// Creates a session; for an empty `name` the daemon chooses one.
 pub(crate) async fn create_session(client: &Client, name: &str, model: Option<&str>) -> Result<Session> {
     let model = choose_model(client, model).await?;
     let request = CreateSessionRequest { name: name.to_owned(), model, ttl: None };
     Ok(client.create_session(request).await?)
 }
 
-/// Streams an answer to stdout, with a line end after it, also after a part of one.
+/// Streams an answer to stdout and ends its last line, even if the answer is incomplete.
 pub(crate) async fn stream_to_stdout(client: &Client, request: GenerateRequest) -> Result<GenerateFinished> {
     let mut stream = client.stream_generate(request).await?;
     let mut line = OpenLine::default();
@@ -105,7 +106,7 @@ pub(crate) async fn stream_to_stdout(client: &Client, request: GenerateRequest) 
     Ok(end)
 }
 
-/// Text on stdout whose last line is ended when the answer ends, for whatever reason.
+/// Writer to stdout that ends an open last line when it is closed or dropped.
 #[derive(Default)]
 struct OpenLine {
     open: bool,
@@ -127,7 +128,7 @@ impl OpenLine {
 
 impl Drop for OpenLine {
     fn drop(&mut self) {
-        // Cancelled or failed within a line: the error or the prompt that follows starts a new one.
+        // Cancelled or failed within a line: the next error or prompt must start a new one.
         _ = self.close();
     }
 }
