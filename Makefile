@@ -14,19 +14,21 @@ export MLXD_BIN := $(TARGET)/release/mlxd
 # They would replace the flags by which the binaries find MLX (.cargo/mlx-linux.toml).
 unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 
-.PHONY: help demo test serve build setup model parity bench fmt lint dist clean
+.PHONY: help demo test test-all serve build setup model parity soak bench fmt lint dist clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: build model ## two clients share one model: the set-up, the build, the show
 	@python="$$(tests/python/venv.sh demo)" && PYTHONPATH=clients/python/src \
 	  "$$python" tests/demo/demo.py --mlxd $(MLXD_BIN) --model-root $(MODELS) --model $(MODEL)
 
-test: lint build model ## formatting, lints and every test
+test: lint build model ## formatting, lints and the tests: 25 minutes at most on two cores
 	native/tests/python/run.sh
 	cargo test $(PROFILE) --workspace
 	tests/python/run.sh
+
+test-all: test parity soak ## and what takes longer; a workflow runs it every night
 
 serve: build model ## the daemon in the foreground, with the default model
 	@exec $(MLXD_BIN) serve --model-root $(MODELS) --model $(MODEL)
@@ -43,6 +45,9 @@ model: build ## the default model, fetched and converted
 parity: build ## every architecture beside mlx-lm, in every storage, and a sweep of configurations
 	@python="$$(tests/python/venv.sh test)" && PYTHONPATH=clients/python/src:tests/python/support \
 	  "$$python" tests/python/parity/parity_table.py $(PARITY)
+
+soak: build model ## 500 streams, most of which end badly: what stays, and what the others say
+	tests/bench/run.sh soak --check
 
 bench: build model ## mlxd beside mlx-lm, in one run
 	MLXD_BLAS=$(CURDIR)/.cargo/mlx-linux/lib/libmlxd_blas.so \

@@ -181,7 +181,7 @@ def test_a_caller_that_stops_reading_is_ended_and_gives_everything_back(tiny_roo
     # Small windows, and logprobs to fill them: by itself gRPC reads megabytes ahead.
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
     with (
-        Daemon([tiny_root], {"slow_reader_s": 1}, models=["tiny"]) as daemon,
+        Daemon([tiny_root], {"slow_reader_s": 5}, models=["tiny"]) as daemon,
         daemon.wire() as wire,
         daemon.wire(options=options) as slow,
     ):

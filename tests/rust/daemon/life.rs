@@ -125,7 +125,7 @@ async fn reflection_lists_the_services_in_both_versions() {
 
 #[tokio::test]
 async fn a_drain_lets_streams_finish_and_refuses_new_calls() {
-    let mut daemon = Daemon::with(|config| config.drain = std::time::Duration::from_secs(1)).await;
+    let mut daemon = Daemon::with(|config| config.drain = std::time::Duration::from_secs(600)).await;
     let mut open = InferenceServiceClient::new(daemon.channel().await);
     let channel = daemon.channel().await;
     let mut health = HealthClient::new(channel);
