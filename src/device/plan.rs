@@ -15,7 +15,7 @@ use crate::hub::{self, Dtype as Stored};
 use crate::ids::ModelName;
 use crate::mlx::kernels::KernelSet;
 use crate::mlx::tensors::Policy;
-use crate::models::{self, ConfigError, Loading, Setup};
+use crate::models::{self, Loading, OpenError, Setup};
 
 /// A load, planned.
 #[derive(Debug)]
@@ -95,8 +95,8 @@ impl LoadPlan {
         let int8_kv = self.spec.kv == KvDtype::Int8;
         let setup = Setup { dtype: self.policy.float, ops: self.policy.ops, int8_kv };
         models::open(&self.config, setup).map_err(|error| match error {
-            ConfigError::Unsupported(why) => Error::ModelUnsupported { model: self.spec.model.clone(), why },
-            ConfigError::Invalid(why) => Error::ModelInvalid { model: self.spec.model.clone(), why },
+            OpenError::Unsupported(why) => Error::ModelUnsupported { model: self.spec.model.clone(), why },
+            OpenError::Invalid(why) => Error::ModelInvalid { model: self.spec.model.clone(), why },
         })
     }
 

@@ -1,48 +1,95 @@
 //! What all architectures share: a decoder is an embedding, residuals in a row, a norm and a head. An architecture says
-//! what its layers keep and which residuals they have; loading piece by piece and running are done here.
+//! what its layers keep and which residuals they have, where that is not as in Llama; loading piece by piece and running
+//! are done here.
 
-use mlx_rs::error::Result;
+use mlx_rs::error::Result as MlxResult;
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, ops};
 
+use super::config::Common;
+use super::parts::Layer;
 use super::{Loading, Model, Setup};
 use crate::error::Error;
 use crate::mlx::batch::Batch;
 use crate::mlx::kernels::KernelSet;
-use crate::mlx::kv::{Kv, KvShape, LayerState};
-use crate::mlx::layers::{ForwardContext, Matrix, Residual, RmsNorm, Rope};
+use crate::mlx::kv::{Kv, KvShape, LayerState, TokenState};
+use crate::mlx::layers::{ForwardContext, Gate, Matrix, Mixture, Residual, RmsNorm, Rope, Sublayer};
 use crate::mlx::tensors::TensorCursor;
 
-/// One architecture with its configuration.
-pub(crate) trait Architecture {
-    /// What is at both ends of the layers.
-    fn ends(&self) -> EmbeddingAndHead;
+/// One architecture with its configuration. The defaults are Llama's: an architecture writes what it does otherwise.
+pub(super) trait Architecture {
+    /// Returns what its config says of the common keys.
+    fn common(&self) -> &Common;
 
-    /// What each layer keeps of a sequence.
-    fn states(&self) -> Vec<LayerState>;
+    /// Returns what stands at both ends of the layers.
+    fn ends(&self) -> EmbeddingAndHead {
+        EmbeddingAndHead::new(self.common())
+    }
 
-    /// How many pieces the layers are loaded in.
-    fn layers(&self) -> usize;
+    /// Returns the positions that a layer attends to at most; 0 is all.
+    fn window(&self, _layer: usize) -> i32 {
+        0
+    }
 
-    /// The kinds of rotation that the residuals name by their index.
-    fn ropes(&self) -> Vec<Rope>;
+    /// Returns what the layers keep of a sequence.
+    fn states(&self) -> Vec<LayerState> {
+        let Common { layers, attention, .. } = self.common();
+        let state = |layer| TokenState { window: self.window(layer), ..*attention };
+        (0..*layers).map(state).map(LayerState::Tokens).collect()
+    }
 
-    /// Brings the tensors to the names and shapes that are taken, and drops what is not used.
-    fn adapt(&self, weights: &mut TensorCursor) -> std::result::Result<(), Error>;
-
-    /// Takes a layer.
-    fn layer(&self, index: usize, weights: &mut TensorCursor) -> std::result::Result<Vec<Residual>, Error>;
+    /// Brings the tensors to the names and shapes that are taken, and drops those that are not used.
+    fn adapt(&self, _weights: &mut TensorCursor) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Takes what runs once a step before the layers.
-    fn prelude(&self, _weights: &mut TensorCursor) -> std::result::Result<Option<Box<dyn Prelude>>, Error> {
+    fn prelude(&self, _weights: &mut TensorCursor) -> Result<Option<Box<dyn Prelude>>, Error> {
+        Ok(None)
+    }
+
+    /// Takes a layer.
+    fn layer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
+        usual_layer(self, layer, weights)
+    }
+
+    /// Takes what mixes the tokens of a layer.
+    fn mixer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
+        Ok(Box::new(self.common().attention(layer, weights)?))
+    }
+
+    /// Takes what each token of a layer goes through alone: its mixture, or an MLP.
+    fn feed_forward(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
+        Ok(match self.mixture(layer, weights)? {
+            Some(mixture) => Box::new(mixture),
+            None => Box::new(self.common().mlp(layer, Gate::Silu, weights)?),
+        })
+    }
+
+    /// Takes a layer's mixture of experts; None if the layer is dense.
+    fn mixture(&self, _layer: &Layer, _weights: &mut TensorCursor) -> Result<Option<Mixture>, Error> {
         Ok(None)
     }
 }
 
+/// Takes a layer of two parts, the mixer and the feed-forward part, each after a norm.
+pub(super) fn usual_layer(
+    architecture: &(impl Architecture + ?Sized),
+    layer: &Layer,
+    weights: &mut TensorCursor,
+) -> Result<Vec<Residual>, Error> {
+    let common = architecture.common();
+    let mixer = architecture.mixer(layer, weights)?;
+    let feed_forward = architecture.feed_forward(layer, weights)?;
+    let before = common.norm(&layer.name("input_layernorm"), weights)?;
+    let between = common.norm(&layer.name("post_attention_layernorm"), weights)?;
+    Ok(vec![Residual::new(before, mixer), Residual::new(between, feed_forward)])
+}
+
 /// What a model computes once a step for all of its layers.
-pub(crate) trait Prelude {
+pub(super) trait Prelude {
     /// Of token ids `[tokens]` and their hidden states `[tokens, hidden]`.
-    fn forward(&self, tokens: &Array, x: &Array) -> Result<Array>;
+    fn forward(&self, tokens: &Array, x: &Array) -> MlxResult<Array>;
 
     /// Every array of its weights.
     fn arrays(&self) -> Vec<&Array>;
@@ -50,37 +97,37 @@ pub(crate) trait Prelude {
 
 /// Embedding and head.
 #[derive(Clone, Debug)]
-pub(crate) struct EmbeddingAndHead {
-    pub(crate) hidden: i32,
-    pub(crate) vocabulary: i32,
+pub(super) struct EmbeddingAndHead {
+    pub(super) hidden: i32,
+    pub(super) vocabulary: i32,
     /// The embedding's module.
-    pub(crate) embedding: &'static str,
+    pub(super) embedding: &'static str,
     /// The last norm's module.
-    pub(crate) norm: &'static str,
-    pub(crate) norm_eps: f32,
+    pub(super) norm: &'static str,
+    pub(super) norm_eps: f32,
     /// The norm's weights are stored less 1.
-    pub(crate) norm_plus_one: bool,
+    pub(super) norm_plus_one: bool,
     /// The head's module; None if the embedding serves.
-    pub(crate) head: Option<&'static str>,
+    pub(super) head: Option<&'static str>,
     /// What embedded tokens are multiplied with.
-    pub(crate) embedding_scale: f32,
+    pub(super) embedding_scale: f32,
     /// What logits are multiplied with.
-    pub(crate) logit_scale: f32,
+    pub(super) logit_scale: f32,
     /// Logits become `softcap * tanh(logit / softcap)`; 0 is off.
-    pub(crate) softcap: f32,
+    pub(super) softcap: f32,
 }
 
 impl EmbeddingAndHead {
-    /// The usual names, with nothing done to embedding and logits.
-    pub(crate) fn new(hidden: i32, vocabulary: i32, norm_eps: f32, tied: bool) -> Self {
+    /// Returns the usual names, with nothing done to embedding and logits.
+    pub(super) fn new(common: &Common) -> Self {
         Self {
-            hidden,
-            vocabulary,
+            hidden: common.hidden,
+            vocabulary: common.vocabulary,
             embedding: "model.embed_tokens",
             norm: "model.norm",
-            norm_eps,
+            norm_eps: common.eps,
             norm_plus_one: false,
-            head: if tied { None } else { Some("lm_head") },
+            head: if common.tied { None } else { Some("lm_head") },
             embedding_scale: 1.0,
             logit_scale: 1.0,
             softcap: 0.0,
@@ -110,12 +157,12 @@ struct Loader<A> {
 }
 
 /// Gets ready to load.
-pub(crate) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -> Box<dyn Loading> {
+pub(super) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -> Box<dyn Loading> {
     Box::new(Loader { architecture, setup, embedding: None, prelude: None, residuals: Vec::new(), done: 0 })
 }
 
 impl<A: Architecture> Loading for Loader<A> {
-    fn next(&mut self, weights: &mut TensorCursor) -> std::result::Result<Option<Box<dyn Model>>, Error> {
+    fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error> {
         let ends = self.architecture.ends();
         let Some(embedding) = &self.embedding else {
             weights.discard(|name| name.contains("rotary_emb.inv_freq"));
@@ -130,8 +177,8 @@ impl<A: Architecture> Loading for Loader<A> {
             self.prelude = self.architecture.prelude(weights)?;
             return Ok(None);
         };
-        if self.done < self.architecture.layers() {
-            let residuals = self.architecture.layer(self.done, weights)?;
+        if self.done < self.architecture.common().layers {
+            let residuals = self.architecture.layer(&Layer::new(self.done), weights)?;
             eval(residuals.iter().flat_map(Residual::arrays))?;
             self.residuals.extend(residuals);
             self.done += 1;
@@ -142,7 +189,7 @@ impl<A: Architecture> Loading for Loader<A> {
         let head = ends.head.map(|head| weights.matrix(head, ends.vocabulary, ends.hidden)).transpose()?;
         weights.finish()?;
         let model = Decoder {
-            ropes: self.architecture.ropes(),
+            ropes: self.architecture.common().ropes.clone(),
             prelude: self.prelude.take(),
             embedding: embedding.clone(),
             residuals: std::mem::take(&mut self.residuals),
@@ -155,7 +202,7 @@ impl<A: Architecture> Loading for Loader<A> {
     }
 
     fn pieces(&self) -> usize {
-        self.architecture.layers() + 2
+        self.architecture.common().layers + 2
     }
 
     fn kv_shape(&self) -> KvShape {
@@ -164,12 +211,12 @@ impl<A: Architecture> Loading for Loader<A> {
     }
 }
 
-fn scaled(x: Array, scale: f32) -> Result<Array> {
+fn scaled(x: Array, scale: f32) -> MlxResult<Array> {
     if scale == 1.0 { Ok(x) } else { x.multiply(Array::from_f32(scale).as_dtype(x.dtype())?) }
 }
 
 impl Decoder {
-    fn logits(&self, normed: &Array) -> Result<Array> {
+    fn logits(&self, normed: &Array) -> MlxResult<Array> {
         let logits = self.head.as_ref().unwrap_or(&self.embedding).project(normed)?;
         let logits = scaled(logits, self.ends.logit_scale)?;
         if self.ends.softcap == 0.0 {
@@ -181,7 +228,7 @@ impl Decoder {
 }
 
 impl Model for Decoder {
-    fn forward(&self, batch: &Batch, kv: &mut Kv) -> Result<Option<Array>> {
+    fn forward(&self, batch: &Batch, kv: &mut Kv) -> MlxResult<Option<Array>> {
         let ops: KernelSet = kv.shape().ops;
         let turned = self.ropes.iter().map(|rope| (rope.clone(), rope.rotation(&batch.positions, ops)));
         let turned: Vec<_> = turned.collect();

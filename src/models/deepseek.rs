@@ -4,25 +4,29 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, EmbeddingAndHead, loader};
-use super::{ConfigError, Loading, Setup, config};
+use super::config::{self, Common, Key, Keys};
+use super::decoder::{Architecture, loader};
+use super::parts::{ExpertSizes, GroupedExperts, Layer};
+use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::cuda;
-use crate::mlx::kv::{LayerState, TokenState, inverse_root};
-use crate::mlx::layers::{
-    Gate, Latent, LatentQuery, Matrix, Mixture, Residual, Rope, Router, Scoring, yarn_magnitude,
-};
+use crate::mlx::kv::{TokenState, inverse_root};
+use crate::mlx::layers::{Latent, LatentQuery, Matrix, Mixture, Sublayer, yarn_magnitude};
 use crate::mlx::tensors::TensorCursor;
+
+const KEYS: Keys = Keys {
+    // The vector that is cached is the key of one head.
+    num_key_value_heads: Key::Always(Some(1)),
+    attention_bias: Key::Or(false),
+    rope_traditional: Key::Always(true),
+    tie_word_embeddings: Key::Or(false),
+    ..Keys::USUAL
+};
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
     model_type: String,
-    vocab_size: i32,
-    hidden_size: i32,
-    intermediate_size: i32,
     moe_intermediate_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
     n_shared_experts: Option<i32>,
     n_routed_experts: Option<i32>,
     #[serde(default = "one")]
@@ -45,14 +49,6 @@ struct Config {
     moe_layer_freq: i32,
     #[serde(default)]
     first_k_dense_replace: usize,
-    rms_norm_eps: f32,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Value>,
-    #[serde(default)]
-    attention_bias: bool,
-    hidden_act: Option<String>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
 }
 
 fn one() -> f32 {
@@ -64,44 +60,40 @@ fn first() -> i32 {
 }
 
 struct DeepSeek {
+    common: Common,
     config: Config,
-    /// Experts, and of them those of a token; 0 is none.
-    experts: i32,
-    chosen: i32,
-    state: TokenState,
-    rope: Rope,
+    /// None: all layers are dense.
+    experts: Option<GroupedExperts>,
 }
 
 /// Epsilon of the norms of small vectors in DeepSeek's own model, whatever the config says of others.
 const LATENT_EPS: f32 = 1e-6;
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
+pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
     let config: Config = config::parse(value)?;
     config.check()?;
+    let head_dim = Key::Always(Some(config.qk_rope_head_dim + config.kv_lora_rank));
+    let rope_theta = Key::Or(if config.is_lite() { 1e6 } else { 1e4 });
+    let mut common = Common::read(value, &Keys { head_dim, rope_theta, ..KEYS })?;
+    let heads = common.attention.heads;
+    config::heads(heads, 1, config.qk_nope_head_dim)?;
+    config::heads(heads, 1, config.v_head_dim)?;
     if cuda::active() {
         // Scores agreed there and generated tokens did not (one H200): refused until that is understood.
-        return Err(ConfigError::Unsupported("latent attention on CUDA".into()));
+        return config::unsupported("latent attention on CUDA");
     }
-    let rope_scaling = config.rope_scaling.as_ref().filter(|scaling| !scaling.is_null());
-    let theta = config.rope_theta.unwrap_or(if config.is_lite() { 1e6 } else { 1e4 });
-    let rope = config::rope(config.qk_rope_head_dim, theta, true, rope_scaling, value)?;
-    let query_dim = config.qk_nope_head_dim + config.qk_rope_head_dim;
-    let number = |key: &str| rope_scaling.and_then(|scaling| scaling.get(key)).and_then(Value::as_f64);
+    let scaling = value.get("rope_scaling");
+    common.ropes = vec![common.rope(config.qk_rope_head_dim, scaling, value)?];
+    common.tied &= config.is_lite();
+    let number = |key: &str| scaling.and_then(|scaling| scaling.get(key)).and_then(Value::as_f64);
     let weight = number("mscale_all_dim").unwrap_or(0.0);
     let stretch = if weight == 0.0 { 1.0 } else { yarn_magnitude(number("factor").unwrap_or(1.0), weight) };
-    let head_dim = config.qk_rope_head_dim + config.kv_lora_rank;
-    let state = TokenState {
-        values_from: config.qk_rope_head_dim,
-        scale: inverse_root(query_dim) * config::single(stretch * stretch),
-        ..TokenState::new(config.num_attention_heads, 1, head_dim)
-    };
-    let experts = config.n_routed_experts.unwrap_or(0);
-    let chosen = config.num_experts_per_tok.unwrap_or(if config.is_lite() { 4 } else { 1 });
-    if experts > 0 {
-        config::experts(experts, chosen, (config.n_group, config.topk_group))?;
-    }
-    Ok(loader(DeepSeek { config, experts, chosen, state, rope }, setup))
+    let query_dim = config.qk_nope_head_dim + config.qk_rope_head_dim;
+    common.attention.values_from = config.qk_rope_head_dim;
+    common.attention.scale = inverse_root(query_dim) * config::single(stretch * stretch);
+    let experts = config.experts()?;
+    Ok(loader(DeepSeek { common, config, experts }, setup))
 }
 
 impl Config {
@@ -109,50 +101,64 @@ impl Config {
         self.model_type == "glm4_moe_lite"
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), OpenError> {
         config::sizes(&[
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
             ("moe_intermediate_size", self.moe_intermediate_size),
-            ("vocab_size", self.vocab_size),
             ("kv_lora_rank", self.kv_lora_rank),
             ("q_lora_rank", self.q_lora_rank.unwrap_or(1)),
-            ("v_head_dim", self.v_head_dim),
+            ("qk_rope_head_dim", self.qk_rope_head_dim),
+            ("qk_nope_head_dim", self.qk_nope_head_dim),
             ("moe_layer_freq", self.moe_layer_freq),
         ])?;
-        config::depth(self.num_hidden_layers)?;
-        config::heads(self.num_attention_heads, 1, self.kv_lora_rank)?;
-        config::heads(self.num_attention_heads, 1, self.qk_rope_head_dim)?;
-        config::heads(self.num_attention_heads, 1, self.qk_nope_head_dim)?;
-        config::heads(self.num_attention_heads, 1, self.v_head_dim)?;
-        config::epsilon(self.rms_norm_eps)?;
-        config::activation(self.hidden_act.as_deref(), &["silu"])?;
-        config::choice("topk_method", self.topk_method.as_deref(), &["noaux_tc"])?;
-        config::choice("scoring_func", self.scoring_func.as_deref(), &["sigmoid"])?;
-        match self.n_shared_experts {
-            Some(shared) if !(0..=1024).contains(&shared) => {
-                config::invalid("n_shared_experts is out of range")
-            }
-            _ => Ok(()),
+        config::choice("topk_method", self.topk_method.as_deref(), "noaux_tc")?;
+        config::choice("scoring_func", self.scoring_func.as_deref(), "sigmoid")
+    }
+
+    fn experts(&self) -> Result<Option<GroupedExperts>, OpenError> {
+        let shared = self.n_shared_experts.unwrap_or(0);
+        if !(0..=1024).contains(&shared) {
+            return config::invalid(format!("n_shared_experts is {shared}, not between 0 and 1024"));
         }
+        let Some(experts) = self.n_routed_experts.filter(|&experts| experts > 0) else { return Ok(None) };
+        let chosen = self.num_experts_per_tok.unwrap_or(if self.is_lite() { 4 } else { 1 });
+        config::experts(experts, chosen, (self.n_group, self.topk_group))?;
+        let inner = self.moe_intermediate_size;
+        let shared = (shared > 0).then(|| inner.saturating_mul(shared));
+        config::sizes(&[("moe_intermediate_size * n_shared_experts", shared.unwrap_or(1))])?;
+        Ok(Some(GroupedExperts {
+            sizes: ExpertSizes { experts, chosen, inner },
+            groups: self.n_group,
+            groups_kept: self.topk_group,
+            normed: self.norm_topk_prob,
+            scale: self.routed_scaling_factor,
+            shared,
+        }))
+    }
+
+    /// Whether a layer has a mixture.
+    fn mixes(&self, layer: usize) -> bool {
+        let every = usize::try_from(self.moe_layer_freq).unwrap_or(1).max(1);
+        layer >= self.first_k_dense_replace && layer.is_multiple_of(every)
     }
 }
 
 impl DeepSeek {
-    fn attention(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<Latent, Error> {
-        let config = &self.config;
-        let (hidden, heads, rank) = (config.hidden_size, config.num_attention_heads, config.kv_lora_rank);
+    fn attention(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Latent, Error> {
+        let Self { common, config, .. } = self;
+        let prefix = &layer.name("self_attn");
+        let (hidden, bias) = (common.hidden, common.output_bias);
+        let (heads, rank) = (common.attention.heads, config.kv_lora_rank);
         let (plain, turned, value) = (config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim);
-        let eps = if config.is_lite() { config.rms_norm_eps } else { LATENT_EPS };
+        let eps = if config.is_lite() { common.eps } else { LATENT_EPS };
         let queries = heads * (plain + turned);
         let kept = ("kv_a_proj_with_mqa", rank + turned);
         let (down, query) = match config.q_lora_rank {
             None => (
-                weights.fused(prefix, &[kept], hidden, config.attention_bias)?,
+                weights.fused(prefix, &[kept], hidden, bias)?,
                 LatentQuery::Direct(weights.linear(&format!("{prefix}.q_proj"), queries, hidden, false)?),
             ),
             Some(low) => (
-                weights.fused(prefix, &[("q_a_proj", low), kept], hidden, config.attention_bias)?,
+                weights.fused(prefix, &[("q_a_proj", low), kept], hidden, bias)?,
                 LatentQuery::Low {
                     norm: weights.rms_norm(&format!("{prefix}.q_a_layernorm"), low, eps)?,
                     up: weights.linear(&format!("{prefix}.q_b_proj"), queries, low, false)?,
@@ -162,7 +168,7 @@ impl DeepSeek {
         let (to_latent, from_latent) = self.latent(prefix, weights)?;
         let columns = heads * value;
         Ok(Latent {
-            layer: index,
+            layer: layer.index,
             down,
             query,
             norm: weights.rms_norm(&format!("{prefix}.kv_a_layernorm"), rank, eps)?,
@@ -172,14 +178,14 @@ impl DeepSeek {
             plain,
             turned,
             rank,
-            output: weights.linear(&format!("{prefix}.o_proj"), hidden, columns, config.attention_bias)?,
+            output: weights.linear(&format!("{prefix}.o_proj"), hidden, columns, bias)?,
         })
     }
 
     /// The products around the kept vector: as mlx-lm stores them, or from one matrix as DeepSeek does.
     fn latent(&self, prefix: &str, weights: &mut TensorCursor) -> Result<(Matrix, Matrix), Error> {
-        let Config { num_attention_heads: heads, kv_lora_rank: rank, .. } = self.config;
-        let Config { qk_nope_head_dim: plain, v_head_dim: value, .. } = self.config;
+        let TokenState { heads, .. } = self.common.attention;
+        let Config { kv_lora_rank: rank, qk_nope_head_dim: plain, v_head_dim: value, .. } = self.config;
         if !weights.has(&format!("{prefix}.kv_b_proj.weight")) {
             let to = weights.matrices(&format!("{prefix}.embed_q"), &[heads, rank, plain])?;
             return Ok((to, weights.matrices(&format!("{prefix}.unembed_out"), &[heads, value, rank])?));
@@ -189,79 +195,25 @@ impl DeepSeek {
         let parts = both.split_at_indices(&[plain], 1)?;
         Ok((Matrix::Dense(parts[0].swap_axes(-1, -2)?), Matrix::Dense(parts[1].clone())))
     }
-
-    fn mixture(&self, prefix: &str, weights: &mut TensorCursor) -> Result<Mixture, Error> {
-        let Config { hidden_size: hidden, moe_intermediate_size: inner, .. } = self.config;
-        let Config { n_group: groups, topk_group: groups_kept, norm_topk_prob: normed, .. } = self.config;
-        let scale = self.config.routed_scaling_factor;
-        let bias = weights.single(&format!("{prefix}.gate.e_score_correction_bias"), &[self.experts])?;
-        let shared = match self.config.n_shared_experts.filter(|&shared| shared > 0) {
-            Some(shared) => {
-                let sizes = (hidden, inner * shared);
-                Some(weights.gated_mlp(&format!("{prefix}.shared_experts"), sizes, Gate::Silu, false)?)
-            }
-            None => None,
-        };
-        let stack = format!("{prefix}.switch_mlp");
-        Ok(Mixture {
-            router: Router {
-                logits: weights.linear(&format!("{prefix}.gate"), self.experts, hidden, false)?,
-                experts: self.experts,
-                chosen: self.chosen,
-                scoring: Scoring::Sigmoid { bias, groups, groups_kept, normed, scale },
-                expert_scale: None,
-            },
-            experts: weights.gated_experts(&stack, [self.experts, hidden, inner], Gate::Silu, false)?,
-            shared,
-            shared_gate: None,
-        })
-    }
 }
 
 impl Architecture for DeepSeek {
-    fn ends(&self) -> EmbeddingAndHead {
-        let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
-        EmbeddingAndHead::new(
-            hidden_size,
-            vocab_size,
-            rms_norm_eps,
-            tie_word_embeddings && self.config.is_lite(),
-        )
-    }
-
-    fn states(&self) -> Vec<LayerState> {
-        vec![LayerState::Tokens(self.state); self.config.num_hidden_layers]
-    }
-
-    fn layers(&self) -> usize {
-        self.config.num_hidden_layers
-    }
-
-    fn ropes(&self) -> Vec<Rope> {
-        vec![self.rope.clone()]
+    fn common(&self) -> &Common {
+        &self.common
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         // Layers past the last one predict several tokens at once.
-        weights.discard_layers("model.layers.", self.config.num_hidden_layers);
-        weights.stack_gated_experts(self.config.num_hidden_layers, self.experts)
+        weights.discard_layers("model.layers.", self.common.layers);
+        weights.stack_gated_experts(self.common.layers, self.config.n_routed_experts.unwrap_or(0))
     }
 
-    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
-        let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
-        let prefix = format!("model.layers.{index}");
-        let attention = self.attention(index, &format!("{prefix}.self_attn"), weights)?;
-        let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
-        let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        let every = usize::try_from(self.config.moe_layer_freq).unwrap_or(1).max(1);
-        let mixes =
-            self.experts > 0 && index >= self.config.first_k_dense_replace && index.is_multiple_of(every);
-        let mlp = format!("{prefix}.mlp");
-        let second = if mixes {
-            Residual::new(after, self.mixture(&mlp, weights)?)
-        } else {
-            Residual::new(after, weights.gated_mlp(&mlp, (hidden, inner), Gate::Silu, false)?)
-        };
-        Ok(vec![Residual::new(before, attention), second])
+    fn mixer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
+        Ok(Box::new(self.attention(layer, weights)?))
+    }
+
+    fn mixture(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Option<Mixture>, Error> {
+        let experts = self.experts.filter(|_| self.config.mixes(layer.index));
+        experts.map(|experts| experts.load(&self.common, layer, weights)).transpose()
     }
 }

@@ -6,37 +6,40 @@ use mlx_rs::ops;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, Prelude, loader};
 use super::gemma4_parts::{LayerInput, LayerInputs, Parallel};
-use super::{ConfigError, Loading, Setup, config};
+use super::parts::{ExpertSizes, Layer};
+use super::{Loading, OpenError, Setup};
 use crate::error::Error;
+use crate::mlx::dim;
 use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Fused, Gate, HeadNorms, Residual, Rope, Router, Scoring};
+use crate::mlx::layers::{Attention, Fused, Gate, HeadNorms, Residual, RmsNorm, Rope, Router, Scoring};
 use crate::mlx::tensors::TensorCursor;
+
+const KEYS: Keys = Keys {
+    head_dim: Key::Or(Some(256)),
+    rms_norm_eps: Key::Or(1e-6),
+    num_key_value_heads: Key::Or(Some(1)),
+    // Each kind of layer has its own in `rope_parameters`.
+    rope_theta: Key::Always(1e4),
+    rope_traditional: Key::Or(false),
+    tie_word_embeddings: Key::Or(true),
+    activation: "gelu_pytorch_tanh",
+    activation_keys: &["hidden_activation"],
+    ..Keys::USUAL
+};
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    #[serde(default = "head_dim")]
-    head_dim: i32,
     #[serde(default = "global_head_dim")]
     global_head_dim: Option<i32>,
-    #[serde(default = "epsilon")]
-    rms_norm_eps: f32,
-    vocab_size: i32,
     vocab_size_per_layer_input: Option<i32>,
-    #[serde(default = "one")]
-    num_key_value_heads: i32,
     num_global_key_value_heads: Option<i32>,
     #[serde(default = "shared_layers")]
     num_kv_shared_layers: usize,
     #[serde(default = "layer_input")]
     hidden_size_per_layer_input: i32,
-    #[serde(default)]
-    rope_traditional: bool,
     rope_parameters: Option<Value>,
     sliding_window: Option<i32>,
     #[serde(default = "pattern")]
@@ -53,15 +56,9 @@ struct Config {
     top_k_experts: Option<i32>,
     moe_intermediate_size: Option<i32>,
     layer_types: Option<Vec<String>>,
-    #[serde(default = "config::yes")]
-    tie_word_embeddings: bool,
-    hidden_activation: Option<String>,
 }
 
-fn head_dim() -> i32 {
-    256
-}
-
+#[allow(clippy::unnecessary_wraps, reason = "null: all layers have heads of one size")]
 fn global_head_dim() -> Option<i32> {
     Some(512)
 }
@@ -79,97 +76,88 @@ fn softcap() -> Option<f32> {
     Some(30.0)
 }
 
-fn epsilon() -> f32 {
-    1e-6
-}
-
-fn one() -> i32 {
-    1
-}
-
 fn pattern() -> usize {
     5
 }
 
 struct Gemma4 {
+    common: Common,
     config: Config,
     /// Attention of each layer.
     states: Vec<TokenState>,
-    /// The layer whose cache each layer looks at.
+    /// The layer whose cache each layer reads.
     caches: Vec<usize>,
-    /// Rotations of the layers with a window, and of the others.
-    ropes: Vec<Rope>,
-    /// Experts, those of a token, and their size; 0 is none.
-    experts: (i32, i32, i32),
+    /// None without a mixture.
+    experts: Option<ExpertSizes>,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
+pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let mut common = Common::read(value, &KEYS)?;
     let config: Config = config::parse(value)?;
-    let layers = config.num_hidden_layers;
     config::sizes(&[
-        ("hidden_size", config.hidden_size),
-        ("intermediate_size", config.intermediate_size),
-        ("vocab_size", config.vocab_size),
         ("vocab_size_per_layer_input", config.vocab_size_per_layer_input.unwrap_or(1)),
         ("hidden_size_per_layer_input", config.hidden_size_per_layer_input.max(1)),
     ])?;
-    config::depth(layers)?;
-    config::epsilon(config.rms_norm_eps)?;
-    config::activation(config.hidden_activation.as_deref(), &["gelu_pytorch_tanh"])?;
     let pattern = config.sliding_window_pattern.max(1);
     let by_pattern =
         |layer: usize| if layer.is_multiple_of(pattern) { config::FULL } else { config::SLIDING };
     let kinds: Vec<String> = match &config.layer_types {
         Some(kinds) => kinds.clone(),
-        None => (1..=layers).map(|layer| by_pattern(layer).to_owned()).collect(),
+        None => (1..=common.layers).map(|layer| by_pattern(layer).to_owned()).collect(),
     };
-    config::layer_kinds(&kinds, layers, &[config::FULL, config::SLIDING])?;
-    let states = kinds.iter().map(|kind| config.state(kind)).collect::<Result<Vec<_>, _>>()?;
+    config::layer_kinds(&kinds, common.layers, &[config::FULL, config::SLIDING])?;
+    let states = kinds.iter().map(|kind| config.state(&common, kind)).collect::<Result<Vec<_>, _>>()?;
     let caches = config.caches(&kinds)?;
-    let ropes = [(config::SLIDING, config.head_dim), (config::FULL, config.full_head_dim())];
-    let ropes = ropes.into_iter().map(|(kind, dims)| config.rope(kind, dims, value));
-    let ropes = ropes.collect::<Result<Vec<_>, _>>()?;
-    let mut experts = (0, 0, 0);
-    if config.enable_moe_block {
-        let all = config.num_experts.unwrap_or(0);
-        experts = (all, config.top_k_experts.unwrap_or(0), config.moe_intermediate_size.unwrap_or(0));
-        config::experts(experts.0, experts.1, (1, 1))?;
-        config::sizes(&[("moe_intermediate_size", experts.2)])?;
-    }
-    Ok(loader(Gemma4 { config, states, caches, ropes, experts }, setup))
+    // By index: 0 for layers with a window, 1 for the others.
+    common.ropes = vec![
+        config.rope(&common, config::SLIDING, common.attention.head_dim, value)?,
+        config.rope(&common, config::FULL, config.full_head_dim(&common), value)?,
+    ];
+    let experts = if config.enable_moe_block { Some(config.experts()?) } else { None };
+    Ok(loader(Gemma4 { common, config, states, caches, experts }, setup))
 }
 
 impl Config {
-    fn full_head_dim(&self) -> i32 {
-        self.global_head_dim.filter(|&size| size > 0).unwrap_or(self.head_dim)
+    fn full_head_dim(&self, common: &Common) -> i32 {
+        self.global_head_dim.filter(|&size| size > 0).unwrap_or(common.attention.head_dim)
     }
 
-    fn state(&self, kind: &str) -> Result<TokenState, ConfigError> {
+    fn state(&self, common: &Common, kind: &str) -> Result<TokenState, OpenError> {
         let full = kind == config::FULL;
-        let head_dim = if full { self.full_head_dim() } else { self.head_dim };
+        let TokenState { heads, kv_heads, head_dim, .. } = common.attention;
+        let head_dim = if full { self.full_head_dim(common) } else { head_dim };
         let global = self.num_global_key_value_heads.filter(|_| full && self.attention_k_eq_v);
-        let kv_heads = global.unwrap_or(self.num_key_value_heads);
-        config::heads(self.num_attention_heads, kv_heads, head_dim)?;
+        let kv_heads = global.unwrap_or(kv_heads);
+        config::heads(heads, kv_heads, head_dim)?;
         let window = config::window(kind, self.sliding_window)?;
-        Ok(TokenState { window, scale: 1.0, ..TokenState::new(self.num_attention_heads, kv_heads, head_dim) })
+        Ok(TokenState { window, scale: 1.0, ..TokenState::new(heads, kv_heads, head_dim) })
     }
 
-    /// The first layer that looks at the cache of another one.
-    fn first_shared(&self) -> usize {
-        self.num_hidden_layers.saturating_sub(self.num_kv_shared_layers)
+    fn experts(&self) -> Result<ExpertSizes, OpenError> {
+        let (experts, chosen) = (self.num_experts.unwrap_or(0), self.top_k_experts.unwrap_or(0));
+        let inner = self.moe_intermediate_size.unwrap_or(0);
+        config::experts(experts, chosen, (1, 1))?;
+        config::sizes(&[("moe_intermediate_size", inner)])?;
+        Ok(ExpertSizes { experts, chosen, inner })
     }
 
-    fn caches(&self, kinds: &[String]) -> Result<Vec<usize>, ConfigError> {
-        let own = self.first_shared();
+    /// Returns the first of `layers` that reads the cache of another one.
+    fn first_shared(&self, layers: usize) -> usize {
+        layers.saturating_sub(self.num_kv_shared_layers)
+    }
+
+    fn caches(&self, kinds: &[String]) -> Result<Vec<usize>, OpenError> {
+        let own = self.first_shared(kinds.len());
         let source = |(layer, kind): (usize, &String)| {
             if layer < own { Some(layer) } else { kinds[..own].iter().rposition(|known| known == kind) }
         };
         let caches: Option<Vec<usize>> = kinds.iter().enumerate().map(source).collect();
-        caches.map_or_else(|| config::invalid("num_kv_shared_layers leaves no layer to look at"), Ok)
+        caches
+            .map_or_else(|| config::invalid("num_kv_shared_layers leaves no layer whose cache is shared"), Ok)
     }
 
-    fn rope(&self, kind: &str, dims: i32, value: &Value) -> Result<Rope, ConfigError> {
+    fn rope(&self, common: &Common, kind: &str, dims: i32, value: &Value) -> Result<Rope, OpenError> {
         let default = if kind == config::FULL {
             json!({ "partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional" })
         } else {
@@ -177,115 +165,100 @@ impl Config {
         };
         let given = self.rope_parameters.as_ref().map(|all| all.get(kind).cloned().unwrap_or(Value::Null));
         let parameters = given.unwrap_or(default);
-        let theta = parameters.get("rope_theta").and_then(Value::as_f64).unwrap_or(10_000.0);
-        config::rope(dims, theta, self.rope_traditional, Some(&parameters), value)
+        let theta = parameters.get("rope_theta").and_then(Value::as_f64).unwrap_or(common.rope_theta);
+        config::rope(dims, theta, common.rope_traditional, Some(&parameters), value)
     }
 }
 
 impl Gemma4 {
-    fn attention(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<Attention, Error> {
-        let (hidden, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
-        let state = &self.states[index];
+    fn attention(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Attention, Error> {
+        let Common { hidden, eps, .. } = self.common;
+        let state = &self.states[layer.index];
         let (queries, keys) = (state.heads * state.head_dim, state.kv_heads * state.head_dim);
         let full = state.window == 0;
-        let stores = self.caches[index] == index;
+        let stores = self.caches[layer.index] == layer.index;
         let mut norms = HeadNorms::Each {
-            query: weights.floats(&format!("{prefix}.q_norm.weight"), &[state.head_dim])?,
+            query: weights.floats(&layer.name("self_attn.q_norm.weight"), &[state.head_dim])?,
             key: None,
             value: None,
             eps,
         };
-        let mut parts = vec![weights.linear(&format!("{prefix}.q_proj"), queries, hidden, false)?];
+        let mut parts = vec![weights.linear(&layer.name("self_attn.q_proj"), queries, hidden, false)?];
         if let HeadNorms::Each { query, key, value, .. } = &mut norms
             && stores
         {
-            *key = Some(weights.floats(&format!("{prefix}.k_norm.weight"), &[state.head_dim])?);
+            *key = Some(weights.floats(&layer.name("self_attn.k_norm.weight"), &[state.head_dim])?);
             *value = Some(ops::ones_like(&*query)?);
-            let k = weights.linear(&format!("{prefix}.k_proj"), keys, hidden, false)?;
+            let k = weights.linear(&layer.name("self_attn.k_proj"), keys, hidden, false)?;
             let v = if full && self.config.attention_k_eq_v {
                 k.clone()
             } else {
-                weights.linear(&format!("{prefix}.v_proj"), keys, hidden, false)?
+                weights.linear(&layer.name("self_attn.v_proj"), keys, hidden, false)?
             };
             parts.extend([k, v]);
         }
-        let output = weights.linear(&format!("{prefix}.o_proj"), hidden, queries, false)?;
-        let (cache, rope) = (self.caches[index], Some(usize::from(full)));
+        let output = weights.linear(&layer.name("self_attn.o_proj"), hidden, queries, false)?;
+        let (cache, rope) = (self.caches[layer.index], Some(usize::from(full)));
         Ok(Attention { stores, norms, rope, ..Attention::new(cache, queries, Fused::new(parts)?, output) })
     }
 
-    fn feed_forward(
-        &self,
-        index: usize,
-        prefix: &str,
-        weights: &mut TensorCursor,
-    ) -> Result<Residual, Error> {
-        let Config { hidden_size: hidden, rms_norm_eps: eps, .. } = self.config;
-        let shared = self.config.first_shared();
-        let wide = self.config.use_double_wide_mlp && shared > 0 && index >= shared;
-        let inner = self.config.intermediate_size * if wide { 2 } else { 1 };
-        let mlp = weights.gated_mlp(&format!("{prefix}.mlp"), (hidden, inner), Gate::Gelu, false)?;
-        let norm = |weights: &mut TensorCursor, name: &str| {
-            weights.rms_norm(&format!("{prefix}.{name}_feedforward_layernorm"), hidden, eps)
+    fn fed(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Residual, Error> {
+        let Common { hidden, inner, .. } = self.common;
+        let shared = self.config.first_shared(self.common.layers);
+        let wide = self.config.use_double_wide_mlp && shared > 0 && layer.index >= shared;
+        let sizes = (hidden, inner * if wide { 2 } else { 1 });
+        let mlp = weights.gated_mlp(&layer.name("mlp"), sizes, Gate::Gelu, false)?;
+        let norm = |name: &str, weights: &mut TensorCursor| self.norm(layer, name, weights);
+        let before = norm("pre_feedforward_layernorm", weights)?;
+        let after = Some(norm("post_feedforward_layernorm", weights)?);
+        let Some(ExpertSizes { experts, chosen, inner }) = self.experts else {
+            return Ok(Residual { after, ..Residual::new(before, Box::new(mlp)) });
         };
-        let (before, after) = (norm(weights, "pre")?, norm(weights, "post")?);
-        let (experts, chosen, inner) = self.experts;
-        if experts == 0 {
-            return Ok(Residual { after: Some(after), ..Residual::new(before, mlp) });
-        }
         let root = ops::sqrt(mlx_rs::Array::from_f32(config::single(f64::from(hidden))))?;
-        let mut scale = weights.rms_norm_at(&format!("{prefix}.router.scale"), hidden, eps)?;
+        let mut scale = weights.rms_norm_at(&layer.name("router.scale"), hidden, self.common.eps)?;
         scale.weight = scale.weight.divide(root.as_dtype(scale.weight.dtype())?)?;
-        let stack = format!("{prefix}.experts.switch_glu");
+        let per_expert = weights.floats(&layer.name("router.per_expert_scale"), &[experts])?;
+        let stack = layer.name("experts.switch_glu");
         let body = Parallel {
             before,
             mlp,
-            after: weights.rms_norm(&format!("{prefix}.post_feedforward_layernorm_1"), hidden, eps)?,
+            after: norm("post_feedforward_layernorm_1", weights)?,
             router_norm: scale,
             router: Router {
-                logits: weights.linear(&format!("{prefix}.router.proj"), experts, hidden, false)?,
+                logits: weights.linear(&layer.name("router.proj"), experts, hidden, false)?,
                 experts,
                 chosen,
                 scoring: Scoring::SoftmaxOfBest,
-                expert_scale: Some(weights.floats(&format!("{prefix}.router.per_expert_scale"), &[experts])?),
+                expert_scale: Some(per_expert),
             },
-            experts_before: weights.rms_norm(
-                &format!("{prefix}.pre_feedforward_layernorm_2"),
-                hidden,
-                eps,
-            )?,
+            experts_before: norm("pre_feedforward_layernorm_2", weights)?,
             experts: weights.gated_experts(&stack, [experts, hidden, inner], Gate::Gelu, false)?,
-            experts_after: weights.rms_norm(
-                &format!("{prefix}.post_feedforward_layernorm_2"),
-                hidden,
-                eps,
-            )?,
+            experts_after: norm("post_feedforward_layernorm_2", weights)?,
         };
-        Ok(Residual { after: Some(after), ..Residual::bare(body) })
+        Ok(Residual { after, ..Residual::bare(Box::new(body)) })
+    }
+
+    fn norm(&self, layer: &Layer, name: &str, weights: &mut TensorCursor) -> Result<RmsNorm, Error> {
+        self.common.norm(&layer.name(name), weights)
     }
 }
 
 impl Architecture for Gemma4 {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
     fn ends(&self) -> EmbeddingAndHead {
-        let Config { hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings, .. } = self.config;
         EmbeddingAndHead {
-            embedding_scale: config::single(f64::from(hidden_size).sqrt()),
+            embedding_scale: config::single(f64::from(self.common.hidden).sqrt()),
             softcap: self.config.final_logit_softcapping.unwrap_or(0.0),
-            ..EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, tie_word_embeddings)
+            ..EmbeddingAndHead::new(&self.common)
         }
     }
 
     fn states(&self) -> Vec<LayerState> {
-        let own = self.states.iter().take(self.config.first_shared());
+        let own = self.states.iter().take(self.config.first_shared(self.common.layers));
         own.copied().map(LayerState::Tokens).collect()
-    }
-
-    fn layers(&self) -> usize {
-        self.config.num_hidden_layers
-    }
-
-    fn ropes(&self) -> Vec<Rope> {
-        self.ropes.clone()
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
@@ -306,49 +279,42 @@ impl Architecture for Gemma4 {
     }
 
     fn prelude(&self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Prelude>>, Error> {
-        let Config { hidden_size, hidden_size_per_layer_input: size, rms_norm_eps, .. } = self.config;
+        let Common { hidden, eps, vocabulary, .. } = self.common;
+        let size = self.config.hidden_size_per_layer_input;
         if size <= 0 {
             return Ok(None);
         }
-        let vocabulary = self.config.vocab_size_per_layer_input.unwrap_or(self.config.vocab_size);
-        let layers = crate::mlx::dim(self.config.num_hidden_layers);
+        let vocabulary = self.config.vocab_size_per_layer_input.unwrap_or(vocabulary);
+        let layers = dim(self.common.layers);
+        let (embedding, projection) = ("model.embed_tokens_per_layer", "model.per_layer_model_projection");
         Ok(Some(Box::new(LayerInputs {
-            embedding: weights.matrix("model.embed_tokens_per_layer", vocabulary, layers * size)?,
-            projection: weights.linear(
-                "model.per_layer_model_projection",
-                layers * size,
-                hidden_size,
-                false,
-            )?,
-            norm: weights.rms_norm("model.per_layer_projection_norm", size, rms_norm_eps)?,
+            embedding: weights.matrix(embedding, vocabulary, layers * size)?,
+            projection: weights.linear(projection, layers * size, hidden, false)?,
+            norm: weights.rms_norm("model.per_layer_projection_norm", size, eps)?,
             layers,
             size,
-            hidden: hidden_size,
+            hidden,
         })))
     }
 
-    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
-        let Config { hidden_size: hidden, rms_norm_eps: eps, .. } = self.config;
-        let size = self.config.hidden_size_per_layer_input;
-        let prefix = format!("model.layers.{index}");
-        let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
-        let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        let attention = self.attention(index, &format!("{prefix}.self_attn"), weights)?;
-        let mut residuals = vec![
-            Residual { after: Some(after), ..Residual::new(before, attention) },
-            self.feed_forward(index, &prefix, weights)?,
-        ];
+    fn layer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
+        let (hidden, size) = (self.common.hidden, self.config.hidden_size_per_layer_input);
+        let before = self.norm(layer, "input_layernorm", weights)?;
+        let after = Some(self.norm(layer, "post_attention_layernorm", weights)?);
+        let attention = self.attention(layer, weights)?;
+        let mut residuals =
+            vec![Residual { after, ..Residual::new(before, Box::new(attention)) }, self.fed(layer, weights)?];
         if size > 0 {
             let input = LayerInput {
-                layer: crate::mlx::dim(index),
-                gate: weights.linear(&format!("{prefix}.per_layer_input_gate"), size, hidden, false)?,
-                projection: weights.linear(&format!("{prefix}.per_layer_projection"), hidden, size, false)?,
+                layer: dim(layer.index),
+                gate: weights.linear(&layer.name("per_layer_input_gate"), size, hidden, false)?,
+                projection: weights.linear(&layer.name("per_layer_projection"), hidden, size, false)?,
             };
-            let after = weights.rms_norm(&format!("{prefix}.post_per_layer_input_norm"), hidden, eps)?;
-            residuals.push(Residual { after: Some(after), ..Residual::bare(input) });
+            let after = Some(self.norm(layer, "post_per_layer_input_norm", weights)?);
+            residuals.push(Residual { after, ..Residual::bare(Box::new(input)) });
         }
         if let Some(last) = residuals.last_mut() {
-            last.sum_scale = Some(weights.floats(&format!("{prefix}.layer_scalar"), &[1])?);
+            last.sum_scale = Some(weights.floats(&layer.name("layer_scalar"), &[1])?);
         }
         Ok(residuals)
     }

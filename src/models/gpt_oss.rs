@@ -4,95 +4,52 @@
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::decoder::{Architecture, EmbeddingAndHead, loader};
-use super::{ConfigError, Loading, Setup, config};
+use super::config::{self, Common, Key, Keys};
+use super::decoder::{Architecture, loader};
+use super::parts::Layer;
+use super::{Loading, OpenError, Setup};
 use crate::error::Error;
-use crate::mlx::kv::{LayerState, TokenState};
-use crate::mlx::layers::{Attention, Gate, Mixture, Residual, Rope, Router, Scoring};
+use crate::mlx::layers::{Attention, Gate, Mixture, Router, Scoring, Sublayer};
 use crate::mlx::tensors::TensorCursor;
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-struct Config {
-    num_hidden_layers: usize,
-    num_local_experts: i32,
-    num_experts_per_tok: i32,
-    vocab_size: i32,
-    rms_norm_eps: f32,
-    hidden_size: i32,
-    intermediate_size: i32,
-    head_dim: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    sliding_window: i32,
-    rope_theta: f64,
-    rope_scaling: Option<Value>,
-    layer_types: Option<Vec<String>>,
-    hidden_act: Option<String>,
-    swiglu_limit: Option<f64>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            num_hidden_layers: 36,
-            num_local_experts: 128,
-            num_experts_per_tok: 4,
-            vocab_size: 201_088,
-            rms_norm_eps: 1e-5,
-            hidden_size: 2880,
-            intermediate_size: 2880,
-            head_dim: 64,
-            num_attention_heads: 64,
-            num_key_value_heads: 8,
-            sliding_window: 128,
-            rope_theta: 150_000.0,
-            rope_scaling: None,
-            layer_types: None,
-            hidden_act: None,
-            swiglu_limit: None,
-        }
-    }
-}
+const KEYS: Keys = Keys {
+    num_hidden_layers: Key::Or(36),
+    vocab_size: Key::Or(201_088),
+    rms_norm_eps: Key::Or(1e-5),
+    hidden_size: Key::Or(2880),
+    intermediate_size: Key::Or(2880),
+    head_dim: Key::Or(Some(64)),
+    num_attention_heads: Key::Or(64),
+    num_key_value_heads: Key::Or(Some(8)),
+    attention_bias: Key::Always(true),
+    rope_theta: Key::Or(150_000.0),
+    tie_word_embeddings: Key::Always(false),
+    ..Keys::USUAL
+};
 
 struct GptOss {
-    config: Config,
-    state: TokenState,
+    common: Common,
+    experts: i32,
+    /// Experts of a token.
+    chosen: i32,
     windows: Vec<i32>,
-    rope: Rope,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
-    let config: Config = config::parse(value)?;
-    let Config { num_attention_heads: heads, num_key_value_heads: kv_heads, head_dim, .. } = config;
-    let Config { num_local_experts: experts, num_experts_per_tok: chosen, num_hidden_layers: layers, .. } =
-        config;
-    config::sizes(&[
-        ("hidden_size", config.hidden_size),
-        ("intermediate_size", config.intermediate_size),
-        ("vocab_size", config.vocab_size),
-    ])?;
+pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let mut common = Common::rotated(value, &KEYS)?;
+    common.attention.sinks = true;
+    let experts = Key::Or(128).read(value, "num_local_experts")?;
+    let chosen = Key::Or(4).read(value, "num_experts_per_tok")?;
     config::experts(experts, chosen, (1, 1))?;
-    config::depth(layers)?;
-    config::heads(heads, kv_heads, head_dim)?;
-    config::epsilon(config.rms_norm_eps)?;
-    config::activation(config.hidden_act.as_deref(), &["silu"])?;
-    if let Some(limit) = config.swiglu_limit.filter(|&limit| limit != 7.0) {
-        return Err(ConfigError::Unsupported(format!("swiglu_limit {limit}")));
+    if let Some(limit) = Key::Or(None::<f64>).read(value, "swiglu_limit")?.filter(|&limit| limit != 7.0) {
+        return config::unsupported(format!("swiglu_limit {limit}"));
     }
-    let turns = || [config::SLIDING, config::FULL].into_iter().cycle().take(layers).map(str::to_owned);
-    let listed = config.layer_types.clone().filter(|listed| !listed.is_empty());
-    let kinds = listed.unwrap_or_else(|| turns().collect());
-    config::layer_kinds(&kinds, layers, &[config::FULL, config::SLIDING])?;
-    let windows = kinds.iter().map(|kind| config::window(kind, Some(config.sliding_window)));
-    let windows = windows.collect::<Result<_, _>>()?;
-    let rope = config::rope(head_dim, config.rope_theta, false, config.rope_scaling.as_ref(), value)?;
-    let state = TokenState { sinks: true, ..TokenState::new(heads, kv_heads, head_dim) };
-    Ok(loader(GptOss { config, state, windows, rope }, setup))
+    let alternating = [config::SLIDING, config::FULL];
+    let windows = config::windows(value, common.layers, &alternating, Key::Or(Some(128)))?;
+    Ok(loader(GptOss { common, experts, chosen, windows }, setup))
 }
 
 /// The name that MLX's layers have for a tensor of the release's experts.
@@ -126,29 +83,19 @@ fn unwoven(both: &Array) -> mlx_rs::error::Result<Array> {
 }
 
 impl Architecture for GptOss {
-    fn ends(&self) -> EmbeddingAndHead {
-        let Config { hidden_size, vocab_size, rms_norm_eps, .. } = self.config;
-        EmbeddingAndHead::new(hidden_size, vocab_size, rms_norm_eps, false)
+    fn common(&self) -> &Common {
+        &self.common
     }
 
-    fn states(&self) -> Vec<LayerState> {
-        let state = |&window: &i32| LayerState::Tokens(config::windowed(self.state, window));
-        self.windows.iter().map(state).collect()
-    }
-
-    fn layers(&self) -> usize {
-        self.config.num_hidden_layers
-    }
-
-    fn ropes(&self) -> Vec<Rope> {
-        vec![self.rope.clone()]
+    fn window(&self, layer: usize) -> i32 {
+        self.windows[layer]
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         weights.rename(renamed);
         weights.change(|name| name.contains(".mlp.experts.") && name.ends_with(".weight"), words)?;
         weights.change(|name| name.contains(".mlp.experts.gate_up_proj."), unwoven)?;
-        for layer in 0..self.layers() {
+        for layer in 0..self.common.layers {
             let experts = format!("model.layers.{layer}.mlp.experts");
             for kind in ["weight", "scales", "bias"] {
                 let parts = ["gate_proj", "up_proj"].map(|part| format!("{experts}.{part}.{kind}"));
@@ -158,27 +105,26 @@ impl Architecture for GptOss {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
-        let Config { hidden_size: hidden, intermediate_size: inner, rms_norm_eps: eps, .. } = self.config;
-        let Config { num_local_experts: experts, num_experts_per_tok: chosen, .. } = self.config;
-        let prefix = format!("model.layers.{index}");
-        let (module, mlp) = (format!("{prefix}.self_attn"), format!("{prefix}.mlp"));
-        let attention = Attention {
-            sinks: Some(weights.floats(&format!("{module}.sinks"), &[self.state.heads])?),
-            ..Attention::load(weights, &module, (index, &self.state), hidden, (true, true))?
-        };
+    fn mixer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
+        let heads = self.common.attention.heads;
+        Ok(Box::new(Attention {
+            sinks: Some(weights.floats(&layer.name("self_attn.sinks"), &[heads])?),
+            ..self.common.attention(layer, weights)?
+        }))
+    }
+
+    fn mixture(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Option<Mixture>, Error> {
+        let Common { hidden, inner, .. } = self.common;
+        let logits = weights.linear(&layer.name("mlp.router"), self.experts, hidden, true)?;
+        let stack = layer.name("mlp.experts");
         let router = Router {
-            logits: weights.linear(&format!("{mlp}.router"), experts, hidden, true)?,
-            experts,
-            chosen,
+            logits,
+            experts: self.experts,
+            chosen: self.chosen,
             scoring: Scoring::SoftmaxOfBest,
             expert_scale: None,
         };
-        let switch = format!("{mlp}.experts");
-        let experts = weights.gated_experts(&switch, [experts, hidden, inner], Gate::Oss, true)?;
-        let mixture = Mixture { router, experts, shared: None, shared_gate: None };
-        let before = weights.rms_norm(&format!("{prefix}.input_layernorm"), hidden, eps)?;
-        let after = weights.rms_norm(&format!("{prefix}.post_attention_layernorm"), hidden, eps)?;
-        Ok(vec![Residual::new(before, attention), Residual::new(after, mixture)])
+        let experts = weights.gated_experts(&stack, [self.experts, hidden, inner], Gate::Oss, true)?;
+        Ok(Some(Mixture { router, experts, shared: None, shared_gate: None }))
     }
 }

@@ -3,23 +3,28 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
-use super::{ConfigError, Loading, Setup, config};
+use super::parts::{Layer, convolution};
+use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
 use crate::mlx::layers::{
-    Attention, Convolution, Gate, HeadNorms, Mlp, Residual, Rope, ShortConvolution, by_kernel,
+    Attention, Convolution, Gate, HeadNorms, Mlp, Residual, ShortConvolution, Sublayer,
 };
 use crate::mlx::tensors::TensorCursor;
 
+const KEYS: Keys = Keys {
+    num_key_value_heads: Key::Or(None),
+    head_dim: Key::Always(None),
+    eps_key: "norm_eps",
+    tie_word_embeddings: Key::Always(true),
+    activation_keys: &[],
+    ..Keys::USUAL
+};
+
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
-    vocab_size: i32,
-    hidden_size: i32,
-    num_hidden_layers: usize,
-    num_attention_heads: i32,
-    num_key_value_heads: Option<i32>,
-    norm_eps: f32,
     #[serde(default)]
     conv_bias: bool,
     #[serde(rename = "conv_L_cache")]
@@ -43,48 +48,33 @@ fn multiple() -> i32 {
 }
 
 struct Lfm2 {
+    common: Common,
     config: Config,
-    state: TokenState,
     /// Whether each layer attends.
     attends: Vec<bool>,
-    inner: i32,
-    rope: Rope,
     dtype: mlx_rs::Dtype,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
+pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
     let config: Config = config::parse(value)?;
-    let (heads, layers) = (config.num_attention_heads, config.num_hidden_layers);
-    let kv_heads = config.num_key_value_heads.unwrap_or(heads);
-    let head_dim = config.hidden_size / heads.max(1);
-    let inner = config.inner()?;
-    config::sizes(&[
-        ("hidden_size", config.hidden_size),
-        ("intermediate_size", inner),
-        ("vocab_size", config.vocab_size),
-    ])?;
-    config::depth(layers)?;
-    config::heads(heads, kv_heads, head_dim)?;
-    config::epsilon(config.norm_eps)?;
-    if !(2..=64).contains(&config.kernel) {
-        return config::invalid(format!("conv_L_cache is {}", config.kernel));
-    }
-    if config.block_dim.is_some_and(|size| size != config.hidden_size) {
-        return Err(ConfigError::Unsupported("a block_dim that is not hidden_size".into()));
-    }
-    let attends = config.attends()?;
-    let parameters = config.rope_parameters.as_ref().filter(|parameters| !parameters.is_null());
+    let parameters = config.rope_parameters.as_ref();
     let theta = parameters.and_then(|parameters| parameters.get("rope_theta")).and_then(Value::as_f64);
-    let theta = theta.or(config.rope_theta).unwrap_or(1e6);
-    let rope = config::rope(head_dim, theta, false, parameters, value)?;
-    let state = TokenState::new(heads, kv_heads, head_dim);
-    Ok(loader(Lfm2 { config, state, attends, inner, rope, dtype: setup.dtype }, setup))
+    let rope_theta = Key::Always(theta.or(config.rope_theta).unwrap_or(1e6));
+    let intermediate_size = Key::Always(config.inner()?);
+    let mut common = Common::read(value, &Keys { intermediate_size, rope_theta, ..KEYS })?;
+    common.ropes = vec![common.rope(common.attention.head_dim, parameters, value)?];
+    config::kernel("conv_L_cache", config.kernel)?;
+    if config.block_dim.is_some_and(|size| size != common.hidden) {
+        return config::unsupported("a block_dim that is not hidden_size");
+    }
+    let attends = config.attends(common.layers)?;
+    Ok(loader(Lfm2 { common, config, attends, dtype: setup.dtype }, setup))
 }
 
 impl Config {
-    /// The size of the MLP, which the config may leave to a rule.
-    fn inner(&self) -> Result<i32, ConfigError> {
+    /// Returns the elements inside of the MLP, which the config may leave to a rule.
+    fn inner(&self) -> Result<i32, OpenError> {
         let Some(size) = self.block_ff_dim.or(self.intermediate_size) else {
             return config::invalid("neither block_ff_dim nor intermediate_size");
         };
@@ -100,8 +90,7 @@ impl Config {
         Ok(size.saturating_add(of - 1) / of * of)
     }
 
-    fn attends(&self) -> Result<Vec<bool>, ConfigError> {
-        let layers = self.num_hidden_layers;
+    fn attends(&self, layers: usize) -> Result<Vec<bool>, OpenError> {
         if let Some(indices) = &self.full_attn_idxs {
             return Ok((0..layers).map(|layer| indices.contains(&layer)).collect());
         }
@@ -111,33 +100,50 @@ impl Config {
     }
 }
 
+impl Lfm2 {
+    fn attention(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Attention, Error> {
+        let Common { hidden, eps, attention: TokenState { heads, kv_heads, head_dim, .. }, .. } = self.common;
+        let prefix = layer.name("self_attn");
+        let projections = [("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)];
+        let projections = projections.map(|(name, heads)| (name, heads * head_dim));
+        let qkv = weights.fused(&prefix, &projections, hidden, false)?;
+        let output = weights.linear(&format!("{prefix}.out_proj"), hidden, heads * head_dim, false)?;
+        let norms = HeadNorms::load(weights, &prefix, ("q_layernorm", "k_layernorm"), head_dim, eps)?;
+        Ok(Attention { norms, ..Attention::new(layer.index, heads * head_dim, qkv, output) })
+    }
+
+    fn short_convolution(
+        &self,
+        layer: &Layer,
+        weights: &mut TensorCursor,
+    ) -> Result<ShortConvolution, Error> {
+        let prefix = layer.name("conv");
+        let (hidden, bias) = (self.common.hidden, self.config.conv_bias);
+        Ok(ShortConvolution {
+            layer: layer.index,
+            input: weights.linear(&format!("{prefix}.in_proj"), 3 * hidden, hidden, bias)?,
+            convolution: convolution(weights, &format!("{prefix}.conv"), (hidden, self.config.kernel), bias)?,
+            output: weights.linear(&format!("{prefix}.out_proj"), hidden, hidden, bias)?,
+        })
+    }
+}
+
 impl Architecture for Lfm2 {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
     fn ends(&self) -> EmbeddingAndHead {
-        let Config { hidden_size, vocab_size, norm_eps, .. } = self.config;
-        EmbeddingAndHead {
-            norm: "model.embedding_norm",
-            ..EmbeddingAndHead::new(hidden_size, vocab_size, norm_eps, true)
-        }
+        EmbeddingAndHead { norm: "model.embedding_norm", ..EmbeddingAndHead::new(&self.common) }
     }
 
     fn states(&self) -> Vec<LayerState> {
-        let convolution = Convolution::state(self.config.kernel, self.config.hidden_size, self.dtype);
-        let state = |&attends: &bool| {
-            if attends {
-                LayerState::Tokens(self.state)
-            } else {
-                LayerState::Recurrent(vec![convolution.clone()])
-            }
+        let convolution = Convolution::state(self.config.kernel, self.common.hidden, self.dtype);
+        let state = |&attends: &bool| match attends {
+            true => LayerState::Tokens(self.common.attention),
+            false => LayerState::Recurrent(vec![convolution.clone()]),
         };
         self.attends.iter().map(state).collect()
-    }
-
-    fn layers(&self) -> usize {
-        self.config.num_hidden_layers
-    }
-
-    fn ropes(&self) -> Vec<Rope> {
-        vec![self.rope.clone()]
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
@@ -151,42 +157,21 @@ impl Architecture for Lfm2 {
         )
     }
 
-    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
-        let Config { hidden_size: hidden, norm_eps: eps, kernel, conv_bias, .. } = self.config;
-        let prefix = format!("model.layers.{index}");
-        let before = weights.rms_norm(&format!("{prefix}.operator_norm"), hidden, eps)?;
-        let mixer = if self.attends[index] {
-            let prefix = format!("{prefix}.self_attn");
-            let TokenState { heads, kv_heads, head_dim, .. } = self.state;
-            let projections = [("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)];
-            let projections = projections.map(|(name, heads)| (name, heads * head_dim));
-            let qkv = weights.fused(&prefix, &projections, hidden, false)?;
-            let output = weights.linear(&format!("{prefix}.out_proj"), hidden, heads * head_dim, false)?;
-            let norms = HeadNorms::load(weights, &prefix, ("q_layernorm", "k_layernorm"), head_dim, eps)?;
-            Residual::new(before, Attention { norms, ..Attention::new(index, heads * head_dim, qkv, output) })
-        } else {
-            let prefix = format!("{prefix}.conv");
-            let taps = weights.floats(&format!("{prefix}.conv.weight"), &[hidden, kernel, 1])?;
-            let bias = match conv_bias {
-                true => Some(weights.floats(&format!("{prefix}.conv.bias"), &[hidden])?),
-                false => None,
-            };
-            let body = ShortConvolution {
-                layer: index,
-                input: weights.linear(&format!("{prefix}.in_proj"), 3 * hidden, hidden, conv_bias)?,
-                convolution: Convolution { weight: by_kernel(&taps)?, bias },
-                output: weights.linear(&format!("{prefix}.out_proj"), hidden, hidden, conv_bias)?,
-            };
-            Residual::new(before, body)
+    fn layer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
+        let Common { hidden, inner, .. } = self.common;
+        let mixer: Box<dyn Sublayer> = match self.attends[layer.index] {
+            true => Box::new(self.attention(layer, weights)?),
+            false => Box::new(self.short_convolution(layer, weights)?),
         };
-        let prefix_mlp = format!("{prefix}.feed_forward");
+        let module = layer.name("feed_forward");
         let mlp = Mlp {
-            gate_up: weights.fused(&prefix_mlp, &[("w1", self.inner), ("w3", self.inner)], hidden, false)?,
-            down: weights.linear(&format!("{prefix_mlp}.w2"), hidden, self.inner, false)?,
+            gate_up: weights.fused(&module, &[("w1", inner), ("w3", inner)], hidden, false)?,
+            down: weights.linear(&format!("{module}.w2"), hidden, inner, false)?,
             gate: Gate::Silu,
             ops: weights.ops(),
         };
-        let after = weights.rms_norm(&format!("{prefix}.ffn_norm"), hidden, eps)?;
-        Ok(vec![mixer, Residual::new(after, mlp)])
+        let before = self.common.norm(&layer.name("operator_norm"), weights)?;
+        let between = self.common.norm(&layer.name("ffn_norm"), weights)?;
+        Ok(vec![Residual::new(before, mixer), Residual::new(between, Box::new(mlp))])
     }
 }

@@ -17,6 +17,7 @@ mod ministral3;
 mod mixtral;
 mod nemotron_h;
 mod olmo2;
+mod parts;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -67,46 +68,47 @@ pub(crate) struct Setup {
 
 /// What a model's config says it needs that is not there, or is wrong in itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ConfigError {
+pub(crate) enum OpenError {
     /// Not implemented.
     Unsupported(String),
     /// Missing, malformed or contradictory.
     Invalid(String),
 }
 
-type Open = fn(&Value, Setup) -> Result<Box<dyn Loading>, ConfigError>;
+type Open = fn(&Value, Setup) -> Result<Box<dyn Loading>, OpenError>;
 
-struct Architecture {
+/// An architecture as the registry knows it.
+struct Registration {
     /// The values of `model_type` it serves.
     model_types: &'static [&'static str],
     open: Open,
 }
 
-const ARCHITECTURES: &[Architecture] = &[
-    Architecture {
+const REGISTRY: &[Registration] = &[
+    Registration {
         model_types: &["llama", "mistral", "smollm3", "iquestcoder", "xverse"],
         open: llama::open,
     },
-    Architecture { model_types: &["qwen2", "qwen2_5_vl"], open: qwen2::open },
-    Architecture { model_types: &["qwen2_moe"], open: qwen2_moe::open },
-    Architecture { model_types: &["qwen3", "qwen3_moe"], open: qwen3::open },
-    Architecture { model_types: &["gemma3", "gemma3_text"], open: gemma3::open },
-    Architecture { model_types: &["gemma2"], open: gemma2::open },
-    Architecture { model_types: &["phi3"], open: phi3::open },
-    Architecture { model_types: &["gpt_oss"], open: gpt_oss::open },
-    Architecture { model_types: &["ministral3"], open: ministral3::open },
-    Architecture { model_types: &["gemma4", "gemma4_text", "gemma4_unified"], open: gemma4::open },
-    Architecture { model_types: &["qwen3_next", "qwen3_5", "qwen3_5_moe"], open: qwen3_next::open },
-    Architecture { model_types: &["mixtral"], open: mixtral::open },
-    Architecture { model_types: &["glm4_moe"], open: glm4_moe::open },
-    Architecture {
+    Registration { model_types: &["qwen2", "qwen2_5_vl"], open: qwen2::open },
+    Registration { model_types: &["qwen2_moe"], open: qwen2_moe::open },
+    Registration { model_types: &["qwen3", "qwen3_moe"], open: qwen3::open },
+    Registration { model_types: &["gemma3", "gemma3_text"], open: gemma3::open },
+    Registration { model_types: &["gemma2"], open: gemma2::open },
+    Registration { model_types: &["phi3"], open: phi3::open },
+    Registration { model_types: &["gpt_oss"], open: gpt_oss::open },
+    Registration { model_types: &["ministral3"], open: ministral3::open },
+    Registration { model_types: &["gemma4", "gemma4_text", "gemma4_unified"], open: gemma4::open },
+    Registration { model_types: &["qwen3_next", "qwen3_5", "qwen3_5_moe"], open: qwen3_next::open },
+    Registration { model_types: &["mixtral"], open: mixtral::open },
+    Registration { model_types: &["glm4_moe"], open: glm4_moe::open },
+    Registration {
         model_types: &["deepseek_v3", "kimi_k2", "joyai_llm_flash", "glm4_moe_lite"],
         open: deepseek::open,
     },
-    Architecture { model_types: &["olmo2"], open: olmo2::open },
-    Architecture { model_types: &["lfm2"], open: lfm2::open },
-    Architecture { model_types: &["granite"], open: granite::open },
-    Architecture { model_types: &["nemotron_h"], open: nemotron_h::open },
+    Registration { model_types: &["olmo2"], open: olmo2::open },
+    Registration { model_types: &["lfm2"], open: lfm2::open },
+    Registration { model_types: &["granite"], open: granite::open },
+    Registration { model_types: &["nemotron_h"], open: nemotron_h::open },
 ];
 
 /// A model of several parts whose text part is one of several architectures, and the one that it is by default.
@@ -114,20 +116,20 @@ const MIXED: (&str, &str) = ("mistral3", "mistral");
 
 /// The values of `model_type` that can be loaded.
 pub(crate) fn model_types() -> Vec<&'static str> {
-    let plain = ARCHITECTURES.iter().flat_map(|architecture| architecture.model_types).copied();
+    let plain = REGISTRY.iter().flat_map(|architecture| architecture.model_types).copied();
     plain.chain([MIXED.0]).collect()
 }
 
 /// Reads the text part of a config.json and gets ready to take the model's tensors.
-pub(crate) fn open(config: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
+pub(crate) fn open(config: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
     let Some(model_type) = config.get("model_type").and_then(Value::as_str) else {
-        return Err(ConfigError::Invalid("config.json has no model_type".into()));
+        return Err(OpenError::Invalid("config.json has no model_type".into()));
     };
     let own = config.get("text_model_type").and_then(Value::as_str).unwrap_or(MIXED.1);
     let model_type = if model_type == MIXED.0 { own } else { model_type };
-    let architecture = ARCHITECTURES.iter().find(|known| known.model_types.contains(&model_type));
+    let architecture = REGISTRY.iter().find(|known| known.model_types.contains(&model_type));
     let Some(architecture) = architecture else {
-        return Err(ConfigError::Unsupported(format!("model_type {model_type:?}")));
+        return Err(OpenError::Unsupported(format!("model_type {model_type:?}")));
     };
     (architecture.open)(config, setup)
 }

@@ -6,27 +6,33 @@ use mlx_rs::error::Result as MlxResult;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
-use super::{ConfigError, Loading, Setup, config};
+use super::parts::{ExpertSizes, GroupedExperts, Layer, convolution};
+use super::{Loading, OpenError, Setup};
 use crate::error::Error;
-use crate::mlx::kv::{LayerState, TokenState};
+use crate::mlx::kv::LayerState;
 use crate::mlx::layers::{
-    Activation, Attention, Convolution, Experts, ForwardContext, Linear, Mamba, Residual, Rope, Router,
-    Scoring, Sublayer, by_kernel, squared_relu,
+    Activation, Attention, Experts, ForwardContext, Linear, Mamba, Residual, Router, Sublayer, squared_relu,
 };
 use crate::mlx::tensors::TensorCursor;
 
+const KEYS: Keys = Keys {
+    intermediate_size: Key::Or(1),
+    head_dim: Key::Or(None),
+    eps_key: "layer_norm_epsilon",
+    attention_bias: Key::Or(false),
+    mlp_bias: Key::Or(false),
+    // Attention does not rotate.
+    rope_theta: Key::Always(0.0),
+    tie_word_embeddings: Key::Always(false),
+    activation: "relu2",
+    activation_keys: &["mlp_hidden_act"],
+    ..Keys::USUAL
+};
+
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
-    vocab_size: i32,
-    hidden_size: i32,
-    #[serde(default = "one")]
-    intermediate_size: i32,
-    num_attention_heads: i32,
-    num_key_value_heads: i32,
-    head_dim: Option<i32>,
-    #[serde(default)]
-    attention_bias: bool,
     mamba_num_heads: i32,
     mamba_head_dim: i32,
     #[serde(default)]
@@ -34,9 +40,6 @@ struct Config {
     ssm_state_size: i32,
     conv_kernel: i32,
     n_groups: i32,
-    #[serde(default)]
-    mlp_bias: bool,
-    layer_norm_epsilon: f32,
     #[serde(default = "config::yes")]
     use_conv_bias: bool,
     hybrid_override_pattern: Option<Value>,
@@ -56,7 +59,6 @@ struct Config {
     norm_topk_prob: bool,
     routed_scaling_factor: Option<f32>,
     time_step_limit: Option<(Value, Value)>,
-    mlp_hidden_act: Option<String>,
     mamba_hidden_act: Option<String>,
 }
 
@@ -74,36 +76,25 @@ enum Kind {
 }
 
 struct NemotronH {
+    common: Common,
     config: Config,
     kinds: Vec<Kind>,
-    state: TokenState,
     step_limit: (f32, f32),
     dtype: mlx_rs::Dtype,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, ConfigError> {
+pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
     let config: Config = config::parse(value)?;
     let kinds = config.kinds()?;
+    let common = Common::read(value, &Keys { num_hidden_layers: Key::Always(kinds.len()), ..KEYS })?;
     config.check(&kinds)?;
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    let head_dim = config.head_dim.unwrap_or(config.hidden_size / heads.max(1));
-    config::heads(heads, kv_heads, head_dim)?;
-    let limit = |value: &Value| crate::hub::config_f64(value).filter(|limit| !limit.is_nan());
-    let step_limit = match &config.time_step_limit {
-        None => Some((0.0, f64::INFINITY)),
-        Some((low, high)) => limit(low).zip(limit(high)),
-    };
-    let Some((low, high)) = step_limit else {
-        return config::invalid("time_step_limit is no pair of numbers");
-    };
-    let step_limit = (config::single(low), config::single(high));
-    let state = TokenState::new(heads, kv_heads, head_dim);
-    Ok(loader(NemotronH { config, kinds, state, step_limit, dtype: setup.dtype }, setup))
+    let step_limit = config.step_limit()?;
+    Ok(loader(NemotronH { common, config, kinds, step_limit, dtype: setup.dtype }, setup))
 }
 
 impl Config {
-    fn kinds(&self) -> Result<Vec<Kind>, ConfigError> {
+    fn kinds(&self) -> Result<Vec<Kind>, OpenError> {
         let named = self.layers_block_type.as_ref().or(self.layer_types.as_ref());
         let names: Vec<String> = match (&self.hybrid_override_pattern, named) {
             (Some(Value::String(pattern)), _) => pattern.chars().map(String::from).collect(),
@@ -118,34 +109,50 @@ impl Config {
             "*" | "attention" | "full_attention" => Ok(Kind::Attention),
             "-" | "mlp" => Ok(Kind::Mlp),
             "E" | "moe" => Ok(Kind::Experts),
-            other => Err(ConfigError::Unsupported(format!("layer type {other:?}"))),
+            other => Err(OpenError::Unsupported(format!("layer type {other:?}"))),
         };
         names.iter().map(kind).collect()
     }
 
-    fn check(&self, kinds: &[Kind]) -> Result<(), ConfigError> {
+    fn check(&self, kinds: &[Kind]) -> Result<(), OpenError> {
         config::sizes(&[
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("vocab_size", self.vocab_size),
             ("moe_intermediate_size", self.moe_intermediate_size.unwrap_or(1)),
             ("moe_shared_expert_intermediate_size", self.moe_shared_expert_intermediate_size.unwrap_or(1)),
             ("moe_latent_size", self.moe_latent_size.unwrap_or(1)),
         ])?;
-        config::depth(kinds.len())?;
-        config::epsilon(self.layer_norm_epsilon)?;
         config::heads(self.mamba_num_heads, self.n_groups, self.mamba_head_dim)?;
         config::heads(self.mamba_num_heads, self.n_groups, self.ssm_state_size)?;
-        config::choice("mlp_hidden_act", self.mlp_hidden_act.as_deref(), &["relu2"])?;
-        config::choice("mamba_hidden_act", self.mamba_hidden_act.as_deref(), &["silu"])?;
-        if !(2..=64).contains(&self.conv_kernel) {
-            return config::invalid(format!("conv_kernel is {}", self.conv_kernel));
-        }
+        config::choice("mamba_hidden_act", self.mamba_hidden_act.as_deref(), "silu")?;
+        config::kernel("conv_kernel", self.conv_kernel)?;
         if !kinds.contains(&Kind::Experts) {
             return Ok(());
         }
         let (all, chosen) = (self.n_routed_experts.unwrap_or(0), self.num_experts_per_tok.unwrap_or(0));
         config::experts(all, chosen, (self.n_group, self.topk_group))
+    }
+
+    fn step_limit(&self) -> Result<(f32, f32), OpenError> {
+        let Some((low, high)) = &self.time_step_limit else { return Ok((0.0, f32::INFINITY)) };
+        let limit = |value: &Value| crate::hub::config_f64(value).filter(|limit| !limit.is_nan());
+        match limit(low).zip(limit(high)) {
+            Some((low, high)) => Ok((config::single(low), config::single(high))),
+            None => config::invalid("time_step_limit is not a pair of numbers"),
+        }
+    }
+
+    fn experts(&self) -> GroupedExperts {
+        GroupedExperts {
+            sizes: ExpertSizes {
+                experts: self.n_routed_experts.unwrap_or(0),
+                chosen: self.num_experts_per_tok.unwrap_or(1),
+                inner: self.moe_intermediate_size.unwrap_or(1),
+            },
+            groups: self.n_group,
+            groups_kept: self.topk_group,
+            normed: self.norm_topk_prob,
+            scale: self.routed_scaling_factor.unwrap_or(1.0),
+            shared: self.n_shared_experts.map(|_| self.moe_shared_expert_intermediate_size.unwrap_or(1)),
+        }
     }
 }
 
@@ -183,15 +190,15 @@ impl Sublayer for Squared {
     }
 }
 
-/// Experts, in a smaller space if there is one, beside an MLP for all tokens.
-struct Mixture {
+/// Experts, in a smaller space if there is one, beside an MLP that every token goes through.
+struct LatentMixture {
     router: Router,
     latent: Option<(Linear, Linear)>,
     experts: Experts,
     shared: Option<Squared>,
 }
 
-impl Sublayer for Mixture {
+impl Sublayer for LatentMixture {
     fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> MlxResult<Array> {
         let (experts, shares) = self.router.forward(x)?;
         let routed = match &self.latent {
@@ -217,20 +224,16 @@ impl Sublayer for Mixture {
 
 impl NemotronH {
     fn mamba(&self, index: usize, prefix: &str, weights: &mut TensorCursor) -> Result<Mamba, Error> {
-        let config = &self.config;
-        let (hidden, heads, head_dim) = (config.hidden_size, config.mamba_num_heads, config.mamba_head_dim);
+        let Self { common: Common { hidden, eps, .. }, config, .. } = self;
+        let (heads, head_dim) = (config.mamba_num_heads, config.mamba_head_dim);
         let (inner, shared) = (heads * head_dim, config.n_groups * config.ssm_state_size);
         let channels = inner + 2 * shared;
-        let taps = weights.floats(&format!("{prefix}.conv1d.weight"), &[channels, config.conv_kernel, 1])?;
-        let bias = match config.use_conv_bias {
-            true => Some(weights.floats(&format!("{prefix}.conv1d.bias"), &[channels])?),
-            false => None,
-        };
         let (columns, proj_bias) = (inner + channels + heads, config.mamba_proj_bias);
+        let sizes = (channels, config.conv_kernel);
         Ok(Mamba {
             layer: self.state_index(index),
-            input: weights.linear(&format!("{prefix}.in_proj"), columns, hidden, proj_bias)?,
-            convolution: Convolution { weight: by_kernel(&taps)?, bias },
+            input: weights.linear(&format!("{prefix}.in_proj"), columns, *hidden, proj_bias)?,
+            convolution: convolution(weights, &format!("{prefix}.conv1d"), sizes, config.use_conv_bias)?,
             heads,
             head_dim,
             groups: config.n_groups,
@@ -240,46 +243,31 @@ impl NemotronH {
             skip: weights.single(&format!("{prefix}.D"), &[heads])?,
             step_limit: self.step_limit,
             norm: weights.floats(&format!("{prefix}.norm.weight"), &[inner])?,
-            norm_eps: config.layer_norm_epsilon,
-            output: weights.linear(&format!("{prefix}.out_proj"), hidden, inner, proj_bias)?,
+            norm_eps: *eps,
+            output: weights.linear(&format!("{prefix}.out_proj"), *hidden, inner, proj_bias)?,
         })
     }
 
-    fn mixture(&self, prefix: &str, weights: &mut TensorCursor) -> Result<Mixture, Error> {
-        let config = &self.config;
-        let (hidden, bias) = (config.hidden_size, config.mlp_bias);
-        let experts = config.n_routed_experts.unwrap_or(0);
-        let inner = config.moe_intermediate_size.unwrap_or(1);
-        let size = config.moe_latent_size.unwrap_or(hidden);
-        let latent = match config.moe_latent_size {
+    fn mixture(&self, prefix: &str, weights: &mut TensorCursor) -> Result<LatentMixture, Error> {
+        let Common { hidden, mlp_bias: bias, .. } = self.common;
+        let grouped = self.config.experts();
+        let ExpertSizes { experts, chosen, inner } = grouped.sizes;
+        let size = self.config.moe_latent_size.unwrap_or(hidden);
+        let latent = match self.config.moe_latent_size {
             Some(size) => Some((
                 weights.linear(&format!("{prefix}.fc1_latent_proj"), size, hidden, bias)?,
                 weights.linear(&format!("{prefix}.fc2_latent_proj"), hidden, size, bias)?,
             )),
             None => None,
         };
-        let shared = match config.n_shared_experts {
-            Some(_) => {
-                let sizes = (hidden, config.moe_shared_expert_intermediate_size.unwrap_or(1));
-                Some(Squared::load(weights, &format!("{prefix}.shared_experts"), sizes, bias)?)
-            }
-            None => None,
-        };
+        let name = format!("{prefix}.shared_experts");
+        let shared = grouped.shared.map(|inner| Squared::load(weights, &name, (hidden, inner), bias));
+        let shared = shared.transpose()?;
+        let scoring = grouped.scoring(prefix, weights)?;
+        let logits = weights.linear(&format!("{prefix}.gate"), experts, hidden, false)?;
         let stack = format!("{prefix}.switch_mlp");
-        Ok(Mixture {
-            router: Router {
-                experts,
-                chosen: config.num_experts_per_tok.unwrap_or(1),
-                scoring: Scoring::Sigmoid {
-                    bias: weights.single(&format!("{prefix}.gate.e_score_correction_bias"), &[experts])?,
-                    groups: config.n_group,
-                    groups_kept: config.topk_group,
-                    normed: config.norm_topk_prob,
-                    scale: config.routed_scaling_factor.unwrap_or(1.0),
-                },
-                logits: weights.linear(&format!("{prefix}.gate"), experts, hidden, false)?,
-                expert_scale: None,
-            },
+        Ok(LatentMixture {
+            router: Router { logits, experts, chosen, scoring, expert_scale: None },
             latent,
             experts: Experts {
                 first: vec![weights.expert_matrix(&format!("{stack}.fc1"), [experts, inner, size], false)?],
@@ -291,19 +279,22 @@ impl NemotronH {
         })
     }
 
-    /// The place of a layer among those that keep something.
+    /// Returns the place of a layer among those that keep a state.
     fn state_index(&self, layer: usize) -> usize {
         self.kinds[..layer].iter().filter(|kind| matches!(kind, Kind::Mamba | Kind::Attention)).count()
     }
 }
 
 impl Architecture for NemotronH {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
     fn ends(&self) -> EmbeddingAndHead {
-        let Config { hidden_size, vocab_size, layer_norm_epsilon, .. } = self.config;
         EmbeddingAndHead {
             embedding: "backbone.embeddings",
             norm: "backbone.norm_f",
-            ..EmbeddingAndHead::new(hidden_size, vocab_size, layer_norm_epsilon, false)
+            ..EmbeddingAndHead::new(&self.common)
         }
     }
 
@@ -313,18 +304,10 @@ impl Architecture for NemotronH {
             ((config.mamba_num_heads, config.mamba_head_dim), (config.n_groups, config.ssm_state_size));
         let state = |kind: &Kind| match kind {
             Kind::Mamba => Some(Mamba::state(heads, groups, config.conv_kernel, self.dtype)),
-            Kind::Attention => Some(LayerState::Tokens(self.state)),
+            Kind::Attention => Some(LayerState::Tokens(self.common.attention)),
             Kind::Mlp | Kind::Experts => None,
         };
         self.kinds.iter().filter_map(state).collect()
-    }
-
-    fn layers(&self) -> usize {
-        self.kinds.len()
-    }
-
-    fn ropes(&self) -> Vec<Rope> {
-        Vec::new()
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
@@ -336,7 +319,7 @@ impl Architecture for NemotronH {
                 _ => Ok(array.clone()),
             },
         )?;
-        for layer in 0..self.kinds.len() {
+        for layer in 0..self.common.layers {
             let mixer = format!("backbone.layers.{layer}.mixer");
             for (part, stacked) in [("up_proj", "fc1"), ("down_proj", "fc2")] {
                 let experts = self.config.n_routed_experts.unwrap_or(0);
@@ -347,23 +330,21 @@ impl Architecture for NemotronH {
         Ok(())
     }
 
-    fn layer(&self, index: usize, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
-        let Config { hidden_size: hidden, attention_bias: bias, .. } = self.config;
-        let mixer = format!("backbone.layers.{index}.mixer");
-        let eps = self.config.layer_norm_epsilon;
-        let before = weights.rms_norm(&format!("backbone.layers.{index}.norm"), hidden, eps)?;
-        Ok(vec![match self.kinds[index] {
-            Kind::Mamba => Residual::new(before, self.mamba(index, &mixer, weights)?),
+    fn layer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
+        let Common { hidden, inner, mlp_bias, qkv_bias, output_bias, .. } = self.common;
+        let index = layer.index;
+        let prefix = format!("backbone.layers.{index}.mixer");
+        let body: Box<dyn Sublayer> = match self.kinds[index] {
+            Kind::Mamba => Box::new(self.mamba(index, &prefix, weights)?),
             Kind::Attention => {
-                let state = (self.state_index(index), &self.state);
-                let attention = Attention::load(weights, &mixer, state, hidden, (bias, bias))?;
-                Residual::new(before, Attention { rope: None, ..attention })
+                let state = (self.state_index(index), &self.common.attention);
+                let attention = Attention::load(weights, &prefix, state, hidden, (qkv_bias, output_bias))?;
+                Box::new(Attention { rope: None, ..attention })
             }
-            Kind::Mlp => {
-                let sizes = (hidden, self.config.intermediate_size);
-                Residual::new(before, Squared::load(weights, &mixer, sizes, self.config.mlp_bias)?)
-            }
-            Kind::Experts => Residual::new(before, self.mixture(&mixer, weights)?),
-        }])
+            Kind::Mlp => Box::new(Squared::load(weights, &prefix, (hidden, inner), mlp_bias)?),
+            Kind::Experts => Box::new(self.mixture(&prefix, weights)?),
+        };
+        let before = self.common.norm(&format!("backbone.layers.{index}.norm"), weights)?;
+        Ok(vec![Residual::new(before, body)])
     }
 }

@@ -45,13 +45,13 @@ pub(crate) struct Residual {
 
 impl Residual {
     /// A residual that norms what its body takes.
-    pub(crate) fn new(before: RmsNorm, body: impl Sublayer + 'static) -> Self {
+    pub(crate) fn new(before: RmsNorm, body: Box<dyn Sublayer>) -> Self {
         Self { before: Some(before), ..Self::bare(body) }
     }
 
     /// A residual without norms.
-    pub(crate) fn bare(body: impl Sublayer + 'static) -> Self {
-        Self { before: None, body: Box::new(body), after: None, scale: None, sum_scale: None }
+    pub(crate) fn bare(body: Box<dyn Sublayer>) -> Self {
+        Self { before: None, body, after: None, scale: None, sum_scale: None }
     }
 
     /// What the residual makes of the stream `x`: the stream after it, and `next` of that, if it came cheaply. `normed` is
