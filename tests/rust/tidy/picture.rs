@@ -1,0 +1,144 @@
+//! The picture of the house: every room, top floor first, with the rooms that it may name. A room names only
+//! what stands below it here. Beside it: which crate lives in which rooms.
+
+/// A module right under a crate's root.
+pub(super) struct Room {
+    pub(super) name: &'static str,
+    /// Rooms that it may name.
+    pub(super) names: &'static [&'static str],
+    /// Rooms that its tests may name besides.
+    pub(super) tests: &'static [&'static str],
+    /// Drawn before it is built.
+    pub(super) later: bool,
+}
+
+/// A crate of `Cargo.toml`.
+pub(super) struct Crate {
+    /// As paths write it.
+    pub(super) name: &'static str,
+    /// Rooms, or modules in them; `*` is everywhere.
+    pub(super) homes: &'static [&'static str],
+    /// Where tests may name it besides.
+    pub(super) tests: &'static [&'static str],
+}
+
+const fn room(name: &'static str, names: &'static [&'static str], tests: &'static [&'static str]) -> Room {
+    Room { name, names, tests, later: false }
+}
+
+const fn later(name: &'static str, names: &'static [&'static str]) -> Room {
+    Room { name, names, tests: &[], later: true }
+}
+
+const fn home(name: &'static str, homes: &'static [&'static str], tests: &'static [&'static str]) -> Crate {
+    Crate { name, homes, tests }
+}
+
+#[rustfmt::skip]
+pub(super) const ROOMS: &[Room] = &[
+    room("cli",       &["clock", "config", "daemon", "device", "hub"], &[]),
+    room("daemon",    &["clock", "config", "device", "engine", "error", "hub", "rpc", "telemetry"], &[]),
+    room("rpc",       &["clock", "engine", "error", "hub", "ids", "limits", "net", "service", "session", "text"], &[]),
+    later("net",      &["clock", "error", "ids", "service"]),
+    later("service",  &["backend", "clock", "engine", "error", "hub", "ids", "limits", "prompt", "residency", "session", "text"]),
+    room("telemetry", &["config"], &[]),
+    room("config",    &["backend", "limits"], &[]),
+    room("engine",    &["backend", "cache", "clock", "error", "ids", "prompt", "sched", "text"], &["limits", "service", "session"]),
+    room("device",    &["backend", "error", "hub", "ids", "mlx", "models"], &[]),
+    room("models",    &["error", "hub", "mlx"], &[]),
+    room("mlx",       &["backend", "error", "ids"], &[]),
+    later("residency", &["backend", "clock", "error", "ids"]),
+    room("hub",       &["error", "ids", "text"], &[]),
+    room("text",      &[], &[]),
+    room("session",   &["clock", "error", "ids"], &[]),
+    room("sched",     &["clock", "ids"], &[]),
+    room("cache",     &["backend", "clock", "ids"], &[]),
+    room("backend",   &["error", "ids"], &[]),
+    room("prompt",    &[], &[]),
+    room("limits",    &[], &[]),
+    room("error",     &["ids"], &[]),
+    room("clock",     &[], &[]),
+    room("ids",       &[], &[]),
+];
+
+#[rustfmt::skip]
+pub(super) const CRATES: &[Crate] = &[
+    home("anyhow",             &["cli"], &[]),
+    home("clap",               &["cli"], &[]),
+    home("indicatif",          &["cli"], &[]),
+    home("mlxd_client",        &["cli"], &[]),
+    home("rustyline",          &["cli"], &[]),
+    home("prost_types",        &["cli", "rpc"], &[]),
+    home("rand",               &["cli", "rpc", "service"], &[]),
+    home("time",               &["cli", "text"], &[]),
+    home("tracing_subscriber", &["telemetry"], &[]),
+    home("rustix",             &["daemon", "net", "rpc", "service"], &[]),
+    home("async_stream",       &["rpc", "service"], &[]),
+    home("bytes",              &["net", "rpc"], &[]),
+    home("http",               &["net", "rpc"], &[]),
+    home("http_body",          &["net", "rpc"], &[]),
+    home("hyper",              &["net", "rpc"], &[]),
+    home("hyper_util",         &["net", "rpc"], &[]),
+    home("prost",              &["rpc"], &[]),
+    home("tokio_stream",       &["net", "rpc", "service"], &[]),
+    home("tonic",              &["net", "rpc"], &[]),
+    home("tonic_health",       &["rpc"], &[]),
+    home("tonic_prost",        &["rpc"], &[]),
+    home("tonic_reflection",   &["rpc"], &[]),
+    home("tonic_types",        &["rpc"], &[]),
+    home("tower",              &["net", "rpc"], &[]),
+    home("tokio",              &["cli", "daemon", "engine", "net", "rpc", "service"], &[]),
+    home("tracing",            &["daemon", "device", "engine", "hub", "net", "rpc", "service"], &[]),
+    home("toml",               &["config"], &[]),
+    home("minijinja",          &["text"], &[]),
+    home("minijinja_contrib",  &["text"], &[]),
+    home("regex",              &["text"], &[]),
+    home("tokenizers",         &["text"], &["hub"]),
+    home("dashmap",            &["hub", "rpc", "service", "session"], &[]),
+    home("half",               &["hub"], &[]),
+    home("hf_hub",             &["hub"], &[]),
+    home("safetensors",        &["hub"], &[]),
+    home("sha2",               &["hub", "net", "rpc", "service"], &[]),
+    home("libc",               &["mlx::ffi"], &[]),
+    home("mlx_sys",            &["mlx::ffi"], &[]),
+    home("mlx_rs",             &["device", "mlx", "models"], &[]),
+    home("serde",              &["hub", "models", "text"], &[]),
+    home("serde_json",         &["cli", "device", "hub", "mlx", "models", "rpc", "service", "session", "text"], &["*"]),
+    home("thiserror",          &["*"], &[]),
+    home("insta",              &[], &["*"]),
+    home("proptest",           &[], &["*"]),
+    home("tempfile",           &[], &["*"]),
+];
+
+/// Words of the language, and the folder that may use them.
+pub(super) const WORDS: &[(&str, &str)] = &[("unsafe", "src/mlx/ffi/"), ("include_proto", "src/rpc/")];
+
+/// Dependencies that only generated code names.
+pub(super) const GENERATED: &[&str] = &["prost", "tonic_prost"];
+
+/// Circles that are left: the module they are in, and one file or folder on the way around. None may be
+/// added.
+pub(super) const CIRCLES_LEFT: &[(&str, &str)] = &[
+    ("mlxd::engine::api", "counters"),
+    ("mlxd::hub::convert", "rope"),
+    ("mlxd::mlx", "batch"),
+    ("mlxd::mlx", "cuda"),
+    ("mlxd::mlx", "layers"),
+    ("mlxd::mlx::layers", "rope"),
+    ("mlxd::text", "tokenizer"),
+];
+
+/// Folders and files whose prose has not been gone over. None may be added.
+pub(super) const PROSE_LEFT: &[&str] = &[
+    "README.md",
+    "clients/",
+    "proto/",
+    "src/",
+    "tests/bench/",
+    "tests/python/",
+    "tests/rust/api.rs",
+    "tests/rust/daemon/",
+    "tests/rust/main.rs",
+    "tests/rust/text_",
+    "tests/sim/",
+];
