@@ -10,6 +10,9 @@ use crate::backend::{SlotId, Span};
 /// Above [`CUT_MAX`], so that candidates are cut.
 const VOCABULARY: usize = 3000;
 
+/// Bound of the rounding in a running sum of that many probabilities in f32.
+const SUM_ERROR: f32 = 2e-5;
+
 fn sample() -> Sample {
     Sample {
         temperature: 1.0,
@@ -86,6 +89,14 @@ fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
 
 /// Whether `token` is where the running sum passes the uniform number, in the order that the way draws in.
 fn is_right(logits: &[f32], sample: &Sample, token: usize) -> bool {
+    // Sums in f32 decide whether the nucleus ends one token earlier or later.
+    let nudged = |by: f32| Sample { top_p: sample.top_p + by, ..sample.clone() };
+    let nucleus = sample.top_p < 1.0;
+    is_drawn(logits, sample, token)
+        || nucleus && [-SUM_ERROR, SUM_ERROR].into_iter().any(|by| is_drawn(logits, &nudged(by), token))
+}
+
+fn is_drawn(logits: &[f32], sample: &Sample, token: usize) -> bool {
     let weights = weights(logits, sample);
     let mut order: Vec<usize> = (0..logits.len()).collect();
     if way(sample, u32::try_from(logits.len()).unwrap()) != DrawMethod::Free {
@@ -95,7 +106,7 @@ fn is_right(logits: &[f32], sample: &Sample, token: usize) -> bool {
     let before: f64 = order.iter().take_while(|&&id| id != token).map(|&id| weights[id]).sum();
     let (low, high) = (before / whole, (before + weights[token]) / whole);
     let uniform = f64::from(sample.uniform);
-    weights[token] > 0.0 && low - 2e-5 <= uniform && uniform <= high + 2e-5
+    weights[token] > 0.0 && low - f64::from(SUM_ERROR) <= uniform && uniform <= high + f64::from(SUM_ERROR)
 }
 
 /// Distinct logits, peaked or flat.
