@@ -15,8 +15,14 @@ pub(super) const FULL: &str = "full_attention";
 /// A value of `layer_types`: softmax attention within a window.
 pub(super) const SLIDING: &str = "sliding_attention";
 
+/// The default of a key that is true if missing, for serde.
 pub(super) fn yes() -> bool {
     true
+}
+
+/// The default `N` of a key, for serde.
+pub(super) fn or<const N: u16, T: From<u16>>() -> T {
+    N.into()
 }
 
 /// How a key is read.
@@ -57,7 +63,7 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Sizes are required, without biases and with half rotations; the rest as most architectures have it.
+    /// All keys are required, but for those that most architectures do not read: biases and `rope_traditional`.
     pub(super) const USUAL: Self = Self {
         hidden_size: Key::Required,
         num_hidden_layers: Key::Required,
@@ -90,13 +96,13 @@ impl Keys {
     };
 }
 
-/// What the common keys say, checked.
+/// The common keys, checked.
 #[derive(Clone, Debug)]
 pub(super) struct Common {
     /// Elements of a hidden state.
     pub(super) hidden: i32,
     pub(super) layers: usize,
-    /// Elements between the two halves of an MLP.
+    /// Inner size of an MLP.
     pub(super) inner: i32,
     pub(super) vocabulary: i32,
     /// Epsilon of the norms.
@@ -112,7 +118,7 @@ pub(super) struct Common {
     pub(super) tied: bool,
     pub(super) rope_theta: f64,
     pub(super) rope_traditional: bool,
-    /// The rotations that attention names by their index; an architecture fills them in.
+    /// The rotations, which attention names by index. `read` leaves them to the architecture.
     pub(super) ropes: Vec<Rope>,
 }
 
@@ -171,7 +177,7 @@ impl Common {
         })
     }
 
-    /// Reads the keys of a model that rotates all of every head, by `rope_theta` and `rope_scaling`.
+    /// Reads and checks the common keys of a model that rotates whole heads by `rope_theta` and `rope_scaling`.
     pub(super) fn rotated(config: &Value, keys: &Keys) -> Result<Self, OpenError> {
         let mut common = Self::read(config, keys)?;
         common.ropes = vec![common.rope(common.attention.head_dim, config.get("rope_scaling"), config)?];
@@ -249,7 +255,7 @@ pub(super) fn experts(experts: i32, chosen: i32, (groups, kept): (i32, i32)) -> 
         return invalid(format!("{chosen} of {experts} experts"));
     }
     let even = groups >= 1 && experts % groups == 0 && (1..=groups).contains(&kept);
-    // A group counts by its two best, and those that are kept must have enough.
+    // A group is ranked by its two best experts, and the kept groups must hold enough of them.
     let enough = even && (groups == 1 || experts / groups >= 2 && kept * (experts / groups) >= chosen);
     if enough { Ok(()) } else { invalid(format!("{kept} of {groups} groups of {experts} experts")) }
 }

@@ -18,10 +18,10 @@ use crate::mlx::tensors::TensorCursor;
 
 /// One architecture with its configuration. The defaults are Llama's: an architecture writes what it does otherwise.
 pub(super) trait Architecture {
-    /// Returns what its config says of the common keys.
+    /// Returns the common part of its config.
     fn common(&self) -> &Common;
 
-    /// Returns what stands at both ends of the layers.
+    /// Returns its embedding, last norm and head.
     fn ends(&self) -> EmbeddingAndHead {
         EmbeddingAndHead::new(self.common())
     }
@@ -31,7 +31,7 @@ pub(super) trait Architecture {
         0
     }
 
-    /// Returns what the layers keep of a sequence.
+    /// Returns the states that the layers keep of a sequence.
     fn states(&self) -> Vec<LayerState> {
         let Common { layers, attention, .. } = self.common();
         let state = |layer| TokenState { window: self.window(layer), ..*attention };
@@ -43,7 +43,7 @@ pub(super) trait Architecture {
         Ok(())
     }
 
-    /// Takes what runs once a step before the layers.
+    /// Takes the part that runs once a step before the layers.
     fn prelude(&self, _weights: &mut TensorCursor) -> Result<Option<Box<dyn Prelude>>, Error> {
         Ok(None)
     }
@@ -53,12 +53,12 @@ pub(super) trait Architecture {
         usual_layer(self, layer, weights)
     }
 
-    /// Takes what mixes the tokens of a layer.
+    /// Takes the sublayer that mixes tokens.
     fn mixer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
         Ok(Box::new(self.common().attention(layer, weights)?))
     }
 
-    /// Takes what each token of a layer goes through alone: its mixture, or an MLP.
+    /// Takes the sublayer that each token goes through by itself: a mixture of experts, or an MLP.
     fn feed_forward(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
         Ok(match self.mixture(layer, weights)? {
             Some(mixture) => Box::new(mixture),
@@ -72,7 +72,7 @@ pub(super) trait Architecture {
     }
 }
 
-/// Takes a layer of two parts, the mixer and the feed-forward part, each after a norm.
+/// Takes a layer of two sublayers, mixer and feed-forward, each after a norm.
 pub(super) fn usual_layer(
     architecture: &(impl Architecture + ?Sized),
     layer: &Layer,
@@ -86,16 +86,16 @@ pub(super) fn usual_layer(
     Ok(vec![Residual::new(before, mixer), Residual::new(between, feed_forward)])
 }
 
-/// What a model computes once a step for all of its layers.
+/// Computes once a step what all layers of a model read.
 pub(super) trait Prelude {
-    /// Of token ids `[tokens]` and their hidden states `[tokens, hidden]`.
+    /// Computes it from token ids `[tokens]` and their hidden states `[tokens, hidden]`.
     fn forward(&self, tokens: &Array, x: &Array) -> MlxResult<Array>;
 
-    /// Every array of its weights.
+    /// Returns every array of its weights.
     fn arrays(&self) -> Vec<&Array>;
 }
 
-/// Embedding and head.
+/// Embedding, last norm and head: sizes, modules and factors.
 #[derive(Clone, Debug)]
 pub(super) struct EmbeddingAndHead {
     pub(super) hidden: i32,
@@ -105,20 +105,20 @@ pub(super) struct EmbeddingAndHead {
     /// The last norm's module.
     pub(super) norm: &'static str,
     pub(super) norm_eps: f32,
-    /// The norm's weights are stored less 1.
+    /// Whether the norm's weights are stored less 1.
     pub(super) norm_plus_one: bool,
-    /// The head's module; None if the embedding serves.
+    /// The head's module; None if the embedding serves as head.
     pub(super) head: Option<&'static str>,
-    /// What embedded tokens are multiplied with.
+    /// Factor of embedded tokens.
     pub(super) embedding_scale: f32,
-    /// What logits are multiplied with.
+    /// Factor of logits.
     pub(super) logit_scale: f32,
     /// Logits become `softcap * tanh(logit / softcap)`; 0 is off.
     pub(super) softcap: f32,
 }
 
 impl EmbeddingAndHead {
-    /// Returns the usual names, with nothing done to embedding and logits.
+    /// Returns the usual modules, with factors of 1.
     pub(super) fn new(common: &Common) -> Self {
         Self {
             hidden: common.hidden,
@@ -156,7 +156,7 @@ struct Loader<A> {
     done: usize,
 }
 
-/// Gets ready to load.
+/// Returns a loader of this architecture.
 pub(super) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -> Box<dyn Loading> {
     Box::new(Loader { architecture, setup, embedding: None, prelude: None, residuals: Vec::new(), done: 0 })
 }
@@ -230,15 +230,15 @@ impl Decoder {
 impl Model for Decoder {
     fn forward(&self, batch: &Batch, kv: &mut Kv) -> MlxResult<Option<Array>> {
         let ops: KernelSet = kv.shape().ops;
-        let turned = self.ropes.iter().map(|rope| (rope.clone(), rope.rotation(&batch.positions, ops)));
-        let turned: Vec<_> = turned.collect();
+        let rotations = self.ropes.iter().map(|rope| (rope.clone(), rope.rotation(&batch.positions, ops)));
+        let rotations: Vec<_> = rotations.collect();
         let mut x = scaled(self.embedding.rows(&batch.tokens)?, self.ends.embedding_scale)?;
         let prelude = self.prelude.as_ref().map(|prelude| prelude.forward(&batch.tokens, &x)).transpose()?;
-        let mut context = ForwardContext { batch, kv, ropes: &turned, prelude };
+        let mut context = ForwardContext { batch, kv, ropes: &rotations, prelude };
         let mut normed = None;
         for (index, residual) in self.residuals.iter().enumerate() {
             let next = self.residuals.get(index + 1);
-            // The norm of what comes next; the last one is taken of the rows that are wanted only.
+            // The norm of the next residual; the last norm is of the output rows only.
             let next = next.map_or(Some(&self.norm), |next| next.before.as_ref());
             (x, normed) = residual.forward(&x, normed, next, &mut context)?;
         }

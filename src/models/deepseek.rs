@@ -29,7 +29,7 @@ struct Config {
     moe_intermediate_size: i32,
     n_shared_experts: Option<i32>,
     n_routed_experts: Option<i32>,
-    #[serde(default = "one")]
+    #[serde(default = "config::or::<1, _>")]
     routed_scaling_factor: f32,
     kv_lora_rank: i32,
     q_lora_rank: Option<i32>,
@@ -40,23 +40,15 @@ struct Config {
     scoring_func: Option<String>,
     #[serde(default = "config::yes")]
     norm_topk_prob: bool,
-    #[serde(default = "first")]
+    #[serde(default = "config::or::<1, _>")]
     n_group: i32,
-    #[serde(default = "first")]
+    #[serde(default = "config::or::<1, _>")]
     topk_group: i32,
     num_experts_per_tok: Option<i32>,
-    #[serde(default = "first")]
+    #[serde(default = "config::or::<1, _>")]
     moe_layer_freq: i32,
     #[serde(default)]
     first_k_dense_replace: usize,
-}
-
-fn one() -> f32 {
-    1.0
-}
-
-fn first() -> i32 {
-    1
 }
 
 struct DeepSeek {
@@ -66,7 +58,7 @@ struct DeepSeek {
     experts: Option<GroupedExperts>,
 }
 
-/// Epsilon of the norms of small vectors in DeepSeek's own model, whatever the config says of others.
+/// Epsilon of the norms of latent vectors in DeepSeek's own model, where `rms_norm_eps` does not count.
 const LATENT_EPS: f32 = 1e-6;
 
 /// Reads the config.
@@ -151,14 +143,14 @@ impl DeepSeek {
         let (plain, turned, value) = (config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim);
         let eps = if config.is_lite() { common.eps } else { LATENT_EPS };
         let queries = heads * (plain + turned);
-        let kept = ("kv_a_proj_with_mqa", rank + turned);
+        let cached = ("kv_a_proj_with_mqa", rank + turned);
         let (down, query) = match config.q_lora_rank {
             None => (
-                weights.fused(prefix, &[kept], hidden, bias)?,
+                weights.fused(prefix, &[cached], hidden, bias)?,
                 LatentQuery::Direct(weights.linear(&format!("{prefix}.q_proj"), queries, hidden, false)?),
             ),
             Some(low) => (
-                weights.fused(prefix, &[("q_a_proj", low), kept], hidden, bias)?,
+                weights.fused(prefix, &[("q_a_proj", low), cached], hidden, bias)?,
                 LatentQuery::Low {
                     norm: weights.rms_norm(&format!("{prefix}.q_a_layernorm"), low, eps)?,
                     up: weights.linear(&format!("{prefix}.q_b_proj"), queries, low, false)?,
@@ -182,7 +174,7 @@ impl DeepSeek {
         })
     }
 
-    /// The products around the kept vector: as mlx-lm stores them, or from one matrix as DeepSeek does.
+    /// Takes the matrices around the cached vector: as mlx-lm stores them, or from one matrix as DeepSeek does.
     fn latent(&self, prefix: &str, weights: &mut TensorCursor) -> Result<(Matrix, Matrix), Error> {
         let TokenState { heads, .. } = self.common.attention;
         let Config { kv_lora_rank: rank, qk_nope_head_dim: plain, v_head_dim: value, .. } = self.config;

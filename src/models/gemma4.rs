@@ -1,6 +1,6 @@
-//! Gemma 4 (Google, 2026), its text part: layers that see a window and layers that see all, with heads of different
-//! sizes; last layers that look at the cache of an earlier one; in the small models an input of each token for every
-//! layer, in one a mixture of experts beside the MLP. Defaults are mlx-lm's (models/gemma4_text.py).
+//! Gemma 4 (Google, 2026), its text part: layers that attend to a window and layers that attend to all positions, with
+//! heads of different sizes; last layers that read the cache of an earlier one; in the small models an input of each token
+//! for every layer, in one a mixture of experts beside the MLP. Defaults are mlx-lm's (models/gemma4_text.py).
 
 use mlx_rs::ops;
 use serde::Deserialize;
@@ -36,13 +36,13 @@ struct Config {
     global_head_dim: Option<i32>,
     vocab_size_per_layer_input: Option<i32>,
     num_global_key_value_heads: Option<i32>,
-    #[serde(default = "shared_layers")]
+    #[serde(default = "config::or::<20, _>")]
     num_kv_shared_layers: usize,
-    #[serde(default = "layer_input")]
+    #[serde(default = "config::or::<256, _>")]
     hidden_size_per_layer_input: i32,
     rope_parameters: Option<Value>,
     sliding_window: Option<i32>,
-    #[serde(default = "pattern")]
+    #[serde(default = "config::or::<5, _>")]
     sliding_window_pattern: usize,
     #[serde(default)]
     attention_k_eq_v: bool,
@@ -63,29 +63,17 @@ fn global_head_dim() -> Option<i32> {
     Some(512)
 }
 
-fn shared_layers() -> usize {
-    20
-}
-
-fn layer_input() -> i32 {
-    256
-}
-
 #[allow(clippy::unnecessary_wraps, reason = "null turns it off")]
 fn softcap() -> Option<f32> {
     Some(30.0)
 }
 
-fn pattern() -> usize {
-    5
-}
-
 struct Gemma4 {
     common: Common,
     config: Config,
-    /// Attention of each layer.
+    /// Attention, by layer.
     states: Vec<TokenState>,
-    /// The layer whose cache each layer reads.
+    /// The layer whose cache a layer reads, by layer.
     caches: Vec<usize>,
     /// None without a mixture.
     experts: Option<ExpertSizes>,
@@ -95,9 +83,10 @@ struct Gemma4 {
 pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
     let mut common = Common::read(value, &KEYS)?;
     let config: Config = config::parse(value)?;
+    let inputs = config.hidden_size_per_layer_input.max(1).saturating_mul(dim(common.layers));
     config::sizes(&[
         ("vocab_size_per_layer_input", config.vocab_size_per_layer_input.unwrap_or(1)),
-        ("hidden_size_per_layer_input", config.hidden_size_per_layer_input.max(1)),
+        ("hidden_size_per_layer_input * num_hidden_layers", inputs),
     ])?;
     let pattern = config.sliding_window_pattern.max(1);
     let by_pattern =
@@ -152,9 +141,10 @@ impl Config {
         let source = |(layer, kind): (usize, &String)| {
             if layer < own { Some(layer) } else { kinds[..own].iter().rposition(|known| known == kind) }
         };
-        let caches: Option<Vec<usize>> = kinds.iter().enumerate().map(source).collect();
-        caches
-            .map_or_else(|| config::invalid("num_kv_shared_layers leaves no layer whose cache is shared"), Ok)
+        match kinds.iter().enumerate().map(source).collect() {
+            Some(caches) => Ok(caches),
+            None => config::invalid("num_kv_shared_layers leaves no layer whose cache is shared"),
+        }
     }
 
     fn rope(&self, common: &Common, kind: &str, dims: i32, value: &Value) -> Result<Rope, OpenError> {
@@ -202,6 +192,7 @@ impl Gemma4 {
         Ok(Attention { stores, norms, rope, ..Attention::new(cache, queries, Fused::new(parts)?, output) })
     }
 
+    /// Takes the MLP of a layer, and the experts beside it.
     fn fed(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Residual, Error> {
         let Common { hidden, inner, .. } = self.common;
         let shared = self.config.first_shared(self.common.layers);

@@ -1,4 +1,4 @@
-//! Bodies that only Gemma 4 has (formulas by mlx-lm, models/gemma4_text.py).
+//! Sublayers that only Gemma 4 has (formulas: mlx-lm, models/gemma4_text.py).
 
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -7,13 +7,13 @@ use mlx_rs::{Array, ops};
 use super::decoder::Prelude;
 use crate::mlx::layers::{Experts, ForwardContext, Linear, Matrix, Mlp, RmsNorm, Router, Sublayer, gelu};
 
-/// What each token brings to every layer: looked up by its id, and made of its hidden state.
+/// Inputs of each token to every layer: an embedding of its id and a projection of its hidden state.
 pub(super) struct LayerInputs {
     pub(super) embedding: Matrix,
     pub(super) projection: Linear,
     pub(super) norm: RmsNorm,
     pub(super) layers: i32,
-    /// Numbers for a layer.
+    /// Elements of the input to one layer.
     pub(super) size: i32,
     pub(super) hidden: i32,
 }
@@ -24,7 +24,7 @@ fn root(size: i32, x: &Array) -> Result<Array> {
 }
 
 impl Prelude for LayerInputs {
-    /// `[tokens, layers, size]`.
+    /// Returns `[tokens, layers, size]`.
     fn forward(&self, tokens: &Array, x: &Array) -> Result<Array> {
         let shape = [x.dim(0), self.layers, self.size];
         let known = self.embedding.rows(tokens)?;
@@ -40,7 +40,7 @@ impl Prelude for LayerInputs {
     }
 }
 
-/// Lets a layer's input through, as far as the hidden state wants it.
+/// A layer's input, gated by the hidden state.
 pub(super) struct LayerInput {
     pub(super) layer: i32,
     pub(super) gate: Linear,

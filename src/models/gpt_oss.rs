@@ -1,6 +1,6 @@
 //! gpt-oss (<https://arxiv.org/abs/2508.10925>): a mixture of experts in each layer, biases everywhere, attention with
 //! sinks, every other layer with a window. Defaults for missing config keys are mlx-lm's (models/gpt_oss.py). The
-//! release's own files are taken too: their experts are MXFP4 as MLX has it, with gate and up row by row in turns.
+//! release's own files are taken too: their experts are MXFP4 as MLX has it, with the rows of gate and up interleaved.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
@@ -52,7 +52,7 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Open
     Ok(loader(GptOss { common, experts, chosen, windows }, setup))
 }
 
-/// The name that MLX's layers have for a tensor of the release's experts.
+/// Returns the name that mlx-lm gives to a tensor of the release's experts.
 fn renamed(name: &str) -> Option<String> {
     let (_, part) = name.split_once(".mlp.experts.")?;
     if !part.starts_with("gate_up_proj") && !part.starts_with("down_proj") {
@@ -62,7 +62,7 @@ fn renamed(name: &str) -> Option<String> {
     kinds.iter().find_map(|(end, kind)| Some(format!("{}.{kind}", name.strip_suffix(end)?)))
 }
 
-/// Bytes `[experts, out, groups, 16]` as words `[experts, out, words]`; what is words already stays.
+/// Returns bytes `[experts, out, groups, 16]` as words `[experts, out, words]`; words stay as they are.
 fn words(blocks: &Array) -> mlx_rs::error::Result<Array> {
     match *blocks.shape() {
         [experts, out, _, _] if blocks.dtype() == Dtype::Uint8 => {
@@ -72,8 +72,8 @@ fn words(blocks: &Array) -> mlx_rs::error::Result<Array> {
     }
 }
 
-/// All gates, then all ups, of `[experts, 2 * inner, ..]` where they take turns.
-fn unwoven(both: &Array) -> mlx_rs::error::Result<Array> {
+/// Returns `[experts, 2 * inner, ..]`, whose gates and ups are interleaved, with all gates before all ups.
+fn deinterleaved(both: &Array) -> mlx_rs::error::Result<Array> {
     let shape = both.shape();
     let [experts, out, rest @ ..] = shape else {
         return Err(Exception::custom(format!("gate_up_proj of shape {shape:?}")));
@@ -94,7 +94,7 @@ impl Architecture for GptOss {
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         weights.rename(renamed);
         weights.change(|name| name.contains(".mlp.experts.") && name.ends_with(".weight"), words)?;
-        weights.change(|name| name.contains(".mlp.experts.gate_up_proj."), unwoven)?;
+        weights.change(|name| name.contains(".mlp.experts.gate_up_proj."), deinterleaved)?;
         for layer in 0..self.common.layers {
             let experts = format!("model.layers.{layer}.mlp.experts");
             for kind in ["weight", "scales", "bias"] {

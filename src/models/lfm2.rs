@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
-use super::parts::{Layer, convolution};
+use super::parts::{Layer, convolution, mlx_kernels};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
@@ -30,7 +30,7 @@ struct Config {
     #[serde(rename = "conv_L_cache")]
     kernel: i32,
     block_dim: Option<i32>,
-    #[serde(default = "multiple")]
+    #[serde(default = "config::or::<256, _>")]
     block_multiple_of: i32,
     block_ffn_dim_multiplier: Option<f64>,
     #[serde(default)]
@@ -41,10 +41,6 @@ struct Config {
     rope_parameters: Option<Value>,
     full_attn_idxs: Option<Vec<usize>>,
     layer_types: Option<Vec<String>>,
-}
-
-fn multiple() -> i32 {
-    256
 }
 
 struct Lfm2 {
@@ -73,7 +69,7 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Open
 }
 
 impl Config {
-    /// Returns the elements inside of the MLP, which the config may leave to a rule.
+    /// Returns the inner size of the MLP, which the config may leave to a rule.
     fn inner(&self) -> Result<i32, OpenError> {
         let Some(size) = self.block_ff_dim.or(self.intermediate_size) else {
             return config::invalid("neither block_ff_dim nor intermediate_size");
@@ -147,14 +143,7 @@ impl Architecture for Lfm2 {
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
-        // PyTorch has the kernel last, MLX in the middle.
-        weights.change(
-            |name| name.contains("conv.weight"),
-            |array| match array.shape() {
-                &[_, middle, last] if last > middle => array.swap_axes(1, 2),
-                _ => Ok(array.clone()),
-            },
-        )
+        mlx_kernels(weights, "conv.weight")
     }
 
     fn layer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {

@@ -23,6 +23,8 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_next;
+#[cfg(test)]
+mod tests;
 
 use mlx_rs::Array;
 use serde_json::Value;
@@ -39,19 +41,19 @@ pub(crate) trait Model {
     /// `[rows, vocabulary]` of the batch's output rows, or None if it has none.
     fn forward(&self, batch: &Batch, kv: &mut Kv) -> mlx_rs::error::Result<Option<Array>>;
 
-    /// Every array of its weights.
+    /// Returns every array of its weights.
     fn arrays(&self) -> Vec<&Array>;
 }
 
 /// A model that is being loaded.
 pub(crate) trait Loading {
-    /// Takes and evaluates the next piece; the model after the last one.
+    /// Takes and evaluates the next piece; returns the model after the last one.
     fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error>;
 
-    /// How many pieces there are.
+    /// Returns the number of pieces.
     fn pieces(&self) -> usize;
 
-    /// What its KV cache looks like.
+    /// Returns the shape of its KV cache.
     fn kv_shape(&self) -> KvShape;
 }
 
@@ -60,18 +62,18 @@ pub(crate) trait Loading {
 pub(crate) struct Setup {
     /// The dtype of activations and KV cache.
     pub(crate) dtype: mlx_rs::Dtype,
-    /// How it computes beside matrix products.
+    /// The kernels beside matrix products.
     pub(crate) ops: KernelSet,
-    /// Keep the KV cache as 8-bit integers.
+    /// Whether the KV cache holds 8-bit integers.
     pub(crate) int8_kv: bool,
 }
 
-/// What a model's config says it needs that is not there, or is wrong in itself.
+/// Why a model's config is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OpenError {
-    /// Not implemented.
+    /// It names an option that is not implemented.
     Unsupported(String),
-    /// Missing, malformed or contradictory.
+    /// Something is missing, malformed or contradictory.
     Invalid(String),
 }
 
@@ -111,16 +113,16 @@ const REGISTRY: &[Registration] = &[
     Registration { model_types: &["nemotron_h"], open: nemotron_h::open },
 ];
 
-/// A model of several parts whose text part is one of several architectures, and the one that it is by default.
+/// A model of several parts whose text part has a `model_type` of its own, and the default of that.
 const MIXED: (&str, &str) = ("mistral3", "mistral");
 
-/// The values of `model_type` that can be loaded.
+/// Returns the values of `model_type` that can be loaded.
 pub(crate) fn model_types() -> Vec<&'static str> {
     let plain = REGISTRY.iter().flat_map(|architecture| architecture.model_types).copied();
     plain.chain([MIXED.0]).collect()
 }
 
-/// Reads the text part of a config.json and gets ready to take the model's tensors.
+/// Reads the text part of a config.json and returns a loader of the model's tensors.
 pub(crate) fn open(config: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
     let Some(model_type) = config.get("model_type").and_then(Value::as_str) else {
         return Err(OpenError::Invalid("config.json has no model_type".into()));

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
-use super::parts::{ExpertSizes, GroupedExperts, Layer, convolution};
+use super::parts::{ExpertSizes, GroupedExperts, Layer, convolution, mlx_kernels};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::kv::LayerState;
@@ -48,11 +48,11 @@ struct Config {
     moe_intermediate_size: Option<i32>,
     moe_shared_expert_intermediate_size: Option<i32>,
     moe_latent_size: Option<i32>,
-    #[serde(default = "one")]
+    #[serde(default = "config::or::<1, _>")]
     n_group: i32,
     n_routed_experts: Option<i32>,
     n_shared_experts: Option<i32>,
-    #[serde(default = "one")]
+    #[serde(default = "config::or::<1, _>")]
     topk_group: i32,
     num_experts_per_tok: Option<i32>,
     #[serde(default)]
@@ -62,11 +62,7 @@ struct Config {
     mamba_hidden_act: Option<String>,
 }
 
-fn one() -> i32 {
-    1
-}
-
-/// What a layer is.
+/// The kind of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Mamba,
@@ -156,19 +152,15 @@ impl Config {
     }
 }
 
-/// An MLP of two matrices with a squared relu between.
+/// An MLP of two matrices with a squared ReLU between.
 struct Squared {
     up: Linear,
     down: Linear,
 }
 
 impl Squared {
-    fn load(
-        weights: &mut TensorCursor,
-        prefix: &str,
-        (hidden, inner): (i32, i32),
-        bias: bool,
-    ) -> Result<Self, Error> {
+    fn load(weights: &mut TensorCursor, prefix: &str, sizes: (i32, i32), bias: bool) -> Result<Self, Error> {
+        let (hidden, inner) = sizes;
         Ok(Self {
             up: weights.linear(&format!("{prefix}.up_proj"), inner, hidden, bias)?,
             down: weights.linear(&format!("{prefix}.down_proj"), hidden, inner, bias)?,
@@ -190,7 +182,7 @@ impl Sublayer for Squared {
     }
 }
 
-/// Experts, in a smaller space if there is one, beside an MLP that every token goes through.
+/// Experts, in a smaller space if `latent` leads there and back, beside an MLP that every token goes through.
 struct LatentMixture {
     router: Router,
     latent: Option<(Linear, Linear)>,
@@ -279,7 +271,7 @@ impl NemotronH {
         })
     }
 
-    /// Returns the place of a layer among those that keep a state.
+    /// Returns the index of a layer among those that keep a state.
     fn state_index(&self, layer: usize) -> usize {
         self.kinds[..layer].iter().filter(|kind| matches!(kind, Kind::Mamba | Kind::Attention)).count()
     }
@@ -312,13 +304,7 @@ impl Architecture for NemotronH {
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         weights.discard(|name| name.starts_with("mtp."));
-        weights.change(
-            |name| name.ends_with("conv1d.weight"),
-            |array| match array.shape() {
-                &[_, _, last] if last != 1 => array.swap_axes(1, 2),
-                _ => Ok(array.clone()),
-            },
-        )?;
+        mlx_kernels(weights, "conv1d.weight")?;
         for layer in 0..self.common.layers {
             let mixer = format!("backbone.layers.{layer}.mixer");
             for (part, stacked) in [("up_proj", "fc1"), ("down_proj", "fc2")] {

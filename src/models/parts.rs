@@ -20,13 +20,13 @@ impl Layer {
         Self { index, prefix: format!("model.layers.{index}") }
     }
 
-    /// Returns the whole name of one of its modules.
+    /// Returns the full name of one of its modules.
     pub(super) fn name(&self, module: &str) -> String {
         format!("{}.{module}", self.prefix)
     }
 }
 
-/// Experts of a layer, those chosen for a token, and the elements inside of one.
+/// Number of experts in a layer, number chosen for a token, and inner size of one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ExpertSizes {
     pub(super) experts: i32,
@@ -35,7 +35,7 @@ pub(super) struct ExpertSizes {
 }
 
 /// Experts that are routed as in DeepSeek-V3 (<https://arxiv.org/abs/2412.19437>): chosen by biased sigmoids from the best
-/// groups, with one MLP beside them that stands for the shared ones.
+/// groups, beside one MLP that stands for the shared experts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GroupedExperts {
     pub(super) sizes: ExpertSizes,
@@ -44,7 +44,7 @@ pub(super) struct GroupedExperts {
     /// Whether a token's shares add up to one before they are scaled.
     pub(super) normed: bool,
     pub(super) scale: f32,
-    /// Elements inside of the shared MLP.
+    /// Inner size of the shared MLP; None without one.
     pub(super) shared: Option<i32>,
 }
 
@@ -104,10 +104,10 @@ impl Common {
 }
 
 impl GroupedExperts {
-    /// How the router scores, with the bias `gate.e_score_correction_bias` of `module`.
+    /// Takes the scoring of the router, with the bias `gate.e_score_correction_bias` of `module`.
     pub(super) fn scoring(&self, module: &str, weights: &mut TensorCursor) -> Result<Scoring, Error> {
         let Self { sizes, groups, groups_kept, normed, scale, .. } = *self;
-        // Its small differences decide, which a shorter float would lose.
+        // Its small differences decide; a shorter float would lose them.
         let bias = weights.single(&format!("{module}.gate.e_score_correction_bias"), &[sizes.experts])?;
         Ok(Scoring::Sigmoid { bias, groups, groups_kept, normed, scale })
     }
@@ -127,6 +127,17 @@ impl GroupedExperts {
         let shared = shared.transpose()?;
         Ok(Mixture { shared, ..common.mixture(&module, self.sizes, scoring, weights)? })
     }
+}
+
+/// Brings convolutions whose names end so from PyTorch's `[channels, 1, kernel]` to MLX's `[channels, kernel, 1]`.
+pub(super) fn mlx_kernels(weights: &mut TensorCursor, end: &str) -> Result<(), Error> {
+    weights.change(
+        |name| name.ends_with(end),
+        |array| match array.shape() {
+            &[_, _, last] if last != 1 => array.swap_axes(1, 2),
+            _ => Ok(array.clone()),
+        },
+    )
 }
 
 /// Takes a convolution over tokens, of each channel by itself, with a bias if the architecture has one there.

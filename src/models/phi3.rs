@@ -23,10 +23,6 @@ const KEYS: Keys = Keys {
     ..Keys::USUAL
 };
 
-fn one() -> f64 {
-    1.0
-}
-
 fn context() -> u32 {
     131_072
 }
@@ -34,7 +30,7 @@ fn context() -> u32 {
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
     rope_scaling: Option<Map<String, Value>>,
-    #[serde(default = "one")]
+    #[serde(default = "config::or::<1, _>")]
     partial_rotary_factor: f64,
     #[serde(default = "context")]
     max_position_embeddings: u32,

@@ -29,14 +29,10 @@ struct Config {
     shared_expert_intermediate_size: i32,
     #[serde(default)]
     norm_topk_prob: bool,
-    #[serde(default = "every")]
+    #[serde(default = "config::or::<1, _>")]
     decoder_sparse_step: usize,
     #[serde(default)]
     mlp_only_layers: Vec<usize>,
-}
-
-fn every() -> usize {
-    1
 }
 
 struct Qwen2Moe {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
-use super::parts::{ExpertSizes, Layer, convolution};
+use super::parts::{ExpertSizes, Layer, convolution, mlx_kernels};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::kv::{LayerState, TokenState};
@@ -33,7 +33,7 @@ struct Config {
     num_experts: i32,
     #[serde(default)]
     num_experts_per_tok: i32,
-    #[serde(default = "one")]
+    #[serde(default = "config::or::<1, _>")]
     decoder_sparse_step: usize,
     #[serde(default)]
     mlp_only_layers: Vec<usize>,
@@ -47,10 +47,6 @@ struct Config {
     rope_scaling: Option<Value>,
     rope_parameters: Option<Value>,
     full_attention_interval: Option<usize>,
-}
-
-fn one() -> usize {
-    1
 }
 
 struct Qwen3Next {
@@ -128,7 +124,7 @@ impl Qwen3Next {
         Ok(Attention { norms, gate, ..Attention::new(layer.index, queries, qkv, output) })
     }
 
-    /// What a delta net takes: queries, keys, values, gates `z`, `b` and `a`, each by heads.
+    /// Takes the inputs of a delta net: queries, keys, values, gates `z`, `b` and `a`, each by heads.
     fn input(&self, prefix: &str, weights: &mut TensorCursor) -> Result<Fused, Error> {
         let config = &self.config;
         let (hidden, key_heads, value_heads) =
@@ -177,7 +173,7 @@ impl Qwen3Next {
     }
 }
 
-/// Rows that come by head, `sizes` of each kind, as one layer for each kind.
+/// Returns rows that come by head, `sizes` of each kind, as one layer for each kind.
 fn sorted(all: &Linear, heads: i32, sizes: &[i32]) -> Result<Vec<Linear>, Error> {
     let whole: i32 = sizes.iter().sum();
     let parts = sizes.iter().scan(0, |from, &size| {
@@ -231,7 +227,7 @@ impl Architecture for Qwen3Next {
             ".q_norm.weight",
             ".k_norm.weight",
         ];
-        weights.change(|name| name.ends_with("conv1d.weight"), |array| array.swap_axes(1, 2))?;
+        mlx_kernels(weights, "conv1d.weight")?;
         weights.change(
             |name| NORMS.iter().any(|norm| name.ends_with(norm)),
             |array| array.add(mlx_rs::Array::from_f32(1.0).as_dtype(array.dtype())?),
