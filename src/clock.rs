@@ -1,27 +1,27 @@
-//! Time, through one door. Everything that asks what time it is holds a [`Clock`], so that a simulated
-//! one can stand in; this is the only file that reads the system's clocks.
+//! Time comes in through one door: every part that needs the time holds a [`Clock`], so that tests can pass a
+//! simulated one. No other file reads the system's clocks.
 
 use std::ops::Sub;
 use std::time::{Duration, Instant, SystemTime};
 
-/// A point on a clock's monotonic line, counted from the clock's start.
+/// A monotonic point in time, as the duration since the clock's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(Duration);
 
 impl Moment {
-    /// The moment `since_start` after the clock's start.
+    /// Returns the moment `since_start` after the clock's start.
     #[must_use]
     pub const fn at(since_start: Duration) -> Self {
         Self(since_start)
     }
 
-    /// Time since the clock's start.
+    /// Returns the time since the clock's start.
     #[must_use]
     pub const fn since_start(self) -> Duration {
         self.0
     }
 
-    /// The moment `delay` later; stays at the end of time rather than overflow.
+    /// Returns the moment `delay` later; saturates.
     #[must_use]
     pub const fn after(self, delay: Duration) -> Self {
         Self(self.0.saturating_add(delay))
@@ -31,29 +31,29 @@ impl Moment {
 impl Sub for Moment {
     type Output = Duration;
 
-    /// Time from `earlier` to `self`; zero if `earlier` is later.
+    /// Returns the time from `earlier` to `self`; zero if `earlier` is later.
     fn sub(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// Tells the time.
+/// A source of time.
 pub trait Clock: Send + Sync {
-    /// Now, on the monotonic line.
+    /// Returns the monotonic time.
     fn now(&self) -> Moment;
 
-    /// Now, as people count it; only for what is shown to them.
+    /// Returns the wall-clock time; only for display.
     fn wall(&self) -> SystemTime;
 }
 
-/// The machine's clocks.
+/// The clocks of the operating system.
 #[derive(Debug)]
 pub struct SystemClock {
     start: Instant,
 }
 
 impl SystemClock {
-    /// A clock whose monotonic line starts now.
+    /// Creates a clock whose monotonic time starts at zero.
     #[must_use]
     #[allow(clippy::disallowed_methods, reason = "this is the door through which time comes in")]
     pub fn new() -> Self {

@@ -1,5 +1,5 @@
-//! The log: `tracing` events as lines on stderr. Lines about a request carry its id, because each request
-//! runs in a span that `rpc` opens.
+//! The log: `tracing` events as lines on stderr, as text or JSON. Lines about a request carry its id, because
+//! each request runs in a span that `rpc` opens. Started once by `daemon`.
 
 use std::io::{IsTerminal, stderr};
 
@@ -7,10 +7,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// Starts the log. A second start changes nothing: tests run many daemons in one process.
+/// Installs the log for the process. A second call has no effect: tests run many daemons in one process.
 ///
 /// # Errors
-/// What is wrong with `filter`.
+/// The reason why `filter` is invalid.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log_filter: {error}"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_target(false);
@@ -18,7 +18,7 @@ pub fn start(format: LogFormat, filter: &str) -> Result<(), String> {
         LogFormat::Text => log.with_ansi(stderr().is_terminal()).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
-    // Fails only if there is a log already.
+    // Fails only if a log is installed already.
     drop(started);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The unix socket and its lock. One daemon a socket: the lock file beside it says who. A socket that a dead
-//! daemon left behind is taken over, a live one's is not, and nothing else is ever removed.
+//! The unix socket and its lock. One daemon per socket: the lock file beside it holds the owner's process id. A
+//! socket left behind by a dead daemon is replaced, that of a live one is not, and no other file is removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -13,28 +13,28 @@ use tokio::net::UnixListener;
 
 use super::DaemonError;
 
-/// A socket path that this process has for itself.
+/// A socket path that this process has locked.
 #[derive(Debug)]
 pub(super) struct SocketLock {
     socket: PathBuf,
-    /// Locked as long as it is open; it stays when the daemon ends, because removing it would let two
-    /// daemons lock two files of one name.
+    /// Locked while it is open. The file stays when the daemon ends: removing it would let two daemons lock
+    /// two files of the same name.
     _lock: File,
 }
 
-/// A socket that is listened on; its file goes with it.
+/// A listening socket and the guard of its file.
 #[derive(Debug)]
 pub(super) struct BoundSocket {
     pub(super) listener: UnixListener,
     pub(super) file: SocketFile,
 }
 
-/// Removes the socket's file when the daemon ends.
+/// Removes the socket's file on drop.
 #[derive(Debug)]
 pub(super) struct SocketFile(PathBuf);
 
 impl SocketLock {
-    /// Takes the path for this process; its folder is made if it is missing.
+    /// Locks the path for this process; creates its folder if it is missing.
     pub(super) fn take(socket: &Path) -> Result<Self, DaemonError> {
         let fault = |source| DaemonError::Socket { socket: socket.to_owned(), source };
         if let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -63,23 +63,23 @@ impl SocketLock {
         Ok(Self { socket: socket.to_owned(), _lock: lock })
     }
 
-    /// Listens, for this user only.
+    /// Binds the socket with access for this user only.
     pub(super) fn bind(&self) -> Result<BoundSocket, DaemonError> {
         let socket = &self.socket;
         let fault = |source| DaemonError::Socket { socket: socket.clone(), source };
         match std::fs::symlink_metadata(socket) {
             Ok(found) if found.file_type().is_socket() => {
-                // Somebody without the lock, such as another program, may listen all the same.
+                // Another program may listen on the path without the lock.
                 if UnixStream::connect(socket).is_ok() {
                     return Err(DaemonError::Locked { socket: socket.clone(), pid: "unknown".into() });
                 }
                 std::fs::remove_file(socket).map_err(fault)?;
             }
-            Ok(_) => return Err(fault(io::Error::other("there is a file of that name that is no socket"))),
+            Ok(_) => return Err(fault(io::Error::other("a file of that name exists and is not a socket"))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(fault(error)),
         }
-        // Set before the file is there, so that nobody else can connect for a moment.
+        // Set before the file exists, so that other users cannot connect in between.
         let before = umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(socket);
         umask(before);
@@ -89,7 +89,7 @@ impl SocketLock {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody may have removed it already.
+        // The file may have been removed already.
         drop(std::fs::remove_file(&self.0));
     }
 }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("mlxd.sock");
         std::fs::write(&socket, "precious").unwrap();

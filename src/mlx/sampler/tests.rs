@@ -10,7 +10,7 @@ use crate::backend::{SlotId, Span};
 /// Above [`CUT_MAX`], so that candidates are cut.
 const VOCABULARY: usize = 3000;
 
-/// Bound of the rounding in a running sum of that many probabilities in f32.
+/// Bound of the rounding in a running sum of `VOCABULARY` probabilities in f32.
 const SUM_ERROR: f32 = 2e-5;
 
 fn sample() -> Sample {

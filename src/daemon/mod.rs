@@ -1,19 +1,21 @@
-//! The composition root: builds the daemon, wires it, serves, and ends it in order. SIGTERM and SIGINT drain:
-//! no new calls, running ones finish up to a limit, then the exit status is 0; a second signal ends at once.
-//! When the engine dies, health says so, every call ends UNAVAILABLE, and [`serve`] fails, so that the
-//! process exits non-zero and its supervisor starts another.
+//! The composition root: builds the daemon, connects its parts, serves, and shuts down in order. SIGTERM and
+//! SIGINT drain: new calls are refused, running ones finish within a limit, then the exit status is 0; a second
+//! signal exits at once. When the engine dies, health says so, every call ends UNAVAILABLE, and [`serve`]
+//! fails, so that the process exits non-zero and its supervisor restarts it. Called by `cli::serve` and by the
+//! tests, which bring their own engine and clock.
 
+mod error;
+mod signals;
 mod socket;
+mod token;
 
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::clock::{Clock, SystemClock};
@@ -24,81 +26,22 @@ use crate::error::Error;
 use crate::hub::{AssetShelf, ModelRoots};
 use crate::rpc::{self, Access, Edge, Health, Listener, Phase};
 use crate::telemetry;
+pub use error::DaemonError;
 use socket::{BoundSocket, SocketFile, SocketLock};
 
-/// How often sessions are looked through for those whose time is up.
+/// Interval between sweeps of expired sessions.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a daemon with a dead engine still answers, so that callers and supervisors hear of it.
+/// Time that a daemon with a dead engine still answers, so that callers and supervisors learn of it.
 const DEATH_GRACE: Duration = Duration::from_secs(1);
 
-/// How long calls on blocking threads, then the engine's thread, may take to end after all is served.
+/// Limit for calls on blocking threads, then for the engine's thread, to end after the last call is served.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// How often the engine's thread is looked at meanwhile.
+/// Number of times that the engine's thread is polled within [`END_LIMIT`].
 const END_POLLS: u32 = 200;
 
-/// The exit status of a process that a second signal ended.
-const EXIT_INTERRUPTED: i32 = 130;
-
-/// Why the daemon ends with a failure.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// Another daemon has the socket.
-    #[error("a daemon (pid {pid}) serves on {} already", socket.display())]
-    Locked {
-        /// The socket.
-        socket: PathBuf,
-        /// Its process.
-        pid: String,
-    },
-    /// The socket cannot be had.
-    #[error("{}: {source}", socket.display())]
-    Socket {
-        /// The socket.
-        socket: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The TCP port cannot be had.
-    #[error("{address}: {source}")]
-    Listen {
-        /// The address.
-        address: std::net::SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The token file cannot be used.
-    #[error("token_file {}: {why}", path.display())]
-    Token {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The log cannot start.
-    #[error("{0}")]
-    Log(String),
-    /// A model of `models` cannot be loaded.
-    #[error("cannot load {model}: {source}")]
-    Preload {
-        /// The model.
-        model: String,
-        /// Why.
-        source: Error,
-    },
-    /// The engine could not start, or does not answer.
-    #[error("the engine: {0}")]
-    Engine(Error),
-    /// The engine died while the daemon served.
-    #[error("the engine died")]
-    EngineDied,
-    /// Something that cannot happen with an intact build and system.
-    #[error("{0}")]
-    Setup(String),
-}
-
-/// Where a daemon can be reached, when it can.
+/// The addresses of a daemon that accepts connections.
 #[derive(Clone, Debug)]
 pub struct Bound {
     /// Its unix socket.
@@ -107,7 +50,7 @@ pub struct Bound {
     pub tcp: Option<std::net::SocketAddr>,
 }
 
-/// Runs a daemon on MLX in the foreground until a signal ends it.
+/// Runs a daemon on MLX in the foreground until a signal stops it.
 ///
 /// # Errors
 /// It could not start, or its engine died.
@@ -123,11 +66,11 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     })
     .map_err(DaemonError::Engine)?;
     let ended = runtime.block_on(async {
-        let stop = stop_signal().map_err(setup)?;
+        let stop = signals::stop().map_err(setup)?;
         serve(engine, config, clock, stop, |bound| announce(config, bound)).await
     });
-    // Whatever still holds the engine goes, and with it the engine's thread: MLX must be through before
-    // the process tears down what it stands on.
+    // Drops every handle to the engine, and with them its thread: MLX must have finished before the process
+    // tears down the libraries that it runs on.
     runtime.shutdown_timeout(END_LIMIT);
     for _ in 0..END_POLLS {
         if thread.is_finished() {
@@ -154,11 +97,11 @@ fn engine_settings(config: &Config) -> EngineSettings {
     }
 }
 
-/// Serves calls with an engine until `stop` is ready and the daemon has drained. `ready` is called when
-/// callers can connect.
+/// Serves calls with `engine` until `stop` resolves and the daemon has drained. Calls `ready` once callers can
+/// connect.
 ///
 /// # Errors
-/// The socket or a model of the configuration cannot be had, or the engine died.
+/// The socket or a configured model is unavailable, or the engine died.
 pub async fn serve(
     engine: EngineHandle,
     config: &Config,
@@ -167,7 +110,7 @@ pub async fn serve(
     ready: impl FnOnce(&Bound),
 ) -> Result<(), DaemonError> {
     let lock = SocketLock::take(&config.socket)?;
-    let token = config.token_file.as_deref().map(read_token).transpose()?;
+    let token = config.token_file.as_deref().map(token::read).transpose()?;
     let shelf = AssetShelf::new(ModelRoots::new(config.model_roots.clone(), config.hf_cache.clone()));
     let edge = Edge::new(engine.clone(), shelf, config.limits.clone(), config.auto_load, clock);
     let edge = Arc::new(edge);
@@ -193,7 +136,7 @@ pub async fn serve(
     ended
 }
 
-/// A daemon that can be called.
+/// A daemon that accepts connections.
 struct Open {
     bound: Bound,
     health: Health,
@@ -202,6 +145,7 @@ struct Open {
     file: SocketFile,
 }
 
+/// Binds the addresses and starts accepting connections.
 async fn open(
     lock: &SocketLock,
     config: &Config,
@@ -228,6 +172,7 @@ async fn open(
     Ok(Open { bound, health, phase, accepting, file })
 }
 
+/// Loads the configured models before the daemon accepts connections.
 async fn preload(edge: &Arc<Edge>, config: &Config) -> Result<(), DaemonError> {
     for model in &config.models {
         tracing::info!(model, "loading");
@@ -237,7 +182,7 @@ async fn preload(edge: &Arc<Edge>, config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// Returns only when the engine is gone.
+/// Sweeps expired sessions at intervals; returns once the engine no longer answers.
 async fn sweep(edge: &Edge) -> Error {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     loop {
@@ -248,7 +193,7 @@ async fn sweep(edge: &Edge) -> Error {
     }
 }
 
-/// Lets running calls finish, up to the limit.
+/// Refuses new calls and waits until the running ones have finished, at most for `limit`.
 async fn drain(open: &Open, edge: &Edge, limit: Duration) -> Result<(), DaemonError> {
     tracing::info!(?limit, "draining");
     open.health.set(false).await;
@@ -261,6 +206,7 @@ async fn drain(open: &Open, edge: &Edge, limit: Duration) -> Result<(), DaemonEr
     Ok(())
 }
 
+/// Reports the engine's death to health checks and callers for [`DEATH_GRACE`], then fails.
 async fn died(open: &Open) -> Result<(), DaemonError> {
     tracing::error!("the engine died");
     open.health.set(false).await;
@@ -268,43 +214,7 @@ async fn died(open: &Open) -> Result<(), DaemonError> {
     Err(DaemonError::EngineDied)
 }
 
-/// The token that callers over TCP must know. Only this user may be able to read it.
-fn read_token(path: &Path) -> Result<String, DaemonError> {
-    let fault = |why: String| DaemonError::Token { path: path.to_owned(), why };
-    let mode = std::fs::metadata(path).map_err(|error| fault(error.to_string()))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(fault(format!("others may use it (mode {:03o}); make it 600", mode & 0o777)));
-    }
-    let token = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
-    let token = token.trim();
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(fault("must hold one token of visible ASCII characters".into()));
-    }
-    Ok(token.to_owned())
-}
-
-/// Ready at the first signal. A second one ends the process.
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (stop, stopped) = oneshot::channel();
-    tokio::spawn(async move {
-        let mut next = async || {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        next().await;
-        // The daemon may have ended otherwise.
-        let _ = stop.send(());
-        next().await;
-        tracing::warn!("a second signal: ending at once");
-        std::process::exit(EXIT_INTERRUPTED);
-    });
-    Ok(async { drop(stopped.await) })
-}
-
-/// Tells the person at the terminal, or the script that started the daemon, that it can be called.
+/// Prints the addresses on stdout for the person or script that started the daemon.
 fn announce(config: &Config, bound: &Bound) {
     let socket = bound.socket.display();
     let mut lines = format!("mlxd {} listens on unix://{socket}\n", env!("CARGO_PKG_VERSION"));
@@ -315,6 +225,6 @@ fn announce(config: &Config, bound: &Bound) {
     lines += "Next, in another terminal:\n";
     lines +=
         &format!("  mlxd generate --address unix://{socket} -m {model} \"What is the capital of France?\"\n");
-    // Nobody may be reading.
+    // Stdout may be closed.
     drop(io::stdout().write_all(lines.as_bytes()).and_then(|()| io::stdout().flush()));
 }
