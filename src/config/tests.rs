@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::keys::keys;
+use super::keys::{Key, Kind, keys};
 use super::*;
 
 fn load(file: &str, env: &[(&str, &str)], overrides: &Overrides) -> Result<Config, String> {
@@ -28,6 +28,33 @@ fn the_example_file_names_every_key_with_its_default() {
     assert_eq!(table, defaults);
     let none = Overrides::default();
     assert_eq!(load(text, &[], &none), load("", &[], &none));
+}
+
+#[test]
+fn the_configuration_document_lists_every_key_with_its_default_and_range() {
+    let text = include_str!("../../docs/configuration.md");
+    let table = text.split("Variables that are not keys").next().unwrap();
+    let listed: Vec<String> = table.lines().filter(|line| line.starts_with("| `")).map(first_cells).collect();
+    let expected: Vec<String> = keys().iter().map(row).collect();
+    assert_eq!(listed, expected);
+}
+
+/// All cells of a row but the last, which is prose.
+fn first_cells(row: &str) -> String {
+    row.split(" | ").take(4).collect::<Vec<_>>().join(" | ")
+}
+
+fn row(key: &Key) -> String {
+    let values = match &key.kind {
+        Kind::Text => "text".into(),
+        Kind::Flag => "true, false".into(),
+        Kind::List(_) => "list".into(),
+        Kind::Word(words) => words.join(", "),
+        Kind::Number(range) if *range.end() == i64::MAX => format!("{} or more", range.start()),
+        Kind::Number(range) => format!("{} to {}", range.start(), range.end()),
+    };
+    let variable = key.name.to_uppercase();
+    format!("| `{}` | `MLXD_{variable}` | `{}` | {values}", key.name, key.default)
 }
 
 #[test]
