@@ -1,6 +1,6 @@
-//! Reads config.json: the keys that most architectures have (`Common`, read as an architecture's `Keys` say), and the
-//! checks that they share. A value out of range is invalid; an option that is not implemented is unsupported, by its
-//! name. A key that has no effect here has none in mlx-lm either.
+//! Reads config.json: the keys that most architectures have (`Common`, read as an architecture's `Keys` say),
+//! and the checks that they share. A value out of range is invalid; an option that is not implemented is
+//! unsupported, by its name. A key that has no effect here has none in mlx-lm either.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -63,7 +63,8 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// All keys are required, but for those that most architectures do not read: biases and `rope_traditional`.
+    /// All keys are required, but for those that most architectures do not read: biases and
+    /// `rope_traditional`.
     pub(super) const USUAL: Self = Self {
         hidden_size: Key::Required,
         num_hidden_layers: Key::Required,
@@ -177,7 +178,8 @@ impl Common {
         })
     }
 
-    /// Reads and checks the common keys of a model that rotates whole heads by `rope_theta` and `rope_scaling`.
+    /// Reads and checks the common keys of a model that rotates whole heads by `rope_theta` and
+    /// `rope_scaling`.
     pub(super) fn rotated(config: &Value, keys: &Keys) -> Result<Self, OpenError> {
         let mut common = Self::read(config, keys)?;
         common.ropes = vec![common.rope(common.attention.head_dim, config.get("rope_scaling"), config)?];
@@ -249,7 +251,7 @@ pub(super) fn choice(name: &str, given: Option<&str>, known: &str) -> Result<(),
     }
 }
 
-/// Checks the number of experts, of those chosen for a token, and of expert groups and of those kept.
+/// Checks the numbers of experts, of experts per token, of expert groups, and of groups kept per token.
 pub(super) fn experts(experts: i32, chosen: i32, (groups, kept): (i32, i32)) -> Result<(), OpenError> {
     if !(1..=1 << 16).contains(&experts) || !(1..=experts).contains(&chosen) {
         return invalid(format!("{chosen} of {experts} experts"));

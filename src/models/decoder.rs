@@ -1,6 +1,6 @@
-//! What all architectures share: a decoder is an embedding, residuals in a row, a norm and a head. An architecture says
-//! what its layers keep and which residuals they have, where that is not as in Llama; loading piece by piece and running
-//! are done here.
+//! The decoder that all architectures share: an embedding, residuals in a row, a norm and a head. An
+//! architecture defines the states and residuals of its layers where they differ from Llama's; loading piece by
+//! piece and running are done here.
 
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::transforms::eval;
@@ -16,7 +16,8 @@ use crate::mlx::kv::{Kv, KvShape, LayerState, TokenState};
 use crate::mlx::layers::{ForwardContext, Gate, Matrix, Mixture, Residual, RmsNorm, Rope, Sublayer};
 use crate::mlx::tensors::TensorCursor;
 
-/// One architecture with its configuration. The defaults are Llama's: an architecture writes what it does otherwise.
+/// One architecture with its configuration. The defaults are Llama's: an architecture writes what it does
+/// otherwise.
 pub(super) trait Architecture {
     /// Returns the common part of its config.
     fn common(&self) -> &Common;

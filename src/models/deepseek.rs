@@ -1,5 +1,6 @@
-//! DeepSeek-V3 (<https://arxiv.org/abs/2412.19437>), Kimi K2, and GLM-4.7 Flash, which shares its shape: latent attention
-//! and many small experts. Defaults for missing keys are mlx-lm's (models/deepseek_v3.py, glm4_moe_lite.py).
+//! DeepSeek-V3 (<https://arxiv.org/abs/2412.19437>), Kimi K2, and GLM-4.7 Flash, which shares its shape:
+//! latent attention and many small experts. Defaults for missing keys are mlx-lm's (models/deepseek_v3.py,
+//! glm4_moe_lite.py).
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -174,7 +175,8 @@ impl DeepSeek {
         })
     }
 
-    /// Takes the matrices around the cached vector: as mlx-lm stores them, or from one matrix as DeepSeek does.
+    /// Takes the matrices around the cached vector: as mlx-lm stores them, or from one matrix as DeepSeek
+    /// does.
     fn latent(&self, prefix: &str, weights: &mut TensorCursor) -> Result<(Matrix, Matrix), Error> {
         let TokenState { heads, .. } = self.common.attention;
         let Config { kv_lora_rank: rank, qk_nope_head_dim: plain, v_head_dim: value, .. } = self.config;

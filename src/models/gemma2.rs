@@ -1,7 +1,7 @@
-//! Gemma 2 (<https://arxiv.org/abs/2408.00118>): norms before and after each sublayer, capped scores and logits, and
-//! always tied embeddings. Defaults for missing config keys are mlx-lm's (models/gemma2.py). As there, `rope_scaling` and
-//! `sliding_window` are not read: every layer attends to all positions, which is the same within a window (4096 in the
-//! releases).
+//! Gemma 2 (<https://arxiv.org/abs/2408.00118>): norms before and after each sublayer, capped scores and
+//! logits, and always tied embeddings. Defaults for missing config keys are mlx-lm's (models/gemma2.py). As
+//! there, `rope_scaling` and `sliding_window` are not read: every layer attends to all positions, which is
+//! the same within a window (4096 in the releases).
 
 use serde_json::Value;
 

@@ -1,6 +1,7 @@
-//! Gemma 3's text model (<https://arxiv.org/abs/2503.19786>): norms before and after each sublayer and of each head's
-//! queries and keys; one layer in `sliding_window_pattern` attends to all positions, the others to a window, each kind
-//! with a rotation of its own. Defaults for missing config keys are mlx-lm's (models/gemma3_text.py).
+//! Gemma 3's text model (<https://arxiv.org/abs/2503.19786>): norms before and after each sublayer and of
+//! each head's queries and keys; one layer in `sliding_window_pattern` attends to all positions, the others
+//! to a window, each kind with a rotation of its own. Defaults for missing config keys are mlx-lm's
+//! (models/gemma3_text.py).
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,6 +1,7 @@
-//! Gemma 4 (Google, 2026), its text part: layers that attend to a window and layers that attend to all positions, with
-//! heads of different sizes; last layers that read the cache of an earlier one; in the small models an input of each token
-//! for every layer, in one a mixture of experts beside the MLP. Defaults are mlx-lm's (models/gemma4_text.py).
+//! Gemma 4 (Google, 2026), its text part: layers that attend to a window and layers that attend to all
+//! positions, with heads of different sizes; last layers that read the cache of an earlier one; in the small
+//! models an input of each token for every layer, in one a mixture of experts beside the MLP. Defaults are
+//! mlx-lm's (models/gemma4_text.py).
 
 use mlx_rs::ops;
 use serde::Deserialize;
@@ -63,7 +64,7 @@ fn global_head_dim() -> Option<i32> {
     Some(512)
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "null turns it off")]
+#[allow(clippy::unnecessary_wraps, reason = "null is off")]
 fn softcap() -> Option<f32> {
     Some(30.0)
 }

@@ -1,6 +1,6 @@
-//! GLM-4.5 and GLM-4.6 (<https://arxiv.org/abs/2508.06471>): partial rotation, some dense layers, then mixtures of
-//! experts with shared ones, routed as in DeepSeek-V3. What a config must say is mlx-lm's reading (models/glm4_moe.py),
-//! but `rope_scaling` and `tie_word_embeddings` count, where mlx-lm does not read them.
+//! GLM-4.5 and GLM-4.6 (<https://arxiv.org/abs/2508.06471>): partial rotation, some dense layers, then
+//! mixtures of experts with shared ones, routed as in DeepSeek-V3. Required config keys are mlx-lm's
+//! (models/glm4_moe.py), but `rope_scaling` and `tie_word_embeddings` count, where mlx-lm does not read them.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,6 +1,7 @@
-//! gpt-oss (<https://arxiv.org/abs/2508.10925>): a mixture of experts in each layer, biases everywhere, attention with
-//! sinks, every other layer with a window. Defaults for missing config keys are mlx-lm's (models/gpt_oss.py). The
-//! release's own files are taken too: their experts are MXFP4 as MLX has it, with the rows of gate and up interleaved.
+//! gpt-oss (<https://arxiv.org/abs/2508.10925>): a mixture of experts in each layer, biases everywhere,
+//! attention with sinks, every other layer with a window. Defaults for missing config keys are mlx-lm's
+//! (models/gpt_oss.py). The release's own files are taken too: their experts are MXFP4 as MLX has it, with
+//! the rows of gate and up interleaved.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};

@@ -1,5 +1,6 @@
-//! Granite 3 (<https://github.com/ibm-granite/granite-3.0-language-models>): Llama with factors at the embedding, the
-//! scores, the output of each sublayer, and the logits. What a config must say is mlx-lm's reading (models/granite.py).
+//! Granite 3 (<https://github.com/ibm-granite/granite-3.0-language-models>): Llama with factors at the
+//! embedding, the scores, the output of each sublayer, and the logits. Required config keys are mlx-lm's
+//! (models/granite.py).
 
 use serde::Deserialize;
 use serde_json::Value;

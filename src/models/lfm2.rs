@@ -1,4 +1,5 @@
-//! LFM2 (Liquid AI, 2025): gated short convolutions, and attention in some layers. Defaults are mlx-lm's (models/lfm2.py).
+//! LFM2 (Liquid AI, 2025): gated short convolutions, and attention in some layers. Defaults are mlx-lm's
+//! (models/lfm2.py).
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,5 +1,6 @@
-//! Llama (<https://arxiv.org/abs/2302.13971>) and what shares its shape: Mistral, SmolLM2, and SmolLM3, which rotates
-//! queries and keys in some layers only. Defaults for missing config keys are mlx-lm's (models/llama.py, smollm3.py).
+//! Llama (<https://arxiv.org/abs/2302.13971>) and what shares its shape: Mistral, SmolLM2, and SmolLM3, which
+//! rotates queries and keys in some layers only. Defaults for missing config keys are mlx-lm's
+//! (models/llama.py, smollm3.py).
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! Ministral 3 (<https://arxiv.org/abs/2601.08584>): Mistral with YaRN and queries that grow with their position, as in
-//! Llama 4. Defaults for missing config keys are mlx-lm's (models/ministral3.py).
+//! Ministral 3 (<https://arxiv.org/abs/2601.08584>): Mistral with YaRN and queries that grow with their
+//! position, as in Llama 4. Defaults for missing config keys are mlx-lm's (models/ministral3.py).
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -24,7 +24,7 @@ struct Config {
     rope_parameters: Value,
 }
 
-/// What `rope_parameters` must say beside its kind of scaling.
+/// Required parts of `rope_parameters` beside its kind of scaling.
 #[derive(Clone, Debug, Deserialize)]
 struct RopeParameters {
     rope_theta: f64,

@@ -1,6 +1,6 @@
-//! Mixtral (<https://arxiv.org/abs/2401.04088>): Mistral with a mixture of experts in each layer. Defaults for missing
-//! config keys are mlx-lm's (models/mixtral.py), but `rope_scaling` counts, where mlx-lm does not read it. As there,
-//! `sliding_window` is not read: releases have none.
+//! Mixtral (<https://arxiv.org/abs/2401.04088>): Mistral with a mixture of experts in each layer. Defaults
+//! for missing config keys are mlx-lm's (models/mixtral.py), but `rope_scaling` counts, where mlx-lm does not
+//! read it. As there, `sliding_window` is not read: releases have none.
 
 use serde_json::Value;
 

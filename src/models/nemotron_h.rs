@@ -1,5 +1,5 @@
-//! Nemotron-H (NVIDIA, <https://arxiv.org/abs/2504.03624>): layers of one kind each, Mamba-2 mixers, attention without
-//! positions, MLPs or mixtures of experts. Defaults are mlx-lm's (models/nemotron_h.py).
+//! Nemotron-H (NVIDIA, <https://arxiv.org/abs/2504.03624>): layers of one kind each, Mamba-2 mixers,
+//! attention without positions, MLPs or mixtures of experts. Defaults are mlx-lm's (models/nemotron_h.py).
 
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;

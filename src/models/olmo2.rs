@@ -1,5 +1,6 @@
-//! OLMo 2 (<https://arxiv.org/abs/2501.00656>): Llama that norms what comes out of a sublayer, not what goes in, and
-//! queries and keys over all heads together. Defaults for missing config keys are mlx-lm's (models/olmo2.py).
+//! OLMo 2 (<https://arxiv.org/abs/2501.00656>): Llama that norms what comes out of a sublayer, not what goes
+//! in, and queries and keys over all heads together. Defaults for missing config keys are mlx-lm's
+//! (models/olmo2.py).
 
 use serde_json::Value;
 

@@ -34,8 +34,8 @@ pub(super) struct ExpertSizes {
     pub(super) inner: i32,
 }
 
-/// Experts that are routed as in DeepSeek-V3 (<https://arxiv.org/abs/2412.19437>): chosen by biased sigmoids from the best
-/// groups, beside one MLP that stands for the shared experts.
+/// Experts that are routed as in DeepSeek-V3 (<https://arxiv.org/abs/2412.19437>): chosen by biased sigmoids
+/// from the best groups, beside one MLP that stands for the shared experts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GroupedExperts {
     pub(super) sizes: ExpertSizes,
@@ -86,7 +86,8 @@ impl Common {
         Ok(Mixture { router, experts, shared: None, shared_gate: None })
     }
 
-    /// Takes a gated MLP of `inner` elements that stands beside a mixture: shared_expert and its gate of `module`.
+    /// Takes a gated MLP of `inner` elements that stands beside a mixture: shared_expert and its gate of
+    /// `module`.
     pub(super) fn with_shared(
         &self,
         mixture: Mixture,
@@ -129,7 +130,8 @@ impl GroupedExperts {
     }
 }
 
-/// Brings convolutions whose names end so from PyTorch's `[channels, 1, kernel]` to MLX's `[channels, kernel, 1]`.
+/// Brings convolutions whose names end so from PyTorch's `[channels, 1, kernel]` to MLX's `[channels, kernel,
+/// 1]`.
 pub(super) fn mlx_kernels(weights: &mut TensorCursor, end: &str) -> Result<(), Error> {
     weights.change(
         |name| name.ends_with(end),

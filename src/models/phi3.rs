@@ -1,6 +1,6 @@
-//! Phi-3, Phi-3.5 and Phi-4 (<https://arxiv.org/abs/2404.14219>): Llama with fused projections in its files. Defaults
-//! for missing config keys are mlx-lm's (models/phi3.py). As there, `sliding_window` is not read: every layer attends to
-//! all positions.
+//! Phi-3, Phi-3.5 and Phi-4 (<https://arxiv.org/abs/2404.14219>): Llama with fused projections in its files.
+//! Defaults for missing config keys are mlx-lm's (models/phi3.py). As there, `sliding_window` is not read:
+//! every layer attends to all positions.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

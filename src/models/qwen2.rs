@@ -1,6 +1,6 @@
-//! Qwen2 and Qwen2.5 (<https://arxiv.org/abs/2407.10671>): Llama with biases at queries, keys and values. Defaults for
-//! missing config keys are mlx-lm's (models/qwen2.py). As there, `use_sliding_window` is not read: every layer attends
-//! to all positions, and releases leave it off.
+//! Qwen2 and Qwen2.5 (<https://arxiv.org/abs/2407.10671>): Llama with biases at queries, keys and values.
+//! Defaults for missing config keys are mlx-lm's (models/qwen2.py). As there, `use_sliding_window` is not
+//! read: every layer attends to all positions, and releases leave it off.
 
 use serde_json::Value;
 

@@ -1,5 +1,6 @@
-//! Qwen1.5-MoE and Qwen2-MoE (<https://arxiv.org/abs/2407.10671>): Qwen2 with many small experts and one that every token
-//! goes through. Defaults are mlx-lm's (models/qwen2_moe.py), which does not read `rope_scaling`; here it counts.
+//! Qwen1.5-MoE and Qwen2-MoE (<https://arxiv.org/abs/2407.10671>): Qwen2 with many small experts and one that
+//! every token goes through. Defaults are mlx-lm's (models/qwen2_moe.py), which does not read `rope_scaling`;
+//! here it counts.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,6 +1,6 @@
-//! Qwen3 (<https://arxiv.org/abs/2505.09388>), dense and as a mixture of experts: Llama with a norm of each head's
-//! queries and keys. What a config must say is mlx-lm's reading (models/qwen3.py, qwen3_moe.py), but `rope_scaling`
-//! counts for mixtures too, where mlx-lm does not read it.
+//! Qwen3 (<https://arxiv.org/abs/2505.09388>), dense and as a mixture of experts: Llama with a norm of each
+//! head's queries and keys. Required config keys are mlx-lm's (models/qwen3.py, qwen3_moe.py), but
+//! `rope_scaling` counts for mixtures too, where mlx-lm does not read it.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! Qwen3-Next (Alibaba, 2025) and the text part of Qwen3.5: gated delta nets, gated attention in every fourth layer,
-//! and in most of them a mixture of experts. Defaults are mlx-lm's (models/qwen3_next.py, qwen3_5.py).
+//! Qwen3-Next (Alibaba, 2025) and the text part of Qwen3.5: gated delta nets, gated attention in every fourth
+//! layer, and in most of them a mixture of experts. Defaults are mlx-lm's (models/qwen3_next.py, qwen3_5.py).
 
 use serde::Deserialize;
 use serde_json::Value;

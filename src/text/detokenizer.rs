@@ -1,8 +1,8 @@
 //! Turns a stream of tokens into text, one per sequence.
 //!
-//! Keeps true: what `push` and `finish` return, put together, is `Tokenizer::decode` of all ids; each
-//! part is whole characters; what is held back is at most an unfinished character and the trailing
-//! characters that the decoder may strip. Each token costs its own bytes, however long the stream.
+//! Keeps true: the results of `push` and `finish`, concatenated, are `Tokenizer::decode` of all ids; each
+//! part is whole characters; only an incomplete character and the trailing characters that the decoder may
+//! strip are held back. A token costs the length of its own bytes, however long the stream.
 
 use super::Tokenizer;
 
@@ -10,13 +10,13 @@ use super::Tokenizer;
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
-    /// No known token came yet.
+    /// Whether no known token came yet.
     first: bool,
-    /// The bytes of a character that is not complete.
+    /// The bytes of an incomplete character.
     partial: Vec<u8>,
-    /// Leading characters that may still be stripped.
+    /// Number of leading characters that may still be stripped.
     strip_start: usize,
-    /// Trailing characters that are stripped if the stream ends here.
+    /// Number of trailing characters that are stripped if the stream ends here.
     held: usize,
 }
 
@@ -26,7 +26,7 @@ impl Detokenizer {
         Self { tokenizer, first: true, partial: Vec::new(), strip_start, held: 0 }
     }
 
-    /// Takes the next token and returns the characters that are certain by now, perhaps none.
+    /// Takes the next token and returns the characters that are certain now, perhaps none.
     pub fn push(&mut self, id: u32) -> String {
         if self.first {
             let Some(piece) = self.tokenizer.first_piece(id) else { return String::new() };
@@ -39,7 +39,7 @@ impl Detokenizer {
         self.strip(text)
     }
 
-    /// Ends the stream and returns what was held back. An unfinished character becomes U+FFFD.
+    /// Ends the stream and returns the text held back. An incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         let text = if self.partial.is_empty() {
             String::new()
@@ -47,12 +47,12 @@ impl Detokenizer {
             self.strip(char::REPLACEMENT_CHARACTER.to_string())
         };
         self.partial.clear();
-        // What is held now are trailing characters that the decoder strips.
+        // The held characters are trailing ones that the decoder strips.
         self.held = 0;
         text
     }
 
-    /// Drops what the decoder strips from the start, holds back what it may strip from the end.
+    /// Strips the start as the decoder does, and holds back the characters that it may strip from the end.
     fn strip(&mut self, text: String) -> String {
         let Some(strip) = self.tokenizer.strip() else { return text };
         let mut out = String::with_capacity(text.len());
@@ -74,8 +74,8 @@ impl Detokenizer {
     }
 }
 
-/// Takes the whole characters off the front, as `String::from_utf8_lossy` would read them; what may
-/// still become a character stays.
+/// Takes the complete characters off the front, as `String::from_utf8_lossy` reads them; bytes that may
+/// still become a character stay.
 fn take_characters(bytes: &mut Vec<u8>) -> String {
     let mut text = String::with_capacity(bytes.len());
     let mut taken = 0;

@@ -1,4 +1,4 @@
-//! What can go wrong with text. Each variant names the file or the input that is at fault.
+//! The errors of text. Each variant names the file or the input at fault.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,15 +11,15 @@ pub enum TextError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A file is not the JSON it should be.
+    /// A file is not JSON.
     #[error("{}: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why parsing stopped.
+        /// The place and reason of the parse error.
         source: serde_json::Error,
     },
     /// A file is well-formed but wrong.
@@ -27,18 +27,18 @@ pub enum TextError {
     Invalid {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// A file asks for something that is not implemented.
+    /// A file asks for a feature that is not implemented.
     #[error("{}: {what} is not supported", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// What it asks for.
+        /// The feature.
         what: String,
     },
-    /// A text could not be turned into tokens.
+    /// A text cannot be tokenized.
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),
     /// The chat template refused the conversation, or failed on it.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::TextError;
 
-/// The bytes of a file, or `None` where there is no such file.
+/// Returns the bytes of a file; `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -17,7 +17,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
     }
 }
 
-/// A file's JSON, or `None` where there is no such file.
+/// Returns the JSON of a file; `None` if it does not exist.
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>, TextError> {
     let Some(bytes) = read(path)? else { return Ok(None) };
     let value =

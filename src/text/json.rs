@@ -1,25 +1,25 @@
-//! transformers' `tojson`: Python's `json.dumps`, by default without escaping what is not ASCII. Spaces
-//! and floats are Python's, keys keep their order.
+//! transformers' `tojson`: Python's `json.dumps`, which by default leaves non-ASCII characters unescaped.
+//! Spaces and floats are Python's, keys keep their order.
 
 use minijinja::Error;
 use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
 
 use super::python::{DEPTH_MAX, check_depth, number, refuse};
 
-/// Wider indents are a mistake, and cost memory.
+/// Limit of an indent, in characters: wider ones are a mistake, and cost memory.
 const INDENT_MAX: usize = 64;
 
 struct Writer {
     out: String,
     ascii: bool,
     sort_keys: bool,
-    /// What one level is indented by; `None` for one line.
+    /// The indent of one level; `None` writes one line.
     indent: Option<String>,
     item: String,
     key: String,
 }
 
-/// The filter, with the arguments transformers gives it.
+/// Writes a value as JSON, with the arguments of the filter in transformers.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja passes arguments by value")]
 pub(super) fn tojson(
     value: &Jinja,
@@ -114,7 +114,7 @@ impl Writer {
         }
     }
 
-    /// A key: what is no text is printed as JSON, in quotes.
+    /// Writes a key. A key that is not a string is written as JSON in quotes.
     fn name(&mut self, key: &Jinja) -> Result<(), Error> {
         if let Some(key) = key.as_str() {
             self.text(key);

@@ -1,7 +1,7 @@
 //! Text in and out: tokenizer, chat template, streaming detokenizer, stop strings.
 //!
-//! Pure: files of a model folder in, values out. The edge renders and tokenizes with it before a request
-//! reaches the engine, and the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
+//! Pure: it reads files of a model folder and returns values. Callers render and tokenize with it before a
+//! request reaches the engine; the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
 
 mod detokenizer;
 mod error;

@@ -1,18 +1,18 @@
-//! What each token adds to a decoded text, as bytes, worked out once when the tokenizer loads.
+//! The bytes that each token adds to a decoded text, computed once when the tokenizer loads.
 //!
-//! A `tokenizer.json` decoder is a chain of stages. The ones this module takes either look at one token
-//! at a time (and at whether it is the first), or at the ends of the whole text; so a decode is a
-//! concatenation of table entries, read as UTF-8. `Detokenizer` does that one token at a time.
-//! Chains that cannot be taken apart so are refused at load.
+//! A `tokenizer.json` decoder is a chain of stages. The supported ones depend either on one token at a time
+//! (and on whether it is the first), or on the ends of the whole text; so a decode is a concatenation of
+//! table entries, read as UTF-8. `Detokenizer` does that one token at a time. Chains with other stages are
+//! refused at load.
 
 use serde_json::Value;
 use tokenizers::Decoder as _;
 use tokenizers::decoders::DecoderWrapper;
 
-/// Ids up to this are tabulated; no vocabulary comes near it, and a hostile id must not cost memory.
+/// Limit of token ids in the table: no vocabulary comes near it, and a hostile id must not cost memory.
 const ID_MAX: u32 = 1 << 24;
 
-/// `count` characters at an end of a text that are dropped if they are `content`.
+/// Drops up to `start` and `stop` characters at the ends of a text, if they are `content`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Strip {
     pub(super) content: char,
@@ -24,25 +24,25 @@ pub(super) struct Strip {
 enum Stage {
     /// A stage of the tokenizers crate that maps tokens one to one.
     Tokens(Box<DecoderWrapper>),
-    /// `<0xNN>` is the byte NN.
+    /// Tokens `<0xNN>` are the byte NN.
     ByteFallback,
-    /// The printable stand-ins of byte-level BPE are bytes.
+    /// The printable characters of byte-level BPE stand for bytes.
     ByteLevel,
     Strip(Strip),
 }
 
-/// A decoder taken apart.
+/// The stages of a decoder.
 #[derive(Debug, Default)]
 pub(super) struct Stages {
     stages: Vec<Stage>,
-    /// Applies to the whole text.
+    /// The strip of the whole text.
     strip: Option<Strip>,
-    /// Tokens are separated by spaces: what the tokenizers crate does without a decoder.
+    /// Whether spaces separate tokens, as in the tokenizers crate without a decoder.
     spaced: bool,
 }
 
 impl Stages {
-    /// Takes a decoder apart, or names the part that does not let itself be.
+    /// Splits a decoder into its stages; the error names a stage that is not supported.
     pub(super) fn new(decoder: Option<&DecoderWrapper>) -> Result<Self, String> {
         let Some(decoder) = decoder else { return Ok(Self { spaced: true, ..Self::default() }) };
         let mut flat = Vec::new();
@@ -70,19 +70,19 @@ impl Stages {
         Ok(this)
     }
 
-    /// What is dropped at the ends of a whole text.
+    /// Returns the strip of the whole text.
     pub(super) fn strip(&self) -> Option<Strip> {
         self.strip
     }
 
-    /// The bytes of a token at the start of a text.
+    /// Returns the bytes of a token at the start of a text.
     pub(super) fn first(&self, token: String) -> Vec<u8> {
         self.pieces(vec![token]).pop().unwrap_or_default()
     }
 
-    /// The bytes of every token at any later place of a text.
+    /// Returns the bytes of every token after the start of a text.
     fn later(&self, tokens: impl Iterator<Item = String>) -> impl Iterator<Item = Vec<u8>> {
-        // Some stages treat the first token of a text differently: something else stands there.
+        // Some stages treat the first token of a text differently, so another token comes first here.
         let all = std::iter::once("x".to_owned()).chain(tokens).collect();
         self.pieces(all)
             .into_iter()
@@ -131,16 +131,16 @@ impl Strip {
     }
 }
 
-/// The bytes of every token that is not the first of a text, by id.
+/// The bytes of every token after the start of a text, by id.
 #[derive(Debug)]
 pub(super) struct Pieces {
     bytes: Vec<u8>,
-    /// Where each id's bytes end.
+    /// By id: the end of its bytes in `bytes`.
     ends: Vec<usize>,
 }
 
 impl Pieces {
-    /// Tabulates the ids below `size`; `token` gives an id's token, `None` for a hole.
+    /// Tabulates the ids below `size`; `token` returns the token of an id, `None` for an unused one.
     pub(super) fn new(
         stages: &Stages,
         size: u32,
@@ -160,7 +160,7 @@ impl Pieces {
         Ok(this)
     }
 
-    /// The id's bytes; none for an unknown id.
+    /// Returns the bytes of an id; none for an unknown one.
     pub(super) fn get(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
@@ -195,7 +195,7 @@ fn strip_of(stage: &Value) -> Result<Strip, String> {
     }
 }
 
-/// A replacement of one character does the same before and after tokens are joined.
+/// Returns whether a stage replaces one character, which does the same before and after tokens are joined.
 fn replaces_one_character(stage: &Value) -> bool {
     stage["pattern"]["String"].as_str().is_some_and(|pattern| pattern.chars().count() == 1)
 }
@@ -205,14 +205,14 @@ fn fallback_byte(token: &str) -> Option<u8> {
     (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok()).flatten()
 }
 
-/// A token that is written in stand-ins stands for their bytes; any other (an added token with a space,
-/// say) for its own.
+/// Returns the bytes that a token's characters stand for; a token with other characters, such as an added
+/// token with a space, is its own bytes.
 fn byte_level_bytes(token: &str) -> Vec<u8> {
     token.chars().map(byte_level_byte).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// The byte a character stands for in byte-level BPE (GPT-2's `bytes_to_unicode`): printable Latin-1
-/// for itself, and U+0100 and up for the 68 other bytes in their order.
+/// Returns the byte that a character stands for in byte-level BPE (GPT-2's `bytes_to_unicode`): printable
+/// Latin-1 for itself, and U+0100 and up for the 68 other bytes in their order.
 fn byte_level_byte(c: char) -> Option<u8> {
     match u32::from(c) {
         code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => u8::try_from(code).ok(),

@@ -1,4 +1,5 @@
-//! Values as Python prints them (`str`, `repr`): what templates written for Jinja2 rely on. A prompt that differs in one space is another prompt.
+//! Values as Python prints them (`str`, `repr`), which templates written for Jinja2 rely on: a prompt that
+//! differs in one space is another prompt.
 
 use std::fmt::Write as _;
 
@@ -6,10 +7,10 @@ use minijinja::value::{Tuple, Value as Jinja, ValueKind};
 use minijinja::{Error, ErrorKind};
 use serde_json::Value;
 
-/// Values nested deeper are refused: printing recurses. Python stops near 1,000.
+/// Limit of nesting: printing recurses. Python stops near 1,000.
 pub(super) const DEPTH_MAX: usize = 128;
 
-/// A JSON value as a template sees it.
+/// Returns a JSON value as a template sees it.
 pub(super) fn from_json(value: &Value) -> Jinja {
     match value {
         Value::Null => Jinja::from(()),
@@ -27,7 +28,7 @@ pub(super) fn from_json(value: &Value) -> Jinja {
     }
 }
 
-/// Python's `str(value)`; nothing for what is undefined.
+/// Returns Python's `str(value)`; an undefined value is an empty string.
 pub(super) fn str(value: &Jinja) -> Result<String, Error> {
     let mut out = String::new();
     match value.kind() {
@@ -39,7 +40,7 @@ pub(super) fn str(value: &Jinja) -> Result<String, Error> {
     Ok(out)
 }
 
-/// Python's `repr(value)`.
+/// Appends Python's `repr(value)`.
 fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
     check_depth(depth)?;
     match value.kind() {
@@ -81,7 +82,7 @@ fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
     Ok(())
 }
 
-/// A text as a Python literal: single quotes unless only those occur in it.
+/// Appends a string as a Python literal: in single quotes unless it contains those and no double quotes.
 fn quote(text: &str, out: &mut String) {
     let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(mark);
@@ -103,7 +104,7 @@ fn escape(c: char) -> String {
     format!("\\x{:02x}", u32::from(c))
 }
 
-/// A number; `special` names the infinities and what is no number.
+/// Returns a number as Python prints it; `special` holds the words for infinity, negative infinity and NaN.
 pub(super) fn number(value: &Jinja, special: [&str; 3]) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -115,8 +116,8 @@ pub(super) fn number(value: &Jinja, special: [&str; 3]) -> String {
     if float.is_infinite() {
         return special[usize::from(float < 0.0)].to_owned();
     }
-    // Python turns to exponents below 1e-4 and from 1e16 on; both print the shortest digits that read
-    // back the same.
+    // Python uses exponents below 1e-4 and from 1e16 on; both print the shortest digits that parse to the
+    // same number.
     let scientific = format!("{float:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
@@ -128,7 +129,7 @@ pub(super) fn number(value: &Jinja, special: [&str; 3]) -> String {
     format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
-/// Refuses what is nested too deep.
+/// Refuses a value that is nested too deeply.
 pub(super) fn check_depth(depth: usize) -> Result<(), Error> {
     if depth > DEPTH_MAX {
         Err(refuse(&format!("a value is nested deeper than {DEPTH_MAX}")))

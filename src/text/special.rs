@@ -1,8 +1,8 @@
 //! The special tokens a model folder names (`bos_token`, `eos_token`, …), and the ids that end a
 //! sequence.
 //!
-//! Names come from `tokenizer_config.json`; `special_tokens_map.json` fills in what that one leaves
-//! out, as transformers does. Each is a string or an object with `content`.
+//! Names come from `tokenizer_config.json`; those that it lacks come from `special_tokens_map.json`, as in
+//! transformers. Each is a string or an object with `content`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -57,9 +57,9 @@ fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// The ids that end a sequence, sorted: those of `generation_config.json`, or where it names none
+/// Returns the ids that end a sequence, sorted: those of `generation_config.json`, or if it names none
 /// those of `config.json`, and the tokenizer's `eos_token` (mlx-lm's `load_config` and
-/// `TokenizerWrapper`). A broken `generation_config.json` is ignored, as mlx-lm does.
+/// `TokenizerWrapper`). A broken `generation_config.json` is ignored, as in mlx-lm.
 ///
 /// # Errors
 /// `config.json` is unreadable or not JSON.
@@ -80,7 +80,8 @@ pub fn eos_token_ids(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>, T
     Ok(ids)
 }
 
-/// The `eos_token_id` of a config: one id or a list. What is no token id (-1, null) is left out.
+/// Returns the `eos_token_id` of a config: one id or a list. Values that are not token ids (-1, null) are
+/// skipped.
 fn ids_of(config: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match config.get("eos_token_id") {

@@ -1,19 +1,18 @@
 //! Finds stop strings in a stream of text, wherever the stream is cut.
 //!
-//! The match that is complete first wins; of those complete at the same character the one that began
-//! first, that is the longest; of equal strings the first in the list. So a match depends on the text
-//! alone, never on the cuts, and is known as soon as its last character is there. Text that may be the
-//! beginning of a match is held back. Knuth-Morris-Pratt, one automaton for each stop string: each byte
-//! costs amortised O(stop strings).
+//! The match that ends first wins; of matches that end at the same character the longest; of equal strings
+//! the first in the list. So a match depends on the text alone, never on the cuts, and is found at its last
+//! character. Text that may be the prefix of a match is held back. Knuth-Morris-Pratt, one automaton for
+//! each stop string: each byte costs amortised O(stop strings).
 
 use std::sync::Arc;
 
-/// What a part of the stream led to.
+/// The result of a part of the stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopStep {
-    /// Text that belongs to no stop string; on a match, all that came before it.
+    /// Text outside of stop strings; on a match, all text before it.
     pub emit: String,
-    /// The stop string that matched, as its place in the list.
+    /// The index of the stop string that matched.
     pub matched: Option<usize>,
 }
 
@@ -21,12 +20,11 @@ pub struct StopStep {
 #[derive(Debug)]
 pub struct StopMatcher {
     stops: Arc<[String]>,
-    /// For each stop string and each length of a beginning of it: the longest shorter beginning that
-    /// ends there too.
+    /// By stop string and length of a prefix: the length of the longest shorter prefix that is its suffix.
     borders: Vec<Vec<usize>>,
-    /// How many bytes of each stop string the text ends with.
+    /// By stop string: the length of its longest prefix that the text ends with, in bytes.
     progress: Vec<usize>,
-    /// The end of the text that may begin a match: the longest of `progress`.
+    /// The end of the text that may begin a match, as long as the largest `progress`.
     held: String,
     done: bool,
 }
@@ -40,7 +38,7 @@ impl StopMatcher {
         Self { stops, borders, progress, held: String::new(), done: false }
     }
 
-    /// Takes the next part of the text. After a match the stream is over: nothing more comes out.
+    /// Takes the next part of the text. After a match the stream has ended: nothing more comes out.
     pub fn push(&mut self, text: &str) -> StopStep {
         if self.done {
             return StopStep::default();
@@ -58,19 +56,19 @@ impl StopMatcher {
                 return StopStep { emit, matched: Some(index) };
             }
         }
-        // A beginning of a stop string starts with a whole character, so this cuts none.
+        // A prefix of a stop string starts with a whole character, so this splits none.
         let held = self.progress.iter().max().copied().unwrap_or(0);
         self.held = emit.split_off(emit.len() - held);
         StopStep { emit, matched: None }
     }
 
-    /// Ends the stream and returns what was held back.
+    /// Ends the stream and returns the text held back.
     pub fn finish(&mut self) -> String {
         self.done = true;
         std::mem::take(&mut self.held)
     }
 
-    /// Moves every automaton on by a byte; the stop string that is complete now, if any.
+    /// Advances every automaton by a byte; returns the stop string that ends here, if any.
     fn advance(&mut self, byte: u8) -> Option<usize> {
         let mut matched: Option<usize> = None;
         for (index, stop) in self.stops.iter().enumerate() {
@@ -90,7 +88,8 @@ impl StopMatcher {
     }
 }
 
-/// `borders[n]`: the length of the longest proper beginning of `stop[..n]` that is also its end.
+/// Returns `borders`, where `borders[n]` is the length of the longest proper prefix of `stop[..n]` that is
+/// also its suffix.
 fn borders(stop: &[u8]) -> Vec<usize> {
     let mut borders = vec![0; stop.len() + 1];
     let mut length = 0;

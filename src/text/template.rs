@@ -1,9 +1,8 @@
 //! Hugging Face chat templates: a conversation in, the prompt's text out.
 //!
 //! Templates are Jinja2 written against transformers' `apply_chat_template`: its whitespace options,
-//! functions and variables are set up here, Python's ways of printing in `python` and
-//! `json`. A render has a budget, so neither a template nor a conversation can make it run or grow
-//! without end.
+//! functions and variables are set up here, Python's ways of printing in `python` and `json`. A render
+//! has a budget, which bounds its time and memory whatever the template and the conversation.
 
 use std::error::Error as _;
 use std::path::Path;
@@ -20,13 +19,13 @@ use time::{OffsetDateTime, UtcOffset};
 use super::files::{read, read_json};
 use super::{TextError, Tokenizer, json, python};
 
-/// Instructions a render may execute, where 64 bytes of text count as one (minijinja's fuel). Real
-/// templates take some hundreds for a message; this is about a second of work and at most 1 GB.
+/// Limit of instructions in a render; 64 bytes of text count as one (minijinja's fuel). Real templates
+/// take some hundreds for a message; this is about a second of work and at most 1 GB.
 const FUEL: u64 = 16_000_000;
 
-/// The name of a model's template where it has several, or its only one.
+/// The name of a model's only template, or of its main one where it has several.
 const DEFAULT: &str = "default";
-/// Names of a message's reasoning, the first that is there counts (transformers).
+/// Keys of a message's reasoning; the first one present counts (transformers).
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// The template for conversations with tools, where a model has a separate one.
 const TOOL_USE: &str = "tool_use";
@@ -42,25 +41,25 @@ struct Inner {
     uses_tools: bool,
 }
 
-/// What a template is rendered with.
+/// The input of a template.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation<'a> {
     /// The messages as transformers passes them: `role`, `content`, `tool_calls` with arguments as objects.
     pub messages: &'a [Value],
     /// Tool definitions as JSON schemas.
     pub tools: &'a [Value],
-    /// Further variables. They cannot replace those that are set from the other fields.
+    /// Further variables. They cannot replace those of the other fields.
     pub arguments: &'a Map<String, Value>,
-    /// Ends the text where the model's answer begins.
+    /// Whether the text ends with the beginning of the model's answer.
     pub add_generation_prompt: bool,
-    /// What `strftime_now` formats, in local time.
+    /// The time that `strftime_now` formats, in local time.
     pub now: SystemTime,
 }
 
 impl ChatTemplate {
     /// Reads a model's template: `chat_template.jinja`, else the `chat_template` of
     /// `tokenizer_config.json` (a text, or a list of named ones), else that of `chat_template.json`.
-    /// `None` where the model has none.
+    /// `None` if the model has none.
     ///
     /// # Errors
     /// A file is unreadable or damaged, or the template is not Jinja.
@@ -91,7 +90,7 @@ impl ChatTemplate {
         Ok(Some(Self(Arc::new(Inner { environment, special_tokens, uses_tools }))))
     }
 
-    /// The prompt's text.
+    /// Returns the text of the prompt.
     ///
     /// # Errors
     /// The template refused the conversation (`raise_exception`), failed on it, or used up its budget.
@@ -110,7 +109,7 @@ impl ChatTemplate {
             ("strftime_now", strftime_now),
         ];
         let fixed = fixed.map(|(name, value)| (name.to_owned(), value));
-        // Of equal names the last one holds.
+        // The last of equal names counts.
         let documents = std::iter::once(("documents".to_owned(), Jinja::from(())));
         let context = Jinja::from_pairs(documents.chain(special).chain(further).chain(fixed));
         let template = (!tools.is_empty())
@@ -122,7 +121,7 @@ impl ChatTemplate {
             .map_err(|error| TextError::Render(explain(&error)))
     }
 
-    /// Whether the template does anything with tools.
+    /// Returns whether the template uses tools.
     #[must_use]
     pub fn uses_tools(&self) -> bool {
         self.0.uses_tools
@@ -132,7 +131,7 @@ impl ChatTemplate {
 /// A template's name and its text.
 type Source = (String, String);
 
-/// A model's templates, and the file they are from.
+/// Returns a model's templates, and the file that they are from.
 fn sources(folder: &Path) -> Result<Option<(&'static str, Vec<Source>)>, TextError> {
     let file = "chat_template.jinja";
     if let Some(source) = read_text(&folder.join(file))? {
@@ -164,8 +163,8 @@ fn read_text(path: &Path) -> Result<Option<String>, TextError> {
     String::from_utf8(bytes).map(Some).map_err(|_| TextError::Invalid { path: path.to_owned(), why })
 }
 
-/// A message as transformers 5 passes it: without its null fields, which many templates would print, and
-/// with its reasoning under each of the names templates use for it.
+/// Returns a message as transformers 5 passes it: without its null fields, which many templates would print,
+/// and with its reasoning under each key that templates use for it.
 fn message(message: &Value) -> Jinja {
     let Value::Object(fields) = message else { return python::from_json(message) };
     let present = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
@@ -180,7 +179,7 @@ fn named(entry: &Value) -> Option<Source> {
     Some((entry.get("name")?.as_str()?.to_owned(), entry.get("template")?.as_str()?.to_owned()))
 }
 
-/// What transformers' `_compile_jinja_template` sets up.
+/// Returns the environment of transformers' `_compile_jinja_template`.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(
@@ -195,8 +194,8 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("string", python::str);
-    // Jinja2's: whatever has a length and items is a sequence (slices of lists are iterables here);
-    // nothing is not iterable.
+    // As in Jinja2, a value with a length and items is a sequence (slices of lists are iterables here), and
+    // none is not iterable.
     environment.add_test("sequence", |value: &Jinja| {
         use ValueKind::{Iterable, Map, Seq, String, Undefined};
         matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
@@ -208,7 +207,7 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// The time in the machine's zone, in C's notation.
+/// Formats the time in the machine's zone, in the notation of C.
 fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
     let refuse =
         |error: String| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"));
@@ -219,8 +218,8 @@ fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
     local.format(&items).map_err(|error| refuse(error.to_string()))
 }
 
-/// `{% generation %}` blocks mark what a model wrote, for training. They print their contents, as a
-/// condition that always holds does.
+/// Replaces `{% generation %}` blocks, which mark a model's own text for training, by conditions that always
+/// hold: both print their contents.
 fn without_generation_tags(source: &str) -> String {
     let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source.to_owned() };
     let condition = |tag: &Captures<'_>| {
@@ -230,7 +229,7 @@ fn without_generation_tags(source: &str) -> String {
     tag.replace_all(source, condition).into_owned()
 }
 
-/// The words of an error's innermost cause, and the line where there is one.
+/// Returns the words of an error's innermost cause, with its line if it has one.
 fn explain(error: &minijinja::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source().and_then(|inner| inner.downcast_ref()) {

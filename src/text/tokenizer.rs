@@ -1,7 +1,7 @@
 //! A model's tokenizer: text to token ids and back.
 //!
-//! Encoding is the tokenizers crate's. Decoding is this module's own (`pieces`, `detokenizer`), so that
-//! a stream of tokens and the whole of them give the same text. Cheap to clone, shared by all threads.
+//! Encoding is done by the tokenizers crate. Decoding is our own (`pieces`, `detokenizer`), so that tokens
+//! give the same text in a stream and as a whole. Cheap to clone, shared by all threads.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,7 +25,7 @@ struct Inner {
     pieces: Pieces,
     size: u32,
     special: SpecialTokens,
-    /// Ids of tokens that stand for no text.
+    /// Ids of control tokens, which stand for no text.
     control: BTreeSet<u32>,
 }
 
@@ -41,13 +41,13 @@ impl Tokenizer {
             path: path.clone(),
             source: std::io::ErrorKind::NotFound.into(),
         })?;
-        // The tokenizers crate panics on some malformed files: it only gets well-formed ones.
+        // The tokenizers crate panics on some malformed files, so it gets well-formed ones only.
         serde_json::from_slice::<IgnoredAny>(&bytes)
             .map_err(|source| TextError::Json { path: path.clone(), source })?;
         let invalid = |why: String| TextError::Invalid { path: path.clone(), why };
         let mut encoder =
             tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| invalid(error.to_string()))?;
-        // Files saved from training set these; a prompt is never cut or padded.
+        // Files saved from training set these; a prompt is never truncated or padded.
         encoder.with_padding(None);
         encoder.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
 
@@ -61,17 +61,17 @@ impl Tokenizer {
         Ok(Self(Arc::new(Inner { encoder, stages, pieces, size, special, control })))
     }
 
-    /// Whether a token stands for no text: the beginning or end of a message, say.
+    /// Returns whether a token stands for no text, such as the beginning or end of a message.
     #[must_use]
     pub fn is_control(&self, id: u32) -> bool {
         self.0.control.contains(&id)
     }
 
-    /// The token ids of a text. Special tokens written in the text become those tokens;
-    /// `add_special_tokens` also adds the ones the tokenizer puts around every text.
+    /// Returns the token ids of a text. Special tokens written in the text become those tokens;
+    /// `add_special_tokens` also adds the ones that the tokenizer puts around every text.
     ///
     /// # Errors
-    /// The tokenizer has no token for a part of the text, nor one for the unknown.
+    /// The tokenizer has neither a token for a part of the text nor an unknown token.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
         let around = self.0.special.around.filter(|_| add_special_tokens);
         let encoding = self
@@ -86,7 +86,7 @@ impl Tokenizer {
         Ok(bos.chain(encoding.get_ids().iter().copied()).chain(eos).collect())
     }
 
-    /// The token ids of a raw prompt: special tokens are added unless the text starts with the
+    /// Returns the token ids of a raw prompt: special tokens are added unless the text starts with the
     /// beginning-of-sequence token (mlx-lm's `stream_generate`).
     ///
     /// # Errors
@@ -96,24 +96,24 @@ impl Tokenizer {
         self.encode(text, !has_bos)
     }
 
-    /// One more than the highest token id. There may be holes below.
+    /// Returns the highest token id plus 1. Lower ids may be unused.
     #[must_use]
     pub fn vocabulary_size(&self) -> u32 {
         self.0.size
     }
 
-    /// What the token adds to a text that has begun; nothing for an unknown id. A special token adds its
-    /// name. The bytes of one token need not be UTF-8.
+    /// Returns the bytes that a token adds after the start of a text; none for an unknown id. A special token
+    /// adds its name. The bytes of one token need not be UTF-8.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.0.pieces.get(id).to_vec()
     }
 
-    /// The text of a whole sequence, special tokens included, ids the tokenizer does not know left out.
-    /// Bytes that are not UTF-8 become U+FFFD, one for each maximal part of a character.
+    /// Returns the text of a whole sequence, with special tokens and without unknown ids. Bytes that are not
+    /// UTF-8 become U+FFFD, one for each maximal part of a character.
     ///
     /// # Errors
-    /// None today: every sequence of ids has a text.
+    /// None: every sequence of ids has a text.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
         let mut detokenizer = self.detokenizer();
         let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
@@ -121,19 +121,20 @@ impl Tokenizer {
         Ok(text)
     }
 
-    /// The text of the beginning-of-sequence token.
+    /// Returns the text of the beginning-of-sequence token.
     #[must_use]
     pub fn bos_token(&self) -> Option<&str> {
         self.0.special.get("bos_token")
     }
 
-    /// The id of the tokenizer's end-of-sequence token. `eos_token_ids` has all that end a sequence.
+    /// Returns the id of the tokenizer's end-of-sequence token. `eos_token_ids` returns all that end a
+    /// sequence.
     #[must_use]
     pub fn eos_token_id(&self) -> Option<u32> {
         self.token_id(self.0.special.get("eos_token")?)
     }
 
-    /// The id of a token given by its text.
+    /// Returns the id of the token with this text.
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.0.encoder.token_to_id(token)
@@ -145,17 +146,17 @@ impl Tokenizer {
         Detokenizer::new(self.clone())
     }
 
-    /// The special tokens' names and texts.
+    /// Returns the names and texts of special tokens.
     pub(super) fn special_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.special.iter()
     }
 
-    /// What the token adds at the start of a text; `None` for an unknown id.
+    /// Returns the bytes that a token adds at the start of a text; `None` for an unknown id.
     pub(super) fn first_piece(&self, id: u32) -> Option<Vec<u8>> {
         self.0.encoder.id_to_token(id).map(|token| self.0.stages.first(token))
     }
 
-    /// What the token adds later.
+    /// Returns the bytes that a token adds after the start.
     pub(super) fn piece(&self, id: u32) -> &[u8] {
         self.0.pieces.get(id)
     }
