@@ -11,10 +11,9 @@ use crate::backend::{
 };
 use crate::device::plan::LoadPlan;
 use crate::error::Error;
-use crate::mlx::batch::Batch;
-use crate::mlx::cuda;
+use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::ffi::{self, DeviceFact};
-use crate::mlx::kernels;
+use crate::mlx::kernels::{self, KernelSet, Selection};
 use crate::mlx::kv::Kv;
 use crate::mlx::sampler::{self, Drawn};
 use crate::mlx::tensors::{TensorCursor, bytes_of};
@@ -26,11 +25,6 @@ const CACHE_LIMIT_BYTES: usize = 128 << 20;
 /// The same on GPUs, where one layer's matrix made dense for a prefill takes hundreds of megabytes.
 const GPU_CACHE_LIMIT_BYTES: usize = 1 << 30;
 
-/// Tokens that a step's prefill had better have. On CUDA a step with prefill costs the host thousands of launches,
-/// and a product of 256 rows as much as one of 64 (one H200, an 8B at 4 bits).
-const PREFILL_TOKENS_MIN: u32 = 16;
-const PREFILL_TOKENS_MIN_CUDA: u32 = 256;
-
 /// Part of the machine's memory that the automatic budget takes where the device does not name a working
 /// set of its own.
 const MEMORY_SHARE: (u64, u64) = (3, 4);
@@ -40,8 +34,7 @@ const BUDGET_DEFAULT: u64 = 8 << 30;
 
 /// MLX on this thread.
 pub struct MlxBackend {
-    on_cpu: bool,
-    kernels: KernelChoice,
+    kernels: Selection,
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
 }
@@ -62,6 +55,9 @@ struct LoadingModel {
 struct ReadyModel {
     model: Box<dyn Model>,
     kv: Kv,
+    /// The set that attends over `kv`, and the layout that it takes.
+    attention: KernelSet,
+    step_shape: StepShape,
     running: Option<Running>,
 }
 
@@ -82,7 +78,7 @@ impl MlxBackend {
         // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
         ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
         let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
-        kernels::select(kernels, on_cpu)?;
+        let selection = kernels::select(kernels, on_cpu)?;
         memory::set_cache_limit(if on_cpu { CACHE_LIMIT_BYTES } else { GPU_CACHE_LIMIT_BYTES })?;
         let name = match ffi::device_fact("device_name") {
             Some(DeviceFact::Text(name)) if !on_cpu => name,
@@ -94,9 +90,9 @@ impl MlxBackend {
             budget_bytes: budget_bytes.unwrap_or_else(automatic_budget),
             architectures: models::model_types(),
         };
-        let available = kernels::available(on_cpu).join(" ");
+        let available = selection.available().join(" ");
         tracing::info!(device = %info.device, mlx = %info.mlx_version, kernels = kernels.as_str(), available);
-        Ok((Self { on_cpu, kernels, models: BTreeMap::new(), model_next: 0 }, info))
+        Ok((Self { kernels: selection, models: BTreeMap::new(), model_next: 0 }, info))
     }
 
     fn ready(&mut self, model: ModelId) -> Result<&mut ReadyModel, Error> {
@@ -121,11 +117,11 @@ fn automatic_budget() -> u64 {
 
 impl Backend for MlxBackend {
     fn estimate(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<u64, Error> {
-        Ok(LoadPlan::new(spec, (self.on_cpu, self.kernels), free_bytes)?.weight_bytes)
+        Ok(LoadPlan::new(spec, self.kernels, free_bytes)?.weight_bytes)
     }
 
     fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error> {
-        let plan = LoadPlan::new(spec, (self.on_cpu, self.kernels), free_bytes)?;
+        let plan = LoadPlan::new(spec, self.kernels, free_bytes)?;
         let loader = plan.open()?;
         let weights = TensorCursor::open(&spec.model, plan.files(), plan.policy)?;
         let id = ModelId(self.model_next);
@@ -147,6 +143,8 @@ impl Backend for MlxBackend {
         };
         memory::clear_cache()?;
         let kv = Kv::new(loader.kv_shape());
+        let attention = plan.policy.kernels.for_cache(kv.shape());
+        let step_shape = attention.step_shape(kv.shape());
         let shape = ModelShape {
             context_length: plan.context_length,
             vocabulary_size: plan.vocabulary_size,
@@ -154,17 +152,18 @@ impl Backend for MlxBackend {
             state_bytes: kv.shape().bytes_per_sequence(),
             weight_bytes: bytes_of(ready.arrays()),
             parameter_count: weights.parameters(),
-            prefill_tokens_min: if cuda::active() { PREFILL_TOKENS_MIN_CUDA } else { PREFILL_TOKENS_MIN },
+            prefill_tokens_min: plan.policy.kernels.prefill_tokens_min(),
             computes_in: plan.computes_in(),
         };
         tracing::info!(
             model = %plan.model(),
-            kernels = plan.policy.ops.name(),
-            attention = kv.shape().ops.name(),
+            kernels = plan.policy.kernels.name(),
+            attention = attention.name(),
             computes_in = shape.computes_in,
             "kernels"
         );
-        self.models.insert(model, Entry::Ready(Box::new(ReadyModel { model: ready, kv, running: None })));
+        let ready = ReadyModel { model: ready, kv, attention, step_shape, running: None };
+        self.models.insert(model, Entry::Ready(Box::new(ready)));
         Ok(LoadStep::Ready(shape))
     }
 
@@ -210,8 +209,8 @@ impl Backend for MlxBackend {
     fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error> {
         let ready = self.ready(model)?;
         assert!(ready.running.is_none(), "a step is launched before the last one was collected");
-        let batch = Batch::new(step, ready.kv.shape());
-        let logits = ready.model.forward(&batch, &mut ready.kv)?;
+        let batch = Batch::new(step, &ready.step_shape);
+        let logits = ready.model.forward(&batch, &mut ready.kv, ready.attention)?;
         let drawn = logits.map(|logits| sampler::draw(step, &logits)).transpose()?;
         let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch.slabs));
         async_eval(outputs)?;

@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use mlx_rs::Dtype;
 use serde_json::Value;
 
-use crate::backend::{ComputeDtype, KernelChoice, KvDtype, LoadSpec};
+use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
 use crate::error::Error;
 use crate::hub::{self, Dtype as Stored};
 use crate::ids::ModelName;
-use crate::mlx::kernels::KernelSet;
+use crate::mlx::kernels::Selection;
 use crate::mlx::tensors::Policy;
 use crate::models::{self, Loading, OpenError, Setup};
 
@@ -45,11 +45,8 @@ struct Sizes {
 
 impl LoadPlan {
     /// Checks the files and decides, given so many free bytes.
-    pub(crate) fn new(
-        spec: &LoadSpec,
-        (on_cpu, kernels): (bool, KernelChoice),
-        free_bytes: u64,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(spec: &LoadSpec, kernels: Selection, free_bytes: u64) -> Result<Self, Error> {
+        let on_cpu = kernels.on_cpu;
         let blame = |error: hub::HubError| error.into_error(&spec.model);
         let files = hub::inspect(&spec.folder).map_err(blame)?;
         let config = hub::text_part(&hub::read_config(&spec.folder).map_err(blame)?);
@@ -72,7 +69,7 @@ impl LoadPlan {
             file_bytes: files.bytes,
             context_length: number("max_position_embeddings").filter(|&n| n > 0).unwrap_or(CONTEXT_DEFAULT),
             vocabulary_size: number("vocab_size").unwrap_or(0),
-            policy: Policy { float, dequantize, ops: KernelSet::choose(kernels, on_cpu, float) },
+            policy: Policy { float, dequantize, kernels: kernels.set(float) },
             spec: spec.clone(),
             config,
             files,
@@ -93,7 +90,7 @@ impl LoadPlan {
     /// The architecture, ready to take tensors.
     pub(crate) fn open(&self) -> Result<Box<dyn Loading>, Error> {
         let int8_kv = self.spec.kv == KvDtype::Int8;
-        let setup = Setup { dtype: self.policy.float, ops: self.policy.ops, int8_kv };
+        let setup = Setup { dtype: self.policy.float, kernels: self.policy.kernels, int8_kv };
         models::open(&self.config, setup).map_err(|error| match error {
             OpenError::Unsupported(why) => Error::ModelUnsupported { model: self.spec.model.clone(), why },
             OpenError::Invalid(why) => Error::ModelInvalid { model: self.spec.model.clone(), why },

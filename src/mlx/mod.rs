@@ -1,12 +1,15 @@
-//! Everything that names MLX below the architectures: the C interface, kernels, weights, layers, KV slabs, packed
-//! batches and the sampler. Runs on the engine thread only.
+//! Everything that names MLX below the architectures. Runs on the engine thread only.
+//!
+//! Modules import only what stands before them: `ffi` (mlx-c and our own operations), `rope` (tables of rotations) and
+//! `batch` (a packed step), `kv` (storage of KV caches), `kernels` (what computes: one file a set), `tensors` (a model's
+//! files while it loads), `layers`. `sampler` stands beside them. `models` builds on `layers`, and `device` on both.
 
 pub(crate) mod batch;
-pub(crate) mod cuda;
 pub(crate) mod ffi;
 pub(crate) mod kernels;
 pub(crate) mod kv;
 pub(crate) mod layers;
+pub(crate) mod rope;
 pub(crate) mod sampler;
 pub(crate) mod tensors;
 

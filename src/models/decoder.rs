@@ -207,8 +207,8 @@ impl<A: Architecture> Loading for Loader<A> {
     }
 
     fn kv_shape(&self) -> KvShape {
-        let Setup { dtype, ops, int8_kv } = self.setup;
-        KvShape::new(self.architecture.states(), dtype, int8_kv, ops)
+        let Setup { dtype, int8_kv: int8, .. } = self.setup;
+        KvShape { layers: self.architecture.states(), dtype, int8 }
     }
 }
 
@@ -229,13 +229,13 @@ impl Decoder {
 }
 
 impl Model for Decoder {
-    fn forward(&self, batch: &Batch, kv: &mut Kv) -> MlxResult<Option<Array>> {
-        let ops: KernelSet = kv.shape().ops;
-        let rotations = self.ropes.iter().map(|rope| (rope.clone(), rope.rotation(&batch.positions, ops)));
+    fn forward(&self, batch: &Batch, kv: &mut Kv, attention: KernelSet) -> MlxResult<Option<Array>> {
+        let rotations =
+            self.ropes.iter().map(|rope| (rope.clone(), attention.rotation(rope, &batch.positions)));
         let rotations: Vec<_> = rotations.collect();
         let mut x = scaled(self.embedding.rows(&batch.tokens)?, self.ends.embedding_scale)?;
         let prelude = self.prelude.as_ref().map(|prelude| prelude.forward(&batch.tokens, &x)).transpose()?;
-        let mut context = ForwardContext { batch, kv, ropes: &rotations, prelude };
+        let mut context = ForwardContext { batch, kv, kernels: attention, ropes: &rotations, prelude };
         let mut normed = None;
         for (index, residual) in self.residuals.iter().enumerate() {
             let next = self.residuals.get(index + 1);

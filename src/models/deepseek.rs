@@ -10,7 +10,6 @@ use super::decoder::{Architecture, loader};
 use super::parts::{ExpertSizes, GroupedExperts, Layer};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
-use crate::mlx::cuda;
 use crate::mlx::kv::{TokenState, inverse_root};
 use crate::mlx::layers::{Latent, LatentQuery, Matrix, Mixture, Sublayer, yarn_magnitude};
 use crate::mlx::tensors::TensorCursor;
@@ -72,8 +71,7 @@ pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, Open
     let heads = common.attention.heads;
     config::heads(heads, 1, config.qk_nope_head_dim)?;
     config::heads(heads, 1, config.v_head_dim)?;
-    if cuda::active() {
-        // Scores agreed there and generated tokens did not (one H200): refused until that is understood.
+    if !setup.kernels.serves_latent_attention() {
         return config::unsupported("latent attention on CUDA");
     }
     let scaling = value.get("rope_scaling");

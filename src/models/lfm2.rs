@@ -158,7 +158,7 @@ impl Architecture for Lfm2 {
             gate_up: weights.fused(&module, &[("w1", inner), ("w3", inner)], hidden, false)?,
             down: weights.linear(&format!("{module}.w2"), hidden, inner, false)?,
             gate: Gate::Silu,
-            ops: weights.ops(),
+            kernels: weights.kernels(),
         };
         let before = self.common.norm(&layer.name("operator_norm"), weights)?;
         let between = self.common.norm(&layer.name("ffn_norm"), weights)?;

@@ -38,8 +38,14 @@ use crate::mlx::tensors::TensorCursor;
 /// A model that can run.
 pub(crate) trait Model {
     /// Runs packed tokens through all layers, writing their keys and values; returns the logits
-    /// `[rows, vocabulary]` of the batch's output rows, or None if it has none.
-    fn forward(&self, batch: &Batch, kv: &mut Kv) -> mlx_rs::error::Result<Option<Array>>;
+    /// `[rows, vocabulary]` of the batch's output rows, or None if it has none. `attention` is the set that attends over
+    /// `kv`.
+    fn forward(
+        &self,
+        batch: &Batch,
+        kv: &mut Kv,
+        attention: KernelSet,
+    ) -> mlx_rs::error::Result<Option<Array>>;
 
     /// Returns every array of its weights.
     fn arrays(&self) -> Vec<&Array>;
@@ -62,8 +68,8 @@ pub(crate) trait Loading {
 pub(crate) struct Setup {
     /// The dtype of activations and KV cache.
     pub(crate) dtype: mlx_rs::Dtype,
-    /// The kernels beside matrix products.
-    pub(crate) ops: KernelSet,
+    /// The kernels beside dense matrix products.
+    pub(crate) kernels: KernelSet,
     /// Whether the KV cache holds 8-bit integers.
     pub(crate) int8_kv: bool,
 }

@@ -265,7 +265,7 @@ impl NemotronH {
                 first: vec![weights.expert_matrix(&format!("{stack}.fc1"), [experts, inner, size], false)?],
                 last: weights.expert_matrix(&format!("{stack}.fc2"), [experts, size, inner], false)?,
                 activation: Activation::SquaredRelu,
-                ops: weights.ops(),
+                kernels: weights.kernels(),
             },
             shared,
         })

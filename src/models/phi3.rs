@@ -91,7 +91,7 @@ impl Architecture for Phi3 {
             gate_up: Fused::new(vec![gate_up])?,
             down: weights.linear(&layer.name("mlp.down_proj"), hidden, inner, false)?,
             gate: Gate::Silu,
-            ops: weights.ops(),
+            kernels: weights.kernels(),
         }))
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::config::Key;
 use super::*;
 
-const SETUP: Setup = Setup { dtype: Dtype::Float32, ops: KernelSet::Composed, int8_kv: false };
+const SETUP: Setup = Setup { dtype: Dtype::Float32, kernels: KernelSet::Composed, int8_kv: false };
 
 /// A config with the keys of all architectures.
 fn config(model_type: &str) -> Value {

@@ -1,6 +1,7 @@
 //! CUDA kernels of our own, which MLX compiles and runs.
 
 use std::ffi::{CStr, CString, c_int};
+use std::sync::LazyLock;
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
@@ -8,14 +9,17 @@ use mlx_sys::mlx_array;
 
 use super::take_all;
 
-/// Whether MLX computes on an NVIDIA GPU.
+/// Whether MLX computes on an NVIDIA GPU; a fact of the machine.
 pub(crate) fn on_cuda() -> bool {
-    let mut available = false;
-    // SAFETY: the out-pointer is to a local.
-    unsafe {
-        mlx_sys::mlx_cuda_is_available(&raw mut available);
-    }
-    available
+    static ON_CUDA: LazyLock<bool> = LazyLock::new(|| {
+        let mut available = false;
+        // SAFETY: the out-pointer is to a local.
+        unsafe {
+            mlx_sys::mlx_cuda_is_available(&raw mut available);
+        }
+        available
+    });
+    *ON_CUDA
 }
 
 /// A CUDA kernel of our own, compiled by MLX at its first run.

@@ -1,9 +1,8 @@
-//! KV caches of one model: slabs `[slots, heads, capacity, head_dim]` per layer, keys in the first half of the heads
-//! and values in the second, so that one update writes both; states of fixed size `[slots, ..]` for layers
-//! that are recurrent; and parked caches, which are copies of one slot at its exact length. `attend` and
-//! `recurrent` read and write them.
+//! KV caches of one model: slabs `[slots, planes, capacity, head_dim]` per layer, keys in the first half of the planes
+//! and values in the second, so that one update writes both; states of fixed size `[slots, ..]` for recurrent layers;
+//! and parked caches, which are copies of one slot at its exact length. Storage only: kernel sets attend over it.
 //!
-//! Kept in 8 bits, a layer has two arrays in a slab: the numbers, and a scale for each token and head.
+//! Stored in 8 bits, a layer has two arrays in a slab: the elements, and a scale for each token and head.
 //!
 //! Recurrent states cannot be cut back to fewer tokens. So a slot can have checkpoints, copies of its states, and a
 //! cache that is parked from it can be restored at their lengths.
@@ -12,9 +11,9 @@
 //! steps nothing does, and within a layer all writes come before all reads. (Our CUDA kernel for decoding writes
 //! into them whoever holds them; it needs them contiguous, as they are made.)
 
-mod attend;
 mod recurrent;
 mod shape;
+mod tokens;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +22,6 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, ops};
 
-pub(crate) use attend::AttentionCall;
 pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root};
 
 use shape::ArrayShape;
@@ -31,7 +29,7 @@ use shape::ArrayShape;
 use crate::backend::{ParkedId, SlotId, add_checkpoint};
 use crate::mlx::dim;
 
-/// The recurrent states of a sequence after so many tokens.
+/// The recurrent states of a sequence after its first `tokens`.
 #[derive(Clone, Debug)]
 struct Checkpoint {
     tokens: u32,
@@ -61,7 +59,7 @@ pub(crate) struct Kv {
 }
 
 impl Kv {
-    /// No slab yet.
+    /// Returns caches without a slab.
     pub(crate) fn new(shape: KvShape) -> Self {
         let arrays = shape.arrays();
         let first = arrays.iter().scan(0, |next, of_layer| {
@@ -84,15 +82,16 @@ impl Kv {
         &self.shape
     }
 
-    /// The slabs that a step changes; they are outputs of the step.
+    /// Returns the arrays of slabs that a step changes; they are outputs of the step.
     pub(crate) fn touched<'a>(&'a self, slabs: &'a [u32]) -> impl Iterator<Item = &'a Array> {
         slabs.iter().filter_map(|slab| self.slabs.get(slab)).flatten()
     }
 
+    /// Allocates a slab of `slots`, each of `capacity` tokens, full of zeros.
     pub(crate) fn open(&mut self, slab: u32, capacity: u32, slots: u32) -> Result<()> {
         let zeros = |array: &ArrayShape| match array {
-            ArrayShape::PerToken { heads, numbers, dtype } => {
-                ops::zeros_dtype(&[dim(slots), *heads, dim(capacity), *numbers], *dtype)
+            ArrayShape::PerToken { heads, elements, dtype } => {
+                ops::zeros_dtype(&[dim(slots), *heads, dim(capacity), *elements], *dtype)
             }
             ArrayShape::PerSequence(state) => {
                 let shape: Vec<i32> =
@@ -106,6 +105,7 @@ impl Kv {
         Ok(())
     }
 
+    /// Frees a slab.
     pub(crate) fn close(&mut self, slab: u32) {
         self.slabs.remove(&slab);
     }
@@ -129,7 +129,7 @@ impl Kv {
         Ok(())
     }
 
-    /// Keeps the states of a slot, which has so many tokens, to come back to them.
+    /// Copies the states of a slot that has `tokens`, so that a cache parked from it can be restored at this length.
     pub(crate) fn checkpoint(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
         let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
         add_checkpoint(self.checkpoints.entry(slot).or_default(), Checkpoint { tokens, states });
@@ -216,6 +216,32 @@ impl Kv {
             }
         }
         eval(&*slabs)
+    }
+
+    /// Returns a layer that stores tokens.
+    pub(crate) fn token_state(&self, layer: usize) -> Result<TokenState> {
+        match self.shape.layers.get(layer) {
+            Some(LayerState::Tokens(state)) => Ok(*state),
+            Some(LayerState::Recurrent(_)) | None => Err(Exception::custom("a layer without keys attends")),
+        }
+    }
+
+    /// Returns a layer's keys and values `[slots, planes, capacity, head_dim]` as they are stored.
+    pub(crate) fn token_slab(&self, layer: usize, slab: u32) -> Result<&Array> {
+        Ok(&self.arrays_of(layer, slab)?[0])
+    }
+
+    /// Replaces them. An update is in place only if all other handles of the old array are gone when it is evaluated.
+    pub(crate) fn replace_token_slab(&mut self, layer: usize, slab: u32, changed: Array) -> Result<()> {
+        *self.slab_mut(slab, self.first[layer])? = changed;
+        Ok(())
+    }
+
+    /// Returns the arrays of a layer in a slab.
+    fn arrays_of(&self, layer: usize, slab: u32) -> Result<&[Array]> {
+        let end = self.first.get(layer + 1).copied().unwrap_or(self.arrays.len());
+        let arrays = self.slabs.get(&slab).and_then(|arrays| arrays.get(self.first[layer]..end));
+        arrays.ok_or_else(|| Exception::custom("a step names a slab that is not open"))
     }
 
     fn slab_mut(&mut self, slab: u32, index: usize) -> Result<&mut Array> {

@@ -1,69 +1,59 @@
-//! States that each token changes. A layer gets the tokens of a step by sequence, with the states before them, and
-//! gives back the states after them.
+//! Recurrent states: a layer takes the tokens of a step by sequence, with the states before them, and returns the states
+//! after them.
 
 use mlx_rs::Array;
-use mlx_rs::error::{Exception, Result};
+use mlx_rs::error::Result;
 use mlx_rs::ops;
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 
 use super::Kv;
-use crate::mlx::batch::{Batch, Group};
+use crate::mlx::batch::{Run, RunSequences};
 
-/// Tokens of sequences that have as many of them each, and the states before them.
+/// Tokens of sequences that have equally many each, and the states before them.
 pub(crate) struct RecurrentInput<'a> {
-    /// `[sequences, tokens, numbers]`.
+    /// `[sequences, tokens, features]`.
     pub(crate) inputs: &'a Array,
     /// `[sequences, ..]` each.
     pub(crate) states: Vec<Array>,
 }
 
 impl Kv {
-    /// Runs a layer over `inputs` `[tokens, numbers]`. `run` gets all sequences of a slab that decode at once, and
-    /// each chunk by itself, and returns the output `[sequences, tokens, numbers]` and the states after it.
+    /// Runs a layer over `inputs` `[tokens, features]`. `run` gets all sequences of a slab that decode at once, and
+    /// each chunk by itself, and returns the output `[sequences, tokens, features]` and the states after it.
     pub(crate) fn recur(
         &mut self,
         layer: usize,
-        batch: &Batch,
+        runs: &[Run],
         inputs: &Array,
         mut run: impl FnMut(RecurrentInput<'_>) -> Result<(Array, Vec<Array>)>,
     ) -> Result<Array> {
         let mut outputs = Vec::new();
-        for group in &batch.groups {
-            let rows = inputs.try_index(group.row..group.row + group.rows)?.expand_dims(1)?;
-            let states = self.states(layer, group)?;
-            let (out, states) = run(RecurrentInput { inputs: &rows, states })?;
-            let slots = &group.slots_in_use;
+        for Run { slab, row, rows, sequences } in runs {
+            let inputs = inputs.try_index(*row..row + rows)?;
+            let (inputs, states) = match sequences {
+                RunSequences::Decoding(slots) => {
+                    let states = self.arrays_of(layer, *slab)?.iter().map(|array| array.take_axis(slots, 0));
+                    (inputs.expand_dims(1)?, states.collect::<Result<_>>()?)
+                }
+                RunSequences::One(slot) => {
+                    let states =
+                        self.arrays_of(layer, *slab)?.iter().map(|array| array.try_index(*slot..slot + 1));
+                    (inputs.expand_dims(0)?, states.collect::<Result<_>>()?)
+                }
+            };
+            let (out, states) = run(RecurrentInput { inputs: &inputs, states })?;
             for (index, state) in (self.first[layer]..).zip(states) {
-                self.slab_mut(group.slab, index)?.try_index_mut((slots, ..), &state)?;
+                let array = self.slab_mut(*slab, index)?;
+                match sequences {
+                    RunSequences::Decoding(slots) => array.try_index_mut((slots, ..), &state)?,
+                    RunSequences::One(slot) => array.try_index_mut((*slot..slot + 1, ..), &state)?,
+                }
             }
-            outputs.push(out.reshape(&[group.rows, -1])?);
-        }
-        for chunk in &batch.chunks {
-            let rows = inputs.try_index(chunk.row..chunk.row + chunk.rows)?.expand_dims(0)?;
-            let slot = chunk.slot..chunk.slot + 1;
-            let arrays = self.arrays_of(layer, chunk.slab)?;
-            let states = arrays.iter().map(|array| array.try_index(slot.clone()));
-            let (out, states) =
-                run(RecurrentInput { inputs: &rows, states: states.collect::<Result<_>>()? })?;
-            for (index, state) in (self.first[layer]..).zip(states) {
-                self.slab_mut(chunk.slab, index)?.try_index_mut((slot.clone(), ..), &state)?;
-            }
-            outputs.push(out.reshape(&[chunk.rows, -1])?);
+            outputs.push(out.reshape(&[*rows, -1])?);
         }
         match outputs.as_slice() {
             [one] => Ok(one.clone()),
             many => ops::concatenate(many, 0),
         }
-    }
-
-    fn states(&self, layer: usize, group: &Group) -> Result<Vec<Array>> {
-        let arrays = self.arrays_of(layer, group.slab)?;
-        arrays.iter().map(|array| array.take_axis(&group.slots_in_use, 0)).collect()
-    }
-
-    fn arrays_of(&self, layer: usize, slab: u32) -> Result<&[Array]> {
-        let end = self.first.get(layer + 1).copied().unwrap_or(self.arrays.len());
-        let arrays = self.slabs.get(&slab).and_then(|arrays| arrays.get(self.first[layer]..end));
-        arrays.ok_or_else(|| Exception::custom("a step names a slab that is not open"))
     }
 }

@@ -8,7 +8,8 @@ use super::{ForwardContext, Fused, Linear, RmsNorm, Sublayer};
 use crate::error::Error;
 use crate::mlx::dim;
 use crate::mlx::ffi::AttentionWeights;
-use crate::mlx::kv::{AttentionCall, TokenState};
+use crate::mlx::kernels::AttentionCall;
+use crate::mlx::kv::TokenState;
 use crate::mlx::tensors::TensorCursor;
 
 /// Norms between the projections and the rotation.
@@ -151,8 +152,8 @@ impl Sublayer for Attention {
         };
         let weights = AttentionWeights { sinks: self.sinks.as_ref(), ..weights };
         let rope = self.rope.map(|rope| (&context.ropes[rope].0, &context.ropes[rope].1));
-        let look = AttentionCall { layer: self.layer, stores: self.stores, weights, eps, rope };
-        let out = context.kv.attend(&look, context.batch, &qkv)?;
+        let call = AttentionCall { layer: self.layer, stores: self.stores, weights, eps, rope };
+        let out = context.kernels.attend(&call, context.batch, context.kv, &qkv)?;
         match &self.gate {
             Some(gate) => out.multiply(ops::sigmoid(gate.forward(x)?)?),
             None => Ok(out),

@@ -3,11 +3,10 @@
 use mlx_rs::error::Result;
 use mlx_rs::{Array, ops};
 
-use super::mlp::open_gate;
 use super::{ForwardContext, Linear, Matrix, Mlp, Router, Sublayer};
+use crate::mlx::dim;
 use crate::mlx::ffi::Gate;
 use crate::mlx::kernels::KernelSet;
-use crate::mlx::{cuda, dim};
 
 /// From so many rows on they are sorted by expert, so that an expert's weights are read once.
 const SORTED_ROWS_MIN: i32 = 64;
@@ -35,7 +34,7 @@ pub(crate) struct Experts {
     pub(crate) first: Vec<ExpertMatrix>,
     pub(crate) last: ExpertMatrix,
     pub(crate) activation: Activation,
-    pub(crate) ops: KernelSet,
+    pub(crate) kernels: KernelSet,
 }
 
 impl ExpertMatrix {
@@ -85,13 +84,12 @@ impl Experts {
             None => (experts, of_token),
         };
         let x = x.take_axis(&of_token, 0)?.expand_dims(1)?;
-        // MLX 0.32.2's CUDA product for rows that are said to be sorted is wrong after another one.
-        let sorted = sorted && !cuda::active();
+        let sorted = sorted && self.kernels.takes_sorted_rows();
         let inner = self.first.iter().map(|part| part.project(&x, &experts, sorted));
         let inner = inner.collect::<Result<Vec<_>>>()?;
         let inner = if let [one] = inner.as_slice() { one.clone() } else { ops::concatenate(&inner, -1)? };
         let activated = match self.activation {
-            Activation::Gated(gate) => open_gate(&inner, gate, self.ops)?,
+            Activation::Gated(gate) => self.kernels.gated(&inner, gate)?,
             Activation::SquaredRelu => squared_relu(&inner)?,
         };
         let mut out = self.last.project(&activated, &experts, sorted)?;

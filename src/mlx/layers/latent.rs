@@ -8,7 +8,7 @@ use mlx_rs::{Array, ops};
 
 use super::{ForwardContext, Fused, Linear, Matrix, RmsNorm, Sublayer};
 use crate::mlx::ffi::AttentionWeights;
-use crate::mlx::kv::AttentionCall;
+use crate::mlx::kernels::AttentionCall;
 
 /// How queries come about.
 pub(crate) enum LatentQuery {
@@ -65,8 +65,11 @@ impl Sublayer for Latent {
         let qkv = ops::concatenate(&[query, down.try_index((.., kept_from + self.rank..))?, latent], -1)?;
         let rope = context.ropes.first().map(|(rope, rotation)| (rope, rotation));
         let weights = AttentionWeights::default();
-        let look = AttentionCall { layer: self.layer, stores: true, weights, eps: 0.0, rope };
-        let out = context.kv.attend(&look, context.batch, &qkv)?.reshape(&[tokens, self.heads, self.rank])?;
+        let call = AttentionCall { layer: self.layer, stores: true, weights, eps: 0.0, rope };
+        let out = context
+            .kernels
+            .attend(&call, context.batch, context.kv, &qkv)?
+            .reshape(&[tokens, self.heads, self.rank])?;
         swapped(&self.from_latent.project_each(&swapped(&out)?)?)?.reshape(&[tokens, -1])
     }
 

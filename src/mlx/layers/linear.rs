@@ -5,12 +5,9 @@ use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype, ops};
 
 use super::RmsNorm;
-use crate::mlx::cuda;
 use crate::mlx::dim;
 use crate::mlx::ffi::{Packed, QuantMode};
-
-/// From so many tokens on, CUDA is faster with a matrix that is made dense for the product.
-const CUDA_DENSE_ROWS: i32 = 256;
+use crate::mlx::kernels::KernelSet;
 
 /// A quantized matrix `[out, in]`, or a stack of them `[matrices, out, in]`: numbers of few bits, and a scale for each
 /// group of columns.
@@ -28,13 +25,14 @@ pub(crate) struct Quantized {
     pub(crate) bits: i32,
     /// How numbers are written.
     pub(crate) mode: QuantMode,
-    /// What it becomes when it is made dense.
+    /// Dtype when it is dequantized.
     pub(crate) float: Dtype,
+    pub(crate) kernels: KernelSet,
 }
 
 impl Quantized {
     fn view(&self) -> Packed<'_> {
-        let Self { packed, scales, biases, group_size, bits, mode, float: _ } = self;
+        let Self { packed, scales, biases, group_size, bits, mode, float: _, kernels: _ } = self;
         let (group_size, bits, mode) = (*group_size, *bits, *mode);
         Packed { numbers: packed, scales, biases: biases.as_ref(), group_size, bits, mode }
     }
@@ -85,11 +83,7 @@ impl Matrix {
     pub(crate) fn project(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Dense(weight) => ops::matmul(x, weight.t()),
-            Self::Quantized(q) if cuda::takes_product(x, q) => cuda::product(x, q, None),
-            Self::Quantized(q) if cuda::active() && x.dim(0) >= CUDA_DENSE_ROWS => {
-                ops::matmul(x, q.dequantize()?.t())
-            }
-            Self::Quantized(q) => q.view().product(x),
+            Self::Quantized(q) => q.kernels.quantized_product(x, &q.view(), q.float),
         }
     }
 
@@ -189,14 +183,14 @@ impl Linear {
 
     /// Adds the layer's output for `input` to `x`; the sum, and its norm.
     pub(crate) fn onto(&self, x: &Array, input: &Array, norm: &RmsNorm) -> Result<(Array, Array)> {
-        match (&self.weight, &self.bias) {
-            (Matrix::Quantized(q), None) if cuda::takes_product(input, q) => {
-                let sum = cuda::product(input, q, Some(x))?;
-                let normed = norm.forward(&sum)?;
-                Ok((sum, normed))
-            }
-            _ => norm.add_forward(x, &self.forward(input)?),
+        if let (Matrix::Quantized(q), None) = (&self.weight, &self.bias)
+            && let Some(sum) = q.kernels.product_onto(x, input, &q.view())
+        {
+            let sum = sum?;
+            let normed = norm.forward(&sum)?;
+            return Ok((sum, normed));
         }
+        norm.add_forward(x, &self.forward(input)?)
     }
 
     /// Every array it holds.
@@ -229,9 +223,7 @@ impl Fused {
     /// `silu(gate) * up` for two parts, where that is one kernel.
     pub(super) fn gated(&self, x: &Array) -> Option<Result<Array>> {
         match self.layers.as_slice() {
-            [Linear { weight: Matrix::Quantized(q), bias: None }] if cuda::takes_product(x, q) => {
-                Some(cuda::gated_product(x, q))
-            }
+            [Linear { weight: Matrix::Quantized(q), bias: None }] => q.kernels.gated_product(x, &q.view()),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Root mean square norm.
 
+use mlx_rs::Array;
 use mlx_rs::error::Result;
-use mlx_rs::{Array, fast};
 
 use crate::mlx::kernels::KernelSet;
 
@@ -10,28 +10,18 @@ use crate::mlx::kernels::KernelSet;
 pub(crate) struct RmsNorm {
     pub(crate) weight: Array,
     pub(crate) eps: f32,
-    pub(crate) ops: KernelSet,
+    pub(crate) kernels: KernelSet,
 }
 
 impl RmsNorm {
     /// `x / sqrt(mean(x^2) + eps) * weight`.
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
-        match self.ops {
-            KernelSet::Kernels(kernels) => kernels.rms_norm(x, &self.weight, self.eps),
-            KernelSet::Composed | KernelSet::Fused => fast::rms_norm(x, Some(&self.weight), self.eps),
-        }
+        self.kernels.rms_norm(x, &self.weight, self.eps)
     }
 
     /// `x + y`, and the norm of that.
     pub(crate) fn add_forward(&self, x: &Array, y: &Array) -> Result<(Array, Array)> {
-        match self.ops {
-            KernelSet::Kernels(kernels) => kernels.add_rms_norm(x, y, &self.weight, self.eps),
-            KernelSet::Composed | KernelSet::Fused => {
-                let sum = x.add(y)?;
-                let normed = self.forward(&sum)?;
-                Ok((sum, normed))
-            }
-        }
+        self.kernels.add_rms_norm(x, y, &self.weight, self.eps)
     }
 
     /// The norm whose weights are these and 1 more, as Gemma's are stored.

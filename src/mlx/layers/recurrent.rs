@@ -84,7 +84,7 @@ impl Sublayer for ShortConvolution {
     fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array> {
         let parts = self.input.forward(x)?.split_equal(3, -1)?;
         let gated = parts[0].multiply(&parts[2])?;
-        let mixed = context.kv.recur(self.layer, context.batch, &gated, |input| {
+        let mixed = context.kv.recur(self.layer, &context.batch.runs, &gated, |input| {
             let (out, state) = self.convolution.forward(input.inputs, &input.states[0])?;
             Ok((out, vec![state]))
         })?;
@@ -169,7 +169,7 @@ impl Sublayer for DeltaNet {
         let z = all.try_index((.., channels..gates))?;
         let inputs =
             ops::concatenate(&[all.try_index((.., ..channels))?, all.try_index((.., gates..))?], -1)?;
-        let out = context.kv.recur(self.layer, context.batch, &inputs, |input| {
+        let out = context.kv.recur(self.layer, &context.batch.runs, &inputs, |input| {
             let part = |from: i32, to: i32| input.inputs.try_index((.., .., from..to));
             let (mixed, tail) = self.convolution.forward(&part(0, channels)?, &input.states[0])?;
             let b = part(channels, channels + self.value_heads)?;
@@ -256,13 +256,14 @@ impl Sublayer for Mamba {
         let (inner, channels) = (self.heads * self.head_dim, self.convolution.weight.dim(1));
         let all = self.input.forward(x)?;
         let gate = all.try_index((.., ..inner))?;
-        let out = context.kv.recur(self.layer, context.batch, &all.try_index((.., inner..))?, |input| {
-            let mixed = input.inputs.try_index((.., .., ..channels))?;
-            let steps = input.inputs.try_index((.., .., channels..))?;
-            let (mixed, tail) = self.convolution.forward(&mixed, &input.states[0])?;
-            let (out, memory) = self.scan(&silu(&mixed)?, &steps, &input.states[1])?;
-            Ok((out, vec![tail, memory]))
-        })?;
+        let out =
+            context.kv.recur(self.layer, &context.batch.runs, &all.try_index((.., inner..))?, |input| {
+                let mixed = input.inputs.try_index((.., .., ..channels))?;
+                let steps = input.inputs.try_index((.., .., channels..))?;
+                let (mixed, tail) = self.convolution.forward(&mixed, &input.states[0])?;
+                let (out, memory) = self.scan(&silu(&mixed)?, &steps, &input.states[1])?;
+                Ok((out, vec![tail, memory]))
+            })?;
         let gated = silu(&gate)?.multiply(out.as_dtype(x.dtype())?)?;
         let grouped = gated.reshape(&[x.dim(0), self.groups, inner / self.groups])?;
         let normed = fast::rms_norm(&grouped, None::<&Array>, self.norm_eps)?;

@@ -4,14 +4,18 @@
 use mlx_rs::Array;
 use mlx_rs::error::Result;
 
-use super::{Linear, RmsNorm, Rope, Rotation};
+use super::{Linear, RmsNorm};
 use crate::mlx::batch::Batch;
+use crate::mlx::kernels::{KernelSet, Rotation};
 use crate::mlx::kv::Kv;
+use crate::mlx::rope::Rope;
 
 /// What a step has beside the stream.
 pub(crate) struct ForwardContext<'a> {
     pub(crate) batch: &'a Batch,
     pub(crate) kv: &'a mut Kv,
+    /// The set that attends over `kv`.
+    pub(crate) kernels: KernelSet,
     /// The model's kinds of rotation, with the angles of this step.
     pub(crate) ropes: &'a [(Rope, Rotation)],
     /// What the model's prelude made of the tokens, if it has one.

@@ -10,17 +10,20 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::LazyLock;
 
 use mlx_rs::error::Result;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops};
 
-use crate::mlx::ffi::{self, CudaKernel, CudaLaunch, DeviceFact, QuantMode};
-use crate::mlx::layers::Quantized;
+use crate::mlx::batch::Places;
+use crate::mlx::ffi::{self, CudaKernel, CudaLaunch, DeviceFact, Packed, QuantMode};
+use crate::mlx::kv::KvShape;
 
 const COMMON: &str = include_str!("common.cuh");
 const PRODUCT: &str = include_str!("product.cuh");
 const ATTENTION: &str = include_str!("attention.cuh");
+
+/// Tokens from which on MLX is faster with a matrix that is dequantized for the product.
+const DENSE_ROWS: i32 = 256;
 
 /// Most tokens that our products take; MLX's are faster above.
 const ROWS_MAX: i32 = 32;
@@ -46,12 +49,22 @@ thread_local! {
 }
 
 /// Whether MLX computes on an NVIDIA GPU whose tensor cores take bfloat16.
-pub(crate) fn active() -> bool {
-    static ACTIVE: LazyLock<bool> = LazyLock::new(|| {
-        let capability = ffi::device_fact("compute_capability_major");
-        ffi::on_cuda() && matches!(capability, Some(DeviceFact::Size(major)) if major >= 8)
-    });
-    *ACTIVE
+pub(super) fn serves() -> bool {
+    let capability = ffi::device_fact("compute_capability_major");
+    ffi::on_cuda() && matches!(capability, Some(DeviceFact::Size(major)) if major >= 8)
+}
+
+/// Whether our attention takes all layers of this cache.
+pub(super) fn serves_cache(shape: &KvShape) -> bool {
+    !shape.int8
+        && type_name(shape.dtype).is_some()
+        && shape.token_states().all(|state| {
+            state.window == 0
+                && state.is_plain()
+                && matches!(state.head_dim, 64 | 128)
+                && state.heads % state.kv_heads == 0
+                && state.heads / state.kv_heads <= HEAD_GROUP_MAX
+        })
 }
 
 /// The name of a dtype in CUDA, for those that the kernels take.
@@ -103,30 +116,40 @@ fn only(outputs: Vec<Array>) -> Result<Array> {
 }
 
 /// Whether [`product`] and [`gated_product`] take this.
-pub(crate) fn takes_product(x: &Array, w: &Quantized) -> bool {
-    active()
-        && type_name(x.dtype()).is_some()
+pub(super) fn takes_product(x: &Array, w: &Packed<'_>) -> bool {
+    type_name(x.dtype()).is_some()
         && w.scales.dtype() == x.dtype()
         && (1..=ROWS_MAX).contains(&x.dim(0))
         && w.bits == 4
         && w.mode == QuantMode::Affine
         && w.group_size % 64 == 0
         && x.dim(1) % 64 == 0
-        && w.packed.dim(0) > ROWS_MAX
+        && w.numbers.dim(0) > ROWS_MAX
 }
 
-/// `x @ w^T`, and `residual` added to it if there is one.
-pub(crate) fn product(x: &Array, w: &Quantized, residual: Option<&Array>) -> Result<Array> {
+/// Returns `x @ w^T`, by the fastest way for this number of rows.
+pub(super) fn project(x: &Array, w: &Packed<'_>, float: Dtype) -> Result<Array> {
+    if takes_product(x, w) {
+        product(x, w, None)
+    } else if x.dim(0) >= DENSE_ROWS {
+        ops::matmul(x, w.dequantize(float)?.t())
+    } else {
+        w.product(x)
+    }
+}
+
+/// Returns `x @ w^T`, and `residual` added to it if there is one.
+pub(super) fn product(x: &Array, w: &Packed<'_>, residual: Option<&Array>) -> Result<Array> {
     quantized_rows(x, w, residual, false)
 }
 
-/// `silu(x @ gate^T) * (x @ up^T)`, where `w` holds the rows of `gate` and then those of `up`.
-pub(crate) fn gated_product(x: &Array, w: &Quantized) -> Result<Array> {
+/// Returns `silu(x @ gate^T) * (x @ up^T)`, where `w` holds the rows of `gate` and then those of `up`.
+pub(super) fn gated_product(x: &Array, w: &Packed<'_>) -> Result<Array> {
     quantized_rows(x, w, None, true)
 }
 
-fn quantized_rows(x: &Array, w: &Quantized, residual: Option<&Array>, gated: bool) -> Result<Array> {
-    let (rows, all) = (x.dim(0), w.packed.dim(0));
+fn quantized_rows(x: &Array, w: &Packed<'_>, residual: Option<&Array>, gated: bool) -> Result<Array> {
+    let (rows, all) = (x.dim(0), w.numbers.dim(0));
     let made = if gated { all / 2 } else { all };
     let token_tiles = if rows <= 8 {
         1
@@ -154,35 +177,17 @@ fn quantized_rows(x: &Array, w: &Quantized, residual: Option<&Array>, gated: boo
         )
     };
     // No residual: an array that has other sizes.
-    let residual = residual.unwrap_or(&w.scales);
+    let residual = residual.unwrap_or(w.scales);
     let launch = CudaLaunch { grid: [(made + block_rows - 1) / block_rows, 1, 1], threads: THREADS };
     // Affine by `takes_product`, which has biases.
-    let inputs = [x, &w.packed, &w.scales, w.biases.as_ref().unwrap_or(&w.scales), residual];
+    let inputs = [x, w.numbers, w.scales, w.biases.unwrap_or(w.scales), residual];
     only(source.run(body, &inputs, &[(&[rows, made], x.dtype())], launch)?)
 }
 
-/// Where the rows of a step have their keys and values: all int32, `[rows]`.
-#[derive(Clone, Debug)]
-pub(crate) struct Places {
-    pub(crate) slots: Array,
-    pub(crate) positions: Array,
-    /// The largest position, and one.
-    pub(crate) length: i32,
-}
-
-/// Whether [`attend`] takes heads of this kind.
-pub(crate) fn takes_attention(dtype: Dtype, head_dim: i32, heads: i32, kv_heads: i32) -> bool {
-    active()
-        && type_name(dtype).is_some()
-        && matches!(head_dim, 64 | 128)
-        && heads % kv_heads == 0
-        && heads / kv_heads <= HEAD_GROUP_MAX
-}
-
-/// Turns the queries and keys of a fused projection `[rows, (heads + 2 * kv_heads) * head_dim]`, halves
-/// together, and writes keys and values to `slab`, in place. Returns the queries, `[rows, heads, head_dim]`:
+/// Rotates the queries and keys of a fused projection `[rows, (heads + 2 * kv_heads) * head_dim]`, a pair being
+/// an element of each half, and writes keys and values to `slab`, in place. Returns the queries, `[rows, heads, head_dim]`:
 /// whatever reads the new keys must depend on them.
-pub(crate) fn rotate_write(
+pub(super) fn rotate_write(
     qkv: &Array,
     slab: &Array,
     places: &Places,
@@ -211,7 +216,7 @@ pub(crate) fn rotate_write(
 
 /// Attention of one query a row, `[rows, heads, head_dim]`, over its slot's positions up to its own:
 /// `[rows, heads * head_dim]`.
-pub(crate) fn attend(queries: &Array, slab: &Array, places: &Places) -> Result<Array> {
+pub(super) fn attend(queries: &Array, slab: &Array, places: &Places) -> Result<Array> {
     let (rows, heads, head_dim) = (queries.dim(0), queries.dim(1), queries.dim(2));
     let kv_heads = slab.dim(1) / 2;
     let group = heads / kv_heads;

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::rope::to_f32;
+use super::to_f32;
 
 /// Radians per position of each pair, and what the turned numbers are multiplied by.
 pub(super) struct Scaled {

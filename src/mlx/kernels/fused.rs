@@ -1,0 +1,39 @@
+//! MLX's fused operations: rotary embedding and attention. They are what a Mac runs; on the CPU, MLX makes chains of small
+//! operations of them.
+
+use mlx_rs::error::Result;
+use mlx_rs::{Array, fast};
+
+use super::Attended;
+use crate::mlx::rope::Rope;
+
+/// Rotates whole heads of `x` `[tokens, heads, head_dim]`.
+pub(super) fn rotate(rope: &Rope, positions: &Array, x: &Array) -> Result<Array> {
+    let (tokens, heads, head_dim) = (x.dim(0), x.dim(1), x.dim(2));
+    // The kernel takes one offset for each row of a batch, so each token is a row of its own.
+    let rows = x.reshape(&[tokens, heads, 1, head_dim])?;
+    let rotated =
+        fast::rope_dynamic(&rows, head_dim, rope.traditional, None, 1.0, positions, &rope.wavelengths)?;
+    let rotated = rotated.reshape(&[tokens, heads, head_dim])?;
+    if rope.magnitude == 1.0 {
+        return Ok(rotated);
+    }
+    rotated.multiply(Array::from_f32(rope.magnitude).as_dtype(x.dtype())?)
+}
+
+/// Attention of `queries` `[slots, heads, rows, head_dim]`. One query a head, where slots decode: GPUs have kernels for
+/// that; with more, CUDA would have cuDNN plan anew for every length, 20 ms each time.
+pub(super) fn attend(
+    queries: &Array,
+    Attended { keys, values, mask, causal }: Attended<'_>,
+    scale: f32,
+    sinks: Option<&Array>,
+) -> Result<Array> {
+    match mask {
+        Some(mask) => fast::scaled_dot_product_attention(queries, keys, values, scale, mask, sinks),
+        None => {
+            let mask = causal.then_some(fast::ScaledDotProductAttentionMask::Causal);
+            fast::scaled_dot_product_attention(queries, keys, values, scale, mask, sinks)
+        }
+    }
+}
