@@ -1,4 +1,4 @@
-"""What all tests over the wire share: checkpoints made once, and daemons that serve them."""
+"""Fixtures of the tests over the wire: checkpoints made once, and daemons that serve them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _program() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model root with `tiny`, of a long context, and `other`."""
+    """A model root with `tiny`, which has a long context, and `other`."""
     pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
     from checkpoints import Checkpoint, build
 

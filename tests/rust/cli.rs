@@ -1,4 +1,4 @@
-//! The `mlxd` program, run as people run it, against a fake daemon on a real socket.
+//! The `mlxd` program against a fake daemon on a real socket.
 
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
@@ -35,7 +35,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
-/// What went to stderr, with request ids made equal.
+/// Returns stderr, with request ids replaced.
 fn stderr(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
     match (text.find("[request "), text.find(']')) {

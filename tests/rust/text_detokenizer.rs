@@ -1,4 +1,4 @@
-//! Streams of tokens against whole decodes, for every kind of decoder, on small tokenizers made here.
+//! Streamed decoding against decoding at once, for every kind of decoder, on small tokenizers made here.
 //! The tokenizers crate's own decode is the reference.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]

@@ -1,5 +1,5 @@
-//! Chat templates: what transformers gives them, how Python prints, what is refused; and the special
-//! tokens a model folder names. Real models' templates: tests/rust/text_parity.rs.
+//! Chat templates: their variables as in transformers, values printed as in Python, refusals; and the special
+//! tokens that a model folder names. Real models' templates: tests/rust/text_parity.rs.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 

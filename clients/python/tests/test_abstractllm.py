@@ -74,7 +74,7 @@ def test_leaving_a_stream_cancels_its_call(llm, fake):
     assert fake.left.wait(5)
 
 
-def test_async_does_not_need_one_loop(llm):
+def test_async_calls_may_use_different_loops(llm):
     async def whole():
         return (await llm.generate_async("Where?")).content
 
@@ -184,7 +184,7 @@ def test_capabilities_are_the_daemons(llm):
         ("UNIMPLEMENTED", "UNIMPLEMENTED", {}, exceptions.UnsupportedOperationError),
     ],
 )  # fmt: skip
-def test_errors_are_abstractllms(llm, fake, code, reason, metadata, kind):
+def test_errors_become_abstractllms(llm, fake, code, reason, metadata, kind):
     fake.error = (grpc.StatusCode[code], reason, "said", metadata)
     for stream in (False, True):
         with pytest.raises(exceptions.AbstractLLMError) as caught:
@@ -322,7 +322,7 @@ def test_tools_reach_the_model_by_template_or_by_prompt(llm, fake, native):
     ]
 
 
-def test_no_tool_call_is_none(llm):
+def test_without_tool_calls_they_are_none(llm):
     response = llm.generate("2 + 3?", tools=[add])
     assert response.tool_calls is None
     assert response.finish_reason == "stop"

@@ -16,7 +16,7 @@ def run(address, body):
     return asyncio.run(main())
 
 
-def test_calls(address, fake):
+def test_every_call_returns_what_the_sync_one_does(address, fake):
     async def body(client):
         seen = []
         await client.load_model(MODEL, on_progress=seen.append)
@@ -77,7 +77,7 @@ def test_leaving_a_stream_cancels_its_call(address, fake, leave):
     run(address, body)
 
 
-def test_sessions(address, fake):
+def test_a_session_runs_forks_truncates_and_deletes(address, fake):
     async def body(client):
         session = await client.session("talk", model=MODEL)
         await session.generate("What is it?")

@@ -88,7 +88,7 @@ def test_a_value_that_does_not_fit_is_refused_before_the_call(client, fake, argu
     assert fake.requests == []
 
 
-def test_wrong_use_is_a_type_error(client):
+def test_misuse_is_a_type_error(client):
     with pytest.raises(TypeError, match="exactly one of prompt"):
         client.generate(model=MODEL)
     with pytest.raises(TypeError, match="temprature"):
@@ -159,7 +159,7 @@ def test_metadata_names_request_and_client_and_carries_the_token():
     assert metadata["traceparent"] == "00-1"
 
 
-def test_models(client, fake):
+def test_model_calls_load_unload_describe_and_list(client, fake):
     seen = []
     info = client.load_model(
         MODEL, compute_dtype="float32", kv_dtype="int8", on_progress=seen.append
@@ -177,7 +177,7 @@ def test_models(client, fake):
         client.list_models(page_size=-1)
 
 
-def test_counting_scoring_and_facts(client, fake):
+def test_counts_scores_capabilities_and_stats_are_returned(client, fake):
     assert client.count_tokens(model=MODEL, messages="one two three").token_count == 3
     assert client.count_tokens(model=MODEL, prompt="one").context_length == 8192
     assert client.score(model=MODEL, text="a", top_logprobs=2).tokens[0].token.token_id == 7
@@ -186,7 +186,7 @@ def test_counting_scoring_and_facts(client, fake):
     assert client.stats().memory.weight_bytes == 538_000_000
 
 
-def test_a_session_is_an_object(client, fake):
+def test_a_session_runs_forks_truncates_and_deletes(client, fake):
     session = client.session("talk", model=MODEL, ttl=60)
     assert fake.requests[-1].ttl.seconds == 60
     first = session.generate("What is it?")

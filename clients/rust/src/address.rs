@@ -1,4 +1,4 @@
-//! Where a daemon listens: a unix socket, or a TCP port of this machine.
+//! Addresses of a daemon: a unix socket, or a TCP port of this machine.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,12 +7,12 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// Where a daemon listens.
+/// The address of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A unix socket: `unix:///run/mlxd.sock`, `unix:/run/mlxd.sock` or `/run/mlxd.sock`.
     Unix(PathBuf),
-    /// A TCP port: `http://127.0.0.1:7070`, kept as written.
+    /// A TCP port: `http://127.0.0.1:7070`, as written.
     Http(String),
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// The address used when none is given: `MLXD_ADDRESS`, else [`default_socket_path`].
+/// Returns the address to use when none is given: `MLXD_ADDRESS`, else [`default_socket_path`].
 ///
 /// # Errors
 /// `MLXD_ADDRESS` is malformed, or no folder for the socket is known.
@@ -58,8 +58,8 @@ pub fn default_address() -> Result<Address> {
     address_from(|name| std::env::var_os(name))
 }
 
-/// Where the daemon puts its socket unless told otherwise: `$XDG_RUNTIME_DIR/mlxd/mlxd.sock`, else
-/// `$HOME/.mlxd/mlxd.sock`. None if neither variable is set.
+/// Returns the path of the daemon's default socket: `$XDG_RUNTIME_DIR/mlxd/mlxd.sock`, else
+/// `$HOME/.mlxd/mlxd.sock`; `None` if neither variable is set.
 #[must_use]
 pub fn default_socket_path() -> Option<PathBuf> {
     socket_path_from(|name| std::env::var_os(name))

@@ -29,11 +29,11 @@ use crate::v1::{
     UnloadModelResponse,
 };
 
-/// The largest message this client accepts. Scores of a long text are the largest there are: 64 MiB
-/// hold 20 alternatives for each of about 150,000 tokens.
+/// Largest message that this client accepts, in bytes. Scores of a long text are the largest messages:
+/// 64 MiB hold 20 alternatives for each of about 150,000 tokens.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// How long to wait for a connection; a socket of this machine answers at once or not at all.
+/// Time to wait for a connection; a socket of this machine answers at once or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A bearer token. It is not shown by `Debug`.
@@ -41,13 +41,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct BearerToken(String);
 
 impl BearerToken {
-    /// A token as it stands in the daemon's token file.
+    /// Wraps a token, as it is in the daemon's token file.
     #[must_use]
     pub fn new(token: impl Into<String>) -> Self {
         Self(token.into())
     }
 
-    /// Reads a token file, without the white space around the token.
+    /// Reads a token file and trims the white space around the token.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -66,18 +66,18 @@ impl fmt::Debug for BearerToken {
     }
 }
 
-/// How to connect.
+/// Options of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectOptions {
-    /// Where; [`default_address`] if unset.
+    /// The daemon's address; [`default_address`] if unset.
     pub address: Option<Address>,
-    /// Who asks; a daemon on TCP needs it, one on a unix socket sees the peer's uid.
+    /// Identifies the caller. TCP requires it; on a unix socket the daemon sees the peer's uid.
     pub token: Option<BearerToken>,
-    /// Which client of that principal this is, for fairness; the connection if unset.
+    /// Names this client among those of the same principal, for fairness; the connection if unset.
     pub client_name: Option<String>,
 }
 
-/// A connection to a daemon. Clones share it; calls run at the same time.
+/// A connection to a daemon. Clones share it; calls run concurrently.
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
@@ -92,7 +92,7 @@ macro_rules! unary {
             $(#[$doc])*
             ///
             /// # Errors
-            /// The call failed; [`Error::reason`] says why.
+            /// The call failed; [`Error::reason`] tells why.
             pub async fn $method(&self, request: impl IntoRequest<$request>) -> Result<$response> {
                 let (request, request_id) = self.prepare(request);
                 let answer = self.$service().$method(request).await;
@@ -112,7 +112,7 @@ impl Client {
     /// Connects to `unix:///path`, `unix:/path`, an absolute path or `http://host:port`.
     ///
     /// # Errors
-    /// The address is malformed, or nobody answers there.
+    /// The address is malformed, or no daemon answers there.
     pub async fn connect(address: &str) -> Result<Self> {
         let address = Some(address.parse()?);
         Self::connect_with(ConnectOptions { address, ..ConnectOptions::default() }).await
@@ -121,15 +121,15 @@ impl Client {
     /// Connects to the daemon of this user: [`default_address`].
     ///
     /// # Errors
-    /// There is no default address, or nobody answers there.
+    /// There is no default address, or no daemon answers there.
     pub async fn connect_default() -> Result<Self> {
         Self::connect_with(ConnectOptions::default()).await
     }
 
-    /// Connects as `options` say.
+    /// Connects with the given options.
     ///
     /// # Errors
-    /// An option cannot be used, or nobody answers.
+    /// An option is invalid, or no daemon answers.
     pub async fn connect_with(options: ConnectOptions) -> Result<Self> {
         let ConnectOptions { address, token, client_name } = options;
         let address = address.map_or_else(default_address, Ok)?;
@@ -152,7 +152,7 @@ impl Client {
         Ok(Self { channel, address, metadata })
     }
 
-    /// Where the daemon listens.
+    /// The daemon's address.
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.address
@@ -165,13 +165,13 @@ impl Client {
         inference.count_tokens(CountTokensRequest) -> CountTokensResponse;
         /// Computes the log-probability of every token of a given text.
         inference.score(ScoreRequest) -> ScoreResponse;
-        /// Frees a resident model.
+        /// Unloads a resident model and returns the number of bytes freed.
         models.unload_model(UnloadModelRequest) -> UnloadModelResponse;
         /// Describes one model.
         models.get_model(GetModelRequest) -> ModelInfo, via model;
         /// Lists one page of models.
         models.list_models(ListModelsRequest) -> ListModelsResponse;
-        /// Makes an empty session.
+        /// Creates an empty session.
         sessions.create_session(CreateSessionRequest) -> Session, via session;
         /// Describes a session.
         sessions.get_session(GetSessionRequest) -> GetSessionResponse;
@@ -181,11 +181,11 @@ impl Client {
         sessions.fork_session(ForkSessionRequest) -> Session, via session;
         /// Cuts a session back to an earlier point.
         sessions.truncate_session(TruncateSessionRequest) -> Session, via session;
-        /// Ends a session.
+        /// Deletes a session and cancels a turn that runs in it.
         sessions.delete_session(DeleteSessionRequest) -> DeleteSessionResponse;
-        /// Says what the daemon and its models can do.
+        /// Describes the daemon and its models.
         server.capabilities(CapabilitiesRequest) -> CapabilitiesResponse;
-        /// Counts what the daemon does and holds.
+        /// Returns the daemon's counters and gauges.
         server.get_stats(GetStatsRequest) -> GetStatsResponse;
     }
 
@@ -203,7 +203,7 @@ impl Client {
         Ok(GenerateStream::new(stream, request_id))
     }
 
-    /// Makes a model resident and streams progress.
+    /// Loads a model and streams its progress.
     ///
     /// # Errors
     /// The request was refused; later failures come out of the stream.
@@ -214,7 +214,7 @@ impl Client {
         Ok(LoadStream::new(stream, request_id))
     }
 
-    /// Lists all models, page after page.
+    /// Lists all models, reading every page.
     ///
     /// # Errors
     /// As [`Client::list_models`].
@@ -231,7 +231,7 @@ impl Client {
         }
     }
 
-    /// Lists all sessions of the caller, page after page.
+    /// Lists all sessions of the caller, reading every page.
     ///
     /// # Errors
     /// As [`Client::list_sessions`].
@@ -285,7 +285,7 @@ impl Client {
     }
 }
 
-/// The stream of an accepted call, and the request id the daemon uses for it.
+/// Returns the stream of an accepted call, and the daemon's request id for it.
 fn opened<S>(answer: Result<Response<S>, Status>, sent_id: String) -> Result<(S, String)> {
     let response = answer.map_err(|status| Error::from_status(&status, &sent_id))?;
     let answered_id = response.metadata().get("x-request-id").and_then(|value| value.to_str().ok());
@@ -295,17 +295,17 @@ fn opened<S>(answer: Result<Response<S>, Status>, sent_id: String) -> Result<(S,
 
 fn header(option: &'static str, text: &str) -> Result<MetadataValue<Ascii>> {
     text.parse()
-        .map_err(|_| Error::InvalidOption { option, why: "has characters that no header may have".into() })
+        .map_err(|_| Error::InvalidOption { option, why: "has characters that a header cannot carry".into() })
 }
 
-/// An id that no other call of this machine has, with near certainty: 64 random bits for the process
-/// and a count.
+/// Returns an id that is unique on this machine with near certainty: 64 random bits for the process
+/// and a counter.
 fn next_request_id() -> (String, MetadataValue<Ascii>) {
     static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let id = format!("{:016x}-{count}", *PROCESS);
-    // Hexadecimal digits are always a valid header; the fallback is a number, which is one by type.
+    // Hexadecimal digits are always a valid header; the fallback is a number, which is valid by type.
     let value = id.parse().unwrap_or_else(|_| MetadataValue::from(count));
     (id, value)
 }

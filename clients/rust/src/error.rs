@@ -1,5 +1,5 @@
-//! What can go wrong, by what the caller can do about it. The daemon says why a call failed with an
-//! [`ErrorReason`]; transport failures have none.
+//! Errors, by what the caller can do about them. A failed call carries the daemon's [`ErrorReason`];
+//! transport failures have none.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::v1::ErrorReason;
 /// The domain of the daemon's reasons.
 const ERROR_DOMAIN: &str = "mlxd.v1";
 
-/// What the names of [`ErrorReason`] begin with in the contract, and do not on the wire.
+/// Prefix of the names of [`ErrorReason`] in the contract; the wire omits it.
 const REASON_PREFIX: &str = "ERROR_REASON_";
 
 /// The outcome of a call.
@@ -23,37 +23,37 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An option of the connection cannot be used; nothing was sent.
+    /// An option of the connection is invalid; nothing was sent.
     #[error("{option}: {why}")]
     InvalidOption {
-        /// Which one.
+        /// The option's name.
         option: &'static str,
-        /// What is wrong with it.
+        /// The fault.
         why: String,
     },
     /// No daemon could be reached.
     #[error("no daemon answers at {address}")]
     Connect {
-        /// Where it was looked for.
+        /// The address that was tried.
         address: String,
-        /// What the transport said.
+        /// The transport's error.
         source: tonic::transport::Error,
     },
     /// The call ended with an error status.
     #[error(transparent)]
     Call(Box<CallError>),
-    /// The answer lacks what the contract promises.
+    /// The answer lacks a field that the contract promises.
     #[error("the daemon's answer is incomplete: no {missing} (request {request_id})")]
     Incomplete {
-        /// What is missing.
+        /// The missing field or event.
         missing: &'static str,
-        /// The request.
+        /// Id of the request.
         request_id: String,
     },
 }
 
 impl Error {
-    /// The daemon's reason, or `Unspecified` if it gave none.
+    /// Returns the daemon's reason, `Unspecified` if it gave none.
     #[must_use]
     pub fn reason(&self) -> ErrorReason {
         match self {
@@ -64,7 +64,7 @@ impl Error {
         }
     }
 
-    /// The status of the call, if it came that far.
+    /// Returns the status of the call, if it got one.
     #[must_use]
     pub fn call(&self) -> Option<&CallError> {
         match self {
@@ -73,8 +73,8 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later, unchanged. A turn of a session is safe to repeat only
-    /// with `expected_token_count`: the first attempt may have gone through.
+    /// Tells whether the same call may succeed later, unchanged. A turn of a session is safe to repeat only
+    /// with `expected_token_count`: the first attempt may have succeeded.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -93,31 +93,31 @@ impl Error {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CallError {
-    /// Why, in the daemon's terms; `Unspecified` if the transport failed, or if the daemon is newer
-    /// than this client and has a reason that it does not know.
+    /// The daemon's reason; `Unspecified` if the transport failed, or if a newer daemon gave a reason
+    /// unknown to this client.
     pub reason: ErrorReason,
-    /// The reason as it was sent, without prefix, such as `CONTEXT_OVERFLOW`; empty if there is none.
+    /// Name of the reason as sent, without prefix, such as `CONTEXT_OVERFLOW`; empty without a reason.
     pub reason_name: String,
     /// The canonical gRPC code.
     pub code: Code,
-    /// What happened, for people.
+    /// Description for people.
     pub message: String,
-    /// Numbers of the reason, such as `prompt_tokens`; `ErrorReason` lists them.
+    /// Details of the reason, such as `prompt_tokens`; `ErrorReason` documents them.
     pub metadata: BTreeMap<String, String>,
-    /// When to try again.
+    /// Time to wait before trying again.
     pub retry_after: Option<Duration>,
-    /// Which fields of the request are wrong.
+    /// Refused fields of the request.
     pub field_violations: Vec<FieldViolation>,
-    /// The request, as in the daemon's log.
+    /// Id of the request in the daemon's log.
     pub request_id: String,
 }
 
-/// A field of a request that is wrong.
+/// A refused field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
     /// Its path, as in `sampling.top_p`.
     pub field: String,
-    /// What is wrong with it.
+    /// The reason of the refusal.
     pub description: String,
 }
 
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn every_detail_of_a_status_is_kept() {
+    fn every_detail_of_a_status_survives() {
         let error =
             Error::from_status(&status(Code::ResourceExhausted, "QUEUE_FULL", ERROR_DOMAIN), "sent-id");
         let call = error.call().unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn only_passing_conditions_are_retryable() {
+    fn only_temporary_conditions_are_retryable() {
         let retryable = |code| Error::from_status(&Status::new(code, ""), "").is_retryable();
         assert!(retryable(Code::Unavailable));
         for code in [Code::InvalidArgument, Code::Aborted, Code::Internal, Code::ResourceExhausted] {

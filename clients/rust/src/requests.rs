@@ -1,4 +1,4 @@
-//! Short ways to write common requests; the messages are plain structs, so that everything else is
+//! Constructors of common requests. The messages are plain structs, so everything else is
 //! `GenerateRequest { model: "…".into(), ..GenerateRequest::chat("…") }`.
 
 use crate::v1::{
@@ -7,7 +7,7 @@ use crate::v1::{
 };
 
 impl GenerateRequest {
-    /// Asks a chat model one thing.
+    /// Asks a chat model with a single user message.
     #[must_use]
     pub fn chat(text: impl Into<String>) -> Self {
         Self::messages([Message::user(text)])
@@ -36,25 +36,25 @@ impl CountTokensRequest {
 }
 
 impl Message {
-    /// What the person or program that asks says.
+    /// A message of the user.
     #[must_use]
     pub fn user(text: impl Into<String>) -> Self {
         Self::of(Role::User, text)
     }
 
-    /// Instructions to the model.
+    /// A message with instructions to the model.
     #[must_use]
     pub fn system(text: impl Into<String>) -> Self {
         Self::of(Role::System, text)
     }
 
-    /// What the model said.
+    /// A message of the model.
     #[must_use]
     pub fn assistant(text: impl Into<String>) -> Self {
         Self::of(Role::Assistant, text)
     }
 
-    /// The message's text: its parts, joined.
+    /// Returns the message's text: its parts, joined.
     #[must_use]
     pub fn text(&self) -> String {
         self.content

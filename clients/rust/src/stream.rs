@@ -1,5 +1,5 @@
 //! Streamed answers. Dropping a stream cancels its call, and the daemon stops the work before its next
-//! launch. A stream that ends without its last event is an error, never a short answer.
+//! launch. A stream that ends without its last event is an error, never a truncated answer.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -23,11 +23,11 @@ pub type LoadStream = EventStream<LoadModelResponse>;
 pub trait EventMessage: sealed::Sealed {
     /// The event.
     type Event;
-    /// What the last event is called.
+    /// Name of the last event, for errors.
     const LAST: &'static str;
-    /// The event, unless it is of a kind that this client does not know.
+    /// Returns the event, `None` for a kind unknown to this client.
     fn into_event(self) -> Option<Self::Event>;
-    /// Whether nothing follows it.
+    /// Tells whether this is the last event.
     fn is_last(event: &Self::Event) -> bool;
 }
 
@@ -78,13 +78,13 @@ impl<M: EventMessage> EventStream<M> {
         Self { inner, request_id, complete: false, ended: false }
     }
 
-    /// The request, as in the daemon's log.
+    /// Id of the request in the daemon's log.
     #[must_use]
     pub fn request_id(&self) -> &str {
         &self.request_id
     }
 
-    /// The next event; None after the last one.
+    /// Returns the next event, `None` after the last one.
     ///
     /// # Errors
     /// The call failed, or ended before its last event.
@@ -94,7 +94,7 @@ impl<M: EventMessage> EventStream<M> {
 }
 
 impl GenerateStream {
-    /// Runs to the end; returns the text that was still to come and how the generation ended.
+    /// Reads the stream to its end; returns the remaining text and the last event.
     ///
     /// # Errors
     /// As [`EventStream::next_event`].

@@ -103,7 +103,7 @@ async fn every_call_carries_the_connections_metadata_and_an_id_of_its_own() {
 }
 
 #[tokio::test]
-async fn lists_turn_their_pages() {
+async fn lists_read_every_page() {
     let (_fake, client) = start().await;
     let names =
         |models: Vec<mlxd_client::v1::ModelInfo>| models.into_iter().map(|m| m.name).collect::<Vec<_>>();
@@ -112,7 +112,7 @@ async fn lists_turn_their_pages() {
 }
 
 #[tokio::test]
-async fn sessions_are_made_forked_cut_and_deleted() {
+async fn sessions_are_created_forked_truncated_and_deleted() {
     let (_fake, client) = start().await;
     let request = CreateSessionRequest { name: "a".into(), model: "tiny".into(), ..Default::default() };
     client.create_session(request.clone()).await.unwrap();
@@ -134,7 +134,7 @@ async fn sessions_are_made_forked_cut_and_deleted() {
 }
 
 #[tokio::test]
-async fn loads_stream_progress_and_dry_runs_their_verdict() {
+async fn loads_stream_progress_and_dry_runs_their_answer() {
     let (_fake, client) = start().await;
     let load = LoadModelRequest { model: "owner/large".into(), ..Default::default() };
     let mut stream = client.load_model(load).await.unwrap();
@@ -172,7 +172,7 @@ async fn a_response_without_its_resource_is_incomplete() {
 }
 
 #[tokio::test]
-async fn nobody_listening_is_a_connect_error_that_names_the_address() {
+async fn without_a_daemon_connecting_fails_and_names_the_address() {
     let error = Client::connect("unix:///nonexistent/mlxd.sock").await.unwrap_err();
     assert!(error.is_retryable());
     assert_eq!(error.to_string(), "no daemon answers at unix:///nonexistent/mlxd.sock");
@@ -182,7 +182,7 @@ async fn nobody_listening_is_a_connect_error_that_names_the_address() {
 }
 
 #[tokio::test]
-async fn a_token_no_header_can_carry_is_refused_before_anything_is_sent() {
+async fn a_token_that_a_header_cannot_carry_is_refused_before_anything_is_sent() {
     let options = ConnectOptions { token: Some(BearerToken::new("a\nb")), ..ConnectOptions::default() };
     let options = ConnectOptions { address: Some("/x".parse().unwrap()), ..options };
     let error = Client::connect_with(options).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! The committed code is what the contract generates. `MLXD_REGENERATE=1 cargo test -p mlxd-client
-//! --test codegen` writes it anew after a change of `proto/`.
+//! Compares the committed code with what the contract generates. After a change of `proto/`,
+//! `MLXD_REGENERATE=1 cargo test -p mlxd-client --test codegen` writes it again.
 
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
@@ -28,8 +28,8 @@ fn check(committed: &str, configure: impl FnOnce(tonic_prost_build::Builder) -> 
     if std::env::var_os("MLXD_REGENERATE").is_some() {
         fs::write(&path, &fresh).expect("the committed file can be written");
     }
-    let kept = fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == fresh, "{committed} is out of date; run this test with MLXD_REGENERATE=1");
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == fresh, "{committed} is out of date; run this test with MLXD_REGENERATE=1");
 }
 
 #[test]

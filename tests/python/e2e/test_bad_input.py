@@ -1,4 +1,4 @@
-"""Whatever a client sends, it gets a typed error, and others notice nothing.
+"""Whatever a client sends, it gets a typed error, and other clients are not affected.
 
 A stream runs in the background of every test here; it must go on with the very tokens it gives when
 it is alone.
@@ -29,7 +29,7 @@ PROMPT = list(range(20, 50))
 
 
 class Background:
-    """Somebody else's stream, repeated for as long as the tests run."""
+    """Another client's stream, repeated while the tests run."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -54,7 +54,7 @@ class Background:
             self.error = repr(error)
 
     def assert_undisturbed(self) -> None:
-        """The round that runs now comes to its end."""
+        """Waits for the end of the current round."""
         seen = self.rounds
         wait_for(lambda: self.error or self.rounds > seen, "the background stream goes on")
         assert not self.error
@@ -81,23 +81,23 @@ def _undisturbed(background: Background) -> Iterator[None]:
 
 
 def good(**fields: Any) -> inference.GenerateRequest:
-    """A request that is well but for `fields`."""
+    """Makes a request that is valid except for `fields`."""
     fields = {"token_ids": token_ids(PROMPT), "model": "tiny", **fields}
     return inference.GenerateRequest(**fields)
 
 
 def sampling(**fields: Any) -> inference.GenerateRequest:
-    """A request with these sampling options."""
+    """Makes a request with these sampling options."""
     return good(sampling=inference.SamplingOptions(**fields))
 
 
 def stopping(**fields: Any) -> inference.GenerateRequest:
-    """A request with these stopping options."""
+    """Makes a request with these stopping options."""
     return good(stopping=inference.StoppingOptions(**fields))
 
 
 def talk(**fields: Any) -> inference.GenerateRequest:
-    """A request with this one message."""
+    """Makes a request with this one message."""
     fields = {"role": inference.ROLE_USER, **fields}
     return inference.GenerateRequest(
         model="tiny", chat=inference.ChatInput(messages=[inference.Message(**fields)])
@@ -225,7 +225,7 @@ def test_a_model_name_that_is_a_path_is_refused_everywhere(wire: Wire, name: str
 
 
 def test_an_unknown_model_is_not_found_and_named(wire: Wire) -> None:
-    # No shell reads a name, so a tilde is a character as any other.
+    # No shell expands a name, so a tilde is an ordinary character.
     for name in ("nothing", "nobody/nothing", "~/tiny"):
         with refused("NOT_FOUND", "MODEL_NOT_FOUND") as refusal:
             wire.generate(name, PROMPT, max_tokens=1)
@@ -303,7 +303,7 @@ def test_an_unknown_compute_dtype_is_refused(wire: Wire) -> None:
 
 
 def raw_call(wire: Wire, method: str, body: bytes) -> bytes:
-    """A call with bytes that need not be a message."""
+    """Makes a call with raw bytes, which need not be a message."""
     call = wire.channel.unary_unary(method, request_serializer=None, response_deserializer=None)
     return call(body, timeout=CALL_S)
 
@@ -317,7 +317,7 @@ GENERATE = "/mlxd.v1.InferenceService/Generate"
     [b"\x0a\x02\xff\xfe", b"\x0a\x7fshort", b"\x0f\x0f"],
     ids=["not-utf-8", "cut-short", "garbage"],
 )
-def test_bytes_that_are_no_message_are_refused(wire: Wire, body: bytes) -> None:
+def test_bytes_that_are_not_a_message_are_refused(wire: Wire, body: bytes) -> None:
     with refused(*INVALID):
         raw_call(wire, GENERATE, body)
 
@@ -341,7 +341,7 @@ def test_odd_text_in_a_chat_is_just_text(wire: Wire) -> None:
     assert reply.usage.prompt_tokens > 0
 
 
-def test_a_chat_that_the_template_refuses_is_the_caller_s_mistake(wire: Wire) -> None:
+def test_a_chat_that_the_template_refuses_is_the_callers_mistake(wire: Wire) -> None:
     result = inference.Message(role=inference.ROLE_TOOL, content=TEXT, tool_call_id="1")
     with refused("INVALID_ARGUMENT", "TEMPLATE_FAILED") as refusal:
         wire.generate("tiny", chat=inference.ChatInput(messages=[result]), max_tokens=2)

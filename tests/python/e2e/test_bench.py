@@ -1,4 +1,4 @@
-"""`mlxd bench` against a real daemon: it counts what it asked for; Ctrl-C shows what there is."""
+"""`mlxd bench` against a real daemon: its counts are right; Ctrl-C shows the results so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def command(daemon: Daemon, *arguments: str) -> list[str]:
 
 
 def bench(daemon: Daemon, folder: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """Runs it to its end; the table and the JSON."""
+    """Runs it to its end; returns the table and the JSON."""
     file = folder / "result.json"
     whole = command(daemon, "--json", str(file), *arguments)
     done = subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
@@ -27,7 +27,7 @@ def bench(daemon: Daemon, folder: Path, *arguments: str) -> tuple[str, dict[str,
     return done.stdout, json.loads(file.read_text())
 
 
-def test_a_sweep_counts_what_it_asked_for(shared_daemon: Daemon, tmp_path: Path) -> None:
+def test_a_sweep_counts_its_requests_and_tokens(shared_daemon: Daemon, tmp_path: Path) -> None:
     picture = tmp_path / "sweep.svg"
     arguments = ["--concurrency", "1,3", "--requests", "6", "--prompt-tokens", "5..9"]
     arguments += ["--output-tokens", "7", "--warmup", "1", "--seed", "3", "--svg", str(picture)]
@@ -53,7 +53,7 @@ def test_a_sweep_counts_what_it_asked_for(shared_daemon: Daemon, tmp_path: Path)
 
 def test_a_shared_prefix_is_found_in_the_cache(shared_daemon: Daemon, tmp_path: Path) -> None:
     arguments = ["--concurrency", "1", "--requests", "5", "--prompt-tokens", "100"]
-    # With this seed no prompt goes on after the prefix as another does, by chance.
+    # With this seed no two prompts happen to continue the prefix alike.
     arguments += ["--output-tokens", "1", "--shared-prefix", "0.8", "--seed", "5"]
     _, result = bench(shared_daemon, tmp_path, *arguments)
     assert result["rows"][0]["cached_tokens"] == 5 * 80

@@ -1,4 +1,4 @@
-"""A caller that is gone costs nothing more: in decode, in prefill, in the queue, unary or not."""
+"""A cancelled call costs nothing more: in decode, in prefill, in the queue, unary or not."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def wire(slow_daemon: Daemon) -> Iterator[Wire]:
 
 
 def idle(wire: Wire) -> bool:
-    """Whether nothing runs or waits."""
+    """Tells whether nothing runs or waits."""
     stats = wire.stats()
     return stats.running_sequences == 0 and stats.queued_sequences == 0
 
 
 def long_prompt() -> list[int]:
-    """A prompt of many chunks."""
+    """Returns a prompt of many chunks."""
     return [7 + n % 300 for n in range(LONG)]
 
 
 def assert_at_rest(wire: Wire) -> Any:
-    """Nothing is launched any more: only the probe's own steps are counted."""
+    """Checks that nothing is launched anymore: only the probe's own steps are counted."""
     wait_for(lambda: idle(wire), "everything stopped")
     before = wire.stats()
     wire.generate("tiny", [5, 6, 7], max_tokens=2)

@@ -1,4 +1,4 @@
-"""Many at once: what a caller gets does not depend on who else is there or what they do."""
+"""Many clients at once: no client's output depends on the others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from wire import Wire, refused, request
 CLIENTS = 16
 REQUESTS = 1000
 VOCABULARY = 320
-# Tokens that stand in no prompt but their owner's.
+# Tokens that occur only in their owner's prompts.
 SECRETS = {client: list(range(200 + 4 * client, 204 + 4 * client)) for client in range(CLIENTS)}
 
 
 @pytest.fixture(scope="module")
 def daemon(tiny_root: Path) -> Iterator[Daemon]:
-    """A daemon with few places and small steps, so that there is much to share."""
+    """A daemon with few slots and small steps, so that much is shared."""
     config = {"running_sequences_max": 12, "prefill_chunk_tokens": 64, "priority_ageing_s": 1}
     with Daemon([tiny_root], config, models=["tiny"]) as daemon:
         yield daemon
@@ -37,19 +37,19 @@ def wire(daemon: Daemon) -> Iterator[Wire]:
 
 
 def at_rest(wire: Wire) -> bool:
-    """Whether nothing runs, waits, or is reserved."""
+    """Tells whether nothing runs, waits, or is reserved."""
     stats = wire.stats()
     held = stats.running_sequences + stats.queued_sequences + stats.memory.kv_reserved_bytes
     return held == 0 and all(slab.slots_in_use == 0 for slab in stats.slabs)
 
 
 def ids(generator: random.Random, count: int) -> list[int]:
-    """Random tokens that are no secret."""
+    """Returns random tokens, none of them a secret."""
     return [generator.randrange(5, 200) for _ in range(count)]
 
 
 def read(call: Any) -> list[int]:
-    """The tokens of a stream."""
+    """Reads the tokens of a stream."""
     return [token for event in call for token in event.delta.token_ids]
 
 
@@ -127,7 +127,7 @@ def test_no_secret_reaches_another_client_in_a_thousand_requests(
                     call.cancel()
                     continue
                 tokens = read(call)
-                assert tokens == alone[number][case], f"client {number}: somebody else's words"
+                assert tokens == alone[number][case], f"client {number}: tokens of another client"
                 done += 1
         return done
 
@@ -136,16 +136,19 @@ def test_no_secret_reaches_another_client_in_a_thousand_requests(
     assert done > REQUESTS / 2
 
 
-# Each of these ends generation for all in mlx_lm.server.
+# Each of these ends generation for every client of mlx_lm.server.
 ODD: dict[str, tuple[dict[str, Any], str | None]] = {
     "an empty prompt": ({"ids": []}, "EMPTY_PROMPT"),
     "top_k of the vocabulary": ({"sampling": {"temperature": 1.0, "top_k": VOCABULARY}}, None),
     "top_k beyond it": ({"sampling": {"temperature": 1.0, "top_k": 1 << 31}}, None),
     "xtc_threshold above a half": ({"sampling": {"xtc_threshold": 0.6}}, "INVALID_FIELD"),
-    "a stop string that is none": ({"stop_strings": [""]}, "INVALID_FIELD"),
+    "an empty stop string": ({"stop_strings": [""]}, "INVALID_FIELD"),
     "a bias beyond the vocabulary": ({"sampling": {"logit_bias": {1 << 20: 1.0}}}, "INVALID_FIELD"),
     "a token beyond it": ({"ids": [1 << 20]}, "INVALID_FIELD"),
-    "a bias that is no number": ({"sampling": {"logit_bias": {5: float("nan")}}}, "INVALID_FIELD"),
+    "a NaN bias": (
+        {"sampling": {"logit_bias": {5: float("nan")}}},
+        "INVALID_FIELD",
+    ),
     "more than the context": ({"ids": [7] * 40_000}, "CONTEXT_OVERFLOW"),
     "everything forbidden": (
         {"sampling": {"logit_bias": dict.fromkeys(range(VOCABULARY), -1000.0)}},
@@ -178,7 +181,7 @@ def test_odd_requests_are_answered_and_eight_streams_run_on(wire: Wire) -> None:
 
 
 def test_a_caller_that_stops_reading_is_ended_and_gives_everything_back(tiny_root: Path) -> None:
-    # Small windows, and logprobs to fill them: by itself gRPC reads megabytes ahead.
+    # Small windows, and logprobs to fill them: by default gRPC reads megabytes ahead.
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
     with (
         Daemon([tiny_root], {"slow_reader_s": 5}, models=["tiny"]) as daemon,

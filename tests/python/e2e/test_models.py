@@ -26,7 +26,7 @@ def fresh(tiny_root: Path) -> Iterator[tuple[Daemon, Wire]]:
 
 
 def resident(wire: Wire) -> list[str]:
-    """Names of the models in memory."""
+    """Returns the names of the resident models."""
     request = model.ListModelsRequest(resident_only=True)
     return [entry.name for entry in wire.models.ListModels(request, timeout=CALL_S).models]
 
@@ -106,7 +106,7 @@ def test_a_load_does_not_stop_other_streams(fresh: tuple[Daemon, Wire]) -> None:
     assert [id_ for event in stream for id_ in event.delta.token_ids] == list(alone.token_ids)
 
 
-def test_lists_show_what_is_there(fresh: tuple[Daemon, Wire]) -> None:
+def test_lists_show_resident_and_available_models(fresh: tuple[Daemon, Wire]) -> None:
     _, wire = fresh
     page = wire.models.ListModels(model.ListModelsRequest(page_size=1), timeout=CALL_S)
     assert [entry.name for entry in page.models] == ["other"]
@@ -121,7 +121,7 @@ def test_lists_show_what_is_there(fresh: tuple[Daemon, Wire]) -> None:
 
 
 def validated(wire: Wire, name: str) -> Any:
-    """The answer to validate_only."""
+    """Returns the answer to validate_only."""
     (event,) = wire.load(name, validate_only=True)[-1:]
     return event.validated
 
@@ -154,20 +154,20 @@ def test_the_budget_refuses_with_numbers(fresh: tuple[Daemon, Wire], tiny_root: 
 
 
 def header_of(file: Path) -> tuple[dict[str, Any], bytes]:
-    """A safetensors file's header and data."""
+    """Reads a safetensors file's header and data."""
     raw = file.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     return json.loads(raw[8 : 8 + length]), raw[8 + length :]
 
 
 def write(file: Path, header: dict[str, Any], data: bytes) -> None:
-    """Writes a safetensors file as told, true or not."""
+    """Writes a safetensors file, valid or not."""
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def edit_header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    """A damage to the header of the weights."""
+    """Returns a function that damages the header of the weights."""
 
     def damage(folder: Path) -> None:
         file = folder / "model.safetensors"
@@ -179,7 +179,7 @@ def edit_header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], No
 
 
 def edit_config(**changes: Any) -> Callable[[Path], None]:
-    """A change of config.json; None removes a key."""
+    """Returns a function that changes config.json; None removes a key."""
 
     def damage(folder: Path) -> None:
         file = folder / "config.json"
@@ -284,7 +284,7 @@ def test_a_damaged_model_does_not_spoil_the_list(damaged: Wire) -> None:
     assert "tiny" in [entry.name for entry in page.models]
 
 
-def test_a_file_cut_while_it_is_served_disturbs_nobody(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_file_truncated_while_served_disturbs_no_client(tiny_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(tiny_root, root)
     with Daemon([root], models=["tiny"]) as daemon, daemon.wire() as wire:

@@ -37,7 +37,7 @@ def test_sigterm_drains_and_exits_0(tiny_root: Path) -> None:
                 ids += next(running).delta.token_ids
             daemon.signal(signal.SIGTERM)
             wait_for(lambda: "drain" in daemon.log.lower(), "the drain is logged")
-            # A new call is refused: on this connection with a reason, or on none at all.
+            # A new call is refused: with a reason on this connection, or because it is closed.
             with pytest.raises(grpc.RpcError) as raised:
                 wire.inference.Generate(request("tiny", [5], max_tokens=1), timeout=CALL_S)
             assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -59,7 +59,7 @@ def test_sigterm_ends_an_idle_daemon_without_waiting_for_the_drain(tiny_root: Pa
         daemon.stop()
 
 
-def test_a_killed_daemon_s_socket_is_taken_over(tiny_root: Path) -> None:
+def test_a_killed_daemons_socket_is_taken_over(tiny_root: Path) -> None:
     daemon = Daemon([tiny_root]).start()
     try:
         daemon.signal(signal.SIGKILL)
@@ -70,7 +70,7 @@ def test_a_killed_daemon_s_socket_is_taken_over(tiny_root: Path) -> None:
         daemon.stop()
 
 
-def test_a_live_daemon_s_socket_is_not_taken(tiny_root: Path) -> None:
+def test_a_live_daemons_socket_is_not_taken(tiny_root: Path) -> None:
     with Daemon([tiny_root]) as daemon:
         second = Daemon([tiny_root], folder=daemon.folder)
         second.launch()
@@ -79,7 +79,7 @@ def test_a_live_daemon_s_socket_is_not_taken(tiny_root: Path) -> None:
         assert daemon.healthy()
 
 
-def test_what_is_not_a_socket_is_not_removed(tiny_root: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_removed(tiny_root: Path) -> None:
     daemon = Daemon([tiny_root])
     try:
         daemon.socket.write_text("mine")
@@ -129,14 +129,14 @@ def test_a_failed_call_has_a_request_id_in_the_log(shared_daemon: Daemon) -> Non
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Returns a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def token_file(folder: Path, mode: int = 0o600) -> Path:
-    """A token of this test."""
+    """Writes a token file."""
     file = folder / "token"
     file.write_text("correct-horse-battery-staple\n")
     file.chmod(mode)
@@ -162,7 +162,7 @@ def test_tcp_on_loopback_needs_the_token(tiny_root: Path, tmp_path: Path) -> Non
         assert "correct-horse" not in daemon.log
 
 
-# What is unsafe, and what the message must name.
+# Unsafe settings, and the word that the message must contain.
 UNSAFE_TCP = {
     "no-token": "token_file",
     "any-address": "TLS",

@@ -1,4 +1,4 @@
-"""The default model: the answer everybody knows, alone, together, and turn by turn."""
+"""The default model: a well-known answer, alone, in a batch, and turn by turn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_it_knows_the_capital_of_france(served: tuple[Wire, str]) -> None:
     assert reply.usage.prompt_tokens == PROMPT_TOKENS
 
 
-def test_it_knows_it_among_others(served: tuple[Wire, str]) -> None:
+def test_it_knows_the_capital_in_a_batch(served: tuple[Wire, str]) -> None:
     wire, name = served
     others = [
         wire.stream(name, chat=chat(f"Tell me a story about {n} ships."), max_tokens=200)
@@ -47,7 +47,7 @@ def test_it_knows_it_among_others(served: tuple[Wire, str]) -> None:
     assert list(reply.token_ids) == ANSWER_IDS
 
 
-def test_a_second_turn_costs_only_what_is_new(served: tuple[Wire, str]) -> None:
+def test_a_second_turn_prefills_only_its_new_tokens(served: tuple[Wire, str]) -> None:
     wire, name = served
     wire.create_session("france", name)
     options = {"session": "france", "ignore_eos": False, "max_tokens": 30}

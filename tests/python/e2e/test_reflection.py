@@ -1,4 +1,4 @@
-"""A client that has no generated code finds and calls everything, as grpcurl does."""
+"""A client without generated code finds and calls everything, as grpcurl does."""
 
 from __future__ import annotations
 

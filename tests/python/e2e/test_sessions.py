@@ -1,4 +1,4 @@
-"""Sessions: only new tokens cost, and a turn either happened or did not."""
+"""Sessions: a turn prefills only its new tokens, and either succeeds or leaves no trace."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def name(wire: Wire) -> Iterator[str]:
 
 
 def ids_of(wire: Wire, name: str) -> list[int]:
-    """The session's tokens."""
+    """Returns the session's tokens."""
     return list(wire.get_session(name, include_token_ids=True).token_ids)
 
 
 def turn(wire: Wire, name: str, ids: list[int], **fields: Any) -> Any:
-    """One raw turn of eight greedy tokens."""
+    """Runs one raw turn of eight greedy tokens."""
     return wire.generate("", ids, session=name, **{"max_tokens": 8, **fields})
 
 
 def test_a_second_turn_finds_the_first_one_cached(wire: Wire, name: str) -> None:
-    # No other test begins so, but a random prompt of one may.
+    # No other test starts with these tokens, but a random prompt of one may.
     own = list(range(300, 340))
     first = turn(wire, name, own)
     assert first.usage.cached_tokens <= 3
@@ -55,7 +55,7 @@ def test_a_second_turn_finds_the_first_one_cached(wire: Wire, name: str) -> None
     assert ids_of(wire, name) == [*own, *first.token_ids, *SECOND, *second.token_ids]
 
 
-def test_a_turn_prefills_only_what_is_new(wire: Wire, name: str) -> None:
+def test_a_turn_prefills_only_its_new_tokens(wire: Wire, name: str) -> None:
     turn(wire, name, FIRST)
     before = wire.stats()
     turn(wire, name, SECOND)
@@ -116,7 +116,7 @@ def test_truncating_goes_back_to_the_end_of_a_turn(wire: Wire, name: str) -> Non
     assert ids_of(wire, name) == FIRST[:10]
 
 
-def test_a_chat_session_is_cut_only_between_turns(wire: Wire, name: str) -> None:
+def test_a_chat_session_is_truncated_only_between_turns(wire: Wire, name: str) -> None:
     wire.generate("", session=name, chat=chat("one"), max_tokens=6)
     with refused("INVALID_ARGUMENT", "INVALID_FIELD", "token_count"):
         wire.sessions.TruncateSession(
@@ -233,7 +233,7 @@ def test_a_session_ends_when_its_ttl_has_passed(wire: Wire) -> None:
 
     def gone() -> bool:
         try:
-            # A look at it must not prolong its life.
+            # Reading it must not extend its lifetime.
             wire.get_session("brief")
         except grpc.RpcError as error:
             return error.code() == grpc.StatusCode.NOT_FOUND
@@ -258,7 +258,7 @@ def test_there_is_a_limit_of_sessions(tiny_root: Any) -> None:
         wire.create_session("c", "tiny")
 
 
-def test_idle_sessions_give_way_and_come_back(tiny_root: Any) -> None:
+def test_idle_sessions_are_evicted_and_restored(tiny_root: Any) -> None:
     # More sessions than may run at once: the oldest lose their KV, never their tokens.
     with Daemon([tiny_root], {"running_sequences_max": 4}) as daemon, daemon.wire() as wire:
         names = [f"s{n}" for n in range(12)]

@@ -20,12 +20,12 @@ FIRST_TEXT_TOKEN = 4
 
 
 def banned(keep: Any) -> dict[int, float]:
-    """A logit bias under which only tokens of which `keep` says yes are chosen."""
+    """Returns a logit bias that allows only the tokens for which `keep` is true."""
     return {id_: -1000.0 for id_ in range(VOCABULARY) if not keep(id_)}
 
 
 def is_plain(id_: int) -> bool:
-    """Whether a token is printable ASCII."""
+    """Tells whether a token is printable ASCII."""
     return id_ >= FIRST_TEXT_TOKEN and decode([id_]).isascii() and decode([id_]).isprintable()
 
 
@@ -34,7 +34,7 @@ NO_SPECIAL = banned(lambda id_: id_ >= FIRST_TEXT_TOKEN)
 
 
 def plain(wire: Wire, **fields: Any) -> tuple[list[str], inference.GenerateFinished]:
-    """The deltas of a greedy stream of printable text, and its end."""
+    """Returns the deltas of a greedy stream of printable text, and its last event."""
     options = {"max_tokens": TOKENS, "sampling": {"logit_bias": PLAIN}}
     events = list(wire.stream("tiny", PROMPT, **options, **fields))
     texts = [event.delta.text for event in events if event.HasField("delta")]
@@ -43,7 +43,7 @@ def plain(wire: Wire, **fields: Any) -> tuple[list[str], inference.GenerateFinis
 
 
 def token_texts(wire: Wire) -> list[str]:
-    """The plain output, token by token."""
+    """Returns the output without stop strings, token by token."""
     reply = wire.generate("tiny", PROMPT, max_tokens=TOKENS, sampling={"logit_bias": PLAIN})
     texts = [decode([id_]) for id_ in reply.token_ids]
     assert "".join(texts) == reply.text
@@ -65,18 +65,18 @@ def test_a_stop_string_across_tokens_ends_the_output_before_it(wire: Wire) -> No
     assert tried > 3
 
 
-def test_what_only_begins_like_a_stop_string_is_not_lost(wire: Wire) -> None:
+def test_a_partial_stop_string_is_not_lost(wire: Wire) -> None:
     whole = "".join(token_texts(wire))
     stops = [whole[at : at + 4] + "\x01" for at in range(0, len(whole) - 4, 3)]
     texts, finished = plain(wire, stop_strings=stops[:16])
     assert "".join(texts) == whole
     assert finished.finish_reason == inference.FINISH_REASON_LENGTH
-    # The very end is held back until it is known that nothing follows.
+    # The end is held back until nothing can follow.
     texts, _ = plain(wire, stop_strings=[whole[-3:] + "\x01"])
     assert "".join(texts) == whole
 
 
-def test_of_several_stop_strings_the_first_to_appear_wins(wire: Wire) -> None:
+def test_the_first_stop_string_to_appear_wins(wire: Wire) -> None:
     whole = "".join(token_texts(wire))
     early, late = whole[10:13], whole[20:25]
     texts, finished = plain(wire, stop_strings=[late, early])
@@ -86,7 +86,7 @@ def test_of_several_stop_strings_the_first_to_appear_wins(wire: Wire) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_deltas_are_whole_characters_and_add_up(wire: Wire, seed: int) -> None:
-    # Random bytes: broken sequences everywhere, and some that are whole.
+    # Random bytes: mostly invalid sequences, and some valid ones.
     sampling = {"temperature": 3.0, "seed": seed, "logit_bias": NO_SPECIAL}
     options = {"max_tokens": 120, "sampling": sampling}
     events = list(wire.stream("tiny", PROMPT, **options))
@@ -97,7 +97,7 @@ def test_deltas_are_whole_characters_and_add_up(wire: Wire, seed: int) -> None:
     assert wire.generate("tiny", PROMPT, **options).text == text
 
 
-def test_a_character_of_several_tokens_comes_in_one_piece(wire: Wire) -> None:
+def test_a_character_of_several_tokens_arrives_in_one_piece(wire: Wire) -> None:
     # Only the two bytes of one character may be chosen, in any order.
     halves = tokenizer().encode("é").ids
     assert len(halves) == 2
@@ -118,10 +118,10 @@ def test_events_come_in_order_and_end_once(wire: Wire) -> None:
     assert middle == sorted(middle, key=["progress", "delta"].index)
 
 
-def test_unary_and_stream_tell_the_same(wire: Wire) -> None:
-    # Without a seed of its own each request draws one.
+def test_unary_and_streamed_answers_are_the_same(wire: Wire) -> None:
+    # Without a given seed each request draws its own.
     asked = request("tiny", PROMPT, max_tokens=20, logprobs=3, sampling={"seed": 11})
-    # Once before, so that both find the same tokens cached.
+    # Run once before, so that both find the same tokens cached.
     wire.inference.Generate(asked, timeout=CALL_S)
     unary = wire.inference.Generate(asked, timeout=CALL_S)
     events = list(wire.inference.StreamGenerate(asked, timeout=CALL_S))
@@ -164,7 +164,7 @@ def test_ids_are_returned_only_when_asked_for(wire: Wire) -> None:
     assert not wire.inference.Generate(asked, timeout=CALL_S).token_ids
 
 
-def test_stop_tokens_and_the_model_s_own_end_the_output(wire: Wire) -> None:
+def test_stop_tokens_and_the_models_own_end_the_output(wire: Wire) -> None:
     whole = list(wire.generate("tiny", PROMPT, max_tokens=40).token_ids)
     stop = whole[10]
     asked = request("tiny", PROMPT, max_tokens=40)
@@ -182,7 +182,7 @@ def test_stop_tokens_and_the_model_s_own_end_the_output(wire: Wire) -> None:
     assert on.usage.completion_tokens == 5
 
 
-def test_prompts_are_counted_as_they_are_run(wire: Wire) -> None:
+def test_prompts_are_counted_as_they_are_prefilled(wire: Wire) -> None:
     text = "The harbour master counted the boats."
     ids = tokenizer().encode(text).ids
     count = wire.inference.CountTokens(

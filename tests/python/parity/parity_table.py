@@ -3,7 +3,7 @@
     parity_table.py [--architectures a,b] [--draws N]
 
 Prints the largest difference of a log-probability over all positions, of max |logit|, and whether
-greedy output is the same; then a sweep of configurations drawn at random, which agree or are
+greedy output is the same; then a sweep of random configurations, each of which must agree or be
 refused by name. Stored floats are cast to float32 in mlx-lm, and quantized weights are the same
 ones. Exits with 1 if something is not as it should be.
 """
@@ -31,7 +31,7 @@ REFUSALS = ("MODEL_UNSUPPORTED",)
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one checkpoint."""
+    """The result of one checkpoint."""
 
     apart: float = 0.0
     greedy: bool = False
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def good(self) -> bool:
-        """Whether it agrees."""
+        """Tells whether it agrees."""
         return self.apart <= TOLERANCE and self.greedy
 
     def __str__(self) -> str:

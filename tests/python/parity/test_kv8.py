@@ -15,12 +15,12 @@ from oracle import Oracle
 from wire import CALL_S, Wire, refused
 
 TOKENS = 90
-# Of the largest logit: numbers are rounded to 127 steps in every layer; 0.011 was seen.
+# A fraction of the largest logit: elements are rounded to 127 steps in every layer; 0.011 was seen.
 TOLERANCE = 0.03
 
 
 def kv_bytes(wire: Wire) -> int:
-    """Bytes of a token in the KV cache."""
+    """Returns the size of a token in the KV cache, in bytes."""
     request = model.GetModelRequest(model="tiny")
     return wire.models.GetModel(request, timeout=CALL_S).model.kv_bytes_per_token
 
@@ -44,7 +44,7 @@ def test_scores_stay_near_those_of_mlx_lm(tiny_root: Path, chunk: int) -> None:
     assert np.isfinite(scale)
 
 
-def test_a_load_chooses_and_says_so(tiny_root: Path) -> None:
+def test_a_load_chooses_the_kv_dtype_and_reports_it(tiny_root: Path) -> None:
     with Daemon([tiny_root]) as daemon, daemon.wire() as wire:
         wire.load("tiny")
         plain = kv_bytes(wire)
@@ -53,5 +53,5 @@ def test_a_load_chooses_and_says_so(tiny_root: Path) -> None:
         wire.unload("tiny")
         loaded = wire.load("tiny", kv_dtype=model.KV_DTYPE_INT8)[-1].loaded.model
         assert "8-bit KV cache" in loaded.computes_in
-        # Heads of 16 numbers: 16 bytes and a scale of 4, not 64.
+        # Heads of dimension 16: 16 bytes and a scale of 4, not 64.
         assert kv_bytes(wire) * 64 == plain * 20

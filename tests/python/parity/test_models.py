@@ -43,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(root: Path) -> Callable[[str], Case]:
-    """The case of a name; made once."""
+    """Returns the case of a name; made once."""
     made: dict[str, Case] = {}
 
     def case(name: str) -> Case:
@@ -56,7 +56,7 @@ def cases(root: Path) -> Callable[[str], Case]:
 
 @pytest.fixture(scope="module")
 def wires(root: Path) -> Iterator[Callable[[int], Wire]]:
-    """A connection to the daemon of a prefill chunk size."""
+    """Returns a connection to the daemon of a prefill chunk size."""
     with daemons(root) as wire:
         yield wire
 
@@ -92,7 +92,7 @@ def test_in_a_mixed_batch_of_eight_nothing_changes(
 
 
 @parametrized
-def test_a_session_s_cached_prefix_changes_nothing(
+def test_a_sessions_cached_prefix_changes_nothing(
     cases: Callable[[str], Case], wires: Callable[[int], Wire], row: Architecture
 ) -> None:
     check_session(cases(row.label), wires(64))
@@ -106,7 +106,7 @@ def test_a_fork_and_a_truncated_session_go_on_as_fresh_runs_do(
     first = case.continuation(33)
     held = first.prompt + first.output
     branch = case.oracle.stable(14, seed=7, count=GREEDY, after=held)
-    # Back to the middle of the prompt, where no state was kept.
+    # Back to the middle of the prompt, where no state was saved.
     stem = case.oracle.stable(14, seed=7, count=GREEDY, after=held[:20])
     wire.create_session("stem", case.name)
     try:

@@ -21,10 +21,10 @@ from daemon import Daemon
 from parity_cases import Case, check_greedy, check_score, check_session, daemons
 from wire import Wire
 
-# Shorter and longer than a chunk of 7, whole and not whole multiples of it, and 250,
-# which passes 256 on the way.
+# Shorter and longer than a chunk of 7, multiples of it and others, and 250, which passes 256
+# while it is continued.
 LENGTHS = (1, 5, 14, 15, 33, 64, 100, 250)
-# The longest text scored for a chunk size: more than one chunk, in bearable time.
+# The longest text scored for a chunk size: several chunks, in acceptable time.
 SCORED = {1: 40, 7: 100, 512: 700}
 
 
@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cases(root: Path) -> Callable[[str], Case]:
-    """The case of a name; made once."""
+    """Returns the case of a name; made once."""
     made: dict[str, Case] = {}
 
     def case(name: str) -> Case:
@@ -52,7 +52,7 @@ def cases(root: Path) -> Callable[[str], Case]:
 
 @pytest.fixture(scope="session")
 def wires(root: Path) -> Iterator[Callable[[int], Wire]]:
-    """A connection to the daemon of a prefill chunk size."""
+    """Returns a connection to the daemon of a prefill chunk size."""
     with daemons(root) as wire:
         yield wire
 
@@ -111,7 +111,7 @@ def test_concurrent_requests_share_their_steps(
 
 
 @parametrized
-def test_a_session_s_cached_prefix_changes_nothing(
+def test_a_sessions_cached_prefix_changes_nothing(
     cases: Callable[[str], Case], wires: Callable[[int], Wire], checkpoint: Checkpoint
 ) -> None:
     check_session(cases(checkpoint.name), wires(512))

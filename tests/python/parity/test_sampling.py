@@ -1,5 +1,5 @@
-"""Sampling against mlx-lm's formulas: penalties and bias by greedy ids, filters by what they keep
-and by how often it comes."""
+"""Sampling against mlx-lm's formulas: penalties and bias by greedy ids, filters by the tokens they
+retain and by the frequency of each."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_tokens_come_as_often_as_the_filtered_distribution_says(
         reply = wire.generate("tiny", prompt, max_tokens=1, sampling={**sampling, "seed": seed})
         drawn.update(reply.token_ids)
     assert all(expected[token] > 0 for token in drawn), "a token that the filters drop"
-    # Five standard deviations of each count; seeds are fixed, so this is no lottery.
+    # Five standard deviations of each count; seeds are fixed, so the outcome is too.
     for token in np.flatnonzero(expected > 0.01):
         mean = DRAWS * expected[token]
         deviation = np.sqrt(mean * (1 - expected[token]))
@@ -117,7 +117,7 @@ def test_without_a_seed_each_request_draws_its_own(wire: Wire) -> None:
     sampling = {"temperature": 1.5}
     replies = [wire.generate("tiny", prompt, max_tokens=24, sampling=sampling) for _ in range(3)]
     assert len({tuple(reply.token_ids) for reply in replies}) == 3
-    # The seed that was drawn is told, and reproduces the output.
+    # The answer names the drawn seed, which reproduces the output.
     told = {**sampling, "seed": replies[0].sampling.seed}
     again = wire.generate("tiny", prompt, max_tokens=24, sampling=told)
     assert list(again.token_ids) == list(replies[0].token_ids)

@@ -1,4 +1,4 @@
-"""The architectures that the daemon serves: what sets each apart, and what a sweep varies."""
+"""The architectures that the daemon serves: a small configuration and a sweep of each."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ BASE: dict[str, Any] = {
     "eos_token_id": EOS,
 }
 
-# What llama 3 has, with an original context so short that all three bands of
-# wavelengths occur in a head of 16.
+# As llama 3, with an original context short enough for all three bands of wavelengths to
+# occur in a head of dimension 16.
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -50,7 +50,7 @@ LLAMA3 = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint: how it differs from BASE, and how it is stored."""
+    """A checkpoint: its differences from BASE, and its storage."""
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +123,7 @@ PARITY = [
         shards=2,
     ),
     Checkpoint("sliding-f32", {**SLIDING, "num_key_value_heads": 2}),
-    # Heads of 8 numbers, which our own attention does not take.
+    # Heads of dimension 8, which our own attention does not support.
     Checkpoint(
         "sliding-small-heads-bf16", {**SLIDING, "num_attention_heads": 8}, dtype=mx.bfloat16
     ),
@@ -139,7 +139,7 @@ PARITY = [
             "model.layers.2.self_attn.o_proj": False,
         },
     ),
-    # 96 is no multiple of 64: the quantizer leaves down_proj dense and says so nowhere.
+    # 96 is not a multiple of 64: the quantizer leaves down_proj dense, without recording it.
     Checkpoint("q4g64-dense-down", {"intermediate_size": 96}, dtype=mx.float16, quantized=(4, 64)),
     Checkpoint("q3g32", {"mlp_bias": True, "num_key_value_heads": 2}, quantized=(3, 32)),
     Checkpoint("q6g64", {"num_key_value_heads": 1}, dtype=mx.bfloat16, quantized=(6, 64)),
@@ -180,8 +180,8 @@ def write(folder: Path, config: dict[str, Any], weights: dict[str, mx.array], sh
 
 
 def random_parameter(path: str, like: mx.array) -> mx.array:
-    """Values that let every part of the model matter: logits of a few units, attention neither
-    flat nor one-hot, blocks that add about as much as the embedding holds."""
+    """Draws values with which every part of the model matters: logits of a few units, attention
+    neither flat nor one-hot, blocks that add about as much as the embedding contains."""
     if path.endswith("norm.weight"):
         return mx.random.uniform(0.5, 1.5, like.shape)
     if path.endswith(".bias"):

@@ -24,7 +24,7 @@ STOP_S = 30.0
 
 
 def binary() -> Path:
-    """The program under test: MLXD_BIN, or cargo's release build."""
+    """Returns the program under test: MLXD_BIN, or cargo's release build."""
     if given := os.environ.get("MLXD_BIN"):
         return Path(given)
     target = os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")
@@ -32,7 +32,7 @@ def binary() -> Path:
 
 
 def default_model() -> Path:
-    """The folder of the default model, as `make test` provides it."""
+    """Returns the folder of the default model, as `make model` provides it."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     mlxd = Path(os.environ.get("MLXD_CACHE") or Path(cache) / "mlxd")
     given = os.environ.get("MLXD_MODEL_DIR")
@@ -40,13 +40,13 @@ def default_model() -> Path:
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
-    """Polls until the condition holds; returns its value, or fails naming what was awaited."""
+    """Polls until the condition holds and returns its value; fails after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while True:
         if value := condition():
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        # The pause between two polls, not a guess of how long something takes.
+        # The pause between two polls, not an estimate of how long something takes.
         time.sleep(0.01)
 
 
@@ -79,7 +79,7 @@ class Daemon:
             file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in config.items()))
             command += ["--config", str(file)]
         self.command = [*command, *arguments]
-        # No variable of the person's own set-up, and an empty Hugging Face cache.
+        # Without the variables of the person's own set-up, with an empty Hugging Face cache.
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MLXD_")}
         self.environment["HF_HOME"] = str(self.folder / "huggingface")
         self.environment.update(environment or {})
@@ -92,11 +92,11 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """The log so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def wire(self, target: str = "", token: str = "", options: Sequence[Any] = ()) -> Wire:
-        """A new connection to it."""
+        """Makes a new connection to it."""
         return Wire(target or self.target, token, options)
 
     def launch(self) -> subprocess.Popen[bytes]:
@@ -115,7 +115,7 @@ class Daemon:
         return self
 
     def healthy(self, service: str = "") -> bool:
-        """Whether grpc.health says SERVING."""
+        """Tells whether grpc.health reports SERVING."""
         if not self.socket.exists():
             return False
         with grpc.insecure_channel(self.target, options=CHANNEL) as channel:
@@ -128,7 +128,7 @@ class Daemon:
             return reply.status == health_pb2.HealthCheckResponse.SERVING
 
     def resident_bytes(self) -> int:
-        """Resident memory of the process now; Linux only."""
+        """Returns the process's resident memory in bytes; Linux only."""
         assert self.process is not None
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -139,12 +139,12 @@ class Daemon:
         self.process.send_signal(number)
 
     def exit_code(self, timeout_s: float = STOP_S) -> int:
-        """Waits for the end of the process."""
+        """Waits for the process to end and returns its exit code."""
         assert self.process is not None
         return self.process.wait(timeout_s)
 
     def stop(self) -> None:
-        """Ends the process, politely first, and removes its folder."""
+        """Ends the process, with SIGTERM first, and removes its folder."""
         try:
             if self.process is not None and self.process.poll() is None:
                 self.signal(signal.SIGTERM)

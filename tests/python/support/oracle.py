@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
-# mlx-lm 0.32.2 passes a scale that MLX 0.32.2 does not know; where there is none, it has no use.
+# mlx-lm 0.32.2 passes a scale that MLX 0.32.2 does not know; without one, it has no effect.
 _gather_qmm = mx.gather_qmm
 
 
@@ -25,7 +25,7 @@ def _gather_qmm_without_scale(*args: Any, global_scale: None = None, **options: 
 
 mx.gather_qmm = _gather_qmm_without_scale
 
-# Of max |logit|. Two BLAS libraries under mlx-lm itself differ by 2e-5 at worst.
+# A fraction of max |logit|. Two BLAS libraries under mlx-lm itself differ by 2e-5 at worst.
 TOLERANCE = 1e-4
 # A prompt counts as stable when no greedy choice is closer than ten times the tolerance.
 STABLE = 10 * TOLERANCE
@@ -33,7 +33,7 @@ STABLE = 10 * TOLERANCE
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt and what greedy decoding makes of it."""
+    """A prompt and its greedy continuation."""
 
     prompt: list[int]
     output: list[int]
@@ -52,11 +52,11 @@ class Oracle:
         mx.eval(self.model.parameters())
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits after each token, [tokens, vocabulary], from one forward without a cache."""
+        """Returns the logits after each token, [tokens, vocabulary], from one uncached forward."""
         return np.array(self.model(mx.array([list(ids)]))[0].astype(mx.float32))
 
     def logprobs(self, ids: Sequence[int]) -> tuple[np.ndarray, float]:
-        """Log-probabilities after each token, and max |logit|."""
+        """Returns the log-probabilities after each token, and max |logit|."""
         logits = self.logits(ids).astype(np.float64)
         top = logits.max(axis=-1, keepdims=True)
         total = np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
@@ -65,7 +65,7 @@ class Oracle:
     def greedy(
         self, prompt: Sequence[int], count: int, processors: list[Any] | None = None
     ) -> tuple[list[int], float]:
-        """The greedy continuation, and the smallest gap between a choice and the runner-up."""
+        """Returns the greedy continuation, and the smallest gap between the two best logits."""
         output, gap = [], float("inf")
         steps = generate_step(
             mx.array(list(prompt)), self.model, max_tokens=count, logits_processors=processors
@@ -84,7 +84,7 @@ class Oracle:
         processors: list[Any] | None = None,
         after: Sequence[int] = (),
     ) -> Continuation:
-        """A random prompt whose greedy continuation holds no near-tie, searched from `seed`.
+        """Finds a random prompt whose greedy continuation has no near-tie, searching from `seed`.
 
         The output continues `after` and the prompt.
         """
@@ -100,7 +100,7 @@ class Oracle:
 
 
 class _SingleEmbedding(nn.QuantizedEmbedding):
-    """MLX makes bfloat16 of what has no float scales, and all after it would compute in that."""
+    """MLX dequantizes to bfloat16 without float scales, and everything after it would follow."""
 
     def __call__(self, ids: mx.array) -> mx.array:
         return super().__call__(ids).astype(mx.float32)

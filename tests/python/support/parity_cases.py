@@ -1,4 +1,4 @@
-"""What the parity tests share: a checkpoint with its oracle, and comparisons over the wire."""
+"""Shared by the parity tests: a checkpoint with its oracle, and comparisons over the wire."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ class Case:
         self._continuations: dict[int, Continuation] = {}
 
     def continuation(self, length: int) -> Continuation:
-        """A prompt of this length and its greedy output; found once."""
+        """Returns a prompt of this length in tokens and its greedy output; searched once."""
         if length not in self._continuations:
             self._continuations[length] = self.oracle.stable(length, seed=7, count=GREEDY)
         return self._continuations[length]
 
     def text(self, length: int) -> list[int]:
-        """Random ids to score."""
+        """Returns random ids to score."""
         return np.random.default_rng(length).integers(0, VOCABULARY, length).tolist()
 
 
 def assert_scores(case: Case, scores: Any, context: Sequence[int], start: int) -> float:
-    """Compares a ScoreResponse for context[start:] with the oracle's forward over `context`; the
-    largest difference of an actual token, of max |logit|."""
+    """Compares a ScoreResponse for context[start:] with the oracle's forward over `context`.
+
+    Returns the largest difference of an actual token, as a fraction of max |logit|.
+    """
     expected, scale = case.oracle.logprobs(context)
     bound, apart = TOLERANCE * scale, 0.0
     assert [entry.token.token_id for entry in scores.tokens] == list(context[start:])
@@ -60,20 +62,20 @@ def assert_scores(case: Case, scores: Any, context: Sequence[int], start: int) -
 
 
 def check_score(case: Case, wire: Wire, length: int) -> float:
-    """Scores a text that stands alone."""
+    """Compares the scores of a text without a session."""
     text = case.text(length)
     return assert_scores(case, wire.score(case.name, text, TOP), text, 0)
 
 
 def check_greedy(case: Case, wire: Wire, length: int) -> None:
-    """Continues a prompt that stands alone."""
+    """Compares the continuation of a prompt without a session."""
     expected = case.continuation(length)
     reply = wire.generate(case.name, expected.prompt, max_tokens=GREEDY)
     assert list(reply.token_ids) == expected.output
 
 
 def check_session(case: Case, wire: Wire) -> None:
-    """A session's turns on its cached prefix are what fresh runs are."""
+    """Compares a session's turns on its cached prefix with fresh runs."""
     first = case.continuation(33)
     wire.create_session("prefix", case.name)
     try:
@@ -97,7 +99,7 @@ def check_session(case: Case, wire: Wire) -> None:
 def daemons(
     root: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Callable[[int], Wire]]:
-    """A connection to the daemon of a prefill chunk size; started once."""
+    """Yields a function from a prefill chunk size to a connection to its daemon, started once."""
     running: dict[int, tuple[Daemon, Wire]] = {}
 
     def wire(chunk: int) -> Wire:

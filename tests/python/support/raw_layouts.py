@@ -81,7 +81,7 @@ def lfm2(tensors: Tensors) -> Tensors:
 
 
 def gemma4(tensors: Tensors) -> Tensors:
-    """Gate and up of all experts in one tensor, and bounds that nobody needs."""
+    """Gate and up of all experts in one tensor, and redundant bounds."""
     raw = dict(tensors)
     for name in [name for name in raw if name.endswith("switch_glu.gate_proj.weight")]:
         prefix = name.removesuffix("switch_glu.gate_proj.weight")
@@ -92,7 +92,7 @@ def gemma4(tensors: Tensors) -> Tensors:
 
 
 def gemma3(tensors: Tensors) -> Tensors:
-    """A model that sees."""
+    """A model with a vision encoder."""
     return {
         **tensors,
         "vision_tower.encoder.weight": mx.ones((3, 3)),
@@ -101,7 +101,7 @@ def gemma3(tensors: Tensors) -> Tensors:
 
 
 def gpt_oss(tensors: Tensors) -> Tensors:
-    """mxfp4 as OpenAI publishes it: rows of gate and up in turn, numbers as bytes."""
+    """mxfp4 as OpenAI publishes it: rows of gate and up in turn, elements as bytes."""
     raw = {name: array for name, array in tensors.items() if "mlp.experts" not in name}
     for name in [name for name in tensors if name.endswith("experts.gate_proj.weight")]:
         prefix = name.removesuffix("gate_proj.weight")
@@ -115,7 +115,7 @@ def gpt_oss(tensors: Tensors) -> Tensors:
 
 
 def _blocks(packed: mx.array) -> mx.array:
-    """16 bytes for each group of 32 numbers."""
+    """16 bytes for each group of 32 elements."""
     return packed.view(mx.uint8).reshape(*packed.shape[:-1], -1, 16)
 
 

@@ -1,4 +1,4 @@
-"""Writes what transformers makes of a folder's text, for tests/rust/text_parity.rs to compare with.
+"""Writes transformers' results for a folder's tokenizer and template, for tests/rust/text_parity.rs.
 
 By hand, because the folders are real models' (their terms forbid to commit them):
 
@@ -60,8 +60,8 @@ TEXTS = [
 
 TEXTS_COUNT = 500
 
-# What strings drawn at random are made of: scripts, marks that join, spaces, digits, code, and the
-# beginnings of control tokens.
+# Pieces of random strings: scripts, combining marks, spaces, digits, code, and the beginnings of
+# control tokens.
 PIECES = [
     *(
         "the",
@@ -126,7 +126,7 @@ PIECES = [
 
 
 def texts():
-    """The texts above, and more drawn at random from pieces and from all of Unicode."""
+    """Returns the texts above, and random ones of these pieces and of all of Unicode."""
     draw = random.Random(1)
     found = dict.fromkeys(TEXTS)
     while len(found) < TEXTS_COUNT:

@@ -25,8 +25,8 @@ from tiny_tokenizer import EOS, VOCABULARY
 
 STORAGES = ("f32", "bf16", "q4", "q8", "mxfp4")
 GROUP = 32
-# Group size, bits and mode of storages that are not affine: those are q and their bits. What
-# follows a hyphen names the modules that are quantized.
+# Group size, bits and mode of the storages that are not affine; affine ones are q and their bits.
+# The part after a hyphen names the quantized modules.
 MODES = {"mxfp4": (32, 4, "mxfp4"), "mxfp8": (32, 8, "mxfp8"), "nvfp4": (16, 4, "nvfp4")}
 
 COMMON: dict[str, Any] = {
@@ -43,7 +43,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": EOS,
 }
 
-# Choices that every architecture has; "heads" stands for two keys.
+# Choices common to every architecture; "heads" stands for two keys.
 CHOICES: dict[str, list[Any]] = {
     "heads": [(4, 4), (4, 2), (4, 1), (8, 2), (2, 1)],
     "intermediate_size": [32, 96, 160],
@@ -61,20 +61,20 @@ class Architecture:
     choices: dict[str, list[Any]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     name: str = ""
-    # Configurations of several parts have the text model's in one of them: its model_type.
+    # model_type of the text model, in configurations of several parts.
     text: str = ""
 
     @property
     def label(self) -> str:
-        """Names it in tables and folders."""
+        """Its name in tables and folders."""
         return self.name or self.model_type
 
     def base(self, **changes: Any) -> dict[str, Any]:
-        """The configuration of the row itself, with changes."""
+        """Returns the configuration of the row itself, with changes."""
         return self._complete(changes)
 
     def draw(self, seed: int) -> dict[str, Any]:
-        """A configuration at random."""
+        """Draws a configuration at random."""
         generator = np.random.default_rng((seed, *self.label.encode()))
         drawn: dict[str, Any] = {}
         for key, values in {**CHOICES, **self.choices}.items():
@@ -135,7 +135,7 @@ def _divides(group: int, module: Any) -> bool:
 
 
 def _random(path: str, like: mx.array, less_one: bool) -> mx.array:
-    """Values that let every part matter, and leave experts' choices far apart."""
+    """Draws values with which every part matters and the experts' scores are far apart."""
     if path.endswith("A_log"):
         return mx.random.uniform(0.0, 1.5, like.shape)
     if path.endswith("dt_bias"):

@@ -20,7 +20,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Enough prose for the merges that 384 tokens leave room for.
+# Enough prose for the merges of 384 tokens.
 PROSE = """
 The harbour master counted the boats every evening, and every evening there was one more than in
 the morning. Nobody had seen a stranger come in. The fishermen said the tide brought it, the tide
@@ -35,7 +35,7 @@ thought to ask whose it might be. He painted it green and called it The Answer.
 
 @cache
 def tokenizer() -> Tokenizer:
-    """The tokenizer, trained on the prose above; the same on every machine."""
+    """Trains the tokenizer on the prose above; the result is the same on every machine."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -51,7 +51,7 @@ def tokenizer() -> Tokenizer:
 
 
 def decode(ids: list[int]) -> str:
-    """The text of a whole output."""
+    """Returns the text of a whole output."""
     return tokenizer().decode(ids)
 
 

@@ -1,4 +1,4 @@
-"""The daemon's API as tests speak it: raw generated stubs, and errors taken apart.
+"""The daemon's API for tests: raw generated stubs, and parsed errors.
 
 Raw on purpose: a test of bad input must be able to send what the client package refuses, and the
 parity tests should not depend on that package's conversions. The generated modules are the ones
@@ -28,7 +28,7 @@ from mlxd.v1 import (
 
 DOMAIN = "mlxd.v1"
 DETAILS = "grpc-status-details-bin"
-# Longer than any call of the tests should take on a busy machine with two cores.
+# A deadline far beyond what any call of the tests takes on a busy machine with two cores.
 CALL_S = 120.0
 
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -39,7 +39,7 @@ CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.default_authority", "lo
 
 @dataclass
 class Failure:
-    """A failed call: the status and the details that came with it."""
+    """A failed call: its status and details."""
 
     code: grpc.StatusCode
     message: str
@@ -53,7 +53,7 @@ class Failure:
 
 
 def failure(error: grpc.RpcError) -> Failure:
-    """Takes the status details of a failed call apart."""
+    """Parses the status details of a failed call."""
     found = Failure(error.code(), error.details() or "")
     packed = dict(error.trailing_metadata() or ()).get(DETAILS)
     if packed is None:
@@ -104,12 +104,12 @@ def refused(code: str, reason: str, bad_field: str | None = None) -> Iterator[Re
 
 
 def token_ids(ids: Sequence[int]) -> inference_pb2.TokenIds:
-    """Ids as a message."""
+    """Wraps ids into a message."""
     return inference_pb2.TokenIds(ids=ids)
 
 
 def message(role: str, text: str) -> inference_pb2.Message:
-    """A chat message of one text part; `role` is the enum's name without its prefix."""
+    """Makes a chat message of one text part; `role` is the enum's name without its prefix."""
     return inference_pb2.Message(
         role=inference_pb2.Role.Value(f"ROLE_{role}"),
         content=[inference_pb2.ContentPart(text=text)],
@@ -117,7 +117,7 @@ def message(role: str, text: str) -> inference_pb2.Message:
 
 
 def chat(*texts: str) -> inference_pb2.ChatInput:
-    """User and assistant messages in turn, the user first."""
+    """Makes alternating user and assistant messages, the user's first."""
     roles = ("USER", "ASSISTANT")
     return inference_pb2.ChatInput(
         messages=[message(roles[i % 2], text) for i, text in enumerate(texts)]
@@ -135,7 +135,7 @@ def request(
     sampling: dict[str, Any] | None = None,
     **fields: Any,
 ) -> inference_pb2.GenerateRequest:
-    """A GenerateRequest; greedy, past end-of-text tokens and with ids returned unless told."""
+    """Makes a GenerateRequest; by default greedy, past end-of-text tokens and returning ids."""
     if ids is not None:
         fields["token_ids"] = token_ids(ids)
     return inference_pb2.GenerateRequest(
@@ -177,7 +177,7 @@ class Wire:
     def score(
         self, model: str, ids: Sequence[int], top: int = 20, session: str = ""
     ) -> inference_pb2.ScoreResponse:
-        """Score of token ids."""
+        """Score, for token ids."""
         return self.inference.Score(
             inference_pb2.ScoreRequest(
                 model=model, token_ids=token_ids(ids), top_logprobs=top, session=session
@@ -186,12 +186,12 @@ class Wire:
         )
 
     def load(self, model: str, **fields: Any) -> list[model_pb2.LoadModelResponse]:
-        """LoadModel; all its events."""
+        """LoadModel; returns all its events."""
         request_ = model_pb2.LoadModelRequest(model=model, **fields)
         return list(self.models.LoadModel(request_, timeout=CALL_S))
 
     def unload(self, model: str) -> int:
-        """UnloadModel; the bytes that were freed."""
+        """UnloadModel; returns the number of bytes freed."""
         request_ = model_pb2.UnloadModelRequest(model=model)
         return self.models.UnloadModel(request_, timeout=CALL_S).freed_bytes
 
@@ -211,7 +211,7 @@ class Wire:
         return self.sessions.ForkSession(request_, timeout=CALL_S).session
 
     def truncate_session(self, name: str, token_count: int) -> session_pb2.Session:
-        """TruncateSession to so many tokens."""
+        """TruncateSession to `tokens` tokens."""
         request_ = session_pb2.TruncateSessionRequest(name=name, token_count=token_count)
         return self.sessions.TruncateSession(request_, timeout=CALL_S).session
 
@@ -220,7 +220,7 @@ class Wire:
         self.sessions.DeleteSession(session_pb2.DeleteSessionRequest(name=name), timeout=CALL_S)
 
     def capabilities(self) -> server_pb2.ServerCapabilities:
-        """What the daemon can do."""
+        """Capabilities."""
         request_ = server_pb2.CapabilitiesRequest()
         return self.server.Capabilities(request_, timeout=CALL_S).server
 

@@ -113,7 +113,7 @@ async fn a_score_may_not_be_longer_than_its_limit() {
 }
 
 #[tokio::test]
-async fn a_method_that_does_not_exist_and_a_message_that_is_none_have_reasons() {
+async fn a_method_that_does_not_exist_and_a_malformed_message_have_reasons() {
     let daemon = Daemon::start().await;
     let error = daemon.call("/mlxd.v1.InferenceService/Dream", vec![]).await;
     assert_eq!(error, (Code::Unimplemented, "UNIMPLEMENTED".into()));
@@ -133,7 +133,7 @@ async fn the_deadline_ends_a_call_before_and_after_it_has_started() {
     let mut request = Request::new(prompt("hang"));
     request.set_timeout(Duration::from_secs(1));
     let error = daemon.client.generate(request).await.unwrap_err();
-    // The client's own timer may be first; then there is no reason.
+    // The client's own timer may expire first; then there is no reason.
     assert!(matches!(error.call().unwrap().code, Code::DeadlineExceeded | Code::Cancelled), "{error}");
     daemon.engine.wait_running(0).await;
 

@@ -20,7 +20,7 @@ pub const ANSWER: &str = "yes";
 /// Commands that may wait for the fake.
 const QUEUE_LENGTH_MAX: u32 = 64;
 
-/// What the engine was told and does.
+/// The recorded commands, and the current work.
 #[derive(Clone, Default)]
 pub struct Fake {
     state: Arc<Mutex<State>>,
@@ -103,7 +103,7 @@ impl Fake {
         self.state.lock().unwrap().resident.clear();
     }
 
-    /// Returns when so many generations run.
+    /// Returns when `count` generations run.
     pub async fn wait_running(&self, count: usize) {
         let mut running = self.running.subscribe();
         let reached = running.wait_for(|running| *running == count);

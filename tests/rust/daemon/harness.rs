@@ -63,7 +63,7 @@ impl Daemon {
         let _ = self.stop.take().unwrap().send(());
     }
 
-    /// How the daemon ended.
+    /// Returns the daemon's outcome.
     pub async fn ended(self) -> Result<(), DaemonError> {
         let Self { task, client, folder: _folder, .. } = self;
         drop(client);

@@ -1,5 +1,5 @@
-//! The whole daemon over a real socket, with an engine that is not one: every answer is known, and what the
-//! engine was told can be looked at.
+//! The whole daemon over a real socket, with a fake engine: every answer is known, and the engine's commands
+//! can be examined.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 #![allow(unreachable_pub, reason = "what a test's modules share")]
 

@@ -1,4 +1,4 @@
-"""Where the daemon listens: addresses, their default, and the token that goes with them."""
+"""Addresses of the daemon, the default one, and the token that TCP requires."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOCKET_PATH_BYTES_MAX = 103 if sys.platform == "darwin" else 107
 
 @dataclass(frozen=True)
 class Target:
-    """A parsed address: what gRPC dials and how."""
+    """A parsed address: gRPC's target, and the kind of connection."""
 
     target: str
     unix: bool
@@ -23,7 +23,7 @@ class Target:
 
 
 def default_socket() -> Path:
-    """The daemon's default socket."""
+    """Returns the path of the daemon's default socket."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and sys.platform != "darwin":
         return Path(runtime) / "mlxd" / "mlxd.sock"
@@ -31,12 +31,12 @@ def default_socket() -> Path:
 
 
 def default_address() -> str:
-    """`MLXD_ADDRESS`, else the daemon's default socket."""
+    """Returns `MLXD_ADDRESS`, else the address of the daemon's default socket."""
     return os.environ.get("MLXD_ADDRESS") or f"unix://{default_socket()}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only processes of this machine can be at `host`."""
+    """Tells whether only processes of this machine can listen at `host`."""
     if host == "localhost":
         return True
     try:
@@ -46,7 +46,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse(address: str | os.PathLike[str], *, token: str | None = None) -> Target:
-    """Reads `unix:///path`, `unix:path`, a path, `http://host:port` or `https://host:port`.
+    """Parses `unix:///path`, `unix:path`, a path, `http://host:port` or `https://host:port`.
 
     Raises:
         ValueError: the address is malformed, a socket path is longer than the system allows, or
@@ -93,7 +93,7 @@ def _parse_unix(text: str) -> Target:
 
 
 def find_token(token: str | None, token_file: str | os.PathLike[str] | None) -> str | None:
-    """The token given, else the one in the file given or named by `MLXD_TOKEN_FILE`."""
+    """Returns the given token, else the one in the given file or in that of `MLXD_TOKEN_FILE`."""
     if token is not None:
         return token or None
     path = token_file or os.environ.get("MLXD_TOKEN_FILE")

@@ -1,4 +1,4 @@
-"""How both clients reach the daemon: channel options, call metadata, and the services' stubs."""
+"""Channels, call metadata and stubs, for both clients."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 def options(target: Target) -> list[tuple[str, Any]]:
-    """Channel options of a target."""
+    """Returns the channel options for a target."""
     result: list[tuple[str, Any]] = [
         # The daemon limits what it accepts; scores and logprobs of long inputs are large.
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        # Nothing that this client talks to is behind the environment's http proxy.
+        # A daemon is never behind the environment's HTTP proxy.
         ("grpc.enable_http_proxy", 0),
-        # A daemon that was restarted is found again within this time.
+        # A restarted daemon is found again within this time.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
     if target.unix:
-        # gRPC would send the socket's path, which is no valid HTTP/2 authority.
+        # gRPC would send the socket's path, which is not a valid HTTP/2 authority.
         result.append(("grpc.default_authority", "localhost"))
     return result
 
 
 def sync_channel(target: Target) -> grpc.Channel:
-    """A channel; it connects at the first call."""
+    """Makes a channel; it connects at the first call."""
     if target.tls:
         credentials = grpc.ssl_channel_credentials()
         return grpc.secure_channel(target.target, credentials, options(target))
@@ -44,7 +44,7 @@ def sync_channel(target: Target) -> grpc.Channel:
 
 
 def aio_channel(target: Target) -> grpc.aio.Channel:
-    """An asyncio channel; it connects at the first call."""
+    """Makes an asyncio channel; it connects at the first call."""
     if target.tls:
         credentials = grpc.ssl_channel_credentials()
         return grpc.aio.secure_channel(target.target, credentials, options(target))
@@ -52,7 +52,7 @@ def aio_channel(target: Target) -> grpc.aio.Channel:
 
 
 class Stubs:
-    """The services' stubs on one channel, and the metadata that each call carries."""
+    """The stubs of all services on one channel, and the metadata of their calls."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Stubs:
         self._metadata: Metadata = tuple(base)
 
     def metadata(self, request_id: str | None) -> Metadata:
-        """The metadata of one call."""
+        """Returns the metadata of one call."""
         if request_id:
             return (*self._metadata, ("x-request-id", request_id))
         return self._metadata

@@ -1,6 +1,6 @@
-"""Python values to requests, and responses to Python values.
+"""Conversion of Python values to requests, and of responses to Python values.
 
-A value that its field cannot hold is an InvalidRequestError, as if the daemon had refused it.
+A value that its field cannot hold raises InvalidRequestError, as if the daemon had refused it.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _add_part(message: pb.Message, part: Any, path: str) -> None:
 
 
 def _function(value: Any, path: str) -> Mapping[str, Any]:
-    """The inner mapping of OpenAI's `{"type": "function", "function": {…}}`, else the value."""
+    """Unwraps OpenAI's `{"type": "function", "function": {…}}`, else returns the value."""
     if not isinstance(value, Mapping):
         raise invalid(path, f"expected a mapping, got {type(value)!r}")
     inner = value.get("function", value)
@@ -290,7 +290,7 @@ def _extend(field: Any, values: Any, path: str) -> None:
 
 
 def duration(seconds: float | None, field: str) -> Duration | None:
-    """A length of time, None for None."""
+    """Converts seconds to a Duration, None to None."""
     if seconds is None:
         return None
     result = Duration()
@@ -302,17 +302,17 @@ def duration(seconds: float | None, field: str) -> Duration | None:
 
 
 def compute_dtype(name: str | None) -> model_pb2.ComputeDtype:
-    """The enum value of a dtype's name; None is the daemon's policy."""
+    """Returns the enum value of a dtype's name; None is the daemon's policy."""
     return cast(model_pb2.ComputeDtype, _enum(model_pb2.ComputeDtype, "compute_dtype", name))
 
 
 def kv_dtype(name: str | None) -> model_pb2.KvDtype:
-    """The enum value of a KV cache's dtype; None is as the daemon is configured."""
+    """Returns the enum value of a KV cache's dtype; None is the daemon's setting."""
     return cast(model_pb2.KvDtype, _enum(model_pb2.KvDtype, "kv_dtype", name))
 
 
 def _enum(enum: Any, field: str, name: str | None) -> Any:
-    """A value by its name without the prefix; None is unspecified."""
+    """Returns the value of a name without its prefix; None is unspecified."""
     full = f"{field}_{'unspecified' if name is None else name}".upper()
     try:
         return enum.Value(full)
@@ -331,7 +331,7 @@ def completion(
     token_ids: Sequence[int],
     logprobs: Sequence[TokenLogprobs],
 ) -> Completion:
-    """Joins the facts of a finished generation; a GenerateResponse is both start and end."""
+    """Builds the Completion of a finished generation; a GenerateResponse is both start and end."""
     reason = _FINISH_REASONS.get(finished.finish_reason)
     if reason is None:
         raise ServerError(f"the daemon gave finish_reason {finished.finish_reason}")
@@ -357,5 +357,5 @@ def completion(
 
 
 def completion_of(response: pb.GenerateResponse) -> Completion:
-    """The Completion of a Generate call."""
+    """Builds the Completion of a Generate call."""
     return completion(response, response, response.text, response.token_ids, response.logprobs)

@@ -1,7 +1,7 @@
-"""What a failed call raises: one hierarchy, with a class for each thing a caller can do about it.
+"""Exceptions of failed calls: one hierarchy, one class for each way in which a caller can react.
 
 Every error of the daemon carries `reason`, a name of `mlxd.v1.ErrorReason` without its prefix.
-Reasons are API: branch on the class first, on the reason where the class is not enough.
+Reasons are part of the API: branch on the class first, on the reason where that is too coarse.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ DOMAIN = "mlxd.v1"
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One field of the request that was refused, and why."""
+    """A refused field of the request, and the reason."""
 
     field: str
     description: str
 
 
 class MlxdError(Exception):
-    """Base of everything that this package raises for a failed call.
+    """Base class of the exceptions that failed calls raise.
 
     Attributes:
-        message: what the daemon says.
+        message: the daemon's description of the failure.
         code: the canonical gRPC status code.
         reason: name of the daemon's reason, empty if the error did not come from the daemon.
-        metadata: facts that belong to the reason, such as `prompt_tokens`.
-        retry_after: seconds after which to try again, if the daemon said so.
+        metadata: details of the reason, such as `prompt_tokens`.
+        retry_after: seconds to wait before trying again; None if the daemon names no time.
         field_violations: the fields that were refused.
-        resource: name of the model or session that was meant.
+        resource: name of the model or session that the call was about.
         request_id: the request's id in the daemon's log.
     """
 
@@ -62,7 +62,7 @@ class MlxdError(Exception):
         self.request_id = request_id
 
     def number(self, key: str) -> int | None:
-        """A count out of `metadata`, None if it is not there."""
+        """Returns a count from `metadata`, None if it has no such key."""
         try:
             return int(self.metadata[key])
         except (KeyError, ValueError):
@@ -83,17 +83,17 @@ class ContextOverflowError(InvalidRequestError):
 
     @property
     def prompt_tokens(self) -> int | None:
-        """Tokens of the input."""
+        """Length of the input, in tokens."""
         return self.number("prompt_tokens")
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that a sequence of the model may have."""
+        """Longest sequence of the model, in tokens."""
         return self.number("context_length")
 
 
 class NotFoundError(MlxdError, LookupError):
-    """No such model or session: name another one, or make it."""
+    """Unknown model or session: name another one, or create it."""
 
 
 class AlreadyExistsError(MlxdError):
@@ -105,49 +105,49 @@ class StateError(MlxdError):
 
 
 class TooLargeError(StateError):
-    """It would never fit in the daemon's memory budget: ask for less."""
+    """The request can never fit in the daemon's memory budget: ask for less."""
 
     @property
     def needed_bytes(self) -> int | None:
-        """Bytes that were needed."""
+        """Memory needed, in bytes."""
         return self.number("needed_bytes")
 
     @property
     def available_bytes(self) -> int | None:
-        """Bytes that could be had."""
+        """Memory available with nothing else resident, in bytes."""
         return self.number("available_bytes")
 
 
 class SessionMovedError(MlxdError):
-    """The session is not where the caller last saw it: read it, then decide."""
+    """The session's token count is not the expected one: read the session, then decide."""
 
     @property
     def expected(self) -> int | None:
-        """The token count that the caller expected."""
+        """Token count that the caller expected."""
         return self.number("expected")
 
     @property
     def actual(self) -> int | None:
-        """The session's token count."""
+        """Token count of the session."""
         return self.number("actual")
 
 
 class CapacityError(MlxdError):
-    """No room now: free something, or try again after `retry_after`."""
+    """A limit is reached: free something, or try again after `retry_after` seconds."""
 
     @property
     def needed_bytes(self) -> int | None:
-        """Bytes that were needed."""
+        """Memory needed, in bytes."""
         return self.number("needed_bytes")
 
     @property
     def available_bytes(self) -> int | None:
-        """Bytes that were free."""
+        """Memory available, in bytes."""
         return self.number("available_bytes")
 
 
 class UnavailableError(MlxdError):
-    """The daemon cannot serve now: try again after `retry_after`."""
+    """The daemon cannot serve now: try again after `retry_after` seconds."""
 
 
 class ConnectionFailedError(UnavailableError, ConnectionError):
@@ -155,11 +155,11 @@ class ConnectionFailedError(UnavailableError, ConnectionError):
 
 
 class DeadlineError(MlxdError, TimeoutError):
-    """The call's timeout passed, or leaves too little time to begin."""
+    """The call's deadline has expired, or is too close to start."""
 
 
 class SlowReaderError(MlxdError):
-    """The stream was not read for so long that the daemon ended it."""
+    """The caller left the stream unread too long, and the daemon ended it."""
 
 
 class CancelledCallError(MlxdError):
@@ -171,7 +171,7 @@ class AuthError(MlxdError):
 
 
 class UnsupportedError(MlxdError):
-    """The daemon has no such method: it is older than this client."""
+    """The daemon does not have this method: it is older than this client."""
 
 
 class ServerError(MlxdError):
@@ -197,7 +197,7 @@ _BY_CODE: dict[grpc.StatusCode, type[MlxdError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthError,
 }
 
-# Reasons that say more than their status code.
+# Reasons that are more specific than their status code.
 _BY_REASON: dict[str, type[MlxdError]] = {
     "CONTEXT_OVERFLOW": ContextOverflowError,
     "MODEL_TOO_LARGE": TooLargeError,
@@ -207,12 +207,12 @@ _BY_REASON: dict[str, type[MlxdError]] = {
 
 
 def error_class(code: grpc.StatusCode, reason: str) -> type[MlxdError]:
-    """The class that an error of this code and reason is raised as."""
+    """Returns the class for an error of this code and reason."""
     return _BY_REASON.get(reason) or _BY_CODE.get(code, ServerError)
 
 
 def invalid(field: str, description: str) -> InvalidRequestError:
-    """A refusal that needs no daemon: the value cannot be put into the request."""
+    """Makes the error for a value that its request field cannot hold; nothing was sent."""
     return InvalidRequestError(
         f"{field}: {description}",
         code=grpc.StatusCode.INVALID_ARGUMENT,
@@ -227,7 +227,7 @@ def _status_details(trailing: Iterable[tuple[str, str | bytes]]) -> status_pb2.S
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             try:
                 status.ParseFromString(value)
-            except DecodeError:  # What a proxy made of it; code and text are still there.
+            except DecodeError:  # A proxy damaged it; code and text remain.
                 status.Clear()
     return status
 
@@ -237,7 +237,7 @@ def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 
 def from_call(error: grpc.RpcError, request_id: str = "") -> MlxdError:
-    """The error of a failed call, sync or asyncio. `request_id` is what the caller sent."""
+    """Converts the error of a failed call, sync or asyncio; `request_id` is the one sent."""
     call: Any = error  # Both clients' errors are calls too: code, details, trailing metadata.
     code = call.code() or grpc.StatusCode.UNKNOWN
     trailing = tuple(call.trailing_metadata() or ())

@@ -1,4 +1,4 @@
-"""Types of requests and results. Messages of the API are protobuf classes, named here again."""
+"""Types of requests and results. Messages of the API are protobuf classes, re-exported here."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any] | ProtoMessage]
 class CallOptions(TypedDict, total=False):
     """Options of every call.
 
-    `timeout` is in seconds and becomes the call's gRPC deadline; `request_id` names the request in
-    the daemon's log.
+    `timeout` is in seconds and becomes the call's gRPC deadline; `request_id` identifies the
+    request in the daemon's log.
     """
 
     timeout: float | None
@@ -92,7 +92,7 @@ class CallOptions(TypedDict, total=False):
 
 
 class GenerateOptions(CallOptions, total=False):
-    """Options of a generation; mlxd/v1/inference.proto says what each means. None is unset."""
+    """Options of a generation, as mlxd/v1/inference.proto documents them. None is unset."""
 
     temperature: float | None
     top_p: float | None
@@ -122,7 +122,12 @@ class GenerateOptions(CallOptions, total=False):
 
 @dataclass(frozen=True)
 class Completion:
-    """The outcome of a generation, streamed or not. Times are in seconds from arrival."""
+    """The outcome of a generation, streamed or not.
+
+    Times are in seconds: `queue_time`, `time_to_first_token` and `total_time` since the request's
+    arrival at the daemon, `decode_time` from the first generated token to the last. `token_ids` and
+    `logprobs` are empty unless they were asked for.
+    """
 
     text: str
     finish_reason: FinishReason
@@ -143,7 +148,7 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Speed of decoding, None with fewer than two tokens."""
+        """Decoding speed in tokens per second, None for fewer than two tokens."""
         if self.completion_tokens < 2 or self.decode_time <= 0:
             return None
         return (self.completion_tokens - 1) / self.decode_time

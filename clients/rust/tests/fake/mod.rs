@@ -1,5 +1,5 @@
-//! A daemon without models, for tests of clients: it answers over a real unix socket, echoes what it is
-//! told, and keeps what it was asked. Special texts make it misbehave; `answer` lists them.
+//! A daemon without models, for tests of clients: it answers over a real unix socket, echoes its input,
+//! and records every call. Special texts make it misbehave; `answer` lists them.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses another part of it")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a fake that cannot work ends the test")]
@@ -28,7 +28,7 @@ pub mod services {
     include!("../gen/mlxd.v1.server.rs");
 }
 
-/// What the fake holds and has seen.
+/// The fake's models and sessions, and the recorded calls.
 #[derive(Default)]
 pub struct State {
     /// Metadata of every call, with the method's name.
@@ -95,7 +95,7 @@ impl FakeDaemon {
         Self { state, folder, task }
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
     }
@@ -105,20 +105,20 @@ impl FakeDaemon {
         self.folder.path()
     }
 
-    /// What it holds and has seen.
+    /// Returns its state, locked.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("state")
     }
 
-    /// Waits until a condition holds, at most five seconds.
+    /// Waits until a condition holds, for at most 30 seconds.
     pub async fn until(&self, what: &str, condition: impl Fn(&State) -> bool) {
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if condition(&self.state()) {
                 return;
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
-        panic!("{what}: not within five seconds");
+        panic!("{what}: not within 30 seconds");
     }
 }
 
@@ -133,14 +133,14 @@ impl Fake {
         self.state.lock().expect("state")
     }
 
-    /// Notes a call.
+    /// Records a call and returns its message.
     fn note<T>(&self, method: &'static str, request: tonic::Request<T>) -> T {
         let (metadata, _, message) = request.into_parts();
         self.state().calls.push((method, metadata));
         message
     }
 
-    /// The model, if there is one of that name.
+    /// Returns the model of a name.
     fn model(&self, name: &str) -> Result<ModelInfo, Status> {
         self.state().models.get(name).cloned().ok_or_else(|| {
             refusal(
@@ -153,7 +153,7 @@ impl Fake {
     }
 }
 
-/// A status as the daemon writes it.
+/// Makes a status as the daemon does.
 pub fn refusal(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
     let mut details = ErrorDetails::new();
     let metadata: std::collections::HashMap<String, String> =

@@ -80,7 +80,7 @@ impl ModelService for Fake {
         request: Request<GetModelRequest>,
     ) -> Result<Response<GetModelResponse>, Status> {
         let name = self.note("GetModel", request).model;
-        // What no daemon does: an answer without its model.
+        // Unlike a daemon: an answer without its model.
         let model = if name == "nothing" { None } else { Some(self.model(&name)?) };
         Ok(Response::new(GetModelResponse { model }))
     }
@@ -92,7 +92,7 @@ impl ModelService for Fake {
         let request = self.note("ListModels", request);
         let state = self.state();
         let models = state.models.values();
-        // One model a page, so that clients have to turn pages.
+        // One model a page, so that clients must read several.
         let mut rest = models
             .filter(|info| !request.resident_only || info.state() == ModelState::Resident)
             .filter(|info| info.name > request.page_token)

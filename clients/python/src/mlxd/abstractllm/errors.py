@@ -1,4 +1,4 @@
-"""The daemon's errors as AbstractLLM's exceptions."""
+"""Conversion of the daemon's errors to AbstractLLM's exceptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BY_REASON = {
     "MODEL_UNSUPPORTED": host.UnsupportedModelError,
     "NON_FINITE_LOGITS": host.GenerationError,
 }
-# The first class that fits counts, so a class stands before its base.
+# The first match wins, so a class precedes its base.
 _BY_CLASS = (
     (mlxd.InvalidRequestError, host.InvalidRequestError),
     (mlxd.NotFoundError, host.InvalidRequestError),
@@ -38,7 +38,7 @@ _BY_CLASS = (
 
 @contextmanager
 def mapped(model: str) -> Iterator[None]:
-    """Raises what AbstractLLM would, where the block raises an MlxdError."""
+    """Converts an MlxdError that the block raises to AbstractLLM's exception."""
     try:
         yield
     except mlxd.MlxdError as error:
@@ -46,7 +46,7 @@ def mapped(model: str) -> Iterator[None]:
 
 
 def map_error(error: mlxd.MlxdError, model: str) -> Exception:
-    """The exception of AbstractLLM that says what `error` does."""
+    """Returns AbstractLLM's exception for `error`."""
     details: dict[str, Any] = {**error.metadata, "reason": error.reason, "code": error.code.name}
     if error.retry_after is not None:
         details["retry_after"] = error.retry_after
@@ -64,7 +64,7 @@ def map_error(error: mlxd.MlxdError, model: str) -> Exception:
 
 
 def _special(error: mlxd.MlxdError, model: str, common: dict[str, Any]) -> Exception | None:
-    """Exceptions whose constructors take more than a message."""
+    """Returns an exception whose constructor takes more than a message, if one applies."""
     text = error.message
     if error.reason == "MODEL_NOT_FOUND":
         return host.ModelNotFoundError(error.resource or model, reason=text, **common)

@@ -1,4 +1,4 @@
-"""From AbstractLLM's prompt, system prompt, messages and files to one conversation."""
+"""Joins AbstractLLM's prompt, system prompt, messages and files to one conversation."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def conversation(
     files: Sequence[Any] | None,
     expand: Callable[[str], str],
 ) -> Conversation:
-    """The conversation to answer.
+    """Returns the conversation to answer.
 
-    A caller that gives messages may give the prompt again beside them, as Session does; it is then
-    not repeated. `expand` is what turned `@file` references of the prompt into text: the message
-    that expands to the prompt takes its place.
+    A caller may pass the prompt and, like Session, messages that already contain it; it is not
+    repeated. `expand` replaces `@file` references by text, as was done with the prompt: the message
+    that expands to the prompt is that prompt.
 
     Raises:
         InvalidRequestError: there is nothing to answer.
-        UnsupportedFeatureError: a part that is no text.
-        FileProcessingError: a file that cannot be read.
+        UnsupportedFeatureError: a part is not text.
+        FileProcessingError: a file cannot be read.
     """
     result = [_message(message) for message in messages or ()]
     target = _place_prompt(result, prompt, expand)
@@ -53,7 +53,7 @@ def conversation(
 def _place_prompt(
     result: Conversation, prompt: str | None, expand: Callable[[str], str]
 ) -> dict[str, Any] | None:
-    """Makes the prompt one of the messages; returns the user message that files belong to."""
+    """Puts the prompt into the messages and returns the user message that takes the files."""
     users = [message for message in result if message["role"] == "user"]
     if not prompt:
         return users[-1] if users else None
@@ -69,7 +69,7 @@ def _place_prompt(
 
 
 def _place_system(result: Conversation, system_prompt: str | None) -> None:
-    """Puts the system prompt first. One that already begins with it says more, and stays."""
+    """Puts the system prompt first. A system message that begins with it stays: it is longer."""
     if not system_prompt:
         return
     if result[0]["role"] != "system":
@@ -109,17 +109,17 @@ def _text(content: Any) -> str:
 
 
 def is_text_file(source: Any) -> bool:
-    """Whether a file is one that is inlined as text."""
+    """Tells whether a file can be inlined as text."""
     try:
         return not isinstance(MediaFactory.from_source(source), ImageInput)
-    except Exception:  # It raises bare Exceptions.
+    except Exception:  # MediaFactory raises bare Exceptions.
         return False
 
 
 def _file_text(source: Any) -> str:
     try:
         media = MediaFactory.from_source(source)
-    except Exception as error:  # It raises bare Exceptions.
+    except Exception as error:  # MediaFactory raises bare Exceptions.
         raise FileProcessingError(
             f"cannot use the file {source!s}: {error}",
             provider=PROVIDER,
@@ -132,7 +132,7 @@ def _file_text(source: Any) -> str:
         )
     try:
         content = media.get_content()
-    except Exception as error:  # It raises bare Exceptions.
+    except Exception as error:  # MediaFactory raises bare Exceptions.
         raise FileProcessingError(
             f"cannot read the file {source!s}: {error}",
             provider=PROVIDER,

@@ -1,4 +1,4 @@
-"""AbstractLLM's parameters: which are honoured, and as what. The others are refused."""
+"""AbstractLLM's parameters as options of a call. Those without an equivalent are refused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mlxd._convert import SAMPLING
 from mlxd.abstractllm.errors import PROVIDER
 from mlxd.types import GenerateOptions
 
-# Parameters that are options of a generation under the same name.
+# Parameters that are options of a generation, under the same name.
 _OPTIONS = (*SAMPLING, "max_tokens", "stop", "stop_token_ids", "ignore_eos", "template_arguments")
-# Parameters with a meaning of their own here.
+# Parameters with a special meaning here.
 _OWN = (
     "model",
     "base_url",
@@ -30,12 +30,12 @@ _OWN = (
     "max_input_tokens",
     "request_id",
 )
-# Parameters of AbstractLLM that the daemon has nothing for. False, 0 and empty ask for nothing.
+# Parameters without an equivalent in the daemon. False, 0 and empty values are accepted.
 _REFUSED = {
     "context_window": "the daemon takes the context window from the model",
-    "truncation_strategy": "the daemon refuses an input that is too long, it never cuts it",
-    "retry_count": "errors that can be retried say after how long",
-    "max_retries": "errors that can be retried say after how long",
+    "truncation_strategy": "the daemon refuses an input that is too long and never truncates it",
+    "retry_count": "retryable errors carry retry_after",
+    "max_retries": "retryable errors carry retry_after",
     "device": "the daemon chooses the device",
     "device_map": "the daemon chooses the device",
     "load_in_8bit": "a model is loaded as its files are quantized",
@@ -49,13 +49,13 @@ _REFUSED = {
     "image_detail": "the daemon serves text models",
     "content_filter": "the daemon does not filter",
     "moderation": "the daemon does not filter",
-    "logging_enabled": "the daemon's configuration says what is logged",
+    "logging_enabled": "the daemon's configuration controls its log",
 }
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a call asks for, with the provider's configuration merged in."""
+    """Parameters of a call, merged with the provider's configuration."""
 
     model: str
     system_prompt: str | None
@@ -65,7 +65,7 @@ class Parameters:
 
 
 def plain(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Parameters by plain name, without those that are None, which is unset."""
+    """Returns the parameters by plain name, without the unset ones, which are None."""
     return {
         str(key.value) if isinstance(key, Enum) else str(key): value
         for key, value in config.items()
@@ -74,11 +74,11 @@ def plain(config: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Refuses what the daemon cannot do.
+    """Refuses parameters that the daemon cannot honour.
 
     Raises:
-        UnsupportedFeatureError: a parameter that AbstractLLM knows and the daemon has nothing for.
-        InvalidParameterError: one that neither knows.
+        UnsupportedFeatureError: AbstractLLM knows the parameter, the daemon has no equivalent.
+        InvalidParameterError: neither knows the parameter.
     """
     for name, value in given.items():
         if name in _OPTIONS or name in _OWN:
@@ -133,7 +133,7 @@ def merge(
 
 
 def _logit_bias(bias: Any) -> dict[int, float]:
-    """OpenAI's convention has token ids as strings, which JSON needs."""
+    """Converts the token ids, which are strings in JSON and so by OpenAI's convention."""
     try:
         return {int(token): float(value) for token, value in bias.items()}
     except (AttributeError, TypeError, ValueError) as error:

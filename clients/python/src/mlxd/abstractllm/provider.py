@@ -1,4 +1,4 @@
-"""The provider. It keeps nothing of a conversation: the daemon finds what it has already seen."""
+"""The provider. It stores no conversation: the daemon finds the cached prefix by itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mlxd.v1.server_pb2 import FEATURE_CHAT, FEATURE_TOOLS
 
 @dataclass(frozen=True)
 class _Call:
-    """A request that is ready to be sent."""
+    """A request, ready to send."""
 
     model: str
     messages: Conversation
@@ -37,9 +37,9 @@ class _Call:
 class MlxdProvider(BaseProvider):
     """Generates through a running mlxd.
 
-    Configuration: `model`; `base_url`, an address as `mlxd.Client` takes it (default: where the
-    daemon listens by default); `api_key`, the token that TCP needs. Sampling parameters given here
-    are defaults for calls. Parameters that cannot be honoured are refused.
+    Configuration: `model`; `base_url`, an address as `mlxd.Client` takes it (default: the daemon's
+    default socket); `api_key`, the token, which TCP requires. Sampling parameters given here are
+    defaults for calls. Parameters that cannot be honoured are refused.
     """
 
     _tool_handler: UniversalToolHandler | None
@@ -52,7 +52,7 @@ class MlxdProvider(BaseProvider):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What Session.save writes: everything but the token, by plain names."""
+        """The configuration by plain names, for Session.save: everything but the token."""
         config = plain(self.config_manager.get_config())
         return {key: value for key, value in config.items() if key != "api_key"}
 
@@ -69,7 +69,7 @@ class MlxdProvider(BaseProvider):
         return self._client
 
     def _async(self) -> mlxd.AsyncClient:
-        """A client for the loop that runs; loops come and go, so it is not kept."""
+        """Makes a client for the running event loop; it is not reused, because loops end."""
         address, token = self._connection()
         return mlxd.AsyncClient(address, token=token)
 
@@ -79,7 +79,7 @@ class MlxdProvider(BaseProvider):
             self._client.close()
             self._client = None
 
-    # What the model can do
+    # The model
 
     def _model(self) -> str:
         return str(self.get_param(ModelParameter.MODEL) or "")
@@ -89,10 +89,10 @@ class MlxdProvider(BaseProvider):
             return self._sync().capabilities(*([model] if model else [])).models[0]
 
     def get_capabilities(self) -> dict[Any, Any]:
-        """What the daemon says of the model.
+        """Returns the model's capabilities, as the daemon reports them.
 
         Raises:
-            AbstractLLMError: the daemon cannot be asked, or has no such model.
+            AbstractLLMError: no daemon answers, or the model is unknown.
         """
         described = self._described(self._model())
         chat = FEATURE_CHAT in described.features
@@ -110,25 +110,25 @@ class MlxdProvider(BaseProvider):
         }
 
     def get_model_limits(self) -> dict[str, int]:
-        """The model's limits, from the daemon and not from AbstractLLM's table of names."""
+        """Returns the model's limits in tokens, from the daemon, not from AbstractLLM's table."""
         described = self._described(self._model())
         output = described.default_sampling.max_tokens or described.model.context_length
         return {"input": described.model.context_length, "output": output}
 
     def load_model(self) -> None:
-        """Makes the model resident, and waits for it."""
+        """Loads the model and returns once it is resident."""
         with mapped(self._model()):
             self._sync().load_model(self._model())
 
     def unload_model(self) -> None:
-        """Frees the model, for every client of the daemon."""
+        """Unloads the model, for every client of the daemon."""
         with mapped(self._model()):
             self._sync().unload_model(self._model())
 
     # Preparing a call
 
     def _get_tool_handler(self) -> UniversalToolHandler:
-        """AbstractLLM's handler, with the daemon's word on what the model's template takes."""
+        """Returns AbstractLLM's handler; the daemon tells whether the template takes tools."""
         model = self._model()
         handler = self._tool_handler
         if handler is None or handler.model_name != model:
@@ -139,7 +139,7 @@ class MlxdProvider(BaseProvider):
         return handler
 
     def _parse_file_references(self, text: str) -> tuple[str, list[str]]:
-        """As the base: it inlines text files, and names them once more as files to inline."""
+        """As the base, which inlines text files and also lists them as files: drops those."""
         cleaned, files = super()._parse_file_references(text)
         return cleaned, [path for path in files if not is_text_file(path)]
 
@@ -165,7 +165,7 @@ class MlxdProvider(BaseProvider):
         return _Call(asked.model, chat, options, with_tools, asked.max_input_tokens)
 
     def _tool_context(self, asked: Parameters) -> tuple[str | None, list[dict[str, Any]] | None]:
-        """The system prompt, and the tools that the model's template takes."""
+        """Returns the system prompt, and the tools if the model's template takes them."""
         if asked.tools is None:
             return asked.system_prompt, None
         system, definitions, mode = self._prepare_tool_context(asked.tools, asked.system_prompt)
@@ -222,7 +222,7 @@ class MlxdProvider(BaseProvider):
         yield self._last(call, done)
 
     def _last(self, call: _Call, done: mlxd.Completion) -> GenerateResponse:
-        """The last chunk: no text, which was streamed; Session finds tool calls in that."""
+        """Makes the last chunk. It has no text: Session finds tool calls in the streamed text."""
         last = self._response(call, done, done.text)
         last.content, last.tool_calls = "", None
         return last
@@ -236,7 +236,7 @@ class MlxdProvider(BaseProvider):
         tools: list[Any] | None = None,
         **kwargs: Any,
     ) -> GenerateResponse | AsyncGenerator[GenerateResponse, None]:
-        """As generate, without blocking the event loop."""
+        """As `generate`, without blocking the event loop."""
         if prompt:
             prompt, named = self._parse_file_references(prompt)
             files = [*(files or []), *named]
@@ -272,9 +272,9 @@ class MlxdProvider(BaseProvider):
 
 
 def _tool_calls(text: str) -> list[ToolCall] | None:
-    """The tool calls in a text, None without any: an empty list would make Session loop.
+    """Returns the tool calls in a text, None without any: an empty list makes Session loop.
 
-    AbstractLLM's own parser, in any format: Session parses a streamed answer the same way.
+    AbstractLLM's own parser reads them, in any format, as Session does in a streamed answer.
     """
     if not detect_tool_calls(text):
         return None
