@@ -3,8 +3,8 @@
     tests/bench/run.sh architectures [--architectures llama,qwen3] [--rounds 3] [--check]
 
 Random float32 weights. mlx-lm runs its generate_step, with OpenBLAS under it, in a process of its
-own; turns are taken round by round, and who does not run is stopped. What is compared is decoding:
-the median time from one token to the next.
+own; the two alternate round by round, and the idle one is stopped. Compared is decoding: the median
+time from one token to the next.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SIZES: dict[str, Any] = {
 }
 MIXTURE = {"num_experts": 16, "num_local_experts": 16, "n_routed_experts": 16}
 MIXTURE |= {"num_experts_per_tok": 4, "top_k_experts": 4, "moe_intermediate_size": 384}
-# What the sizes above ask for elsewhere in a row's configuration.
+# Consequences of the sizes above elsewhere in a row's configuration.
 ADAPTED: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 64},
     "qwen3_moe": {"head_dim": 64, **MIXTURE},
@@ -133,7 +133,7 @@ class Module(Contestant):
         )
 
     async def hear(self, ask: Ask, heard: Heard) -> None:
-        """One request; its tokens' times come when it is done."""
+        """Runs one request; the times of its tokens arrive at its end."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"prompt": ask.ids, "tokens": ask.tokens}) + "\n")
@@ -160,13 +160,13 @@ def serve(folder: Path) -> None:
 
 
 def gap(heard: Heard) -> float:
-    """The median time from one token to the next."""
+    """Returns the median time from one token to the next, in seconds."""
     times = heard.times
     return median(b - a for a, b in itertools.pairwise(times))
 
 
 async def compare(row: Architecture, folder: Path, options: Any) -> dict[str, list[float]]:
-    """Tokens/s of both, one value a round."""
+    """Measures the tokens/s of both, one value per round."""
     config = row.base(**{**SIZES, **ADAPTED.get(row.label, {})})
     build(row, config, folder)
     prompts = Prompts(folder, options.seed)
@@ -186,7 +186,7 @@ async def compare(row: Architecture, folder: Path, options: Any) -> dict[str, li
 
 
 async def main() -> None:
-    """All architectures, one after another."""
+    """Measures all architectures, one after another."""
     made = parser(__doc__ or "")
     made.add_argument("--architectures", help="names with commas; all by default")
     made.add_argument("--tokens", type=int, default=48)

@@ -1,6 +1,6 @@
 """mlx-lm's BatchGenerator without any server: a program that answers one line of JSON with another.
 
-Its own process, so that a BLAS can be put under it with LD_PRELOAD and so that it sleeps while the
+A separate process, so that LD_PRELOAD can put a BLAS under it and so that it is stopped while the
 others are measured. The model folder is a dense one (dense.py).
 
     {"prompts": [[1, 2, 3]], "tokens": 64}  ->
@@ -23,7 +23,7 @@ from mlx_lm.utils import load_model
 
 def main() -> None:
     """Loads the model folder argv[1] and answers until the input ends."""
-    # What libraries print must not get between the answers.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     model, _ = load_model(Path(sys.argv[1]))
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run(model: Any, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-    """All prompts at once; the time of every token since the start."""
+    """Runs all prompts at once; returns the time of every token since the start, in seconds."""
     start = time.perf_counter()
     generator = BatchGenerator(model, max_tokens=tokens)
     uids = generator.insert(prompts)

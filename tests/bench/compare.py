@@ -3,9 +3,9 @@
     tests/bench/run.sh compare [--streams 1 4 16] [--tokens 64] [--rounds 3] [--our-blas] [--check]
 
 Dense float32 on the CPU, greedy, past end-of-text tokens; every stream of every round has its own
-random prompt, so no cached prefix helps anybody. The daemon and the server are measured at a client
-that streams, BatchGenerator inside its own process. mlx-lm runs on OpenBLAS with renamed symbols;
---our-blas adds a server on the daemon's BLAS.
+random prompt, so no cached prefix helps any of them. The daemon and the server are measured at a
+client that streams, BatchGenerator inside its own process. mlx-lm runs on OpenBLAS with renamed
+symbols; --our-blas adds a server on the daemon's BLAS.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from stats import Report, markdown, parser, run
 from streams import Prompts
 from wire import CALL_S
 
-# Times the tokens/s of mlx_lm.server that the project promises, by streams.
+# Promised tokens/s as a multiple of mlx_lm.server's, by streams.
 PROMISED = {1: 2.5, 4: 2.0, 16: 2.0}
-# The median time to first token as a share of mlx_lm.server's, by streams.
+# Promised median time to first token as a fraction of mlx_lm.server's, by streams.
 PROMISED_TTFT = {16: 0.5}
 
 
 async def measure(contestants: list[Contestant], prompts: Prompts, options: Any) -> list[dict]:
-    """All rounds: for each count of streams everybody in turn, each with new prompts."""
+    """Runs all rounds: for each number of streams each contestant once, with new prompts."""
     for contestant in contestants:
         with contestant.awake():
             for streams in options.streams:
@@ -40,7 +40,7 @@ async def measure(contestants: list[Contestant], prompts: Prompts, options: Any)
         for streams in options.streams:
             for contestant in contestants:
                 with contestant.awake():
-                    # What a process does first after it was stopped is not measured.
+                    # The first work of a process that was stopped is not measured.
                     await contestant.together(prompts.asks(1, 8, 2))
                     asks = prompts.asks(streams, options.tokens, options.tokens)
                     seconds, heard = await contestant.together(asks)
@@ -62,7 +62,7 @@ async def measure(contestants: list[Contestant], prompts: Prompts, options: Any)
 
 
 async def agreement(mlxd: Mlxd, server: Server, batch: Batch, prompts: Prompts) -> dict[str, float]:
-    """The share of greedy output that the daemon has in common with each before they part.
+    """Returns the fraction of greedy output that the daemon shares with each before they differ.
 
     A sanity check that all run the same model: random prompts have near-ties, so not all agree.
     """
@@ -86,7 +86,7 @@ def _common(mine: Any, theirs: Any) -> float:
 
 
 def summary(results: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
-    """Medians over the rounds, and ours as a multiple of each peer's, round by round."""
+    """Adds the medians over the rounds, and ours as a multiple of each peer's, round by round."""
     rows = []
     for streams in sorted({result["streams"] for result in results}):
         by_name = {
@@ -109,7 +109,7 @@ def summary(results: list[dict[str, Any]], names: list[str]) -> list[dict[str, A
 
 
 def judge(report: Report, rows: list[dict[str, Any]], memory: Memory) -> None:
-    """Every promise and whether it was kept."""
+    """Adds every promise and its measurement."""
     for row in (row for row in rows if row["who"] == SERVER):
         streams = row["streams"]
         if bound := PROMISED.get(streams):

@@ -2,8 +2,8 @@
 
     dense.py SOURCE DESTINATION
 
-For the peers: MLX's quantized matmul on the CPU would be a different contest. Its end-of-text token
-is one that the model cannot produce, so that every answer has the length that was asked for.
+For the peers: MLX's quantized matmul on the CPU would be another comparison. The end-of-text
+token is one that the model cannot produce, so every answer has the requested length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NEVER = "<|never|>"
 
 
 def dense(source: Path, cache: Path) -> Path:
-    """The dense copy of a model folder; made in a process of its own if it is not there yet."""
+    """Returns the dense copy of a model folder; a separate process makes it if it is missing."""
     stat = (source / "model.safetensors").stat()
     target = cache / f"{source.name}-f32-{stat.st_size}-{int(stat.st_mtime)}"
     if not target.exists():

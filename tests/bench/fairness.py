@@ -3,9 +3,10 @@
     tests/bench/run.sh fairness [--seconds 20] [--rounds 3] [--check]
 
 Max-min by client: the first gets all that one request can use, the others share the rest evenly.
-The model is a random llama of 27M parameters, whose steps are long against what a call costs. Idle
-capacity shows in the sequences that run and in the tokens/s against one client with 21 requests.
-mlx_lm.server, with --decode-concurrency 6, does not know clients; its numbers show what that means.
+The model is a random llama of 27M parameters, whose steps take long compared with a call's cost.
+Idle capacity shows in the running sequences and in the tokens/s against one client with 21
+requests. mlx_lm.server, with --decode-concurrency 6, does not distinguish clients, as its numbers
+show.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SMALL = {
 
 @dataclass
 class Load:
-    """Clients that keep requests outstanding, and what they heard in the window."""
+    """Clients that keep requests outstanding, and their answers within the window."""
 
     contestant: Contestant
     prompts: Prompts
@@ -56,7 +57,7 @@ class Load:
     ends: list[float] = field(default_factory=list)
 
     async def run(self, outstanding: Mapping[str, int], seconds: float) -> dict[str, Any]:
-        """Runs until the window is over; returns its numbers."""
+        """Runs until the end of the window; returns its numbers."""
         now = asyncio.get_running_loop().time
         self.heard = {client: [] for client in outstanding}
         self.ends = []
@@ -65,7 +66,7 @@ class Load:
             for client, count in outstanding.items()
             for _ in range(count)
         ]
-        # The start, when all ask at once, is not what is measured.
+        # The start, when all send requests at once, is not measured.
         await asyncio.sleep(seconds / 4)
         self.start = now()
         steps, running = await self._watch(seconds)
@@ -83,7 +84,7 @@ class Load:
             await self.contestant.hear(ask, heard)
 
     async def _watch(self, seconds: float) -> tuple[int, list[int]]:
-        """Waits; the steps that were made and the running sequences now and then, of the daemon."""
+        """Waits; returns the daemon's steps meanwhile and samples of its running sequences."""
         if not isinstance(self.contestant, Mlxd):
             await asyncio.sleep(seconds)
             return 0, []

@@ -1,4 +1,4 @@
-"""The daemon against mlx-lm on a GPU: random 4-bit weights, same machine, same run, in turn.
+"""The daemon against mlx-lm on a GPU: random 4-bit weights, same machine, same run, alternating.
 
     MLXD_BIN=.../mlxd python tests/bench/gpu.py [--shapes llama-3.1-8b llama-3.2-1b] [--json FILE]
 
@@ -31,7 +31,7 @@ from wire import Wire
 
 PEER = Path(__file__).with_name("gpu_peer.py")
 OURS, THEIRS = "mlxd", "mlx-lm"
-# What the project promises on one H200: times the peer's tokens/s, by shape and case.
+# Promised tokens/s on one H200 as a multiple of the peer's, by shape and case.
 PROMISED = {
     ("llama-3.1-8b", "1 x 128"): 1.0,
     ("llama-3.1-8b", "8 x 128"): 2.0,
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="mlxd against mlx-lm on a GPU")
     parser.add_argument("--shapes", nargs="+", default=["llama-3.1-8b", "llama-3.2-1b"])
-    parser.add_argument("--root", type=Path, help="where checkpoints are made and kept")
+    parser.add_argument("--root", type=Path, help="folder of the checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=256, help="tokens out")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 8, 32])
@@ -60,12 +60,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
     parser.add_argument("--budget-gb", type=int, default=48)
     parser.add_argument("--json", type=Path, help="write everything measured here")
-    parser.add_argument("--check", action="store_true", help="fail where a promise is not kept")
+    parser.add_argument("--check", action="store_true", help="fail if a promise is not met")
     return parser.parse_args()
 
 
 def checkpoint(root: Path, shape: str) -> Path:
-    """The folder of a checkpoint, made if it is not there."""
+    """Returns the folder of a checkpoint; makes it if it is missing."""
     folder = root / shape
     if not (folder / "tokenizer.json").exists():
         subprocess.run([sys.executable, str(PEER), "make", str(folder), shape], check=True)
@@ -101,7 +101,7 @@ class Peer:
         self.process.communicate()
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """One command and its answer."""
+        """Sends one command and returns its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(command), file=self.process.stdin, flush=True)
@@ -130,7 +130,7 @@ class Ours:
         self.stack.close()
 
     def together(self, prompts: list[list[int]], stream: Callable[[list[int]], Any]) -> list[Any]:
-        """All prompts at once."""
+        """Runs all prompts at once."""
         try:
             with ThreadPoolExecutor(len(prompts)) as threads:
                 return list(threads.map(stream, prompts))
@@ -146,14 +146,14 @@ class Ours:
         )
 
     def chosen(self, prompt: list[int], tokens: int) -> list[tuple[int, float]]:
-        """The ids of an answer, each with its log-probability."""
+        """Returns the ids of an answer, each with its log-probability."""
         events = self.wire.stream(self.model, prompt, max_tokens=tokens, logprobs=0)
         tokens_ = [token.chosen for event in events for token in event.delta.logprobs]
         return [(token.token_id, token.logprob) for token in tokens_]
 
 
 def agreement(mine: Ours, peer: Peer, lengths: list[int], tokens: int = 32) -> dict[str, float]:
-    """How far our log-probabilities of our own answers, given together, are from the peer's."""
+    """Compares our log-probabilities of our own batched answers with the peer's."""
     given = prompts(lengths)
     answers = mine.together(given, lambda prompt: mine.chosen(prompt, tokens))
     differences = []
@@ -166,7 +166,7 @@ def agreement(mine: Ours, peer: Peer, lengths: list[int], tokens: int = 32) -> d
 
 
 def stamps(wire: Wire, name: str, prompt: list[int], tokens: int, start: float) -> Iterator[float]:
-    """When each token of a stream came."""
+    """Returns the arrival time of each token of a stream."""
     got = 0
     for event in wire.stream(name, prompt, max_tokens=tokens):
         now = time.perf_counter() - start
@@ -177,7 +177,7 @@ def stamps(wire: Wire, name: str, prompt: list[int], tokens: int, start: float) 
 
 
 def decode_speed(times: Times) -> float:
-    """Tokens per second while all streams decode."""
+    """Returns the tokens per second while all streams decode."""
     begin, end = max(stream[0] for stream in times), min(stream[-1] for stream in times)
     assert end - begin > 0.5, "the streams hardly ran together: ask for more tokens"
     count = sum(begin < at <= end for stream in times for at in stream)
@@ -195,7 +195,7 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[list[int], int]]:
 
 
 def prompts(lengths: list[int]) -> list[list[int]]:
-    """New random prompts."""
+    """Makes random prompts."""
     generator = random.Random(time.time_ns())
     return [[generator.randrange(3, 128000) for _ in range(length)] for length in lengths]
 
@@ -203,7 +203,7 @@ def prompts(lengths: list[int]) -> list[list[int]]:
 def measure(
     shape: str, runs: dict[str, Run], options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """All rounds: each case, everybody in turn."""
+    """Runs all rounds: each case with each contestant."""
     for case, (lengths, tokens) in cases(options).items():
         for run in runs.values():
             run(prompts(lengths), 16)
@@ -230,7 +230,7 @@ def measure(
 
 
 def report(results: list[dict[str, Any]]) -> bool:
-    """Prints medians as Markdown; returns whether every promise was kept."""
+    """Prints medians as Markdown; returns whether every promise was met."""
     print("| shape | streams x prompt | mlxd tokens/s | mlx-lm | ratio | promised |")
     print("|---|---|---|---|---|---|")
     kept = True

@@ -5,7 +5,7 @@
                                        {"ids": [1, 2, 3], "from": 2} -> {"logprobs": [-3.2]}
 
 The weights are random integers with scales that keep activations near one: speed does not depend on
-what they are. `times` are the seconds at which each stream got each of its tokens; `logprobs` are
+their values. `times` are the seconds at which each stream got each of its tokens; `logprobs` are
 those of the ids from a place on, all in one forward.
 """
 
@@ -61,7 +61,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "tie_word_embeddings": True,
     },
-    # For a look at whether everything runs.
+    # For a quick check that everything runs.
     "tiny": {
         "hidden_size": 256,
         "num_hidden_layers": 2,
@@ -155,7 +155,7 @@ def together(model: Any, prompts: list[list[int]], tokens: int) -> list[list[flo
 def generate(
     model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int
 ) -> list[list[float]]:
-    """The faster of both ways for so many prompts."""
+    """Runs the prompts in the faster of both ways for their number."""
     if len(prompts) == 1:
         times = alone(model, tokenizer, prompts[0], tokens)
     else:
@@ -165,7 +165,7 @@ def generate(
 
 
 def score(model: Any, ids: list[int], first: int) -> list[float]:
-    """The log-probabilities of the ids from `first` on."""
+    """Returns the log-probabilities of the ids from `first` on."""
     logits = model(mx.array([ids[:-1]]))[0, first - 1 :].astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     return mx.take_along_axis(logprobs, mx.array(ids[first:])[:, None], axis=-1)[:, 0].tolist()
@@ -175,7 +175,7 @@ def serve(folder: Path) -> None:
     """Answers until the input ends."""
     from mlx_lm.utils import load_model, load_tokenizer
 
-    # What libraries print must not get between the answers.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     model, _ = load_model(folder)

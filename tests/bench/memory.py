@@ -1,4 +1,4 @@
-"""The daemon's memory against what the project promises; read from /proc, so only on Linux."""
+"""The daemon's memory against the project's promises; read from /proc, so only on Linux."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from daemon import Daemon
 
 MB = 1_000_000
-# Code, libraries, tokenizer, threads and buffers, whatever the model.
+# Code, libraries, tokenizer, threads and buffers, for any model.
 BASE = 150 * MB
 LOADING, STEADY = 1.5, 1.15
 
@@ -34,7 +34,7 @@ class Memory:
         raise AssertionError(f"no {key}")
 
     def note_steady(self, stats: Any) -> None:
-        """Reads what the daemon holds now; `stats` is its MemoryStats."""
+        """Reads the daemon's memory now; `stats` is its MemoryStats."""
         self.steady = self._status("VmRSS")
         self.kv = stats.kv_slab_bytes + stats.kv_idle_bytes
 
@@ -56,7 +56,7 @@ class Memory:
         return int(STEADY * self.weights) + self.kv + BASE
 
     def promises(self) -> list[tuple[str, float, float]]:
-        """Both promises: what, megabytes measured, megabytes promised."""
+        """Returns both promises: name, megabytes measured, megabytes promised."""
         if not self.loading:
             return []
         weights, kv = self.weights / MB, self.kv / MB

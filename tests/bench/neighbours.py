@@ -1,8 +1,8 @@
-"""Numbers 4 and 5: what a long prompt does to others, and long prompts together.
+"""Numbers 4 and 5: the effect of a long prompt on other streams, and long prompts together.
 
     tests/bench/run.sh neighbours [--long 4000] [--lengths 6000 1000 10] [--rounds 3] [--check]
 
-4: four streams decode; a prompt of 4,000 tokens comes in. Gaps between the pieces of a stream
+4: four streams decode; a prompt of 4,000 tokens arrives. Gaps between the pieces of a stream
    before and while the prompt runs, and the prompt's time to first token against that alone.
 5: prompts of 6,000, 1,000 and 10 tokens, started together and one after another.
 """
@@ -21,7 +21,7 @@ from stats import Report, markdown, medians, parser, percentile, run
 from streams import Heard, Prompts, after_each_other
 
 STREAMS, SHORT = 4, 64
-# Number 4: what the streams decode undisturbed before the prompt comes.
+# Number 4: tokens that the streams decode undisturbed before the prompt arrives.
 QUIET_TOKENS = 48
 # Number 5: tokens of each answer.
 ANSWER = 32

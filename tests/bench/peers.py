@@ -1,4 +1,4 @@
-"""Who is measured: the daemon over gRPC, mlx_lm.server over HTTP, BatchGenerator by itself.
+"""The contestants: the daemon over gRPC, mlx_lm.server over HTTP, BatchGenerator in-process.
 
 Each is a contestant with `together(asks)`; the two servers also `hear` single requests. All have
 the same float32 weights and BLAS threads. Only the one whose `awake` block runs is not stopped.
@@ -32,7 +32,7 @@ OURS, SERVER, BATCH = "mlxd", "mlx_lm.server", "BatchGenerator"
 
 
 class Contestant:
-    """A process that generates; stopped but for its turns."""
+    """A process that generates; stopped except in its rounds."""
 
     name: str
     process: subprocess.Popen[Any]
@@ -47,11 +47,11 @@ class Contestant:
             self.process.send_signal(signal.SIGSTOP)
 
     async def together(self, asks: Sequence[Ask]) -> tuple[float, list[Heard]]:
-        """All requests at once."""
+        """Runs all requests at once."""
         return await together(self.hear, asks)
 
     async def hear(self, ask: Ask, heard: Heard) -> None:
-        """One request; what comes is put into `heard` as it comes."""
+        """Runs one request; adds each piece to `heard` as it arrives."""
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -163,7 +163,7 @@ class Server(Contestant):
                     heard.counts.append(1)
                     heard.text += text
                 if usage := event.get("usage"):
-                    # A token without text has no piece of its own; the count is put right here.
+                    # A token without text has no piece of its own; the count is corrected here.
                     if not heard.counts:  # tokens without a text of their own
                         heard.times.append(now())
                         heard.counts.append(0)
@@ -210,13 +210,13 @@ def environment(blas: str) -> dict[str, str]:
 
 
 def blas_library(name: str = "MLXD_BLAS_PLAIN") -> str:
-    """The library that goes under mlx-lm; MLX uses Accelerate on macOS, for everybody."""
+    """Returns the BLAS library for mlx-lm; on macOS MLX uses Accelerate, for every contestant."""
     if platform.system() != "Linux":
         return ""
     return os.environ.get(name) or sys.exit(f"{name} is not set: use tests/bench/run.sh")
 
 
 def bench_cache() -> Path:
-    """Where dense copies of models stay."""
+    """Returns the folder of dense copies of models."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("MLXD_CACHE") or Path(cache) / "mlxd") / "bench"

@@ -1,11 +1,11 @@
-"""Number 8: 500 streams, most of which end badly, and what they leave behind.
+"""Number 8: 500 streams, most of which end badly, must leave nothing behind.
 
     tests/bench/run.sh soak [--streams 500] [--at-once 64] [--check]
 
 Streams are cancelled at once or after some tokens, run out of their deadline, or belong to a
-process that is killed; the others must say exactly what the same prompt says alone. At the end no
-sequence runs, no slot is in use, nothing is reserved, and the process, at rest, is as large as
-after the warm-up, which is the same load once.
+process that is killed; the others must give exactly the output of the same prompt alone. At the
+end no sequence runs, no slot is in use, nothing is reserved, and the process, at rest, is as large
+as after the warm-up, which is the same load once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from stats import Report, markdown, parser, run
 from streams import Ask, Heard, Prompts
 from wire import DETAILS, Wire
 
-# How streams end, by weight.
+# The ends of streams, by weight.
 ENDS = {"survive": 8, "cancel": 4, "cancel at once": 3, "deadline": 4, "dead client": 1}
 # A dead client takes this many streams with it.
 DEAD_STREAMS = 5
 PROMPTS = 40
 MB = 1_000_000
-# Longer than the daemon waits until it gives memory back that it keeps for reuse.
+# Longer than the time after which the daemon releases memory held for reuse.
 REST_S = 3.0
 KV_IDLE_BYTES = 4 * MB
 
@@ -57,7 +57,7 @@ sys.stdin.read()
 
 @dataclass
 class Soak:
-    """The load, and what came of it."""
+    """The load and its outcomes."""
 
     mlxd: Mlxd
     asks: list[Ask]
@@ -67,7 +67,7 @@ class Soak:
     wrong: int = 0
 
     async def run(self, streams: int, at_once: int) -> None:
-        """All streams, a bounded number at once."""
+        """Runs all streams, a bounded number at once."""
         gate = asyncio.Semaphore(at_once)
 
         async def one(end: str) -> None:
@@ -114,7 +114,7 @@ class Soak:
             self.outcomes[f"{end}: {_reason(error)}"] += 1
 
     async def _dead_client(self, ask: Ask) -> None:
-        """Streams of a process that is killed when some tokens have come."""
+        """Runs streams of a process that is killed after some tokens."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
@@ -134,7 +134,7 @@ class Soak:
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
-    """The daemon's reason, or the code of a failure that has none."""
+    """Returns the daemon's reason, or the code of a failure without one."""
     for key, value in error.trailing_metadata():
         if key == DETAILS:
             for detail in status_pb2.Status.FromString(value).details:
@@ -145,7 +145,7 @@ def _reason(error: grpc.aio.AioRpcError) -> str:
 
 
 async def left_over(wire: Wire) -> dict[str, int]:
-    """What is still held when nothing should be; waits for it to go, within reason."""
+    """Returns what is still held when nothing should be, after waiting for its release."""
     for _ in range(500):
         stats = await asyncio.to_thread(wire.stats)
         held = {
@@ -153,7 +153,7 @@ async def left_over(wire: Wire) -> dict[str, int]:
             "waiting requests": stats.queued_sequences,
             "slots in use": sum(slab.slots_in_use for slab in stats.slabs),
         }
-        # A daemon that does not tell is not said to have none.
+        # A daemon that does not report it is not counted as having none.
         if hasattr(stats.memory, "kv_reserved_bytes"):
             held["reserved bytes"] = stats.memory.kv_reserved_bytes
         if not any(held.values()):
@@ -163,7 +163,7 @@ async def left_over(wire: Wire) -> dict[str, int]:
 
 
 async def main() -> None:
-    """Runs the load and judges what is left of it."""
+    """Runs the load and checks what it left behind."""
     made = parser(__doc__, rounds=1)
     made.add_argument("--streams", type=int, default=500)
     made.add_argument("--at-once", type=int, default=64)
@@ -173,7 +173,7 @@ async def main() -> None:
         long = {"max_position_embeddings": 32768, "num_key_value_heads": 2}
         folder = build(Checkpoint("tiny", long), root / "models", seed=1)
         prompts = Prompts(folder, options.seed)
-        # What is kept of ended requests is no leak; bounded, it cannot look like one.
+        # Parked caches of ended requests are not a leak; bounded, they cannot look like one.
         mlxd = Mlxd(folder, {"kv_idle_bytes_max": KV_IDLE_BYTES})
         stack.callback(mlxd.stop)
         wire = stack.enter_context(mlxd.daemon.wire())
@@ -200,7 +200,7 @@ async def main() -> None:
                 f" {memory.mlx_active_bytes / MB:.0f}, cached {memory.mlx_cache_bytes / MB:.0f}",
                 file=sys.stderr,
             )
-        # Still there for everybody?
+        # Does it still serve?
         _, (heard,) = await mlxd.together([asks[0]])
         wrong += heard.text != alone[0]
         stats = wire.stats()

@@ -1,4 +1,4 @@
-"""Percentiles, and what the benches print: tables, promises kept or missed, JSON."""
+"""Percentiles, and the benches' output: tables, promises met or missed, JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from daemon import default_model
 def percentile(values: Iterable[float], percent: float) -> float:
     """The smallest of the values that `percent` % of them do not exceed (nearest rank).
 
-    Not a number if there are none, and then no promise is kept.
+    NaN if there are none; no promise is met by that.
     """
     ordered = sorted(values)
     if not ordered:
@@ -49,12 +49,12 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def parser(description: str, rounds: int = 3) -> argparse.ArgumentParser:
-    """The options that all benches have."""
+    """Makes the parser of the options common to all benches."""
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--model", type=Path, default=default_model(), help="model folder")
     made.add_argument("--rounds", type=int, default=rounds, help="results are medians over them")
     made.add_argument("--json", type=Path, help="write everything measured here")
-    made.add_argument("--check", action="store_true", help="fail where a promise is not kept")
+    made.add_argument("--check", action="store_true", help="fail if a promise is not met")
     made.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
     return made
 
@@ -70,18 +70,18 @@ class Promise:
     unit: str = ""
 
     @property
-    def kept(self) -> bool:
-        """Whether the measurement is within the bound; what is not a number is not."""
+    def met(self) -> bool:
+        """Tells whether the measurement is within the bound; NaN is not."""
         return self.measured >= self.bound if self.at_least else self.measured <= self.bound
 
     def __str__(self) -> str:
         sign = ">=" if self.at_least else "<="
-        verdict = "ok    " if self.kept else "MISSED"
+        verdict = "ok    " if self.met else "MISSED"
         return f"{verdict}  {self.what}: {self.measured:.3g}{self.unit} ({sign} {self.bound:g})"
 
 
 class Report:
-    """What one bench found: rows of numbers, medians as a table, promises."""
+    """The results of one bench: rows of numbers, medians as a table, promises."""
 
     def __init__(self, title: str, options: argparse.Namespace) -> None:
         self.title = title
@@ -94,7 +94,7 @@ class Report:
         self.promises.append(Promise(what, measured, bound, **how))
 
     def fact(self, name: str, value: Any) -> None:
-        """Keeps a number, or a list of them, for the JSON."""
+        """Adds a number, or a list of them, to the JSON."""
         self.facts[name] = value
 
     def end(self, table: str) -> None:
@@ -108,11 +108,11 @@ class Report:
                 "title": self.title,
                 "machine": machine,
                 "options": {k: str(v) for k, v in vars(self.options).items()},
-                "promises": [{**vars(p), "kept": p.kept} for p in self.promises],
+                "promises": [{**vars(p), "met": p.met} for p in self.promises],
                 **self.facts,
             }
             self.options.json.write_text(json.dumps(everything, indent=2) + "\n")
-        sys.exit(self.options.check and not all(promise.kept for promise in self.promises))
+        sys.exit(self.options.check and not all(promise.met for promise in self.promises))
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,4 +1,4 @@
-"""What a client asks and hears, whoever answers: prompts of exact lengths, and streams with the
+"""Requests and answers, independent of the server: prompts of exact lengths, and streams with the
 time of every piece.
 """
 
@@ -22,16 +22,16 @@ class Ask:
     prompt: str
     ids: list[int]
     tokens: int
-    # Names the caller for fairness, where that is known.
+    # Identifies the client to servers that are fair between clients.
     client: str = ""
 
 
 @dataclass
 class Heard:
-    """The answer, as it came in; times are of `loop.time()`."""
+    """The answer, as it arrives; times are of `loop.time()`, in seconds."""
 
     asked: float
-    # When each piece arrived, and how many tokens it had.
+    # Arrival time of each piece, and its number of tokens.
     times: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     text: str = ""
@@ -40,12 +40,12 @@ class Heard:
 
     @property
     def tokens(self) -> int:
-        """Tokens heard."""
+        """Number of tokens received."""
         return sum(self.counts)
 
     @property
     def ttft(self) -> float:
-        """From the request to the first token."""
+        """Time from the request to the first token, in seconds."""
         return self.times[0] - self.asked
 
     def gaps(self, start: float = 0.0, end: float = float("inf")) -> list[float]:
@@ -58,7 +58,7 @@ Hear = Callable[[Ask, Heard], Awaitable[None]]
 
 
 async def together(hear: Hear, asks: Sequence[Ask]) -> tuple[float, list[Heard]]:
-    """All requests at once; the seconds until all were answered, and the answers."""
+    """Runs all requests at once; returns the seconds until the last answer, and the answers."""
     now = asyncio.get_running_loop().time
     start = now()
     heard = [Heard(start) for _ in asks]
@@ -78,7 +78,7 @@ async def after_each_other(hear: Hear, asks: Sequence[Ask]) -> tuple[float, list
 
 
 class Prompts:
-    """Random prompts that are the same number of tokens as text and as ids."""
+    """Random prompts with the same number of tokens as text and as ids."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -86,7 +86,7 @@ class Prompts:
 
     @cached_property
     def words(self) -> list[tuple[str, int]]:
-        """Tokens that are a space and letters. Tokenizers split there, so they never merge."""
+        """Returns tokens of a space and letters. Tokenizers split there, so they never merge."""
         found = []
         for i in range(self.tokenizer.get_vocab_size()):
             text = self.tokenizer.decode([i])
@@ -96,7 +96,7 @@ class Prompts:
         return found
 
     def ask(self, length: int, tokens: int, client: str = "") -> Ask:
-        """A request with a new prompt."""
+        """Makes a request with a new prompt."""
         words = self.random.choices(self.words, k=length)
         prompt = "".join(word for word, _ in words)
         ids = [i for _, i in words]
@@ -104,5 +104,5 @@ class Prompts:
         return Ask(prompt, ids, tokens, client)
 
     def asks(self, count: int, length: int, tokens: int) -> list[Ask]:
-        """Several."""
+        """Makes several."""
         return [self.ask(length, tokens) for _ in range(count)]

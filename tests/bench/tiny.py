@@ -6,7 +6,7 @@
    is measured from this process, over one connection with grpc.aio, and from `mlxd bench`, if the
    program has it: at these speeds the Python client takes as long as the daemon.
 3: the time to first token of requests that arrive at random while 8 others decode, against the same
-   arrivals when nobody does. `mlxd bench` is the others, so that they do not share our event loop.
+   arrivals on an idle daemon. `mlxd bench` is the others, so that they do not share our event loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OTHERS, ARRIVALS, PAUSE_S = 8, 40, 0.05
 
 
 class RustClient:
-    """The daemon once more, asked by `mlxd bench`; it shares the daemon's process."""
+    """The daemon again, measured by `mlxd bench`; it shares the daemon's process."""
 
     name = RUST
 
@@ -57,7 +57,7 @@ class RustClient:
 
 
 def bench_command(mlxd: Mlxd, streams: int, tokens: int) -> list[str]:
-    """`mlxd bench` with so many streams at once."""
+    """Runs `mlxd bench` with this number of streams at once."""
     command = [str(binary()), "bench", "--address", str(mlxd.daemon.socket), "--warmup", "0"]
     command += ["--concurrency", str(streams), "--prompt-tokens", str(PROMPT)]
     return [*command, "--output-tokens", str(tokens)]
@@ -65,7 +65,7 @@ def bench_command(mlxd: Mlxd, streams: int, tokens: int) -> list[str]:
 
 @cache
 def has_bench() -> bool:
-    """Whether the program under test has `mlxd bench`."""
+    """Tells whether the program under test has `mlxd bench`."""
     command = [str(binary()), "bench", "--help"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -95,7 +95,7 @@ async def throughput(
 async def first_tokens(
     contestant: Contestant, prompts: Prompts, pauses: list[float]
 ) -> list[float]:
-    """Requests of one token after these pauses, one at a time; their times to first token."""
+    """Sends requests of one token after these pauses; returns their times to first token."""
     times = []
     for pause in pauses:
         await asyncio.sleep(pause)

@@ -46,7 +46,7 @@ PS_LINES_MAX = 2  # The header and the one model.
 
 
 class DemoError(Exception):
-    """A part did not do what it claims."""
+    """A part did not do what it should."""
 
 
 def require(condition: bool, text: str) -> None:
@@ -57,7 +57,7 @@ def require(condition: bool, text: str) -> None:
 
 @dataclass
 class Row:
-    """A line of the table; None is not known."""
+    """A line of the table; None is unknown."""
 
     name: str
     ttft: float | None
@@ -93,12 +93,12 @@ class Demo:
 
     @property
     def address(self) -> str:
-        """Where the daemon listens."""
+        """The daemon's address."""
         return f"unix://{self.folder / 'd.sock'}"
 
     @property
     def log(self) -> Path:
-        """What the daemon prints."""
+        """The daemon's log file."""
         return self.folder / "mlxd.log"
 
     def command(self, *arguments: str) -> list[str]:
@@ -112,7 +112,7 @@ class Demo:
 
 @contextmanager
 def daemon(demo: Demo) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs the daemon; it is gone in the end, whatever happens."""
+    """Runs the daemon, and ends it whatever happens."""
     command = demo.command(
         "serve",
         *("--socket", str(demo.folder / "d.sock")),
@@ -132,7 +132,7 @@ def daemon(demo: Demo) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def serving(channel: grpc.Channel) -> bool:
-    """Whether grpc.health.v1 says SERVING; in bytes, field 1 of its answer is 1."""
+    """Tells whether grpc.health.v1 reports SERVING; in bytes, field 1 of its answer is 1."""
     check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
     try:
         return bool(check(b"", timeout=0.5, wait_for_ready=True) == b"\x08\x01")
@@ -141,7 +141,7 @@ def serving(channel: grpc.Channel) -> bool:
 
 
 def wait_until_serving(demo: Demo, process: subprocess.Popen[bytes]) -> float:
-    """Waits for the daemon and its model; returns the seconds that took."""
+    """Waits for the daemon and its model; returns the time in seconds."""
     begin = time.monotonic()
     options: list[tuple[str, Any]] = [("grpc.default_authority", "localhost")]
     options += [(f"grpc.{kind}_reconnect_backoff_ms", 100) for kind in ("initial", "max")]
@@ -206,7 +206,7 @@ def rust_row(stats: str) -> Row:
 
 
 def relay(pipe: IO[bytes] | None) -> str:
-    """Shows what a process prints, as it comes."""
+    """Shows the output of a process as it arrives."""
     if pipe is None:
         raise DemoError("no pipe")
     output = b""
