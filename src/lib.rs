@@ -1,6 +1,6 @@
 //! mlxd: serves language models on MLX to every app of a machine, over gRPC.
 //!
-//! Arrows point down: edge (`rpc`, `cli`, `daemon`) → `engine` → `device`, `models` → the pure modules
+//! Arrows point down: edge (`rpc`, `net`, `cli`, `daemon`) → `service` → `engine` → `device`, `models` → the pure modules
 //! (`text`, `session`, `sched`, `cache`, `hub`). `tests/rust/tidy.rs` keeps those borders.
 
 pub mod backend;
@@ -16,9 +16,11 @@ pub mod ids;
 pub mod limits;
 mod mlx;
 mod models;
+pub mod net;
 pub mod prompt;
 pub mod rpc;
 pub mod sched;
+pub mod service;
 pub mod session;
 pub mod telemetry;
 pub mod text;

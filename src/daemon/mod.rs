@@ -24,7 +24,9 @@ use crate::device::MlxBackend;
 use crate::engine::{self, EngineHandle, EngineSettings};
 use crate::error::Error;
 use crate::hub::{AssetShelf, ModelRoots};
-use crate::rpc::{self, Access, Edge, Health, Listener, Phase};
+use crate::net::{self, Authenticator, Listener, Phase};
+use crate::rpc::{self, Gate, Health};
+use crate::service::Service;
 use crate::telemetry;
 pub use error::DaemonError;
 use socket::{BoundSocket, SocketFile, SocketLock};
@@ -112,20 +114,20 @@ pub async fn serve(
     let lock = SocketLock::take(&config.socket)?;
     let token = config.token_file.as_deref().map(token::read).transpose()?;
     let shelf = AssetShelf::new(ModelRoots::new(config.model_roots.clone(), config.hf_cache.clone()));
-    let edge = Edge::new(engine.clone(), shelf, config.limits.clone(), config.auto_load, clock);
-    let edge = Arc::new(edge);
+    let service = Service::new(engine.clone(), shelf, config.limits.clone(), config.auto_load, clock);
+    let service = Arc::new(service);
     tokio::pin!(stop);
     tokio::select! {
-        loaded = preload(&edge, config) => loaded?,
+        loaded = preload(&service, config) => loaded?,
         () = stop.as_mut() => return Ok(()),
     }
-    let access = Arc::new(Access::new(rustix::process::getuid().as_raw(), token.as_deref()));
-    let mut open = open(&lock, config, &edge, &access).await?;
+    let authenticator = Arc::new(Authenticator::new(rustix::process::getuid().as_raw(), token.as_deref()));
+    let mut open = open(&lock, config, &service, &authenticator).await?;
     ready(&open.bound);
     let ended = tokio::select! {
-        () = stop.as_mut() => drain(&open, &edge, config.drain).await,
+        () = stop.as_mut() => drain(&open, &service, config.drain).await,
         () = engine.died() => died(&open).await,
-        error = sweep(&edge) => {
+        error = sweep(&service) => {
             tracing::error!(%error, "the engine does not answer");
             died(&open).await
         }
@@ -149,10 +151,10 @@ struct Open {
 async fn open(
     lock: &SocketLock,
     config: &Config,
-    edge: &Arc<Edge>,
-    access: &Arc<Access>,
+    service: &Arc<Service>,
+    authenticator: &Arc<Authenticator>,
 ) -> Result<Open, DaemonError> {
-    let (routes, health) = rpc::routes(edge).map_err(|error| DaemonError::Setup(error.to_string()))?;
+    let (routes, health) = rpc::routes(service).map_err(|error| DaemonError::Setup(error.to_string()))?;
     health.set(true).await;
     let BoundSocket { listener, file } = lock.bind()?;
     let mut listeners = vec![Listener::Unix(listener)];
@@ -166,40 +168,47 @@ async fn open(
     let phase = watch::Sender::new(Phase::Open);
     let mut accepting = JoinSet::new();
     for listener in listeners {
-        let (edge, access) = (Arc::clone(edge), Arc::clone(access));
-        accepting.spawn(rpc::accept(listener, edge, routes.clone(), access, phase.subscribe()));
+        let (routes, service) = (routes.clone(), Arc::clone(service));
+        let authenticator = Arc::clone(authenticator);
+        let gate = move |connection| Gate {
+            routes: routes.clone(),
+            service: Arc::clone(&service),
+            authenticator: Arc::clone(&authenticator),
+            connection,
+        };
+        accepting.spawn(net::accept(listener, config.limits.clone(), phase.subscribe(), gate));
     }
     Ok(Open { bound, health, phase, accepting, file })
 }
 
 /// Loads the configured models before the daemon accepts connections.
-async fn preload(edge: &Arc<Edge>, config: &Config) -> Result<(), DaemonError> {
+async fn preload(service: &Arc<Service>, config: &Config) -> Result<(), DaemonError> {
     for model in &config.models {
         tracing::info!(model, "loading");
-        let loaded = edge.preload(&model.as_str().into()).await;
+        let loaded = service.preload(&model.as_str().into()).await;
         loaded.map_err(|source| DaemonError::Preload { model: model.clone(), source })?;
     }
     Ok(())
 }
 
 /// Sweeps expired sessions at intervals; returns once the engine no longer answers.
-async fn sweep(edge: &Edge) -> Error {
+async fn sweep(service: &Service) -> Error {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         ticks.tick().await;
-        if let Err(error) = edge.sweep_sessions().await {
+        if let Err(error) = service.sweep_sessions().await {
             return error;
         }
     }
 }
 
 /// Refuses new calls and waits until the running ones have finished, at most for `limit`.
-async fn drain(open: &Open, edge: &Edge, limit: Duration) -> Result<(), DaemonError> {
+async fn drain(open: &Open, service: &Service, limit: Duration) -> Result<(), DaemonError> {
     tracing::info!(?limit, "draining");
     open.health.set(false).await;
-    edge.drain();
+    service.drain();
     open.phase.send_replace(Phase::Draining);
-    match edge.finish_running(limit).await {
+    match service.finish_running(limit).await {
         Ok(()) => tracing::info!("drained"),
         Err(error) => tracing::warn!(%error, "the engine did not drain"),
     }

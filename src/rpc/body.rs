@@ -1,5 +1,5 @@
 //! A response's body on its way out: errors in its trailers get a reason, and its end is logged, also when
-//! the caller goes away before.
+//! the caller disconnects before it. The gate wraps every response in one.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,34 +12,35 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tracing::Span;
 
-use super::edge::Edge;
 use super::status::with_reason;
 use crate::clock::Moment;
+use crate::service::Service;
 
 /// The name of a status's details in headers and trailers.
 const DETAILS: &str = "grpc-status-details-bin";
 
-/// A body that is watched to its end.
-pub(super) struct Watched {
+/// A body whose status is read as it passes.
+pub(super) struct ObservedBody {
     inner: Body,
-    end: End,
+    log: CallLog,
 }
 
-/// Logs a call's end, once.
-pub(super) struct End {
+/// Logs the end of a call when it is dropped.
+pub(super) struct CallLog {
     pub(super) span: Span,
-    pub(super) edge: Arc<Edge>,
+    pub(super) service: Arc<Service>,
     pub(super) arrived: Moment,
+    /// None until a status was seen.
     pub(super) code: Option<Code>,
 }
 
-impl Watched {
-    pub(super) fn new(inner: Body, end: End) -> Self {
-        Self { inner, end }
+impl ObservedBody {
+    pub(super) fn new(inner: Body, log: CallLog) -> Self {
+        Self { inner, log }
     }
 }
 
-impl HttpBody for Watched {
+impl HttpBody for ObservedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -48,13 +49,13 @@ impl HttpBody for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        let entered = this.end.span.clone().entered();
+        let entered = this.log.span.clone().entered();
         let mut frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
         drop(entered);
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
-            this.end.code = add_reason(trailers, this.end.edge.limits.message_bytes_max);
+            this.log.code = add_reason(trailers, this.log.service.limits().message_bytes_max);
         }
         Poll::Ready(frame)
     }
@@ -68,25 +69,25 @@ impl HttpBody for Watched {
     }
 }
 
-impl Drop for End {
+impl Drop for CallLog {
     fn drop(&mut self) {
-        let time = self.edge.clock.now() - self.arrived;
+        let time = self.service.clock().now() - self.arrived;
         let _entered = self.span.enter();
         match self.code {
             Some(code) => tracing::info!(?code, ?time, "the call ended"),
-            None => tracing::info!(?time, "the caller went away"),
+            None => tracing::info!(?time, "the caller disconnected"),
         }
     }
 }
 
-/// The status in headers or trailers, if there is one; an error without details gets a reason.
+/// Returns the status in headers or trailers, if there is one, and adds a reason to an error without details.
 pub(super) fn add_reason(headers: &mut HeaderMap, message_bytes_max: usize) -> Option<Code> {
     let status = Status::from_header_map(headers)?;
     if status.code() == Code::Ok || headers.contains_key(DETAILS) {
         return Some(status.code());
     }
     let status = with_reason(&status, message_bytes_max);
-    // What cannot be written in a header stays as tonic wrote it.
+    // A status that does not fit in a header stays as tonic wrote it.
     drop(status.add_header(headers));
     Some(status.code())
 }

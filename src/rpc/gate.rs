@@ -1,5 +1,6 @@
-//! What stands before every call: a request id, a span for the log, the caller's identity, the deadline, the
-//! refusal of new work while the daemon drains; and after it, a reason on every error.
+//! Stands before every call: gives it a request id and a span for the log, authenticates the caller, reads the
+//! deadline, refuses new work while the daemon drains; and after the call adds a reason to every error. Handlers
+//! take the [`Caller`] from the request with [`open`].
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -9,35 +10,40 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 use tracing::Instrument;
 
-use super::body::{End, Watched, add_reason};
-use super::caller::Caller;
-use super::edge::Edge;
-use super::identity::{Access, Connection, is_plain};
+use super::body::{CallLog, ObservedBody, add_reason};
 use super::status::status;
+use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::RequestId;
+use crate::net::{Authenticator, Connection, is_plain};
+use crate::service::{Caller, Service};
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
-/// Answered also while the daemon drains: a supervisor asks for health then.
+/// Prefix of the paths that are answered while the daemon drains too: a supervisor asks for health then.
 const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
 
 /// The gate of one connection.
 #[derive(Clone)]
-pub(super) struct Gate {
-    pub(super) routes: Routes,
-    pub(super) edge: Arc<Edge>,
-    pub(super) access: Arc<Access>,
-    pub(super) connection: Connection,
+pub struct Gate {
+    /// The services behind it.
+    pub routes: Routes,
+    /// The use cases behind the services.
+    pub service: Arc<Service>,
+    /// Decides who may call.
+    pub authenticator: Arc<Authenticator>,
+    /// The connection.
+    pub connection: Connection,
 }
 
-impl Service<Request<Incoming>> for Gate {
+impl tower::Service<Request<Incoming>> for Gate {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -55,31 +61,31 @@ impl Service<Request<Incoming>> for Gate {
 impl Gate {
     async fn pass(self, request: Request<Incoming>) -> Response<Body> {
         let id = request_id(request.headers());
-        let edge = Arc::clone(&self.edge);
+        let (service, arrived) = (Arc::clone(&self.service), self.service.clock().now());
         let span = tracing::info_span!("call", request = %id, method = request.uri().path());
-        let mut end = End { span: span.clone(), edge, arrived: self.edge.clock.now(), code: None };
-        let outcome = self.admit_and_run(request, id.clone(), &end).instrument(span).await;
+        let mut log = CallLog { span: span.clone(), service, arrived, code: None };
+        let outcome = self.admit_and_run(request, id.clone(), arrived).instrument(span).await;
         let mut response = outcome.unwrap_or_else(|error| status(&error).into_http());
         if let Ok(value) = HeaderValue::from_str(id.as_str()) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
-        end.code = add_reason(response.headers_mut(), self.edge.limits.message_bytes_max);
-        response.map(|body| Body::new(Watched::new(body, end)))
+        log.code = add_reason(response.headers_mut(), self.service.limits().message_bytes_max);
+        response.map(|body| Body::new(ObservedBody::new(body, log)))
     }
 
     async fn admit_and_run(
         &self,
         mut request: Request<Incoming>,
         id: RequestId,
-        end: &End,
+        arrived: Moment,
     ) -> Result<Response<Body>, Error> {
-        let (principal, client) = self.access.admit(self.connection, request.headers())?;
-        if self.edge.is_draining() && !request.uri().path().starts_with(HEALTH_PREFIX) {
+        let (principal, client) = self.authenticator.admit(self.connection, request.headers())?;
+        if self.service.is_draining() && !request.uri().path().starts_with(HEALTH_PREFIX) {
             return Err(Error::Draining);
         }
         let timeout = timeout(request.headers())?;
-        let deadline = timeout.map(|timeout| end.arrived.after(timeout));
-        let caller = Caller { request: id, principal, client, arrived: end.arrived, deadline };
+        let deadline = timeout.map(|timeout| arrived.after(timeout));
+        let caller = Caller { request: id, principal, client, arrived, deadline };
         tracing::debug!(client = %caller.client, ?timeout, "a call");
         request.extensions_mut().insert(caller);
         let answer = self.routes.clone().oneshot(request);
@@ -91,7 +97,15 @@ impl Gate {
     }
 }
 
-/// The caller's id, if it may stand in a log line, else one that is drawn.
+/// Takes the caller, which the gate put there, and the message out of a request.
+pub(super) fn open<T>(request: tonic::Request<T>) -> Result<(Caller, T), Status> {
+    let (_, mut extensions, message) = request.into_parts();
+    let caller = extensions.remove::<Caller>();
+    let caller = caller.ok_or_else(|| status(&Error::Internal("a call without a caller".into())))?;
+    Ok((caller, message))
+}
+
+/// Returns the caller's id if it may stand in a log line, else a random one.
 fn request_id(headers: &HeaderMap) -> RequestId {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     match given.filter(|id| is_plain(id, REQUEST_ID_CHARS_MAX)) {
@@ -100,7 +114,7 @@ fn request_id(headers: &HeaderMap) -> RequestId {
     }
 }
 
-/// How long the caller waits, as the gRPC protocol writes it: up to eight digits and a unit.
+/// Returns the time the caller waits, which the gRPC protocol writes as up to eight digits and a unit.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let malformed =

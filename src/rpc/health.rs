@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: one entry for the daemon and one for each service, all of them the engine's health.
+//! `grpc.health.v1`: one entry for the daemon and one for each service; all show the engine's health.
 
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -14,7 +14,7 @@ use super::pb::{
 use super::server::Server;
 use super::session::Sessions;
 
-/// "" is the daemon itself.
+/// The entries; "" is the daemon itself.
 const SERVICES: [&str; 5] = [
     "",
     <InferenceServiceServer<Inference> as NamedService>::NAME,
@@ -23,7 +23,7 @@ const SERVICES: [&str; 5] = [
     <ServerServiceServer<Server> as NamedService>::NAME,
 ];
 
-/// Tells callers whether to come.
+/// Tells callers whether the daemon serves.
 #[derive(Clone, Debug)]
 pub struct Health(HealthReporter);
 
@@ -33,7 +33,7 @@ impl Health {
         (Self(reporter), service)
     }
 
-    /// Sets all entries.
+    /// Sets every entry.
     pub async fn set(&self, is_serving: bool) {
         let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in SERVICES {

@@ -1,4 +1,4 @@
-//! `InferenceService`.
+//! `InferenceService`: requests become plain ones here, events become proto in `event`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,17 +6,18 @@ use std::sync::Arc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::caller::{Caller, open};
-use super::convert::{self, Input};
-use super::edge::{Edge, blocking};
-use super::generate::Generation;
-use super::pb::{self, inference_service_server::InferenceService, stream_generate_response::Event};
-use super::prepare::{Ask, context};
-use super::score;
-use super::status::status;
+use super::event;
+use super::gate::open;
+use super::message;
+use super::pb::{self, inference_service_server::InferenceService};
+use super::status::{answer, status};
 use crate::error::Error;
+use crate::service::{
+    CountRequest, Counted, GenerateRequest, Generation, Input, OutputOptions, Priority, SamplingOptions,
+    ScoreRequest, Service, StoppingOptions,
+};
 
-pub(super) struct Inference(pub(super) Arc<Edge>);
+pub(super) struct Inference(pub(super) Arc<Service>);
 
 #[tonic::async_trait]
 impl InferenceService for Inference {
@@ -25,8 +26,16 @@ impl InferenceService for Inference {
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<pb::GenerateResponse>, Status> {
         let (caller, request) = open(request)?;
-        let answer = generate(&self.0, &caller, request).await;
-        answer.map(Response::new).map_err(|error| status(&error))
+        let collected = async {
+            // The future is large: boxed, it is only a pointer here.
+            let mut generation = Box::pin(self.0.generate(&caller, generate_request(request)?)).await?;
+            let mut answer = pb::GenerateResponse::default();
+            while let Some(event) = generation.next().await? {
+                event::collect(&mut answer, event);
+            }
+            Ok(answer)
+        };
+        answer(collected.await)
     }
 
     type StreamGenerateStream =
@@ -37,7 +46,8 @@ impl InferenceService for Inference {
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::StreamGenerateStream>, Status> {
         let (caller, request) = open(request)?;
-        let generation = start(&self.0, &caller, request).await.map_err(|error| status(&error))?;
+        let request = generate_request(request).map_err(|error| status(&error))?;
+        let generation = Box::pin(self.0.generate(&caller, request)).await.map_err(|error| status(&error))?;
         Ok(Response::new(Box::pin(events(generation))))
     }
 
@@ -46,21 +56,27 @@ impl InferenceService for Inference {
         request: Request<pb::CountTokensRequest>,
     ) -> Result<Response<pb::CountTokensResponse>, Status> {
         let (_, request) = open(request)?;
-        let answer = count_tokens(&self.0, request).await;
-        answer.map(Response::new).map_err(|error| status(&error))
+        let pb::CountTokensRequest { model, input, return_token_ids } = request;
+        let counted = async {
+            let request = CountRequest { model, input: count_input(input)? };
+            let Counted { tokens, context_length } = self.0.count_tokens(request).await?;
+            Ok(pb::CountTokensResponse {
+                token_count: event::count(tokens.len()),
+                token_ids: if return_token_ids { tokens.to_vec() } else { Vec::new() },
+                context_length,
+            })
+        };
+        answer(counted.await)
     }
 
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let (caller, request) = open(request)?;
-        let answer = score::score(&self.0, &caller, request).await;
-        answer.map(Response::new).map_err(|error| status(&error))
+        let scored = async {
+            let scores = Box::pin(self.0.score(&caller, score_request(request)?)).await?;
+            Ok(event::scores(scores))
+        };
+        answer(scored.await)
     }
-}
-
-async fn start(edge: &Arc<Edge>, caller: &Caller, request: pb::GenerateRequest) -> Result<Generation, Error> {
-    let ask = Ask::new(request, &edge.limits)?;
-    // Large, and only a pointer here.
-    Box::pin(Generation::start(edge, caller, ask)).await
 }
 
 /// The stream that the caller reads; dropping it drops the generation.
@@ -70,10 +86,10 @@ fn events(
     async_stream::stream! {
         loop {
             match generation.next().await {
-                Ok(Some(event)) => yield Ok(pb::StreamGenerateResponse { event: Some(event) }),
+                Ok(Some(event)) => yield Ok(event::stream_event(event)),
                 Ok(None) => return,
                 Err(error) => {
-                    // What the caller reads last must find the session usable.
+                    // Once the caller has read the error, its session must be usable.
                     drop(generation);
                     yield Err(status(&error));
                     return;
@@ -83,56 +99,126 @@ fn events(
     }
 }
 
-/// The same events, collected.
-async fn generate(
-    edge: &Arc<Edge>,
-    caller: &Caller,
-    request: pb::GenerateRequest,
-) -> Result<pb::GenerateResponse, Error> {
-    let mut generation = start(edge, caller, request).await?;
-    let mut answer = pb::GenerateResponse::default();
-    while let Some(event) = generation.next().await? {
-        match event {
-            Event::Started(started) => {
-                answer.request_id = started.request_id;
-                answer.model_revision = started.model_revision;
-                answer.sampling = started.sampling;
-            }
-            Event::Progress(_) => {}
-            Event::Delta(delta) => {
-                answer.text.push_str(&delta.text);
-                answer.token_ids.extend(delta.token_ids);
-                answer.logprobs.extend(delta.logprobs);
-            }
-            Event::Finished(finished) => {
-                answer.finish_reason = finished.finish_reason;
-                answer.stop_string = finished.stop_string;
-                answer.usage = finished.usage;
-                answer.timings = finished.timings;
-                answer.session_token_count = finished.session_token_count;
-            }
-        }
-    }
-    Ok(answer)
+fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Error> {
+    let pb::GenerateRequest {
+        model,
+        input,
+        session,
+        expected_token_count,
+        sampling,
+        stopping,
+        output,
+        priority: order,
+    } = request;
+    let pb::OutputOptions { logprobs, return_token_ids } = output.unwrap_or_default();
+    Ok(GenerateRequest {
+        model,
+        input: generate_input(input)?,
+        session,
+        expected_token_count,
+        sampling: sampling_options(sampling.unwrap_or_default()),
+        stopping: stopping_options(stopping.unwrap_or_default()),
+        output: OutputOptions { top_logprobs: logprobs, token_ids: return_token_ids },
+        priority: priority(order)?,
+    })
 }
 
-async fn count_tokens(
-    edge: &Arc<Edge>,
-    request: pb::CountTokensRequest,
-) -> Result<pb::CountTokensResponse, Error> {
-    let pb::CountTokensRequest { model, input, return_token_ids } = request;
-    let model = convert::model_name("model", &model)?;
-    let input = convert::count_input(input)?;
-    let assets = edge.assets(&model).await?;
-    let context_length = assets.facts.context_length;
-    if matches!(&input, Input::Text(_, text) if text.is_empty()) {
-        return Ok(pb::CountTokensResponse { context_length, ..Default::default() });
+fn score_request(request: pb::ScoreRequest) -> Result<ScoreRequest, Error> {
+    let pb::ScoreRequest { model, input, top_logprobs, session, priority: order } = request;
+    Ok(ScoreRequest { model, input: score_input(input)?, top_logprobs, session, priority: priority(order)? })
+}
+
+fn generate_input(input: Option<pb::generate_request::Input>) -> Result<Input, Error> {
+    use pb::generate_request::Input as Wire;
+    match input.ok_or_else(missing_input)? {
+        Wire::Prompt(text) => Ok(Input::Text(text)),
+        Wire::TokenIds(list) => Ok(Input::Ids(list.ids)),
+        Wire::Chat(chat) => message::chat(chat).map(Input::Chat),
     }
-    let (now, text_bytes_max) = (edge.clock.wall(), edge.limits.text_bytes_max);
-    let tokens = blocking(move || context(&assets, input, None, now, text_bytes_max)).await?.tokens;
-    Ok(pb::CountTokensResponse {
-        token_count: convert::count(tokens.len()),
-        token_ids: if return_token_ids { tokens } else { Vec::new() },
-        context_length,
-    })
+}
+
+fn count_input(input: Option<pb::count_tokens_request::Input>) -> Result<Input, Error> {
+    use pb::count_tokens_request::Input as Wire;
+    match input.ok_or_else(missing_input)? {
+        Wire::Prompt(text) => Ok(Input::Text(text)),
+        Wire::Chat(chat) => message::chat(chat).map(Input::Chat),
+    }
+}
+
+fn score_input(input: Option<pb::score_request::Input>) -> Result<Input, Error> {
+    use pb::score_request::Input as Wire;
+    match input.ok_or_else(missing_input)? {
+        Wire::Text(text) => Ok(Input::Text(text)),
+        Wire::TokenIds(list) => Ok(Input::Ids(list.ids)),
+    }
+}
+
+fn missing_input() -> Error {
+    Error::field("input", "must be given")
+}
+
+fn sampling_options(sent: pb::SamplingOptions) -> SamplingOptions {
+    let pb::SamplingOptions {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        seed,
+        repetition_penalty,
+        repetition_context_size,
+        presence_penalty,
+        presence_context_size,
+        frequency_penalty,
+        frequency_context_size,
+        xtc_probability,
+        xtc_threshold,
+        logit_bias,
+    } = sent;
+    SamplingOptions {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        seed,
+        repetition_penalty,
+        repetition_context_size,
+        presence_penalty,
+        presence_context_size,
+        frequency_penalty,
+        frequency_context_size,
+        xtc_probability,
+        xtc_threshold,
+        logit_bias: logit_bias.into_iter().collect(),
+    }
+}
+
+fn stopping_options(sent: pb::StoppingOptions) -> StoppingOptions {
+    let pb::StoppingOptions { max_tokens, stop_strings, stop_token_ids, ignore_eos } = sent;
+    StoppingOptions { max_tokens, stop_strings: stop_strings.into(), stop_token_ids, ignore_eos }
+}
+
+fn priority(sent: i32) -> Result<Priority, Error> {
+    match pb::Priority::try_from(sent) {
+        Ok(pb::Priority::Unspecified | pb::Priority::Normal) => Ok(Priority::Normal),
+        Ok(pb::Priority::Interactive) => Ok(Priority::Interactive),
+        Ok(pb::Priority::Background) => Ok(Priority::Background),
+        Err(_) => Err(Error::field("priority", "unknown priority")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_without_input_and_an_unknown_priority_are_refused() {
+        let field_of = |outcome: Result<GenerateRequest, Error>| match outcome {
+            Err(Error::InvalidField { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(field_of(generate_request(pb::GenerateRequest::default())), "input");
+        let input = Some(pb::generate_request::Input::Prompt("a".into()));
+        let request = pb::GenerateRequest { input, priority: 99, ..Default::default() };
+        assert_eq!(field_of(generate_request(request)), "priority");
+    }
 }

@@ -1,33 +1,24 @@
-//! The edge: the only code that names tonic or the generated types. A request is validated and converted
-//! here, given its identity, handed to the engine, and its answer or error converted back.
+//! The gRPC edge: translation only. The gate stands before every call; a call's proto message becomes a plain request
+//! (the shape of the message is checked here: enum numbers, oneofs, JSON in strings), [`crate::service`] answers it,
+//! and its answer, events or error become proto again. One file per service holds its calls.
 //!
-//! `serve` accepts connections, `gate` stands before every call, one file a service holds the calls.
+//! Nothing outside this folder names tonic's server or the generated types.
 
 mod body;
-mod caller;
-mod convert;
-mod edge;
+mod event;
 mod gate;
-mod generate;
 mod health;
-mod identity;
 mod inference;
-mod linger;
+mod json;
+mod message;
 mod model;
-mod prepare;
-mod reason;
-mod residency;
 mod routes;
-mod score;
-mod serve;
 mod server;
 mod session;
 mod status;
 
-pub use edge::Edge;
-pub use identity::{Access, Connection, Peer};
+pub use gate::Gate;
 pub use routes::{Health, routes};
-pub use serve::{Listener, Phase, accept};
 
 /// The generated types and server traits of `mlxd.v1`.
 #[allow(

@@ -1,10 +1,9 @@
-//! All services together.
+//! All gRPC services together: those of the contract, health and reflection.
 
 use std::sync::Arc;
 
 use tonic::service::Routes;
 
-use super::edge::Edge;
 use super::inference::Inference;
 use super::model::Models;
 use super::pb::{
@@ -15,16 +14,17 @@ use super::server::Server;
 use super::session::Sessions;
 
 pub use super::health::Health;
+use crate::service::Service;
 
-/// The services of the contract, health and reflection.
+/// Returns the services of the contract, health and reflection.
 ///
 /// # Errors
 /// The descriptor set of the build is damaged.
-pub fn routes(edge: &Arc<Edge>) -> Result<(Routes, Health), tonic_reflection::server::Error> {
-    let bytes = edge.limits.message_bytes_max;
+pub fn routes(service: &Arc<Service>) -> Result<(Routes, Health), tonic_reflection::server::Error> {
+    let bytes = service.limits().message_bytes_max;
     macro_rules! sized {
-        ($server:ident, $service:expr) => {
-            $server::new($service).max_decoding_message_size(bytes).max_encoding_message_size(bytes)
+        ($server:ident, $calls:expr) => {
+            $server::new($calls).max_decoding_message_size(bytes).max_encoding_message_size(bytes)
         };
     }
     let (health, health_service) = Health::new();
@@ -33,10 +33,10 @@ pub fn routes(edge: &Arc<Edge>) -> Result<(Routes, Health), tonic_reflection::se
             .register_encoded_file_descriptor_set(pb::DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let routes = Routes::new(sized!(InferenceServiceServer, Inference(Arc::clone(edge))))
-        .add_service(sized!(ModelServiceServer, Models(Arc::clone(edge))))
-        .add_service(sized!(SessionServiceServer, Sessions(Arc::clone(edge))))
-        .add_service(sized!(ServerServiceServer, Server(Arc::clone(edge))))
+    let routes = Routes::new(sized!(InferenceServiceServer, Inference(Arc::clone(service))))
+        .add_service(sized!(ModelServiceServer, Models(Arc::clone(service))))
+        .add_service(sized!(SessionServiceServer, Sessions(Arc::clone(service))))
+        .add_service(sized!(ServerServiceServer, Server(Arc::clone(service))))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

@@ -1,24 +1,21 @@
-//! `ServerService`: what the daemon can do, and what it does.
+//! `ServerService`: capabilities and statistics.
 
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::caller::open;
-use super::convert;
-use super::edge::Edge;
-use super::model::describe;
+use super::event::{duration, effective_sampling};
+use super::gate::open;
+use super::model::info;
 use super::pb::{self, server_service_server::ServerService};
-use super::status::status;
-use crate::engine::{Counters, EngineStats, ResidentModel, SlabClass};
-use crate::error::Error;
-use crate::hub::{DefaultSampling, ModelAssets};
-use crate::ids::ModelName;
+use super::status::answer;
+use crate::hub::DefaultSampling;
+use crate::service::{
+    Counters, EffectiveSampling, EngineStats, Feature, ModelCapabilities, ResidentModel, Service, SlabClass,
+    Stats,
+};
 
-/// Models that one call may ask about.
-const MODELS_MAX: u32 = 100;
-
-pub(super) struct Server(pub(super) Arc<Edge>);
+pub(super) struct Server(pub(super) Arc<Service>);
 
 #[tonic::async_trait]
 impl ServerService for Server {
@@ -27,8 +24,10 @@ impl ServerService for Server {
         request: Request<pb::CapabilitiesRequest>,
     ) -> Result<Response<pb::CapabilitiesResponse>, Status> {
         let (_, request) = open(request)?;
-        let answer = capabilities(&self.0, &request.models).await;
-        answer.map(Response::new).map_err(|error| status(&error))
+        answer(self.0.capabilities(&request.models).await.map(|models| pb::CapabilitiesResponse {
+            server: Some(server_capabilities(&self.0)),
+            models: models.into_iter().map(model_capabilities).collect(),
+        }))
     }
 
     async fn get_stats(
@@ -36,40 +35,31 @@ impl ServerService for Server {
         request: Request<pb::GetStatsRequest>,
     ) -> Result<Response<pb::GetStatsResponse>, Status> {
         open(request)?;
-        let stats = self.0.engine.stats().await.map_err(|error| status(&error))?;
-        Ok(Response::new(get_stats(&self.0, &stats)))
+        answer(self.0.stats().await.map(stats))
     }
 }
 
-async fn capabilities(edge: &Edge, models: &[String]) -> Result<pb::CapabilitiesResponse, Error> {
-    if models.len() > MODELS_MAX as usize {
-        return Err(Error::field("models", format!("at most {MODELS_MAX} entries")));
-    }
-    let names: Vec<ModelName> = if models.is_empty() {
-        edge.engine.stats().await?.models.into_iter().map(|resident| resident.model).collect()
-    } else {
-        let named = models.iter().enumerate();
-        let named = named.map(|(index, name)| convert::model_name(&format!("models[{index}]"), name));
-        named.collect::<Result<_, _>>()?
+fn feature(feature: Feature) -> i32 {
+    let feature = match feature {
+        Feature::Streaming => pb::Feature::Streaming,
+        Feature::Chat => pb::Feature::Chat,
+        Feature::Tools => pb::Feature::Tools,
+        Feature::Logprobs => pb::Feature::Logprobs,
+        Feature::Score => pb::Feature::Score,
+        Feature::Sessions => pb::Feature::Sessions,
+        Feature::Seed => pb::Feature::Seed,
     };
-    let mut models = Vec::with_capacity(names.len());
-    for name in names {
-        let assets = edge.assets(&name).await?;
-        models.push(model_capabilities(edge, &assets, describe(edge, &name).await?));
-    }
-    Ok(pb::CapabilitiesResponse { server: Some(server_capabilities(edge)), models })
+    feature.into()
 }
 
-fn server_capabilities(edge: &Edge) -> pb::ServerCapabilities {
-    use pb::Feature::{Chat, Logprobs, Score, Seed, Sessions, Streaming, Tools};
-    let device = edge.engine.device();
-    let limits = &edge.limits;
+fn server_capabilities(service: &Service) -> pb::ServerCapabilities {
+    let (device, limits) = (service.device(), service.limits());
     pb::ServerCapabilities {
         version: env!("CARGO_PKG_VERSION").into(),
         mlx_version: device.mlx_version.clone(),
         device: device.device.clone(),
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
-        features: [Streaming, Chat, Tools, Logprobs, Score, Sessions, Seed].map(i32::from).into(),
+        features: Feature::ALL.map(feature).into(),
         architectures: device.architectures.iter().map(ToString::to_string).collect(),
         limits: Some(pb::Limits {
             message_bytes_max: limits.message_bytes_max as u64,
@@ -84,39 +74,32 @@ fn server_capabilities(edge: &Edge) -> pb::ServerCapabilities {
     }
 }
 
-fn model_capabilities(edge: &Edge, assets: &ModelAssets, model: pb::ModelInfo) -> pb::ModelCapabilities {
-    use pb::Feature::{Chat, Logprobs, Score, Seed, Sessions, Streaming, Tools};
-    let mut features = vec![Streaming, Logprobs, Score, Sessions, Seed];
-    if let Some(template) = &assets.chat_template {
-        features.push(Chat);
-        if template.uses_tools() {
-            features.push(Tools);
-        }
-    }
+fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
+    let ModelCapabilities { info: facts, assets, features, max_tokens } = model;
     let DefaultSampling { temperature, top_p, top_k, min_p, repetition_penalty } =
         assets.facts.default_sampling;
-    // The shortest input has one token.
-    let max_tokens = edge.limits.max_tokens_default.min(assets.facts.context_length.saturating_sub(1));
+    let default_sampling = EffectiveSampling {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        repetition_penalty,
+        max_tokens,
+        ..Default::default()
+    };
     pb::ModelCapabilities {
-        model: Some(model),
+        model: Some(info(facts)),
         modalities: vec![pb::Modality::Text.into()],
-        features: features.into_iter().map(i32::from).collect(),
+        features: features.into_iter().map(feature).collect(),
         has_chat_template: assets.chat_template.is_some(),
-        default_sampling: Some(pb::EffectiveSampling {
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-            repetition_penalty,
-            max_tokens,
-            ..Default::default()
-        }),
+        default_sampling: Some(effective_sampling(default_sampling)),
         eos_token_ids: assets.eos_token_ids.clone(),
     }
 }
 
-fn get_stats(edge: &Edge, stats: &EngineStats) -> pb::GetStatsResponse {
-    let EngineStats { counters, budget_bytes, memory: device, models } = stats;
+fn stats(stats: Stats) -> pb::GetStatsResponse {
+    let Stats { uptime, sessions, process_resident_bytes, engine } = stats;
+    let EngineStats { counters, budget_bytes, memory: device, models } = &engine;
     let Counters {
         requests_total,
         finished_total,
@@ -140,10 +123,10 @@ fn get_stats(edge: &Edge, stats: &EngineStats) -> pb::GetStatsResponse {
         mlx_active_bytes: device.active,
         mlx_peak_bytes: device.peak,
         mlx_cache_bytes: device.cache,
-        process_resident_bytes: process_resident_bytes(),
+        process_resident_bytes,
     };
     pb::GetStatsResponse {
-        uptime: convert::duration(edge.clock.now() - edge.started),
+        uptime: duration(uptime),
         requests_total,
         finished_total,
         cancelled_total,
@@ -158,7 +141,7 @@ fn get_stats(edge: &Edge, stats: &EngineStats) -> pb::GetStatsResponse {
         prefilling_sequences: sequences(|model| model.prefilling_sequences),
         stalled_sequences: sequences(|model| model.stalled_sequences),
         queued_sequences: sequences(|model| model.queued_sequences),
-        sessions: convert::count(edge.sessions.count()),
+        sessions,
         memory: Some(memory),
         slabs: models
             .iter()
@@ -170,11 +153,4 @@ fn get_stats(edge: &Edge, stats: &EngineStats) -> pb::GetStatsResponse {
 fn slab_stats(model: &ResidentModel, slab: &SlabClass) -> pb::SlabStats {
     let SlabClass { slot_capacity_tokens, slabs, slots, slots_in_use, bytes } = *slab;
     pb::SlabStats { model: model.model.to_string(), slot_capacity_tokens, slabs, slots, slots_in_use, bytes }
-}
-
-/// As Linux counts it; 0 elsewhere.
-fn process_resident_bytes() -> u64 {
-    let Ok(pages) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
-    let resident = pages.split_whitespace().nth(1).and_then(|count| count.parse::<u64>().ok());
-    resident.unwrap_or(0) * rustix::param::page_size() as u64
 }

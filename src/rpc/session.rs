@@ -1,22 +1,24 @@
 //! `SessionService`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::caller::{Caller, open};
-use super::convert;
-use super::edge::{Edge, blocking};
+use super::event::{count, duration, timestamp};
+use super::gate::open;
+use super::message;
 use super::pb::{self, session_service_server::SessionService, truncate_session_request::To};
-use super::status::status;
+use super::status::answer;
 use crate::error::Error;
-use crate::session::NewSession;
+use crate::service::{
+    CreateSession, ForkSession, Service, SessionContent, SessionPage, SessionView, TruncateSession,
+    TruncateTo, TurnEnd,
+};
 
-pub(super) struct Sessions(pub(super) Arc<Edge>);
+const NANOS_PER_SECOND: i32 = 1_000_000_000;
 
-fn answer<T>(answer: Result<T, Error>) -> Result<Response<T>, Status> {
-    answer.map(Response::new).map_err(|error| status(&error))
-}
+pub(super) struct Sessions(pub(super) Arc<Service>);
 
 #[tonic::async_trait]
 impl SessionService for Sessions {
@@ -25,7 +27,13 @@ impl SessionService for Sessions {
         request: Request<pb::CreateSessionRequest>,
     ) -> Result<Response<pb::CreateSessionResponse>, Status> {
         let (caller, request) = open(request)?;
-        answer(create(&self.0, &caller, request).await)
+        let created = async {
+            let pb::CreateSessionRequest { name, model, ttl } = request;
+            let create = CreateSession { name, model, ttl: lifetime(ttl)? };
+            let session = self.0.create_session(&caller, create).await?;
+            Ok(pb::CreateSessionResponse { session: Some(self.wire(session)) })
+        };
+        answer(created.await)
     }
 
     async fn get_session(
@@ -33,7 +41,16 @@ impl SessionService for Sessions {
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let (caller, request) = open(request)?;
-        answer(get(&self.0, &caller, &request))
+        let pb::GetSessionRequest { name, include_messages, include_token_ids } = request;
+        answer(self.0.get_session(&caller, &name).map(|session| {
+            let SessionContent { view, messages, tokens } = session;
+            let messages = messages.iter().filter(|_| include_messages);
+            pb::GetSessionResponse {
+                session: Some(self.wire(view)),
+                messages: messages.map(message::wire).collect(),
+                token_ids: if include_token_ids { tokens.to_vec() } else { Vec::new() },
+            }
+        }))
     }
 
     async fn list_sessions(
@@ -41,7 +58,12 @@ impl SessionService for Sessions {
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
         let (caller, request) = open(request)?;
-        answer(list(&self.0, &caller, &request))
+        let pb::ListSessionsRequest { page_size, page_token, model } = request;
+        let page = SessionPage { size: page_size, token: page_token, model };
+        answer(self.0.list_sessions(&caller, &page).map(|(sessions, next)| pb::ListSessionsResponse {
+            sessions: sessions.into_iter().map(|session| self.wire(session)).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
     }
 
     async fn fork_session(
@@ -49,7 +71,11 @@ impl SessionService for Sessions {
         request: Request<pb::ForkSessionRequest>,
     ) -> Result<Response<pb::ForkSessionResponse>, Status> {
         let (caller, request) = open(request)?;
-        answer(fork(&self.0, &caller, request))
+        let pb::ForkSessionRequest { name, new_name, ttl, expected_token_count } = request;
+        let forked = lifetime(ttl).and_then(|ttl| {
+            self.0.fork_session(&caller, &ForkSession { name, new_name, ttl, expected_token_count })
+        });
+        answer(forked.map(|session| pb::ForkSessionResponse { session: Some(self.wire(session)) }))
     }
 
     async fn truncate_session(
@@ -57,7 +83,16 @@ impl SessionService for Sessions {
         request: Request<pb::TruncateSessionRequest>,
     ) -> Result<Response<pb::TruncateSessionResponse>, Status> {
         let (caller, request) = open(request)?;
-        answer(truncate(&self.0, &caller, &request))
+        let pb::TruncateSessionRequest { name, to, expected_token_count } = request;
+        let to = match to {
+            Some(To::TurnCount(turns)) => Ok(TruncateTo::Turns(turns)),
+            Some(To::TokenCount(tokens)) => Ok(TruncateTo::Tokens(tokens)),
+            None => Err(Error::field("to", "must be given")),
+        };
+        let truncated = to.and_then(|to| {
+            self.0.truncate_session(&caller, &TruncateSession { name, to, expected_token_count })
+        });
+        answer(truncated.map(|session| pb::TruncateSessionResponse { session: Some(self.wire(session)) }))
     }
 
     async fn delete_session(
@@ -65,95 +100,57 @@ impl SessionService for Sessions {
         request: Request<pb::DeleteSessionRequest>,
     ) -> Result<Response<pb::DeleteSessionResponse>, Status> {
         let (caller, request) = open(request)?;
-        answer(delete(&self.0, &caller, &request).await)
+        let deleted = self.0.delete_session(&caller, &request.name).await;
+        answer(deleted.map(|()| pb::DeleteSessionResponse {}))
     }
 }
 
-async fn create(
-    edge: &Arc<Edge>,
-    caller: &Caller,
-    request: pb::CreateSessionRequest,
-) -> Result<pb::CreateSessionResponse, Error> {
-    let pb::CreateSessionRequest { name, model, ttl } = request;
-    let key = caller.session(convert::fresh_session_name("name", &name)?);
-    let model = convert::model_name("model", &model)?;
-    let ttl = convert::ttl(ttl, edge.limits.session_ttl_max)?.unwrap_or(edge.limits.session_ttl);
-    let (shelf, named) = (Arc::clone(&edge.shelf), model.clone());
-    blocking(move || shelf.resolve(&named)).await?;
-    let view = edge.sessions.create(NewSession { key, model, ttl })?;
-    Ok(pb::CreateSessionResponse { session: Some(convert::session(edge, view)) })
-}
-
-fn get(
-    edge: &Edge,
-    caller: &Caller,
-    request: &pb::GetSessionRequest,
-) -> Result<pb::GetSessionResponse, Error> {
-    let pb::GetSessionRequest { name, include_messages, include_token_ids } = request;
-    let key = caller.session(convert::session_name("name", name)?);
-    edge.sessions.with(&key, |session, _| {
-        let messages = session.messages().iter().filter(|_| *include_messages);
-        Ok(pb::GetSessionResponse {
-            session: Some(convert::session(edge, session.view())),
-            messages: messages.map(convert::message).collect(),
-            token_ids: if *include_token_ids { session.tokens().to_vec() } else { Vec::new() },
-        })
-    })
-}
-
-fn list(
-    edge: &Edge,
-    caller: &Caller,
-    request: &pb::ListSessionsRequest,
-) -> Result<pb::ListSessionsResponse, Error> {
-    let pb::ListSessionsRequest { page_size, page_token, model } = request;
-    let page = convert::session_page(*page_size, page_token, model)?;
-    let (views, more) = edge.sessions.list(&caller.principal, &page);
-    let last = views.last().filter(|_| more).map(|view| view.key.name.to_string());
-    Ok(pb::ListSessionsResponse {
-        sessions: views.into_iter().map(|view| convert::session(edge, view)).collect(),
-        next_page_token: last.unwrap_or_default(),
-    })
-}
-
-fn fork(
-    edge: &Edge,
-    caller: &Caller,
-    request: pb::ForkSessionRequest,
-) -> Result<pb::ForkSessionResponse, Error> {
-    let pb::ForkSessionRequest { name, new_name, ttl, expected_token_count } = request;
-    let from = caller.session(convert::session_name("name", &name)?);
-    let to = convert::fresh_session_name("new_name", &new_name)?;
-    let ttl = convert::ttl(ttl, edge.limits.session_ttl_max)?;
-    let view = edge.sessions.fork(&from, to, ttl, expected_token_count)?;
-    Ok(pb::ForkSessionResponse { session: Some(convert::session(edge, view)) })
-}
-
-fn truncate(
-    edge: &Edge,
-    caller: &Caller,
-    request: &pb::TruncateSessionRequest,
-) -> Result<pb::TruncateSessionResponse, Error> {
-    let pb::TruncateSessionRequest { name, to, expected_token_count } = request;
-    let key = caller.session(convert::session_name("name", name)?);
-    let to = to.ok_or_else(|| Error::field("to", "must be given"))?;
-    edge.sessions.with(&key, |session, now| {
-        session.expect_tokens(*expected_token_count)?;
-        match to {
-            To::TurnCount(turns) => session.truncate_turns(turns as usize, now)?,
-            To::TokenCount(tokens) => session.truncate_tokens(tokens as usize, now)?,
+impl Sessions {
+    fn wire(&self, view: SessionView) -> pb::Session {
+        let SessionView { key, model, token_count, turns, busy, ttl, created, used } = view;
+        let wall = |moment| timestamp(self.0.wall(moment));
+        pb::Session {
+            name: key.name.to_string(),
+            model: model.to_string(),
+            owner: key.owner.to_string(),
+            token_count: count(token_count),
+            turns: turns.iter().map(turn).collect(),
+            busy,
+            ttl: duration(ttl),
+            create_time: wall(created),
+            last_use_time: wall(used),
+            expire_time: wall(used.after(ttl)),
         }
-        Ok(pb::TruncateSessionResponse { session: Some(convert::session(edge, session.view())) })
-    })
+    }
 }
 
-async fn delete(
-    edge: &Edge,
-    caller: &Caller,
-    request: &pb::DeleteSessionRequest,
-) -> Result<pb::DeleteSessionResponse, Error> {
-    let key = caller.session(convert::session_name("name", &request.name)?);
-    edge.sessions.delete(&key)?;
-    edge.engine.forget(key).await?;
-    Ok(pb::DeleteSessionResponse {})
+fn turn(turn: &TurnEnd) -> pb::Turn {
+    let message_count = if turn.raw { 0 } else { count(turn.message_count) };
+    pb::Turn { message_count, token_count: count(turn.token_count) }
+}
+
+/// Reads a lifetime. prost would repair a malformed one; it is refused.
+fn lifetime(sent: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
+    let Some(sent) = sent else { return Ok(None) };
+    let is_plain = sent.seconds >= 0 && (0..NANOS_PER_SECOND).contains(&sent.nanos);
+    match Duration::try_from(sent) {
+        Ok(ttl) if is_plain => Ok(Some(ttl)),
+        Ok(_) | Err(_) => Err(Error::field("ttl", "must be a duration above 0")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_malformed_lifetime_is_refused() {
+        let read = |seconds, nanos| lifetime(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(lifetime(None), Ok(None));
+        assert_eq!(read(1, 5), Ok(Some(Duration::new(1, 5))));
+        for (seconds, nanos) in [(-1, 0), (1, -5), (1, 1_000_000_000)] {
+            let refused = read(seconds, nanos);
+            assert!(matches!(refused, Err(Error::InvalidField { field, .. }) if field == "ttl"));
+        }
+    }
 }

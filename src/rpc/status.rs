@@ -1,100 +1,85 @@
-//! From an error to a status: code, message, `ErrorInfo` with reason and metadata, and what helps to go on:
-//! the field, the resource, when to try again, how many bytes are missing. Also the statuses that tonic
-//! itself makes get a reason here.
+//! From an error to a status: code, message, `ErrorInfo` with reason and metadata, and the details that help a client
+//! to go on: field, resource, time to retry, missing bytes. Statuses that tonic itself makes get a reason here too.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::pb::ErrorReason;
-use super::reason;
 use crate::error::Error;
+use crate::service::Reason;
 
 /// The domain of every ErrorInfo.
 const DOMAIN: &str = "mlxd.v1";
 
-/// When to come back to a daemon that shuts down or lost a model: a restart and a load take seconds.
-const RESTART_RETRY: Duration = Duration::from_secs(2);
-
-/// The status of an error. What only the log may know is logged, in the request's span.
+/// Returns the status of an error. The cause of an internal one goes to the log only, in the request's span.
 pub(super) fn status(error: &Error) -> Status {
     if let Error::Internal(cause) = error {
         tracing::error!(cause, "internal error");
     }
-    let (code, reason) = reason::of(error);
-    let mut details = ErrorDetails::with_error_info(reason::name(reason), DOMAIN, metadata(error));
+    let (code, reason) = wire(Reason::of(error));
+    let metadata = error.metadata().into_iter().map(|(key, value)| (key.to_owned(), value));
+    let metadata: HashMap<String, String> = metadata.collect();
+    let mut details = ErrorDetails::with_error_info(name(reason), DOMAIN, metadata);
+    if let Some(delay) = error.retry_after() {
+        details.set_retry_info(Some(delay));
+    }
     add_details(&mut details, error);
     Status::with_error_details(code, error.to_string(), details)
 }
 
-/// The numbers and names in the message, for programs.
-fn metadata(error: &Error) -> HashMap<String, String> {
-    let pairs: Vec<(&str, String)> = match error {
-        Error::InvalidField { field, .. } => vec![("field", field.clone())],
-        Error::ContextOverflow { prompt_tokens, context_length } => {
-            vec![("prompt_tokens", prompt_tokens.to_string()), ("context_length", context_length.to_string())]
-        }
-        Error::MessageTooLarge { limit_bytes } => vec![("limit_bytes", limit_bytes.to_string())],
-        Error::ModelNotLoaded(model)
-        | Error::ModelInvalid { model, .. }
-        | Error::ModelUnsupported { model, .. }
-        | Error::NoChatTemplate(model)
-        | Error::ModelUnloaded(model) => vec![("model", model.to_string())],
-        Error::ModelBusy { model, running } => {
-            vec![("model", model.to_string()), ("running", running.to_string())]
-        }
-        Error::ModelTooLarge { model, needed_bytes, available_bytes }
-        | Error::MemoryBudget { model, needed_bytes, available_bytes } => vec![
-            ("model", model.to_string()),
-            ("needed_bytes", needed_bytes.to_string()),
-            ("available_bytes", available_bytes.to_string()),
-        ],
-        Error::KvTooLarge { needed_bytes, available_bytes } => {
-            vec![("needed_bytes", needed_bytes.to_string()), ("available_bytes", available_bytes.to_string())]
-        }
-        Error::SessionMoved { session, expected, actual } => vec![
-            ("session", session.to_string()),
-            ("expected", expected.to_string()),
-            ("actual", actual.to_string()),
-        ],
-        Error::SessionWrongModel { session, model } => {
-            vec![("session", session.to_string()), ("model", model.to_string())]
-        }
-        Error::ModelNotFound(name) => vec![("model", name.clone())],
-        Error::SessionNotFound(name) | Error::SessionExists(name) => vec![("session", name.clone())],
-        Error::SessionBusy(session) | Error::SessionNotChat(session) => {
-            vec![("session", session.to_string())]
-        }
-        Error::SessionLimit { limit } => {
-            vec![("limit", "sessions_max".into()), ("value", limit.to_string())]
-        }
-        Error::QueueFull { limit, value, .. } => {
-            vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
-        }
-        Error::DeadlineUnmeetable { needed, available } => vec![
-            ("needed_ms", needed.as_millis().to_string()),
-            ("available_ms", available.as_millis().to_string()),
-        ],
-        Error::SlowReader { limit } => {
-            vec![("limit", "slow_reader_s".into()), ("value", limit.as_secs().to_string())]
-        }
-        Error::EmptyPrompt
-        | Error::TemplateFailed(_)
-        | Error::Deadline
-        | Error::Cancelled(_)
-        | Error::Draining
-        | Error::EngineDead
-        | Error::NonFiniteLogits
-        | Error::Internal(_)
-        | Error::Unauthenticated
-        | Error::PermissionDenied => Vec::new(),
-    };
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+/// Returns what tonic sends for the outcome of a call.
+pub(super) fn answer<T>(outcome: Result<T, Error>) -> Result<Response<T>, Status> {
+    outcome.map(Response::new).map_err(|error| status(&error))
 }
 
-/// The details that stand beside ErrorInfo.
+/// Returns the code and the reason on the wire: the table of `errors.proto`.
+const fn wire(reason: Reason) -> (Code, ErrorReason) {
+    match reason {
+        Reason::InvalidField => (Code::InvalidArgument, ErrorReason::InvalidField),
+        Reason::EmptyPrompt => (Code::InvalidArgument, ErrorReason::EmptyPrompt),
+        Reason::ContextOverflow => (Code::InvalidArgument, ErrorReason::ContextOverflow),
+        Reason::TemplateFailed => (Code::InvalidArgument, ErrorReason::TemplateFailed),
+        Reason::MessageTooLarge => (Code::InvalidArgument, ErrorReason::MessageTooLarge),
+        Reason::ModelNotFound => (Code::NotFound, ErrorReason::ModelNotFound),
+        Reason::ModelNotLoaded => (Code::FailedPrecondition, ErrorReason::ModelNotLoaded),
+        Reason::ModelInvalid => (Code::FailedPrecondition, ErrorReason::ModelInvalid),
+        Reason::ModelUnsupported => (Code::FailedPrecondition, ErrorReason::ModelUnsupported),
+        Reason::NoChatTemplate => (Code::FailedPrecondition, ErrorReason::NoChatTemplate),
+        Reason::ModelTooLarge => (Code::FailedPrecondition, ErrorReason::ModelTooLarge),
+        Reason::ModelBusy => (Code::FailedPrecondition, ErrorReason::ModelBusy),
+        Reason::MemoryBudget => (Code::ResourceExhausted, ErrorReason::MemoryBudget),
+        Reason::ModelUnloaded => (Code::Unavailable, ErrorReason::ModelUnloaded),
+        Reason::SessionNotFound => (Code::NotFound, ErrorReason::SessionNotFound),
+        Reason::SessionExists => (Code::AlreadyExists, ErrorReason::SessionExists),
+        Reason::SessionBusy => (Code::FailedPrecondition, ErrorReason::SessionBusy),
+        Reason::SessionMoved => (Code::Aborted, ErrorReason::SessionMoved),
+        Reason::SessionWrongModel => (Code::FailedPrecondition, ErrorReason::SessionWrongModel),
+        Reason::SessionNotChat => (Code::FailedPrecondition, ErrorReason::SessionNotChat),
+        Reason::SessionLimit => (Code::ResourceExhausted, ErrorReason::SessionLimit),
+        Reason::QueueFull => (Code::ResourceExhausted, ErrorReason::QueueFull),
+        Reason::KvTooLarge => (Code::FailedPrecondition, ErrorReason::KvTooLarge),
+        Reason::Deadline => (Code::DeadlineExceeded, ErrorReason::Deadline),
+        Reason::DeadlineUnmeetable => (Code::DeadlineExceeded, ErrorReason::DeadlineUnmeetable),
+        Reason::SlowReader => (Code::Aborted, ErrorReason::SlowReader),
+        Reason::Cancelled => (Code::Cancelled, ErrorReason::Cancelled),
+        Reason::Draining => (Code::Unavailable, ErrorReason::Draining),
+        Reason::EngineDead => (Code::Unavailable, ErrorReason::EngineDead),
+        Reason::NonFiniteLogits => (Code::Internal, ErrorReason::NonFiniteLogits),
+        Reason::Internal => (Code::Internal, ErrorReason::Internal),
+        Reason::Unauthenticated => (Code::Unauthenticated, ErrorReason::Unauthenticated),
+        Reason::PermissionDenied => (Code::PermissionDenied, ErrorReason::PermissionDenied),
+    }
+}
+
+/// Returns a reason as ErrorInfo names it.
+fn name(reason: ErrorReason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+}
+
+/// Adds the details that stand beside ErrorInfo and RetryInfo.
 fn add_details(details: &mut ErrorDetails, error: &Error) {
     match error {
         Error::InvalidField { field, why } => drop(details.add_bad_request_violation(field, why)),
@@ -114,9 +99,10 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         Error::SessionLimit { .. } => {
             details.add_quota_failure_violation("sessions_max", error.to_string());
         }
-        Error::QueueFull { retry_after, .. } => drop(details.set_retry_info(Some(*retry_after))),
-        Error::Draining | Error::ModelUnloaded(_) => drop(details.set_retry_info(Some(RESTART_RETRY))),
-        Error::MessageTooLarge { .. }
+        Error::QueueFull { .. }
+        | Error::Draining
+        | Error::ModelUnloaded(_)
+        | Error::MessageTooLarge { .. }
         | Error::ModelNotLoaded(_)
         | Error::ModelInvalid { .. }
         | Error::ModelUnsupported { .. }
@@ -140,14 +126,14 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
     }
 }
 
-/// A status with a reason for one that tonic made without: a message that is too large or cannot be
-/// decoded, a method that does not exist, a service that health does not know.
+/// Returns a status with a reason for one that tonic made without: a message that is too large or cannot be
+/// decoded, an unknown method, a service that health does not know.
 pub(super) fn with_reason(bare: &Status, message_bytes_max: usize) -> Status {
     let message = match (bare.code(), bare.message()) {
         (Code::Unimplemented, "") => "this daemon has no such method",
         (_, message) => message,
     };
-    // tonic says which limit was met in the text only.
+    // tonic tells which limit was exceeded in the text only.
     if message.contains("message length too large") {
         return status(&Error::MessageTooLarge { limit_bytes: message_bytes_max as u64 });
     }
@@ -171,12 +157,14 @@ pub(super) fn with_reason(bare: &Status, message_bytes_max: usize) -> Status {
         | Code::Unavailable
         | Code::DataLoss => ErrorReason::Internal,
     };
-    let details = ErrorDetails::with_error_info(reason::name(reason), DOMAIN, HashMap::new());
+    let details = ErrorDetails::with_error_info(name(reason), DOMAIN, HashMap::new());
     Status::with_error_details(bare.code(), message, details)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn reason_of(status: &Status) -> String {
@@ -194,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn details_say_what_to_do() {
+    fn details_tell_the_client_what_to_do() {
         let full =
             Error::QueueFull { limit: "queue_length_max", value: 3, retry_after: Duration::from_secs(1) };
         let retry = status(&full).get_error_details().retry_info().unwrap().retry_delay;

@@ -177,12 +177,22 @@ impl Session {
         }
     }
 
+    /// Returns what a turn would build on, if the session is bound to `expected`; none expects any model.
+    pub fn start(&self, expected: Option<&ModelName>) -> Result<TurnStart, Error> {
+        if expected.is_some_and(|model| *model != self.model) {
+            let (session, model) = (self.key.name.clone(), self.model.clone());
+            return Err(Error::SessionWrongModel { session, model });
+        }
+        let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
+        let text = text_bytes.and_then(|end| self.text.get(..end)).map(str::to_owned);
+        let (model, messages, tokens) = (self.model.clone(), self.messages.clone(), self.tokens.clone());
+        Ok(TurnStart { model, messages, text, tokens })
+    }
+
     /// Begins a turn, if it may.
     pub fn begin(&mut self, turn: TurnId, request: &TurnRequest, now: Moment) -> Result<TurnStart, Error> {
         let session = || self.key.name.clone();
-        if request.model.as_ref().is_some_and(|model| *model != self.model) {
-            return Err(Error::SessionWrongModel { session: session(), model: self.model.clone() });
-        }
+        let start = self.start(request.model.as_ref())?;
         if self.busy.is_some() {
             return Err(Error::SessionBusy(session()));
         }
@@ -192,10 +202,7 @@ impl Session {
         }
         self.busy = Some(turn);
         self.used = now;
-        let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
-        let text = text_bytes.and_then(|end| self.text.get(..end)).map(str::to_owned);
-        let (model, messages, tokens) = (self.model.clone(), self.messages.clone(), self.tokens.clone());
-        Ok(TurnStart { model, messages, text, tokens })
+        Ok(start)
     }
 
     /// Keeps a turn. `tokens` are all of the session's now: the turn's context and what was generated.

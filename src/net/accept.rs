@@ -1,11 +1,16 @@
 //! Accepts connections and serves each until it closes or the daemon ends. Connections have a limit; more
-//! wait in the kernel's queue.
+//! wait in the kernel's queue. `daemon` starts one [`accept`] per listener.
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -13,20 +18,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tonic::service::Routes;
+use tower::Service;
 
-use super::edge::Edge;
-use super::gate::Gate;
-use super::identity::{Access, Connection, Peer};
+use super::identity::{Connection, Peer};
 use super::linger::Lingering;
+use crate::limits::Limits;
 
-/// How long a peer may take to close after the daemon did.
+/// Time a peer has to close after the daemon did.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long connections may take to close at the end.
+/// Time all connections have to close when the daemon ends.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// When to try again after a failed accept, which means too many open files.
+/// Delay after a failed accept, which means too many open files.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Where connections come from.
@@ -49,20 +53,38 @@ pub enum Phase {
     Closing,
 }
 
-/// Serves `listener` until the phase is `Closing` and its connections are closed.
-pub async fn accept(
+/// An HTTP service that answers the requests of one connection.
+pub trait Answers<B>:
+    Service<Request<Incoming>, Response = Response<B>, Error: Into<Fault>, Future: Send> + Clone + Send + 'static
+{
+}
+impl<B, S> Answers<B> for S where
+    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<Fault>, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
+type Fault = Box<dyn Error + Send + Sync>;
+
+/// Serves `listener` until the phase is `Closing` and its connections are closed. `answers` makes the service
+/// of one connection.
+pub async fn accept<S, B>(
     listener: Listener,
-    edge: Arc<Edge>,
-    routes: Routes,
-    access: Arc<Access>,
+    limits: Limits,
     phase: watch::Receiver<Phase>,
-) {
+    answers: impl Fn(Connection) -> S,
+) where
+    S: Answers<B>,
+    B: Body<Data = Bytes, Error: Into<Fault>> + Send + 'static,
+{
     static SERIAL: AtomicU64 = AtomicU64::new(1);
-    let permits = Arc::new(Semaphore::new(edge.limits.connections_max as usize));
+    let permits = Arc::new(Semaphore::new(limits.connections_max as usize));
     let mut connections = JoinSet::new();
     let mut draining = phase.clone();
     loop {
-        // Forgets the ones that are over.
+        // Reaps the tasks that have ended.
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
             accepted = listener.accept(&permits) => accepted,
@@ -77,9 +99,8 @@ pub async fn accept(
             }
         };
         let connection = Connection { peer, serial: SERIAL.fetch_add(1, Ordering::Relaxed) };
-        let (routes, edge, access) = (routes.clone(), Arc::clone(&edge), Arc::clone(&access));
-        let gate = Gate { routes, edge, access, connection };
-        connections.spawn(serve(stream, gate, permit, phase.clone()));
+        let served = Served { stream, limits: limits.clone(), permit, phase: phase.clone() };
+        connections.spawn(served.run(answers(connection)));
     }
     // New callers are refused at once rather than left waiting.
     drop(listener);
@@ -116,35 +137,45 @@ impl Listener {
     }
 }
 
-async fn serve(
+/// A connection while it is served; its permit counts it.
+struct Served {
     stream: Box<dyn Stream>,
-    gate: Gate,
+    limits: Limits,
     permit: OwnedSemaphorePermit,
-    mut phase: watch::Receiver<Phase>,
-) {
-    let (streams_max, keep_alive) =
-        (gate.edge.limits.streams_per_connection_max, gate.edge.limits.keep_alive);
-    let mut builder = Builder::new(TokioExecutor::new()).http2_only();
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(streams_max)
-        .keep_alive_interval(keep_alive)
-        .keep_alive_timeout(keep_alive);
-    let connection = builder
-        .serve_connection(TokioIo::new(Lingering::new(stream, LINGER)), TowerToHyperService::new(gate));
-    tokio::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection broke");
+    phase: watch::Receiver<Phase>,
+}
+
+impl Served {
+    async fn run<S, B>(self, answers: S)
+    where
+        S: Answers<B>,
+        B: Body<Data = Bytes, Error: Into<Fault>> + Send + 'static,
+    {
+        let Self { stream, limits, permit, mut phase } = self;
+        let mut builder = Builder::new(TokioExecutor::new()).http2_only();
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams_per_connection_max)
+            .keep_alive_interval(limits.keep_alive)
+            .keep_alive_timeout(limits.keep_alive);
+        let stream = TokioIo::new(Lingering::new(stream, LINGER));
+        let connection = builder.serve_connection(stream, TowerToHyperService::new(answers));
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            _ = phase.wait_for(|phase| *phase == Phase::Closing) => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
             }
-            return;
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke");
         }
-        _ = phase.wait_for(|phase| *phase == Phase::Closing) => connection.as_mut().graceful_shutdown(),
+        drop(permit);
     }
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "a connection broke");
-    }
-    drop(permit);
 }

@@ -5,10 +5,10 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::Error;
 
-/// Whole numbers up to here are exact as f64, and written without a fraction.
+/// Largest whole number that f64 holds exactly; those up to here are written without a fraction.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// A text that must be a JSON object; empty is an empty one.
+/// Parses a text that must be a JSON object; an empty text is an empty object.
 pub(super) fn object(path: &str, text: &str) -> Result<Map<String, Value>, Error> {
     if text.is_empty() {
         return Ok(Map::new());
@@ -20,7 +20,7 @@ pub(super) fn object(path: &str, text: &str) -> Result<Map<String, Value>, Error
     }
 }
 
-/// A Struct as a JSON object. prost bounds its depth.
+/// Converts a Struct to a JSON object. prost bounds its depth.
 pub(super) fn from_struct(path: &str, value: Struct) -> Result<Map<String, Value>, Error> {
     value.fields.into_iter().map(|(key, value)| Ok((key, from_value(path, value.kind)?))).collect()
 }

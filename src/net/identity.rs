@@ -1,6 +1,6 @@
-//! Who calls. Over the unix socket the kernel says whose process it is, and only this daemon's user and root
-//! may; over TCP a bearer token does. The principal owns sessions and KV caches, the client is who is
-//! treated fairly.
+//! The identity of a caller. Over the unix socket the kernel tells the peer's user, and only this daemon's user and
+//! root are admitted; over TCP a bearer token identifies the caller. The principal owns sessions and KV caches;
+//! fairness counts by client. Every edge calls [`Authenticator::admit`] for each request.
 
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
@@ -10,15 +10,15 @@ use crate::ids::{ClientId, Principal};
 
 const ROOT: u32 = 0;
 
-/// The longest name a client may give itself.
+/// Characters of the name that a client may give itself.
 const CLIENT_NAME_CHARS_MAX: usize = 64;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Peer {
-    /// A process of this user; none if the system does not say.
+    /// A process of this user id; none if the system does not tell.
     Unix(Option<u32>),
-    /// Somebody on this machine.
+    /// A process that is connected over TCP.
     Tcp,
 }
 
@@ -27,25 +27,28 @@ pub enum Peer {
 pub struct Connection {
     /// The other end.
     pub peer: Peer,
-    /// Counts up.
+    /// Number of the connection since the daemon's start.
     pub serial: u64,
 }
 
-/// Who may call.
+/// Decides who may call, and under which principal and client.
 #[derive(Clone, Debug)]
-pub struct Access {
+pub struct Authenticator {
     own_uid: u32,
+    /// SHA-256 of the token; none admits nobody over TCP.
     token: Option<[u8; 32]>,
 }
 
-impl Access {
-    /// For a daemon of user `own_uid`, whose TCP callers know `token`; none lets nobody in over TCP.
+impl Authenticator {
+    /// Returns one for a daemon of user `own_uid`, whose TCP callers know `token`; without a token TCP callers are
+    /// refused.
     #[must_use]
     pub fn new(own_uid: u32, token: Option<&str>) -> Self {
         Self { own_uid, token: token.map(digest) }
     }
 
-    pub(super) fn admit(
+    /// Returns the principal and the client of a request with these headers.
+    pub(crate) fn admit(
         &self,
         connection: Connection,
         headers: &HeaderMap,
@@ -67,7 +70,7 @@ impl Access {
         let given = given.and_then(|value| value.strip_prefix("Bearer ")).ok_or(Error::Unauthenticated)?;
         let given = digest(given.trim());
         let expected = self.token.ok_or(Error::Unauthenticated)?;
-        // Looks at every byte, so that the time taken says nothing about the token.
+        // Compares every byte, so that the time taken tells nothing about the token.
         let difference = expected.iter().zip(&given).fold(0, |sum, (a, b)| sum | (a ^ b));
         if difference != 0 {
             return Err(Error::Unauthenticated);
@@ -84,8 +87,8 @@ fn client_name(value: &http::HeaderValue) -> Result<&str, Error> {
     })
 }
 
-/// Whether a name from a header may stand in a log line.
-pub(super) fn is_plain(name: &str, chars_max: usize) -> bool {
+/// Returns whether a name from a header may stand in a log line.
+pub(crate) fn is_plain(name: &str, chars_max: usize) -> bool {
     (1..=chars_max).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte))
 }
@@ -98,44 +101,48 @@ fn digest(token: &str) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn admit(access: &Access, peer: Peer, headers: &[(&'static str, &str)]) -> Result<String, Error> {
+    fn admit(
+        authenticator: &Authenticator,
+        peer: Peer,
+        headers: &[(&'static str, &str)],
+    ) -> Result<String, Error> {
         let headers = headers.iter().map(|(name, value)| {
             (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
         });
         let connection = Connection { peer, serial: 7 };
-        access
+        authenticator
             .admit(connection, &headers.collect())
             .map(|(principal, client)| format!("{principal} {client}"))
     }
 
     #[test]
-    fn only_the_own_user_and_root_may_use_the_socket() {
-        let access = Access::new(1000, None);
-        assert_eq!(admit(&access, Peer::Unix(Some(1000)), &[]).unwrap(), "uid:1000 uid:1000#7");
-        assert_eq!(admit(&access, Peer::Unix(Some(0)), &[]).unwrap(), "uid:0 uid:0#7");
+    fn only_the_daemons_user_and_root_may_use_the_socket() {
+        let authenticator = Authenticator::new(1000, None);
+        assert_eq!(admit(&authenticator, Peer::Unix(Some(1000)), &[]).unwrap(), "uid:1000 uid:1000#7");
+        assert_eq!(admit(&authenticator, Peer::Unix(Some(0)), &[]).unwrap(), "uid:0 uid:0#7");
         for other in [Some(1001), None] {
-            assert_eq!(admit(&access, Peer::Unix(other), &[]), Err(Error::PermissionDenied));
+            assert_eq!(admit(&authenticator, Peer::Unix(other), &[]), Err(Error::PermissionDenied));
         }
     }
 
     #[test]
     fn tcp_needs_the_token() {
-        let access = Access::new(1000, Some("secret"));
-        let with = |value: &str| admit(&access, Peer::Tcp, &[("authorization", value)]);
+        let authenticator = Authenticator::new(1000, Some("secret"));
+        let with = |value: &str| admit(&authenticator, Peer::Tcp, &[("authorization", value)]);
         assert!(with("Bearer secret").unwrap().starts_with("token:2bb80d537b1da3e3 "));
         for wrong in ["Bearer wrong", "secret", "Bearer ", "Basic secret"] {
             assert_eq!(with(wrong), Err(Error::Unauthenticated));
         }
-        assert_eq!(admit(&access, Peer::Tcp, &[]), Err(Error::Unauthenticated));
-        let closed = Access::new(1000, None);
+        assert_eq!(admit(&authenticator, Peer::Tcp, &[]), Err(Error::Unauthenticated));
+        let closed = Authenticator::new(1000, None);
         assert_eq!(admit(&closed, Peer::Tcp, &[("authorization", "Bearer ")]), Err(Error::Unauthenticated));
     }
 
     #[test]
     fn a_client_may_name_itself_within_its_principal() {
-        let access = Access::new(1000, None);
-        let named = admit(&access, Peer::Unix(Some(1000)), &[("x-mlxd-client", "editor")]);
+        let authenticator = Authenticator::new(1000, None);
+        let named = admit(&authenticator, Peer::Unix(Some(1000)), &[("x-mlxd-client", "editor")]);
         assert_eq!(named.unwrap(), "uid:1000 uid:1000/editor");
-        assert!(admit(&access, Peer::Unix(Some(1000)), &[("x-mlxd-client", "a b")]).is_err());
+        assert!(admit(&authenticator, Peer::Unix(Some(1000)), &[("x-mlxd-client", "a b")]).is_err());
     }
 }

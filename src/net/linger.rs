@@ -1,5 +1,5 @@
-//! A connection that is closed gently: after the daemon's last word it is read until the peer closes it too.
-//! Closed at once, the peer's next write would fail, and many a client then forgets what it has not read yet.
+//! Closes a connection gently: after the daemon has sent everything, it reads until the peer closes too. If it closed
+//! at once, the peer's next write would fail, and many clients then drop what they have received but not read.
 
 use std::io;
 use std::pin::Pin;
@@ -9,15 +9,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// What is read at a time and thrown away.
+/// Bytes that are read at a time and discarded.
 const DISCARD_BYTES: usize = 4096;
 
 /// A stream whose shutdown waits for the peer's.
 pub(super) struct Lingering<S> {
     stream: S,
-    /// How long the peer may take to close.
+    /// Time the peer has to close.
     limit: Duration,
-    /// Set once our side is closed.
+    /// End of that time; set once our side is closed.
     until: Option<Pin<Box<Sleep>>>,
 }
 
@@ -60,7 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
             let mut buffer = ReadBuf::new(&mut discarded);
             match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => {}
-                // The peer has closed too, in one way or the other.
+                // The peer has closed, orderly or not.
                 Ok(()) | Err(_) => return Poll::Ready(Ok(())),
             }
         }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_sent_can_be_read_after_the_peer_went_on_writing() {
+    async fn sent_bytes_can_be_read_though_the_peer_went_on_writing() {
         let (ours, mut theirs) = duplex(64);
         let closing = tokio::spawn(async move {
             let mut ours = Lingering::new(ours, Duration::from_secs(60));
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_does_not_close_is_left() {
+    async fn a_peer_that_does_not_close_is_left_after_the_limit() {
         let (ours, _theirs) = duplex(64);
         Lingering::new(ours, Duration::from_millis(1)).shutdown().await.unwrap();
     }

@@ -1,0 +1,163 @@
+//! Answers and events of the use cases as proto messages.
+
+use std::time::{Duration, SystemTime};
+
+use super::pb::{self, stream_generate_response as stream};
+use crate::service::{
+    EffectiveSampling, Event, Finish, Finished, OutputDelta, Scores, Started, TokenLogprob, TokenLogprobs,
+    TokenScore, Usage,
+};
+
+/// Returns one message of a stream.
+pub(super) fn stream_event(event: Event) -> pb::StreamGenerateResponse {
+    let event = match event {
+        Event::Started(started) => stream::Event::Started(self::started(started)),
+        Event::Progress { done_tokens, total_tokens } => {
+            stream::Event::Progress(pb::PrefillProgress { done_tokens, total_tokens })
+        }
+        Event::Delta(OutputDelta { text, token_ids, logprobs }) => {
+            let logprobs = logprobs.into_iter().map(token_logprobs).collect();
+            stream::Event::Delta(pb::GenerateDelta { text, token_ids, logprobs })
+        }
+        Event::Finished(finished) => stream::Event::Finished(self::finished(finished)),
+    };
+    pb::StreamGenerateResponse { event: Some(event) }
+}
+
+/// Adds an event to the answer of a call that returns everything at once.
+pub(super) fn collect(answer: &mut pb::GenerateResponse, event: Event) {
+    match event {
+        Event::Started(started) => {
+            let started = self::started(started);
+            answer.request_id = started.request_id;
+            answer.model_revision = started.model_revision;
+            answer.sampling = started.sampling;
+        }
+        Event::Progress { .. } => {}
+        Event::Delta(OutputDelta { text, token_ids, logprobs }) => {
+            answer.text.push_str(&text);
+            answer.token_ids.extend(token_ids);
+            answer.logprobs.extend(logprobs.into_iter().map(token_logprobs));
+        }
+        Event::Finished(finished) => {
+            let finished = self::finished(finished);
+            answer.finish_reason = finished.finish_reason;
+            answer.stop_string = finished.stop_string;
+            answer.usage = finished.usage;
+            answer.timings = finished.timings;
+            answer.session_token_count = finished.session_token_count;
+        }
+    }
+}
+
+pub(super) fn scores(scores: Scores) -> pb::ScoreResponse {
+    let Scores { tokens, usage } = scores;
+    let token = |TokenScore { token, has_logprob, top }| pb::TokenScore {
+        token: Some(token_logprob(token)),
+        has_logprob,
+        top: top.into_iter().map(token_logprob).collect(),
+    };
+    pb::ScoreResponse { tokens: tokens.into_iter().map(token).collect(), usage: Some(self::usage(usage)) }
+}
+
+pub(super) fn effective_sampling(sampling: EffectiveSampling) -> pb::EffectiveSampling {
+    let EffectiveSampling {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        seed,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        xtc_probability,
+        xtc_threshold,
+        max_tokens,
+    } = sampling;
+    pb::EffectiveSampling {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        seed,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        max_tokens,
+        xtc_probability,
+        xtc_threshold,
+    }
+}
+
+pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}
+
+pub(super) fn timestamp(time: SystemTime) -> Option<prost_types::Timestamp> {
+    Some(time.into())
+}
+
+/// Saturates: counts on the wire have 32 bits.
+pub(super) fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn started(started: Started) -> pb::GenerateStarted {
+    let Started { request, model_revision, prompt_tokens, cached_tokens, queue_time, sampling } = started;
+    pb::GenerateStarted {
+        request_id: request.to_string(),
+        model_revision,
+        prompt_tokens,
+        cached_tokens,
+        queue_time: duration(queue_time),
+        sampling: Some(effective_sampling(sampling)),
+    }
+}
+
+fn finished(finished: Finished) -> pb::GenerateFinished {
+    let Finished {
+        finish,
+        stop_string,
+        usage,
+        queue_time,
+        time_to_first_token,
+        decode_time,
+        total_time,
+        session_token_count,
+    } = finished;
+    let finish_reason = match finish {
+        Finish::StopToken => pb::FinishReason::Stop,
+        Finish::StopString(_) => pb::FinishReason::StopString,
+        Finish::Length => pb::FinishReason::Length,
+    };
+    pb::GenerateFinished {
+        finish_reason: finish_reason.into(),
+        stop_string,
+        usage: Some(self::usage(usage)),
+        timings: Some(pb::Timings {
+            queue_time: duration(queue_time),
+            time_to_first_token: duration(time_to_first_token),
+            decode_time: duration(decode_time),
+            total_time: duration(total_time),
+        }),
+        session_token_count,
+    }
+}
+
+fn usage(usage: Usage) -> pb::Usage {
+    let Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
+    pb::Usage { prompt_tokens, cached_tokens, completion_tokens }
+}
+
+fn token_logprob(token: TokenLogprob) -> pb::TokenLogprob {
+    let TokenLogprob { id, logprob, bytes } = token;
+    pb::TokenLogprob { token_id: id, logprob, token_bytes: bytes }
+}
+
+fn token_logprobs(token: TokenLogprobs) -> pb::TokenLogprobs {
+    let TokenLogprobs { chosen, top } = token;
+    pb::TokenLogprobs {
+        chosen: Some(token_logprob(chosen)),
+        top: top.into_iter().map(token_logprob).collect(),
+    }
+}

@@ -1,0 +1,132 @@
+//! Conversations: messages and tools from proto, and a session's messages back. Only the shape is checked here; the
+//! rules of what a message may contain are in `service`.
+
+use super::json;
+use super::pb::{self, content_part::Part};
+use crate::error::Error;
+use crate::service::{Chat, Message, Role, Tool, ToolCall};
+
+pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
+    let pb::ChatInput { messages, tools, template_arguments } = chat;
+    let messages = messages.into_iter().enumerate();
+    let messages = messages.map(|(index, sent)| message(&format!("chat.messages[{index}]"), sent));
+    let tools = tools.into_iter().enumerate();
+    let tools = tools.map(|(index, sent)| tool(&format!("chat.tools[{index}]"), sent));
+    Ok(Chat {
+        messages: messages.collect::<Result<_, _>>()?,
+        tools: tools.collect::<Result<_, _>>()?,
+        arguments: json::from_struct("chat.template_arguments", template_arguments.unwrap_or_default())?,
+    })
+}
+
+fn message(path: &str, sent: pb::Message) -> Result<Message, Error> {
+    let pb::Message { role, content, name, tool_calls, tool_call_id } = sent;
+    let role = match pb::Role::try_from(role) {
+        Ok(pb::Role::System) => Role::System,
+        Ok(pb::Role::User) => Role::User,
+        Ok(pb::Role::Assistant) => Role::Assistant,
+        Ok(pb::Role::Tool) => Role::Tool,
+        Ok(pb::Role::Developer) => Role::Developer,
+        Ok(pb::Role::Unspecified) => return Err(Error::field(format!("{path}.role"), "must be given")),
+        Err(_) => return Err(Error::field(format!("{path}.role"), "unknown role")),
+    };
+    let mut text = String::new();
+    for (index, part) in content.into_iter().enumerate() {
+        match part.part {
+            Some(Part::Text(part)) => text.push_str(&part),
+            None => return Err(Error::field(format!("{path}.content[{index}]"), "must be text")),
+        }
+    }
+    let calls = tool_calls.into_iter().enumerate();
+    let calls = calls.map(|(index, call)| tool_call(&format!("{path}.tool_calls[{index}]"), call));
+    Ok(Message { role, text, name, tool_calls: calls.collect::<Result<_, _>>()?, tool_call_id })
+}
+
+fn tool_call(path: &str, sent: pb::ToolCall) -> Result<ToolCall, Error> {
+    let pb::ToolCall { id, name, arguments_json } = sent;
+    let arguments = json::object(&format!("{path}.arguments_json"), &arguments_json)?;
+    Ok(ToolCall { id, name, arguments })
+}
+
+fn tool(path: &str, sent: pb::ToolDefinition) -> Result<Tool, Error> {
+    let pb::ToolDefinition { name, description, parameters_json } = sent;
+    let parameters = json::object(&format!("{path}.parameters_json"), &parameters_json)?;
+    Ok(Tool { name, description, parameters })
+}
+
+/// Returns a session's message as it is sent.
+pub(super) fn wire(message: &Message) -> pb::Message {
+    let Message { role, text, name, tool_calls, tool_call_id } = message;
+    let role = match role {
+        Role::System => pb::Role::System,
+        Role::User => pb::Role::User,
+        Role::Assistant => pb::Role::Assistant,
+        Role::Tool => pb::Role::Tool,
+        Role::Developer => pb::Role::Developer,
+    };
+    pb::Message {
+        role: role.into(),
+        content: vec![pb::ContentPart { part: Some(Part::Text(text.clone())) }],
+        name: name.clone(),
+        tool_calls: tool_calls.iter().map(wire_call).collect(),
+        tool_call_id: tool_call_id.clone(),
+    }
+}
+
+fn wire_call(call: &ToolCall) -> pb::ToolCall {
+    let ToolCall { id, name, arguments } = call;
+    let arguments_json = serde_json::Value::Object(arguments.clone()).to_string();
+    pb::ToolCall { id: id.clone(), name: name.clone(), arguments_json }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn said(role: pb::Role, text: &str) -> pb::Message {
+        let content = vec![pb::ContentPart { part: Some(Part::Text(text.into())) }];
+        pb::Message { role: role.into(), content, ..Default::default() }
+    }
+
+    fn field_of(messages: Vec<pb::Message>) -> String {
+        match chat(pb::ChatInput { messages, ..Default::default() }) {
+            Err(Error::InvalidField { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn errors_name_the_message_and_the_field() {
+        let good = said(pb::Role::User, "hi");
+        let after_good = |bad: pb::Message| field_of(vec![good.clone(), bad]);
+        assert_eq!(after_good(said(pb::Role::Unspecified, "")), "chat.messages[1].role");
+        assert_eq!(after_good(pb::Message { role: 99, ..Default::default() }), "chat.messages[1].role");
+        let mut bare = good.clone();
+        bare.content.push(pb::ContentPart { part: None });
+        assert_eq!(after_good(bare), "chat.messages[1].content[1]");
+        let mut caller = said(pb::Role::Assistant, "");
+        let arguments_json = "[1]".into();
+        caller.tool_calls.push(pb::ToolCall { name: "f".into(), arguments_json, ..Default::default() });
+        assert_eq!(after_good(caller), "chat.messages[1].tool_calls[0].arguments_json");
+    }
+
+    #[test]
+    fn parts_are_joined_in_order() {
+        let mut sent = said(pb::Role::User, "a");
+        sent.content.push(pb::ContentPart { part: Some(Part::Text("b".into())) });
+        assert_eq!(message("m", sent).unwrap().text, "ab");
+    }
+
+    #[test]
+    fn template_arguments_keep_whole_numbers_whole_and_refuse_nan() {
+        use prost_types::{Struct, Value as Wire, value::Kind};
+        let arguments = |number| Struct {
+            fields: [("n".to_owned(), Wire { kind: Some(Kind::NumberValue(number)) })].into(),
+        };
+        assert_eq!(json::from_struct("a", arguments(3.0)).unwrap()["n"], json!(3));
+        assert_eq!(json::from_struct("a", arguments(0.5)).unwrap()["n"], json!(0.5));
+        assert!(json::from_struct("a", arguments(f64::NAN)).is_err());
+    }
+}

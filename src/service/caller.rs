@@ -1,0 +1,34 @@
+//! Who makes a call, and until when the answer is of use. Every edge makes one for each call, before anything is
+//! done for it.
+
+use crate::clock::Moment;
+use crate::engine::{Priority, WorkOrigin};
+use crate::ids::{ClientId, Principal, RequestId, SessionKey, SessionName};
+
+/// A call's identity.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Identifies the call in logs and answers.
+    pub request: RequestId,
+    /// The owner of the sessions and KV caches it may use.
+    pub principal: Principal,
+    /// The client that fairness counts it for.
+    pub client: ClientId,
+    /// Time of arrival.
+    pub arrived: Moment,
+    /// End of the time its caller waits.
+    pub deadline: Option<Moment>,
+}
+
+impl Caller {
+    /// Returns the key of a session that the caller owns.
+    pub(super) fn session(&self, name: SessionName) -> SessionKey {
+        SessionKey { owner: self.principal.clone(), name }
+    }
+
+    /// Returns the origin of the engine's work for this call.
+    pub(super) fn origin(&self, session: Option<SessionKey>, priority: Priority) -> WorkOrigin {
+        let Self { request, principal, client, arrived, deadline } = self.clone();
+        WorkOrigin { request, principal, client, priority, session, arrived, deadline }
+    }
+}

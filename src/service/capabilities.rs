@@ -1,0 +1,126 @@
+//! What the daemon and its models can do, and what the daemon counts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fields::model_name;
+use super::models::ModelInfo;
+use super::{Service, count};
+use crate::engine::{DeviceInfo, EngineStats};
+use crate::error::Error;
+use crate::hub::ModelAssets;
+use crate::ids::ModelName;
+
+/// Models that one call may ask about.
+const MODELS_MAX: u32 = 100;
+
+/// Something a server or model can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it; the contract describes each")]
+pub enum Feature {
+    Streaming,
+    Chat,
+    Tools,
+    Logprobs,
+    Score,
+    Sessions,
+    Seed,
+}
+
+impl Feature {
+    /// Everything this daemon implements.
+    pub const ALL: [Self; 7] =
+        [Self::Streaming, Self::Chat, Self::Tools, Self::Logprobs, Self::Score, Self::Sessions, Self::Seed];
+}
+
+/// What a model can do.
+#[derive(Debug)]
+pub struct ModelCapabilities {
+    /// Its facts.
+    pub info: ModelInfo,
+    /// Its template, end tokens and default sampling values.
+    pub assets: Arc<ModelAssets>,
+    /// Its features.
+    pub features: Vec<Feature>,
+    /// Tokens a request gets if it does not say.
+    pub max_tokens: u32,
+}
+
+/// What the daemon counts.
+#[derive(Debug)]
+pub struct Stats {
+    /// Time since the daemon's start.
+    pub uptime: Duration,
+    /// Sessions of all principals.
+    pub sessions: u32,
+    /// Resident bytes of the process as Linux counts them; 0 elsewhere.
+    pub process_resident_bytes: u64,
+    /// The engine's counts.
+    pub engine: EngineStats,
+}
+
+impl Service {
+    /// Returns what the engine runs on.
+    #[must_use]
+    pub fn device(&self) -> &DeviceInfo {
+        self.engine.device()
+    }
+
+    /// Returns what the named models can do, or the resident ones if none is named.
+    ///
+    /// # Errors
+    /// A name is refused, or a model's files cannot be used.
+    pub async fn capabilities(&self, models: &[String]) -> Result<Vec<ModelCapabilities>, Error> {
+        if models.len() > MODELS_MAX as usize {
+            return Err(Error::field("models", format!("at most {MODELS_MAX} entries")));
+        }
+        let names: Vec<ModelName> = if models.is_empty() {
+            self.engine.stats().await?.models.into_iter().map(|resident| resident.model).collect()
+        } else {
+            let named = models.iter().enumerate();
+            let named = named.map(|(index, name)| model_name(&format!("models[{index}]"), name));
+            named.collect::<Result<_, _>>()?
+        };
+        let mut models = Vec::with_capacity(names.len());
+        for name in names {
+            let assets = self.models.assets(&name).await?;
+            let info = self.models.describe(&name).await?;
+            models.push(self.model_capabilities(assets, info));
+        }
+        Ok(models)
+    }
+
+    fn model_capabilities(&self, assets: Arc<ModelAssets>, info: ModelInfo) -> ModelCapabilities {
+        let template = assets.chat_template.as_ref();
+        let has = |feature: &Feature| match feature {
+            Feature::Chat => template.is_some(),
+            Feature::Tools => template.is_some_and(crate::text::ChatTemplate::uses_tools),
+            Feature::Streaming | Feature::Logprobs | Feature::Score | Feature::Sessions | Feature::Seed => {
+                true
+            }
+        };
+        let features = Feature::ALL.into_iter().filter(has).collect();
+        // The shortest input has one token.
+        let max_tokens = self.limits.max_tokens_default.min(assets.facts.context_length.saturating_sub(1));
+        ModelCapabilities { info, features, max_tokens, assets }
+    }
+
+    /// Returns what the daemon counts.
+    ///
+    /// # Errors
+    /// The engine is dead.
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        Ok(Stats {
+            engine: self.engine.stats().await?,
+            uptime: self.clock.now() - self.started,
+            sessions: count(self.sessions.count()),
+            process_resident_bytes: process_resident_bytes(),
+        })
+    }
+}
+
+fn process_resident_bytes() -> u64 {
+    let Ok(pages) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
+    let resident = pages.split_whitespace().nth(1).and_then(|count| count.parse::<u64>().ok());
+    resident.unwrap_or(0) * rustix::param::page_size() as u64
+}

@@ -1,0 +1,129 @@
+//! The events of a generation and the parts of answers, as every edge translates them.
+
+use std::time::Duration;
+
+use super::sampling::EffectiveSampling;
+use crate::engine::Finish;
+use crate::ids::RequestId;
+use crate::text::Tokenizer;
+
+/// An event of a generation: one `Started`, any number of `Progress`, then of `Delta`, one `Finished`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The request was admitted.
+    Started(Started),
+    /// The prompt is being prefilled.
+    Progress {
+        /// Prompt tokens done, cached ones included.
+        done_tokens: u32,
+        /// Prompt tokens in all.
+        total_tokens: u32,
+    },
+    /// New output.
+    Delta(OutputDelta),
+    /// The end; a session's turn is committed.
+    Finished(Finished),
+}
+
+/// Facts of a request that was admitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Started {
+    /// Identifies the request in the log.
+    pub request: RequestId,
+    /// Identifies the weights that answer.
+    pub model_revision: String,
+    /// Tokens of the context before the first generated one.
+    pub prompt_tokens: u32,
+    /// Those of `prompt_tokens` that were found in a KV cache.
+    pub cached_tokens: u32,
+    /// Time from arrival to admission.
+    pub queue_time: Duration,
+    /// Sampling values in force.
+    pub sampling: EffectiveSampling,
+}
+
+/// A piece of output.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OutputDelta {
+    /// Whole characters.
+    pub text: String,
+    /// New tokens, if asked for.
+    pub token_ids: Vec<u32>,
+    /// One entry per new token, if asked for.
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+/// Facts of a generation that ended well.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// Reason of the end.
+    pub finish: Finish,
+    /// The stop string that was met; empty for other reasons.
+    pub stop_string: String,
+    /// Token counts.
+    pub usage: Usage,
+    /// Time from arrival to admission.
+    pub queue_time: Duration,
+    /// Time from arrival to the first generated token.
+    pub time_to_first_token: Duration,
+    /// Time from the first generated token to the last.
+    pub decode_time: Duration,
+    /// Time from arrival to the end.
+    pub total_time: Duration,
+    /// The session's token count after this turn; none without a session.
+    pub session_token_count: Option<u32>,
+}
+
+/// Token counts of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the context before the first generated one.
+    pub prompt_tokens: u32,
+    /// Those of `prompt_tokens` that were found in a KV cache.
+    pub cached_tokens: u32,
+    /// Generated tokens, the ending one included.
+    pub completion_tokens: u32,
+}
+
+/// A token and its log-probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// Token id.
+    pub id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The bytes it stands for; not always whole UTF-8 characters.
+    pub bytes: Vec<u8>,
+}
+
+/// The log-probability of an output token and of its most likely alternatives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that was chosen.
+    pub chosen: TokenLogprob,
+    /// Most likely tokens, best first.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// The score of one given token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The token; its `logprob` is 0 where there is none.
+    pub token: TokenLogprob,
+    /// Whether anything came before the token, so that it has a log-probability.
+    pub has_logprob: bool,
+    /// Most likely tokens at this position, best first.
+    pub top: Vec<TokenLogprob>,
+}
+
+impl TokenLogprob {
+    /// Adds the token's bytes to an engine's pair of id and log-probability.
+    pub(super) fn new(tokenizer: &Tokenizer, (id, logprob): (u32, f32)) -> Self {
+        Self { id, logprob, bytes: tokenizer.token_bytes(id) }
+    }
+
+    /// Adds the bytes of each token.
+    pub(super) fn list(tokenizer: &Tokenizer, pairs: &[(u32, f32)]) -> Vec<Self> {
+        pairs.iter().map(|pair| Self::new(tokenizer, *pair)).collect()
+    }
+}

@@ -1,0 +1,234 @@
+//! A running generation: owns the engine's events and the session's turn. Dropping it stops the work before the
+//! next launch and rolls the turn back; nothing else has to be cleaned up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use super::event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage};
+use super::models::lost;
+use super::request::OutputOptions;
+use super::sampling::Resolved;
+use super::sessions::{Turn, or_session_deleted};
+use super::{Service, count};
+use crate::engine::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, GenerateWork, Generated, WorkOrigin};
+use crate::error::Error;
+use crate::hub::ModelAssets;
+use crate::prompt::Prompt;
+use crate::session::{Message, Role, TurnContent, chat_text};
+
+/// A generation that can be handed to the engine.
+pub(super) struct Prepared {
+    pub(super) origin: WorkOrigin,
+    pub(super) assets: Arc<ModelAssets>,
+    pub(super) context: Context,
+    pub(super) resolved: Resolved,
+    pub(super) output: OutputOptions,
+    pub(super) turn: Option<Turn>,
+}
+
+/// The prompt a generation runs on, and what its turn adds to the session.
+pub(super) struct Context {
+    pub(super) prompt: Prompt,
+    pub(super) adds: Adds,
+}
+
+/// What a turn adds to its session besides the answer.
+pub(super) enum Adds {
+    Raw,
+    Chat { messages: Vec<Message>, rendered: String },
+}
+
+/// A generation that the engine has admitted.
+pub struct Generation {
+    prepared: Prepared,
+    events: mpsc::Receiver<GenerateEvent>,
+    /// The first event, which [`Self::start`] waited for.
+    first: Option<GenerateEvent>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    cached_tokens: u32,
+    queue_time: Duration,
+    /// The output so far; kept for a session only.
+    text: String,
+    ended: bool,
+}
+
+impl Generation {
+    /// Hands a prepared request to the engine; returns once the engine has admitted it. A model that the engine
+    /// lost since it was loaded is loaded once more.
+    pub(super) async fn start(service: &Service, prepared: Prepared) -> Result<Self, Error> {
+        let until = |deadline| Box::pin(tokio::time::sleep(deadline - service.clock.now()));
+        let mut generation = Self {
+            events: submit(service, &prepared)?,
+            first: None,
+            deadline: prepared.origin.deadline.map(until),
+            prepared,
+            cached_tokens: 0,
+            queue_time: Duration::ZERO,
+            text: String::new(),
+            ended: false,
+        };
+        let mut first = generation.event().await?;
+        if let GenerateEvent::Ended(Err(error)) = &first
+            && lost(error)
+        {
+            service.models.reload(&generation.prepared.assets).await?;
+            generation.events = submit(service, &generation.prepared)?;
+            first = generation.event().await?;
+        }
+        if let GenerateEvent::Ended(Err(error)) = first {
+            return Err(error);
+        }
+        generation.first = Some(first);
+        Ok(generation)
+    }
+
+    /// Returns the next event; none after the end.
+    ///
+    /// # Errors
+    /// The generation failed or was stopped; its session is as it was before the turn once `self` is dropped.
+    pub async fn next(&mut self) -> Result<Option<Event>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        let event = match self.first.take() {
+            Some(event) => event,
+            None => self.event().await?,
+        };
+        Ok(Some(match event {
+            GenerateEvent::Started { cached_tokens, queue_time } => {
+                (self.cached_tokens, self.queue_time) = (cached_tokens, queue_time);
+                Event::Started(self.started())
+            }
+            GenerateEvent::Progress { done_tokens } => {
+                Event::Progress { done_tokens, total_tokens: self.prompt_tokens() }
+            }
+            GenerateEvent::Delta(delta) => Event::Delta(self.delta(delta)),
+            GenerateEvent::Ended(outcome) => {
+                self.ended = true;
+                Event::Finished(self.finished(outcome?)?)
+            }
+        }))
+    }
+
+    async fn event(&mut self) -> Result<GenerateEvent, Error> {
+        let Self { events, deadline, prepared, .. } = self;
+        let next = async {
+            tokio::select! {
+                biased;
+                // The engine always sends an end; without one it is dead.
+                event = events.recv() => event.ok_or(Error::EngineDead),
+                () = resolved(deadline.as_mut().map(Pin::as_mut)) => Err(Error::Deadline),
+            }
+        };
+        or_session_deleted(prepared.turn.as_mut(), next).await
+    }
+
+    fn prompt_tokens(&self) -> u32 {
+        count(self.prepared.context.prompt.len())
+    }
+
+    fn started(&self) -> Started {
+        Started {
+            request: self.prepared.origin.request.clone(),
+            model_revision: self.prepared.assets.revision.clone(),
+            prompt_tokens: self.prompt_tokens(),
+            cached_tokens: self.cached_tokens,
+            queue_time: self.queue_time,
+            sampling: self.prepared.resolved.effective(),
+        }
+    }
+
+    fn delta(&mut self, delta: Delta) -> OutputDelta {
+        let Delta { text, tokens, logprobs } = delta;
+        if self.prepared.turn.is_some() {
+            self.text.push_str(&text);
+        }
+        let output = self.prepared.output;
+        let tokenizer = &self.prepared.assets.tokenizer;
+        let logprobs = logprobs.iter().filter(|_| output.top_logprobs.is_some());
+        let logprobs = logprobs.map(|token| TokenLogprobs {
+            chosen: TokenLogprob::new(tokenizer, token.chosen),
+            top: TokenLogprob::list(tokenizer, &token.top),
+        });
+        OutputDelta {
+            text,
+            logprobs: logprobs.collect(),
+            token_ids: if output.token_ids { tokens } else { Vec::new() },
+        }
+    }
+
+    /// Commits the session's turn, then returns the facts of the end.
+    fn finished(&mut self, generated: Generated) -> Result<Finished, Error> {
+        let Generated { finish, tokens, time_to_first_token, decode_time, total_time } = generated;
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens(),
+            cached_tokens: self.cached_tokens,
+            completion_tokens: count(tokens.len()),
+        };
+        let session_token_count = match self.prepared.turn.take() {
+            Some(turn) => Some(count(self.commit(turn, finish, &tokens)?)),
+            None => None,
+        };
+        let stop_string = match finish {
+            Finish::StopString(index) => self.prepared.resolved.stopping.stop_strings.get(index).cloned(),
+            Finish::StopToken | Finish::Length => None,
+        };
+        Ok(Finished {
+            finish,
+            stop_string: stop_string.unwrap_or_default(),
+            usage,
+            queue_time: self.queue_time,
+            time_to_first_token,
+            decode_time,
+            total_time,
+            session_token_count,
+        })
+    }
+
+    /// Returns the session's token count.
+    fn commit(&mut self, turn: Turn, finish: Finish, generated: &[u32]) -> Result<usize, Error> {
+        let Context { prompt, adds } = &mut self.prepared.context;
+        let content = match std::mem::replace(adds, Adds::Raw) {
+            Adds::Raw => TurnContent::Raw,
+            Adds::Chat { mut messages, rendered } => {
+                let ending = match (finish, generated.last()) {
+                    (Finish::StopToken, Some(last)) => self.prepared.assets.tokenizer.token_bytes(*last),
+                    (Finish::StopToken | Finish::StopString(_) | Finish::Length, _) => Vec::new(),
+                };
+                let text = chat_text(&rendered, &self.text, &String::from_utf8_lossy(&ending));
+                messages.push(Message::text(Role::Assistant, std::mem::take(&mut self.text)));
+                let text_is_whole = !matches!(finish, Finish::StopString(_));
+                TurnContent::Chat { messages, text, text_is_whole }
+            }
+        };
+        turn.guard.commit([&*prompt.tokens, generated].concat(), content)
+    }
+}
+
+fn submit(service: &Service, prepared: &Prepared) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
+    let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
+    let Prepared { origin, assets, context, resolved, output, turn: _ } = prepared;
+    service.engine.generate(GenerateWork {
+        origin: origin.clone(),
+        model: assets.name.clone(),
+        prompt: context.prompt.clone(),
+        sampling: resolved.sampling.clone(),
+        stopping: resolved.stopping.clone(),
+        top_logprobs: output.top_logprobs,
+        tokenizer: assets.tokenizer.clone(),
+        events,
+    })?;
+    Ok(receiver)
+}
+
+/// Waits for something that may be absent; then without end.
+async fn resolved(something: Option<impl Future>) {
+    match something {
+        Some(something) => drop(something.await),
+        None => std::future::pending().await,
+    }
+}

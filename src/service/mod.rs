@@ -1,0 +1,145 @@
+//! Use cases without a protocol: generate, count, score, models, sessions, capabilities, statistics. Plain requests
+//! come in, plain answers and events go out. Nothing here names tonic, prost or HTTP: an edge (`rpc`) translates,
+//! and every edge gives the same refusals. The shape of a message on its wire is the edge's to check; limits,
+//! ranges and names are checked here.
+//!
+//! A generation's way is `prepare` (check, session turn, model, prompt), then `generation` (engine, events).
+
+mod caller;
+mod capabilities;
+mod event;
+mod fields;
+mod generation;
+mod models;
+mod prepare;
+mod reason;
+mod request;
+mod sampling;
+mod score;
+mod sessions;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::clock::{Clock, Moment};
+use crate::engine::EngineHandle;
+use crate::error::Error;
+use crate::hub::AssetShelf;
+use crate::ids::ModelName;
+use crate::limits::Limits;
+use crate::session::SessionBook;
+use models::Models;
+use sessions::TurnHold;
+
+pub use caller::Caller;
+pub use capabilities::{Feature, ModelCapabilities, Stats};
+pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage};
+pub use generation::Generation;
+pub use models::{Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage, ModelState};
+pub use reason::Reason;
+pub use request::{
+    Chat, CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores, Tool,
+};
+pub use sampling::{EffectiveSampling, SamplingOptions, StoppingOptions};
+pub use sessions::{CreateSession, ForkSession, SessionContent, SessionPage, TruncateSession, TruncateTo};
+
+// Plain types of the floors below that requests and answers are made of.
+pub use crate::engine::SlabClass;
+pub use crate::engine::{
+    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, Fit, KvDtype, Priority, ResidentModel,
+};
+pub use crate::session::{Message, Role, SessionView, ToolCall, TurnEnd};
+
+/// The use cases, and the state that all calls share.
+pub struct Service {
+    engine: EngineHandle,
+    models: Arc<Models>,
+    sessions: Arc<SessionBook<TurnHold>>,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+    started: Moment,
+    draining: AtomicBool,
+}
+
+impl Service {
+    /// A service without sessions or resident models.
+    #[must_use]
+    pub fn new(
+        engine: EngineHandle,
+        shelf: AssetShelf,
+        limits: Limits,
+        auto_load: bool,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            models: Arc::new(Models::new(engine.clone(), shelf, auto_load)),
+            engine,
+            sessions: Arc::new(SessionBook::new(limits.sessions_max, Arc::clone(&clock))),
+            limits,
+            started: clock.now(),
+            clock,
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the limits on what callers may ask for and hold.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Returns the clock by which calls are timed.
+    #[must_use]
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// Returns a moment as the time people count.
+    #[must_use]
+    pub fn wall(&self, moment: Moment) -> SystemTime {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        if moment > now { wall + (moment - now) } else { wall.checked_sub(now - moment).unwrap_or(wall) }
+    }
+
+    /// Refuses new calls from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether new calls are refused.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the engine has finished its running work, at the latest after `limit`.
+    ///
+    /// # Errors
+    /// The engine is dead.
+    pub async fn finish_running(&self, limit: Duration) -> Result<(), Error> {
+        self.engine.drain(limit).await
+    }
+
+    /// Loads a model before the first call.
+    ///
+    /// # Errors
+    /// The model is unknown or cannot be loaded.
+    pub async fn preload(&self, model: &ModelName) -> Result<(), Error> {
+        self.models.preload(model).await
+    }
+}
+
+/// Runs work that blocks on files or computes long on a thread that may wait, not on those that serve.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let span = tracing::Span::current();
+    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    done.unwrap_or_else(|failure| Err(Error::Internal(failure.to_string())))
+}
+
+/// Saturates: counts in answers have 32 bits.
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,168 @@
+//! The reason of every error and the numbers that go with it, for programs. Edges turn a [`Reason`] into their
+//! protocol's code; the names are those of `errors.proto`.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// When to try again after the daemon shut down or a model was unloaded: a restart and a load take seconds.
+const RESTART_RETRY: Duration = Duration::from_secs(2);
+
+/// What a client decides by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "each is the Error of the same name, which says what it means")]
+pub enum Reason {
+    InvalidField,
+    EmptyPrompt,
+    ContextOverflow,
+    TemplateFailed,
+    MessageTooLarge,
+    ModelNotFound,
+    ModelNotLoaded,
+    ModelInvalid,
+    ModelUnsupported,
+    NoChatTemplate,
+    ModelTooLarge,
+    ModelBusy,
+    MemoryBudget,
+    ModelUnloaded,
+    SessionNotFound,
+    SessionExists,
+    SessionBusy,
+    SessionMoved,
+    SessionWrongModel,
+    SessionNotChat,
+    SessionLimit,
+    QueueFull,
+    KvTooLarge,
+    Deadline,
+    DeadlineUnmeetable,
+    SlowReader,
+    Cancelled,
+    Draining,
+    EngineDead,
+    NonFiniteLogits,
+    Internal,
+    Unauthenticated,
+    PermissionDenied,
+}
+
+impl Reason {
+    /// Returns the reason of an error. Exhaustive on purpose: a new variant needs a decision here.
+    #[must_use]
+    pub const fn of(error: &Error) -> Self {
+        match error {
+            Error::InvalidField { .. } => Self::InvalidField,
+            Error::EmptyPrompt => Self::EmptyPrompt,
+            Error::ContextOverflow { .. } => Self::ContextOverflow,
+            Error::TemplateFailed(_) => Self::TemplateFailed,
+            Error::MessageTooLarge { .. } => Self::MessageTooLarge,
+            Error::ModelNotFound(_) => Self::ModelNotFound,
+            Error::ModelNotLoaded(_) => Self::ModelNotLoaded,
+            Error::ModelInvalid { .. } => Self::ModelInvalid,
+            Error::ModelUnsupported { .. } => Self::ModelUnsupported,
+            Error::NoChatTemplate(_) => Self::NoChatTemplate,
+            Error::ModelTooLarge { .. } => Self::ModelTooLarge,
+            Error::ModelBusy { .. } => Self::ModelBusy,
+            Error::MemoryBudget { .. } => Self::MemoryBudget,
+            Error::ModelUnloaded(_) => Self::ModelUnloaded,
+            Error::SessionNotFound(_) => Self::SessionNotFound,
+            Error::SessionExists(_) => Self::SessionExists,
+            Error::SessionBusy(_) => Self::SessionBusy,
+            Error::SessionMoved { .. } => Self::SessionMoved,
+            Error::SessionWrongModel { .. } => Self::SessionWrongModel,
+            Error::SessionNotChat(_) => Self::SessionNotChat,
+            Error::SessionLimit { .. } => Self::SessionLimit,
+            Error::QueueFull { .. } => Self::QueueFull,
+            Error::KvTooLarge { .. } => Self::KvTooLarge,
+            Error::Deadline => Self::Deadline,
+            Error::DeadlineUnmeetable { .. } => Self::DeadlineUnmeetable,
+            Error::SlowReader { .. } => Self::SlowReader,
+            Error::Cancelled(_) => Self::Cancelled,
+            Error::Draining => Self::Draining,
+            Error::EngineDead => Self::EngineDead,
+            Error::NonFiniteLogits => Self::NonFiniteLogits,
+            Error::Internal(_) => Self::Internal,
+            Error::Unauthenticated => Self::Unauthenticated,
+            Error::PermissionDenied => Self::PermissionDenied,
+        }
+    }
+}
+
+impl Error {
+    /// Returns when to try again, for an error that passes by itself.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        if let Self::QueueFull { retry_after, .. } = self {
+            return Some(*retry_after);
+        }
+        matches!(self, Self::Draining | Self::ModelUnloaded(_)).then_some(RESTART_RETRY)
+    }
+
+    /// Returns the numbers and names in the message, by key.
+    #[must_use]
+    pub fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::InvalidField { field, .. } => vec![("field", field.clone())],
+            Self::ContextOverflow { prompt_tokens, context_length } => vec![
+                ("prompt_tokens", prompt_tokens.to_string()),
+                ("context_length", context_length.to_string()),
+            ],
+            Self::MessageTooLarge { limit_bytes } => vec![("limit_bytes", limit_bytes.to_string())],
+            Self::ModelNotFound(model) => vec![("model", model.clone())],
+            Self::ModelNotLoaded(model)
+            | Self::ModelInvalid { model, .. }
+            | Self::ModelUnsupported { model, .. }
+            | Self::NoChatTemplate(model)
+            | Self::ModelUnloaded(model) => vec![("model", model.to_string())],
+            Self::ModelBusy { model, running } => {
+                vec![("model", model.to_string()), ("running", running.to_string())]
+            }
+            Self::ModelTooLarge { model, needed_bytes, available_bytes }
+            | Self::MemoryBudget { model, needed_bytes, available_bytes } => vec![
+                ("model", model.to_string()),
+                ("needed_bytes", needed_bytes.to_string()),
+                ("available_bytes", available_bytes.to_string()),
+            ],
+            Self::KvTooLarge { needed_bytes, available_bytes } => vec![
+                ("needed_bytes", needed_bytes.to_string()),
+                ("available_bytes", available_bytes.to_string()),
+            ],
+            Self::SessionMoved { session, expected, actual } => vec![
+                ("session", session.to_string()),
+                ("expected", expected.to_string()),
+                ("actual", actual.to_string()),
+            ],
+            Self::SessionWrongModel { session, model } => {
+                vec![("session", session.to_string()), ("model", model.to_string())]
+            }
+            Self::SessionNotFound(name) | Self::SessionExists(name) => vec![("session", name.clone())],
+            Self::SessionBusy(session) | Self::SessionNotChat(session) => {
+                vec![("session", session.to_string())]
+            }
+            Self::SessionLimit { limit } => {
+                vec![("limit", "sessions_max".into()), ("value", limit.to_string())]
+            }
+            Self::QueueFull { limit, value, .. } => {
+                vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
+            }
+            Self::DeadlineUnmeetable { needed, available } => vec![
+                ("needed_ms", needed.as_millis().to_string()),
+                ("available_ms", available.as_millis().to_string()),
+            ],
+            Self::SlowReader { limit } => {
+                vec![("limit", "slow_reader_s".into()), ("value", limit.as_secs().to_string())]
+            }
+            Self::EmptyPrompt
+            | Self::TemplateFailed(_)
+            | Self::Deadline
+            | Self::Cancelled(_)
+            | Self::Draining
+            | Self::EngineDead
+            | Self::NonFiniteLogits
+            | Self::Internal(_)
+            | Self::Unauthenticated
+            | Self::PermissionDenied => Vec::new(),
+        }
+    }
+}

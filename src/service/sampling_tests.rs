@@ -1,0 +1,129 @@
+//! Ranges, defaults and what the model says.
+
+use super::*;
+use crate::hub::DefaultSampling;
+use crate::service::OutputOptions;
+
+const LIMITS: Limits = Limits {
+    message_bytes_max: 1 << 20,
+    connections_max: 1,
+    streams_per_connection_max: 1,
+    keep_alive: std::time::Duration::from_secs(1),
+    sessions_max: 1,
+    session_ttl: std::time::Duration::from_secs(1),
+    session_ttl_max: std::time::Duration::from_secs(1),
+    queue_length_max: 1,
+    queue_length_per_client_max: 1,
+    running_sequences_max: 1,
+    max_tokens_default: 4096,
+    score_tokens_max: 1,
+    top_logprobs_max: 20,
+    stop_strings_max: 2,
+    stop_string_bytes_max: 4,
+    stop_token_ids_max: 2,
+    logit_bias_max: 2,
+    text_bytes_max: 1,
+};
+
+fn facts() -> ModelFacts {
+    ModelFacts {
+        architecture: "llama".into(),
+        context_length: 100,
+        vocabulary_size: 50,
+        parameter_count: 0,
+        stored_as: String::new(),
+        file_bytes: 0,
+        default_sampling: DefaultSampling {
+            temperature: 0.5,
+            top_p: 0.9,
+            top_k: 40,
+            min_p: 0.0,
+            repetition_penalty: 1.1,
+        },
+    }
+}
+
+fn refused(sent: &SamplingOptions) -> String {
+    match sent.check(&LIMITS).and_then(|()| sent.resolve(&facts(), || Ok([].into()))) {
+        Err(Error::InvalidField { field, .. }) => field,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn resolved(sent: &SamplingOptions) -> Sampling {
+    sent.check(&LIMITS).unwrap();
+    sent.resolve(&facts(), || Ok([].into())).unwrap()
+}
+
+#[test]
+fn every_range_is_checked_and_nan_is_in_none() {
+    let default = SamplingOptions::default;
+    for bad in [f32::NAN, f32::INFINITY, -0.1, 100.5] {
+        assert_eq!(refused(&SamplingOptions { temperature: Some(bad), ..default() }), "sampling.temperature");
+        assert_eq!(refused(&SamplingOptions { top_p: Some(bad), ..default() }), "sampling.top_p");
+        assert_eq!(refused(&SamplingOptions { min_p: Some(bad), ..default() }), "sampling.min_p");
+        let options = SamplingOptions { repetition_penalty: Some(bad), ..default() };
+        assert_eq!(refused(&options), "sampling.repetition_penalty");
+    }
+    for bad in [f32::NAN, -100.5, 100.5] {
+        let options = SamplingOptions { presence_penalty: Some(bad), ..default() };
+        assert_eq!(refused(&options), "sampling.presence_penalty");
+        let options = SamplingOptions { frequency_penalty: Some(bad), ..default() };
+        assert_eq!(refused(&options), "sampling.frequency_penalty");
+    }
+    let bias = |entries: &[(u32, f32)]| SamplingOptions {
+        logit_bias: entries.iter().copied().collect(),
+        ..default()
+    };
+    assert_eq!(refused(&bias(&[(3, f32::NAN)])), "sampling.logit_bias[3]");
+    assert_eq!(refused(&bias(&[(50, 1.0)])), "sampling.logit_bias[50]");
+    assert_eq!(refused(&bias(&[(1, 0.0), (2, 0.0), (3, 0.0)])), "sampling.logit_bias");
+}
+
+#[test]
+fn unset_is_the_models_default_and_zero_is_zero() {
+    let unset = resolved(&SamplingOptions::default());
+    assert_eq!((unset.temperature, unset.top_p, unset.top_k), (0.5, 0.9, 40));
+    assert_eq!(unset.repetition, Penalty { value: 1.1, context_size: 20 });
+    let zero = resolved(&SamplingOptions {
+        temperature: Some(0.0),
+        top_p: Some(0.0),
+        top_k: Some(0),
+        seed: Some(0),
+        repetition_penalty: Some(0.0),
+        repetition_context_size: Some(0),
+        ..Default::default()
+    });
+    assert_eq!((zero.temperature, zero.top_p, zero.top_k, zero.seed), (0.0, 1.0, 0, 0));
+    assert_eq!(zero.repetition, Penalty { value: 1.0, context_size: 0 });
+}
+
+#[test]
+fn a_top_k_of_the_vocabulary_and_more_is_off() {
+    assert_eq!(resolved(&SamplingOptions { top_k: Some(50), ..Default::default() }).top_k, 0);
+    assert_eq!(resolved(&SamplingOptions { top_k: Some(49), ..Default::default() }).top_k, 49);
+}
+
+#[test]
+fn stop_strings_are_bounded_and_not_empty() {
+    let refused = |options: &StoppingOptions| match options.check(&LIMITS) {
+        Err(Error::InvalidField { field, .. }) => field,
+        other => panic!("{other:?}"),
+    };
+    let stops = |texts: &[&str]| StoppingOptions {
+        stop_strings: texts.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    assert_eq!(refused(&stops(&["a", ""])), "stopping.stop_strings[1]");
+    assert_eq!(refused(&stops(&["12345"])), "stopping.stop_strings[0]");
+    assert_eq!(refused(&stops(&["a", "b", "c"])), "stopping.stop_strings");
+    let none = StoppingOptions { max_tokens: Some(0), ..Default::default() };
+    assert_eq!(refused(&none), "stopping.max_tokens");
+}
+
+#[test]
+fn logprobs_are_bounded() {
+    let check = |top_logprobs| OutputOptions { top_logprobs, token_ids: false }.check(&LIMITS);
+    assert!(check(Some(21)).is_err());
+    assert!(check(Some(0)).is_ok() && check(None).is_ok());
+}

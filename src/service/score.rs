@@ -1,0 +1,124 @@
+//! What a model does besides generating: a score is one pass over given tokens, after a session's if one is named
+//! (the session is not changed); a count only tokenizes.
+
+use tokio::sync::oneshot;
+
+use super::caller::Caller;
+use super::event::{TokenLogprob, TokenScore, Usage};
+use super::fields::{model_name, within};
+use super::models::lost;
+use super::request::{CountRequest, Counted, Input, ScoreRequest, Scores, Target};
+use super::{Service, count};
+use crate::engine::{ScoreWork, Scored, TokenLogprobs, WorkOrigin};
+use crate::error::Error;
+use crate::hub::ModelAssets;
+use crate::prompt::Prompt;
+
+/// A pass that the engine can be asked for.
+struct Pass<'a> {
+    origin: WorkOrigin,
+    assets: &'a ModelAssets,
+    prompt: Prompt,
+    /// Index of the first token to score.
+    from: usize,
+    top_logprobs: u32,
+}
+
+impl Service {
+    /// Returns an input's tokens as a generation would have them. Needs no resident model.
+    ///
+    /// # Errors
+    /// The request is refused, or the model's files cannot be used.
+    pub async fn count_tokens(&self, request: CountRequest) -> Result<Counted, Error> {
+        let CountRequest { model, input } = request;
+        let model = model_name("model", &model)?;
+        // An empty text has a count too.
+        let is_empty = matches!(&input, Input::Text(text) if text.is_empty());
+        if !is_empty {
+            input.check()?;
+        }
+        let assets = self.models.assets(&model).await?;
+        let tokens = if is_empty {
+            [].into()
+        } else {
+            self.context(&assets, "prompt", input, None).await?.prompt.tokens
+        };
+        Ok(Counted { tokens, context_length: assets.facts.context_length })
+    }
+
+    /// Returns the log-probability of every token of an input.
+    ///
+    /// # Errors
+    /// The request is refused, or the engine is dead.
+    pub async fn score(&self, caller: &Caller, request: ScoreRequest) -> Result<Scores, Error> {
+        let ScoreRequest { model, input, top_logprobs, session, priority } = request;
+        let target = Target::new(&model, &session)?;
+        input.check()?;
+        within("top_logprobs", top_logprobs, 0, self.limits.top_logprobs_max)?;
+        let input_path = if matches!(input, Input::Ids(_)) { "token_ids.ids" } else { "text" };
+        let (model, session, start) = match target {
+            Target::Model(model) => (model, None, None),
+            Target::Session { name, model } => {
+                let key = caller.session(name);
+                let start = self.sessions.with(&key, |session, _| session.start(model.as_ref()))?;
+                (start.model.clone(), Some(key), Some(start))
+            }
+        };
+        let assets = self.models.resident(&model).await?;
+        let from = start.as_ref().map_or(0, |start| start.tokens.len());
+        let prompt = self.context(&assets, "text", input, start).await?.prompt;
+        let max = self.limits.score_tokens_max;
+        if prompt.len() - from > max as usize {
+            return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
+        }
+        check_length(&assets, prompt.len())?;
+        let pass =
+            Pass { origin: caller.origin(session, priority), assets: &assets, prompt, from, top_logprobs };
+        let scored = match pass.run(self).await {
+            Err(error) if lost(&error) => {
+                self.models.reload(&assets).await?;
+                pass.run(self).await?
+            }
+            outcome => outcome?,
+        };
+        let prompt_tokens = count(pass.prompt.len());
+        let usage = Usage { prompt_tokens, cached_tokens: scored.cached_tokens, completion_tokens: 0 };
+        let scores = pass.prompt.tokens.iter().skip(from).zip(&scored.scores);
+        let tokens = scores.map(|(id, score)| token_score(&assets, *id, score.as_ref())).collect();
+        Ok(Scores { tokens, usage })
+    }
+}
+
+impl Pass<'_> {
+    /// Dropping this future closes the reply, which stops the work.
+    async fn run(&self, service: &Service) -> Result<Scored, Error> {
+        let (reply, answer) = oneshot::channel();
+        service.engine.score(ScoreWork {
+            origin: self.origin.clone(),
+            model: self.assets.name.clone(),
+            prompt: self.prompt.clone(),
+            score_from: count(self.from),
+            top_logprobs: self.top_logprobs,
+            reply,
+        })?;
+        answer.await.map_err(|_| Error::EngineDead)?
+    }
+}
+
+fn check_length(assets: &ModelAssets, tokens: usize) -> Result<(), Error> {
+    let (prompt_tokens, context_length) = (count(tokens), assets.facts.context_length);
+    if prompt_tokens > context_length {
+        return Err(Error::ContextOverflow { prompt_tokens, context_length });
+    }
+    Ok(())
+}
+
+fn token_score(assets: &ModelAssets, id: u32, score: Option<&TokenLogprobs>) -> TokenScore {
+    let tokenizer = &assets.tokenizer;
+    let (token, top) = score.map_or(((id, 0.0), &[][..]), |score| (score.chosen, &score.top));
+    TokenScore {
+        token: TokenLogprob::new(tokenizer, token),
+        has_logprob: score.is_some(),
+        top: TokenLogprob::list(tokenizer, top),
+    }
+}

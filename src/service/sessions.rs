@@ -1,0 +1,222 @@
+//! Sessions: the caller's own, by name. Their rules are in `session`; here names, lifetimes and pages are checked, and
+//! the engine is told to drop the KV caches of sessions that are gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::Service;
+use super::caller::Caller;
+use super::fields::{
+    fresh_session_name, model_name, optional_model, page_size, page_token, session_name, ttl,
+};
+use crate::error::Error;
+use crate::ids::SessionKey;
+use crate::session::{
+    ListPage, Message, NewSession, SessionBook, SessionView, TurnGuard, TurnRequest, TurnStart,
+};
+
+/// What the session book holds of a running turn: dropped when the turn has to stop.
+pub(super) type TurnHold = oneshot::Sender<()>;
+
+/// A session's running turn. Dropping it rolls the turn back.
+pub(super) struct Turn {
+    pub(super) guard: TurnGuard<TurnHold>,
+    /// Resolves when the session is deleted.
+    deleted: oneshot::Receiver<()>,
+}
+
+impl Turn {
+    /// Begins a turn, if it may; returns what it builds on.
+    pub(super) fn begin(
+        sessions: &Arc<SessionBook<TurnHold>>,
+        key: &SessionKey,
+        request: &TurnRequest,
+    ) -> Result<(Self, TurnStart), Error> {
+        let (hold, deleted) = oneshot::channel();
+        let (guard, start) = sessions.begin(key, request, hold)?;
+        Ok((Self { guard, deleted }, start))
+    }
+}
+
+/// Runs `work` unless the session of `turn` is deleted first.
+pub(super) async fn or_session_deleted<T>(
+    turn: Option<&mut Turn>,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let Some(turn) = turn else { return work.await };
+    tokio::select! {
+        biased;
+        outcome = work => outcome,
+        _ = &mut turn.deleted => Err(Error::Cancelled("the session was deleted".into())),
+    }
+}
+
+/// A session to create.
+#[derive(Clone, Debug)]
+pub struct CreateSession {
+    /// Name; empty for a random one.
+    pub name: String,
+    /// The model to bind it to.
+    pub model: String,
+    /// Lifetime after the last use.
+    pub ttl: Option<Duration>,
+}
+
+/// A session to copy.
+#[derive(Clone, Debug)]
+pub struct ForkSession {
+    /// The session to copy.
+    pub name: String,
+    /// Name of the copy; empty for a random one.
+    pub new_name: String,
+    /// Lifetime after the last use; unset takes the original's.
+    pub ttl: Option<Duration>,
+    /// The session's token count as the caller last saw it.
+    pub expected_token_count: Option<u32>,
+}
+
+/// A session to shorten.
+#[derive(Clone, Debug)]
+pub struct TruncateSession {
+    /// The session.
+    pub name: String,
+    /// What remains of it.
+    pub to: TruncateTo,
+    /// The session's token count as the caller last saw it.
+    pub expected_token_count: Option<u32>,
+}
+
+/// What remains of a shortened session.
+#[derive(Clone, Copy, Debug)]
+pub enum TruncateTo {
+    /// The first turns.
+    Turns(u32),
+    /// The first tokens.
+    Tokens(u32),
+}
+
+/// A page of a caller's sessions.
+#[derive(Clone, Debug)]
+pub struct SessionPage {
+    /// Entries; 0 is the default.
+    pub size: u32,
+    /// The token that came with the page before; empty for the first page.
+    pub token: String,
+    /// Model name; empty for the sessions of every model.
+    pub model: String,
+}
+
+/// All of a session.
+#[derive(Clone, Debug)]
+pub struct SessionContent {
+    /// Its facts.
+    pub view: SessionView,
+    /// Its messages; none once a turn was raw.
+    pub messages: Vec<Message>,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+}
+
+impl Service {
+    /// Creates an empty session.
+    ///
+    /// # Errors
+    /// A field is refused, the name is taken, the caller has too many, or the model is unknown.
+    pub async fn create_session(&self, caller: &Caller, create: CreateSession) -> Result<SessionView, Error> {
+        let CreateSession { name, model, ttl: lifetime } = create;
+        let key = caller.session(fresh_session_name("name", &name)?);
+        let model = model_name("model", &model)?;
+        let lifetime = ttl(lifetime, self.limits.session_ttl_max)?.unwrap_or(self.limits.session_ttl);
+        self.models.check_exists(&model).await?;
+        self.sessions.create(NewSession { key, model, ttl: lifetime })
+    }
+
+    /// Returns all of a session.
+    ///
+    /// # Errors
+    /// The caller has no such session.
+    pub fn get_session(&self, caller: &Caller, name: &str) -> Result<SessionContent, Error> {
+        let key = caller.session(session_name("name", name)?);
+        self.sessions.with(&key, |session, _| {
+            let (messages, tokens) = (session.messages().to_vec(), session.tokens().to_vec());
+            Ok(SessionContent { view: session.view(), messages, tokens })
+        })
+    }
+
+    /// Returns a page of the caller's sessions by name, and the token of the next page; none after the last.
+    ///
+    /// # Errors
+    /// A field is refused.
+    pub fn list_sessions(
+        &self,
+        caller: &Caller,
+        page: &SessionPage,
+    ) -> Result<(Vec<SessionView>, Option<String>), Error> {
+        let SessionPage { size, token, model } = page;
+        let page = ListPage {
+            size: page_size(*size)?,
+            after: page_token(token, session_name)?,
+            model: optional_model("model", model)?,
+        };
+        let (views, more) = self.sessions.list(&caller.principal, &page);
+        let last = views.last().filter(|_| more).map(|view| view.key.name.to_string());
+        Ok((views, last))
+    }
+
+    /// Copies a session.
+    ///
+    /// # Errors
+    /// A field is refused, the name is taken, the caller has too many, or the session moved.
+    pub fn fork_session(&self, caller: &Caller, fork: &ForkSession) -> Result<SessionView, Error> {
+        let ForkSession { name, new_name, ttl: lifetime, expected_token_count } = fork;
+        let from = caller.session(session_name("name", name)?);
+        let to = fresh_session_name("new_name", new_name)?;
+        let lifetime = ttl(*lifetime, self.limits.session_ttl_max)?;
+        self.sessions.fork(&from, to, lifetime, *expected_token_count)
+    }
+
+    /// Shortens a session.
+    ///
+    /// # Errors
+    /// A turn runs in it, it moved, or there is no such end.
+    pub fn truncate_session(
+        &self,
+        caller: &Caller,
+        truncate: &TruncateSession,
+    ) -> Result<SessionView, Error> {
+        let TruncateSession { name, to, expected_token_count } = truncate;
+        let key = caller.session(session_name("name", name)?);
+        self.sessions.with(&key, |session, now| {
+            session.expect_tokens(*expected_token_count)?;
+            match *to {
+                TruncateTo::Turns(turns) => session.truncate_turns(turns as usize, now)?,
+                TruncateTo::Tokens(tokens) => session.truncate_tokens(tokens as usize, now)?,
+            }
+            Ok(session.view())
+        })
+    }
+
+    /// Deletes a session, stops its running turn and drops its KV caches.
+    ///
+    /// # Errors
+    /// The caller has no such session, or the engine is dead.
+    pub async fn delete_session(&self, caller: &Caller, name: &str) -> Result<(), Error> {
+        let key = caller.session(session_name("name", name)?);
+        self.sessions.delete(&key)?;
+        self.engine.forget(key).await
+    }
+
+    /// Removes expired sessions and drops their KV caches.
+    ///
+    /// # Errors
+    /// The engine is dead.
+    pub async fn sweep_sessions(&self) -> Result<(), Error> {
+        for session in self.sessions.sweep() {
+            tracing::debug!(%session, "the session expired");
+            self.engine.forget(session).await?;
+        }
+        Ok(())
+    }
+}
