@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Backend, DeviceInfo, DeviceMemory, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, SlotId, Span,
-    SpanOutput, SpanResult, Step, TokenLogprobs, add_checkpoint,
+    Backend, ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadSpec, LoadStep, ModelId, ModelShape,
+    ParkedId, RowResult, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want, add_checkpoint,
 };
 use crate::error::Error;
 
@@ -22,6 +22,17 @@ pub(crate) fn next_token(context: &[u32]) -> u32 {
     context.iter().fold(0x811c_9dc5, mix) % 999
 }
 
+/// Returns what to load; the fake does not read it.
+pub(crate) fn spec() -> LoadSpec {
+    LoadSpec {
+        model: "m".into(),
+        folder: "/".into(),
+        revision: "1".into(),
+        dtype: ComputeDtype::Auto,
+        kv: KvDtype::Auto,
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Fake {
     models: u32,
@@ -31,7 +42,7 @@ pub(crate) struct Fake {
     /// Bytes of a sequence's state; 0 is none.
     pub(crate) state_bytes: u64,
     parked_next: u64,
-    results: BTreeMap<ModelId, Vec<SpanResult>>,
+    results: BTreeMap<ModelId, Vec<RowResult>>,
     pub(crate) faults: Faults,
     steps: u64,
 }
@@ -84,22 +95,42 @@ impl Fake {
         &mut self.slabs.get_mut(&(model, slot.slab)).unwrap().slots[slot.slot as usize]
     }
 
-    fn span(&mut self, model: ModelId, span: &Span) -> SpanResult {
+    /// Runs a span and adds the results of its rows.
+    fn span(&mut self, model: ModelId, span: &Span, results: &mut Vec<RowResult>) {
+        check(span);
         let poison = self.faults.poison;
         let capacity = self.slabs[&(model, span.slot.slab)].capacity as usize;
         let content = self.slot(model, span.slot);
         assert_eq!(content.len(), span.start as usize, "a span starts where the cache ends");
         content.extend(&span.tokens);
         assert!(content.len() <= capacity, "a span fits its slot");
-        if poison.is_some_and(|poison| content.contains(&poison)) {
-            return SpanResult::NotFinite;
+        let poisoned = poison.is_some_and(|poison| content.contains(&poison));
+        for output in &span.outputs {
+            let seen = &content[..(span.start + output.row) as usize + 1];
+            results.push(match output.want {
+                _ if poisoned => RowResult::NotFinite,
+                Want::Sample(_) => RowResult::Token(next_token(seen), None),
+                Want::Score { next, .. } => {
+                    RowResult::Score(TokenLogprobs { chosen: (next, -1.0), top: vec![] })
+                }
+            });
         }
-        match &span.output {
-            SpanOutput::None => SpanResult::None,
-            SpanOutput::Sample(_) => SpanResult::Token(next_token(content), None),
-            SpanOutput::Score { next, .. } => SpanResult::Scores(
-                next.iter().map(|&token| TokenLogprobs { chosen: (token, -1.0), top: vec![] }).collect(),
-            ),
+    }
+}
+
+/// Checks that a span's outputs are what its kind says.
+fn check(span: &Span) {
+    let rows: Vec<u32> = span.outputs.iter().map(|output| output.row).collect();
+    let all: Vec<u32> = (0..).take(span.tokens.len()).collect();
+    let sampled = span.outputs.iter().all(|output| matches!(output.want, Want::Sample(_)));
+    assert!(rows.is_sorted() && rows.iter().all(|row| all.contains(row)), "rows with outputs are the span's");
+    match span.kind {
+        SpanKind::Prefill => assert!(!all.is_empty(), "a span has tokens"),
+        SpanKind::Decode => {
+            assert!(all.len() == 1 && rows == all && sampled, "a decode draws after its token");
+        }
+        SpanKind::Verify => {
+            assert!(all.len() > 1 && rows == all && sampled, "a draft draws after each token");
         }
     }
 }
@@ -165,6 +196,25 @@ impl Backend for Fake {
         Ok(())
     }
 
+    fn truncate(
+        &mut self,
+        model: ModelId,
+        slot: SlotId,
+        held: u32,
+        tokens: u32,
+    ) -> Result<(), TruncateError> {
+        let checkpoints = self.checkpoints.entry((model, slot)).or_default();
+        let cut = tokens > 0 && tokens < held;
+        if self.state_bytes > 0 && cut && !checkpoints.contains(&tokens) {
+            return Err(TruncateError::NoCheckpoint { tokens });
+        }
+        checkpoints.retain(|&checkpoint| checkpoint <= tokens);
+        let content = self.slot(model, slot);
+        assert_eq!(content.len(), held as usize, "a slot is cut at its end");
+        content.truncate(tokens as usize);
+        Ok(())
+    }
+
     fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
         assert_eq!(self.slot(model, slot).len(), tokens as usize, "a slot is checkpointed at its end");
         add_checkpoint(self.checkpoints.entry((model, slot)).or_default(), tokens);
@@ -209,22 +259,21 @@ impl Backend for Fake {
         Ok(())
     }
 
-    fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error> {
+    fn launch(&mut self, model: ModelId, step: Step) -> Result<(), Error> {
         assert!(!self.results.contains_key(&model), "the last step was not collected");
         self.steps += 1;
         assert_ne!(self.faults.panic_at, Some(self.steps), "the panic that a test asked for");
         if self.faults.error_at == Some(self.steps) || std::mem::take(&mut self.faults.next_step_fails) {
             return Err(Error::Internal("the device error that a test asked for".into()));
         }
-        let single = step.spans.partition_point(|span| span.tokens.len() == 1);
-        assert!(step.spans[single..].iter().all(|span| span.tokens.len() > 1), "short spans come first");
-        assert!(step.spans[..single].is_sorted_by_key(|span| span.slot), "short spans are in slot order");
-        let results = step.spans.iter().map(|span| self.span(model, span)).collect();
+        assert!(step.spans.is_sorted_by_key(Span::order), "spans of one row come first, in slot order");
+        let mut results = Vec::new();
+        step.spans.iter().for_each(|span| self.span(model, span, &mut results));
         self.results.insert(model, results);
         Ok(())
     }
 
-    fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error> {
+    fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error> {
         Ok(self.results.remove(&model).unwrap())
     }
 

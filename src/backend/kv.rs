@@ -1,6 +1,8 @@
 //! Places of KV caches, as engine and device name them: slots in slabs, parked caches, and the checkpoints of
 //! recurrent states. Engine and device drop the same checkpoint when a slot has too many, by [`add_checkpoint`].
 
+use crate::error::Error;
+
 /// A place in a KV slab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId {
@@ -13,6 +15,20 @@ pub struct SlotId {
 /// A parked KV cache: what a sequence that no longer runs left behind, at its exact length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParkedId(pub u64);
+
+/// Why a slot was not cut back.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum TruncateError {
+    /// The model has recurrent states, and none were saved at this length. The slot is as it was.
+    #[error("no checkpoint at {tokens} tokens")]
+    NoCheckpoint {
+        /// The length that was asked for.
+        tokens: u32,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] Error),
+}
 
 /// Most checkpoints of a slot, besides the one at its end.
 pub const CHECKPOINTS_MAX: usize = 4;

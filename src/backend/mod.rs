@@ -6,12 +6,14 @@ pub(crate) mod fake;
 mod kernels;
 mod kv;
 mod model;
+#[cfg(test)]
+mod property_tests;
 mod step;
 
 pub use kernels::KernelChoice;
-pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, add_checkpoint};
+pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, TruncateError, add_checkpoint};
 pub use model::{ComputeDtype, KvDtype, LoadSpec, LoadStep, ModelId, ModelShape};
-pub use step::{LogitEdit, Sample, Span, SpanOutput, SpanResult, Step, TokenLogprobs, Xtc};
+pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};
 
 use crate::error::Error;
 
@@ -66,6 +68,11 @@ pub trait Backend {
     /// Copies the first `tokens` of one slot, which are all it has, into a clear one, checkpoints included.
     fn copy_slot(&mut self, model: ModelId, from: SlotId, to: SlotId, tokens: u32) -> Result<(), Error>;
 
+    /// Cuts a slot of `held` tokens back to its first `tokens`, overwrites the others with zeros, and drops checkpoints
+    /// beyond. With recurrent states, one must be at this length.
+    fn truncate(&mut self, model: ModelId, slot: SlotId, held: u32, tokens: u32)
+    -> Result<(), TruncateError>;
+
     /// Saves the recurrent states of a slot that has `tokens`, so that a cache parked from it can be restored at this
     /// length; see [`add_checkpoint`] for those that are dropped.
     fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error>;
@@ -81,10 +88,10 @@ pub trait Backend {
     fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error>;
 
     /// Starts a step and returns while it runs. The last one must have been collected.
-    fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error>;
+    fn launch(&mut self, model: ModelId, step: Step) -> Result<(), Error>;
 
-    /// Waits for the step and returns one result for each span.
-    fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error>;
+    /// Waits for the step and returns one result for each row with an output, in the order of the spans.
+    fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error>;
 
     /// Returns memory that is cached for reuse to the system.
     fn trim(&mut self) -> Result<(), Error>;

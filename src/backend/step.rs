@@ -1,5 +1,5 @@
-//! A step as plain data: the spans of many sequences, packed on the token axis, what each is to return, and what came
-//! of it.
+//! A step as plain data: the spans of many sequences, packed on the token axis, which of their rows return what, and
+//! what came of them. A row is one token's place on the token axis; its logits are about the token that comes next.
 
 use std::sync::Arc;
 
@@ -8,8 +8,20 @@ use super::SlotId;
 /// One forward pass of one model over the spans of many sequences.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// Spans of one token first, in the order of their slots; then the longer ones.
+    /// Spans in the order of [`Span::order`].
     pub spans: Vec<Span>,
+}
+
+/// What a span is for. Steps are planned, counted and learned from by it; how a device lays rows out is its own affair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanKind {
+    /// Tokens of a prompt, or of a context that is computed again.
+    Prefill,
+    /// The one token that was drawn last; a user waits for the next.
+    Decode,
+    /// The token that was drawn last and a draft of those that follow, each row sampled. What is rejected is cut off by
+    /// `Backend::truncate`. Backends run it; the engine drafts nothing yet.
+    Verify,
 }
 
 /// One sequence's tokens in a step.
@@ -19,26 +31,42 @@ pub struct Span {
     pub slot: SlotId,
     /// Position of its first token, which is the length of its cache before the step.
     pub start: u32,
+    /// What it is for.
+    pub kind: SpanKind,
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// Results to return for it.
-    pub output: SpanOutput,
+    /// Rows that return something, ascending; none if more of the prompt follows.
+    pub outputs: Vec<RowOutput>,
 }
 
-/// What a step returns for a span.
+impl Span {
+    /// Returns the key of a step's order: spans of one row first, by slot, so that those of a slab stand together; then
+    /// the longer ones.
+    #[must_use]
+    pub fn order(&self) -> (bool, SlotId) {
+        (self.tokens.len() > 1, self.slot)
+    }
+}
+
+/// A row that returns something.
 #[derive(Clone, Debug, PartialEq)]
-pub enum SpanOutput {
-    /// Nothing: more of the prompt follows.
-    None,
-    /// A token after the span's last one.
-    Sample(Box<Sample>),
-    /// The log-probability of given tokens after the span's positions from `first` on.
+pub struct RowOutput {
+    /// Index of the row in its span.
+    pub row: u32,
+    /// What it returns.
+    pub want: Want,
+}
+
+/// What a row returns.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Want {
+    /// A token drawn after it.
+    Sample(Sample),
+    /// The log-probability of the given token after it.
     Score {
-        /// The first position in the span with a next token to score.
-        first: u32,
-        /// The tokens that come next, one for each position from `first`; not empty.
-        next: Vec<u32>,
-        /// Number of alternatives to return per token.
+        /// The token that comes next.
+        next: u32,
+        /// Number of alternatives to return.
         top: u32,
     },
 }
@@ -102,15 +130,13 @@ pub struct LogitEdit {
     pub subtract: f32,
 }
 
-/// What came of a span.
+/// What came of a row with an output.
 #[derive(Clone, Debug, PartialEq)]
-pub enum SpanResult {
-    /// Nothing was asked for.
-    None,
+pub enum RowResult {
     /// The drawn token, with logprobs if asked for.
     Token(u32, Option<TokenLogprobs>),
-    /// One entry for each next token.
-    Scores(Vec<TokenLogprobs>),
+    /// The logprobs of the given token.
+    Score(TokenLogprobs),
     /// The logits were not finite; the sequence cannot continue.
     NotFinite,
 }

@@ -7,7 +7,7 @@ use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
 
 use crate::backend::{
     Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId,
-    SlotId, SpanResult, Step,
+    RowResult, SlotId, Step, TruncateError,
 };
 use crate::device::plan::LoadPlan;
 use crate::error::Error;
@@ -189,6 +189,17 @@ impl Backend for MlxBackend {
         Ok(self.ready(model)?.kv.copy(from, to, tokens)?)
     }
 
+    fn truncate(
+        &mut self,
+        model: ModelId,
+        slot: SlotId,
+        held: u32,
+        tokens: u32,
+    ) -> Result<(), TruncateError> {
+        let cut = self.ready(model)?.kv.truncate(slot, held, tokens).map_err(Error::from)?;
+        if cut { Ok(()) } else { Err(TruncateError::NoCheckpoint { tokens }) }
+    }
+
     fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
         Ok(self.ready(model)?.kv.checkpoint(slot, tokens)?)
     }
@@ -206,19 +217,19 @@ impl Backend for MlxBackend {
         Ok(())
     }
 
-    fn launch(&mut self, model: ModelId, step: &Step) -> Result<(), Error> {
+    fn launch(&mut self, model: ModelId, step: Step) -> Result<(), Error> {
         let ready = self.ready(model)?;
         assert!(ready.running.is_none(), "a step is launched before the last one was collected");
-        let batch = Batch::new(step, &ready.step_shape);
+        let batch = Batch::new(&step, &ready.step_shape);
         let logits = ready.model.forward(&batch, &mut ready.kv, ready.attention)?;
-        let drawn = logits.map(|logits| sampler::draw(step, &logits)).transpose()?;
+        let drawn = logits.map(|logits| sampler::draw(&step, &logits)).transpose()?;
         let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch.slabs));
         async_eval(outputs)?;
-        ready.running = Some(Running { step: step.clone(), drawn, slabs: batch.slabs });
+        ready.running = Some(Running { step, drawn, slabs: batch.slabs });
         Ok(())
     }
 
-    fn collect(&mut self, model: ModelId) -> Result<Vec<SpanResult>, Error> {
+    fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error> {
         let ready = self.ready(model)?;
         let Some(Running { step, drawn, slabs }) = ready.running.take() else {
             return Err(Error::Internal("no step runs".into()));
@@ -228,7 +239,7 @@ impl Backend for MlxBackend {
             None => {
                 // What the last layer keeps is there when the step is done.
                 eval(ready.kv.touched(&slabs))?;
-                Ok(vec![SpanResult::None; step.spans.len()])
+                Ok(Vec::new())
             }
         }
     }

@@ -2,6 +2,8 @@
 //! `mlx` and the architectures of `models`. Runs on the engine thread only.
 
 mod backend;
+#[cfg(test)]
+mod backend_tests;
 mod plan;
 
 pub use crate::mlx::prepare;

@@ -4,7 +4,9 @@
 use tokio::sync::mpsc;
 
 use super::api::LoadEvent;
-use crate::backend::{Backend, LoadSpec, LoadStep, ModelId, ModelShape, SlotId, Span, SpanOutput, Step};
+use crate::backend::{
+    Backend, LoadSpec, LoadStep, ModelId, ModelShape, RowOutput, Sample, SlotId, Span, SpanKind, Step, Want,
+};
 use crate::error::Error;
 
 /// The steps that warm a model up, by sequences and tokens of each: what a GPU compiles differs with the rows.
@@ -118,10 +120,11 @@ fn warm<B: Backend>(backend: &mut B, id: ModelId, sequences: u32, steps: &[u32])
         let span = |slot| Span {
             slot: SlotId { slab, slot },
             start,
+            kind: SpanKind::Prefill,
             tokens: vec![0; tokens as usize],
-            output: SpanOutput::Sample(Box::default()),
+            outputs: vec![RowOutput { row: tokens - 1, want: Want::Sample(Sample::default()) }],
         };
-        backend.launch(id, &Step { spans: (0..sequences).map(span).collect() })?;
+        backend.launch(id, Step { spans: (0..sequences).map(span).collect() })?;
         backend.collect(id)?;
         start += tokens;
     }

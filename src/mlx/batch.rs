@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use mlx_rs::Array;
 
-use crate::backend::{Span, SpanOutput, Step};
+use crate::backend::{Span, Step};
 use crate::mlx::dim;
 use crate::mlx::ffi::AttentionSpan;
 
@@ -234,16 +234,6 @@ impl Chunk {
     }
 }
 
-/// Returns the rows of a span whose logits are wanted.
-fn output_rows(span: &Span, row: i32) -> std::ops::Range<i32> {
-    let end = row + dim(span.tokens.len());
-    match &span.output {
-        SpanOutput::None => end..end,
-        SpanOutput::Sample(_) => end - 1..end,
-        SpanOutput::Score { first, next, .. } => row + dim(*first)..row + dim(*first) + dim(next.len()),
-    }
-}
-
 /// A span with the first of its rows in the packed tokens.
 #[derive(Clone, Copy)]
 struct Placed<'a> {
@@ -323,7 +313,7 @@ impl Batch {
         let (mut tokens, mut positions, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
         let all = placed(step);
         for &Placed { row, span } in &all {
-            outputs.extend(output_rows(span, row));
+            outputs.extend(span.outputs.iter().map(|output| row + dim(output.row)));
             tokens.extend(span.tokens.iter().map(|&token| dim(token)));
             positions.extend((0..dim(span.tokens.len())).map(|offset| dim(span.start) + offset));
         }

@@ -10,7 +10,7 @@ mod plan;
 mod queue;
 mod shares;
 
-pub use pace::{Pace, PaceLimits};
+pub use pace::{Pace, PaceLimits, StepLoad};
 pub use plan::{Runnable, Scheduler};
 pub use queue::{Head, Queue};
 pub use shares::{Candidate, Running, Shares, victim};

@@ -1,43 +1,66 @@
-//! How fast a model runs, learned from its steps: what a step of decoding takes, and what each prefilled token
-//! adds. From it follow how much a step may prefill, and when a first token can be there.
+//! How fast a model runs, learned from its steps by what their spans were for: the time of a step of decoding, and the
+//! time that each prefilled token adds. From it follow how much a step may prefill, and when a first token is possible.
 
 use std::time::Duration;
 
-/// How much of an estimate one step replaces: the last few steps count. Faster ones count for more: a step may be
+use crate::backend::SpanKind;
+
+/// Part of an estimate that one step replaces: the last few steps count. Faster ones count for more: a step may be
 /// slow because a kernel was compiled for it, or because another program was busy.
 const LEARNING_RATE: f64 = 0.25;
 const LEARNING_RATE_FASTER: f64 = 0.5;
 
-/// What one step can raise an estimate to, times what it was.
+/// Factor by which one step can raise an estimate at most.
 const RISE_MAX: f64 = 2.0;
 
-/// Prefilled tokens from which on a step's time says what one of them costs.
+/// Prefilled tokens from which on a step's time tells what one of them costs.
 const TELLING_TOKENS: f64 = 64.0;
 
-/// Prefilled while nothing is known: enough to learn from, too few to be noticed.
+/// Tokens to prefill while nothing is known: enough to learn from, too few to be noticed.
 const FIRST_TOKENS: u32 = 64;
 
 /// A deadline is out of reach only if it is so at this many times the speed that was seen.
 const DOUBT: u32 = 2;
 
-/// What is left of an estimate after somebody was refused by it.
+/// Factor on an estimate after a request was refused by it.
 const KEPT_AFTER_REFUSAL: f64 = 0.9;
 
-/// Steps with prefill until they say what can be done: the first ones compile kernels.
+/// Steps with prefill from which on the estimate is believed: the first ones compile kernels.
 const TELLING_STEPS: u32 = 8;
 
-/// The part of a step's time that its prefill takes at least, whatever the step would have taken without it.
+/// Least part of a step's time that its prefill takes, whatever the step would have taken without it.
 const PREFILL_SHARE_MIN: f64 = 0.1;
 
 /// Bounds of what a step may prefill.
 #[derive(Clone, Copy, Debug)]
 pub struct PaceLimits {
-    /// Tokens.
+    /// Most tokens.
     pub prefill_tokens_max: u32,
-    /// Percent of what it takes when it only decodes.
+    /// Longest time while others decode, in percent of a step that only decodes.
     pub stretch_percent: u32,
-    /// Time of a step that does not decode.
+    /// Longest time of a step that does not decode.
     pub step_max: Duration,
+}
+
+/// What a step computes, as far as its time tells something.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepLoad {
+    /// Number of spans that decode.
+    pub decoding: u32,
+    /// Number of prefilled tokens, without those of spans of one.
+    pub prefilled: u32,
+}
+
+impl StepLoad {
+    /// Adds a span of `tokens` tokens.
+    pub fn add(&mut self, kind: SpanKind, tokens: u32) {
+        match kind {
+            SpanKind::Decode | SpanKind::Verify => self.decoding += 1,
+            // The last token of a prompt: it adds next to nothing to a step, and tells nothing about long prompts.
+            SpanKind::Prefill if tokens == 1 => {}
+            SpanKind::Prefill => self.prefilled += tokens,
+        }
+    }
 }
 
 /// The speed of a model, in seconds.
@@ -45,7 +68,7 @@ pub struct PaceLimits {
 pub struct Pace {
     decode_step: Option<f64>,
     prefill_token: Option<f64>,
-    /// Steps that prefilled.
+    /// Number of steps that prefilled.
     prefills: u32,
 }
 
@@ -58,14 +81,17 @@ fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64) {
 }
 
 impl Pace {
-    /// A step took so long.
-    pub fn observe(&mut self, decoding: u32, prefilled: u32, took: Duration) {
+    /// Learns from the time of a step.
+    pub fn observe(&mut self, load: StepLoad, took: Duration) {
+        let StepLoad { decoding, prefilled } = load;
         let took = took.as_secs_f64();
         if prefilled == 0 {
-            learn(&mut self.decode_step, took, 1.0);
+            if decoding > 0 {
+                learn(&mut self.decode_step, took, 1.0);
+            }
             return;
         }
-        // What a step takes without prefill is mostly reading the weights, which it does once in any case.
+        // A step without prefill takes mostly what reading the weights takes, which it does once in any case.
         let base = self.decode_step.unwrap_or(0.0).min(if decoding > 0 { took } else { took / 2.0 });
         let tokens = f64::from(prefilled);
         let token = (took - base).max(took * PREFILL_SHARE_MIN) / tokens;
@@ -73,7 +99,7 @@ impl Pace {
         self.prefills = self.prefills.saturating_add(1);
     }
 
-    /// How many tokens the next step may prefill: at least so many, whatever they cost.
+    /// Returns the number of tokens that the next step may prefill: at least `least`, whatever they cost.
     #[must_use]
     pub fn prefill_tokens(&self, decoding: bool, least: u32, limits: PaceLimits) -> u32 {
         self.affordable_tokens(decoding, limits).max(least).min(limits.prefill_tokens_max)
@@ -91,15 +117,15 @@ impl Pace {
         whole(time / token.max(f64::MIN_POSITIVE))
     }
 
-    /// Somebody was refused by what is known. If that is from a time when another program was busy, nothing would ever
-    /// say so while all are refused: after some refusals one is let through.
+    /// Lowers the estimate that a request was refused by. If it is from a time when another program was busy, nothing
+    /// would ever correct it while all are refused: after some refusals one is let through.
     pub fn doubt(&mut self) {
         if let Some(token) = &mut self.prefill_token {
             *token *= KEPT_AFTER_REFUSAL;
         }
     }
 
-    /// The least time that so many tokens take; None while too little is known.
+    /// Returns the least time that prefilling `tokens` takes; None while too little is known.
     #[must_use]
     pub fn time_to_prefill(&self, tokens: u32) -> Option<Duration> {
         let token = self.prefill_token.filter(|_| self.prefills >= TELLING_STEPS)?;
@@ -107,11 +133,7 @@ impl Pace {
     }
 }
 
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "`as` saturates, which is what is wanted"
-)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, as is wanted")]
 fn whole(x: f64) -> u32 {
     x as u32
 }
@@ -123,6 +145,10 @@ mod tests {
     const LIMITS: PaceLimits =
         PaceLimits { prefill_tokens_max: 512, stretch_percent: 300, step_max: Duration::from_millis(400) };
 
+    fn load(decoding: u32, prefilled: u32) -> StepLoad {
+        StepLoad { decoding, prefilled }
+    }
+
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
@@ -131,8 +157,8 @@ mod tests {
     fn prefill_stretches_a_decode_step_by_no_more_than_it_may() {
         let mut pace = Pace::default();
         assert_eq!(pace.prefill_tokens(true, 16, LIMITS), 64);
-        pace.observe(4, 0, ms(40));
-        pace.observe(4, 64, ms(40 + 128));
+        pace.observe(load(4, 0), ms(40));
+        pace.observe(load(4, 64), ms(40 + 128));
         assert_eq!(pace.prefill_tokens(true, 16, LIMITS), 40, "two steps' time at 2 ms a token");
         assert_eq!(pace.prefill_tokens(false, 16, LIMITS), 200, "0.4 s at 2 ms a token");
     }
@@ -140,21 +166,21 @@ mod tests {
     #[test]
     fn fast_models_are_bounded_by_tokens_and_slow_ones_go_on() {
         let mut pace = Pace::default();
-        pace.observe(0, 64, Duration::from_micros(64));
+        pace.observe(load(0, 64), Duration::from_micros(64));
         assert_eq!(pace.prefill_tokens(false, 16, LIMITS), 512);
         let mut slow = Pace::default();
-        slow.observe(0, 64, Duration::from_secs(64));
+        slow.observe(load(0, 64), Duration::from_secs(64));
         assert_eq!(slow.prefill_tokens(true, 16, LIMITS), 16);
     }
 
     #[test]
     fn a_deadline_is_judged_by_twice_the_speed_that_was_seen() {
         let mut pace = Pace::default();
-        pace.observe(1, 0, ms(10));
-        pace.observe(1, 100, ms(60_010));
+        pace.observe(load(1, 0), ms(10));
+        pace.observe(load(1, 100), ms(60_010));
         for _ in 1..TELLING_STEPS {
             assert_eq!(pace.time_to_prefill(1000), None);
-            pace.observe(1, 100, ms(110));
+            pace.observe(load(1, 100), ms(110));
         }
         let time = pace.time_to_prefill(1000).unwrap();
         assert!((ms(500)..ms(3000)).contains(&time), "{time:?}");
@@ -163,10 +189,29 @@ mod tests {
     #[test]
     fn one_slow_step_is_soon_forgotten() {
         let mut pace = Pace::default();
-        pace.observe(0, 64, ms(5000));
-        (0..8).for_each(|_| pace.observe(0, 64, ms(64)));
+        pace.observe(load(0, 64), ms(5000));
+        (0..8).for_each(|_| pace.observe(load(0, 64), ms(64)));
         assert!((300..=400).contains(&pace.prefill_tokens(false, 16, LIMITS)));
-        pace.observe(0, 64, ms(5000));
+        pace.observe(load(0, 64), ms(5000));
         assert!(pace.prefill_tokens(false, 16, LIMITS) >= 240);
+    }
+
+    #[test]
+    fn the_last_token_of_a_prompt_alone_teaches_nothing() {
+        let mut pace = Pace::default();
+        pace.observe(load(1, 0), ms(40));
+        pace.observe(load(0, 64), ms(20 + 64));
+        let known = (pace.decode_step, pace.prefill_token);
+        let mut step = StepLoad::default();
+        step.add(SpanKind::Prefill, 1);
+        pace.observe(step, ms(2000));
+        assert_eq!((pace.decode_step, pace.prefill_token), known);
+        step.add(SpanKind::Verify, 5);
+        pace.observe(step, ms(20));
+        assert_eq!(
+            (pace.decode_step, pace.prefill_token),
+            (Some(0.03), known.1),
+            "beside others it is one more row"
+        );
     }
 }

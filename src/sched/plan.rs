@@ -1,8 +1,9 @@
-//! The spans of a step: sequences that decode go first, all of them; what a step may prefill besides goes to
-//! the highest priority class, and within it to clients in turn.
+//! The spans of a step: sequences that decode all run; what a step may prefill besides goes to the highest priority
+//! class, and within it to clients by rotation.
 
 use std::collections::BTreeMap;
 
+use crate::backend::SpanKind;
 use crate::ids::ClientId;
 
 /// A sequence that can run.
@@ -10,14 +11,33 @@ use crate::ids::ClientId;
 pub struct Runnable<'a> {
     /// Its number.
     pub sequence: u64,
-    /// Whose it is.
+    /// Its client.
     pub client: &'a ClientId,
     /// Its priority class; 0 is the highest.
     pub class: u32,
-    /// Tokens it has that are not in its KV cache yet; at least one.
+    /// What its next span is for.
+    pub kind: SpanKind,
+    /// Number of its tokens that are not in its KV cache yet; at least one.
     pub pending: u32,
     /// Most tokens of it that one step may take.
     pub span_max: u32,
+}
+
+impl Runnable<'_> {
+    /// Returns whether a user waits for its next token.
+    #[must_use]
+    pub fn is_decoding(&self) -> bool {
+        match self.kind {
+            SpanKind::Decode | SpanKind::Verify => true,
+            SpanKind::Prefill => false,
+        }
+    }
+
+    /// Returns whether it runs in every step, outside what a step may prefill. A prompt's last token does too: it costs
+    /// a step no more than a token that decodes, and the first of the answer follows it.
+    fn runs_always(&self) -> bool {
+        self.is_decoding() || self.pending == 1
+    }
 }
 
 /// Shares steps out.
@@ -29,13 +49,13 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// Picks the spans of the next step: sequence and number of tokens. At most `prefill_tokens` go to
-    /// sequences with more than one token pending.
+    /// sequences that do not run always.
     pub fn plan(&mut self, runnable: &[Runnable<'_>], prefill_tokens: u32) -> Vec<(u64, u32)> {
-        let decoding = runnable.iter().filter(|run| run.pending == 1);
-        let mut spans: Vec<(u64, u32)> = decoding.map(|run| (run.sequence, 1)).collect();
+        let always = runnable.iter().filter(|run| run.runs_always());
+        let mut spans: Vec<(u64, u32)> = always.map(|run| (run.sequence, run.pending)).collect();
         let mut left = prefill_tokens.max(1);
         let mut first = None;
-        for run in self.in_turn(runnable) {
+        for run in self.by_rotation(runnable) {
             let tokens = run.pending.min(run.span_max).min(left);
             if tokens == 0 {
                 break;
@@ -50,14 +70,14 @@ impl Scheduler {
         spans
     }
 
-    /// What has a prompt to run: by class, then the client after the last served first.
-    fn in_turn<'a, 'b>(&self, runnable: &'b [Runnable<'a>]) -> Vec<&'b Runnable<'a>> {
-        let mut turns: BTreeMap<_, Vec<&Runnable<'_>>> = BTreeMap::new();
-        for run in runnable.iter().filter(|run| run.pending > 1) {
-            let had_its_turn = self.served.as_ref().is_some_and(|served| run.client <= served);
-            turns.entry((run.class, had_its_turn, run.client)).or_default().push(run);
+    /// Returns what prefills: by class, then the client after the last served first.
+    fn by_rotation<'a, 'b>(&self, runnable: &'b [Runnable<'a>]) -> Vec<&'b Runnable<'a>> {
+        let mut order: BTreeMap<_, Vec<&Runnable<'_>>> = BTreeMap::new();
+        for run in runnable.iter().filter(|run| !run.runs_always()) {
+            let was_served = self.served.as_ref().is_some_and(|served| run.client <= served);
+            order.entry((run.class, was_served, run.client)).or_default().push(run);
         }
-        turns.into_values().flatten().collect()
+        order.into_values().flatten().collect()
     }
 }
 
@@ -65,6 +85,7 @@ impl Scheduler {
 mod tests {
     use super::*;
 
+    /// Sequences with more than one token pending prefill, others decode.
     fn plan(scheduler: &mut Scheduler, runs: &[(u64, &str, u32, u32)], budget: u32) -> Vec<(u64, u32)> {
         let clients: Vec<ClientId> = runs.iter().map(|(_, client, _, _)| ClientId::from(*client)).collect();
         let runnable: Vec<Runnable<'_>> = runs
@@ -74,6 +95,7 @@ mod tests {
                 sequence,
                 client,
                 class,
+                kind: if pending > 1 { SpanKind::Prefill } else { SpanKind::Decode },
                 pending,
                 span_max: 512,
             })
@@ -89,7 +111,23 @@ mod tests {
     }
 
     #[test]
-    fn clients_take_turns_at_prefill() {
+    fn a_draft_runs_whole_in_every_step_and_so_does_the_last_token_of_a_prompt() {
+        let client = ClientId::from("a");
+        let run = |sequence, kind, pending| Runnable {
+            sequence,
+            client: &client,
+            class: 1,
+            kind,
+            pending,
+            span_max: 512,
+        };
+        let runs = [run(1, SpanKind::Prefill, 9), run(2, SpanKind::Verify, 5), run(3, SpanKind::Prefill, 1)];
+        assert_eq!(Scheduler::default().plan(&runs, 4), [(2, 5), (3, 1), (1, 4)]);
+        assert_eq!(runs.map(|run| run.is_decoding()), [false, true, false]);
+    }
+
+    #[test]
+    fn clients_rotate_at_prefill() {
         let mut scheduler = Scheduler::default();
         let runs = [(1, "a", 1, 900), (2, "a", 1, 900), (3, "b", 1, 900)];
         assert_eq!(plan(&mut scheduler, &runs, 64), [(1, 64)]);

@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::request::{Inbox, Request, Turn};
 use crate::backend::LoadSpec;
-use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES};
+use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
 use crate::engine::core::Engine;
-use crate::engine::tests::{HandClock, settings, spec, tokenizer};
+use crate::engine::tests::{HandClock, settings, tokenizer};
 use crate::engine::{Command, GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey, SessionName};

@@ -1,7 +1,6 @@
 //! Counts since the engine's start. The engine writes each in one place, the edge translates the whole struct.
 
 use super::Finish;
-use crate::backend::SpanResult;
 use crate::error::Error;
 
 /// Counts since the engine's start.
@@ -30,14 +29,10 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts a span of `tokens` tokens that was run. A span of one that drew a token fed an earlier drawn one, or was
-    /// the last of a prompt; either way it is counted by what it drew.
-    pub(crate) fn committed(&mut self, tokens: u32, result: &SpanResult) {
-        let drew = matches!(result, SpanResult::Token(..));
-        self.decode_tokens_total += u64::from(drew);
-        if tokens > 1 || !drew {
-            self.prefill_tokens_total += u64::from(tokens);
-        }
+    /// Counts a span that was run: `prefilled` tokens of a prompt, and `drawn` new ones.
+    pub(crate) fn committed(&mut self, prefilled: u32, drawn: u32) {
+        self.prefill_tokens_total += u64::from(prefilled);
+        self.decode_tokens_total += u64::from(drawn);
     }
 
     /// Counts the end of a request.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::backend::{CHECKPOINTS_MAX, LoadSpec, ModelId, ModelShape};
+use crate::backend::{CHECKPOINTS_MAX, LoadSpec, ModelId, ModelShape, SpanKind};
 use crate::cache::{Parked, Slots};
 use crate::clock::Moment;
 use crate::engine::api::ResidentModel;
@@ -31,10 +31,20 @@ pub(crate) struct Resident {
 
 /// A step that runs.
 pub(super) struct Launched {
-    /// Its spans: sequence and tokens.
-    pub(super) spans: Vec<(u64, u32)>,
+    pub(super) spans: Vec<LaunchedSpan>,
     /// Time of the launch.
     pub(super) at: Moment,
+}
+
+/// A span of the step that runs.
+#[derive(Clone, Copy)]
+pub(super) struct LaunchedSpan {
+    pub(super) sequence: u64,
+    pub(super) kind: SpanKind,
+    /// Number of its tokens.
+    pub(super) tokens: u32,
+    /// Number of its rows with an output.
+    pub(super) outputs: usize,
 }
 
 impl Resident {

@@ -1,30 +1,34 @@
 //! A model's step: which spans it has, its launch, and what becomes of its results.
 
-use super::resident::Launched;
+use super::resident::{Launched, LaunchedSpan};
 use super::{Context, Resident};
-use crate::backend::{Backend, Span, SpanResult, Step, add_checkpoint};
+use crate::backend::{Backend, RowResult, Span, SpanKind, Step, add_checkpoint};
 use crate::error::Error;
-use crate::sched::Runnable;
+use crate::sched::{Runnable, StepLoad};
 
 impl Resident {
     /// Waits for the step that runs, if any, and commits it.
     pub(crate) fn collect<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
         let Some(Launched { spans, at }) = self.launched.take() else { return Ok(()) };
-        let results = cx.backend.collect(self.id)?;
+        let mut results = cx.backend.collect(self.id)?.into_iter();
         cx.now = cx.clock.now();
-        let (mut decoding, mut prefilled) = (0, 0);
+        let mut load = StepLoad::default();
         let mut ended = Vec::new();
-        for ((id, tokens), result) in spans.into_iter().zip(results) {
-            if tokens == 1 {
-                decoding += 1;
-            } else {
-                prefilled += tokens;
-            }
-            let Some(sequence) = self.running.get_mut(&id) else { continue };
-            cx.counters.committed(tokens, &result);
-            let drawn = u32::from(matches!(result, SpanResult::Token(..)));
-            self.shares.serve(&sequence.origin.client, if tokens > 1 { tokens } else { 0 }, drawn);
-            let outcome = sequence.commit(tokens, result, cx.now);
+        for LaunchedSpan { sequence: id, kind, tokens, outputs } in spans {
+            load.add(kind, tokens);
+            let mut rows = results.by_ref().take(outputs);
+            let Some(sequence) = self.running.get_mut(&id) else {
+                rows.for_each(drop);
+                continue;
+            };
+            let mut drawn = 0;
+            let counted =
+                rows.by_ref().inspect(|row| drawn += u32::from(matches!(row, RowResult::Token(..))));
+            let outcome = sequence.commit(tokens, counted, cx.now);
+            rows.for_each(drop);
+            let prefilled = prefilled(kind, tokens);
+            cx.counters.committed(prefilled, drawn);
+            self.shares.serve(&sequence.origin.client, prefilled, drawn);
             if let (Some(slot), true) = (sequence.slot, sequence.is_at_checkpoint()) {
                 cx.backend.checkpoint(self.id, slot, sequence.computed)?;
                 add_checkpoint(&mut sequence.checkpoints, sequence.computed);
@@ -33,7 +37,7 @@ impl Resident {
                 ended.push((id, outcome));
             }
         }
-        self.pace.observe(decoding, prefilled, cx.now - at);
+        self.pace.observe(load, cx.now - at);
         self.end(cx, ended)
     }
 
@@ -47,11 +51,12 @@ impl Resident {
                 sequence,
                 client: &state.origin.client,
                 class: state.class,
+                kind: state.span_kind(),
                 pending: state.pending(),
                 span_max: state.span_max(),
             })
             .collect();
-        let decoding = runnable.iter().any(|run| run.pending == 1);
+        let decoding = runnable.iter().any(Runnable::is_decoding);
         let least = self.shape.prefill_tokens_min;
         let prefill_tokens = self.pace.prefill_tokens(decoding, least, cx.settings.pace_limits());
         let planned = self.scheduler.plan(&runnable, prefill_tokens);
@@ -61,28 +66,24 @@ impl Resident {
         for &(id, tokens) in &planned {
             self.grow(cx, id, tokens)?;
         }
-        let mut spans: Vec<(u64, Span)> =
-            planned.iter().filter_map(|&(id, tokens)| Some((id, self.span(id, tokens)?))).collect();
-        spans.sort_by_key(|(_, span)| (span.tokens.len() > 1, span.slot));
-        let (ids, spans): (Vec<u64>, Vec<Span>) = spans.into_iter().unzip();
-        let lengths = spans.iter().map(|span| u32::try_from(span.tokens.len()).unwrap_or(u32::MAX));
-        let launched = Launched { spans: ids.into_iter().zip(lengths).collect(), at: cx.clock.now() };
-        cx.backend.launch(self.id, &Step { spans })?;
+        let mut spans: Vec<(u64, Span)> = planned
+            .iter()
+            .filter_map(|&(id, tokens)| Some((id, self.running.get(&id)?.span(tokens)?)))
+            .collect();
+        spans.sort_by_key(|(_, span)| span.order());
+        let launched = |(sequence, span): &(u64, Span)| LaunchedSpan {
+            sequence: *sequence,
+            kind: span.kind,
+            tokens: u32::try_from(span.tokens.len()).unwrap_or(u32::MAX),
+            outputs: span.outputs.len(),
+        };
+        let launched = Launched { spans: spans.iter().map(launched).collect(), at: cx.clock.now() };
+        let step = Step { spans: spans.into_iter().map(|(_, span)| span).collect() };
+        cx.backend.launch(self.id, step)?;
         cx.counters.steps_total += 1;
         self.last_used = cx.clock.wall();
         self.launched = Some(launched);
         Ok(true)
-    }
-
-    fn span(&self, id: u64, tokens: u32) -> Option<Span> {
-        let sequence = self.running.get(&id)?;
-        let range = sequence.computed as usize..(sequence.computed + tokens) as usize;
-        Some(Span {
-            slot: sequence.slot?,
-            start: sequence.computed,
-            tokens: sequence.tokens[range].to_vec(),
-            output: sequence.span_output(tokens),
-        })
     }
 
     /// Sends what committed steps brought, and keeps parked caches below `idle_bytes_max`.
@@ -97,5 +98,13 @@ impl Resident {
         }
         let over = self.parked.bytes().saturating_sub(idle_bytes_max);
         if over > 0 { self.evict(cx, over, None) } else { Ok(()) }
+    }
+}
+
+/// Returns the tokens of a span that count as prefill.
+fn prefilled(kind: SpanKind, tokens: u32) -> u32 {
+    match kind {
+        SpanKind::Prefill => tokens,
+        SpanKind::Decode | SpanKind::Verify => 0,
     }
 }

@@ -5,7 +5,7 @@ use super::generate::Generation;
 use super::sampling::sample_at;
 use super::score::{self, Scoring};
 use super::{Task, count};
-use crate::backend::{CHECKPOINTS_MAX, SlotId, SpanOutput, SpanResult};
+use crate::backend::{CHECKPOINTS_MAX, RowOutput, RowResult, SlotId, Span, SpanKind, Want};
 use crate::clock::Moment;
 use crate::engine::api::{Finish, GenerateWork, ScoreWork, WorkOrigin};
 use crate::error::Error;
@@ -159,25 +159,46 @@ impl Sequence {
         }
     }
 
-    /// Returns what is wanted of the span of the next `tokens` tokens.
-    pub(crate) fn span_output(&self, tokens: u32) -> SpanOutput {
+    /// Returns what its next span is for. A context that is computed again is prefilled, whoever wrote it.
+    pub(crate) fn span_kind(&self) -> SpanKind {
+        match &self.task {
+            Task::Generate(generation)
+                if self.pending() == 1 && self.computed >= count(generation.prompt_tokens) =>
+            {
+                SpanKind::Decode
+            }
+            Task::Generate(_) | Task::Score(_) => SpanKind::Prefill,
+        }
+    }
+
+    /// Returns the span of its next `tokens` tokens; None without a slot.
+    pub(crate) fn span(&self, tokens: u32) -> Option<Span> {
+        let range = self.computed as usize..(self.computed + tokens) as usize;
+        Some(Span {
+            slot: self.slot?,
+            start: self.computed,
+            kind: self.span_kind(),
+            tokens: self.tokens[range].to_vec(),
+            outputs: self.outputs(tokens),
+        })
+    }
+
+    /// Returns the rows of the next `tokens` tokens that return something.
+    fn outputs(&self, tokens: u32) -> Vec<RowOutput> {
         let end = self.computed + tokens;
         match &self.task {
-            Task::Generate(_) if (end as usize) < self.tokens.len() => SpanOutput::None,
-            Task::Generate(generation) => SpanOutput::Sample(Box::new(sample_at(
-                &generation.sampling,
-                generation.top_logprobs,
-                &self.tokens,
-            ))),
+            Task::Generate(_) if (end as usize) < self.tokens.len() => Vec::new(),
+            Task::Generate(generation) => {
+                let sample = sample_at(&generation.sampling, generation.top_logprobs, &self.tokens);
+                vec![RowOutput { row: tokens - 1, want: Want::Sample(sample) }]
+            }
             Task::Score(scoring) => {
                 // The logits at position p are about the token at p + 1.
                 let from = self.computed.max(scoring.from.saturating_sub(1));
                 let to = (end as usize + 1).min(self.tokens.len());
-                let next = self.tokens.get(from as usize + 1..to).unwrap_or_default().to_vec();
-                if next.is_empty() {
-                    return SpanOutput::None;
-                }
-                SpanOutput::Score { first: from - self.computed, next, top: scoring.top }
+                let next = self.tokens.get(from as usize + 1..to).unwrap_or_default();
+                let score = |(row, &next)| RowOutput { row, want: Want::Score { next, top: scoring.top } };
+                (from - self.computed..).zip(next).map(score).collect()
             }
         }
     }
@@ -193,29 +214,40 @@ impl Sequence {
         }
     }
 
-    /// Takes the result of the span of `tokens` tokens. Returns the outcome if the sequence is at its end.
+    /// Takes the results of the span of the next `tokens` tokens, row by row, up to the one that ends the sequence.
+    /// Returns the outcome if there is one.
     pub(crate) fn commit(
         &mut self,
         tokens: u32,
-        result: SpanResult,
+        results: impl Iterator<Item = RowResult>,
         now: Moment,
     ) -> Option<Result<Finish, Error>> {
         self.computed += tokens;
-        match (&mut self.task, result) {
-            (_, SpanResult::NotFinite) => return Some(Err(Error::NonFiniteLogits)),
-            (Task::Generate(generation), SpanResult::Token(token, logprobs)) => {
-                self.tokens.push(token);
-                let generated = self.tokens.len() - generation.prompt_tokens;
-                return generation.take(token, logprobs, count(generated), now).map(Ok);
+        let mut rows = 0;
+        for result in results {
+            rows += 1;
+            match (&mut self.task, result) {
+                (_, RowResult::NotFinite) => return Some(Err(Error::NonFiniteLogits)),
+                (Task::Generate(generation), RowResult::Token(token, logprobs)) => {
+                    self.tokens.push(token);
+                    let generated = count(self.tokens.len() - generation.prompt_tokens);
+                    if let Some(finish) = generation.take(token, logprobs, generated, now) {
+                        return Some(Ok(finish));
+                    }
+                }
+                (Task::Score(scoring), RowResult::Score(score)) => scoring.scores.push(Some(score)),
+                (Task::Generate(_), RowResult::Score(_)) | (Task::Score(_), RowResult::Token(..)) => {
+                    unreachable!("a row returns what was wanted of it")
+                }
             }
-            (Task::Generate(generation), _) => generation.progress(self.computed),
-            (Task::Score(scoring), SpanResult::Scores(scores)) => {
-                scoring.scores.extend(scores.into_iter().map(Some));
-            }
-            (Task::Score(_), _) => {}
         }
-        let scored = matches!(self.task, Task::Score(_)) && self.pending() == 0;
-        scored.then_some(Ok(Finish::Length))
+        match &self.task {
+            Task::Generate(generation) if rows == 0 => generation.progress(self.computed),
+            Task::Generate(_) => {}
+            Task::Score(_) if self.pending() == 0 => return Some(Ok(Finish::Length)),
+            Task::Score(_) => {}
+        }
+        None
     }
 
     /// Sends what there is to send, if the channel has room.

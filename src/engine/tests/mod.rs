@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::core::Engine;
 use super::*;
-use crate::backend::fake::{Fake, next_token};
-use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
+use crate::backend::fake::{Fake, next_token, spec};
+use crate::backend::{KvDtype, LoadSpec};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::SessionKey;
@@ -81,16 +81,6 @@ pub(super) fn tokenizer(folder: &std::path::Path) -> Tokenizer {
     });
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     Tokenizer::load(folder).unwrap()
-}
-
-pub(super) fn spec() -> LoadSpec {
-    LoadSpec {
-        model: "m".into(),
-        folder: "/".into(),
-        revision: "1".into(),
-        dtype: ComputeDtype::Auto,
-        kv: KvDtype::Auto,
-    }
 }
 
 impl Bench {

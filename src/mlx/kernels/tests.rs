@@ -5,7 +5,7 @@ use mlx_rs::ops;
 use mlx_rs::transforms::eval;
 
 use super::*;
-use crate::backend::{SlotId, Span, SpanOutput, Step};
+use crate::backend::{SlotId, Span, SpanKind, Step};
 use crate::mlx::dim;
 use crate::mlx::kv::{LayerState, TokenState};
 
@@ -34,7 +34,7 @@ fn cache(layers: Vec<LayerState>) -> KvShape {
 
 fn span(slot: u32, start: u32, count: usize) -> Span {
     let slot = SlotId { slab: 0, slot };
-    Span { slot, start, tokens: vec![1; count], output: SpanOutput::None }
+    Span { slot, start, kind: SpanKind::Prefill, tokens: vec![1; count], outputs: vec![] }
 }
 
 /// Returns what one step of one token adds to the memory in use, in a slab of 64 MiB.

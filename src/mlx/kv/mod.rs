@@ -116,13 +116,40 @@ impl Kv {
         let zeros: Vec<Array> = self.slabs.get(&slot.slab).map_or(Ok(Vec::new()), |slab| {
             slab.iter().map(|array| ops::zeros_dtype(&[1], array.dtype())).collect()
         })?;
-        self.write(slot, tokens, &zeros)
+        self.write(slot, 0..tokens, &zeros)
+    }
+
+    /// Cuts a slot of `held` tokens back to `tokens`, and writes zeros over the others. Returns false, and changes
+    /// nothing, if recurrent states have no checkpoint at this length.
+    pub(crate) fn truncate(&mut self, slot: SlotId, held: u32, tokens: u32) -> Result<bool> {
+        if tokens >= held {
+            return Ok(true);
+        }
+        let checkpoints = self.checkpoints.entry(slot).or_default();
+        let saved = checkpoints.iter().find(|saved| saved.tokens == tokens).cloned();
+        if self.shape.is_recurrent() && saved.is_none() && tokens > 0 {
+            return Ok(false);
+        }
+        checkpoints.retain(|saved| saved.tokens <= tokens);
+        // States begin as zeros.
+        let mut states = saved.map_or(Vec::new(), |saved| saved.states).into_iter();
+        let slabs = self.slabs.get(&slot.slab).map_or(&[][..], Vec::as_slice);
+        let content = slabs.iter().zip(&self.arrays).map(|(slab, array)| {
+            let state = match array {
+                ArrayShape::PerToken { .. } => None,
+                ArrayShape::PerSequence(_) => states.next(),
+            };
+            state.map_or_else(|| ops::zeros_dtype(&[1], slab.dtype()), Ok)
+        });
+        let content = content.collect::<Result<Vec<_>>>()?;
+        self.write(slot, tokens..held, &content)?;
+        Ok(true)
     }
 
     /// Copies the first `tokens` of a slot, which are all that it has, into another one.
     pub(crate) fn copy(&mut self, from: SlotId, to: SlotId, tokens: u32) -> Result<()> {
         let content = self.read(from, tokens, |_| true)?;
-        self.write(to, tokens, &content)?;
+        self.write(to, 0..tokens, &content)?;
         if let Some(checkpoints) = self.checkpoints.get(&from).cloned() {
             self.checkpoints.insert(to, checkpoints);
         }
@@ -175,7 +202,7 @@ impl Kv {
         };
         let content = self.arrays.iter().map(part).collect::<Result<Option<Vec<_>>>>()?;
         let content = content.ok_or_else(|| Exception::custom("a parked cache of another shape"))?;
-        self.write(slot, tokens, &content)?;
+        self.write(slot, 0..tokens, &content)?;
         let mut kept = Vec::new();
         checkpoints.into_iter().for_each(|checkpoint| add_checkpoint(&mut kept, checkpoint));
         self.checkpoints.insert(slot, kept);
@@ -204,13 +231,15 @@ impl Kv {
         Ok(copies)
     }
 
-    fn write(&mut self, slot: SlotId, tokens: u32, content: &[Array]) -> Result<()> {
-        let (place, tokens) = (dim(slot.slot), dim(tokens));
+    /// Writes some positions of a slot, and its states.
+    fn write(&mut self, slot: SlotId, positions: std::ops::Range<u32>, content: &[Array]) -> Result<()> {
+        let place = dim(slot.slot);
+        let positions = dim(positions.start)..dim(positions.end);
         let Some(slabs) = self.slabs.get_mut(&slot.slab) else { return Ok(()) };
         for ((slab, array), content) in slabs.iter_mut().zip(&self.arrays).zip(content) {
             match array {
                 ArrayShape::PerToken { .. } => {
-                    slab.try_index_mut((place..place + 1, .., ..tokens, ..), content)?;
+                    slab.try_index_mut((place..place + 1, .., positions.clone(), ..), content)?;
                 }
                 ArrayShape::PerSequence(_) => slab.try_index_mut(place..place + 1, content)?,
             }

@@ -13,7 +13,7 @@ use mlx_rs::ops::indexing::argmax_axis;
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, ops};
 
-use crate::backend::{Sample, SpanOutput, SpanResult, Step, TokenLogprobs, Xtc};
+use crate::backend::{RowOutput, RowResult, Sample, Step, TokenLogprobs, Want, Xtc};
 use crate::mlx::dim;
 use filter::{draw_free, draw_sorted, largest};
 
@@ -106,25 +106,21 @@ fn xtc_removes_at_most(xtc: Option<&Xtc>) -> u32 {
 
 /// The rows of a step, in the order of their logits.
 fn rows(step: &Step, vocabulary: u32) -> Vec<Row<'_>> {
-    let mut rows = Vec::new();
-    for span in &step.spans {
-        match &span.output {
-            SpanOutput::None => {}
-            SpanOutput::Sample(sample) => rows.push(Row {
-                way: way(sample, vocabulary),
-                sample: Some(&**sample),
-                given: 0,
-                top: sample.top_logprobs,
-            }),
-            SpanOutput::Score { next, top, .. } => rows.extend(next.iter().map(|&given| Row {
-                way: DrawMethod::Given,
-                sample: None,
-                given,
-                top: Some(*top),
-            })),
-        }
-    }
-    rows
+    outputs(step)
+        .map(|want| match want {
+            Want::Sample(sample) => {
+                Row { way: way(sample, vocabulary), sample: Some(sample), given: 0, top: sample.top_logprobs }
+            }
+            Want::Score { next, top } => {
+                Row { way: DrawMethod::Given, sample: None, given: *next, top: Some(*top) }
+            }
+        })
+        .collect()
+}
+
+/// Returns what the rows of a step return, in the order of their logits.
+fn outputs(step: &Step) -> impl Iterator<Item = &Want> {
+    step.spans.iter().flat_map(|span| &span.outputs).map(|RowOutput { want, .. }| want)
 }
 
 /// Draws a token for every row of `logits` `[rows, vocabulary]`.
@@ -239,8 +235,8 @@ impl Drawn {
         std::iter::once(&self.finite).chain(self.groups.iter().flat_map(GroupDrawn::arrays)).collect()
     }
 
-    /// Waits for the step, and returns one result for each of its spans.
-    pub(crate) fn read(&self, step: &Step) -> std::result::Result<Vec<SpanResult>, String> {
+    /// Waits for the step, and returns one result for each of its rows with an output.
+    pub(crate) fn read(&self, step: &Step) -> std::result::Result<Vec<RowResult>, String> {
         let text = |error: mlx_rs::error::ConversionError| error.to_string();
         let finite = self.finite.to_vec_exact::<bool>().map_err(text)?;
         let mut rows: Vec<Option<(u32, Option<TokenLogprobs>)>> = vec![None; finite.len()];
@@ -253,8 +249,8 @@ impl Drawn {
                 rows[row] = Some((tokens[index].unsigned_abs(), logprobs));
             }
         }
-        let mut rows = finite.into_iter().zip(rows);
-        Ok(step.spans.iter().map(|span| result(&span.output, &mut rows)).collect())
+        let rows = finite.into_iter().zip(rows).map(|(finite, drawn)| drawn.filter(|_| finite));
+        Ok(outputs(step).zip(rows).map(|(want, drawn)| result(want, drawn)).collect())
     }
 
     /// Draws rows whose candidates were too few once more, from all tokens.
@@ -309,31 +305,19 @@ impl LogprobArrays {
     }
 }
 
-/// Takes a span's rows and makes its result of them.
-fn result(
-    output: &SpanOutput,
-    rows: &mut impl Iterator<Item = (bool, Option<(u32, Option<TokenLogprobs>)>)>,
-) -> SpanResult {
-    match output {
-        SpanOutput::None => SpanResult::None,
-        SpanOutput::Sample(sample) => match rows.next() {
-            Some((true, Some((token, mut logprobs)))) => {
-                let top = sample.top_logprobs;
-                if let (Some(logprobs), Some(top)) = (&mut logprobs, top) {
-                    logprobs.top.truncate(top as usize);
-                }
-                SpanResult::Token(token, logprobs.filter(|_| top.is_some()))
-            }
-            _ => SpanResult::NotFinite,
-        },
-        SpanOutput::Score { next, top, .. } => {
-            let scores = rows.take(next.len()).map(|(finite, drawn)| {
-                let mut logprobs = drawn.filter(|_| finite)?.1?;
-                logprobs.top.truncate(*top as usize);
-                Some(logprobs)
-            });
-            scores.collect::<Option<Vec<_>>>().map_or(SpanResult::NotFinite, SpanResult::Scores)
+/// Returns a row's result; None is drawn where its logits are not finite.
+fn result(want: &Want, drawn: Option<(u32, Option<TokenLogprobs>)>) -> RowResult {
+    let cut = |mut logprobs: TokenLogprobs, top: u32| {
+        logprobs.top.truncate(top as usize);
+        logprobs
+    };
+    match (want, drawn) {
+        (Want::Sample(sample), Some((token, logprobs))) => {
+            let logprobs = logprobs.zip(sample.top_logprobs).map(|(logprobs, top)| cut(logprobs, top));
+            RowResult::Token(token, logprobs)
         }
+        (Want::Score { top, .. }, Some((_, Some(logprobs)))) => RowResult::Score(cut(logprobs, *top)),
+        (Want::Sample(_), None) | (Want::Score { .. }, _) => RowResult::NotFinite,
     }
 }
 

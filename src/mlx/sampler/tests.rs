@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::{SlotId, Span};
+use crate::backend::{SlotId, Span, SpanKind};
 
 /// Above [`CUT_MAX`], so that candidates are cut.
 const VOCABULARY: usize = 3000;
@@ -31,7 +31,8 @@ fn step(samples: &[Sample]) -> Step {
         slot: SlotId { slab: 0, slot },
         start: 0,
         tokens: vec![0],
-        output: SpanOutput::Sample(Box::new(sample.clone())),
+        kind: SpanKind::Decode,
+        outputs: vec![RowOutput { row: 0, want: Want::Sample(sample.clone()) }],
     });
     Step { spans: spans.collect() }
 }
@@ -41,8 +42,8 @@ fn drawn(logits: &[f32], samples: &[Sample]) -> Vec<usize> {
     let logits = Array::from_slice(&rows, &[dim(samples.len()), dim(logits.len())]);
     let step = step(samples);
     let results = draw(&step, &logits).unwrap().read(&step).unwrap();
-    let token = |result: SpanResult| match result {
-        SpanResult::Token(token, _) => token as usize,
+    let token = |result: RowResult| match result {
+        RowResult::Token(token, _) => token as usize,
         other => panic!("{other:?}"),
     };
     results.into_iter().map(token).collect()

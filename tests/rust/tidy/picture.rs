@@ -51,7 +51,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("hub",       &["error", "ids", "text"], &[]),
     room("text",      &[], &[]),
     room("session",   &["clock", "error", "ids"], &[]),
-    room("sched",     &["clock", "ids"], &[]),
+    room("sched",     &["backend", "clock", "ids"], &[]),
     room("cache",     &["backend", "clock", "ids"], &[]),
     room("backend",   &["error", "ids"], &[]),
     room("prompt",    &[], &[]),
