@@ -38,7 +38,8 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Runs a level, adding each sample to `samples` as its request ends. `level` gives it prompts of its own.
+    /// Runs a level, adding each sample to `samples` as its request ends. Each `level` has prompts of its
+    /// own.
     pub(super) async fn run(&self, level: u64, load: Load, amount: Amount, samples: &mut Vec<Sample>) {
         match load {
             Load::Closed(at_once) => self.closed(level, at_once, amount, samples).await,

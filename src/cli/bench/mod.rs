@@ -1,5 +1,6 @@
-//! `mlxd bench`: measures the speed of a running daemon from a client's side. Sends random prompts to one model
-//! over one connection, one level of a sweep after another; Ctrl-C ends the sweep and shows the levels so far.
+//! `mlxd bench`: measures the speed of a running daemon from a client's side. Sends random prompts to one
+//! model over one connection, one level of a sweep after another; Ctrl-C ends the sweep and shows the levels
+//! so far.
 
 mod drive;
 mod plan;
