@@ -1,7 +1,8 @@
-//! mlxd: serves language models on MLX to every app of a machine, over gRPC.
+//! mlxd: serves language models on MLX to every app on a machine, over gRPC.
 //!
-//! Arrows point down: edge (`rpc`, `net`, `cli`, `daemon`) → `service` → `engine` → `device`, `models` → the pure modules
-//! (`text`, `session`, `sched`, `cache`, `hub`). `tests/rust/tidy.rs` keeps those borders.
+//! The rooms, from the top floor down: `cli`, `daemon`; the edges `rpc` and `net`; `service`; `engine`; `device`,
+//! `models`, `mlx`; and the pure rooms. `tests/rust/tidy/picture.rs` lists which room may name which;
+//! `docs/architecture.md` explains them.
 
 pub mod backend;
 pub mod cache;
