@@ -268,6 +268,11 @@ pub(super) fn single(number: f64) -> f32 {
     number as f32
 }
 
+/// Returns the square root of a size.
+pub(super) fn root(size: i32) -> f32 {
+    single(f64::from(size).sqrt())
+}
+
 /// Refuses options that are on.
 pub(super) fn off(config: &Value, options: &[&str]) -> Result<(), OpenError> {
     let on = options.iter().find(|option| match config.get(**option) {

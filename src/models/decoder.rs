@@ -1,6 +1,6 @@
 //! The decoder that all architectures share: an embedding, residuals in a row, a norm and a head. An
-//! architecture defines the states and residuals of its layers where they differ from Llama's; loading piece by
-//! piece and running are done here.
+//! architecture defines the states and residuals of its layers where they differ from Llama's; loading piece
+//! by piece and running are done here.
 
 use mlx_rs::error::Result as MlxResult;
 use mlx_rs::transforms::eval;

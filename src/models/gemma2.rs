@@ -66,11 +66,10 @@ impl Architecture for Gemma2 {
         &self.common
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "a size is 2^24 at most, which is exact")]
     fn ends(&self) -> EmbeddingAndHead {
         EmbeddingAndHead {
             norm_plus_one: true,
-            embedding_scale: (self.common.hidden as f32).sqrt(),
+            embedding_scale: config::root(self.common.hidden),
             softcap: self.logit_softcap,
             ..EmbeddingAndHead::new(&self.common)
         }

@@ -100,12 +100,11 @@ impl Architecture for Gemma3 {
         &self.common
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "a size is 2^24 at most, which is exact")]
     fn ends(&self) -> EmbeddingAndHead {
         EmbeddingAndHead {
             norm_plus_one: true,
             // The model was trained with a factor of this precision.
-            embedding_scale: bfloat16((self.common.hidden as f32).sqrt()),
+            embedding_scale: bfloat16(config::root(self.common.hidden)),
             ..EmbeddingAndHead::new(&self.common)
         }
     }

@@ -206,7 +206,7 @@ impl Gemma4 {
         let Some(ExpertSizes { experts, chosen, inner }) = self.experts else {
             return Ok(Residual { after, ..Residual::new(before, Box::new(mlp)) });
         };
-        let root = ops::sqrt(mlx_rs::Array::from_f32(config::single(f64::from(hidden))))?;
+        let root = mlx_rs::Array::from_f32(config::root(hidden));
         let mut scale = weights.rms_norm_at(&layer.name("router.scale"), hidden, self.common.eps)?;
         scale.weight = scale.weight.divide(root.as_dtype(scale.weight.dtype())?)?;
         let per_expert = weights.floats(&layer.name("router.per_expert_scale"), &[experts])?;
@@ -242,7 +242,7 @@ impl Architecture for Gemma4 {
 
     fn ends(&self) -> EmbeddingAndHead {
         EmbeddingAndHead {
-            embedding_scale: config::single(f64::from(self.common.hidden).sqrt()),
+            embedding_scale: config::root(self.common.hidden),
             softcap: self.config.final_logit_softcapping.unwrap_or(0.0),
             ..EmbeddingAndHead::new(&self.common)
         }

@@ -37,9 +37,9 @@ use crate::mlx::tensors::TensorCursor;
 
 /// A model that can run.
 pub(crate) trait Model {
-    /// Runs packed tokens through all layers, writing their keys and values; returns the logits
-    /// `[rows, vocabulary]` of the batch's output rows, or None if it has none. `attention` is the set that attends over
-    /// `kv`.
+    /// Runs packed tokens through all layers, writing their keys and values; returns the logits `[rows,
+    /// vocabulary]` of the batch's output rows, or None if it has none. `attention` is the set that attends
+    /// over `kv`.
     fn forward(
         &self,
         batch: &Batch,
