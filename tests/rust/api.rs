@@ -74,7 +74,7 @@ fn add_message(found: &mut Vec<Symbol>, message: &DescriptorProto, at: i32) {
         found.push((line, vec![MESSAGES, at, MEMBERS, index(number)]));
     }
     for (number, oneof) in message.oneof_decl.iter().enumerate() {
-        // An `optional` field has a oneof of its own, which nobody wrote.
+        // The compiler gives an `optional` field a oneof of its own.
         if !oneof.name().starts_with('_') {
             found.push((format!("oneof {name}.{}", oneof.name()), vec![MESSAGES, at, ONEOFS, index(number)]));
         }

@@ -140,7 +140,7 @@ async fn errors_are_one_line_with_reason_and_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_hint_at_what_helps() {
+async fn errors_hint_at_a_remedy() {
     let fake = FakeDaemon::start();
     let hint = |arguments: &[&str]| {
         let output = run(&fake, arguments);
@@ -185,7 +185,7 @@ async fn wrong_usage_exits_with_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn load_says_what_it_does_and_what_came_of_it() {
+async fn load_shows_its_progress_and_its_result() {
     let fake = FakeDaemon::start();
     let output = run(&fake, &["load", "owner/large"]);
     assert_eq!(

@@ -142,7 +142,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_out_is_never_taken_back(ids in prop::collection::vec(0u32..26, 0..30)) {
+    fn emitted_text_is_never_taken_back(ids in prop::collection::vec(0u32..26, 0..30)) {
         for (_, _, ours, _) in ALL.iter() {
             let whole = ours.decode(&ids).unwrap();
             let mut out = String::new();
@@ -155,7 +155,7 @@ proptest! {
 }
 
 #[test]
-fn a_character_comes_out_when_its_last_byte_does() {
+fn a_character_is_emitted_with_its_last_byte() {
     let byte_level = decoders().remove(0).1;
     let (_folder, tokenizer, _) = tokenizer(BYTE_LEVEL, &byte_level);
     let ids: Vec<u32> = ["a", "ð", "Ł", "ĺ", "Ģ", "a"].map(|token| tokenizer.token_id(token).unwrap()).into();
@@ -164,7 +164,7 @@ fn a_character_comes_out_when_its_last_byte_does() {
 }
 
 #[test]
-fn bytes_that_never_become_a_character_are_not_kept() {
+fn bytes_that_never_become_a_character_are_not_held_back() {
     let byte_level = decoders().remove(0).1;
     let (_folder, tokenizer, _) = tokenizer(BYTE_LEVEL, &byte_level);
     let id = tokenizer.token_id("ÿ").unwrap();
@@ -212,7 +212,7 @@ fn token_bytes_are_what_the_token_adds() {
 
 /// All 256 stand-ins of byte-level BPE, as the tokenizers crate has them.
 #[test]
-fn every_byte_has_its_stand_in() {
+fn every_byte_has_a_replacement_character() {
     let alphabet: BTreeSet<String> =
         tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().map(String::from).collect();
     let tokens: Vec<&str> = alphabet.iter().map(String::as_str).collect();

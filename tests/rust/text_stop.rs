@@ -69,7 +69,7 @@ proptest! {
 }
 
 #[test]
-fn a_stop_string_matches_across_parts_and_nothing_of_it_leaks() {
+fn a_stop_string_matches_across_parts_and_no_part_of_it_leaks() {
     let mut matcher = StopMatcher::new(stops(&["\nUser:", "</s>"]));
     assert_eq!(matcher.push("Hi\nUs"), StopStep { emit: "Hi".to_owned(), matched: None });
     assert_eq!(matcher.push("er"), StopStep::default());
@@ -79,7 +79,7 @@ fn a_stop_string_matches_across_parts_and_nothing_of_it_leaks() {
 }
 
 #[test]
-fn a_beginning_that_does_not_match_comes_out() {
+fn a_partial_match_that_fails_is_emitted() {
     let mut matcher = StopMatcher::new(stops(&["\nUser:"]));
     assert_eq!(matcher.push("a\nUs").emit, "a");
     assert_eq!(matcher.push("e").emit, "");

@@ -143,7 +143,7 @@ fn the_time_is_formatted() {
 }
 
 #[test]
-fn a_refusal_carries_the_templates_words() {
+fn a_refusal_carries_the_templates_message() {
     let error = render("{{ raise_exception('roles must alternate') }}", &Input::default()).unwrap_err();
     assert!(error.starts_with("roles must alternate"), "{error}");
 }
@@ -160,7 +160,7 @@ fn arguments_are_variables_but_do_not_replace_the_conversation() {
 }
 
 #[test]
-fn messages_lose_nulls_and_reasoning_has_all_its_names() {
+fn messages_lose_nulls_and_reasoning_has_every_common_name() {
     let messages = vec![json!({"role": "assistant", "content": null, "reasoning": "hm"})];
     let source =
         "{{ messages[0].content is defined }} {{ messages[0].thinking }} {{ messages[0].reasoning_content }}";

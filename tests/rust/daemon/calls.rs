@@ -36,7 +36,7 @@ async fn both_generate_calls_give_the_same_answer() {
                 'p'
             }
             Event::Delta(delta) => {
-                assert!(delta.token_ids.is_empty() && delta.logprobs.is_empty(), "nobody asked");
+                assert!(delta.token_ids.is_empty() && delta.logprobs.is_empty(), "not asked for");
                 text += &delta.text;
                 'd'
             }
@@ -59,7 +59,7 @@ async fn ids_and_logprobs_come_if_asked_for() {
 }
 
 #[tokio::test]
-async fn max_tokens_is_cut_to_what_the_context_leaves() {
+async fn max_tokens_is_clamped_to_the_rest_of_the_context() {
     let daemon = Daemon::start().await;
     let stopping =
         Some(StoppingOptions { max_tokens: Some(100_000), ignore_eos: true, ..Default::default() });
@@ -131,7 +131,7 @@ async fn every_token_but_the_first_has_a_score() {
 }
 
 #[tokio::test]
-async fn capabilities_tell_of_the_daemon_and_the_models() {
+async fn capabilities_describe_the_daemon_and_the_models() {
     let daemon = Daemon::start().await;
     let none = daemon.client.capabilities(CapabilitiesRequest::default()).await.unwrap();
     assert!(none.models.is_empty());

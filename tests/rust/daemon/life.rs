@@ -209,7 +209,7 @@ async fn a_live_daemons_socket_is_not_taken_over() {
 }
 
 #[tokio::test]
-async fn a_model_of_the_configuration_is_there_from_the_start_or_nothing_starts() {
+async fn a_configured_model_is_loaded_at_the_start_or_the_start_fails() {
     let daemon = Daemon::with(|config| config.models = vec![MODEL.into()]).await;
     assert_eq!(daemon.engine.loads(), 1);
     let folder = tempfile::tempdir().unwrap();

@@ -89,7 +89,7 @@ async fn a_model_that_the_engine_lost_is_loaded_once_more() {
 }
 
 #[tokio::test]
-async fn nothing_is_loaded_unasked_if_that_is_off() {
+async fn without_automatic_loading_a_model_is_loaded_only_on_request() {
     let daemon = Daemon::with(|config| config.auto_load = false).await;
     let error = daemon.client.generate(prompt("a")).await.unwrap_err();
     assert_eq!(error.reason(), ErrorReason::ModelNotLoaded);

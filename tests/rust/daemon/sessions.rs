@@ -27,7 +27,7 @@ fn reason<T>(outcome: Result<T, Error>) -> ErrorReason {
 }
 
 #[tokio::test]
-async fn a_turn_sends_only_what_is_new_and_builds_on_all_that_was() {
+async fn a_turn_sends_only_its_new_input_and_builds_on_the_whole_session() {
     let daemon = Daemon::start().await;
     assert_eq!(create(&daemon, "s").await.unwrap().token_count, 0);
     let first = daemon.client.generate(turn("s", "one")).await.unwrap();
@@ -90,7 +90,7 @@ async fn an_expected_token_count_makes_a_retry_safe() {
 }
 
 #[tokio::test]
-async fn forks_and_cuts_go_their_own_way() {
+async fn forks_and_truncated_sessions_are_independent() {
     let daemon = Daemon::start().await;
     create(&daemon, "s").await.unwrap();
     for text in ["one", "two"] {
