@@ -221,7 +221,12 @@ fn phrases_and_long_comments_are_found() {
     ] {
         assert_eq!(prose::faults(file, line).len(), 1, "{line}");
     }
-    for line in ["/// There is no limit.", "/// It is no longer there.", "let n = is_none(x);"] {
+    for line in [
+        "/// There is no limit.",
+        "/// It is no longer there.",
+        "let n = is_none(x);",
+        "// One for every row, is none.",
+    ] {
         assert_eq!(prose::faults("a.rs", line), Vec::<String>::new());
     }
 }

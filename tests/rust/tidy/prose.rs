@@ -19,13 +19,13 @@ const PHRASES: &[(&str, &str)] = &[
     ("likeliest", "most likely"),
     ("made dense", "dequantized"),
     ("for ever", "forever, or until what"),
-    (" is no ", "is not a, unknown"),
-    (" are no ", "are not"),
+    ("is no", "is not a, unknown"),
+    ("are no", "are not"),
 ];
 
 /// Correct English that contains a phrase.
 const EXCUSED: &[&str] =
-    &["there is no ", "there are no ", "is no longer", "are no longer", "is no more", "is no less"];
+    &["there is no", "there are no", "is no longer", "are no longer", "is no more", "is no less"];
 
 /// What is wrong with one file's prose.
 pub(super) fn faults(file: &str, text: &str) -> Vec<String> {
@@ -43,16 +43,23 @@ pub(super) fn faults(file: &str, text: &str) -> Vec<String> {
         if rust && trimmed.starts_with("/// Of ") {
             wrong.push(format!("{place}: a doc that starts with \"Of\"; start with a verb or a noun"));
         }
-        let mut words = format!(" {} ", line.to_lowercase());
+        let mut words = line.to_lowercase();
         if trimmed.contains("fn ") {
             words = words.replace('_', " ");
         }
         for excuse in EXCUSED {
             words = words.replace(excuse, "");
         }
-        let found = PHRASES.iter().filter(|(phrase, _)| words.contains(phrase));
-        wrong
-            .extend(found.map(|(phrase, better)| format!("{place}: \"{}\"; write: {better}", phrase.trim())));
+        let found = PHRASES.iter().filter(|(phrase, _)| has(&words, phrase));
+        wrong.extend(found.map(|(phrase, better)| format!("{place}: \"{}\"; write: {better}", phrase)));
     }
     wrong
+}
+
+/// Whether the words of a phrase stand in a line as whole words.
+fn has(line: &str, phrase: &str) -> bool {
+    let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    line.match_indices(phrase).any(|(at, _)| {
+        !is_word(line[..at].chars().next_back()) && !is_word(line[at + phrase.len()..].chars().next())
+    })
 }
