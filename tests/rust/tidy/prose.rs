@@ -51,7 +51,7 @@ pub(super) fn faults(file: &str, text: &str) -> Vec<String> {
             words = words.replace(excuse, "");
         }
         let found = PHRASES.iter().filter(|(phrase, _)| has(&words, phrase));
-        wrong.extend(found.map(|(phrase, better)| format!("{place}: \"{}\"; write: {better}", phrase)));
+        wrong.extend(found.map(|(phrase, better)| format!("{place}: \"{phrase}\"; write: {better}")));
     }
     wrong
 }
