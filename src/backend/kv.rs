@@ -1,5 +1,6 @@
 //! Places of KV caches, as engine and device name them: slots in slabs, parked caches, and the checkpoints of
-//! recurrent states. Engine and device drop the same checkpoint when a slot has too many, by [`add_checkpoint`].
+//! recurrent states. Engine and device drop the same checkpoint when a slot has too many, by
+//! [`add_checkpoint`].
 
 use crate::error::Error;
 
@@ -33,8 +34,8 @@ pub enum TruncateError {
 /// Most checkpoints of a slot, besides the one at its end.
 pub const CHECKPOINTS_MAX: usize = 4;
 
-/// Appends a checkpoint. When the slot has [`CHECKPOINTS_MAX`], the second is dropped: the first stands behind the
-/// tokens that all turns of a conversation begin with.
+/// Appends a checkpoint. When the slot has [`CHECKPOINTS_MAX`], the second is dropped: the first stands
+/// behind the tokens that all turns of a conversation begin with.
 pub fn add_checkpoint<C>(checkpoints: &mut Vec<C>, checkpoint: C) {
     if checkpoints.len() == CHECKPOINTS_MAX {
         checkpoints.remove(1);

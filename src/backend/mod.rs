@@ -1,5 +1,6 @@
-//! The border between the engine and a device, as plain data: models (`model`), the places of KV caches (`kv`) and
-//! steps (`step`). The engine decides; a backend carries out. Not `Send` on purpose: MLX lives on one thread.
+//! The border between the engine and a device, as plain data: models (`model`), the places of KV caches
+//! (`kv`) and steps (`step`). The engine decides; a backend carries out. Not `Send` on purpose: MLX lives on
+//! one thread.
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -41,8 +42,8 @@ pub struct DeviceMemory {
     pub cache: u64,
 }
 
-/// A device that runs models. An error of any method from `load_more` on means that the model can no longer be
-/// trusted; the engine ends its sequences and unloads it.
+/// A device that runs models. An error of any method from `load_more` on means that the model can no longer
+/// be trusted; the engine ends its sequences and unloads it.
 pub trait Backend {
     /// Returns the bytes that a finished load of this model takes, given `free_bytes`.
     fn estimate(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<u64, Error>;
@@ -68,20 +69,20 @@ pub trait Backend {
     /// Copies the first `tokens` of one slot, which are all it has, into a clear one, checkpoints included.
     fn copy_slot(&mut self, model: ModelId, from: SlotId, to: SlotId, tokens: u32) -> Result<(), Error>;
 
-    /// Cuts a slot of `held` tokens back to its first `tokens`, overwrites the others with zeros, and drops checkpoints
-    /// beyond. With recurrent states, one must be at this length.
+    /// Cuts a slot of `held` tokens back to its first `tokens`, overwrites the others with zeros, and drops
+    /// checkpoints beyond. With recurrent states, one must be at this length.
     fn truncate(&mut self, model: ModelId, slot: SlotId, held: u32, tokens: u32)
     -> Result<(), TruncateError>;
 
-    /// Saves the recurrent states of a slot that has `tokens`, so that a cache parked from it can be restored at this
-    /// length; see [`add_checkpoint`] for those that are dropped.
+    /// Saves the recurrent states of a slot that has `tokens`, so that a cache parked from it can be restored
+    /// at this length; see [`add_checkpoint`] for those that are dropped.
     fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error>;
 
     /// Copies a slot, which has `tokens`, out at its exact length, with its checkpoints and one at its end.
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
 
-    /// Copies the first `tokens` of a parked cache into a clear slot, with the checkpoints up to there. With recurrent
-    /// states, one of them must be at this length.
+    /// Copies the first `tokens` of a parked cache into a clear slot, with the checkpoints up to there. With
+    /// recurrent states, one of them must be at this length.
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error>;
 
     /// Frees a parked cache.

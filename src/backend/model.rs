@@ -1,4 +1,5 @@
-//! Models as engine and device name them: what to load, how far a load is, and the facts of a model that can run.
+//! Models as engine and device name them: what to load, how far a load is, and the facts of a model that can
+//! run.
 
 use std::path::PathBuf;
 
@@ -17,8 +18,8 @@ pub struct ModelShape {
     pub vocabulary_size: u32,
     /// KV bytes of one token, all layers together.
     pub kv_bytes_per_token: u64,
-    /// Bytes of a sequence's recurrent states, independent of its length; 0 if no layer is recurrent. A cache with
-    /// recurrent states cannot be cut back to fewer tokens, except to a checkpoint.
+    /// Bytes of a sequence's recurrent states, independent of its length; 0 if no layer is recurrent. A cache
+    /// with recurrent states cannot be cut back to fewer tokens, except to a checkpoint.
     pub state_bytes: u64,
     /// Bytes of the weights.
     pub weight_bytes: u64,

@@ -1,5 +1,5 @@
-//! What a device keeps true of spans and of slots that are cut back, on the fake whose model is a hash of a slot's
-//! content.
+//! What a device keeps true of spans and of slots that are cut back, on the fake whose model is a hash of a
+//! slot's content.
 
 #![allow(clippy::cast_possible_truncation, reason = "the numbers here are small")]
 
@@ -30,7 +30,8 @@ fn ready(state_bytes: u64) -> Device {
 }
 
 impl Device {
-    /// Runs one span from the `start`th token of a slot on, with a token drawn after each of its last `sampled` rows.
+    /// Runs one span from the `start`th token of a slot on, with a token drawn after each of its last
+    /// `sampled` rows.
     fn run(&mut self, slot: SlotId, start: usize, tokens: &[u32], sampled: usize) -> Vec<u32> {
         let kind = match (sampled, tokens.len()) {
             (1, 1) => SpanKind::Decode,

@@ -1,5 +1,6 @@
-//! A step as plain data: the spans of many sequences, packed on the token axis, which of their rows return what, and
-//! what came of them. A row is one token's place on the token axis; its logits are about the token that comes next.
+//! A step as plain data: the spans of many sequences, packed on the token axis, which of their rows return
+//! what, and what came of them. A row is one token's place on the token axis; its logits are about the token
+//! that comes next.
 
 use std::sync::Arc;
 
@@ -12,15 +13,16 @@ pub struct Step {
     pub spans: Vec<Span>,
 }
 
-/// What a span is for. Steps are planned, counted and learned from by it; how a device lays rows out is its own affair.
+/// What a span is for. Steps are planned, counted and learned from by it; how a device lays rows out is its
+/// own affair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanKind {
     /// Tokens of a prompt, or of a context that is computed again.
     Prefill,
     /// The one token that was drawn last; a user waits for the next.
     Decode,
-    /// The token that was drawn last and a draft of those that follow, each row sampled. What is rejected is cut off by
-    /// `Backend::truncate`. Backends run it; the engine drafts nothing yet.
+    /// The token that was drawn last and a draft of those that follow, each row sampled. What is rejected is
+    /// cut off by `Backend::truncate`. Backends run it; the engine drafts nothing yet.
     Verify,
 }
 
@@ -40,8 +42,8 @@ pub struct Span {
 }
 
 impl Span {
-    /// Returns the key of a step's order: spans of one row first, by slot, so that those of a slab stand together; then
-    /// the longer ones.
+    /// Returns the key of a step's order: spans of one row first, by slot, so that those of a slab stand
+    /// together; then the longer ones.
     #[must_use]
     pub fn order(&self) -> (bool, SlotId) {
         (self.tokens.len() > 1, self.slot)
@@ -117,7 +119,8 @@ pub struct Xtc {
     pub spared: Arc<[u32]>,
 }
 
-/// Change of one logit: `l += bias`, then `l = l < 0 ? l * repetition : l / repetition`, then `l -= subtract`.
+/// Change of one logit: `l += bias`, then `l = l < 0 ? l * repetition : l / repetition`, then `l -=
+/// subtract`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LogitEdit {
     /// The token.

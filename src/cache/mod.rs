@@ -1,10 +1,12 @@
-//! What the engine knows of memory: which slot of which slab is whose, which parked caches there are and
-//! whose tokens they hold. Pure: it decides, a backend copies.
+//! What the engine knows of memory: which slot of which slab is whose (`slots`), and which parked caches
+//! there are and whose tokens (`transcript`) they hold (`parked`). Pure: it decides, a backend copies.
 
 mod parked;
 #[cfg(test)]
 mod property_tests;
 mod slots;
+mod transcript;
 
-pub use parked::{CacheEntry, Hit, Parked};
+pub use parked::{CacheEntry, CacheKey, Hit, Parked, Salt};
 pub use slots::{Grant, SlabClass, Slots};
+pub use transcript::Transcript;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{CacheEntry, Parked, Slots};
+use super::{CacheEntry, CacheKey, Parked, Salt, Slots, Transcript};
 use crate::backend::{ParkedId, SlotId};
 use crate::clock::Moment;
 use crate::ids::Principal;
+use crate::prompt::{MediaSpan, Prompt};
 
 const BYTES: u64 = 10;
 const CONTEXT: u32 = 3000;
@@ -85,26 +86,106 @@ proptest! {
 
     #[test]
     fn the_longest_prefix_is_found_and_nothing_useful_is_dropped(
-        caches in prop::collection::vec((0..2u8, prop::collection::vec(0..2u32, 1..12)), 1..20),
-        wanted in prop::collection::vec(0..2u32, 1..12),
+        caches in prop::collection::vec((0..2u8, written()), 1..20),
+        wanted in written(),
         evicted in 0..200u64,
     ) {
-        let owner = |number: u8| Principal::from(if number == 0 { "a" } else { "b" });
-        let common = |a: &[u32]| a.iter().zip(&wanted).take_while(|(a, b)| a == b).count() as u32;
-        let best = |kept: &[(u8, Vec<u32>)]| {
-            kept.iter().filter(|(owner, _)| *owner == 0).map(|(_, tokens)| common(tokens)).max().filter(|&n| n > 0)
+        let key = |number: u8| {
+            let owner = Principal::from(if number == 0 { "a" } else { "b" });
+            CacheKey { owner, salt: Salt::default() }
         };
+        let best = caches.iter().filter(|(number, _)| *number == 0).map(|(_, cache)| restored(cache, &wanted));
+        let best = best.max().filter(|&tokens| tokens > 0);
         let mut parked = Parked::new(BYTES, 0);
-        for (id, (number, tokens)) in caches.iter().enumerate() {
-            let used = Moment::at(Duration::from_secs(id as u64));
-            let cache =
-                CacheEntry { id: ParkedId(id as u64), owner: owner(*number), session: None, tokens: tokens.clone(), checkpoints: None, used };
-            parked.insert(cache);
+        for (id, (number, cache)) in (0..).zip(&caches) {
+            parked.insert(CacheEntry {
+                id: ParkedId(id),
+                key: key(*number),
+                session: None,
+                transcript: cache.transcript(),
+                tokens: cache.held(),
+                checkpoints: None,
+                used: Moment::at(Duration::from_secs(id)),
+            });
         }
         let now = Moment::at(Duration::from_secs(1000));
-        prop_assert_eq!(parked.find(&owner(0), &wanted, 99, now).map(|hit| hit.tokens), best(&caches));
+        let found = parked.find(&key(0), &wanted.transcript(), 99, now).map(|hit| hit.tokens);
+        prop_assert_eq!(found, best);
         let before = parked.bytes();
         parked.evict(evicted, None);
         prop_assert!(before - parked.bytes() >= evicted.min(before));
     }
+}
+
+/// A token, and its place in an image of some length and hash.
+type Cell = (u32, Option<(u32, u32, u8)>);
+
+/// A sequence of text and images, of which the last tokens may not be computed.
+#[derive(Clone, Debug)]
+struct Written {
+    parts: Vec<Part>,
+    generated: Vec<u32>,
+    missing: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(u32),
+    Image { len: u32, hash: u8 },
+}
+
+fn written() -> impl Strategy<Value = Written> {
+    let image = (1..4u32, 0..2u8).prop_map(|(len, hash)| Part::Image { len, hash });
+    let parts = prop::collection::vec(prop_oneof![4 => (0..2u32).prop_map(Part::Text), 1 => image], 1..8);
+    let generated = prop::collection::vec(0..2u32, 0..5);
+    (parts, generated, 0..3u32).prop_map(|(parts, generated, missing)| Written { parts, generated, missing })
+}
+
+impl Written {
+    /// Images are written as tokens 1, so that text may look like them.
+    fn transcript(&self) -> Transcript {
+        let (mut tokens, mut media) = (Vec::new(), Vec::new());
+        for part in &self.parts {
+            match *part {
+                Part::Text(token) => tokens.push(token),
+                Part::Image { len, hash } => {
+                    media.push(MediaSpan { at: tokens.len() as u32, len, hash: [hash; 32] });
+                    tokens.extend((0..len).map(|_| 1));
+                }
+            }
+        }
+        let mut transcript = Transcript::new(Prompt { tokens: tokens.into(), media: media.into() });
+        self.generated.iter().for_each(|&token| transcript.push(token));
+        transcript
+    }
+
+    fn held(&self) -> u32 {
+        (self.cells().len() as u32).saturating_sub(self.missing).max(1)
+    }
+
+    /// What stands in each place: a token, or a place of an image.
+    fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for part in &self.parts {
+            match *part {
+                Part::Text(token) => cells.push((token, None)),
+                Part::Image { len, hash } => {
+                    cells.extend((0..len).map(|place| (1, Some((place, len, hash)))));
+                }
+            }
+        }
+        cells.extend(self.generated.iter().map(|&token| (token, None)));
+        cells
+    }
+}
+
+/// The longest prefix that a cache can restore, found by trying all.
+fn restored(cache: &Written, wanted: &Written) -> u32 {
+    let (held, wanted) = (cache.cells(), wanted.cells());
+    let most = (cache.held() as usize).min(wanted.len());
+    let ends_whole = |&end: &usize| match wanted[..end].last() {
+        Some((_, Some((place, len, _)))) => place + 1 == *len,
+        Some((_, None)) | None => true,
+    };
+    (0..=most).rev().filter(ends_whole).find(|&end| held[..end] == wanted[..end]).unwrap_or(0) as u32
 }

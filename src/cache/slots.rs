@@ -9,27 +9,27 @@ use crate::backend::SlotId;
 /// Tokens of the smallest class: below it, slots are too cheap to be worth a class of their own.
 const CAPACITY_MIN: u32 = 256;
 
-/// Most slots of one slab: launches per layer stay few while an unlucky last slot wastes little.
+/// Most slots of one slab: launches per layer stay few, and a sparsely used slab wastes little.
 const SLAB_SLOTS_MAX: u32 = 32;
 
 /// Fewest slots of one slab, if memory allows: a second and a third client are likely.
 const SLAB_SLOTS_MIN: u32 = 4;
 
-/// The part of the free bytes that a slab may take for slots that nobody waits for.
+/// Divisor of the free bytes: the part that a slab may take for slots that no sequence waits for.
 const SPARE_PART: u64 = 8;
 
 /// One capacity class of a model's KV slabs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlabClass {
-    /// Tokens a slot holds.
+    /// Capacity of a slot in tokens.
     pub slot_capacity_tokens: u32,
-    /// Slabs of this class.
+    /// Number of its slabs.
     pub slabs: u32,
-    /// Slots in them.
+    /// Number of their slots.
     pub slots: u32,
-    /// Slots of running sequences.
+    /// Number of slots that running sequences use.
     pub slots_in_use: u32,
-    /// Bytes of them all.
+    /// Bytes of all its slabs.
     pub bytes: u64,
 }
 
@@ -61,44 +61,45 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// No slab yet, for sequences of up to `context_length` tokens, each with a state beside them.
+    /// Returns the slots of a model without slabs, for sequences of up to `context_length` tokens, each with
+    /// `state_bytes` besides.
     #[must_use]
     pub fn new(context_length: u32, bytes_per_token: u64, state_bytes: u64) -> Self {
         Self { context_length, bytes_per_token, state_bytes, slabs: BTreeMap::new(), slab_next: 0 }
     }
 
-    /// Tokens of the class that holds `tokens`.
+    /// Returns the capacity of the class that holds `tokens`.
     #[must_use]
     pub fn capacity_for(&self, tokens: u32) -> u32 {
         let class = tokens.max(CAPACITY_MIN).checked_next_power_of_two().unwrap_or(u32::MAX);
         class.min(self.context_length.max(tokens))
     }
 
-    /// Tokens that a slot holds; 0 if its slab is not open.
+    /// Returns the capacity of a slot in tokens; 0 if its slab is not open.
     #[must_use]
     pub fn capacity_of(&self, slot: SlotId) -> u32 {
         self.slabs.get(&slot.slab).map_or(0, |slab| slab.capacity)
     }
 
-    /// Bytes of one slot that holds `tokens`.
+    /// Returns the bytes of a slot that holds `tokens`.
     #[must_use]
     pub fn slot_bytes(&self, tokens: u32) -> u64 {
         u64::from(self.capacity_for(tokens)) * self.bytes_per_token + self.state_bytes
     }
 
-    /// Bytes of all open slabs.
+    /// Returns the bytes of all open slabs.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.slabs.values().map(|slab| self.slab_bytes(slab)).sum()
     }
 
-    /// Whether a slot for `tokens` is free in an open slab.
+    /// Returns whether a slot for `tokens` is free in an open slab.
     #[must_use]
     pub fn has_free(&self, tokens: u32) -> bool {
         self.free_slab(self.capacity_for(tokens)).is_some()
     }
 
-    /// Gives `owner` a slot for `tokens`. Without a free one, a slab is to be opened with room for the
+    /// Allocates a slot for `tokens` to `owner`. Without a free one, a slab is to be opened with room for the
     /// `waiting` sequences and at least as many as the class has already, as far as `free_bytes` go.
     pub fn acquire(&mut self, owner: u64, tokens: u32, waiting: u32, free_bytes: u64) -> Grant {
         let capacity = self.capacity_for(tokens);
@@ -118,7 +119,7 @@ impl Slots {
         Grant { slot: self.place(id, owner), open: Some((capacity, slots)) }
     }
 
-    /// Takes a slot back. If that leaves a hole, the returned owner's slot is to be moved into it.
+    /// Frees a slot. If that leaves a hole, the returned owner's slot is to be moved into it.
     pub fn release(&mut self, slot: SlotId) -> Option<(u64, SlotId)> {
         let slab = self.slabs.get_mut(&slot.slab)?;
         let place = slot.slot as usize;
@@ -128,7 +129,7 @@ impl Slots {
         slab.owners.get(place).map(|&moved| (moved, from))
     }
 
-    /// Closes every slab that nobody uses, and returns their numbers.
+    /// Removes every slab that no sequence uses, and returns their numbers.
     pub fn close_empty(&mut self) -> Vec<u32> {
         let empty: Vec<u32> =
             self.slabs.iter().filter(|(_, slab)| slab.owners.is_empty()).map(|(&id, _)| id).collect();
@@ -138,13 +139,13 @@ impl Slots {
         empty
     }
 
-    /// Bytes of the slabs that nobody uses.
+    /// Returns the bytes of the slabs that no sequence uses.
     #[must_use]
     pub fn empty_bytes(&self) -> u64 {
         self.slabs.values().filter(|slab| slab.owners.is_empty()).map(|slab| self.slab_bytes(slab)).sum()
     }
 
-    /// The classes, smallest first.
+    /// Returns the classes, smallest first.
     #[must_use]
     pub fn classes(&self) -> Vec<SlabClass> {
         let mut classes: BTreeMap<u32, SlabClass> = BTreeMap::new();
@@ -168,7 +169,7 @@ impl Slots {
         u64::from(slab.slots) * (u64::from(slab.capacity) * self.bytes_per_token + self.state_bytes)
     }
 
-    /// The fullest slab of a class with room, so that others run empty and can be closed.
+    /// Returns the fullest slab of a class with room, so that others run empty and can be closed.
     fn free_slab(&self, capacity: u32) -> Option<u32> {
         let with_room = self
             .slabs
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_that_nobody_waits_for_take_a_small_part_of_the_free_bytes() {
+    fn slots_that_no_sequence_waits_for_take_a_small_part_of_the_free_bytes() {
         let mut slots = Slots::new(8192, 10, 0);
         assert_eq!(slots.acquire(0, 8192, 1, 8192 * 10 * 4).open, Some((8192, 1)));
         assert_eq!(slots.acquire(1, 256, 1, 256 * 10 * 8 * 3).open, Some((256, 3)));

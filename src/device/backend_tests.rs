@@ -1,5 +1,5 @@
-//! Whole models, tiny and random: a verified draft gives what one token at a time gives, and a slot that was cut back
-//! goes on as if it had never been longer.
+//! Whole models, tiny and random: a verified draft gives what one token at a time gives, and a slot that was
+//! cut back goes on as if it had never been longer.
 
 #![allow(clippy::cast_precision_loss, reason = "the numbers here are small")]
 
@@ -115,8 +115,8 @@ fn prompted(recurrent: bool) -> Device {
 }
 
 impl Device {
-    /// Runs one span of a slot from `start` on, and returns what each row drew: token and logprob. A prefill draws
-    /// nothing.
+    /// Runs one span of a slot from `start` on, and returns what each row drew: token and logprob. A prefill
+    /// draws nothing.
     fn run(&mut self, slot: SlotId, start: u32, tokens: &[u32], kind: SpanKind) -> Vec<(u32, f32)> {
         let sample = || Want::Sample(Sample { top_logprobs: Some(0), ..Sample::default() });
         let outputs = match kind {

@@ -1,5 +1,5 @@
-//! The engine itself: models and loads, moved on by commands and ticks. No thread and no channel of its own, so that
-//! a test can drive it by hand.
+//! The engine itself: models and loads, moved on by commands and ticks. No thread and no channel of its own,
+//! so that a test can drive it by hand.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -73,8 +73,8 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Runs every model's step once, and a piece of the load that is on. Returns whether anything was under way:
-    /// if not, everything waits for a reader, for memory or for the end of a drain.
+    /// Runs every model's step once, and a piece of the load that is on. Returns whether anything was under
+    /// way: if not, everything waits for a reader, for memory or for the end of a drain.
     pub(super) fn tick(&mut self) -> bool {
         let mut busy = !self.loads.is_empty();
         let names: Vec<ModelName> = self.models.keys().cloned().collect();

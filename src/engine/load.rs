@@ -1,5 +1,5 @@
-//! One load: a model is read piece by piece between other models' steps, then warmed up. It knows the backend only;
-//! whether it may begin is decided by `residency`.
+//! One load: a model is read piece by piece between other models' steps, then warmed up. It knows the backend
+//! only; whether it may begin is decided by `residency`.
 
 use tokio::sync::mpsc;
 
@@ -9,7 +9,8 @@ use crate::backend::{
 };
 use crate::error::Error;
 
-/// The steps that warm a model up, by sequences and tokens of each: what a GPU compiles differs with the rows.
+/// The steps that warm a model up, by sequences and tokens of each: what a GPU compiles differs with the
+/// rows.
 const WARM_STEPS: [(u32, u32); 4] = [(1, 13), (1, 1), (12, 1), (32, 1)];
 
 /// Tokens of their slots.
@@ -109,8 +110,8 @@ impl Load {
     }
 }
 
-/// Runs steps of `sequences` sequences with `steps` tokens each, so that requests do not wait for what the device
-/// prepares on first use, as GPUs their kernels.
+/// Runs steps of `sequences` sequences with `steps` tokens each, so that requests do not wait for what the
+/// device prepares on first use, as GPUs their kernels.
 fn warm<B: Backend>(backend: &mut B, id: ModelId, sequences: u32, steps: &[u32]) -> Result<(), Error> {
     let slab = u32::MAX;
     let capacity = steps.iter().sum::<u32>().max(WARM_TOKENS);

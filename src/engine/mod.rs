@@ -1,6 +1,7 @@
-//! The engine: one OS thread that owns the device and everything of every model. `api` is what crosses its border,
-//! `task` one request, `model` one resident model; `core` drives them, `residency` keeps the byte budget and `load`
-//! reads models. What it decides is pure (`sched`, `cache`); what it does goes through a [`crate::backend::Backend`].
+//! The engine: one OS thread that owns the device and everything of every model. `api` is what crosses its
+//! border, `task` one request, `model` one resident model; `core` drives them, `residency` keeps the byte
+//! budget and `load` reads models. What it decides is pure (`sched`, `cache`); what it does goes through a
+//! [`crate::backend::Backend`].
 
 mod api;
 mod core;

@@ -1,4 +1,5 @@
-//! Which models are in memory, and the byte budget they share: loads and unloads, and what is evicted for whom.
+//! Which models are in memory, and the byte budget they share: loads and unloads, and what is evicted for
+//! whom.
 
 use tokio::sync::mpsc;
 

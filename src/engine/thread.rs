@@ -1,5 +1,5 @@
-//! The engine thread: takes commands, ticks, and tells when it ends. However it ends, by return or by panic, the
-//! handle hears of it.
+//! The engine thread: takes commands, ticks, and tells when it ends. However it ends, by return or by panic,
+//! the handle hears of it.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -1,9 +1,9 @@
-//! Who runs next. Pure: it sees plain facts of what waits and runs, and says who is admitted, who makes room,
-//! and how many tokens of each the next step takes.
+//! Who runs next. Pure: it sees plain facts of what waits and runs, and decides who is admitted, who is
+//! preempted, and how many tokens of each the next step takes.
 //!
-//! Among what waits, the higher priority class goes first (a class rises with waiting), then the client that
-//! has least: the fewest running sequences, then the least service. So clients share what there is max-min,
-//! whatever they ask for.
+//! Of the waiting requests, the higher priority class goes first (a class rises with waiting), then the
+//! client that has least: the fewest running sequences, then the least service. So clients share a model
+//! max-min fairly, whatever they ask for.
 
 mod pace;
 mod plan;
@@ -19,20 +19,21 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// Who goes first; the lesser one does.
+/// Precedence of a request; the lesser one goes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// Somebody waits for every token.
+    /// Latency-sensitive: a user waits for each token.
     Interactive,
-    /// What is not the other two.
+    /// The default.
     #[default]
     Normal,
-    /// Nobody waits.
+    /// Batch work that may be preempted.
     Background,
 }
 
 impl Priority {
-    /// The class of a request of this priority that waits since then: it rises by one with every `ageing`.
+    /// Returns the class of a request of this priority that waits since `since`: it rises by one with every
+    /// `ageing`.
     #[must_use]
     pub fn class(self, since: Moment, now: Moment, ageing: Duration) -> u32 {
         let own = match self {

@@ -1,12 +1,13 @@
-//! How fast a model runs, learned from its steps by what their spans were for: the time of a step of decoding, and the
-//! time that each prefilled token adds. From it follow how much a step may prefill, and when a first token is possible.
+//! How fast a model runs, learned from its steps by what their spans were for: the time of a step of
+//! decoding, and the time that each prefilled token adds. From it follow how much a step may prefill, and
+//! when a first token is possible.
 
 use std::time::Duration;
 
 use crate::backend::SpanKind;
 
-/// Part of an estimate that one step replaces: the last few steps count. Faster ones count for more: a step may be
-/// slow because a kernel was compiled for it, or because another program was busy.
+/// Part of an estimate that one step replaces: the last few steps count. Faster ones count for more: a step
+/// may be slow because a kernel was compiled for it, or because another program was busy.
 const LEARNING_RATE: f64 = 0.25;
 const LEARNING_RATE_FASTER: f64 = 0.5;
 
@@ -56,7 +57,8 @@ impl StepLoad {
     pub fn add(&mut self, kind: SpanKind, tokens: u32) {
         match kind {
             SpanKind::Decode | SpanKind::Verify => self.decoding += 1,
-            // The last token of a prompt: it adds next to nothing to a step, and tells nothing about long prompts.
+            // The last token of a prompt: it adds next to nothing to a step, and tells nothing about long
+            // prompts.
             SpanKind::Prefill if tokens == 1 => {}
             SpanKind::Prefill => self.prefilled += tokens,
         }
@@ -117,8 +119,8 @@ impl Pace {
         whole(time / token.max(f64::MIN_POSITIVE))
     }
 
-    /// Lowers the estimate that a request was refused by. If it is from a time when another program was busy, nothing
-    /// would ever correct it while all are refused: after some refusals one is let through.
+    /// Lowers the estimate that a request was refused by. If it is from a time when another program was busy,
+    /// nothing would ever correct it while all are refused: after some refusals one is let through.
     pub fn doubt(&mut self) {
         if let Some(token) = &mut self.prefill_token {
             *token *= KEPT_AFTER_REFUSAL;

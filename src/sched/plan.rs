@@ -1,5 +1,5 @@
-//! The spans of a step: sequences that decode all run; what a step may prefill besides goes to the highest priority
-//! class, and within it to clients by rotation.
+//! The spans of a step: sequences that decode all run; what a step may prefill besides goes to the highest
+//! priority class, and within it to clients by rotation.
 
 use std::collections::BTreeMap;
 
@@ -33,8 +33,8 @@ impl Runnable<'_> {
         }
     }
 
-    /// Returns whether it runs in every step, outside what a step may prefill. A prompt's last token does too: it costs
-    /// a step no more than a token that decodes, and the first of the answer follows it.
+    /// Returns whether it runs in every step, outside what a step may prefill. A prompt's last token does
+    /// too: it costs a step no more than a token that decodes, and the first of the answer follows it.
     fn runs_always(&self) -> bool {
         self.is_decoding() || self.pending == 1
     }

@@ -1,4 +1,4 @@
-//! Requests that wait, by client and priority: first come first served within both.
+//! Waiting requests, by client and priority: first come, first served within both.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -19,7 +19,7 @@ struct Waiting<T> {
     item: T,
 }
 
-/// The one whose turn it is.
+/// The next request of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Its client.
@@ -30,7 +30,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Whether a client's requests of a priority wait in the same lane.
+    /// Returns whether a client's requests of a priority wait in the same lane.
     #[must_use]
     pub fn has_lane(&self, client: &ClientId, priority: Priority) -> bool {
         self.client == *client && self.priority == priority
@@ -44,19 +44,19 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// How many wait.
+    /// Returns the number of waiting items.
     #[must_use]
     pub fn len(&self) -> usize {
         self.lanes.values().map(VecDeque::len).sum()
     }
 
-    /// Whether none waits.
+    /// Returns whether none waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()
     }
 
-    /// How many of one client's wait.
+    /// Returns the number of a client's waiting items.
     #[must_use]
     pub fn len_of(&self, client: &ClientId) -> usize {
         let from = (client.clone(), Priority::Interactive);
@@ -69,12 +69,12 @@ impl<T> Queue<T> {
         self.lanes.entry((client, priority)).or_default().push_back(Waiting { since, item });
     }
 
-    /// Puts one back that made room for another: it is the next of its lane.
+    /// Puts a preempted one back: it is the next of its lane.
     pub fn push_front(&mut self, client: ClientId, priority: Priority, since: Moment, item: T) {
         self.lanes.entry((client, priority)).or_default().push_front(Waiting { since, item });
     }
 
-    /// Whose turn it is: the highest class, then the client with the least, then the longest wait.
+    /// Returns the next: the highest class, then the client with the least, then the longest wait.
     #[must_use]
     pub fn head(&self, shares: &Shares, now: Moment, ageing: Duration) -> Option<Head> {
         let fronts = self.lanes.iter().filter_map(|(lane, waiting)| Some((lane, waiting.front()?)));
@@ -86,13 +86,13 @@ impl<T> Queue<T> {
         Some(Head { client: client.clone(), class, priority: *priority })
     }
 
-    /// Looks at the one whose turn it is.
+    /// Returns the item of the next.
     #[must_use]
     pub fn peek(&self, head: &Head) -> Option<&T> {
         self.lanes.get(&(head.client.clone(), head.priority))?.front().map(|waiting| &waiting.item)
     }
 
-    /// Takes the one whose turn it is.
+    /// Removes and returns the next.
     pub fn pop(&mut self, head: &Head) -> Option<T> {
         let lane = (head.client.clone(), head.priority);
         let waiting = self.lanes.get_mut(&lane)?;
@@ -103,12 +103,12 @@ impl<T> Queue<T> {
         item
     }
 
-    /// All that wait, to be changed in place.
+    /// Returns all waiting items, to be changed in place.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.lanes.values_mut().flatten().map(|waiting| &mut waiting.item)
     }
 
-    /// Takes out all that meet a condition.
+    /// Removes and returns all that meet a condition.
     pub fn take_if(&mut self, mut condition: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut taken = Vec::new();
         for lane in self.lanes.values_mut() {

@@ -1,15 +1,15 @@
-//! What each client has of a model: sequences that run and service received. And who makes room for whom.
+//! What each client has of a model, running sequences and service received, and who is preempted for whom.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::ids::ClientId;
 
-/// Service of one generated token, where a prefilled one counts 1: prefill costs a half of it on a CPU and a
-/// fifth on a GPU.
+/// Service of one generated token, where a prefilled one counts 1: a prefilled token costs half of it on a
+/// CPU and a fifth on a GPU.
 const DECODE_SERVICE: u64 = 4;
 
-/// What clients with requests have.
+/// The shares of the clients that have requests.
 #[derive(Clone, Debug, Default)]
 pub struct Shares {
     clients: BTreeMap<ClientId, Share>,
@@ -17,22 +17,22 @@ pub struct Shares {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
-    /// Requests that wait or run.
+    /// Number of its requests that wait or run.
     present: u32,
     running: u32,
     served: u64,
 }
 
 impl Shares {
-    /// A request of the client arrives. One that had none begins level with the least served, so that
-    /// absence saves nothing up.
+    /// Notes that a request of the client arrives. A client that had none begins level with the least served,
+    /// so that absence saves nothing up.
     pub fn arrive(&mut self, client: &ClientId) {
         let least = self.clients.values().map(|share| share.served).min().unwrap_or(0);
         let share = self.clients.entry(client.clone()).or_insert(Share { served: least, ..Share::default() });
         share.present += 1;
     }
 
-    /// A request of the client is gone; the client too if it was the last.
+    /// Notes that a request of the client is gone; the client goes with its last one.
     pub fn leave(&mut self, client: &ClientId) {
         let Some(share) = self.clients.get_mut(client) else { return };
         share.present -= 1;
@@ -41,29 +41,29 @@ impl Shares {
         }
     }
 
-    /// One of its requests begins to run.
+    /// Notes that one of its requests begins to run.
     pub fn start(&mut self, client: &ClientId) {
         self.change(client, |share| share.running += 1);
     }
 
-    /// One of them runs no more.
+    /// Notes that one of them no longer runs.
     pub fn stop(&mut self, client: &ClientId) {
         self.change(client, |share| share.running -= 1);
     }
 
-    /// A step computed so many tokens of its prompts and drew so many new ones.
+    /// Notes that a step computed `prefilled` tokens of its prompts and drew `drawn` new ones.
     pub fn serve(&mut self, client: &ClientId, prefilled: u32, drawn: u32) {
         let service = u64::from(prefilled) + u64::from(drawn) * DECODE_SERVICE;
         self.change(client, |share| share.served += service);
     }
 
-    /// Sequences that run and service: who has less is next.
+    /// Returns running sequences and service: who has less is next.
     #[must_use]
     pub fn rank(&self, client: &ClientId) -> (u32, u64) {
         self.clients.get(client).map_or((0, 0), |share| (share.running, share.served))
     }
 
-    /// Whether no client has a request.
+    /// Returns whether no client has a request.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.clients.is_empty()
@@ -85,7 +85,7 @@ pub struct Candidate<'a> {
     pub class: u32,
 }
 
-/// A sequence that could give its place up.
+/// A sequence that could be preempted.
 #[derive(Clone, Copy, Debug)]
 pub struct Running<'a> {
     /// Its number; later ones are higher.
@@ -96,9 +96,9 @@ pub struct Running<'a> {
     pub class: u32,
 }
 
-/// Who gives its place to a request that waits, if anybody should: one of a lower class, or of the same class
-/// and a client that has at least two more places, so that the two do not take turns at it. The youngest
-/// goes: it has the least to be copied.
+/// Returns the sequence to preempt for a waiting request, if any: one of a lower class, or of the same class
+/// and of a client that has at least two more places, so that the two do not preempt each other again and
+/// again. The youngest goes: it has the least to be copied.
 #[must_use]
 pub fn victim<'a>(
     shares: &Shares,

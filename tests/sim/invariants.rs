@@ -13,8 +13,8 @@ impl World {
         self.check_queues();
     }
 
-    /// What the engine counts is what the backend holds, and no more than the budget but while a shrink is being
-    /// worked off.
+    /// The engine counts what the backend holds, which exceeds the budget only while a smaller budget is not
+    /// reached yet.
     fn check_ledger(&mut self) {
         for resident in self.engine.models.values() {
             let held = self.engine.backend.bytes(resident.id);
@@ -34,7 +34,7 @@ impl World {
             assert_eq!(slots.len(), resident.running.len(), "no two sequences share a slot");
             let in_use: u32 = resident.slots.classes().iter().map(|class| class.slots_in_use).sum();
             assert_eq!(in_use as usize, slots.len(), "no slot is lost");
-            assert!(resident.running.len() <= self.running_max as usize, "no more run than may");
+            assert!(resident.running.len() <= self.running_max as usize, "no more run than the limit allows");
         }
     }
 
@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    /// What gave way waits beside those that the limit counts.
+    /// Preempted sequences wait beside those that the limit counts.
     fn check_queues(&self) {
         let queued: u32 = self.engine.models.values().map(Resident::queued).sum();
         let models = u32::try_from(self.engine.models.len()).unwrap();

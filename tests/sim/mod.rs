@@ -1,6 +1,6 @@
-//! A day of traffic from one seed: the production engine, scheduler, ledger, loads and session book, on a backend
-//! whose tokens tell what was in a slot, and on a clock that the seed moves. After every tick the invariants of
-//! `invariants` hold; at the end everything that began has ended and nothing is held.
+//! A day of traffic from one seed: the production engine, scheduler, ledger, loads and session book, on a
+//! backend whose tokens tell what was in a slot, and on a clock that the seed moves. After every tick the
+//! invariants of `invariants` hold; at the end everything that began has ended and nothing is held.
 //!
 //! A failing seed names itself: `MLXD_SIM_SEED=<seed> cargo test --release --lib sim` runs it alone.
 
@@ -50,7 +50,7 @@ fn invariants_hold_whatever_happens() {
         }
     }
     if one.is_none() {
-        // The days are full: everything that can happen to a request did.
+        // Everything that can happen to a request did.
         for how in ["ok", "Cancelled", "Deadline", "DeadlineUnmeetable", "QueueFull", "SlowReader"] {
             assert!(ended.contains_key(how), "no request ended with {how}: {ended:?}");
         }

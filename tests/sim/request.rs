@@ -1,4 +1,4 @@
-//! One request of the simulated day: what was asked, what came, and whether it is what it should be.
+//! One request of the simulated day: what was asked, what came, and the check that it is right.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -33,7 +33,7 @@ pub(super) enum Inbox {
     Scores(oneshot::Receiver<Result<Scored, Error>>),
 }
 
-/// What a session is to hold after a turn that was kept.
+/// A session, and the tokens it is to hold after a turn that was committed.
 pub(super) type Kept = (SessionKey, Vec<u32>);
 
 impl Request {
@@ -41,13 +41,13 @@ impl Request {
         Self { prompt, max_tokens, inbox, turn: None, reads_from: 0, tokens: vec![], started: false }
     }
 
-    /// Reads what has come; Some at its end.
+    /// Reads what has come; returns the outcome at its end.
     pub(super) fn read(&mut self) -> Option<Result<(), Error>> {
         match &mut self.inbox {
             Inbox::Scores(scores) => match scores.try_recv() {
                 Ok(outcome) => Some(outcome.map(|scored| self.check_scores(&scored))),
                 Err(oneshot::error::TryRecvError::Empty) => None,
-                Err(oneshot::error::TryRecvError::Closed) => panic!("a score ends without a word"),
+                Err(oneshot::error::TryRecvError::Closed) => panic!("a score ends without an answer"),
             },
             Inbox::Events(_) => self.read_events(),
         }
@@ -76,12 +76,14 @@ impl Request {
                     }));
                 }
                 Err(mpsc::error::TryRecvError::Empty) => return None,
-                Err(mpsc::error::TryRecvError::Disconnected) => panic!("a stream ends without a word"),
+                Err(mpsc::error::TryRecvError::Disconnected) => {
+                    panic!("a stream ends without its last event")
+                }
             }
         }
     }
 
-    /// What came is what the model says alone.
+    /// Checks that what came is what the model says alone.
     fn check_tokens(&self) {
         let mut context = self.prompt.clone();
         for &token in &self.tokens {
@@ -96,7 +98,7 @@ impl Request {
         assert_eq!(tokens, self.prompt[1..], "scores are of the tokens that were sent");
     }
 
-    /// Keeps its turn, as the edge does at a good end; a deleted session keeps nothing.
+    /// Commits its turn, as the service does at a good end; a deleted session keeps nothing.
     pub(super) fn keep(self) -> Option<Kept> {
         let turn = self.turn?;
         let key = turn.guard.key().clone();

@@ -48,7 +48,7 @@ impl Random {
         u32::try_from(self.below(end)).unwrap()
     }
 
-    /// True once in so many times.
+    /// Returns true once in `times` times.
     fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
@@ -60,11 +60,11 @@ pub(super) struct World {
     pub(super) clock: Arc<HandClock>,
     pub(super) running_max: u32,
     pub(super) queue_max: u32,
-    /// The budget was made smaller than what was used.
+    /// Whether the budget was made smaller than what was used.
     pub(super) shrunk: bool,
-    /// What sessions are to hold.
+    /// Tokens that each session is to hold.
     pub(super) kept: BTreeMap<SessionKey, Vec<u32>>,
-    /// How requests ended.
+    /// Number of requests by how they ended.
     pub(super) ended: BTreeMap<String, u32>,
     random: Random,
     requests: Vec<Request>,
@@ -91,7 +91,7 @@ impl World {
         let clock = Arc::new(HandClock::default());
         let folder = tempfile::tempdir().unwrap();
         let tokenizer = tokenizer(folder.path());
-        // Every third world has a model with states that cannot be cut back.
+        // Every third world has models with recurrent states.
         let state_bytes = if random.below(3) == 0 { 40 * KV_BYTES } else { 0 };
         let mut fake = Fake::with(Faults { poison: Some(POISON), ..defect });
         fake.state_bytes = state_bytes;
@@ -117,7 +117,7 @@ impl World {
         world
     }
 
-    /// Something happens, the engine ticks, callers read, and everything still holds.
+    /// Lets something happen: the engine ticks, callers read, and everything still holds.
     pub(super) fn tick(&mut self) {
         for _ in 0..self.random.below(3) {
             self.something_happens();
@@ -134,7 +134,7 @@ impl World {
         self.check();
     }
 
-    /// Nothing more is asked for; what runs comes to its end, and the rest of the day is silence.
+    /// Lets everything come to its end without new requests.
     pub(super) fn wind_down(&mut self) {
         self.engine.backend.faults.loads_fail = false;
         self.set_budget(self.budget);
@@ -218,7 +218,7 @@ impl World {
         }
     }
 
-    /// Tokens after what may be shared with others.
+    /// Returns a prompt, which may begin as others do.
     fn tokens(&mut self) -> Vec<u32> {
         let shared = self.random.small(3) * 40;
         let longest = if self.random.once_in(10) { 600 } else { 60 };
@@ -293,7 +293,7 @@ impl World {
         format!("s{}", self.sessions_made).as_str().into()
     }
 
-    /// A turn of a session, at times with a count that is not right any more.
+    /// Begins a turn of a session, at times with an outdated count.
     fn session_turn(&mut self) {
         let Some(key) = self.some_session().filter(|_| !self.random.once_in(4)) else {
             return self.make_session();
@@ -398,7 +398,7 @@ impl World {
     fn read(&mut self) {
         let mut reading = std::mem::take(&mut self.requests);
         reading.retain_mut(|request| {
-            // The edge stops a turn whose session is gone.
+            // The service stops a turn whose session is gone.
             let stopped = request.turn.as_mut().is_some_and(|turn| {
                 turn.stopped.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Closed)
             });

@@ -1,4 +1,5 @@
-//! Counts since the engine's start. The engine writes each in one place, the edge translates the whole struct.
+//! Counts since the engine's start. The engine writes each in one place, the edge translates the whole
+//! struct.
 
 use super::Finish;
 use crate::error::Error;

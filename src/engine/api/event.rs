@@ -6,7 +6,8 @@ use super::ResidentModel;
 use crate::backend::TokenLogprobs;
 use crate::error::Error;
 
-/// Most events that an engine's sender may buffer for one request; past that, deltas coalesce in the sequence.
+/// Most events that an engine's sender may buffer for one request; past that, deltas coalesce in the
+/// sequence.
 pub const EVENTS_BUFFERED_MAX: usize = 32;
 
 /// What happens to a generation, in order.

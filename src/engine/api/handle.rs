@@ -19,7 +19,8 @@ const COMMANDS_EXTRA: usize = 64;
 /// When a request that found the queue full should try again.
 pub(crate) const QUEUE_RETRY: Duration = Duration::from_secs(1);
 
-/// Returns the capacity of the command channel: it holds the longest queue of requests and some other commands.
+/// Returns the capacity of the command channel: it holds the longest queue of requests and some other
+/// commands.
 pub(crate) fn command_capacity(queue_length_max: u32) -> usize {
     queue_length_max as usize + COMMANDS_EXTRA
 }

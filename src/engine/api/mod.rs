@@ -1,5 +1,5 @@
-//! What crosses the border between the edge and the engine thread: plain data, checked and tokenized by the edge, and
-//! the events that come back over bounded channels.
+//! What crosses the border between the edge and the engine thread: plain data, checked and tokenized by the
+//! edge, and the events that come back over bounded channels.
 
 mod command;
 mod counters;

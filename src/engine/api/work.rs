@@ -1,5 +1,6 @@
-//! Requests as the engine takes them: every field is in range, defaults are applied, text is tokenized. Dropping the
-//! receiving end of `events` or `reply` cancels the work before the next launch, in whatever state it is.
+//! Requests as the engine takes them: every field is in range, defaults are applied, text is tokenized.
+//! Dropping the receiving end of `events` or `reply` cancels the work before the next launch, in whatever
+//! state it is.
 
 use std::sync::Arc;
 

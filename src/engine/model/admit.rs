@@ -1,9 +1,9 @@
-//! Admission: a waiting request gets a slot and the promise of all the bytes it may come to need, or stays in the
-//! queue. Room is made by evicting what no sequence uses; a place by preempting a sequence, which is parked, waits,
-//! and continues where it was.
+//! Admission: a waiting request gets a slot and the promise of all the bytes it may come to need, or stays in
+//! the queue. Room is made by evicting what no sequence uses; a place by preempting a sequence, which is
+//! parked, waits, and continues where it was.
 //!
-//! Without preemption, the next request of a client that keeps one outstanding would wait until somebody else's
-//! finishes, because its own place was given away the moment it was free.
+//! Without preemption, the next request of a client that keeps one outstanding would wait until somebody
+//! else's finishes, because its own place was given away the moment it was free.
 
 use super::{Context, Resident, Room};
 use crate::backend::{Backend, add_checkpoint};
@@ -52,7 +52,7 @@ impl Resident {
                 free = limit.saturating_sub(self.bytes() + self.promised_bytes());
                 continue;
             }
-            let hit = self.parked.find(&next.origin.principal, &next.tokens, next.reusable_max(), cx.now);
+            let hit = self.parked.find(&next.key, &next.transcript, next.reusable_max(), cx.now);
             let mut missing = self.make_room(cx, &mut free, need, hit)?;
             if missing > 0 && self.running.is_empty() {
                 missing = self.make_room(cx, &mut free, need, None)?;
@@ -69,7 +69,8 @@ impl Resident {
         Ok(0)
     }
 
-    /// Preempts a running sequence if one should give its place to the request at the head. Returns whether it did.
+    /// Preempts a running sequence if one should give its place to the request at the head. Returns whether
+    /// it did.
     fn preempt<B: Backend>(&mut self, cx: &mut Context<'_, B>, head: &Head) -> Result<bool, Error> {
         let candidate = Candidate { client: &head.client, class: head.class };
         // A score leaves no cache: it would begin anew. And those of a lane run in their order.
@@ -94,8 +95,8 @@ impl Resident {
         Ok(true)
     }
 
-    /// Returns what a sequence needs to begin. It begins in a slot for what it has, or, where there could never be room
-    /// for that one and the next, in its last.
+    /// Returns what a sequence needs to begin. It begins in a slot for what it has, or, where there could
+    /// never be room for that one and the next, in its last.
     fn need(&self, sequence: &Sequence, kv_bytes_max: u64) -> Need {
         let finally = sequence.tokens_max().min(self.shape.context_length);
         let headroom = (sequence.computed + sequence.pending()).saturating_add(HEADROOM_TOKENS);
@@ -108,8 +109,8 @@ impl Resident {
         }
     }
 
-    /// Makes room for a sequence by evicting what no sequence uses, except the cache that it will start from. Returns
-    /// the bytes that are missing.
+    /// Makes room for a sequence by evicting what no sequence uses, except the cache that it will start from.
+    /// Returns the bytes that are missing.
     fn make_room<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
@@ -143,8 +144,8 @@ impl Resident {
         self.sequence_next += 1;
         let slot = self.take_slot(cx, id, tokens, free_bytes)?;
         sequence.slot = Some(slot);
-        let (owner, most) = (&sequence.origin.principal, sequence.reusable_max());
-        let hit = self.parked.find(owner, &sequence.tokens, most, cx.now);
+        let most = sequence.reusable_max();
+        let hit = self.parked.find(&sequence.key, &sequence.transcript, most, cx.now);
         let cached = hit.map_or(0, |hit| hit.tokens);
         sequence.checkpoints.clear();
         if let Some(hit) = hit {

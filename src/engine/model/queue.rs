@@ -1,5 +1,5 @@
-//! Requests of a model from arrival to end: which are refused, which wait, and which end because nobody waits for
-//! them any more.
+//! Requests of a model from arrival to end: which are refused, which wait, and which end because nobody waits
+//! for them any more.
 
 use super::{Context, Resident};
 use crate::backend::Backend;
@@ -28,8 +28,7 @@ impl Resident {
     /// Returns an error for a request whose deadline is out of reach.
     pub(crate) fn out_of_reach(&mut self, sequence: &Sequence, now: Moment) -> Option<Error> {
         let available = sequence.origin.deadline? - now;
-        let cached =
-            self.parked.longest(&sequence.origin.principal, &sequence.tokens, sequence.reusable_max());
+        let cached = self.parked.longest(&sequence.key, &sequence.transcript, sequence.reusable_max());
         let prefill = sequence.pending() - cached;
         let needed = self.pace.time_to_prefill(prefill)?;
         (needed > available).then(|| {

@@ -1,5 +1,5 @@
-//! Where a model's KV caches are: sequences get slots, outgrow them and give them up; what they computed is parked;
-//! and what no sequence uses is evicted.
+//! Where a model's KV caches are: sequences get slots, outgrow them and give them up; what they computed is
+//! parked; and what no sequence uses is evicted.
 
 use super::{Context, Resident};
 use crate::backend::{Backend, SlotId};
@@ -24,8 +24,8 @@ impl Resident {
         Ok(grant.slot)
     }
 
-    /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the one it
-    /// has.
+    /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the
+    /// one it has.
     pub(super) fn grow<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
@@ -47,8 +47,8 @@ impl Resident {
         self.free_slot(cx, from, computed)
     }
 
-    /// Frees a sequence's slot. What it computed is parked first, unless it is not `sound` or another parked cache
-    /// covers it.
+    /// Frees a sequence's slot. What it computed is parked first, unless it is not `sound` or another parked
+    /// cache covers it.
     pub(super) fn give_up_slot<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
@@ -56,17 +56,17 @@ impl Resident {
         sound: bool,
     ) -> Result<(), Error> {
         let Some(slot) = sequence.slot else { return Ok(()) };
-        let owner = &sequence.origin.principal;
-        let computed = &sequence.tokens[..sequence.computed as usize];
+        let Sequence { key, transcript, computed, .. } = sequence;
         let checkpoints = (self.shape.state_bytes > 0).then(|| sequence.all_checkpoints());
-        let covered = self.parked.covers(owner, computed, checkpoints.as_deref());
-        if sound && sequence.leaves_cache() && !computed.is_empty() && !covered {
-            let parked = cx.backend.park(self.id, slot, sequence.computed)?;
+        let covered = self.parked.covers(key, transcript, *computed, checkpoints.as_deref());
+        if sound && sequence.leaves_cache() && *computed > 0 && !covered {
+            let parked = cx.backend.park(self.id, slot, *computed)?;
             let cache = CacheEntry {
                 id: parked,
-                owner: owner.clone(),
+                key: key.clone(),
                 session: sequence.origin.session.clone(),
-                tokens: computed.to_vec(),
+                transcript: transcript.clone(),
+                tokens: *computed,
                 checkpoints,
                 used: cx.now,
             };
@@ -74,7 +74,7 @@ impl Resident {
                 cx.backend.drop_parked(self.id, redundant)?;
             }
         }
-        self.free_slot(cx, slot, sequence.computed)
+        self.free_slot(cx, slot, *computed)
     }
 
     /// Clears and frees a slot; the slab's last used one moves into the hole.
@@ -95,8 +95,8 @@ impl Resident {
         Ok(())
     }
 
-    /// Frees at least `bytes` if they are reclaimable: parked caches first, the least recently used before others,
-    /// then empty slabs. Returns the bytes that were freed.
+    /// Frees at least `bytes` if they are reclaimable: parked caches first, the least recently used before
+    /// others, then empty slabs. Returns the bytes that were freed.
     pub(crate) fn give_back<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,

@@ -1,5 +1,6 @@
-//! A generation: takes drawn tokens, makes text of them, and finds its end (stop tokens, stop strings, lengths). Talks
-//! to its receiver without ever waiting for it: deltas that do not fit the channel coalesce here.
+//! A generation: takes drawn tokens, makes text of them, and finds its end (stop tokens, stop strings,
+//! lengths). Talks to its receiver without ever waiting for it: deltas that do not fit the channel coalesce
+//! here.
 
 use tokio::sync::mpsc;
 
@@ -17,7 +18,6 @@ const COALESCED_TOKENS_MAX: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Generation {
-    pub(super) prompt_tokens: usize,
     pub(super) sampling: Sampling,
     pub(super) stopping: Stopping,
     pub(super) top_logprobs: Option<u32>,
@@ -44,7 +44,6 @@ impl Generation {
             work;
         let reserve = || events.clone().try_reserve_owned().ok();
         let generation = Self {
-            prompt_tokens: prompt.len(),
             stops: StopMatcher::new(stopping.stop_strings.clone()),
             sampling,
             stopping,
@@ -81,7 +80,8 @@ impl Generation {
         self.times.is_none()
     }
 
-    /// Says that it runs after `queue_time`, with `cached_tokens` found in a cache. Returns false if it ran before.
+    /// Says that it runs after `queue_time`, with `cached_tokens` found in a cache. Returns false if it ran
+    /// before.
     pub(super) fn start(&mut self, cached_tokens: u32, queue_time: std::time::Duration) -> bool {
         if self.started {
             return false;
@@ -147,11 +147,11 @@ impl Generation {
         }
     }
 
-    /// Sends the last delta and the end.
+    /// Sends the last delta and the end, with all generated tokens.
     pub(super) fn end(
         mut self,
         outcome: Result<Finish, Error>,
-        tokens: &[u32],
+        tokens: Vec<u32>,
         arrived: Moment,
         now: Moment,
     ) {
@@ -162,7 +162,7 @@ impl Generation {
         let (first, last) = self.times.unwrap_or((now, now));
         let generated = outcome.map(|finish| Generated {
             finish,
-            tokens: tokens[self.prompt_tokens..].to_vec(),
+            tokens,
             time_to_first_token: first - arrived,
             decode_time: last - first,
             total_time: now - arrived,

@@ -1,5 +1,5 @@
-//! One request in the engine: its tokens, how far they are computed (`sequence`), and what it is for: `generate` or
-//! `score`. `sampling` says how its tokens are drawn.
+//! One request in the engine: its tokens, how far they are computed (`sequence`), and what it is for:
+//! `generate` or `score`. `sampling` says how its tokens are drawn.
 
 mod generate;
 mod sampling;

@@ -4,18 +4,24 @@
 use std::collections::BTreeMap;
 
 use crate::backend::{LogitEdit, Sample, Xtc};
+use crate::cache::Transcript;
 use crate::engine::api::{Penalty, Sampling};
 
-/// Returns how the token at position `tokens.len()` is drawn, after `tokens`.
-pub(super) fn sample_at(sampling: &Sampling, top_logprobs: Option<u32>, tokens: &[u32]) -> Sample {
+/// Returns how the token after a transcript is drawn.
+pub(super) fn sample_after(
+    transcript: &Transcript,
+    sampling: &Sampling,
+    top_logprobs: Option<u32>,
+) -> Sample {
+    let position = transcript.len() as u64;
     Sample {
         temperature: sampling.temperature,
         top_p: sampling.top_p,
         top_k: sampling.top_k,
         min_p: sampling.min_p,
-        uniform: uniform(sampling.seed, tokens.len() as u64),
-        edits: edits(sampling, tokens),
-        xtc: xtc(sampling, tokens.len() as u64),
+        uniform: uniform(sampling.seed, position),
+        edits: edits(sampling, transcript),
+        xtc: xtc(sampling, position),
         top_logprobs,
     }
 }
@@ -45,13 +51,14 @@ fn uniform(seed: u64, position: u64) -> f32 {
     bits as f32 / (1u32 << 23) as f32
 }
 
-fn recent(penalty: Penalty, tokens: &[u32]) -> &[u32] {
+/// Returns the tokens that a penalty applies to.
+fn recent(penalty: Penalty, transcript: &Transcript) -> impl Iterator<Item = u32> {
     let size = penalty.context_size as usize;
-    if size == 0 { tokens } else { &tokens[tokens.len().saturating_sub(size)..] }
+    transcript.last(if size == 0 { transcript.len() } else { size })
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^24")]
-fn edits(sampling: &Sampling, tokens: &[u32]) -> Vec<LogitEdit> {
+fn edits(sampling: &Sampling, transcript: &Transcript) -> Vec<LogitEdit> {
     let mut edits: BTreeMap<u32, LogitEdit> = BTreeMap::new();
     let mut edit = |token: u32, change: &dyn Fn(&mut LogitEdit)| {
         change(edits.entry(token).or_insert(LogitEdit { token, bias: 0.0, repetition: 1.0, subtract: 0.0 }));
@@ -61,12 +68,12 @@ fn edits(sampling: &Sampling, tokens: &[u32]) -> Vec<LogitEdit> {
     }
     let Sampling { repetition, presence, frequency, .. } = *sampling;
     if repetition.value != 1.0 {
-        for &token in recent(repetition, tokens) {
+        for token in recent(repetition, transcript) {
             edit(token, &|edit| edit.repetition = repetition.value);
         }
     }
     if presence.value != 0.0 {
-        let mut seen: Vec<u32> = recent(presence, tokens).to_vec();
+        let mut seen: Vec<u32> = recent(presence, transcript).collect();
         seen.sort_unstable();
         seen.dedup();
         for token in seen {
@@ -74,7 +81,7 @@ fn edits(sampling: &Sampling, tokens: &[u32]) -> Vec<LogitEdit> {
         }
     }
     if frequency.value != 0.0 {
-        for &token in recent(frequency, tokens) {
+        for token in recent(frequency, transcript) {
             edit(token, &|edit| edit.subtract += frequency.value);
         }
     }
@@ -84,6 +91,10 @@ fn edits(sampling: &Sampling, tokens: &[u32]) -> Vec<LogitEdit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn after(tokens: &[u32]) -> Transcript {
+        Transcript::new(tokens.to_vec().into())
+    }
 
     fn plain() -> Sampling {
         let off = |value| Penalty { value, context_size: 20 };
@@ -113,7 +124,7 @@ mod tests {
 
     #[test]
     fn without_penalties_no_logit_is_edited() {
-        assert!(sample_at(&plain(), None, &[1, 2, 3]).edits.is_empty());
+        assert!(sample_after(&after(&[1, 2, 3]), &plain(), None).edits.is_empty());
     }
 
     #[test]
@@ -123,7 +134,7 @@ mod tests {
         sampling.presence = Penalty { value: 0.5, context_size: 3 };
         sampling.frequency = Penalty { value: 0.25, context_size: 0 };
         sampling.logit_bias = vec![(9, -2.0)];
-        let edits = sample_at(&sampling, None, &[4, 5, 5, 4]).edits;
+        let edits = sample_after(&after(&[4, 5, 5, 4]), &sampling, None).edits;
         let expected = [
             LogitEdit { token: 4, bias: 0.0, repetition: 1.5, subtract: 0.5 + 2.0 * 0.25 },
             LogitEdit { token: 5, bias: 0.0, repetition: 1.5, subtract: 0.5 + 2.0 * 0.25 },

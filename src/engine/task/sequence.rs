@@ -1,14 +1,16 @@
-//! One request in the engine, whatever it is for: its tokens, how many of them are in a KV cache and where, and what
-//! it wants of its next span.
+//! One request in the engine, whatever it is for: its tokens, how many of them are in a KV cache and where,
+//! and what it wants of its next span.
 
 use super::generate::Generation;
-use super::sampling::sample_at;
+use super::sampling::sample_after;
 use super::score::{self, Scoring};
 use super::{Task, count};
 use crate::backend::{CHECKPOINTS_MAX, RowOutput, RowResult, SlotId, Span, SpanKind, Want};
+use crate::cache::{CacheKey, Salt, Transcript};
 use crate::clock::Moment;
 use crate::engine::api::{Finish, GenerateWork, ScoreWork, WorkOrigin};
 use crate::error::Error;
+use crate::prompt::Prompt;
 
 /// Least tokens between two checkpoints, and before the first: fewer are not worth the memory.
 const CHECKPOINT_DISTANCE: usize = 8;
@@ -17,8 +19,10 @@ const CHECKPOINT_DISTANCE: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) origin: WorkOrigin,
+    /// Which caches it may use.
+    pub(crate) key: CacheKey,
     /// All tokens known so far.
-    pub(crate) tokens: Vec<u32>,
+    pub(crate) transcript: Transcript,
     /// Number of them that are in the KV cache.
     pub(crate) computed: u32,
     /// Slot of the KV cache; set while it runs.
@@ -36,28 +40,32 @@ impl Sequence {
     /// Returns a generation that waits.
     pub(crate) fn generate(work: GenerateWork) -> Self {
         let (origin, prompt, generation) = Generation::new(work);
-        Self::new(origin, prompt.tokens.to_vec(), Task::Generate(Box::new(generation)))
+        Self::new(origin, prompt, Task::Generate(Box::new(generation)))
     }
 
     /// Returns a score that waits.
     pub(crate) fn score(work: ScoreWork) -> Self {
         let (origin, prompt, scoring) = Scoring::new(work);
-        Self::new(origin, prompt.tokens.to_vec(), Task::Score(Box::new(scoring)))
+        Self::new(origin, prompt, Task::Score(Box::new(scoring)))
     }
 
-    fn new(origin: WorkOrigin, tokens: Vec<u32>, task: Task) -> Self {
+    fn new(origin: WorkOrigin, prompt: Prompt, task: Task) -> Self {
         let (checkpoints, planned) = (Vec::new(), Vec::new());
-        Self { origin, tokens, computed: 0, slot: None, class: 0, checkpoints, planned, task }
+        let key = CacheKey { owner: origin.principal.clone(), salt: Salt::default() };
+        let transcript = Transcript::new(prompt);
+        Self { origin, key, transcript, computed: 0, slot: None, class: 0, checkpoints, planned, task }
     }
 
-    /// Chooses where its states are to be saved: before control tokens of the prompt, where messages begin and end. The
-    /// first such place is after what all conversations share; the last ones are where its next turn may part
-    /// from this one.
+    /// Chooses where its states are to be saved: before control tokens of the prompt, where messages begin
+    /// and end. The first such place is after what all conversations share; the last ones are where its next
+    /// turn may part from this one. None is within a media span.
     pub(crate) fn plan_checkpoints(&mut self) {
         let Task::Generate(generation) = &self.task else { return };
-        let control = |&at: &usize| generation.tokenizer.is_control(self.tokens[at]);
-        let prompt = generation.prompt_tokens.min(self.tokens.len());
-        let places: Vec<u32> = (CHECKPOINT_DISTANCE..prompt).filter(control).map(count).collect();
+        let prompt = self.transcript.prompt();
+        let control = |&at: &usize| generation.tokenizer.is_control(prompt.tokens[at]);
+        let whole = |&at: &usize| self.transcript.whole(at) == at;
+        let places: Vec<u32> =
+            (CHECKPOINT_DISTANCE..prompt.len()).filter(control).filter(whole).map(count).collect();
         let mut planned: Vec<u32> = Vec::new();
         for &place in places.iter().rev() {
             let far = planned.last().is_none_or(|&last| last - place >= count(CHECKPOINT_DISTANCE));
@@ -115,26 +123,28 @@ impl Sequence {
         }
     }
 
+    fn prompt_tokens(&self) -> u32 {
+        count(self.transcript.prompt().len())
+    }
+
     /// Returns the number of known tokens that are not in the KV cache.
     pub(crate) fn pending(&self) -> u32 {
-        count(self.tokens.len()) - self.computed
+        count(self.transcript.len()) - self.computed
     }
 
     /// Returns the most tokens it can come to.
     pub(crate) fn tokens_max(&self) -> u32 {
         match &self.task {
-            Task::Generate(generation) => {
-                count(generation.prompt_tokens).saturating_add(generation.stopping.max_tokens)
-            }
-            Task::Score(_) => count(self.tokens.len()),
+            Task::Generate(generation) => self.prompt_tokens().saturating_add(generation.stopping.max_tokens),
+            Task::Score(_) => self.prompt_tokens(),
         }
     }
 
-    /// Returns the most tokens that a cache can save it: at least one token has to run, and for a score everything from
-    /// the one before the first scored.
+    /// Returns the most tokens that a cache can save it: at least one token has to run, and for a score
+    /// everything from the one before the first scored.
     pub(crate) fn reusable_max(&self) -> u32 {
         let end = match &self.task {
-            Task::Generate(_) => count(self.tokens.len()),
+            Task::Generate(_) => count(self.transcript.len()),
             Task::Score(scoring) => scoring.from.max(1),
         };
         end - 1
@@ -162,9 +172,7 @@ impl Sequence {
     /// Returns what its next span is for. A context that is computed again is prefilled, whoever wrote it.
     pub(crate) fn span_kind(&self) -> SpanKind {
         match &self.task {
-            Task::Generate(generation)
-                if self.pending() == 1 && self.computed >= count(generation.prompt_tokens) =>
-            {
+            Task::Generate(_) if self.pending() == 1 && self.computed >= self.prompt_tokens() => {
                 SpanKind::Decode
             }
             Task::Generate(_) | Task::Score(_) => SpanKind::Prefill,
@@ -178,7 +186,7 @@ impl Sequence {
             slot: self.slot?,
             start: self.computed,
             kind: self.span_kind(),
-            tokens: self.tokens[range].to_vec(),
+            tokens: self.transcript.tokens(range).collect(),
             outputs: self.outputs(tokens),
         })
     }
@@ -187,17 +195,16 @@ impl Sequence {
     fn outputs(&self, tokens: u32) -> Vec<RowOutput> {
         let end = self.computed + tokens;
         match &self.task {
-            Task::Generate(_) if (end as usize) < self.tokens.len() => Vec::new(),
+            Task::Generate(_) if (end as usize) < self.transcript.len() => Vec::new(),
             Task::Generate(generation) => {
-                let sample = sample_at(&generation.sampling, generation.top_logprobs, &self.tokens);
+                let sample = sample_after(&self.transcript, &generation.sampling, generation.top_logprobs);
                 vec![RowOutput { row: tokens - 1, want: Want::Sample(sample) }]
             }
             Task::Score(scoring) => {
                 // The logits at position p are about the token at p + 1.
                 let from = self.computed.max(scoring.from.saturating_sub(1));
-                let to = (end as usize + 1).min(self.tokens.len());
-                let next = self.tokens.get(from as usize + 1..to).unwrap_or_default();
-                let score = |(row, &next)| RowOutput { row, want: Want::Score { next, top: scoring.top } };
+                let next = self.transcript.tokens(from as usize + 1..end as usize + 1);
+                let score = |(row, next)| RowOutput { row, want: Want::Score { next, top: scoring.top } };
                 (from - self.computed..).zip(next).map(score).collect()
             }
         }
@@ -214,8 +221,8 @@ impl Sequence {
         }
     }
 
-    /// Takes the results of the span of the next `tokens` tokens, row by row, up to the one that ends the sequence.
-    /// Returns the outcome if there is one.
+    /// Takes the results of the span of the next `tokens` tokens, row by row, up to the one that ends the
+    /// sequence. Returns the outcome if there is one.
     pub(crate) fn commit(
         &mut self,
         tokens: u32,
@@ -229,8 +236,8 @@ impl Sequence {
             match (&mut self.task, result) {
                 (_, RowResult::NotFinite) => return Some(Err(Error::NonFiniteLogits)),
                 (Task::Generate(generation), RowResult::Token(token, logprobs)) => {
-                    self.tokens.push(token);
-                    let generated = count(self.tokens.len() - generation.prompt_tokens);
+                    self.transcript.push(token);
+                    let generated = count(self.transcript.generated().len());
                     if let Some(finish) = generation.take(token, logprobs, generated, now) {
                         return Some(Ok(finish));
                     }
@@ -260,7 +267,9 @@ impl Sequence {
     /// Tells its caller the outcome.
     pub(crate) fn end(self, outcome: Result<Finish, Error>, now: Moment) {
         match self.task {
-            Task::Generate(generation) => generation.end(outcome, &self.tokens, self.origin.arrived, now),
+            Task::Generate(generation) => {
+                generation.end(outcome, self.transcript.into_generated(), self.origin.arrived, now);
+            }
             Task::Score(scoring) => scoring.end(outcome),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::fake::{CONTEXT, Faults, KV_BYTES, WEIGHT_BYTES};
+use crate::prompt::MediaSpan;
 
 #[test]
 fn output_in_a_crowd_equals_output_alone() {
@@ -52,7 +53,7 @@ fn the_next_turn_finds_all_but_the_last_token() {
 }
 
 #[test]
-fn what_cannot_be_cut_back_is_kept_where_messages_end() {
+fn recurrent_states_are_saved_where_messages_end() {
     let mut fake = Fake::default();
     fake.state_bytes = 50;
     let mut bench = Bench::with(fake, 10_000_000, |_| {});
@@ -105,6 +106,19 @@ fn caches_are_not_shared_between_principals() {
     bench.engine.command(Command::Generate(Box::new(work)));
     bench.run();
     assert_eq!(drain(events).cached, 0);
+}
+
+#[test]
+fn a_cache_of_other_media_is_used_up_to_it() {
+    let mut bench = Bench::new();
+    let mut run = |hash: u8| {
+        let (mut work, events) = bench.work(&prompt(1, 40), 1);
+        work.prompt.media = [MediaSpan { at: 10, len: 20, hash: [hash; 32] }].into();
+        bench.engine.command(Command::Generate(Box::new(work)));
+        bench.run();
+        drain(events).cached
+    };
+    assert_eq!([run(1), run(1), run(2), run(1)], [0, 39, 10, 39]);
 }
 
 #[test]
@@ -163,7 +177,7 @@ fn logits_that_are_not_finite_end_that_sequence_alone() {
     bench.run();
     assert_eq!(drain(poisoned).end, Err(Error::NonFiniteLogits));
     assert_eq!(drain(fine).tokens, alone(&[1, 2], 5));
-    assert_eq!(bench.stats().models[0].kv_idle_bytes, 6 * KV_BYTES, "a poisoned cache is not kept");
+    assert_eq!(bench.stats().models[0].kv_idle_bytes, 6 * KV_BYTES, "a poisoned cache is not parked");
 }
 
 #[test]
@@ -208,7 +222,7 @@ fn what_can_never_fit_is_refused_and_what_fits_later_waits() {
 }
 
 #[test]
-fn a_model_that_wants_room_gets_what_another_keeps_without_using() {
+fn a_model_that_needs_room_gets_what_another_caches() {
     let mut bench = Bench::with(Fake::default(), 2 * WEIGHT_BYTES + 300 * KV_BYTES, |_| {});
     let (sender, _events) = mpsc::channel(8);
     bench.engine.command(Command::Load(LoadSpec { model: "other".into(), ..spec() }, sender));

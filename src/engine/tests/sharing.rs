@@ -1,4 +1,4 @@
-//! What requests get of one another: places, priority, deadlines, and readers that do not read.
+//! How requests share a model: places, priority, deadlines, and readers that do not read.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ fn with_places(places: u32) -> Bench {
     Bench::with(Fake::default(), 10_000_000, |settings| settings.running_sequences_max = places)
 }
 
-/// Whether it runs or ran.
+/// Returns whether it runs or ran.
 fn has_started(events: &mut Events) -> bool {
     matches!(events.try_recv(), Ok(GenerateEvent::Started { .. }))
 }
@@ -74,7 +74,7 @@ fn clients_share_places_whatever_they_ask_for() {
 }
 
 #[test]
-fn one_that_made_room_goes_on_where_it_was() {
+fn a_preempted_sequence_continues_where_it_was() {
     let mut bench = with_places(2);
     let runs: Vec<Events> = (0..2).map(|_| bench.ask("a", Priority::Normal, 60, |_| {})).collect();
     bench.ticks(20);
@@ -95,7 +95,7 @@ fn one_that_made_room_goes_on_where_it_was() {
 }
 
 #[test]
-fn one_that_made_room_is_not_slow_when_its_reader_reads() {
+fn a_preempted_sequence_is_not_slow_when_its_reader_reads() {
     let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| {
         settings.running_sequences_max = 1;
         settings.priority_ageing = Duration::from_secs(1000);
@@ -141,7 +141,7 @@ fn drain_after(bench: &mut Bench, events: Events) -> Result<Generated, Error> {
 }
 
 #[test]
-fn background_makes_room_for_interactive_and_rises_with_waiting() {
+fn background_is_preempted_for_interactive_and_rises_with_waiting() {
     let mut bench = with_places(1);
     let mut background = bench.ask("a", Priority::Background, 2000, |_| {});
     bench.ticks(3);
@@ -174,7 +174,7 @@ fn a_client_with_too_many_waiting_is_refused_and_others_are_not() {
 }
 
 #[test]
-fn a_deadline_out_of_reach_is_refused_at_once_but_not_for_ever() {
+fn a_deadline_out_of_reach_is_refused_at_once_but_not_permanently() {
     let mut bench = Bench::with(Fake::default(), 100_000_000, |settings| settings.prefill_chunk_tokens = 64);
     let taught = bench.ask("a", Priority::Normal, 10, |work| work.prompt = prompt(1, 1000).into());
     // Each tick takes a second, so each prompt token about a sixtieth of one.
@@ -192,7 +192,7 @@ fn a_deadline_out_of_reach_is_refused_at_once_but_not_for_ever() {
     };
     let refused = ask(&mut bench, 10);
     assert!(matches!(drain(refused).end, Err(Error::DeadlineUnmeetable { .. })));
-    // Would the device be faster by now, somebody had to try.
+    // The device may be faster by now: a request has to try.
     let tries = (0..20).map(|_| ask(&mut bench, 10)).collect::<Vec<_>>();
     let fine = ask(&mut bench, 10_000);
     bench.run();

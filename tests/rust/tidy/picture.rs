@@ -52,7 +52,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("text",      &[], &[]),
     room("session",   &["clock", "error", "ids"], &[]),
     room("sched",     &["backend", "clock", "ids"], &[]),
-    room("cache",     &["backend", "clock", "ids"], &[]),
+    room("cache",     &["backend", "clock", "ids", "prompt"], &[]),
     room("backend",   &["error", "ids"], &[]),
     room("prompt",    &[], &[]),
     room("limits",    &[], &[]),

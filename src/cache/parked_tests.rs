@@ -1,0 +1,129 @@
+//! What is found of parked caches, and what is evicted.
+
+use std::time::Duration;
+
+use super::*;
+use crate::prompt::{MediaSpan, Prompt};
+
+fn at(seconds: u64) -> Moment {
+    Moment::at(Duration::from_secs(seconds))
+}
+
+fn key(owner: &str) -> CacheKey {
+    CacheKey { owner: Principal::from(owner), salt: Salt::default() }
+}
+
+fn of(tokens: &[u32]) -> Transcript {
+    Transcript::new(tokens.to_vec().into())
+}
+
+fn cache(id: u64, owner: &str, tokens: &[u32], used: u64) -> CacheEntry {
+    CacheEntry {
+        id: ParkedId(id),
+        key: key(owner),
+        session: None,
+        transcript: of(tokens),
+        tokens: count(tokens.len()),
+        checkpoints: None,
+        used: at(used),
+    }
+}
+
+fn parked(caches: &[(u64, &str, &[u32], u64)]) -> Parked {
+    let mut parked = Parked::new(10, 0);
+    for (id, owner, tokens, used) in caches {
+        parked.insert(cache(*id, owner, tokens, *used));
+    }
+    parked
+}
+
+#[test]
+fn the_longest_common_prefix_of_the_owner_wins() {
+    let mut parked =
+        parked(&[(0, "a", &[1, 2, 3, 9], 0), (1, "a", &[1, 2, 4], 0), (2, "b", &[1, 2, 3, 4], 0)]);
+    let hit = parked.find(&key("a"), &of(&[1, 2, 3, 4, 5]), 9, at(1));
+    assert_eq!(hit, Some(Hit { id: ParkedId(0), tokens: 3 }));
+    assert_eq!(parked.find(&key("c"), &of(&[1, 2, 3]), 9, at(1)), None);
+    assert_eq!(parked.find(&key("a"), &of(&[7]), 9, at(1)), None);
+}
+
+#[test]
+fn a_cache_of_another_salt_is_another_cache() {
+    let mut parked = parked(&[(0, "a", &[1, 2, 3], 0)]);
+    let salted = CacheKey { salt: Salt(1), ..key("a") };
+    assert_eq!(parked.find(&salted, &of(&[1, 2, 3]), 9, at(1)), None);
+    assert_eq!(parked.longest(&salted, &of(&[1, 2, 3]), 9), 0);
+    assert!(!parked.covers(&salted, &of(&[1, 2]), 2, None));
+    assert_eq!(parked.insert(CacheEntry { key: salted, ..cache(1, "a", &[1, 2, 3, 4], 1) }), []);
+}
+
+/// Tokens 9 in places 2..5 stand for an image.
+fn with_image(hash: u8, end: &[u32]) -> Transcript {
+    let tokens: Vec<u32> = [&[1, 2, 9, 9, 9], end].concat();
+    let media = [MediaSpan { at: 2, len: 3, hash: [hash; 32] }];
+    Transcript::new(Prompt { tokens: tokens.into(), media: media.into() })
+}
+
+#[test]
+fn equal_placeholders_of_another_image_do_not_match() {
+    let mut parked = Parked::new(10, 0);
+    parked.insert(CacheEntry { transcript: with_image(7, &[3, 4]), tokens: 7, ..cache(0, "a", &[], 0) });
+    let mut found =
+        |wanted: &Transcript, most| parked.find(&key("a"), wanted, most, at(1)).map_or(0, |hit| hit.tokens);
+    assert_eq!(found(&with_image(7, &[3, 5]), 9), 6);
+    assert_eq!(found(&with_image(8, &[3, 4]), 9), 2, "up to the image");
+    assert_eq!(found(&of(&[1, 2, 9, 9, 9, 3, 4]), 9), 2, "text that looks like an image is none");
+    assert_eq!(found(&with_image(7, &[]), 4), 2, "an image runs whole or not at all");
+    assert_eq!(found(&with_image(7, &[]), 5), 5);
+    assert!(parked.covers(&key("a"), &with_image(7, &[3]), 6, None));
+    assert!(!parked.covers(&key("a"), &with_image(8, &[3]), 6, None));
+}
+
+#[test]
+fn a_cache_that_ends_within_an_image_is_used_up_to_it() {
+    let mut parked = Parked::new(10, 100);
+    let entry = CacheEntry { transcript: with_image(7, &[3, 4]), tokens: 4, ..cache(0, "a", &[], 0) };
+    parked.insert(entry.clone());
+    assert_eq!(parked.longest(&key("a"), &with_image(7, &[3, 4]), 9), 2);
+    let mut recurrent = Parked::new(10, 100);
+    recurrent.insert(CacheEntry { checkpoints: Some(vec![1, 4]), ..entry });
+    assert_eq!(recurrent.longest(&key("a"), &with_image(7, &[3, 4]), 9), 1);
+}
+
+#[test]
+fn a_longer_cache_replaces_its_prefixes() {
+    let mut parked = parked(&[(0, "a", &[1, 2], 0), (1, "b", &[1, 2], 0)]);
+    let gone = parked.insert(cache(2, "a", &[1, 2, 3], 1));
+    assert_eq!(gone, vec![ParkedId(0)]);
+    assert_eq!(parked.bytes(), 50);
+    assert!(parked.covers(&key("a"), &of(&[1, 2]), 2, None));
+}
+
+#[test]
+fn recurrent_states_are_restored_at_their_checkpoints_only() {
+    let saved = |id, tokens: &[u32], checkpoints: &[u32]| CacheEntry {
+        checkpoints: Some(checkpoints.to_vec()),
+        ..cache(id, "a", tokens, 0)
+    };
+    let mut parked = Parked::new(10, 100);
+    parked.insert(saved(0, &[1, 2, 3, 4, 5], &[2, 5]));
+    assert_eq!(parked.bytes(), 250);
+    let a = key("a");
+    let mut tokens = |tokens: &[u32], most| parked.find(&a, &of(tokens), most, at(1)).map(|hit| hit.tokens);
+    assert_eq!(tokens(&[1, 2, 3, 4, 5, 6], 9), Some(5));
+    assert_eq!(tokens(&[1, 2, 3, 4, 5], 4), Some(2), "one token has to run");
+    assert_eq!(tokens(&[1, 2, 3, 9], 9), Some(2));
+    assert_eq!(tokens(&[1, 9], 9), None);
+    assert_eq!(parked.checkpoints_up_to(ParkedId(0), 4), [2]);
+    assert!(!parked.covers(&a, &of(&[1, 2, 3]), 3, Some(&[2, 3])));
+    assert_eq!(parked.insert(saved(1, &[1, 2, 3, 4, 5, 6], &[2, 6])), [], "its last checkpoint is not there");
+    assert_eq!(parked.insert(saved(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7])), [ParkedId(0), ParkedId(1)]);
+}
+
+#[test]
+fn the_least_recently_used_is_evicted_first() {
+    let mut parked = parked(&[(0, "a", &[1], 3), (1, "a", &[2], 1), (2, "a", &[3], 2)]);
+    assert_eq!(parked.evict(11, Some(ParkedId(1))), vec![ParkedId(0), ParkedId(2)]);
+    assert_eq!(parked.evict(1, None), vec![ParkedId(1)]);
+    assert_eq!(parked.evict(1, None), vec![]);
+}

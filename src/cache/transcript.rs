@@ -1,0 +1,156 @@
+//! A sequence's tokens, without a copy of the context: the prompt as its caller shares it, and what was
+//! generated after it. Transcripts are compared by tokens and by media, so that equal placeholder tokens with
+//! other media differ.
+
+use std::ops::Range;
+
+use crate::prompt::{MediaSpan, Prompt};
+
+/// A prompt and the tokens generated after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transcript {
+    prompt: Prompt,
+    generated: Vec<u32>,
+}
+
+impl Transcript {
+    /// Returns the transcript of a prompt.
+    #[must_use]
+    pub fn new(prompt: Prompt) -> Self {
+        Self { prompt, generated: Vec::new() }
+    }
+
+    /// Returns the prompt.
+    #[must_use]
+    pub fn prompt(&self) -> &Prompt {
+        &self.prompt
+    }
+
+    /// Returns the generated tokens.
+    #[must_use]
+    pub fn generated(&self) -> &[u32] {
+        &self.generated
+    }
+
+    /// Returns the generated tokens.
+    #[must_use]
+    pub fn into_generated(self) -> Vec<u32> {
+        self.generated
+    }
+
+    /// Adds a generated token.
+    pub fn push(&mut self, token: u32) {
+        self.generated.push(token);
+    }
+
+    /// Returns the number of tokens.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.prompt.len() + self.generated.len()
+    }
+
+    /// Returns whether there is no token.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the tokens of a range.
+    pub fn tokens(&self, range: Range<usize>) -> impl Iterator<Item = u32> {
+        let prompt = self.prompt.len();
+        let rest = range.start.saturating_sub(prompt)..range.end.saturating_sub(prompt);
+        slice(&self.prompt.tokens, range).iter().chain(slice(&self.generated, rest)).copied()
+    }
+
+    /// Returns the last `count` tokens.
+    pub fn last(&self, count: usize) -> impl Iterator<Item = u32> {
+        self.tokens(self.len().saturating_sub(count)..self.len())
+    }
+
+    /// Returns the number of tokens that both begin with, media included. The last of them may stand within a
+    /// media span that both have.
+    #[must_use]
+    pub fn common_prefix(&self, other: &Self) -> usize {
+        let tokens = common(self.parts(), other.parts());
+        let (own, others) = (&self.prompt.media, &other.prompt.media);
+        let same = own.iter().zip(others.iter()).take_while(|(own, other)| own == other).count();
+        // Where one has media that the other has not, they part.
+        let parted = [own.get(same), others.get(same)].into_iter().flatten().map(|span| span.at as usize);
+        parted.fold(tokens, usize::min)
+    }
+
+    /// Returns the most of the first `tokens` that do not end within a media span.
+    #[must_use]
+    pub fn whole(&self, tokens: usize) -> usize {
+        let cut =
+            |span: &&MediaSpan| (span.at as usize) < tokens && tokens < span.at as usize + span.len as usize;
+        self.prompt.media.iter().find(cut).map_or(tokens, |span| span.at as usize)
+    }
+
+    fn parts(&self) -> [&[u32]; 2] {
+        [&self.prompt.tokens, &self.generated]
+    }
+}
+
+/// Returns the tokens of a range, as far as there are any.
+fn slice(tokens: &[u32], range: Range<usize>) -> &[u32] {
+    let end = range.end.min(tokens.len());
+    &tokens[range.start.min(end)..end]
+}
+
+/// Returns the number of tokens that two sequences of parts begin with in common.
+fn common<'a>(mut a: [&'a [u32]; 2], mut b: [&'a [u32]; 2]) -> usize {
+    let mut count = 0;
+    loop {
+        for parts in [&mut a, &mut b] {
+            if parts[0].is_empty() {
+                *parts = [parts[1], &[]];
+            }
+        }
+        let next = a[0].len().min(b[0].len());
+        let same = a[0][..next].iter().zip(&b[0][..next]).take_while(|(a, b)| a == b).count();
+        count += same;
+        if same < next || next == 0 {
+            return count;
+        }
+        (a[0], b[0]) = (&a[0][next..], &b[0][next..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn transcript(prompt: &[u32], generated: &[u32]) -> Transcript {
+        Transcript { prompt: prompt.to_vec().into(), generated: generated.to_vec() }
+    }
+
+    #[test]
+    fn ranges_reach_over_prompt_and_output() {
+        let all = transcript(&[1, 2, 3], &[4, 5]);
+        let range = |range| all.tokens(range).collect::<Vec<_>>();
+        assert_eq!(range(0..5), [1, 2, 3, 4, 5]);
+        assert_eq!(range(2..4), [3, 4]);
+        assert_eq!(range(4..9), [5]);
+        assert_eq!(all.last(3).collect::<Vec<_>>(), [3, 4, 5]);
+        assert_eq!(all.last(9).count(), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn the_common_prefix_does_not_depend_on_who_wrote_the_tokens(
+            a in prop::collection::vec(0..2u32, 0..12),
+            b in prop::collection::vec(0..2u32, 0..12),
+            cuts in (0..12usize, 0..12usize),
+        ) {
+            let expected = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+            let cut = |tokens: &[u32], at: usize| {
+                let (prompt, generated) = tokens.split_at(at.min(tokens.len()));
+                transcript(prompt, generated)
+            };
+            prop_assert_eq!(cut(&a, cuts.0).common_prefix(&cut(&b, cuts.1)), expected);
+        }
+    }
+}
