@@ -1,4 +1,4 @@
-//! The backend on MLX: models by number, each with its KV caches and the step that runs.
+//! The backend on MLX: models by their id, each with its KV caches and the step that runs.
 
 use std::collections::BTreeMap;
 
@@ -19,17 +19,16 @@ use crate::mlx::sampler::{self, Drawn};
 use crate::mlx::tensors::{TensorCursor, bytes_of};
 use crate::models::{self, Loading, Model};
 
-/// MLX keeps freed buffers for reuse up to this; more would look like a leak beside the budget.
+/// Limit of freed buffers that MLX caches for reuse; more would look like a leak beside the budget.
 const CACHE_LIMIT_BYTES: usize = 128 << 20;
 
-/// The same on GPUs, where one layer's matrix made dense for a prefill takes hundreds of megabytes.
+/// The same on GPUs, where one layer's matrix that is dequantized for a prefill takes hundreds of megabytes.
 const GPU_CACHE_LIMIT_BYTES: usize = 1 << 30;
 
-/// Part of the machine's memory that the automatic budget takes where the device does not name a working
-/// set of its own.
+/// Share of the machine's memory for the automatic budget, where the device does not recommend a working set.
 const MEMORY_SHARE: (u64, u64) = (3, 4);
 
-/// The budget where nothing tells the size of the memory.
+/// The budget where the size of the memory is unknown.
 const BUDGET_DEFAULT: u64 = 8 << 30;
 
 /// MLX on this thread.
@@ -48,7 +47,7 @@ struct LoadingModel {
     plan: LoadPlan,
     loader: Box<dyn Loading>,
     weights: TensorCursor,
-    /// Pieces taken.
+    /// Number of pieces taken.
     done: u64,
 }
 
@@ -63,14 +62,14 @@ struct ReadyModel {
 
 struct Running {
     step: Step,
-    /// None if nothing is wanted of it.
+    /// None if the step has no output.
     drawn: Option<Drawn>,
     /// The slabs that it changes.
     slabs: Vec<u32>,
 }
 
 impl MlxBackend {
-    /// Takes MLX into use on this thread. `budget_bytes` None is what the machine suggests.
+    /// Takes MLX into use on this thread. Without `budget_bytes` the budget is what the machine suggests.
     ///
     /// # Errors
     /// MLX does not work here, or the machine does not have the `kernels`.
@@ -103,7 +102,8 @@ impl MlxBackend {
     }
 }
 
-/// What the device recommends, else a share of the memory it or the system reports.
+/// Returns the working set that the device recommends, else a share of the memory that it or the system
+/// reports.
 fn automatic_budget() -> u64 {
     let size = |key| match ffi::device_fact(key) {
         Some(DeviceFact::Size(size)) if size > 0 => Some(size),
@@ -237,7 +237,7 @@ impl Backend for MlxBackend {
         match drawn {
             Some(drawn) => drawn.read(&step).map_err(|why| Error::Internal(format!("MLX: {why}"))),
             None => {
-                // What the last layer keeps is there when the step is done.
+                // The slabs of the last layer are ready when the step is done.
                 eval(ready.kv.touched(&slabs))?;
                 Ok(Vec::new())
             }

@@ -1,4 +1,4 @@
-//! The MLX backend: what a load will do (`plan`), and the border that the engine drives (`backend`), on top of
+//! The MLX backend: the plan of a load (`plan`), and the border that the engine drives (`backend`), on top of
 //! `mlx` and the architectures of `models`. Runs on the engine thread only.
 
 mod backend;

@@ -1,8 +1,8 @@
-//! What a load will do, worked out from the files' headers and the config before a tensor is read: which
-//! dtype, whether quantized matrices are made dense, and how many bytes that takes.
+//! The plan of a load, from the files' headers and the config before a tensor is read: the dtype, whether
+//! quantized matrices are dequantized, and the bytes that the weights take.
 //!
-//! Policy: on the CPU everything computes in float32, where quantized products are several times slower
-//! than dense ones with a good BLAS, so matrices are made dense when that fits. GPUs compute as stored.
+//! Policy: on the CPU everything computes in float32, where quantized products are several times slower than
+//! dense ones with a good BLAS, so matrices are dequantized when that fits. GPUs compute as stored.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ pub(crate) struct LoadPlan {
     files: hub::Weights,
     quantized: bool,
     pub(crate) policy: Policy,
-    /// Bytes the weights will take.
+    /// Bytes that the weights will take.
     pub(crate) weight_bytes: u64,
     /// Bytes of the files.
     pub(crate) file_bytes: u64,
@@ -33,18 +33,18 @@ pub(crate) struct LoadPlan {
     pub(crate) vocabulary_size: u32,
 }
 
-/// Numbers in the weights and bytes of them, dense and as stored.
+/// Elements of the weights and bytes of them, dense and as stored.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sizes {
-    dense_numbers: u64,
+    dense_elements: u64,
     packed_bytes: u64,
     /// Floats that stay floats: dense tensors, and scales and biases.
-    plain_numbers: u64,
-    side_numbers: u64,
+    plain_elements: u64,
+    side_elements: u64,
 }
 
 impl LoadPlan {
-    /// Checks the files and decides, given so many free bytes.
+    /// Checks the files and decides, given `free_bytes`.
     pub(crate) fn new(spec: &LoadSpec, kernels: Selection, free_bytes: u64) -> Result<Self, Error> {
         let on_cpu = kernels.on_cpu;
         let blame = |error: hub::HubError| error.into_error(&spec.model);
@@ -59,8 +59,8 @@ impl LoadPlan {
             ComputeDtype::Float16 => Dtype::Float16,
         };
         let item = if float == Dtype::Float32 { 4 } else { 2 };
-        let dense_bytes = (sizes.dense_numbers + sizes.plain_numbers) * item;
-        let packed_bytes = sizes.packed_bytes + (sizes.plain_numbers + sizes.side_numbers) * item;
+        let dense_bytes = (sizes.dense_elements + sizes.plain_elements) * item;
+        let packed_bytes = sizes.packed_bytes + (sizes.plain_elements + sizes.side_elements) * item;
         let quantized = sizes.packed_bytes > 0;
         let dequantize = quantized && on_cpu && dense_bytes <= free_bytes;
         let number = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
@@ -82,12 +82,12 @@ impl LoadPlan {
         &self.spec.model
     }
 
-    /// The files with tensors.
+    /// Returns the files with tensors.
     pub(crate) fn files(&self) -> impl Iterator<Item = &std::path::Path> {
         self.files.files.iter().map(|file| file.path.as_path())
     }
 
-    /// The architecture, ready to take tensors.
+    /// Returns the architecture, ready to take tensors.
     pub(crate) fn open(&self) -> Result<Box<dyn Loading>, Error> {
         let int8_kv = self.spec.kv == KvDtype::Int8;
         let setup = Setup { dtype: self.policy.float, kernels: self.policy.kernels, int8_kv };
@@ -97,7 +97,7 @@ impl LoadPlan {
         })
     }
 
-    /// How the model computes, in words.
+    /// Describes how the model computes, for people.
     pub(crate) fn computes_in(&self) -> String {
         let float = match self.policy.float {
             Dtype::Float32 => "float32",
@@ -123,23 +123,23 @@ impl Sizes {
         let scaled: BTreeSet<&str> =
             files.tensors().filter_map(|tensor| tensor.name.strip_suffix(".scales")).collect();
         for tensor in files.tensors() {
-            let numbers = tensor.shape.iter().map(|&size| size as u64).product::<u64>();
+            let elements = tensor.shape.iter().map(|&size| size as u64).product::<u64>();
             let module = tensor.name.rsplit_once('.').map_or("", |(module, _)| module);
             let is = |ending: &str| tensor.name.ends_with(ending) && scaled.contains(module);
             if is(".scales") || is(".biases") {
-                sizes.side_numbers += numbers;
+                sizes.side_elements += elements;
             } else if is(".weight") {
                 sizes.packed_bytes += tensor.bytes;
-                sizes.dense_numbers += tensor.bytes * 8 / bits_of(config, module);
+                sizes.dense_elements += tensor.bytes * 8 / bits_of(config, module);
             } else {
-                sizes.plain_numbers += numbers;
+                sizes.plain_elements += elements;
             }
         }
         sizes
     }
 }
 
-/// Bits of a module's numbers by the config, for the estimate; the load goes by shapes.
+/// Returns the bits of a module's elements by the config, for the estimate; the load goes by shapes.
 fn bits_of(config: &Value, module: &str) -> u64 {
     let quantization = config.get("quantization").or_else(|| config.get("quantization_config"));
     let bits =
@@ -148,7 +148,7 @@ fn bits_of(config: &Value, module: &str) -> u64 {
     own.or_else(|| quantization.and_then(bits)).unwrap_or(4)
 }
 
-/// The dtype that most of the stored floats have.
+/// Returns the dtype of most of the stored floats, by bytes.
 fn stored_float(files: &hub::Weights) -> Dtype {
     let mut bytes = [(Dtype::Bfloat16, 0), (Dtype::Float16, 0), (Dtype::Float32, 0)];
     for tensor in files.tensors() {

@@ -1,6 +1,7 @@
-//! A step as a model's forward sees it: every span's tokens on one axis, and the place of each token's KV cache, laid out
-//! as the model's attention takes it (`Layout`). Tokens that decode in one slab form a *group*, so that a layer writes
-//! their keys and values with one update and attends with one launch; longer spans are *chunks*, which attend one by one.
+//! A step as a model's forward sees it: every span's tokens on one axis, and the place of each token's KV
+//! cache, laid out as the model's attention takes it (`Layout`). Tokens that decode in one slab form a
+//! *group*, so that a layer writes their keys and values with one update and attends with one launch; longer
+//! spans are *chunks*, which attend one by one.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,7 @@ use crate::mlx::ffi::AttentionSpan;
 /// How a model takes its steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StepShape {
-    /// What its attention takes.
+    /// Layout for its attention.
     pub(crate) attention: Wanted,
     /// Whether some layers are recurrent.
     pub(crate) recurrent: bool,
@@ -83,10 +84,10 @@ pub(crate) struct Group {
     pub(crate) slots: i32,
     /// Positions from the front that the launch covers.
     pub(crate) length: i32,
-    /// What is attended to, for each of the windows.
+    /// Attended positions, for each of the windows.
     pub(crate) views: Vec<View>,
-    /// For slots that are covered but do not decode: the row that stands in for each slot, and the slot of each row's
-    /// answer. None when rows and slots are the same.
+    /// For slots that are covered but do not decode: the row that stands in for each slot, and the slot of
+    /// each row's output. None when rows and slots are the same.
     pub(crate) spread: Option<(Array, Array)>,
     /// Slots and positions for our own attention on CUDA, where it is used.
     pub(crate) places: Option<Places>,
@@ -101,13 +102,14 @@ pub(crate) struct Places {
     pub(crate) length: i32,
 }
 
-/// What queries attend to in their slots.
+/// The positions that queries attend to in their slots.
 #[derive(Debug)]
 pub(crate) struct View {
     /// First position that any of them attends to.
     pub(crate) from: i32,
-    /// Which of the positions from there on each attends to, bool: `[slots, 1, 1, positions]` for a group, `[rows,
-    /// positions]` for a chunk. None if a group attends to all, or a chunk to what comes before each of its rows.
+    /// Which of the positions from there on each attends to, bool: `[slots, 1, 1, positions]` for a group,
+    /// `[rows, positions]` for a chunk. None if a group attends to all, or a chunk to what comes before each
+    /// of its rows.
     pub(crate) mask: Option<Array>,
 }
 
@@ -131,7 +133,7 @@ pub(crate) struct Chunk {
     pub(crate) rows: i32,
     /// Position of the first one.
     pub(crate) start: i32,
-    /// What is attended to, for each of the windows.
+    /// Attended positions, for each of the windows.
     pub(crate) views: Vec<View>,
 }
 
@@ -202,7 +204,8 @@ fn first_attended(position: i32, window: i32) -> i32 {
 }
 
 impl View {
-    /// Each slot attends to the positions up to its own; one that does not decode to one, so that no row is empty.
+    /// Each slot attends to the positions up to its own; one that does not decode to one, so that no row is
+    /// empty.
     fn of_group(last: &[Option<i32>], length: i32, window: i32, same: bool) -> Self {
         let from = last.iter().flatten().map(|&last| first_attended(last, window)).min().unwrap_or(0);
         let attended = last.iter().flat_map(|last| {

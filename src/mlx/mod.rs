@@ -1,8 +1,9 @@
 //! Everything that names MLX below the architectures. Runs on the engine thread only.
 //!
-//! Modules import only what stands before them: `ffi` (mlx-c and our own operations), `rope` (tables of rotations) and
-//! `batch` (a packed step), `kv` (storage of KV caches), `kernels` (what computes: one file a set), `tensors` (a model's
-//! files while it loads), `layers`. `sampler` stands beside them. `models` builds on `layers`, and `device` on both.
+//! Modules import only what stands before them: `ffi` (mlx-c and our own operations), `rope` (tables of
+//! rotations) and `batch` (a packed step), `kv` (storage of KV caches), `kernels` (what computes: one file a
+//! set), `tensors` (a model's files while it loads), `layers`. `sampler` stands beside them. `models` builds
+//! on `layers`, and `device` on both.
 
 pub(crate) mod batch;
 pub(crate) mod ffi;

@@ -1,9 +1,9 @@
-//! A model's tensors while it loads: a cursor that hands each out once, checked against the shape that the architecture
-//! expects. A missing tensor fails the load by name, and so does one that is left over. `layers/build.rs` makes layers
-//! of what it hands out.
+//! A model's tensors while it loads: a cursor that hands each out once, checked against the shape that the
+//! architecture expects. A missing tensor fails the load by name, and so does one that is left over.
+//! `layers/build.rs` makes layers of what it hands out.
 //!
-//! Files are read lazily, tensor by tensor, when a taken array is evaluated; their headers have been checked before (by
-//! `hub`), because MLX trusts them.
+//! Files are read lazily, tensor by tensor, when a taken array is evaluated; their headers have been checked
+//! before (by `hub`), because MLX trusts them.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -78,8 +78,8 @@ impl TensorCursor {
         self.tensors = renamed.collect();
     }
 
-    /// Drops the vision and audio parts of a model with several parts, and renames tensors of the text part as if it
-    /// stood alone.
+    /// Drops the vision and audio parts of a model with several parts, and renames tensors of the text part
+    /// as if it stood alone.
     pub(crate) fn take_text_part(&mut self) {
         const OTHERS: [&str; 9] = [
             "vision_tower.",

@@ -27,17 +27,17 @@ pub(crate) struct CudaKernel {
     handle: mlx_sys::mlx_fast_cuda_kernel,
 }
 
-/// How one run of a kernel is laid out.
+/// The layout of one run of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CudaLaunch {
-    /// Blocks.
+    /// Number of blocks along each axis.
     pub(crate) grid: [c_int; 3],
-    /// Threads of a block.
+    /// Number of threads of a block.
     pub(crate) threads: c_int,
 }
 
 impl CudaKernel {
-    /// A kernel of this body, with `header` before it. Inputs and outputs are pointers of these names.
+    /// Makes a kernel of this body, with `header` before it. Inputs and outputs are pointers of these names.
     pub(crate) fn new(
         name: &str,
         inputs: &[&CStr],
@@ -75,7 +75,7 @@ impl CudaKernel {
         }
     }
 
-    /// Runs it on row-contiguous inputs; outputs of these shapes and dtypes.
+    /// Runs it on row-contiguous inputs; returns outputs of these shapes and dtypes.
     pub(crate) fn run(
         &self,
         inputs: &[&Array],

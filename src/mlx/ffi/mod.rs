@@ -1,4 +1,5 @@
-//! The one place that calls C itself: what mlx-rs 0.33 does not wrap of mlx-c, and operations of our own.
+//! The one place that calls C itself: the parts of mlx-c that mlx-rs 0.33 does not wrap, and operations of
+//! our own.
 #![allow(unsafe_code, reason = "mlx-c is a C interface; mlx-rs has no wrapper for these")]
 
 mod cuda;
@@ -28,8 +29,8 @@ pub(crate) enum DeviceFact {
     Text(String),
 }
 
-/// Looks a fact up for the default device, such as "device_name" or "memory_size"; None where MLX does
-/// not know it.
+/// Returns a fact of the default device, such as "device_name" or "memory_size"; None if MLX does not know
+/// it.
 pub(crate) fn device_fact(key: &str) -> Option<DeviceFact> {
     let key = CString::new(key).ok()?;
     // SAFETY: every handle is made by mlx-c, used on this thread only and freed once; `key` outlives the
@@ -72,9 +73,10 @@ unsafe fn read_fact(info: mlx_sys::mlx_device_info, key: &CStr) -> Option<Device
     }
 }
 
-/// What MLX reads from the environment, for CUDA. Its caches there end a program that has many shapes of steps; cuDNN
-/// plans attention anew for every length of a prompt, for 20 ms and more; and short graphs let the GPU begin while
-/// the host is still at the rest of the step (an 8B at 4 bits on an H200: 200 tokens/s, with MLX's default 170).
+/// Variables that MLX reads on CUDA. Its check of graph caches ends a program with many shapes of steps;
+/// cuDNN plans attention anew for every length of a prompt, in 20 ms and more; and with short graphs the GPU
+/// begins while the host still builds the rest of the step (an 8B at 4 bits on an H200: 200 tokens/s; with
+/// MLX's default, 170).
 const SETTINGS: [(&str, &str); 4] = [
     ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0"),
     ("MLX_CUDA_GRAPH_CACHE_SIZE", "2000"),
@@ -82,9 +84,9 @@ const SETTINGS: [(&str, &str); 4] = [
     ("MLX_MAX_OPS_PER_BUFFER", "10"),
 ];
 
-/// Sets up MLX for a process whose environment does not say otherwise. To be called before any thread is started.
+/// Sets those variables that the environment does not set. Call it before any thread is started.
 pub fn prepare() {
-    // Metal reads some of them too, and has other needs.
+    // Metal reads some of them too, and needs other values.
     let settings = if cfg!(target_os = "macos") { &[] } else { &SETTINGS[..] };
     for (name, value) in settings.iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
         // SAFETY: the caller has no other thread yet, which could read the environment meanwhile.
@@ -92,7 +94,7 @@ pub fn prepare() {
     }
 }
 
-/// Gives freed memory back to the system, where the allocator does not by itself.
+/// Returns freed memory to the system, where the allocator does not do so by itself.
 pub(crate) fn trim_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: has no preconditions.
@@ -101,7 +103,7 @@ pub(crate) fn trim_heap() {
     }
 }
 
-/// The version of MLX, such as "0.32.2".
+/// Returns the version of MLX, such as "0.32.2".
 pub(crate) fn mlx_version() -> String {
     // SAFETY: the string handle is made and freed here, and its data is copied in between.
     unsafe {
@@ -124,7 +126,7 @@ impl Handle {
         Self(unsafe { mlx_sys::mlx_array_new() })
     }
 
-    /// The array that a call with this status has put in.
+    /// Returns the array that a call with this status has filled in.
     fn take(mut self, status: c_int, operation: &str) -> Result<Array> {
         if status != 0 {
             return Err(Exception::custom(format!("{operation} was refused")));
@@ -145,7 +147,7 @@ impl Drop for Handle {
     }
 }
 
-/// The first `count` arrays that a call with this status has put into a vector.
+/// Returns the first `count` arrays that a call with this status has put into a vector.
 ///
 /// # Safety
 /// `made` must be a live handle.

@@ -1,4 +1,5 @@
-//! The CPU operations of `native/mlx_ops.cpp`.
+//! The CPU operations of `native/mlx_ops.cpp`, and the choice of their instruction set
+//! (`native/kernel_set.h`).
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
@@ -23,8 +24,8 @@ type Attend = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// The CPU operations of `native/mlx_ops.cpp`. They are there where the set-up put them into the mlx-c
-/// library, on Linux, and are looked up by name: elsewhere MLX's own operations do the same.
+/// The CPU operations of `native/mlx_ops.cpp`. The set-up puts them into the mlx-c library on Linux. They are
+/// looked up by name: where they are missing, MLX's own operations compute the same.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
     gated: Gated,
@@ -32,9 +33,9 @@ pub(crate) struct Kernels {
     attend: Attend,
 }
 
-/// Head sizes that attention takes, as in `native/cpu_ops.h`.
+/// Largest head of attention, in elements, as in `native/cpu_ops.h`.
 pub(crate) const HEAD_DIM_MAX: i32 = 576;
-/// See [`HEAD_DIM_MAX`].
+/// Divisor of the sizes of its heads and of their outputs.
 pub(crate) const HEAD_DIM_MULTIPLE: i32 = 16;
 
 /// `struct mlxd_attention_shape` of `native/cpu_ops.h`.
@@ -44,24 +45,24 @@ pub(crate) struct AttentionShape {
     pub(crate) heads: c_int,
     pub(crate) kv_heads: c_int,
     pub(crate) head_dim: c_int,
-    /// Numbers of a head that are turned.
+    /// Rotated elements of a head.
     pub(crate) rotated: c_int,
-    /// Whether neighbours are turned together, not halves.
+    /// Whether a pair is two neighbours (1) or an element of each half (0).
     pub(crate) traditional: c_int,
-    /// Positions that a token sees at most; 0 is all.
+    /// Last positions that a token attends to; 0 is all.
     pub(crate) window: c_int,
-    /// Where in a key its value begins; 0: values are kept on their own.
+    /// Element of a key at which its value begins; 0: values are stored on their own.
     pub(crate) values_from: c_int,
     /// Whether the tokens bring keys and values.
     pub(crate) stores: c_int,
     pub(crate) scale: f32,
     /// Scores become `softcap * tanh(score / softcap)`; 0 is off.
     pub(crate) softcap: f32,
-    /// Of the norms.
+    /// Epsilon of the norms.
     pub(crate) eps: f32,
 }
 
-/// Weights of attention, where it has them: norms `[head_dim]` of each head of queries, keys and values, and sinks
+/// Optional weights of attention: norms `[head_dim]` of each head of queries, keys and values, and sinks
 /// `[heads]`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AttentionWeights<'a> {
@@ -75,17 +76,17 @@ pub(crate) struct AttentionWeights<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AttentionSpan {
-    /// Which of the slabs given, and the place in it.
+    /// Index of its slab among those given, and of its slot in that.
     pub(crate) slab: c_int,
     pub(crate) slot: c_int,
-    /// First of its rows among the packed tokens, and how many.
+    /// First of its rows among the packed tokens, and number of rows.
     pub(crate) row: c_int,
     pub(crate) rows: c_int,
     /// Position of the first one.
     pub(crate) start: c_int,
 }
 
-/// `enum mlxd_gate` of `native/cpu_ops.h`: how the gate of a gated MLP opens.
+/// `enum mlxd_gate` of `native/cpu_ops.h`: the activation of a gated MLP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
@@ -114,7 +115,8 @@ fn text(function: &CStr) -> Option<String> {
     }
 }
 
-/// Returns the instruction sets that our CPU kernels have on this machine, fastest first; none where there are no kernels.
+/// Returns the instruction sets that our CPU kernels have on this machine, fastest first; none if there are
+/// no kernels.
 pub(crate) fn instruction_sets() -> Vec<String> {
     let names = text(c"mlxd_kernels_available").unwrap_or_default();
     names.split_whitespace().map(str::to_owned).collect()
@@ -128,7 +130,8 @@ pub(crate) fn instruction_set() -> String {
 /// Makes our CPU kernels and our products use an instruction set; returns whether this machine has it.
 pub(crate) fn use_instruction_set(name: &str) -> bool {
     let (Some(found), Ok(name)) = (symbol(c"mlxd_kernels_use"), CString::new(name)) else { return false };
-    // SAFETY: the function is that of native/kernel_set.h; the name outlives the call, which does not keep it.
+    // SAFETY: the function is that of native/kernel_set.h; the name outlives the call, which does not keep
+    // it.
     unsafe {
         let function =
             std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*const c_char) -> c_int>(found);
@@ -144,7 +147,7 @@ pub(crate) fn leave_products_to_blas() {
 }
 
 impl Kernels {
-    /// All of them, or None where they are not.
+    /// Returns all of them, or None where they are missing.
     pub(crate) fn find() -> Option<Self> {
         let (gated, rms_norm, attend) =
             (symbol(c"mlxd_gated")?, symbol(c"mlxd_rms_norm")?, symbol(c"mlxd_attend")?);
@@ -158,7 +161,7 @@ impl Kernels {
         }
     }
 
-    /// What the gate lets through, with gate and up side by side in `gate_up`.
+    /// Returns the output of a gate, with gate and up side by side in `gate_up`.
     pub(crate) fn gated(self, gate_up: &Array, gate: Gate) -> Result<Array> {
         let mut out = Handle::new();
         // SAFETY: both handles live through the call, which sets `out` if it succeeds.
@@ -166,7 +169,7 @@ impl Kernels {
         out.take(status, "a gate")
     }
 
-    /// The root mean square norm of `x`.
+    /// Returns the root mean square norm of `x`.
     pub(crate) fn rms_norm(self, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
         let (mut out, mut unused, none) = (Handle::new(), Handle::new(), Handle::new());
         // SAFETY: all handles live through the call, which sets `out` if it succeeds.
@@ -176,7 +179,7 @@ impl Kernels {
         out.take(status, "rms_norm")
     }
 
-    /// `x + y`, and the norm of that.
+    /// Returns `x + y`, and the norm of that.
     pub(crate) fn add_rms_norm(
         self,
         x: &Array,
@@ -192,8 +195,8 @@ impl Kernels {
         Ok((sum.take(status, "rms_norm")?, out.take(status, "rms_norm")?))
     }
 
-    /// Writes the keys and values of packed tokens to their slots and attends; the output, and the slabs that
-    /// replace those given.
+    /// Writes the keys and values of packed tokens to their slots and attends; returns the output, and the
+    /// slabs that replace those given.
     pub(crate) fn attend(
         self,
         (qkv, cos, sin): (&Array, &Array, &Array),

@@ -8,16 +8,16 @@ use mlx_sys::mlx_array;
 
 use super::Handle;
 
-/// How packed numbers are written, as MLX names it (mlx/ops.h, `quantize`).
+/// The format of packed elements, as MLX names it (mlx/ops.h, `quantize`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuantMode {
     /// `scale * q + bias`, both floats.
     Affine,
-    /// E2M1 numbers with E8M0 scales.
+    /// E2M1 elements with E8M0 scales.
     Mxfp4,
-    /// E4M3 numbers with E8M0 scales.
+    /// E4M3 elements with E8M0 scales.
     Mxfp8,
-    /// E2M1 numbers with E4M3 scales.
+    /// E2M1 elements with E4M3 scales.
     Nvfp4,
 }
 
@@ -26,7 +26,7 @@ pub(crate) enum QuantMode {
 pub(crate) struct Packed<'a> {
     pub(crate) numbers: &'a Array,
     pub(crate) scales: &'a Array,
-    /// Of the affine mode.
+    /// Biases of the affine mode.
     pub(crate) biases: Option<&'a Array>,
     pub(crate) group_size: i32,
     pub(crate) bits: i32,
@@ -34,7 +34,7 @@ pub(crate) struct Packed<'a> {
 }
 
 impl Packed<'_> {
-    /// The C arguments that all operations share: biases, group size, bits, mode.
+    /// Returns the C arguments that all operations share: biases, group size, bits, mode.
     fn arguments(
         &self,
         none: &Handle,
@@ -50,7 +50,7 @@ impl Packed<'_> {
         (biases, number(self.group_size), number(self.bits), mode)
     }
 
-    /// The matrix as floats.
+    /// Returns the matrix as floats.
     pub(crate) fn dequantize(&self, dtype: mlx_rs::Dtype) -> Result<Array> {
         let (mut out, none) = (Handle::new(), Handle::new());
         let (biases, group, bits, mode) = self.arguments(&none);
@@ -76,7 +76,7 @@ impl Packed<'_> {
         out.take(status, "dequantize")
     }
 
-    /// `x @ w^T`.
+    /// Returns `x @ w^T`.
     pub(crate) fn product(&self, x: &Array) -> Result<Array> {
         let (mut out, none) = (Handle::new(), Handle::new());
         let (biases, group, bits, mode) = self.arguments(&none);
@@ -101,7 +101,7 @@ impl Packed<'_> {
         out.take(status, "a quantized product")
     }
 
-    /// `x[i] @ w[experts[i]]^T`.
+    /// Returns `x[i] @ w[experts[i]]^T`.
     pub(crate) fn gather_product(&self, x: &Array, experts: &Array, sorted: bool) -> Result<Array> {
         let (mut out, none) = (Handle::new(), Handle::new());
         let (biases, group, bits, mode) = self.arguments(&none);

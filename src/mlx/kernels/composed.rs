@@ -1,5 +1,6 @@
-//! Compositions of MLX's small operations, for the CPU, and for what MLX has no fused operation for. Rotation is
-//! `x * cos + flip(x) * sin`, three operations a layer where MLX's own rope takes a chain of some twenty there.
+//! Compositions of MLX's small operations, for the CPU, and for what MLX has no fused operation for. Rotation
+//! is `x * cos + flip(x) * sin`, three operations a layer where MLX's own rope takes a chain of some twenty
+//! there.
 
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::{Array, Axes, Dtype, ops};
@@ -9,7 +10,7 @@ use crate::mlx::ffi::Gate;
 use crate::mlx::kv::TokenState;
 use crate::mlx::rope::{Angles, Rope};
 
-/// `gelu(x)` by its approximation with tanh (<https://arxiv.org/abs/1606.08415>).
+/// Returns `gelu(x)` by its approximation with tanh (<https://arxiv.org/abs/1606.08415>).
 pub(crate) fn gelu(x: &Array) -> Result<Array> {
     let number = |number: f32| Array::from_f32(number).as_dtype(x.dtype());
     let cubic = x.multiply(x)?.multiply(x)?.multiply(number(0.044_715)?)?;
@@ -19,7 +20,7 @@ pub(crate) fn gelu(x: &Array) -> Result<Array> {
     )?)
 }
 
-/// What a gate lets through, with gate and up side by side on the last axis.
+/// Returns the output of a gate, with gate and up side by side on the last axis.
 pub(super) fn gated(gate_up: &Array, gate: Gate) -> Result<Array> {
     let parts = gate_up.split_equal(2, -1)?;
     let (opens, up) = (&parts[0], &parts[1]);
@@ -48,8 +49,8 @@ pub(super) fn rotate(rope: &Rope, Angles { cos, sin }: &Angles, x: &Array) -> Re
     pairs.multiply(cos)?.add(flipped)?.reshape(&[tokens, heads, head_dim])
 }
 
-/// Lays the heads of decoding rows `[slots, heads, head_dim]` that share a key head on the query axis, `[slots, kv_heads,
-/// group, head_dim]`, so that no key is repeated.
+/// Lays the heads of decoding rows `[slots, heads, head_dim]` that share a key head on the query axis,
+/// `[slots, kv_heads, group, head_dim]`, so that no key is repeated.
 pub(super) fn by_key_head(state: &TokenState, rows: &Array) -> Result<Array> {
     let TokenState { heads, kv_heads, head_dim, .. } = *state;
     rows.reshape(&[rows.dim(0), kv_heads, heads / kv_heads, head_dim])
@@ -72,7 +73,7 @@ pub(super) fn attend_capped(
     let scores = queries.matmul(keys.expand_dims(2)?.swap_axes(-1, -2)?)?.as_dtype(Dtype::Float32)?;
     let mut scores = ops::tanh(scores.divide(&cap)?)?.multiply(&cap)?;
     let attended = match mask {
-        // Of a group `[slots, 1, 1, positions]`, of a chunk `[rows, positions]`.
+        // A group's is `[slots, 1, 1, positions]`, a chunk's `[rows, positions]`.
         Some(mask) if mask.ndim() == 4 => Some(mask.expand_dims(1)?),
         Some(mask) => Some(mask.clone()),
         None if causal => {

@@ -1,4 +1,5 @@
-//! Our operations for the CPU (`native/cpu_ops.h`): attention does all of a step at once, with its spans as they are.
+//! Our operations for the CPU (`native/cpu_ops.h`): attention does all of a step at once, with its spans as
+//! they are.
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};

@@ -1,5 +1,5 @@
-//! MLX's fused operations: rotary embedding and attention. They are what a Mac runs; on the CPU, MLX makes chains of small
-//! operations of them.
+//! MLX's fused operations: rotary embedding and attention. They are what a Mac runs; on the CPU, MLX makes
+//! chains of small operations of them.
 
 use mlx_rs::error::Result;
 use mlx_rs::{Array, fast};
@@ -21,8 +21,8 @@ pub(super) fn rotate(rope: &Rope, positions: &Array, x: &Array) -> Result<Array>
     rotated.multiply(Array::from_f32(rope.magnitude).as_dtype(x.dtype())?)
 }
 
-/// Attention of `queries` `[slots, heads, rows, head_dim]`. One query a head, where slots decode: GPUs have kernels for
-/// that; with more, CUDA would have cuDNN plan anew for every length, 20 ms each time.
+/// Attention of `queries` `[slots, heads, rows, head_dim]`. Decoding slots have one query a head: GPUs have
+/// kernels for that; with more, cuDNN would plan anew for every length, 20 ms each time.
 pub(super) fn attend(
     queries: &Array,
     Attended { keys, values, mask, causal }: Attended<'_>,

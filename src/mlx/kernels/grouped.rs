@@ -1,5 +1,5 @@
-//! Attention in MLX's operations, which its sets share: one write and one launch for each group of decoding slots, and for
-//! each chunk. The sets differ in how they rotate and how they attend with a group.
+//! Attention in MLX's operations, which its sets share: one write and one launch for each group of decoding
+//! slots, and for each chunk. The sets differ in how they rotate and how they attend with a group.
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -11,7 +11,7 @@ use crate::mlx::ffi::AttentionWeights;
 use crate::mlx::kv::{Kv, TokenState};
 use crate::mlx::rope::Rope;
 
-/// What attention knows of its layer.
+/// Attention's facts of its layer.
 struct Layer<'a> {
     state: TokenState,
     /// Index of the layer in the cache.
@@ -75,8 +75,8 @@ fn joined(outputs: &[Array]) -> Result<Array> {
     }
 }
 
-/// Attention of a step that only decodes, with whole heads `all` `[rows, heads + planes, head_dim]`: one kernel that rotates
-/// and writes, in place, and one that attends, for each group.
+/// Attention of a step that only decodes, with whole heads `all` `[rows, heads + planes, head_dim]`: one
+/// kernel that rotates and writes, in place, and one that attends, for each group.
 fn decode_on_cuda(
     layer: &Layer<'_>,
     grouped: &Grouped,
@@ -166,8 +166,8 @@ fn attend_chunk(layer: &Layer<'_>, chunk: &Chunk, kv: &Kv, queries: &Array) -> R
     out.swap_axes(1, 2)?.reshape(&[chunk.rows, -1])
 }
 
-/// Attention of `queries` `[slots, heads, rows, head_dim]` over `tokens` `[slots, planes, positions, head_dim]`;
-/// `causal` rows attend to what comes before each where the view has no mask.
+/// Attention of `queries` `[slots, heads, rows, head_dim]` over `tokens` `[slots, planes, positions,
+/// head_dim]`; `causal` rows attend to what comes before each where the view has no mask.
 fn attend_over(
     layer: &Layer<'_>,
     queries: &Array,

@@ -1,9 +1,10 @@
-//! Kernels: what computes beside dense matrix products, one file for each set. A process uses the sets that the key
-//! `kernels` allows (`select`, at start); a model's set follows from what it computes in (`Selection::set`), and that of
-//! its attention from its KV cache (`KernelSet::for_cache`), at load. Layers call the methods of [`KernelSet`].
+//! Kernels for all operations but dense matrix products, one file for each set. A process uses the sets that
+//! the key `kernels` allows (`select`, at start); a model's set follows from its dtype (`Selection::set`),
+//! and that of its attention from its KV cache (`KernelSet::for_cache`), at load. Layers call the methods of
+//! [`KernelSet`].
 //!
-//! A kernel for another processor: its own set of `native/` (then only `native/kernel_set.h` and the key's words change),
-//! or a variant here with a file of its own.
+//! A kernel for another processor is an instruction set of `native/` (see `native/kernel_set.h`, and the
+//! key's words in `backend`), or a variant here with a file of its own.
 
 mod composed;
 mod cpu;
@@ -25,12 +26,12 @@ use crate::mlx::ffi::{self, AttentionWeights, Gate, Kernels, Packed};
 use crate::mlx::kv::{Kv, KvShape};
 use crate::mlx::rope::{Angles, Rope};
 
-/// Smallest efficient prefill of a step, in tokens. On CUDA a step with prefill costs the host thousands of launches, and
-/// a product of 256 rows as much as one of 64 (one H200, an 8B at 4 bits).
+/// Smallest efficient prefill of a step, in tokens. On CUDA a step with prefill costs the host thousands of
+/// launches, and a product of 256 rows as much as one of 64 (one H200, an 8B at 4 bits).
 const PREFILL_TOKENS_MIN: u32 = 16;
 const PREFILL_TOKENS_MIN_CUDA: u32 = 256;
 
-/// What computes beside dense matrix products.
+/// The kernels of a model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum KernelSet {
     /// Our own operations, in single precision on the CPU.
@@ -75,7 +76,7 @@ pub(crate) struct AttentionCall<'a> {
     pub(crate) rope: Option<(&'a Rope, &'a Rotation)>,
 }
 
-/// What queries attend to, in MLX's operations.
+/// Keys and values that queries attend to, in MLX's operations.
 #[derive(Clone, Copy, Debug)]
 struct Attended<'a> {
     /// `[slots, kv_heads, positions, _]` both.
@@ -148,7 +149,8 @@ impl KernelSet {
         }
     }
 
-    /// Returns the set that attends over a cache: this one, or MLX's operations where its kernels do not serve it.
+    /// Returns the set that attends over a cache: this one, or MLX's operations where its kernels do not
+    /// serve it.
     pub(crate) fn for_cache(self, shape: &KvShape) -> Self {
         match self {
             Self::Cpu(_) if !cpu::serves_cache(shape) => Self::Composed,
@@ -178,14 +180,14 @@ impl KernelSet {
         }
     }
 
-    /// Whether latent attention is right: on CUDA scores agreed and generated tokens did not (one H200), so it is refused
-    /// there until that is understood.
+    /// Whether latent attention is right: on CUDA scores agreed and generated tokens did not (one H200), so
+    /// it is refused there until that is understood.
     pub(crate) fn serves_latent_attention(self) -> bool {
         !ffi::on_cuda()
     }
 
-    /// Whether gathered products may be told that their rows are sorted by expert: MLX 0.32.2's CUDA product for such rows
-    /// is wrong after another one.
+    /// Whether gathered products may be told that their rows are sorted by expert: MLX 0.32.2's CUDA product
+    /// for such rows is wrong after another one.
     pub(crate) fn takes_sorted_rows(self) -> bool {
         !ffi::on_cuda()
     }
@@ -216,7 +218,7 @@ impl KernelSet {
         }
     }
 
-    /// Returns what a gate lets through, with gate and up side by side on the last axis of `gate_up`.
+    /// Returns the output of a gate, with gate and up side by side on the last axis of `gate_up`.
     pub(crate) fn gated(self, gate_up: &Array, gate: Gate) -> Result<Array> {
         match self {
             Self::Cpu(kernels) => kernels.gated(gate_up, gate),
@@ -238,7 +240,8 @@ impl KernelSet {
         serves.then(|| cuda::product(x, w, Some(residual)))
     }
 
-    /// Returns `silu(x @ gate^T) * (x @ up^T)`, where that is one kernel; `w` holds the rows of `gate`, then those of `up`.
+    /// Returns `silu(x @ gate^T) * (x @ up^T)`, where that is one kernel; `w` holds the rows of `gate`, then
+    /// of `up`.
     pub(crate) fn gated_product(self, x: &Array, w: &Packed<'_>) -> Option<Result<Array>> {
         let serves = matches!(self, Self::Cuda) && cuda::takes_product(x, w);
         serves.then(|| cuda::gated_product(x, w))
@@ -255,9 +258,10 @@ impl KernelSet {
         }
     }
 
-    /// Attends with a layer's new tokens: `qkv` is `[tokens, (heads + planes) * head_dim]`, or `[tokens, heads * head_dim]`
-    /// where they bring no keys. Norms and rotates queries and keys, writes keys and values to their slots, and
-    /// returns `[tokens, heads * width]`. To be called on the set that [`KernelSet::for_cache`] returns.
+    /// Attends with a layer's new tokens: `qkv` is `[tokens, (heads + planes) * head_dim]`, or `[tokens,
+    /// heads * head_dim]` where they bring no keys. Norms and rotates queries and keys, writes keys and
+    /// values to their slots, and returns `[tokens, heads * width]`. Call it on the set that
+    /// [`KernelSet::for_cache`] returns.
     pub(crate) fn attend(
         self,
         call: &AttentionCall<'_>,

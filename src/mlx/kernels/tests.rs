@@ -37,7 +37,7 @@ fn span(slot: u32, start: u32, count: usize) -> Span {
     Span { slot, start, kind: SpanKind::Prefill, tokens: vec![1; count], outputs: vec![] }
 }
 
-/// Returns what one step of one token adds to the memory in use, in a slab of 64 MiB.
+/// Returns the bytes that one step of one token adds to the memory in use, in a slab of 64 MiB.
 fn step_bytes(kernels: KernelSet) -> usize {
     let shape = cache(vec![LayerState::Tokens(TokenState::new(4, 2, 64)); 2]);
     let step_shape = kernels.step_shape(&shape);
@@ -89,7 +89,8 @@ fn largest(x: &Array) -> f32 {
     x.abs().unwrap().max(None).unwrap().item_exact::<f32>()
 }
 
-/// Returns the outputs of two steps of several sequences: chunks of two, then one token of each and another's chunk.
+/// Returns the outputs of two steps of several sequences: chunks of two, then one token of each and another's
+/// chunk.
 fn outputs(kernels: KernelSet, setting: &Setting) -> Vec<Array> {
     let state = setting.state;
     let shape = cache(vec![LayerState::Tokens(state)]);
@@ -113,8 +114,9 @@ fn outputs(kernels: KernelSet, setting: &Setting) -> Vec<Array> {
     (0..).zip(steps).map(run).collect()
 }
 
-/// What two sets may differ by: a sum of `n` terms is wrong by up to `n` roundings of the sum of their absolute values. For
-/// scores of normally distributed queries and keys that sum is below 8; for outputs it is the largest value, about 4.
+/// Largest difference of two sets: a sum of `n` terms is wrong by up to `n` roundings of the sum of their
+/// absolute values. For scores of normally distributed queries and keys that sum is below 8; for outputs it
+/// is the largest value, about 4.
 const BOUND: f32 = f32::EPSILON * (32.0 * 8.0 + 16.0 + 16.0) * 4.0;
 
 #[test]

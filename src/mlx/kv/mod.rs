@@ -1,15 +1,16 @@
-//! KV caches of one model: slabs `[slots, planes, capacity, head_dim]` per layer, keys in the first half of the planes
-//! and values in the second, so that one update writes both; states of fixed size `[slots, ..]` for recurrent layers;
-//! and parked caches, which are copies of one slot at its exact length. Storage only: kernel sets attend over it.
+//! KV caches of one model: slabs `[slots, planes, capacity, head_dim]` per layer, keys in the first half of
+//! the planes and values in the second, so that one update writes both; states of fixed size `[slots, ..]`
+//! for recurrent layers; and parked caches, which are copies of one slot at its exact length. Storage only:
+//! kernel sets attend over it.
 //!
 //! Stored in 8 bits, a layer has two arrays in a slab: the elements, and a scale for each token and head.
 //!
-//! Recurrent states cannot be cut back to fewer tokens. So a slot can have checkpoints, copies of its states, and a
-//! cache that is parked from it can be restored at their lengths.
+//! Recurrent states cannot be cut back to fewer tokens. So a slot can have checkpoints, copies of its states,
+//! and a cache that is parked from it can be restored at their lengths.
 //!
 //! Slabs are updated in place, which MLX does only while nobody else holds a handle of the array: between
-//! steps nothing does, and within a layer all writes come before all reads. (Our CUDA kernel for decoding writes
-//! into them whoever holds them; it needs them contiguous, as they are made.)
+//! steps nothing does, and within a layer all writes come before all reads. (Our CUDA kernel for decoding
+//! writes into them whoever holds them; it needs them contiguous, which they are.)
 
 mod recurrent;
 mod shape;
@@ -36,8 +37,8 @@ struct Checkpoint {
     states: Vec<Array>,
 }
 
-/// What a sequence left behind: keys and values `[1, heads, tokens, _]`, and its states at some lengths, the last one
-/// its own.
+/// The cache of a sequence that does not run: keys and values `[1, planes, tokens, _]`, and its states at
+/// some lengths, the last of which is its own.
 #[derive(Clone, Debug)]
 struct ParkedCache {
     tokens: Vec<Array>,
@@ -48,9 +49,9 @@ struct ParkedCache {
 #[derive(Debug)]
 pub(crate) struct Kv {
     shape: KvShape,
-    /// The arrays of a slab, layer by layer.
+    /// Arrays of a slab, layer by layer.
     arrays: Vec<ArrayShape>,
-    /// The first array of each layer.
+    /// Index of each layer's first array.
     first: Vec<usize>,
     slabs: BTreeMap<u32, Vec<Array>>,
     checkpoints: BTreeMap<SlotId, Vec<Checkpoint>>,
@@ -119,8 +120,8 @@ impl Kv {
         self.write(slot, 0..tokens, &zeros)
     }
 
-    /// Cuts a slot of `held` tokens back to `tokens`, and writes zeros over the others. Returns false, and changes
-    /// nothing, if recurrent states have no checkpoint at this length.
+    /// Cuts a slot of `held` tokens back to `tokens`, and writes zeros over the others. Returns false, and
+    /// changes nothing, if recurrent states have no checkpoint at this length.
     pub(crate) fn truncate(&mut self, slot: SlotId, held: u32, tokens: u32) -> Result<bool> {
         if tokens >= held {
             return Ok(true);
@@ -146,7 +147,7 @@ impl Kv {
         Ok(true)
     }
 
-    /// Copies the first `tokens` of a slot, which are all that it has, into another one.
+    /// Copies the first `tokens` of a slot, which are all of them, into another one.
     pub(crate) fn copy(&mut self, from: SlotId, to: SlotId, tokens: u32) -> Result<()> {
         let content = self.read(from, tokens, |_| true)?;
         self.write(to, 0..tokens, &content)?;
@@ -156,14 +157,15 @@ impl Kv {
         Ok(())
     }
 
-    /// Copies the states of a slot that has `tokens`, so that a cache parked from it can be restored at this length.
+    /// Copies the states of a slot that has `tokens`, so that a cache parked from it can be restored at this
+    /// length.
     pub(crate) fn checkpoint(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
         let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
         add_checkpoint(self.checkpoints.entry(slot).or_default(), Checkpoint { tokens, states });
         Ok(())
     }
 
-    /// Copies the first `tokens` of a slot, which are all that it has, out.
+    /// Copies the first `tokens` of a slot, which are all of them, into a new parked cache.
     pub(crate) fn park(&mut self, slot: SlotId, tokens: u32) -> Result<ParkedId> {
         let content = self.read(slot, tokens, |array| matches!(array, ArrayShape::PerToken { .. }))?;
         let mut checkpoints = self.checkpoints.get(&slot).cloned().unwrap_or_default();
@@ -177,7 +179,8 @@ impl Kv {
         Ok(id)
     }
 
-    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a checkpoint.
+    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a
+    /// checkpoint.
     pub(crate) fn restore(&mut self, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<()> {
         let Some(cache) = self.parked.remove(&parked) else { return Ok(()) };
         let written = self.restore_from(&cache, tokens, slot);
@@ -190,7 +193,7 @@ impl Kv {
             cache.checkpoints.iter().filter(|checkpoint| checkpoint.tokens <= tokens).cloned().collect();
         let last = checkpoints.last().filter(|last| last.tokens == tokens);
         if self.shape.is_recurrent() && last.is_none() {
-            return Err(Exception::custom("a recurrent state was not kept at this length"));
+            return Err(Exception::custom("a recurrent state has no checkpoint at this length"));
         }
         let mut states = last.map_or(&[][..], |last| &last.states).iter();
         let mut kept = cache.tokens.iter();
@@ -213,11 +216,11 @@ impl Kv {
         self.parked.remove(&parked);
     }
 
-    /// What a slot holds in some of its arrays, as copies: a lazy view would keep the slab's handle and turn its next
-    /// update into a copy of the whole.
+    /// Copies a slot out of some of its arrays. A lazy view would keep the slab's handle and make its next
+    /// update a copy of the whole.
     fn read(&self, slot: SlotId, tokens: u32, wanted: fn(&ArrayShape) -> bool) -> Result<Vec<Array>> {
         let (place, tokens) = (dim(slot.slot), dim(tokens));
-        // Adding zero makes an array of its own, where `contiguous` may hand back a view.
+        // Adding zero makes an array of its own, where `contiguous` may return a view.
         let own = |view: Array| view.add(ops::zeros_dtype(&[1], view.dtype())?);
         let slabs = self.slabs.get(&slot.slab).map_or(&[][..], Vec::as_slice);
         let copies = slabs.iter().zip(&self.arrays).filter(|(_, array)| wanted(array));
@@ -260,7 +263,8 @@ impl Kv {
         Ok(&self.arrays_of(layer, slab)?[0])
     }
 
-    /// Replaces them. An update is in place only if all other handles of the old array are gone when it is evaluated.
+    /// Replaces them. An update is in place only if all other handles of the old array are gone when it is
+    /// evaluated.
     pub(crate) fn replace_token_slab(&mut self, layer: usize, slab: u32, changed: Array) -> Result<()> {
         *self.slab_mut(slab, self.first[layer])? = changed;
         Ok(())

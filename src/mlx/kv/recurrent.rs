@@ -1,5 +1,5 @@
-//! Recurrent states: a layer takes the tokens of a step by sequence, with the states before them, and returns the states
-//! after them.
+//! Recurrent states: a layer takes the tokens of a step by sequence, with the states before them, and returns
+//! the states after them.
 
 use mlx_rs::Array;
 use mlx_rs::error::Result;
@@ -18,8 +18,9 @@ pub(crate) struct RecurrentInput<'a> {
 }
 
 impl Kv {
-    /// Runs a layer over `inputs` `[tokens, features]`. `run` gets all sequences of a slab that decode at once, and
-    /// each chunk by itself, and returns the output `[sequences, tokens, features]` and the states after it.
+    /// Runs a layer over `inputs` `[tokens, features]`. `run` gets all sequences of a slab that decode at
+    /// once, and each chunk by itself, and returns the output `[sequences, tokens, features]` and the states
+    /// after it.
     pub(crate) fn recur(
         &mut self,
         layer: usize,

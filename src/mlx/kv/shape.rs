@@ -1,14 +1,15 @@
-//! The shape of KV caches: what each layer stores of a sequence, keys and values of each token or a state of fixed size.
+//! The shape of KV caches: what each layer stores of a sequence, keys and values of each token or a state of
+//! fixed size.
 
 use mlx_rs::Dtype;
 
-/// What a layer stores of a sequence.
+/// The state of a sequence that a layer stores.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum LayerState {
     /// Keys and values of each token.
     Tokens(TokenState),
-    /// Arrays that each token changes, by their shapes for one sequence: a convolution's last inputs, a linear
-    /// attention's memory. They begin as zeros, and cannot be cut back to fewer tokens.
+    /// Arrays that each token changes, by their shapes for one sequence: a convolution's last inputs, a
+    /// linear attention's memory. They begin as zeros, and cannot be cut back to fewer tokens.
     Recurrent(Vec<StateShape>),
 }
 

@@ -1,5 +1,5 @@
-//! Keys and values of tokens in operations of MLX: new ones are written with one update for each group of decoding slots
-//! and for each chunk, and read back as the model computes.
+//! Keys and values of tokens in operations of MLX: new ones are written with one update for each group of
+//! decoding slots and for each chunk, and read back as the model computes.
 
 use std::ops::Range;
 
@@ -27,7 +27,8 @@ impl Kv {
         Ok(())
     }
 
-    /// Returns a layer's keys and values of some slots at some positions, `[slots, planes, positions, head_dim]`.
+    /// Returns a layer's keys and values of some slots at some positions, `[slots, planes, positions,
+    /// head_dim]`.
     pub(crate) fn tokens(
         &self,
         layer: usize,
@@ -44,7 +45,7 @@ impl Kv {
         elements.as_dtype(self.shape.dtype)?.multiply(part(&arrays[1])?)
     }
 
-    /// Returns what is stored of new keys and values: one array, or elements and scales in 8 bits.
+    /// Returns new keys and values as they are stored: one array, or elements and scales in 8 bits.
     fn encode(&self, new: &Array) -> Result<Vec<Array>> {
         if !self.shape.int8 {
             return Ok(vec![new.clone()]);

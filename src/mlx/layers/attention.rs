@@ -15,22 +15,22 @@ use crate::mlx::tensors::TensorCursor;
 /// Norms between the projections and the rotation.
 pub(crate) enum HeadNorms {
     None,
-    /// Of each head: weights `[head_dim]` of queries, keys and values, where they have one.
+    /// Norms of each head: weights `[head_dim]` of queries, keys and values, where they have one.
     Each {
         query: Array,
         key: Option<Array>,
         value: Option<Array>,
         eps: f32,
     },
-    /// Of all heads together: weights `[heads * head_dim]`.
+    /// Norms of all heads together: weights `[heads * head_dim]`.
     Whole {
         query: RmsNorm,
         key: RmsNorm,
     },
 }
 
-/// Queries grow with their position: by `1 + beta * ln(1 + floor(position / original))`, where `original` is the
-/// context that the model was trained with at first (Llama 4).
+/// A factor of queries that grows with their position, `1 + beta * ln(1 + floor(position / original))`, where
+/// `original` is the context that the model was first trained with (Llama 4).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct QueryScale {
     pub(crate) beta: f32,
@@ -45,15 +45,15 @@ pub(crate) struct Attention {
     /// Queries, keys and values side by side; or only queries.
     pub(crate) qkv: Fused,
     pub(crate) norms: HeadNorms,
-    /// Which of the model's rotations; None: positions are not told.
+    /// Index of its rotation among the model's; None: queries and keys are not rotated.
     pub(crate) rope: Option<usize>,
-    /// `[heads]`, float32.
+    /// Scores `[heads]` of a position without a value, float32.
     pub(crate) sinks: Option<Array>,
-    /// What the output is multiplied with, after a sigmoid.
+    /// Layer whose output, after a sigmoid, is a factor of the attention's output.
     pub(crate) gate: Option<Linear>,
     pub(crate) query_scale: Option<QueryScale>,
-    /// Columns of queries.
-    pub(crate) query_numbers: i32,
+    /// Columns of the queries in `qkv`.
+    pub(crate) query_columns: i32,
     pub(crate) output: Linear,
 }
 
@@ -71,7 +71,7 @@ impl HeadNorms {
         Ok(Self::Each { query, key, value: None, eps })
     }
 
-    /// Norms whose weights are these and 1 more, as Gemma's are stored.
+    /// Returns the norms with 1 added to their weights, which is how Gemma's are stored.
     pub(crate) fn plus_one(self) -> Result<Self> {
         let Self::Each { query, key, value, eps } = self else { return Ok(self) };
         let more = |weight: Array| weight.add(Array::from_f32(1.0).as_dtype(weight.dtype())?);
@@ -80,7 +80,7 @@ impl HeadNorms {
 }
 
 impl QueryScale {
-    /// The factors of tokens at these positions `[tokens, 1]`.
+    /// Returns the factors `[tokens, 1]` of tokens at these positions.
     #[allow(clippy::cast_precision_loss, reason = "a few thousand at most, after the division")]
     fn factors(self, positions: &[i32]) -> Array {
         let factor = |position: &i32| 1.0 + self.beta * ((1 + position / self.original.max(1)) as f32).ln();
@@ -90,8 +90,8 @@ impl QueryScale {
 }
 
 impl Attention {
-    /// Takes the projections q_proj, k_proj, v_proj and o_proj, the first three with biases or the last. It turns by the
-    /// model's first rotation.
+    /// Takes the projections q_proj, k_proj and v_proj (with `bias`) and o_proj (with `output_bias`). It
+    /// rotates by the model's first rotation.
     pub(crate) fn load(
         weights: &mut TensorCursor,
         prefix: &str,
@@ -106,8 +106,8 @@ impl Attention {
         Ok(Self::new(layer, queries, qkv, output))
     }
 
-    /// Attention with these products, that turns by the model's first rotation.
-    pub(crate) fn new(layer: usize, query_numbers: i32, qkv: Fused, output: Linear) -> Self {
+    /// Returns attention with these products, which rotates by the model's first rotation.
+    pub(crate) fn new(layer: usize, query_columns: i32, qkv: Fused, output: Linear) -> Self {
         Self {
             layer,
             stores: true,
@@ -117,14 +117,14 @@ impl Attention {
             sinks: None,
             gate: None,
             query_scale: None,
-            query_numbers,
+            query_columns,
             output,
         }
     }
 
-    /// What comes before the heads are looked at one by one.
+    /// Applies the norms of all heads together, and the query scale.
     fn prepared(&self, mut qkv: Array, positions: &[i32]) -> Result<Array> {
-        let queries = self.query_numbers;
+        let queries = self.query_columns;
         if let HeadNorms::Whole { query, key } = &self.norms {
             let keys = queries + key.weight.dim(0);
             let q = query.forward(&qkv.try_index((.., ..queries))?)?;

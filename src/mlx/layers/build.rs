@@ -1,5 +1,5 @@
-//! Builders of layers: a [`TensorCursor`]'s methods that take a layer's tensors by name and make the layer of them.
-//! Called by the architectures while a model loads.
+//! Builders of layers: a [`TensorCursor`]'s methods that take a layer's tensors by name and make the layer of
+//! them. Called by the architectures while a model loads.
 
 use mlx_rs::Dtype;
 
@@ -25,8 +25,8 @@ impl TensorCursor {
         self.matrices(prefix, &[out, columns])
     }
 
-    /// Takes a matrix, or a stack of them, of this shape `[.., out, columns]`. Bits, group size and mode follow from the
-    /// shapes, as in mlx-lm (utils.py, infer_quant_config).
+    /// Takes a matrix, or a stack of them, of this shape `[.., out, columns]`. Bits, group size and mode
+    /// follow from the shapes, as in mlx-lm (utils.py, infer_quant_config).
     pub(crate) fn matrices(&mut self, prefix: &str, shape: &[i32]) -> Result<Matrix, Error> {
         let name = format!("{prefix}.weight");
         if !self.has(&format!("{prefix}.scales")) {

@@ -8,17 +8,17 @@ use crate::mlx::dim;
 use crate::mlx::ffi::Gate;
 use crate::mlx::kernels::KernelSet;
 
-/// From so many rows on they are sorted by expert, so that an expert's weights are read once.
+/// Rows from which on they are sorted by expert, so that an expert's weights are read once.
 const SORTED_ROWS_MIN: i32 = 64;
 
-/// The matrices of all experts, `[experts, out, in]`, with biases `[experts, out]` if they have some.
+/// The matrices of all experts, `[experts, out, in]`, with optional biases `[experts, out]`.
 #[derive(Clone, Debug)]
 pub(crate) struct ExpertMatrix {
     pub(crate) weight: Matrix,
     pub(crate) bias: Option<Array>,
 }
 
-/// What experts do between their two matrices.
+/// The activation between an expert's two matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activation {
     /// Gate and up side by side.
@@ -38,7 +38,7 @@ pub(crate) struct Experts {
 }
 
 impl ExpertMatrix {
-    /// Row `i` of `x` `[rows, 1, in]` times the matrix of expert `i`: `[rows, 1, out]`.
+    /// Returns row `i` of `x` `[rows, 1, in]` times the matrix of expert `experts[i]`: `[rows, 1, out]`.
     fn project(&self, x: &Array, experts: &Array, sorted: bool) -> Result<Array> {
         let out = match &self.weight {
             Matrix::Dense(weight) => {
@@ -56,7 +56,7 @@ impl ExpertMatrix {
         self.weight.arrays().into_iter().chain(&self.bias).collect()
     }
 
-    /// Both, one below the other, if their formats allow it.
+    /// Stacks the parts, one below the other, if their formats allow it.
     pub(crate) fn fused(parts: Vec<Self>) -> Result<Vec<Self>> {
         let weights: Vec<Matrix> = parts.iter().map(|part| part.weight.clone()).collect();
         let biases: Vec<&Array> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
@@ -69,8 +69,8 @@ impl ExpertMatrix {
 }
 
 impl Experts {
-    /// The sum over each token's experts, weighed by their shares; `x` is `[tokens, hidden]`, `experts` and `shares`
-    /// `[tokens, chosen]`.
+    /// Returns the sum over each token's experts, weighted by their shares; `x` is `[tokens, hidden]`,
+    /// `experts` and `shares` `[tokens, chosen]`.
     pub(crate) fn forward(&self, x: &Array, experts: &Array, shares: &Array) -> Result<Array> {
         let (tokens, chosen) = (experts.dim(0), experts.dim(1));
         let rows = tokens * chosen;
@@ -106,18 +106,18 @@ impl Experts {
     }
 }
 
-/// `relu(x)^2`.
+/// Returns `relu(x)^2`.
 pub(crate) fn squared_relu(x: &Array) -> Result<Array> {
     let positive = ops::maximum(x, Array::from_f32(0.0).as_dtype(x.dtype())?)?;
     positive.multiply(&positive)
 }
 
-/// A mixture of experts, and an MLP that every token goes through, if there is one.
+/// A mixture of experts, and an optional MLP that every token goes through.
 pub(crate) struct Mixture {
     pub(crate) router: Router,
     pub(crate) experts: Experts,
     pub(crate) shared: Option<Mlp>,
-    /// How much the shared one counts, after a sigmoid.
+    /// Layer whose output, after a sigmoid, is the factor of the shared MLP.
     pub(crate) shared_gate: Option<Linear>,
 }
 

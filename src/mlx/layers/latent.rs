@@ -1,6 +1,7 @@
-//! Multi-head latent attention (DeepSeek-V2, <https://arxiv.org/abs/2405.04434>): of a token one small vector is kept,
-//! from which each head would make its key and value. Those products are moved to the other side, to queries and
-//! outputs, so that the vector itself is the key and value of a single head.
+//! Multi-head latent attention (DeepSeek-V2, <https://arxiv.org/abs/2405.04434>): the cache holds one small
+//! vector of a token, the latent, from which each head would make its key and value. Those products are moved
+//! to the other side, to queries and outputs, so that the latent itself is the key and value of a single
+//! head.
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -10,36 +11,36 @@ use super::{ForwardContext, Fused, Linear, Matrix, RmsNorm, Sublayer};
 use crate::mlx::ffi::AttentionWeights;
 use crate::mlx::kernels::AttentionCall;
 
-/// How queries come about.
+/// The source of queries.
 pub(crate) enum LatentQuery {
-    /// From the hidden state, by a matrix of their own.
+    /// The hidden state, by a matrix of their own.
     Direct(Linear),
-    /// From a small vector that is made beside the kept one, normed.
+    /// A small vector that is made beside the latent, normed.
     Low { norm: RmsNorm, up: Linear },
 }
 
 /// Latent attention of one layer.
 pub(crate) struct Latent {
     pub(crate) layer: usize,
-    /// What makes the query's small vector, if there is one, and then the kept one with the numbers that are turned.
+    /// Makes the query's small vector, if there is one, then the latent and the rotated elements of the key.
     pub(crate) down: Fused,
     pub(crate) query: LatentQuery,
-    /// Of the kept vector.
+    /// Norm of the latent.
     pub(crate) norm: RmsNorm,
-    /// From a head's query to what is compared with the kept vector, `[heads, rank, plain]`.
+    /// Matrix `[heads, rank, plain]` from a head's query to the latent's space.
     pub(crate) to_latent: Matrix,
-    /// From the kept vectors' mean to a head's output, `[heads, value_dim, rank]`.
+    /// Matrix `[heads, value_dim, rank]` from the mean of latents to a head's output.
     pub(crate) from_latent: Matrix,
     pub(crate) heads: i32,
-    /// Numbers of a query that are not turned, and that are.
+    /// Elements of a head's query that are not rotated, and that are.
     pub(crate) plain: i32,
     pub(crate) turned: i32,
-    /// Numbers of the kept vector.
+    /// Elements of the latent.
     pub(crate) rank: i32,
     pub(crate) output: Linear,
 }
 
-/// `[tokens, heads, _]` as `[heads, tokens, _]` and back.
+/// Returns `[tokens, heads, _]` as `[heads, tokens, _]`, or back.
 fn swapped(x: &Array) -> Result<Array> {
     x.swap_axes(0, 1)
 }
@@ -58,7 +59,7 @@ impl Sublayer for Latent {
         let query = query.reshape(&[tokens, self.heads, self.plain + self.turned])?;
         let plain = swapped(&query.try_index((.., .., ..self.plain))?)?;
         let compared = swapped(&self.to_latent.project_each(&plain)?)?;
-        // What is turned comes first.
+        // The rotated elements come first.
         let query = ops::concatenate(&[query.try_index((.., .., self.plain..))?, compared], -1)?;
         let query = query.reshape(&[tokens, self.heads * (self.turned + self.rank)])?;
         let latent = self.norm.forward(&down.try_index((.., kept_from..kept_from + self.rank))?)?;

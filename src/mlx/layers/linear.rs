@@ -1,5 +1,5 @@
 //! Matrix products with weights, dense or quantized. Inputs are `[tokens, in]`, outputs `[tokens, out]`:
-//! two dimensions always, which MLX's quantized kernels need to be fast.
+//! always two dimensions, which MLX's quantized kernels need to be fast.
 
 use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype, ops};
@@ -9,21 +9,21 @@ use crate::mlx::dim;
 use crate::mlx::ffi::{Packed, QuantMode};
 use crate::mlx::kernels::KernelSet;
 
-/// A quantized matrix `[out, in]`, or a stack of them `[matrices, out, in]`: numbers of few bits, and a scale for each
-/// group of columns.
+/// A quantized matrix `[out, in]`, or a stack of them `[matrices, out, in]`: elements of few bits, and a
+/// scale for each group of columns.
 #[derive(Clone, Debug)]
 pub(crate) struct Quantized {
-    /// Packed numbers, `[.., out, in * bits / 32]`, uint32.
+    /// Packed elements `[.., out, in * bits / 32]`, uint32.
     pub(crate) packed: Array,
-    /// `[.., out, in / group_size]`.
+    /// Scales `[.., out, in / group_size]`.
     pub(crate) scales: Array,
-    /// `[.., out, in / group_size]`, of the affine mode.
+    /// Biases `[.., out, in / group_size]` of the affine mode.
     pub(crate) biases: Option<Array>,
-    /// Columns that share a scale.
+    /// Number of columns that share a scale.
     pub(crate) group_size: i32,
-    /// Bits of one number.
+    /// Bits of an element.
     pub(crate) bits: i32,
-    /// How numbers are written.
+    /// Format of the elements.
     pub(crate) mode: QuantMode,
     /// Dtype when it is dequantized.
     pub(crate) float: Dtype,
@@ -37,17 +37,17 @@ impl Quantized {
         Packed { numbers: packed, scales, biases: biases.as_ref(), group_size, bits, mode }
     }
 
-    /// The matrix as floats.
+    /// Returns the matrix as floats.
     pub(crate) fn dequantize(&self) -> Result<Array> {
         self.view().dequantize(self.float)
     }
 
-    /// `x[i] @ w[experts[i]]^T`.
+    /// Returns `x[i] @ w[experts[i]]^T`.
     pub(crate) fn gather_product(&self, x: &Array, experts: &Array, sorted: bool) -> Result<Array> {
         self.view().gather_product(x, experts, sorted)
     }
 
-    /// The same with other arrays of its kind.
+    /// Returns a matrix of the same format with changed arrays.
     fn map(&self, mut change: impl FnMut(&Array) -> Result<Array>) -> Result<Self> {
         Ok(Self {
             packed: change(&self.packed)?,
@@ -79,7 +79,7 @@ pub(crate) enum Matrix {
 }
 
 impl Matrix {
-    /// `x @ w^T`, with `x` `[tokens, in]`.
+    /// Returns `x @ w^T`, with `x` `[tokens, in]`.
     pub(crate) fn project(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Dense(weight) => ops::matmul(x, weight.t()),
@@ -87,7 +87,7 @@ impl Matrix {
         }
     }
 
-    /// The same with some of its rows, or all in another order.
+    /// Returns a matrix of these rows.
     pub(crate) fn pick(&self, rows: &Array) -> Result<Self> {
         match self {
             Self::Dense(weight) => weight.take_axis(rows, -2).map(Self::Dense),
@@ -95,7 +95,7 @@ impl Matrix {
         }
     }
 
-    /// The matrix as floats.
+    /// Returns the matrix as floats.
     pub(crate) fn dense(&self) -> Result<Array> {
         match self {
             Self::Dense(weight) => Ok(weight.clone()),
@@ -103,7 +103,7 @@ impl Matrix {
         }
     }
 
-    /// `x[i] @ w[i]^T` for a stack of matrices, with `x` `[matrices, tokens, in]`.
+    /// Returns `x[i] @ w[i]^T` for a stack of matrices, with `x` `[matrices, tokens, in]`.
     pub(crate) fn project_each(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Dense(weight) => ops::matmul(x, weight.swap_axes(-1, -2)?),
@@ -111,7 +111,7 @@ impl Matrix {
         }
     }
 
-    /// The rows of the given ids, as floats: an embedding.
+    /// Returns the rows of the given ids as floats: an embedding.
     pub(crate) fn rows(&self, ids: &Array) -> Result<Array> {
         match self {
             Self::Dense(weight) => weight.take_axis(ids, 0),
@@ -119,7 +119,7 @@ impl Matrix {
         }
     }
 
-    /// Rows of `parts` one below the other, or None when their formats differ.
+    /// Stacks the rows of `parts`; None if their formats differ.
     pub(super) fn stack(parts: &[Self]) -> Result<Option<Self>> {
         let dense: Option<Vec<&Array>> = parts
             .iter()
@@ -143,7 +143,7 @@ impl Matrix {
         })))
     }
 
-    /// Every array it holds.
+    /// Returns every array it holds.
     pub(crate) fn arrays(&self) -> Vec<&Array> {
         match self {
             Self::Dense(weight) => vec![weight],
@@ -160,12 +160,12 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// A layer of `weight` `[out, in]` and `bias` `[out]`.
+    /// Returns a layer of `weight` `[out, in]` and `bias` `[out]`.
     pub(crate) fn new(weight: Matrix, bias: Option<Array>) -> Self {
         Self { weight, bias }
     }
 
-    /// `x @ w^T + b`.
+    /// Returns `x @ w^T + b`.
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         let Some(bias) = &self.bias else { return self.weight.project(x) };
         match &self.weight {
@@ -174,14 +174,14 @@ impl Linear {
         }
     }
 
-    /// The same with some of its outputs, or all in another order.
+    /// Returns a layer with these of its outputs.
     pub(crate) fn pick(&self, rows: &[i32]) -> Result<Self> {
         let rows = Array::from_slice(rows, &[dim(rows.len())]);
         let bias = self.bias.as_ref().map(|bias| bias.take_axis(&rows, 0)).transpose()?;
         Ok(Self { weight: self.weight.pick(&rows)?, bias })
     }
 
-    /// Adds the layer's output for `input` to `x`; the sum, and its norm.
+    /// Adds the layer's output for `input` to `x`; returns the sum, and its norm.
     pub(crate) fn onto(&self, x: &Array, input: &Array, norm: &RmsNorm) -> Result<(Array, Array)> {
         if let (Matrix::Quantized(q), None) = (&self.weight, &self.bias)
             && let Some(sum) = q.kernels.product_onto(x, input, &q.view())
@@ -193,7 +193,7 @@ impl Linear {
         norm.add_forward(x, &self.forward(input)?)
     }
 
-    /// Every array it holds.
+    /// Returns every array it holds.
     pub(crate) fn arrays(&self) -> Vec<&Array> {
         self.weight.arrays().into_iter().chain(self.bias.as_ref()).collect()
     }
@@ -206,7 +206,7 @@ pub(crate) struct Fused {
 }
 
 impl Fused {
-    /// Fuses `parts`; all have a bias or none has.
+    /// Fuses `parts`, if all have a bias or none has.
     pub(crate) fn new(parts: Vec<Linear>) -> Result<Self> {
         let matrices: Vec<Matrix> = parts.iter().map(|part| part.weight.clone()).collect();
         let biases: Vec<&Array> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
@@ -220,7 +220,7 @@ impl Fused {
         }
     }
 
-    /// `silu(gate) * up` for two parts, where that is one kernel.
+    /// Returns `silu(gate) * up` for two parts, where that is one kernel.
     pub(super) fn gated(&self, x: &Array) -> Option<Result<Array>> {
         match self.layers.as_slice() {
             [Linear { weight: Matrix::Quantized(q), bias: None }] => q.kernels.gated_product(x, &q.view()),
@@ -228,7 +228,7 @@ impl Fused {
         }
     }
 
-    /// The outputs of all parts, side by side: `[tokens, sum of outs]`.
+    /// Returns the outputs of all parts, side by side: `[tokens, sum of outs]`.
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         match self.layers.as_slice() {
             [one] => one.forward(x),
@@ -239,7 +239,7 @@ impl Fused {
         }
     }
 
-    /// Every array it holds.
+    /// Returns every array it holds.
     pub(crate) fn arrays(&self) -> Vec<&Array> {
         self.layers.iter().flat_map(Linear::arrays).collect()
     }

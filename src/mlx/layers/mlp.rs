@@ -1,4 +1,4 @@
-//! Feed-forward bodies: gated MLPs.
+//! The feed-forward sublayer: a gated MLP.
 
 use mlx_rs::Array;
 use mlx_rs::error::Result;
@@ -17,7 +17,7 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    /// What `down` takes, of `[tokens, hidden]`.
+    /// Returns the input of `down` for `x` `[tokens, hidden]`.
     pub(crate) fn activate(&self, x: &Array) -> Result<Array> {
         match self.gate_up.gated(x) {
             Some(activated) if self.gate == Gate::Silu => activated,

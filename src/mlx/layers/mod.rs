@@ -1,6 +1,6 @@
-//! Layers that architectures share. A layer holds its weights and has a `forward` over packed tokens; `build` makes layers
-//! of a model's tensors. A model is a row of *residuals* (`residual`): each adds what its sublayer computes of the stream
-//! of hidden states to that stream.
+//! Layers that architectures share. A layer holds its weights and has a `forward` over packed tokens; `build`
+//! makes layers of a model's tensors. A model is a row of *residuals* (`residual`): each adds its sublayer's
+//! output to the stream of hidden states.
 
 mod attention;
 mod build;

@@ -14,17 +14,17 @@ pub(crate) struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// `x / sqrt(mean(x^2) + eps) * weight`.
+    /// Returns `x / sqrt(mean(x^2) + eps) * weight`.
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         self.kernels.rms_norm(x, &self.weight, self.eps)
     }
 
-    /// `x + y`, and the norm of that.
+    /// Returns `x + y`, and the norm of that.
     pub(crate) fn add_forward(&self, x: &Array, y: &Array) -> Result<(Array, Array)> {
         self.kernels.add_rms_norm(x, y, &self.weight, self.eps)
     }
 
-    /// The norm whose weights are these and 1 more, as Gemma's are stored.
+    /// Returns the norm with 1 added to its weights, which is how Gemma's are stored.
     pub(crate) fn plus_one(self) -> Result<Self> {
         let weight = self.weight.add(Array::from_f32(1.0).as_dtype(self.weight.dtype())?)?;
         Ok(Self { weight, ..self })

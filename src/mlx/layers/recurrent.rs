@@ -1,4 +1,4 @@
-//! Bodies whose layers keep a state of fixed size: short convolutions, Mamba-2 and gated delta nets.
+//! Sublayers with a state of fixed size: short convolutions, Mamba-2 and gated delta nets.
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -8,22 +8,22 @@ use super::scan::Scan;
 use super::{ForwardContext, Fused, Linear, RmsNorm, Sublayer};
 use crate::mlx::kv::{LayerState, StateShape};
 
-/// A convolution over the last few tokens, of each channel by itself. Its state are the inputs before.
+/// A convolution over the last few tokens, of each channel by itself. Its state are the last inputs.
 #[derive(Clone, Debug)]
 pub(crate) struct Convolution {
-    /// `[kernel, channels]`.
+    /// Weights `[kernel, channels]`.
     pub(crate) weight: Array,
-    /// `[channels]`.
+    /// Bias `[channels]`.
     pub(crate) bias: Option<Array>,
 }
 
 impl Convolution {
-    /// The state of one sequence.
+    /// Returns the shape of one sequence's state.
     pub(crate) fn state(kernel: i32, channels: i32, dtype: Dtype) -> StateShape {
         StateShape { shape: vec![kernel - 1, channels], dtype }
     }
 
-    /// Of `x` `[sequences, tokens, channels]`, the outputs and the state after them.
+    /// Returns the outputs for `x` `[sequences, tokens, channels]`, and the state after them.
     fn forward(&self, x: &Array, state: &Array) -> Result<(Array, Array)> {
         let (tokens, kernel) = (x.dim(1), self.weight.dim(0));
         let all = ops::concatenate(&[state.clone(), x.clone()], 1)?;
@@ -51,24 +51,24 @@ fn silu(x: &Array) -> Result<Array> {
     x.multiply(ops::sigmoid(x)?)
 }
 
-/// `ln(1 + e^x)`.
+/// Returns `ln(1 + e^x)`.
 fn softplus(x: &Array) -> Result<Array> {
     ops::logaddexp(x, Array::from_f32(0.0))
 }
 
-/// `[..., heads, numbers]`, from numbers that stand side by side.
+/// Returns `[.., heads, elements]` of heads that stand side by side.
 fn heads(x: &Array, heads: i32) -> Result<Array> {
     x.reshape(&[x.dim(0), x.dim(1), heads, -1])
 }
 
-/// The same with each head `times` times.
+/// Repeats each head `times` times.
 fn repeated(x: &Array, times: i32) -> Result<Array> {
     if times == 1 {
         return Ok(x.clone());
     }
-    let &[sequences, tokens, heads, numbers] = x.shape() else { return Ok(x.clone()) };
-    let wide = ops::broadcast_to(x.expand_dims(3)?, &[sequences, tokens, heads, times, numbers])?;
-    wide.reshape(&[sequences, tokens, heads * times, numbers])
+    let &[sequences, tokens, heads, elements] = x.shape() else { return Ok(x.clone()) };
+    let wide = ops::broadcast_to(x.expand_dims(3)?, &[sequences, tokens, heads, times, elements])?;
+    wide.reshape(&[sequences, tokens, heads * times, elements])
 }
 
 /// A gated short convolution (LFM2, Liquid AI, 2025).
@@ -104,26 +104,28 @@ impl Sublayer for ShortConvolution {
 /// A gated delta net (<https://arxiv.org/abs/2412.06464>) as Qwen3-Next has it.
 pub(crate) struct DeltaNet {
     pub(crate) layer: usize,
-    /// Queries, keys and values of all heads, then gates `z` of the output, `b` of what is replaced and `a` of the decay.
+    /// Queries, keys and values of all heads, then gates: `z` of the output, `b` of the delta rule and `a` of
+    /// the decay.
     pub(crate) input: Fused,
     pub(crate) convolution: Convolution,
     pub(crate) key_heads: i32,
     pub(crate) value_heads: i32,
     pub(crate) key_dim: i32,
     pub(crate) value_dim: i32,
-    /// `[value_heads]`, float32 both.
+    /// Logarithm and bias of the decay, `[value_heads]` both, float32.
     pub(crate) decay_log: Array,
     pub(crate) decay_bias: Array,
-    /// Of each head's output, `[value_dim]`.
+    /// Norm of each head's output, `[value_dim]`.
     pub(crate) norm: RmsNorm,
     pub(crate) output: Linear,
 }
 
-/// What is added to the square of a query's or key's length before it is divided by it (mlx-lm, gated_delta.py).
+/// Epsilon added to the squared length of a query or key that is scaled to length one (mlx-lm,
+/// gated_delta.py).
 const UNIT_EPS: f32 = 1e-6;
 
 impl DeltaNet {
-    /// What such a layer keeps of a sequence.
+    /// Returns the state that such a layer stores of a sequence.
     pub(crate) fn state(
         (key_heads, value_heads): (i32, i32),
         (key_dim, value_dim): (i32, i32),
@@ -135,7 +137,7 @@ impl DeltaNet {
         LayerState::Recurrent(vec![Convolution::state(kernel, channels, dtype), memory])
     }
 
-    /// Heads of length one, in float32; queries besides divided by the root of their size.
+    /// Returns heads of length one, in float32, times `scale`.
     fn unit(&self, x: &Array, scale: f32) -> Result<Array> {
         let x = heads(x, self.key_heads)?.as_dtype(Dtype::Float32)?;
         // A norm over the mean of squares is off by the root of the size, and so is its epsilon.
@@ -196,27 +198,27 @@ impl Sublayer for DeltaNet {
 /// A Mamba-2 mixer (<https://arxiv.org/abs/2405.21060>) as Nemotron-H has it.
 pub(crate) struct Mamba {
     pub(crate) layer: usize,
-    /// The output's gate, then what is convolved (inputs, keys and queries), then steps.
+    /// The output's gate, then the convolved inputs, keys and queries, then steps.
     pub(crate) input: Linear,
     pub(crate) convolution: Convolution,
     pub(crate) heads: i32,
     pub(crate) head_dim: i32,
-    /// Heads share keys and queries by groups.
+    /// Number of groups of heads that share keys and queries.
     pub(crate) groups: i32,
     pub(crate) state_dim: i32,
-    /// `[heads]`, float32 all.
+    /// Logarithm of the decay, bias of the steps, factor of the inputs: `[heads]` all, float32.
     pub(crate) decay_log: Array,
     pub(crate) step_bias: Array,
     pub(crate) skip: Array,
     pub(crate) step_limit: (f32, f32),
-    /// `[heads * head_dim]`, of a norm over each group.
+    /// Weights `[heads * head_dim]` of a norm over each group.
     pub(crate) norm: Array,
     pub(crate) norm_eps: f32,
     pub(crate) output: Linear,
 }
 
 impl Mamba {
-    /// What such a layer keeps of a sequence.
+    /// Returns the state that such a layer stores of a sequence.
     pub(crate) fn state(
         (count, head_dim): (i32, i32),
         (groups, state_dim): (i32, i32),
@@ -228,7 +230,7 @@ impl Mamba {
         LayerState::Recurrent(vec![Convolution::state(kernel, channels, dtype), memory])
     }
 
-    /// Outputs and the state after them, of convolved inputs and of steps.
+    /// Returns the outputs for convolved inputs and steps, and the state after them.
     fn scan(&self, mixed: &Array, steps: &Array, state: &Array) -> Result<(Array, Array)> {
         let (inner, shared) = (self.heads * self.head_dim, self.groups * self.state_dim);
         let single = |from: i32, to: i32, count: i32| {
@@ -281,7 +283,7 @@ impl Sublayer for Mamba {
     }
 }
 
-/// The convolution's weights `[channels, kernel, 1]`, as MLX stores them, by kernel.
+/// Returns a convolution's weights `[channels, kernel, 1]`, as MLX stores them, as `[kernel, channels]`.
 pub(crate) fn by_kernel(weight: &Array) -> Result<Array> {
     Ok(weight.reshape(&[weight.dim(0), weight.dim(1)])?.t())
 }

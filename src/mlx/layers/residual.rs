@@ -1,5 +1,5 @@
-//! Residuals: a model adds to its stream of hidden states, `[tokens, hidden]`, what one body after another makes of it.
-//! Most models norm the stream before a body; some norm what comes out of it, some do both.
+//! Residuals: a model adds the output of one sublayer after another to its stream of hidden states, `[tokens,
+//! hidden]`. Most models norm the input of a sublayer; some norm its output, some do both.
 
 use mlx_rs::Array;
 use mlx_rs::error::Result;
@@ -10,7 +10,7 @@ use crate::mlx::kernels::{KernelSet, Rotation};
 use crate::mlx::kv::Kv;
 use crate::mlx::rope::Rope;
 
-/// What a step has beside the stream.
+/// The parts of a step beside the stream.
 pub(crate) struct ForwardContext<'a> {
     pub(crate) batch: &'a Batch,
     pub(crate) kv: &'a mut Kv,
@@ -18,48 +18,49 @@ pub(crate) struct ForwardContext<'a> {
     pub(crate) kernels: KernelSet,
     /// The model's kinds of rotation, with the angles of this step.
     pub(crate) ropes: &'a [(Rope, Rotation)],
-    /// What the model's prelude made of the tokens, if it has one.
+    /// Output of the model's prelude, if it has one.
     pub(crate) prelude: Option<Array>,
 }
 
-/// What a residual computes.
+/// The computation of a residual.
 pub(crate) trait Sublayer {
-    /// What the last matrix takes, or the residual's output if there is none; of `[tokens, hidden]`.
+    /// Returns the input of the last matrix for `x` `[tokens, hidden]`, or the output if there is no last
+    /// matrix.
     fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array>;
 
-    /// The matrix at its end.
+    /// Returns the matrix at its end, if there is one.
     fn last(&self) -> Option<&Linear>;
 
-    /// Every array of its weights.
+    /// Returns every array of its weights.
     fn arrays(&self) -> Vec<&Array>;
 }
 
-/// A body with its norms.
+/// A sublayer with its norms.
 pub(crate) struct Residual {
-    /// The norm of what the body takes.
+    /// Norm of the sublayer's input.
     pub(crate) before: Option<RmsNorm>,
     pub(crate) body: Box<dyn Sublayer>,
-    /// The norm of what the body gives.
+    /// Norm of the sublayer's output.
     pub(crate) after: Option<RmsNorm>,
-    /// What is multiplied with the residual before it is added.
+    /// Factor of the sublayer's output.
     pub(crate) scale: Option<f32>,
-    /// What the sum is multiplied with, `[1]`.
+    /// Factor `[1]` of the sum.
     pub(crate) sum_scale: Option<Array>,
 }
 
 impl Residual {
-    /// A residual that norms what its body takes.
+    /// Returns a residual that norms its sublayer's input.
     pub(crate) fn new(before: RmsNorm, body: Box<dyn Sublayer>) -> Self {
         Self { before: Some(before), ..Self::bare(body) }
     }
 
-    /// A residual without norms.
+    /// Returns a residual without norms.
     pub(crate) fn bare(body: Box<dyn Sublayer>) -> Self {
         Self { before: None, body, after: None, scale: None, sum_scale: None }
     }
 
-    /// What the residual makes of the stream `x`: the stream after it, and `next` of that, if it came cheaply. `normed` is
-    /// what the residual before has found for this one.
+    /// Returns the stream after this residual of the stream `x`, and the norm `next` of that, if it came
+    /// cheaply. `normed` is the norm that the residual before has returned for this one.
     pub(crate) fn forward(
         &self,
         x: &Array,
@@ -95,7 +96,7 @@ impl Residual {
         }
     }
 
-    /// Every array of its weights.
+    /// Returns every array of its weights.
     pub(crate) fn arrays(&self) -> Vec<&Array> {
         let norms = self.before.iter().chain(&self.after).map(|norm| &norm.weight);
         self.body.arrays().into_iter().chain(norms).chain(&self.sum_scale).collect()

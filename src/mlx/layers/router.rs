@@ -1,4 +1,4 @@
-//! Which experts a token goes to, and how much each counts.
+//! The router of a mixture: the experts of each token, and their shares.
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -6,15 +6,15 @@ use mlx_rs::{Array, Dtype, ops};
 
 use super::Linear;
 
-/// How the numbers of a router become shares of experts.
+/// How a router's logits become shares of experts.
 #[derive(Clone, Debug)]
 pub(crate) enum Scoring {
-    /// Softmax over all experts, of which the likeliest stay; their shares add up to one if `normed`.
+    /// Softmax over all experts, of which the most likely stay; their shares add up to one if `normed`.
     Softmax { normed: bool },
     /// Softmax over the best experts only.
     SoftmaxOfBest,
-    /// Sigmoids (DeepSeek-V3, <https://arxiv.org/abs/2412.19437>). Experts are chosen with a bias `[experts]` that does
-    /// not count in their shares, from the best groups of them.
+    /// Sigmoids (DeepSeek-V3, <https://arxiv.org/abs/2412.19437>). Experts are chosen with a bias `[experts]`
+    /// that does not count in their shares, from the best groups of them.
     Sigmoid { bias: Array, groups: i32, groups_kept: i32, normed: bool, scale: f32 },
 }
 
@@ -23,14 +23,14 @@ pub(crate) enum Scoring {
 pub(crate) struct Router {
     pub(crate) logits: Linear,
     pub(crate) experts: i32,
-    /// Experts for each token.
+    /// Number of experts of each token.
     pub(crate) chosen: i32,
     pub(crate) scoring: Scoring,
-    /// What an expert's share is multiplied with, `[experts]`.
+    /// Factor of each expert's share, `[experts]`.
     pub(crate) expert_scale: Option<Array>,
 }
 
-/// The last `count` of an argpartition: the largest.
+/// Returns the indices of the `count` largest scores, in no order.
 fn largest(scores: &Array, count: i32) -> Result<Array> {
     if count >= scores.dim(-1) {
         return ops::argsort_axis(scores, -1);
@@ -39,7 +39,7 @@ fn largest(scores: &Array, count: i32) -> Result<Array> {
 }
 
 impl Router {
-    /// The experts of each token and their shares, `[tokens, chosen]` both; shares are float32.
+    /// Returns the experts of each token and their shares, `[tokens, chosen]` both; shares are float32.
     pub(crate) fn forward(&self, x: &Array) -> Result<(Array, Array)> {
         let logits = self.logits.forward(x)?.as_dtype(Dtype::Float32)?;
         let (experts, shares) = match &self.scoring {
@@ -61,7 +61,7 @@ impl Router {
                 let experts = largest(&biased, self.chosen)?;
                 let mut shares = all.take_along_axis(&experts, -1)?;
                 if *normed && self.chosen > 1 {
-                    // As in mlx-lm (glm4_moe_lite.py): against a division by zero.
+                    // Against a division by zero, as in mlx-lm (glm4_moe_lite.py).
                     shares = shares.divide(shares.sum_axis(-1, true)?.add(Array::from_f32(1e-20))?)?;
                 }
                 (experts, shares.multiply(Array::from_f32(*scale))?)
@@ -76,7 +76,8 @@ impl Router {
         }
     }
 
-    /// Scores of the best groups; those of others are 0. A group counts by its two best experts.
+    /// Returns scores with those outside the best groups set to 0. A group ranks by the sum of its two best
+    /// experts.
     fn within_groups(&self, scores: &Array, groups: i32, kept: i32) -> Result<Array> {
         if groups <= 1 || kept >= groups {
             return Ok(scores.clone());

@@ -1,5 +1,5 @@
-//! Linear attention with decay, and with the delta rule: a state `[heads, key_dim, value_dim]` that each token fades,
-//! changes and reads. Many tokens go chunk by chunk, each of which is a few products (Mamba-2,
+//! Linear attention with decay, and with the delta rule: a state `[heads, key_dim, value_dim]` that each
+//! token fades, changes and reads. Many tokens go chunk by chunk, each of which is a few products (Mamba-2,
 //! <https://arxiv.org/abs/2405.21060>; gated delta rule, <https://arxiv.org/abs/2412.06464>, in the form of
 //! <https://arxiv.org/abs/2406.06484>); there is no loop over tokens.
 
@@ -9,32 +9,33 @@ use mlx_rs::{Array, Dtype, ops};
 
 use crate::mlx::dim;
 
-/// Tokens of a chunk: a power of two, for which products and what is between chunks cost about the same.
+/// Tokens of a chunk: a power of two at which the products within chunks cost about as much as the work
+/// between them.
 const CHUNK: i32 = 64;
 
 /// Tokens of sequences, in float32.
 pub(crate) struct Scan {
-    /// `[sequences, tokens, heads, key_dim]`, as the state is read.
+    /// Queries `[sequences, tokens, heads, key_dim]`: the state is read by them.
     pub(crate) queries: Array,
-    /// `[sequences, tokens, heads, key_dim]`, as it is written.
+    /// Keys `[sequences, tokens, heads, key_dim]`: the state is written by them.
     pub(crate) keys: Array,
-    /// `[sequences, tokens, heads, value_dim]`.
+    /// Values `[sequences, tokens, heads, value_dim]`.
     pub(crate) values: Array,
-    /// Logarithm of what stays of the state, `[sequences, tokens, heads]`.
+    /// Logarithm of the state's decay, `[sequences, tokens, heads]`.
     pub(crate) decay: Array,
-    /// The delta rule: how much of what the state says of a key is replaced by the value, `[sequences, tokens, heads]`.
-    /// None: values are added.
+    /// Share of a key's old value that the delta rule replaces, `[sequences, tokens, heads]`. None: values
+    /// are added.
     pub(crate) beta: Option<Array>,
 }
 
 impl Scan {
-    /// Runs the tokens on from `state` `[sequences, heads, key_dim, value_dim]`: the outputs `[sequences, tokens, heads,
-    /// value_dim]`, and the state after them.
+    /// Runs the tokens on from `state` `[sequences, heads, key_dim, value_dim]`; returns the outputs
+    /// `[sequences, tokens, heads, value_dim]`, and the state after them.
     pub(crate) fn run(self, state: &Array) -> Result<(Array, Array)> {
         if self.queries.dim(1) == 1 { self.step(state) } else { self.chunks(state) }
     }
 
-    /// One token of each sequence.
+    /// Runs one token of each sequence.
     fn step(self, state: &Array) -> Result<(Array, Array)> {
         // `[sequences, heads, 1, _]`.
         let by_head = |x: &Array| x.swap_axes(1, 2);
@@ -53,7 +54,7 @@ impl Scan {
         let tokens = self.queries.dim(1);
         let chunk = dim(usize::try_from(tokens).unwrap_or(1).next_power_of_two()).min(CHUNK);
         let count = (tokens + chunk - 1) / chunk;
-        // What is added at the end changes nothing: its keys and values are zeros, and its decay is one.
+        // The padding changes nothing: its keys and values are zeros, and its decay is one.
         let cut = |x: &Array| in_chunks(x, chunk, count);
         let (queries, keys, mut values) = (cut(&self.queries)?, cut(&self.keys)?, cut(&self.values)?);
         let decay = cut(&self.decay.expand_dims(-1)?)?;
@@ -93,23 +94,25 @@ impl Scan {
     }
 }
 
-/// `[sequences, tokens, heads, numbers]` as `[sequences, heads, chunks, chunk, numbers]`, with zeros at the end.
+/// Returns `[sequences, tokens, heads, elements]` as `[sequences, heads, chunks, chunk, elements]`, padded
+/// with zeros.
 fn in_chunks(x: &Array, chunk: i32, count: i32) -> Result<Array> {
-    let &[sequences, tokens, heads, numbers] = x.shape() else {
+    let &[sequences, tokens, heads, elements] = x.shape() else {
         return Err(mlx_rs::error::Exception::custom("a scan takes four dimensions"));
     };
     let missing = chunk * count - tokens;
     let x = if missing > 0 {
-        let zeros = ops::zeros_dtype(&[sequences, missing, heads, numbers], Dtype::Float32)?;
+        let zeros = ops::zeros_dtype(&[sequences, missing, heads, elements], Dtype::Float32)?;
         ops::concatenate(&[x.clone(), zeros], 1)?
     } else {
         x.clone()
     };
-    x.swap_axes(1, 2)?.reshape(&[sequences, heads, count, chunk, numbers])
+    x.swap_axes(1, 2)?.reshape(&[sequences, heads, count, chunk, elements])
 }
 
-/// The inverse of 1 + `below`, whose entries on and above the diagonal are zero: from blocks of one number on the
-/// diagonal to larger ones, the inverse of `[[a, 0], [c, b]]` being `[[1/a, 0], [-1/b c 1/a, 1/b]]`. `size` is a power of two.
+/// Returns the inverse of 1 + `below`, whose entries on and above the diagonal are zero: from blocks of one
+/// element on the diagonal to larger ones, the inverse of `[[a, 0], [c, b]]` being `[[1/a, 0], [-1/b c 1/a,
+/// 1/b]]`. `size` is a power of two.
 fn inverse(below: &Array, size: i32) -> Result<Array> {
     let rest: Vec<i32> = below.shape().iter().rev().skip(2).rev().copied().collect();
     let shaped = |tail: &[i32]| rest.iter().chain(tail).copied().collect::<Vec<i32>>();
@@ -118,7 +121,7 @@ fn inverse(below: &Array, size: i32) -> Result<Array> {
     while block < size {
         let count = size / (2 * block);
         let pairs = below.reshape(&shaped(&[count, 2 * block, count, 2 * block]))?;
-        // The pair on the diagonal: of its blocks, the one below.
+        // The pairs on the diagonal, and the lower left block of each.
         let axes = dim(rest.len());
         let pairs = ops::diagonal(&pairs, 0, axes, axes + 2)?.move_axis(-1, axes)?;
         let corner = pairs.try_index((mlx_rs::ops::indexing::Ellipsis, block.., ..block))?;
@@ -139,11 +142,11 @@ mod tests {
     use super::*;
 
     fn random(shape: &[i32], scale: f32) -> Array {
-        let numbers = mlx_rs::random::normal::<f32>(shape, None, None, None).unwrap();
-        numbers.multiply(Array::from_f32(scale)).unwrap()
+        let elements = mlx_rs::random::normal::<f32>(shape, None, None, None).unwrap();
+        elements.multiply(Array::from_f32(scale)).unwrap()
     }
 
-    /// Of some tokens, `[2, tokens, 3, _]`.
+    /// Returns a scan of random tokens, `[2, tokens, 3, _]`.
     fn scan(tokens: i32, delta: bool) -> Scan {
         let unit = |x: Array| {
             let length = x.multiply(&x).unwrap().sum_axis(-1, true).unwrap().sqrt().unwrap();

@@ -1,11 +1,11 @@
-//! How fast each pair of a head turns: the variants of rotary embedding that a config's `rope_scaling` or
-//! `rope_parameters` can ask for, by mlx-lm's reading of it (rope_utils.py): `type` counts before `rope_type`.
+//! Frequencies of rotation: the variants of rotary embedding that a config's `rope_scaling` or
+//! `rope_parameters` can name, as mlx-lm reads them (rope_utils.py): `type` before `rope_type`.
 
 use serde_json::Value;
 
 use super::to_f32;
 
-/// Radians per position of each pair, and what the turned numbers are multiplied by.
+/// Radians per position of each pair, and the factor of the rotated elements.
 pub(super) struct Scaled {
     pub(super) frequencies: Vec<f32>,
     pub(super) magnitude: f32,
@@ -22,13 +22,13 @@ impl Parameters<'_> {
         self.of.get(key).and_then(Value::as_f64).filter(|number| number.is_finite())
     }
 
-    /// A number above zero that must be there.
+    /// Returns a required number above zero.
     fn positive(&self, key: &str) -> Result<f64, String> {
         let number = self.number(key).filter(|&number| number > 0.0);
         number.ok_or_else(|| format!("rope_scaling of type {:?} without a positive {key}", self.kind))
     }
 
-    /// One factor for each pair.
+    /// Returns one factor for each pair.
     fn factors(&self, key: &str, pairs: usize) -> Result<Vec<f64>, String> {
         let wrong =
             || format!("rope_scaling of type {:?}: {key} must be {pairs} positive numbers", self.kind);
@@ -42,7 +42,8 @@ impl Parameters<'_> {
     }
 }
 
-/// The frequencies of the first `dims` numbers of a head; `context` is the longest sequence of the model.
+/// Returns the frequencies of the first `dims` elements of a head; `context` is the model's longest sequence,
+/// in tokens.
 pub(super) fn scaled(
     dims: i32,
     theta: f64,
@@ -58,7 +59,7 @@ pub(super) fn scaled(
     match kind {
         // A plain rotation up to the model's own context, beyond which nothing is served.
         "default" | "dynamic" => Ok(finish(plain, 1.0)),
-        // Positions in three directions; of a text all are the same.
+        // Positions in three directions, which are the same for text.
         "mrope" => Ok(finish(plain, 1.0)),
         "linear" => {
             let factor = parameters.positive("factor")?;
@@ -76,7 +77,7 @@ fn finish(frequencies: Vec<f64>, magnitude: f64) -> Scaled {
     Scaled { frequencies: frequencies.into_iter().map(to_f32).collect(), magnitude: to_f32(magnitude) }
 }
 
-/// Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1's release; the
+/// Long waves are slowed by `factor`, short ones unchanged, those between blended (Llama 3.1's release; the
 /// formula is in mlx-lm's rope_utils.py).
 fn llama3(parameters: &Parameters<'_>, plain: Vec<f64>) -> Result<Scaled, String> {
     let factor = parameters.positive("factor")?;
@@ -100,22 +101,23 @@ fn llama3(parameters: &Parameters<'_>, plain: Vec<f64>) -> Result<Scaled, String
     Ok(finish(plain.into_iter().map(slowed).collect(), 1.0))
 }
 
-/// What YaRN adds to scores for a context that is `factor` times as long.
+/// Returns YaRN's magnitude for a context that is `factor` times as long.
 pub(crate) fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }
 
-/// YaRN (Peng et al., <https://arxiv.org/abs/2309.00071>): pairs that turn often in the original context stay,
-/// those that do not are slowed, those between are blended.
+/// YaRN (Peng et al., <https://arxiv.org/abs/2309.00071>): pairs that rotate often in the original context
+/// are unchanged, those that do not are slowed, those between are blended.
 fn yarn(parameters: &Parameters<'_>, plain: Vec<f64>, theta: f64) -> Result<Scaled, String> {
     let factor = parameters.positive("factor")?;
     let or = |key: &str, default: f64| parameters.number(key).unwrap_or(default);
     let original = or("original_max_position_embeddings", 4096.0);
     let dims = f64::from(u32::try_from(plain.len() * 2).unwrap_or(u32::MAX));
-    let turns_at =
-        |turns: f64| dims * (original / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
-    let low = turns_at(or("beta_fast", 32.0)).floor().max(0.0);
-    let mut high = turns_at(or("beta_slow", 1.0)).ceil().min(dims - 1.0);
+    let pair_at = |rotations: f64| {
+        dims * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
+    };
+    let low = pair_at(or("beta_fast", 32.0)).floor().max(0.0);
+    let mut high = pair_at(or("beta_slow", 1.0)).ceil().min(dims - 1.0);
     if low == high {
         high += 0.001;
     }
@@ -128,8 +130,8 @@ fn yarn(parameters: &Parameters<'_>, plain: Vec<f64>, theta: f64) -> Result<Scal
     Ok(finish(blended.collect(), magnitude))
 }
 
-/// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors always, as in mlx-lm: keys that are
-/// kept could not change when a sequence becomes long.
+/// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors always, as in mlx-lm: keys
+/// that are cached could not change when a sequence becomes long.
 fn long(
     parameters: &Parameters<'_>,
     plain: Vec<f64>,
@@ -145,7 +147,7 @@ fn long(
     Ok(finish(slowed.collect(), magnitude))
 }
 
-/// Gemma 4: only a part of the head is turned, at the pace that it has in the whole.
+/// Gemma 4: only a part of the head is rotated, with the frequencies that it has in the whole.
 fn proportional(
     parameters: &Parameters<'_>,
     plain: Vec<f64>,
@@ -157,10 +159,10 @@ fn proportional(
     if !(0.0..=1.0).contains(&part) || factor <= 0.0 || theta <= 0.0 {
         return Err("rope_scaling of type \"proportional\": a factor is out of range".into());
     }
-    let turned = (f64::from(dims) * part).floor();
+    let rotated = (f64::from(dims) * part).floor();
     let paced = plain
         .into_iter()
         .zip(0u32..)
-        .map(|(frequency, pair)| if 2.0 * f64::from(pair) < turned { frequency / factor } else { 0.0 });
+        .map(|(frequency, pair)| if 2.0 * f64::from(pair) < rotated { frequency / factor } else { 0.0 });
     Ok(finish(paced.collect(), 1.0))
 }

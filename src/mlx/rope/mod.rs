@@ -1,5 +1,6 @@
-//! Rotary position embedding (Su et al., <https://arxiv.org/abs/2104.09864>) for packed tokens, each at its own position.
-//! Variants and their formulas are in `frequencies`; the kernel sets rotate by the tables that are made here.
+//! Rotary position embedding (Su et al., <https://arxiv.org/abs/2104.09864>) for packed tokens, each at its
+//! own position. Variants and their formulas are in `frequencies`; the kernel sets rotate by the tables that
+//! are made here.
 
 mod frequencies;
 

@@ -1,8 +1,8 @@
-//! Drawing from filtered distributions: what the filters keep, and the token at which the cumulative
-//! distribution of that passes a row's uniform number. Rows of a group are `[rows, candidates]`.
+//! Drawing from filtered distributions: the filters, and the token at which the cumulative distribution of
+//! the remaining tokens passes a row's uniform number. Rows of a group are `[rows, candidates]`.
 //!
-//! The order is mlx-lm's (sample_utils.py): top_p, min_p, XTC, top_k, all on the distribution at temperature 1,
-//! then the temperature.
+//! The order is mlx-lm's (sample_utils.py): top_p, min_p, XTC, top_k, all on the distribution at temperature
+//! 1, then the temperature.
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -12,7 +12,7 @@ use super::Row;
 use crate::backend::{Sample, Xtc};
 use crate::mlx::dim;
 
-/// A value of each row, `[rows, 1]`.
+/// Returns a value of each row, `[rows, 1]`.
 fn column(rows: &[&Row<'_>], value: impl Fn(&Sample) -> f32) -> Array {
     let values: Vec<f32> = rows.iter().map(|row| row.sample.map_or(0.0, &value)).collect();
     Array::from_slice(&values, &[dim(values.len()), 1])
@@ -26,12 +26,13 @@ fn temperature(sample: &Sample) -> f32 {
     sample.temperature
 }
 
-/// Distance below the largest logit that min_p allows; all of it if it is off.
+/// Returns the distance below the largest logit that min_p allows; infinite if it is off.
 fn min_p_floor(sample: &Sample) -> f32 {
     if sample.min_p > 0.0 { sample.min_p.ln() } else { f32::NEG_INFINITY }
 }
 
-/// The mass that top_p wants; more than there is if it is off, for sums of probabilities round.
+/// Returns the mass of top_p's nucleus; infinite if it is off, since rounded probabilities may add up to more
+/// than 1.
 fn nucleus(sample: &Sample) -> f32 {
     if sample.top_p < 1.0 { sample.top_p } else { f32::INFINITY }
 }
@@ -48,7 +49,7 @@ fn zero() -> Array {
     Array::from_f32(0.0)
 }
 
-/// The column where the running sum of `weights` passes `uniform` of the whole; `[rows, 1]`.
+/// Returns the column at which the running sum of `weights` passes `uniform` of the whole, `[rows, 1]`.
 fn invert(weights: &Array, uniform: &Array) -> Result<Array> {
     let sums = weights.cumsum(-1, None, None)?;
     let target = sums.try_index((.., -1..))?.multiply(uniform)?;
@@ -56,7 +57,7 @@ fn invert(weights: &Array, uniform: &Array) -> Result<Array> {
     ops::minimum(passed, Array::from_int(weights.dim(1) - 1))
 }
 
-/// Draws from all tokens, but for what min_p and XTC remove. Returns ids `[rows]`.
+/// Draws from all tokens that min_p and XTC leave. Returns ids `[rows]`.
 pub(super) fn draw_free(rows: &[&Row<'_>], logits: &Array) -> Result<Array> {
     let below = logits.subtract(logits.max_axis(-1, true)?)?;
     let mut kept = below.ge(column(rows, min_p_floor))?;
@@ -71,7 +72,7 @@ pub(super) fn draw_free(rows: &[&Row<'_>], logits: &Array) -> Result<Array> {
     invert(&weights, &column(rows, uniform))?.reshape(&[-1])
 }
 
-/// The `n` largest of each row, best first: ids (int32) and values, `[rows, n]`.
+/// Returns the `n` largest of each row, best first: ids (int32) and values, `[rows, n]`.
 pub(super) fn largest(x: &Array, n: i32) -> Result<(Array, Array)> {
     let size = x.dim(1);
     let ids = if n < size {
@@ -85,8 +86,8 @@ pub(super) fn largest(x: &Array, n: i32) -> Result<(Array, Array)> {
     Ok((ids.as_dtype(Dtype::Int32)?, values))
 }
 
-/// Draws from the `n` largest of each row. Returns ids `[rows]`, and whether the `n` were enough, `[rows]`:
-/// top_p alone may want more.
+/// Draws from the `n` largest of each row. Returns ids `[rows]`, and whether `n` were enough, `[rows]`: top_p
+/// alone may need more.
 pub(super) fn draw_sorted(rows: &[&Row<'_>], logits: &Array, n: i32) -> Result<(Array, Array)> {
     let (ids, sorted) = largest(logits, n)?;
     let total = logits.logsumexp_axis(-1, true)?;
@@ -95,7 +96,7 @@ pub(super) fn draw_sorted(rows: &[&Row<'_>], logits: &Array, n: i32) -> Result<(
     let nucleus_mass = column(rows, nucleus);
     let enough = above.try_index((.., -1..))?.ge(&nucleus_mass)?;
     let kept = above.lt(nucleus_mass)?;
-    // Whatever is as likely as the last one kept is kept too.
+    // Candidates that are as likely as the last one of the nucleus belong to it too.
     let last = ops::select(&kept, &sorted, Array::from_f32(f32::INFINITY))?.min_axis(-1, true)?;
     let below = sorted.subtract(sorted.try_index((.., ..1))?)?;
     let mut kept = sorted.ge(last)?.logical_and(below.ge(column(rows, min_p_floor))?)?;
@@ -115,7 +116,8 @@ pub(super) fn draw_sorted(rows: &[&Row<'_>], logits: &Array, n: i32) -> Result<(
     Ok((ids.take_along_axis(place, -1)?.reshape(&[-1])?, enough.reshape(&[-1])?))
 }
 
-/// The mass of what top_p and min_p keep, `[rows, 1]`: top_p keeps no more than the candidates, min_p may.
+/// Returns the mass that top_p and min_p leave, `[rows, 1]`: top_p leaves at most the candidates, min_p may
+/// leave more.
 fn kept_mass(rows: &[&Row<'_>], logits: &Array, total: &Array, candidates: &Array) -> Result<Array> {
     let below = logits.subtract(logits.max_axis(-1, true)?)?;
     let all = logits.subtract(total)?.exp()?;
@@ -124,36 +126,38 @@ fn kept_mass(rows: &[&Row<'_>], logits: &Array, total: &Array, candidates: &Arra
     ops::select(has_nucleus, candidates.sum_axis(-1, true)?, all)
 }
 
-/// What XTC removes, spared tokens not yet considered: all that are likely but the least likely of them.
+/// Returns the tokens that XTC removes, spared ones included: all that pass the threshold but the least
+/// likely of them.
 fn xtc_removed(rows: &[&Row<'_>], likelihood: &Array) -> Result<Array> {
     let likely = likelihood.gt(column(rows, xtc_threshold))?;
     let least = ops::select(likely, likelihood, Array::from_f32(f32::INFINITY))?.min_axis(-1, true)?;
     likelihood.gt(least)
 }
 
-/// The spared tokens of each row, `[rows, most]`; -1 where a row has fewer.
+/// Returns the spared tokens of each row, `[rows, longest]`; -1 where a row has fewer.
 fn spared(rows: &[&Row<'_>]) -> (Vec<i32>, [i32; 2]) {
     let of = |row: &Row<'_>| -> Vec<i32> {
         let xtc: Option<&Xtc> = row.sample.and_then(|sample| sample.xtc.as_ref());
         xtc.map_or_else(Vec::new, |xtc| xtc.spared.iter().map(|&id| dim(id)).collect())
     };
     let lists: Vec<Vec<i32>> = rows.iter().map(|row| of(row)).collect();
-    let most = lists.iter().map(Vec::len).max().unwrap_or(0).max(1);
-    let padded = lists.iter().flat_map(|list| list.iter().copied().chain(std::iter::repeat(-1)).take(most));
-    (padded.collect(), [dim(rows.len()), dim(most)])
+    let longest = lists.iter().map(Vec::len).max().unwrap_or(0).max(1);
+    let padded =
+        lists.iter().flat_map(|list| list.iter().copied().chain(std::iter::repeat(-1)).take(longest));
+    (padded.collect(), [dim(rows.len()), dim(longest)])
 }
 
-/// Whether each candidate is a spared token.
+/// Returns whether each candidate is a spared token.
 fn is_spared(rows: &[&Row<'_>], ids: &Array) -> Result<Array> {
-    let (spared, [count, most]) = spared(rows);
-    let spared = Array::from_slice(&spared, &[count, 1, most]);
+    let (spared, [count, longest]) = spared(rows);
+    let spared = Array::from_slice(&spared, &[count, 1, longest]);
     ids.expand_dims(-1)?.eq(spared)?.any_axis(-1, None)
 }
 
-/// Takes spared tokens out of `removed` `[rows, vocabulary]`.
+/// Clears spared tokens in `removed` `[rows, vocabulary]`.
 fn spare_by_id(rows: &[&Row<'_>], removed: &Array) -> Result<Array> {
     let (spared, shape) = spared(rows);
-    // Where a row has fewer, token 0 is given back what it had.
+    // Where a row has fewer, token 0 keeps its value.
     let real: Vec<bool> = spared.iter().map(|&id| id >= 0).collect();
     let ids: Vec<i32> = spared.iter().map(|&id| id.max(0)).collect();
     let (real, ids) = (Array::from_slice(&real, &shape), Array::from_slice(&ids, &shape));

@@ -1,10 +1,11 @@
-//! From logits to tokens, for all rows of a step together: bias and penalties, filters (`filter`), then a draw.
-//! A token is drawn by inverting the cumulative distribution at a number that the host gives, so that a row's
-//! token does not depend on its neighbours.
+//! From logits to tokens, for all rows of a step together: bias and penalties, filters (`filter`), then a
+//! draw. A token is drawn by inverting the cumulative distribution at a number that the host gives, so that a
+//! row's token does not depend on its neighbours.
 //!
-//! Rows are grouped by how much has to be sorted: nothing (greedy, or no filter but min_p), or the candidates
-//! that can matter, which are cut out first. How many top_p wants is known only when it is done: the rare row
-//! whose candidates were too few is drawn once more, from all tokens, when the step is read.
+//! Rows are grouped by the number of logits that must be sorted: none (greedy, or no filter but min_p), or
+//! the candidates that can matter, which are cut out first. The size of top_p's nucleus is known only
+//! afterwards: the rare row with too few candidates is drawn once more, from all tokens, when the step is
+//! read.
 
 mod filter;
 
@@ -18,10 +19,10 @@ use crate::mlx::dim;
 use filter::{draw_free, draw_sorted, largest};
 
 /// Most candidates that are cut out before they are sorted; with more, sorting everything costs no more. Also
-/// what top_p gets at first: a confident model's nucleus has tens of tokens.
+/// the candidates of top_p at first: a confident model's nucleus has tens of tokens.
 const CUT_MAX: u32 = 1024;
 
-/// Tokens and log-probabilities of a step, being computed.
+/// Tokens and log-probabilities of a step that is being computed.
 #[derive(Debug)]
 pub(crate) struct Drawn {
     /// Whether the logits of each row are finite, `[rows]`, bool.
@@ -29,23 +30,23 @@ pub(crate) struct Drawn {
     groups: Vec<GroupDrawn>,
 }
 
-/// Rows that were treated alike.
+/// Rows that are drawn by one method.
 #[derive(Debug)]
 struct GroupDrawn {
     /// Indices of the rows.
     rows: Vec<usize>,
-    /// `[rows]`, int32.
+    /// Drawn tokens `[rows]`, int32.
     tokens: Array,
     logprobs: Option<LogprobArrays>,
-    doubt: Option<NucleusCheck>,
+    check: Option<NucleusCheck>,
 }
 
-/// Rows whose candidates may have been too few.
+/// Rows that may have too few candidates.
 #[derive(Debug)]
 struct NucleusCheck {
     /// Whether they were enough, `[rows]`, bool.
     enough: Array,
-    /// Logits of the group, as they came and edited, `[rows, vocabulary]`.
+    /// Logits of the group `[rows, vocabulary]`, raw and edited.
     raw: Array,
     edited: Array,
 }
@@ -53,33 +54,33 @@ struct NucleusCheck {
 /// Raw log-probabilities of a group.
 #[derive(Debug)]
 struct LogprobArrays {
-    /// Of the chosen tokens, `[rows]`.
+    /// Log-probabilities of the chosen tokens, `[rows]`.
     chosen: Array,
-    /// The `top` likeliest tokens, best first: ids and values, `[rows, top]`.
+    /// Ids and values of the `top` most likely tokens, best first, `[rows, top]`.
     top: Option<(Array, Array, usize)>,
 }
 
-/// How a row's token comes about.
+/// How a row's token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum DrawMethod {
     /// It is given.
     Given,
     Greedy,
-    /// Drawn from all tokens, but for min_p and XTC.
+    /// Drawn from all tokens that min_p and XTC leave.
     Free,
-    /// Drawn from so many largest.
+    /// Drawn from this number of largest logits.
     Sorted(u32),
 }
 
-/// One row of logits and what is wanted of it.
+/// One row of logits, and the request for it.
 struct Row<'a> {
-    way: DrawMethod,
+    method: DrawMethod,
     sample: Option<&'a Sample>,
     given: u32,
     top: Option<u32>,
 }
 
-fn way(sample: &Sample, vocabulary: u32) -> DrawMethod {
+fn method(sample: &Sample, vocabulary: u32) -> DrawMethod {
     let candidates = if sample.temperature == 0.0 {
         return DrawMethod::Greedy;
     } else if wants_nucleus(sample) {
@@ -93,26 +94,30 @@ fn way(sample: &Sample, vocabulary: u32) -> DrawMethod {
     DrawMethod::Sorted(cut.unwrap_or(vocabulary))
 }
 
-/// Whether all that top_p keeps must be known: nothing else bounds it, or XTC asks how likely it is together.
+/// Whether the whole nucleus of top_p must be known: nothing else bounds it, or XTC needs its mass.
 fn wants_nucleus(sample: &Sample) -> bool {
     sample.top_p < 1.0 && (sample.top_k == 0 || sample.xtc.is_some())
 }
 
-/// Tokens that are each at least so likely; top_k counts without them.
+/// Returns the most tokens that XTC can remove: those with at least its threshold's probability. top_k counts
+/// without them.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, as is wanted")]
 fn xtc_removes_at_most(xtc: Option<&Xtc>) -> u32 {
     xtc.map_or(0, |xtc| xtc.threshold.recip().ceil() as u32)
 }
 
-/// The rows of a step, in the order of their logits.
+/// Returns the rows of a step, in the order of their logits.
 fn rows(step: &Step, vocabulary: u32) -> Vec<Row<'_>> {
     outputs(step)
         .map(|want| match want {
-            Want::Sample(sample) => {
-                Row { way: way(sample, vocabulary), sample: Some(sample), given: 0, top: sample.top_logprobs }
-            }
+            Want::Sample(sample) => Row {
+                method: method(sample, vocabulary),
+                sample: Some(sample),
+                given: 0,
+                top: sample.top_logprobs,
+            },
             Want::Score { next, top } => {
-                Row { way: DrawMethod::Given, sample: None, given: *next, top: Some(*top) }
+                Row { method: DrawMethod::Given, sample: None, given: *next, top: Some(*top) }
             }
         })
         .collect()
@@ -129,23 +134,23 @@ pub(crate) fn draw(step: &Step, logits: &Array) -> Result<Drawn> {
     let rows = rows(step, logits.dim(1).unsigned_abs());
     let finite = logits.sum_axis(-1, None)?.is_finite()?;
     let edited = edit(logits, &rows)?;
-    let mut ways: Vec<DrawMethod> = rows.iter().map(|row| row.way).collect();
-    ways.sort_unstable();
-    ways.dedup();
-    let groups = ways.into_iter().map(|way| {
-        let members: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].way == way).collect();
+    let mut methods: Vec<DrawMethod> = rows.iter().map(|row| row.method).collect();
+    methods.sort_unstable();
+    methods.dedup();
+    let groups = methods.into_iter().map(|method| {
+        let members: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].method == method).collect();
         let group: Vec<&Row<'_>> = members.iter().map(|&row| &rows[row]).collect();
         let (raw, edited) = (select(logits, &members)?, select(&edited, &members)?);
-        let (tokens, enough) = draw_group(way, &group, &edited)?;
+        let (tokens, enough) = draw_group(method, &group, &edited)?;
         let logprobs = group_logprobs(&group, &raw, &tokens)?;
-        let doubt = enough.map(|enough| NucleusCheck { enough, raw, edited });
-        Ok(GroupDrawn { rows: members, tokens, logprobs, doubt })
+        let check = enough.map(|enough| NucleusCheck { enough, raw, edited });
+        Ok(GroupDrawn { rows: members, tokens, logprobs, check })
     });
     let groups = groups.collect::<Result<Vec<_>>>()?;
     Ok(Drawn { finite, groups })
 }
 
-/// Some rows of `logits`.
+/// Returns some rows of `logits`.
 fn select(logits: &Array, rows: &[usize]) -> Result<Array> {
     if rows.len() == logits.dim(0).unsigned_abs() as usize {
         return Ok(logits.clone());
@@ -180,9 +185,9 @@ fn edit(logits: &Array, rows: &[Row<'_>]) -> Result<Array> {
     flat.put_along_axis(&places, new, 0)?.reshape(logits.shape())
 }
 
-/// Ids `[rows]`, and whether the candidates were enough where that is in doubt.
-fn draw_group(way: DrawMethod, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
-    match way {
+/// Returns ids `[rows]`, and whether there were enough candidates, where that is not certain.
+fn draw_group(method: DrawMethod, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
+    match method {
         DrawMethod::Given => {
             let given: Vec<i32> = group.iter().map(|row| dim(row.given)).collect();
             Ok((Array::from_slice(&given, &[dim(given.len())]), None))
@@ -218,19 +223,19 @@ fn logprobs(logits: &Array, tokens: &Array, top: u32) -> Result<LogprobArrays> {
 }
 
 impl GroupDrawn {
-    /// What is read of it.
+    /// Returns the arrays that are read of it.
     fn arrays(&self) -> impl Iterator<Item = &Array> {
         let logprobs = self.logprobs.iter().flat_map(|logprobs| {
             let top = logprobs.top.iter().flat_map(|(ids, values, _)| [ids, values]);
             std::iter::once(&logprobs.chosen).chain(top)
         });
-        let enough = self.doubt.iter().map(|doubt| &doubt.enough);
+        let enough = self.check.iter().map(|check| &check.enough);
         std::iter::once(&self.tokens).chain(logprobs).chain(enough)
     }
 }
 
 impl Drawn {
-    /// Every array that [`Drawn::read`] looks at; all are outputs of the step.
+    /// Returns every array that [`Drawn::read`] reads; all are outputs of the step.
     pub(crate) fn arrays(&self) -> Vec<&Array> {
         std::iter::once(&self.finite).chain(self.groups.iter().flat_map(GroupDrawn::arrays)).collect()
     }
@@ -253,11 +258,11 @@ impl Drawn {
         Ok(outputs(step).zip(rows).map(|(want, drawn)| result(want, drawn)).collect())
     }
 
-    /// Draws rows whose candidates were too few once more, from all tokens.
+    /// Draws rows with too few candidates once more, from all tokens.
     fn redraw(&self, step: &Step, finite: &[bool]) -> std::result::Result<Vec<GroupDrawn>, String> {
         let mut redrawn = Vec::new();
         for group in &self.groups {
-            let Some(NucleusCheck { enough, raw, edited }) = &group.doubt else { continue };
+            let Some(NucleusCheck { enough, raw, edited }) = &group.check else { continue };
             let enough = enough.to_vec_exact::<bool>().map_err(|error| error.to_string())?;
             let vocabulary = raw.dim(1).unsigned_abs();
             let all = rows(step, vocabulary);
@@ -276,7 +281,7 @@ impl Drawn {
                 let (tokens, _) =
                     draw_group(DrawMethod::Sorted(vocabulary), &subset, &select(edited, &places)?)?;
                 let logprobs = group_logprobs(&subset, &raw, &tokens)?;
-                let group = GroupDrawn { rows: members.clone(), tokens, logprobs, doubt: None };
+                let group = GroupDrawn { rows: members.clone(), tokens, logprobs, check: None };
                 eval(group.arrays())?;
                 Ok(group)
             };

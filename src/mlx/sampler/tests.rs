@@ -1,4 +1,4 @@
-//! Draws against the filters said plainly, in f64 and one row at a time.
+//! Draws against a plain definition of the filters, in f64 and one row at a time.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ fn drawn(logits: &[f32], samples: &[Sample]) -> Vec<usize> {
     results.into_iter().map(token).collect()
 }
 
-/// Weights of all tokens, by the filters' definitions.
+/// Returns the weights of all tokens, by the filters' definitions.
 fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
@@ -88,7 +88,7 @@ fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
     (0..kept.len()).map(|id| if kept[id] { heated(id) } else { 0.0 }).collect()
 }
 
-/// Whether `token` is where the running sum passes the uniform number, in the order that the way draws in.
+/// Whether `token` is where the running sum passes the uniform number, in the order of its draw method.
 fn is_right(logits: &[f32], sample: &Sample, token: usize) -> bool {
     // Sums in f32 decide whether the nucleus ends one token earlier or later.
     let nudged = |by: f32| Sample { top_p: sample.top_p + by, ..sample.clone() };
@@ -100,7 +100,7 @@ fn is_right(logits: &[f32], sample: &Sample, token: usize) -> bool {
 fn is_drawn(logits: &[f32], sample: &Sample, token: usize) -> bool {
     let weights = weights(logits, sample);
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    if way(sample, u32::try_from(logits.len()).unwrap()) != DrawMethod::Free {
+    if method(sample, u32::try_from(logits.len()).unwrap()) != DrawMethod::Free {
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     }
     let whole: f64 = weights.iter().sum();
@@ -169,7 +169,7 @@ fn a_nucleus_beyond_the_candidates_is_drawn_from_all_tokens() {
 }
 
 #[test]
-fn xtc_removes_the_likeliest_but_what_is_spared() {
+fn xtc_removes_the_most_likely_tokens_except_spared_ones() {
     let mut logits = vec![-20.0; VOCABULARY];
     (logits[5], logits[6], logits[7]) = (2.0, 1.9, 1.8);
     let xtc = |spared: &[u32]| Some(Xtc { threshold: 0.1, spared: spared.into() });

@@ -1,10 +1,10 @@
-//! Kernels of our own for NVIDIA GPUs, for steps of few tokens: products with 4-bit weights, and attention
-//! of decoding sequences, each with a length of its own. MLX compiles them at their first run and puts
-//! them on its stream like its own.
+//! Kernels of our own for NVIDIA GPUs, for steps of few tokens: products with 4-bit weights, and attention of
+//! decoding sequences, each with its own length. MLX compiles them at their first run and puts them on its
+//! stream like its own.
 //!
-//! MLX's are made for one sequence or for many tokens: its quantized product reads the weights again for
-//! each token up to seven, and its attention wants one length for all, and (through cuDNN) a plan for
-//! each new length. Every launch costs the host microseconds, so each kernel does all it can at once.
+//! MLX's are made for one sequence or for many tokens: its quantized product reads the weights again for each
+//! token up to seven, and its attention needs one length for all, and (through cuDNN) a plan for each new
+//! length. Every launch costs the host microseconds, so each kernel does all it can at once.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -34,17 +34,17 @@ const HEAD_GROUP_MAX: i32 = 8;
 /// Positions of a chunk where several blocks share a long sequence.
 const CHUNK: i32 = 128;
 
-/// Lengths up to which one block takes a key head alone.
+/// Longest sequence, in tokens, whose key head one block takes alone.
 const WHOLE_LENGTH_MAX: i32 = 256;
 
-/// Blocks that keep the GPU busy, so that sequences need no cutting.
+/// Blocks that keep the GPU busy, so that sequences need not be split.
 const BLOCKS_ENOUGH: i32 = 256;
 
-/// Threads of a block of products and attention.
+/// Number of threads of a block, for products and attention.
 const THREADS: i32 = 256;
 
 thread_local! {
-    /// Kernels by name. A thread's own: MLX's handles stay on the thread that owns MLX.
+    /// Kernels by name, per thread: MLX's handles stay on the thread that owns MLX.
     static KERNELS: RefCell<BTreeMap<String, CudaKernel>> = const { RefCell::new(BTreeMap::new()) };
 }
 
@@ -67,7 +67,7 @@ pub(super) fn serves_cache(shape: &KvShape) -> bool {
         })
 }
 
-/// The name of a dtype in CUDA, for those that the kernels take.
+/// Returns the name of a dtype in CUDA; None if the kernels do not take it.
 fn type_name(dtype: Dtype) -> Option<&'static str> {
     match dtype {
         Dtype::Bfloat16 => Some("__nv_bfloat16"),
@@ -76,9 +76,9 @@ fn type_name(dtype: Dtype) -> Option<&'static str> {
     }
 }
 
-/// A kernel and how to make it.
+/// A kernel's source.
 struct Source {
-    /// Names every variant apart.
+    /// Unique name of the variant.
     name: String,
     inputs: &'static [&'static CStr],
     outputs: &'static [&'static CStr],
@@ -86,7 +86,7 @@ struct Source {
 }
 
 impl Source {
-    /// Runs it; `body` is the kernel's text, asked for once.
+    /// Runs it; `body` returns the kernel's text, and is called once.
     fn run(
         self,
         body: impl FnOnce() -> String,
@@ -100,7 +100,7 @@ impl Source {
                 let body = body();
                 let mut hasher = DefaultHasher::new();
                 (&header, &body).hash(&mut hasher);
-                // MLX finds compiled kernels again by name, so another text needs another name.
+                // MLX caches compiled kernels by name, so another text needs another name.
                 let name = format!("mlxd_{}_{:016x}", self.name, hasher.finish());
                 let made = CudaKernel::new(&name, self.inputs, self.outputs, &body, &header)?;
                 kernels.insert(self.name.clone(), made);
@@ -110,7 +110,7 @@ impl Source {
     }
 }
 
-/// One output of a kernel that has one.
+/// Returns the output of a kernel that has one.
 fn only(outputs: Vec<Array>) -> Result<Array> {
     outputs.into_iter().next().ok_or_else(|| mlx_rs::error::Exception::custom("a CUDA kernel gave nothing"))
 }
@@ -184,9 +184,9 @@ fn quantized_rows(x: &Array, w: &Packed<'_>, residual: Option<&Array>, gated: bo
     only(source.run(body, &inputs, &[(&[rows, made], x.dtype())], launch)?)
 }
 
-/// Rotates the queries and keys of a fused projection `[rows, (heads + 2 * kv_heads) * head_dim]`, a pair being
-/// an element of each half, and writes keys and values to `slab`, in place. Returns the queries, `[rows, heads, head_dim]`:
-/// whatever reads the new keys must depend on them.
+/// Rotates the queries and keys of a fused projection `[rows, (heads + 2 * kv_heads) * head_dim]`, a pair
+/// being an element of each half, and writes keys and values to `slab`, in place. Returns the queries `[rows,
+/// heads, head_dim]`; every reader of the new keys must depend on them.
 pub(super) fn rotate_write(
     qkv: &Array,
     slab: &Array,
@@ -214,8 +214,8 @@ pub(super) fn rotate_write(
     only(source.run(body, &inputs, &[(&[rows, heads, head_dim], qkv.dtype())], launch)?)
 }
 
-/// Attention of one query a row, `[rows, heads, head_dim]`, over its slot's positions up to its own:
-/// `[rows, heads * head_dim]`.
+/// Returns the attention `[rows, heads * head_dim]` of one query a row, `[rows, heads, head_dim]`, over its
+/// slot's positions up to its own.
 pub(super) fn attend(queries: &Array, slab: &Array, places: &Places) -> Result<Array> {
     let (rows, heads, head_dim) = (queries.dim(0), queries.dim(1), queries.dim(2));
     let kv_heads = slab.dim(1) / 2;
