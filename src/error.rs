@@ -1,11 +1,11 @@
-//! What can go wrong in a call. Variants say what the caller can do about it; `rpc/status.rs` turns
-//! each into a status with its `ErrorReason`. `Display` goes to the caller; causes go to the log.
+//! The errors of calls, by what the caller can do about them. `service/reason.rs` gives each its reason and
+//! metadata, `rpc/status.rs` its status. `Display` goes to the caller; causes go to the log.
 
 use std::time::Duration;
 
 use crate::ids::{ModelName, SessionName};
 
-/// Why a call failed.
+/// The cause of a failed call.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// A field is missing, malformed or out of range.
@@ -32,13 +32,13 @@ pub enum Error {
     /// The chat template refused the messages.
     #[error("the model's chat template refused the messages: {0}")]
     TemplateFailed(String),
-    /// A message over the size limit.
-    #[error("a message may have {limit_bytes} bytes")]
+    /// The message exceeds the size limit.
+    #[error("a message may have at most {limit_bytes} bytes")]
     MessageTooLarge {
         /// The limit.
         limit_bytes: u64,
     },
-    /// No such model.
+    /// There is no model of this name.
     #[error("no model named {0:?} under the model roots or in the Hugging Face cache")]
     ModelNotFound(String),
     /// The model is not resident, and loading on demand is off.
@@ -52,12 +52,12 @@ pub enum Error {
         /// What is wrong with its files.
         why: String,
     },
-    /// The model needs something that is not implemented.
+    /// The model needs an architecture or option that is not implemented.
     #[error("the model {model} is not supported: {why}")]
     ModelUnsupported {
         /// The model.
         model: ModelName,
-        /// What it needs.
+        /// The missing architecture or option.
         why: String,
     },
     /// The model has no chat template.
@@ -68,49 +68,49 @@ pub enum Error {
     ModelTooLarge {
         /// The model.
         model: ModelName,
-        /// What it takes.
+        /// Bytes it needs.
         needed_bytes: u64,
-        /// The budget.
+        /// Bytes of the whole budget.
         available_bytes: u64,
     },
-    /// Requests of the model run or wait.
-    #[error("{running} requests of the model {model} run or wait")]
+    /// Requests for the model run or wait.
+    #[error("the model {model} is busy: {running} requests run or wait")]
     ModelBusy {
         /// The model.
         model: ModelName,
-        /// How many.
+        /// Their number.
         running: u32,
     },
-    /// Does not fit beside what is resident.
+    /// The model does not fit beside those that are resident.
     #[error("the model {model} needs {needed_bytes} bytes; {available_bytes} are free")]
     MemoryBudget {
         /// The model.
         model: ModelName,
-        /// What it takes.
+        /// Bytes it needs.
         needed_bytes: u64,
-        /// What is free.
+        /// Bytes that are free.
         available_bytes: u64,
     },
-    /// The model went away while the request waited.
-    #[error("the model {0} was unloaded meanwhile")]
+    /// The model was unloaded while the request waited.
+    #[error("the model {0} was unloaded while the request waited")]
     ModelUnloaded(ModelName),
     /// The caller has no such session.
     #[error("no session named {0:?}")]
     SessionNotFound(String),
-    /// The caller has a session of that name.
-    #[error("a session named {0:?} exists")]
+    /// The caller already has a session of this name.
+    #[error("a session named {0:?} already exists")]
     SessionExists(String),
     /// A turn runs in the session.
-    #[error("a turn runs in the session {0}")]
+    #[error("the session {0} is busy: a turn is running")]
     SessionBusy(SessionName),
     /// The session's token count is not the expected one.
     #[error("the session {session} has {actual} tokens, not {expected}")]
     SessionMoved {
         /// The session.
         session: SessionName,
-        /// What the caller expected.
+        /// Token count that the caller expected.
         expected: u32,
-        /// What it has.
+        /// Token count that it has.
         actual: u32,
     },
     /// The session is bound to another model.
@@ -121,51 +121,53 @@ pub enum Error {
         /// Its model.
         model: ModelName,
     },
-    /// A chat turn after raw ones.
+    /// A chat turn cannot follow raw ones.
     #[error("the session {0} has raw turns; a chat turn cannot follow them")]
     SessionNotChat(SessionName),
-    /// The caller has as many sessions as allowed.
+    /// The caller has reached the number of sessions it may hold.
     #[error("sessions_max: at most {limit} sessions")]
     SessionLimit {
         /// The limit.
         limit: u32,
     },
     /// Too many requests wait.
-    #[error("{limit}: {value} requests wait already")]
+    #[error("{limit}: {value} requests are waiting already")]
     QueueFull {
         /// The limit's name.
         limit: &'static str,
         /// The limit.
         value: u32,
-        /// When to try again.
+        /// Delay before the next try.
         retry_after: Duration,
     },
     /// The request's KV cache can never fit.
-    #[error("the KV cache of this request needs {needed_bytes} bytes; at most {available_bytes} can be had")]
+    #[error(
+        "the KV cache of this request needs {needed_bytes} bytes; at most {available_bytes} are available"
+    )]
     KvTooLarge {
-        /// What it takes.
+        /// Bytes it needs.
         needed_bytes: u64,
-        /// What the budget leaves beside the weights.
+        /// Bytes that the budget leaves beside the weights.
         available_bytes: u64,
     },
     /// The call's deadline passed.
     #[error("the deadline passed")]
     Deadline,
     /// The first token would come after the call's deadline.
-    #[error("the first token needs {needed:.1?}; the deadline leaves {available:.1?}")]
+    #[error("the first token takes at least {needed:.1?}; the deadline leaves {available:.1?}")]
     DeadlineUnmeetable {
-        /// What it takes at least.
+        /// Shortest time to the first token.
         needed: Duration,
-        /// What is left.
+        /// Time until the deadline.
         available: Duration,
     },
     /// The caller does not read its stream.
-    #[error("slow_reader_s: nothing of the stream was read for {limit:?}")]
+    #[error("slow_reader_s: the caller read nothing of the stream for {limit:?}")]
     SlowReader {
         /// The limit.
         limit: Duration,
     },
-    /// The work was called off.
+    /// The work was cancelled.
     #[error("cancelled: {0}")]
     Cancelled(String),
     /// The daemon is shutting down.
@@ -177,11 +179,11 @@ pub enum Error {
     /// The model produced numbers that are not finite.
     #[error("the model produced logits that are not finite")]
     NonFiniteLogits,
-    /// A defect. The text goes to the log, not to the caller.
+    /// A defect of the daemon. The text goes to the log, not to the caller.
     #[error("internal error")]
     Internal(String),
-    /// No token, or a wrong one.
-    #[error("a valid bearer token is needed")]
+    /// The bearer token is missing or wrong.
+    #[error("a valid bearer token is required")]
     Unauthenticated,
     /// The peer may not use this daemon.
     #[error("this daemon serves another user")]
@@ -189,7 +191,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A field out of range or malformed.
+    /// Returns the error of a field that is missing, malformed or out of range.
     pub fn field(path: impl Into<String>, why: impl Into<String>) -> Self {
         Self::InvalidField { field: path.into(), why: why.into() }
     }
