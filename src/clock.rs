@@ -42,7 +42,7 @@ pub trait Clock: Send + Sync {
     /// Returns the monotonic time.
     fn now(&self) -> Moment;
 
-    /// Returns the wall-clock time; only for display.
+    /// Returns the wall-clock time; for display, and for leases that outlast the process.
     fn wall(&self) -> SystemTime;
 }
 

@@ -37,6 +37,13 @@ impl Prompt {
     }
 }
 
+impl From<Arc<[u32]>> for Prompt {
+    /// Wraps shared tokens without media.
+    fn from(tokens: Arc<[u32]>) -> Self {
+        Self { tokens, media: Arc::default() }
+    }
+}
+
 impl From<Vec<u32>> for Prompt {
     /// Wraps tokens without media.
     fn from(tokens: Vec<u32>) -> Self {

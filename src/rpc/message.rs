@@ -2,9 +2,9 @@
 //! rules of what a message may contain are in `service`.
 
 use super::json;
-use super::pb::{self, content_part::Part};
+use super::pb::{self, content_part::Part as Content};
 use crate::error::Error;
-use crate::service::{Chat, Message, Role, Tool, ToolCall};
+use crate::service::{Chat, Message, Part, Role, Tool, ToolCall, ToolResult};
 
 pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
     let pb::ChatInput { messages, tools, template_arguments } = chat;
@@ -30,16 +30,22 @@ fn message(path: &str, sent: pb::Message) -> Result<Message, Error> {
         Ok(pb::Role::Unspecified) => return Err(Error::field(format!("{path}.role"), "must be given")),
         Err(_) => return Err(Error::field(format!("{path}.role"), "unknown role")),
     };
-    let mut text = String::new();
+    let mut texts = Vec::with_capacity(content.len());
     for (index, part) in content.into_iter().enumerate() {
         match part.part {
-            Some(Part::Text(part)) => text.push_str(&part),
+            Some(Content::Text(text)) => texts.push(text),
             None => return Err(Error::field(format!("{path}.content[{index}]"), "must be text")),
         }
     }
-    let calls = tool_calls.into_iter().enumerate();
-    let calls = calls.map(|(index, call)| tool_call(&format!("{path}.tool_calls[{index}]"), call));
-    Ok(Message { role, text, name, tool_calls: calls.collect::<Result<_, _>>()?, tool_call_id })
+    let mut parts: Vec<Part> = if tool_call_id.is_empty() {
+        texts.into_iter().map(Part::Text).collect()
+    } else {
+        vec![Part::ToolResult(ToolResult { call_id: tool_call_id, text: texts.concat() })]
+    };
+    for (index, call) in tool_calls.into_iter().enumerate() {
+        parts.push(Part::ToolCall(tool_call(&format!("{path}.tool_calls[{index}]"), call)?));
+    }
+    Ok(Message { role, name, parts })
 }
 
 fn tool_call(path: &str, sent: pb::ToolCall) -> Result<ToolCall, Error> {
@@ -54,10 +60,9 @@ fn tool(path: &str, sent: pb::ToolDefinition) -> Result<Tool, Error> {
     Ok(Tool { name, description, parameters })
 }
 
-/// Returns a session's message as it is sent.
+/// Returns a session's message as it is sent: the contract joins texts, so they are one part.
 pub(super) fn wire(message: &Message) -> pb::Message {
-    let Message { role, text, name, tool_calls, tool_call_id } = message;
-    let role = match role {
+    let role = match message.role {
         Role::System => pb::Role::System,
         Role::User => pb::Role::User,
         Role::Assistant => pb::Role::Assistant,
@@ -66,10 +71,10 @@ pub(super) fn wire(message: &Message) -> pb::Message {
     };
     pb::Message {
         role: role.into(),
-        content: vec![pb::ContentPart { part: Some(Part::Text(text.clone())) }],
-        name: name.clone(),
-        tool_calls: tool_calls.iter().map(wire_call).collect(),
-        tool_call_id: tool_call_id.clone(),
+        content: vec![pb::ContentPart { part: Some(Content::Text(message.joined_text())) }],
+        name: message.name.clone(),
+        tool_calls: message.tool_calls().map(wire_call).collect(),
+        tool_call_id: message.answered_call().to_owned(),
     }
 }
 
@@ -86,7 +91,7 @@ mod tests {
     use super::*;
 
     fn said(role: pb::Role, text: &str) -> pb::Message {
-        let content = vec![pb::ContentPart { part: Some(Part::Text(text.into())) }];
+        let content = vec![pb::ContentPart { part: Some(Content::Text(text.into())) }];
         pb::Message { role: role.into(), content, ..Default::default() }
     }
 
@@ -113,10 +118,22 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_joined_in_order() {
+    fn parts_are_held_apart_and_sent_back_joined() {
         let mut sent = said(pb::Role::User, "a");
-        sent.content.push(pb::ContentPart { part: Some(Part::Text("b".into())) });
-        assert_eq!(message("m", sent).unwrap().text, "ab");
+        sent.content.push(pb::ContentPart { part: Some(Content::Text("b".into())) });
+        let held = message("m", sent).unwrap();
+        assert_eq!(held.parts, [Part::Text("a".into()), Part::Text("b".into())]);
+        assert_eq!(wire(&held), said(pb::Role::User, "ab"));
+    }
+
+    #[test]
+    fn tool_calls_and_results_come_back_as_they_were_sent() {
+        let call = pb::ToolCall { id: "1".into(), name: "f".into(), arguments_json: "{}".into() };
+        let calls = pb::Message { tool_calls: vec![call], ..said(pb::Role::Assistant, "") };
+        let result = pb::Message { tool_call_id: "1".into(), ..said(pb::Role::Tool, "sunny") };
+        for sent in [calls, result] {
+            assert_eq!(wire(&message("m", sent.clone()).unwrap()), sent);
+        }
     }
 
     #[test]

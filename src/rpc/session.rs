@@ -31,7 +31,7 @@ impl SessionService for Sessions {
             let pb::CreateSessionRequest { name, model, ttl } = request;
             let create = CreateSession { name, model, ttl: lifetime(ttl)? };
             let session = self.0.create_session(&caller, create).await?;
-            Ok(pb::CreateSessionResponse { session: Some(self.wire(session)) })
+            Ok(pb::CreateSessionResponse { session: Some(wire(session)) })
         };
         answer(created.await)
     }
@@ -46,8 +46,8 @@ impl SessionService for Sessions {
             let SessionContent { view, messages, tokens } = session;
             let messages = messages.iter().filter(|_| include_messages);
             pb::GetSessionResponse {
-                session: Some(self.wire(view)),
-                messages: messages.map(message::wire).collect(),
+                session: Some(wire(view)),
+                messages: messages.map(|message| message::wire(message)).collect(),
                 token_ids: if include_token_ids { tokens.to_vec() } else { Vec::new() },
             }
         }))
@@ -61,7 +61,7 @@ impl SessionService for Sessions {
         let pb::ListSessionsRequest { page_size, page_token, model } = request;
         let page = SessionPage { size: page_size, token: page_token, model };
         answer(self.0.list_sessions(&caller, &page).map(|(sessions, next)| pb::ListSessionsResponse {
-            sessions: sessions.into_iter().map(|session| self.wire(session)).collect(),
+            sessions: sessions.into_iter().map(wire).collect(),
             next_page_token: next.unwrap_or_default(),
         }))
     }
@@ -75,7 +75,7 @@ impl SessionService for Sessions {
         let forked = lifetime(ttl).and_then(|ttl| {
             self.0.fork_session(&caller, &ForkSession { name, new_name, ttl, expected_token_count })
         });
-        answer(forked.map(|session| pb::ForkSessionResponse { session: Some(self.wire(session)) }))
+        answer(forked.map(|session| pb::ForkSessionResponse { session: Some(wire(session)) }))
     }
 
     async fn truncate_session(
@@ -92,7 +92,7 @@ impl SessionService for Sessions {
         let truncated = to.and_then(|to| {
             self.0.truncate_session(&caller, &TruncateSession { name, to, expected_token_count })
         });
-        answer(truncated.map(|session| pb::TruncateSessionResponse { session: Some(self.wire(session)) }))
+        answer(truncated.map(|session| pb::TruncateSessionResponse { session: Some(wire(session)) }))
     }
 
     async fn delete_session(
@@ -105,22 +105,19 @@ impl SessionService for Sessions {
     }
 }
 
-impl Sessions {
-    fn wire(&self, view: SessionView) -> pb::Session {
-        let SessionView { key, model, token_count, turns, busy, ttl, created, used } = view;
-        let wall = |moment| timestamp(self.0.wall(moment));
-        pb::Session {
-            name: key.name.to_string(),
-            model: model.to_string(),
-            owner: key.owner.to_string(),
-            token_count: count(token_count),
-            turns: turns.iter().map(turn).collect(),
-            busy,
-            ttl: duration(ttl),
-            create_time: wall(created),
-            last_use_time: wall(used),
-            expire_time: wall(used.after(ttl)),
-        }
+fn wire(view: SessionView) -> pb::Session {
+    let SessionView { key, model, token_count, turns, busy, ttl, created, used } = view;
+    pb::Session {
+        name: key.name.to_string(),
+        model: model.to_string(),
+        owner: key.owner.to_string(),
+        token_count: count(token_count),
+        turns: turns.iter().map(turn).collect(),
+        busy,
+        ttl: duration(ttl),
+        create_time: timestamp(created),
+        last_use_time: timestamp(used),
+        expire_time: used.checked_add(ttl).and_then(timestamp),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::engine::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, GenerateW
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
-use crate::session::{Message, Role, TurnContent, chat_text};
+use crate::session::{Message, Role, TurnContent, chat_text, joined};
 
 /// A generation that can be handed to the engine.
 pub(super) struct Prepared {
@@ -205,7 +205,7 @@ impl Generation {
                 TurnContent::Chat { messages, text, text_is_whole }
             }
         };
-        turn.guard.commit([&*prompt.tokens, generated].concat(), content)
+        turn.guard.commit(joined(&prompt.tokens, generated), content)
     }
 }
 

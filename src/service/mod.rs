@@ -20,7 +20,7 @@ mod sessions;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::clock::{Clock, Moment};
 use crate::engine::EngineHandle;
@@ -49,7 +49,7 @@ pub use crate::engine::SlabClass;
 pub use crate::engine::{
     ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, Fit, KvDtype, Priority, ResidentModel,
 };
-pub use crate::session::{Message, Role, SessionView, ToolCall, TurnEnd};
+pub use crate::session::{Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd};
 
 /// The use cases, and the state that all calls share.
 pub struct Service {
@@ -93,13 +93,6 @@ impl Service {
     #[must_use]
     pub fn clock(&self) -> &dyn Clock {
         &*self.clock
-    }
-
-    /// Returns a moment as the time people count.
-    #[must_use]
-    pub fn wall(&self, moment: Moment) -> SystemTime {
-        let (now, wall) = (self.clock.now(), self.clock.wall());
-        if moment > now { wall + (moment - now) } else { wall.checked_sub(now - moment).unwrap_or(wall) }
     }
 
     /// Refuses new calls from now on.

@@ -15,7 +15,7 @@ use super::sessions::{Turn, or_session_deleted};
 use super::{Service, blocking, count};
 use crate::error::Error;
 use crate::hub::ModelAssets;
-use crate::session::{Message, TurnRequest, TurnStart, chat_context};
+use crate::session::{Message, TurnRequest, TurnStart, chat_context, joined};
 use crate::text::{Conversation, TextError};
 
 impl Service {
@@ -107,7 +107,7 @@ impl Rendering<'_> {
         let ModelAssets { name, tokenizer, chat_template, .. } = self.assets;
         let template = chat_template.as_ref().ok_or_else(|| Error::NoChatTemplate(name.clone()))?;
         let Chat { messages, tools, arguments } = chat;
-        let old = start.into_iter().flat_map(|start| &start.messages);
+        let old = start.into_iter().flat_map(|start| &start.messages).map(|message| &**message);
         let all: Vec<Value> = old.chain(&messages).map(Message::to_template_value).collect();
         let tools: Vec<Value> = tools.iter().map(Tool::to_template_value).collect();
         let conversation = Conversation {
@@ -124,7 +124,7 @@ impl Rendering<'_> {
         let encode = |text: &str| tokenizer.encode(text, false);
         let tokens = match start {
             Some(start) => chat_context(start, &rendered, encode),
-            None => encode(&rendered),
+            None => encode(&rendered).map(Arc::from),
         };
         let tokens = tokens.map_err(|error: TextError| Error::field("chat", error.to_string()))?;
         Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, rendered } })
@@ -141,9 +141,9 @@ impl Rendering<'_> {
 
 /// Appends new tokens to those of a session.
 fn appended(start: Option<TurnStart>, new: Vec<u32>) -> Context {
-    let tokens = match start {
-        Some(start) => [start.tokens, new].concat(),
-        None => new,
+    let prompt = match start {
+        Some(start) => joined(&start.tokens, &new).into(),
+        None => new.into(),
     };
-    Context { prompt: tokens.into(), adds: Adds::Raw }
+    Context { prompt, adds: Adds::Raw }
 }

@@ -13,7 +13,7 @@ use crate::engine::Priority;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionName};
 use crate::limits::Limits;
-use crate::session::{InputKind, Message, Role};
+use crate::session::{InputKind, Message, Part, Role};
 
 /// A generation.
 #[derive(Debug)]
@@ -203,17 +203,29 @@ impl Chat {
 }
 
 fn check_message(path: &str, message: &Message) -> Result<(), Error> {
-    if message.role != Role::Assistant && !message.tool_calls.is_empty() {
-        return Err(Error::field(format!("{path}.tool_calls"), "only the assistant makes tool calls"));
+    let Message { role, name: _, parts } = message;
+    let mut calls = 0;
+    for part in parts {
+        match part {
+            Part::Text(_) => {}
+            Part::ToolCall(_) if *role != Role::Assistant => {
+                return Err(Error::field(
+                    format!("{path}.tool_calls"),
+                    "only the assistant makes tool calls",
+                ));
+            }
+            Part::ToolCall(call) if call.name.is_empty() => {
+                return Err(Error::field(format!("{path}.tool_calls[{calls}].name"), "must be given"));
+            }
+            Part::ToolCall(_) => calls += 1,
+            Part::ToolResult(_) if *role != Role::Tool => {
+                let why = "only a message of role tool answers a call";
+                return Err(Error::field(format!("{path}.tool_call_id"), why));
+            }
+            Part::ToolResult(_) => {}
+        }
     }
-    if message.role != Role::Tool && !message.tool_call_id.is_empty() {
-        let why = "only a message of role tool answers a call";
-        return Err(Error::field(format!("{path}.tool_call_id"), why));
-    }
-    match message.tool_calls.iter().position(|call| call.name.is_empty()) {
-        Some(index) => Err(Error::field(format!("{path}.tool_calls[{index}].name"), "must be given")),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 impl Tool {
@@ -228,7 +240,7 @@ impl Tool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::ToolCall;
+    use crate::session::{ToolCall, ToolResult};
 
     fn field_of(messages: Vec<Message>) -> String {
         let chat = Chat { messages, tools: Vec::new(), arguments: Map::new() };
@@ -238,17 +250,20 @@ mod tests {
         }
     }
 
+    fn call(name: &str) -> Part {
+        Part::ToolCall(ToolCall { id: String::new(), name: name.into(), arguments: Map::new() })
+    }
+
     #[test]
     fn errors_name_the_message_and_the_field() {
+        let said = |role, parts| Message { role, name: String::new(), parts };
         let good = || Message::text(Role::User, "hi");
-        let call = |name: &str| ToolCall { id: String::new(), name: name.into(), arguments: Map::new() };
         assert_eq!(field_of(Vec::new()), "chat.messages");
-        let answer = Message { tool_call_id: "1".into(), ..good() };
+        let result = Part::ToolResult(ToolResult { call_id: "1".into(), text: String::new() });
+        let answer = said(Role::User, vec![result]);
         assert_eq!(field_of(vec![good(), answer]), "chat.messages[1].tool_call_id");
-        let caller = Message { tool_calls: vec![call("f")], ..good() };
-        assert_eq!(field_of(vec![caller]), "chat.messages[0].tool_calls");
-        let nameless =
-            Message { tool_calls: vec![call("f"), call("")], ..Message::text(Role::Assistant, "") };
+        assert_eq!(field_of(vec![said(Role::User, vec![call("f")])]), "chat.messages[0].tool_calls");
+        let nameless = said(Role::Assistant, vec![call("f"), call("")]);
         assert_eq!(field_of(vec![nameless]), "chat.messages[0].tool_calls[1].name");
     }
 

@@ -114,9 +114,9 @@ pub struct SessionContent {
     /// Its facts.
     pub view: SessionView,
     /// Its messages; none once a turn was raw.
-    pub messages: Vec<Message>,
+    pub messages: Vec<Arc<Message>>,
     /// Its tokens.
-    pub tokens: Vec<u32>,
+    pub tokens: Arc<[u32]>,
 }
 
 impl Service {
@@ -140,7 +140,7 @@ impl Service {
     pub fn get_session(&self, caller: &Caller, name: &str) -> Result<SessionContent, Error> {
         let key = caller.session(session_name("name", name)?);
         self.sessions.with(&key, |session, _| {
-            let (messages, tokens) = (session.messages().to_vec(), session.tokens().to_vec());
+            let (messages, tokens) = (session.messages().to_vec(), Arc::clone(session.tokens()));
             Ok(SessionContent { view: session.view(), messages, tokens })
         })
     }

@@ -1,40 +1,40 @@
-//! Every session of the daemon, by owner. Many tasks touch it; an owner's entry is held for a copy at most,
+//! Every session of the daemon, by owner. Many tasks access it; an owner's entry is locked for a copy at most,
 //! never across an await. An owner's sessions lie together, so that their count is exact, a fork is one
 //! step, and a page of a list is in order.
 //!
-//! `H` is what the edge holds on to a running turn by: it is dropped when the turn is over or its session
-//! is deleted, whichever is first.
+//! `H` is a hold on a running turn: it is dropped when the turn ends or its session is deleted, whichever is
+//! first.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 
 use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::ids::{ModelName, Principal, SessionKey, SessionName};
 
-/// What session to make.
+/// A session to create.
 #[derive(Clone, Debug)]
 pub struct NewSession {
     /// Owner and name.
     pub key: SessionKey,
     /// The model it is bound to.
     pub model: ModelName,
-    /// How long it lives after its last use.
+    /// Lifetime after its last use.
     pub ttl: Duration,
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Clone, Debug)]
 pub struct ListPage {
-    /// Only what comes after this name.
+    /// Only sessions after this name.
     pub after: Option<SessionName>,
-    /// Most entries.
+    /// Number of entries.
     pub size: usize,
     /// Only sessions of this model.
     pub model: Option<ModelName>,
@@ -54,18 +54,21 @@ pub struct SessionBook<H> {
     turns_begun: AtomicU64,
     sessions_max: u32,
     clock: Arc<dyn Clock>,
+    /// The latest time that the clock told, in nanoseconds since the epoch.
+    latest_nanos: AtomicU64,
 }
 
 impl<H> SessionBook<H> {
-    /// An empty book that lets each owner have `sessions_max`.
+    /// Returns an empty book that allows `sessions_max` sessions per owner.
     #[must_use]
     pub fn new(sessions_max: u32, clock: Arc<dyn Clock>) -> Self {
-        Self { owners: DashMap::new(), turns_begun: AtomicU64::new(0), sessions_max, clock }
+        let (turns_begun, latest_nanos) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { owners: DashMap::new(), turns_begun, sessions_max, clock, latest_nanos }
     }
 
-    /// Makes an empty session.
+    /// Creates an empty session.
     pub fn create(&self, new: NewSession) -> Result<SessionView, Error> {
-        let now = self.clock.now();
+        let now = self.now();
         let mut owned = self.owners.entry(new.key.owner.clone()).or_default();
         self.refuse_another(&owned, &new.key.name, now)?;
         let session = Session::new(new.key.clone(), new.model, new.ttl, now);
@@ -82,7 +85,7 @@ impl<H> SessionBook<H> {
         ttl: Option<Duration>,
         expected_token_count: Option<u32>,
     ) -> Result<SessionView, Error> {
-        let now = self.clock.now();
+        let now = self.now();
         let mut owned = self.owners.get_mut(&from.owner).ok_or_else(|| not_found(from))?;
         let original = &live(&mut owned, from, now)?.session;
         original.expect_tokens(expected_token_count)?;
@@ -93,30 +96,30 @@ impl<H> SessionBook<H> {
         Ok(view)
     }
 
-    /// Looks at a session, or changes it, with `act`.
+    /// Reads or changes a session with `act`.
     pub fn with<T>(
         &self,
         key: &SessionKey,
-        act: impl FnOnce(&mut Session, Moment) -> Result<T, Error>,
+        act: impl FnOnce(&mut Session, SystemTime) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let now = self.clock.now();
+        let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         act(&mut live(&mut owned, key, now)?.session, now)
     }
 
-    /// Removes a session; a turn that runs loses its `H`.
+    /// Removes a session; a running turn loses its `H`.
     pub fn delete(&self, key: &SessionKey) -> Result<(), Error> {
-        let now = self.clock.now();
+        let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         live(&mut owned, key, now)?;
         owned.remove(&key.name);
         Ok(())
     }
 
-    /// One page of an owner's sessions, and whether there are more.
+    /// Returns one page of an owner's sessions, and whether there are more.
     #[must_use]
     pub fn list(&self, owner: &Principal, page: &ListPage) -> (Vec<SessionView>, bool) {
-        let now = self.clock.now();
+        let now = self.now();
         let Some(owned) = self.owners.get(owner) else { return (Vec::new(), false) };
         let start = page.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
         let mut matching =
@@ -127,16 +130,16 @@ impl<H> SessionBook<H> {
         (views, matching.next().is_some())
     }
 
-    /// Sessions of all owners.
+    /// Returns the number of sessions of all owners.
     #[must_use]
     pub fn count(&self) -> usize {
         self.owners.iter().map(|owned| owned.len()).sum()
     }
 
-    /// Removes the sessions whose time is up, and says which.
+    /// Removes expired sessions and returns their keys.
     #[must_use]
     pub fn sweep(&self) -> Vec<SessionKey> {
-        let now = self.clock.now();
+        let now = self.now();
         let mut gone = Vec::new();
         self.owners.retain(|owner, owned| {
             owned.retain(|name, entry| {
@@ -151,14 +154,14 @@ impl<H> SessionBook<H> {
         gone
     }
 
-    /// Begins a turn; the guard gives it up unless it is committed.
+    /// Begins a turn; the guard rolls it back unless it is committed.
     pub fn begin(
         self: &Arc<Self>,
         key: &SessionKey,
         request: &TurnRequest,
         hold: H,
     ) -> Result<(TurnGuard<H>, TurnStart), Error> {
-        let now = self.clock.now();
+        let now = self.now();
         let id = TurnId(self.turns_begun.fetch_add(1, Ordering::Relaxed));
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         let entry = live(&mut owned, key, now)?;
@@ -167,7 +170,17 @@ impl<H> SessionBook<H> {
         Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id }, start))
     }
 
-    fn refuse_another(&self, owned: &Owned<H>, name: &SessionName, now: Moment) -> Result<(), Error> {
+    /// Returns the wall time by which leases run: they survive a restart and the machine's sleep. It never goes
+    /// back. After the clock was set back it stands still until the clock has caught up, so that no lease ends
+    /// early.
+    fn now(&self) -> SystemTime {
+        let told = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let told = u64::try_from(told.as_nanos()).unwrap_or(u64::MAX);
+        let latest = self.latest_nanos.fetch_max(told, Ordering::Relaxed).max(told);
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(latest)
+    }
+
+    fn refuse_another(&self, owned: &Owned<H>, name: &SessionName, now: SystemTime) -> Result<(), Error> {
         let alive = || owned.iter().filter(|(_, entry)| !entry.session.is_expired(now));
         if alive().any(|(taken, _)| taken == name) {
             return Err(Error::SessionExists(name.to_string()));
@@ -178,8 +191,8 @@ impl<H> SessionBook<H> {
         Ok(())
     }
 
-    fn end_turn<T>(&self, key: &SessionKey, end: impl FnOnce(&mut Session, Moment) -> T) -> Option<T> {
-        let now = self.clock.now();
+    fn end_turn<T>(&self, key: &SessionKey, end: impl FnOnce(&mut Session, SystemTime) -> T) -> Option<T> {
+        let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner)?;
         let entry = owned.get_mut(&key.name)?;
         let ended = end(&mut entry.session, now);
@@ -194,12 +207,16 @@ fn not_found(key: &SessionKey) -> Error {
     Error::SessionNotFound(key.name.to_string())
 }
 
-fn live<'a, H>(owned: &'a mut Owned<H>, key: &SessionKey, now: Moment) -> Result<&'a mut Entry<H>, Error> {
+fn live<'a, H>(
+    owned: &'a mut Owned<H>,
+    key: &SessionKey,
+    now: SystemTime,
+) -> Result<&'a mut Entry<H>, Error> {
     let entry = owned.get_mut(&key.name).ok_or_else(|| not_found(key))?;
     if entry.session.is_expired(now) { Err(not_found(key)) } else { Ok(entry) }
 }
 
-/// A running turn of a session. Dropping it gives the turn up.
+/// A running turn of a session. Dropping it rolls the turn back.
 pub struct TurnGuard<H> {
     book: Arc<SessionBook<H>>,
     key: SessionKey,
@@ -207,18 +224,19 @@ pub struct TurnGuard<H> {
 }
 
 impl<H> TurnGuard<H> {
-    /// Whose turn it is.
+    /// Returns the key of its session.
     #[must_use]
     pub fn key(&self) -> &SessionKey {
         &self.key
     }
 
-    /// Keeps the turn, as in [`Session::commit`]; returns the session's token count.
-    pub fn commit(self, tokens: Vec<u32>, content: TurnContent) -> Result<usize, Error> {
+    /// Commits the turn, as in [`Session::commit`]; returns the session's token count.
+    pub fn commit(self, tokens: impl Into<Arc<[u32]>>, content: TurnContent) -> Result<usize, Error> {
+        let tokens = tokens.into();
         let token_count = tokens.len();
-        let kept =
+        let committed =
             self.book.end_turn(&self.key, |session, now| session.commit(self.id, tokens, content, now));
-        if kept == Some(true) {
+        if committed == Some(true) {
             Ok(token_count)
         } else {
             Err(Error::Cancelled("the session was deleted".into()))
@@ -228,7 +246,7 @@ impl<H> TurnGuard<H> {
 
 impl<H> Drop for TurnGuard<H> {
     fn drop(&mut self) {
-        // After a commit the turn runs no more, and this changes nothing.
+        // After a commit the turn does not run any more, and this changes nothing.
         self.book.end_turn(&self.key, |session, now| session.roll_back(self.id, now));
     }
 }

@@ -4,22 +4,29 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use super::*;
+use crate::clock::Moment;
 use crate::session::InputKind;
 
-struct Hand(Mutex<Moment>);
+struct Hand(Mutex<SystemTime>);
+
+impl Hand {
+    fn set(&self, seconds: u64) {
+        *self.0.lock().unwrap() = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    }
+}
 
 impl Clock for Hand {
     fn now(&self) -> Moment {
-        *self.0.lock().unwrap()
+        Moment::default()
     }
 
     fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH
+        *self.0.lock().unwrap()
     }
 }
 
 fn book(sessions_max: u32) -> (Arc<SessionBook<Arc<()>>>, Arc<Hand>) {
-    let clock = Arc::new(Hand(Mutex::new(Moment::default())));
+    let clock = Arc::new(Hand(Mutex::new(SystemTime::UNIX_EPOCH)));
     (Arc::new(SessionBook::new(sessions_max, clock.clone())), clock)
 }
 
@@ -54,7 +61,7 @@ fn another_owner_does_not_see_a_session() {
 }
 
 #[test]
-fn dropping_the_guard_gives_the_turn_up() {
+fn dropping_the_guard_rolls_the_turn_back() {
     let (book, _) = book(2);
     create(&book, "uid:1", "a").unwrap();
     let hold = Arc::new(());
@@ -89,7 +96,7 @@ fn a_fork_goes_on_independently() {
     assert!(book.fork(&key("uid:1", "a"), "b".into(), None, Some(1)).is_err());
     book.fork(&key("uid:1", "a"), "b".into(), None, Some(2)).unwrap();
     let (guard, start) = book.begin(&key("uid:1", "b"), &RAW, Arc::default()).unwrap();
-    assert_eq!(start.tokens, [1, 2]);
+    assert_eq!(*start.tokens, [1, 2]);
     guard.commit(vec![1, 2, 3], TurnContent::Raw).unwrap();
     assert_eq!(book.with(&key("uid:1", "a"), |session, _| Ok(session.tokens().len())), Ok(2));
 }
@@ -98,11 +105,29 @@ fn a_fork_goes_on_independently() {
 fn an_expired_session_is_gone_before_and_after_the_sweep() {
     let (book, clock) = book(1);
     create(&book, "uid:1", "a").unwrap();
-    *clock.0.lock().unwrap() = Moment::at(Duration::from_secs(10));
+    clock.set(10);
     assert!(book.begin(&key("uid:1", "a"), &RAW, Arc::default()).is_err());
     create(&book, "uid:1", "b").unwrap();
     assert_eq!(book.sweep(), [key("uid:1", "a")]);
     assert_eq!(book.count(), 1);
+}
+
+#[test]
+fn a_clock_that_is_set_back_ends_no_lease_early() {
+    let (book, clock) = book(3);
+    let is_there = |name| book.with(&key("uid:1", name), |session, _| Ok(session.view())).is_ok();
+    clock.set(1000);
+    create(&book, "uid:1", "before").unwrap();
+    clock.set(100);
+    create(&book, "uid:1", "while").unwrap();
+    assert!(is_there("before") && is_there("while"));
+    clock.set(1009);
+    assert!(book.sweep().is_empty());
+    clock.set(1010);
+    assert_eq!(book.sweep().len(), 2);
+    *clock.0.lock().unwrap() = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+    create(&book, "uid:1", "after").unwrap();
+    assert!(is_there("after"));
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! A message as a session keeps it, and as chat templates read it.
+//! A message as a session holds it: parts in the order they were given; and the view of it that chat templates
+//! read, where texts are joined.
 
 use serde_json::{Map, Value, json};
 
-/// Who speaks.
+/// The speaker of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Instructions to the model.
@@ -18,7 +19,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The name chat templates know.
+    /// Returns the name chat templates know.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -29,6 +30,17 @@ impl Role {
             Self::Developer => "developer",
         }
     }
+}
+
+/// A piece of a message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// Plain text.
+    Text(String),
+    /// A function call made by the assistant.
+    ToolCall(ToolCall),
+    /// The result of such a call.
+    ToolResult(ToolResult),
 }
 
 /// A function call made by the assistant.
@@ -42,43 +54,75 @@ pub struct ToolCall {
     pub arguments: Map<String, Value>,
 }
 
+/// The result of a tool call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolResult {
+    /// The call that it answers.
+    pub call_id: String,
+    /// The result as the model reads it.
+    pub text: String,
+}
+
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Who speaks.
+    /// The speaker.
     pub role: Role,
-    /// What is said, its parts joined.
-    pub text: String,
     /// The speaker's name; empty for none.
     pub name: String,
-    /// The tool calls of an assistant message.
-    pub tool_calls: Vec<ToolCall>,
-    /// For role tool: the call it answers; empty for none.
-    pub tool_call_id: String,
+    /// The content, in order.
+    pub parts: Vec<Part>,
 }
 
 impl Message {
-    /// A message that is only text.
+    /// Returns a message that is only text.
     pub fn text(role: Role, text: impl Into<String>) -> Self {
-        let (name, tool_call_id) = (String::new(), String::new());
-        Self { role, text: text.into(), name, tool_calls: Vec::new(), tool_call_id }
+        Self { role, name: String::new(), parts: vec![Part::Text(text.into())] }
     }
 
-    /// The message as a chat template's variable: what is empty is left out, but for the content.
+    /// Returns the texts of all parts, joined in order.
+    #[must_use]
+    pub fn joined_text(&self) -> String {
+        let texts = self.parts.iter().filter_map(|part| match part {
+            Part::Text(text) | Part::ToolResult(ToolResult { text, .. }) => Some(text.as_str()),
+            Part::ToolCall(_) => None,
+        });
+        texts.collect()
+    }
+
+    /// Returns the tool calls in it.
+    pub fn tool_calls(&self) -> impl Iterator<Item = &ToolCall> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::ToolCall(call) => Some(call),
+            Part::Text(_) | Part::ToolResult(_) => None,
+        })
+    }
+
+    /// Returns the id of the tool call that it answers; empty for none.
+    #[must_use]
+    pub fn answered_call(&self) -> &str {
+        let mut answered = self.parts.iter().filter_map(|part| match part {
+            Part::ToolResult(result) => Some(result.call_id.as_str()),
+            Part::Text(_) | Part::ToolCall(_) => None,
+        });
+        answered.next().unwrap_or_default()
+    }
+
+    /// Returns the message as a chat template's variable: empty fields are left out, except the content.
     #[must_use]
     pub fn to_template_value(&self) -> Value {
-        let Self { role, text, name, tool_calls, tool_call_id } = self;
         let mut fields = Map::new();
-        fields.insert("role".into(), role.as_str().into());
-        fields.insert("content".into(), text.as_str().into());
-        if !name.is_empty() {
-            fields.insert("name".into(), name.as_str().into());
+        fields.insert("role".into(), self.role.as_str().into());
+        fields.insert("content".into(), self.joined_text().into());
+        if !self.name.is_empty() {
+            fields.insert("name".into(), self.name.as_str().into());
         }
-        if !tool_calls.is_empty() {
-            fields.insert("tool_calls".into(), tool_calls.iter().map(ToolCall::to_template_value).collect());
+        let calls: Vec<Value> = self.tool_calls().map(ToolCall::to_template_value).collect();
+        if !calls.is_empty() {
+            fields.insert("tool_calls".into(), calls.into());
         }
-        if !tool_call_id.is_empty() {
-            fields.insert("tool_call_id".into(), tool_call_id.as_str().into());
+        if !self.answered_call().is_empty() {
+            fields.insert("tool_call_id".into(), self.answered_call().into());
         }
         Value::Object(fields)
     }
@@ -99,15 +143,28 @@ mod tests {
     fn empty_fields_are_left_out_of_the_template_value() {
         let value = Message::text(Role::User, "hi").to_template_value();
         assert_eq!(value, json!({ "role": "user", "content": "hi" }));
+        let silent = Message { role: Role::Assistant, name: String::new(), parts: Vec::new() };
+        assert_eq!(silent.to_template_value(), json!({ "role": "assistant", "content": "" }));
     }
 
     #[test]
-    fn tool_calls_have_the_shape_templates_expect() {
+    fn texts_are_joined_in_order_for_templates() {
+        let mut message = Message::text(Role::User, "a");
+        message.parts.push(Part::Text("b".into()));
+        assert_eq!(message.to_template_value()["content"], "ab");
+    }
+
+    #[test]
+    fn tool_calls_and_results_have_the_shape_templates_expect() {
         let mut message = Message::text(Role::Assistant, "");
         let arguments = json!({ "city": "Paris" }).as_object().cloned().unwrap();
-        message.tool_calls.push(ToolCall { id: "1".into(), name: "weather".into(), arguments });
+        message.parts.push(Part::ToolCall(ToolCall { id: "1".into(), name: "weather".into(), arguments }));
         let value = message.to_template_value();
         assert_eq!(value["tool_calls"][0]["function"]["arguments"]["city"], "Paris");
         assert_eq!(value["tool_calls"][0]["type"], "function");
+        let result = Part::ToolResult(ToolResult { call_id: "1".into(), text: "sunny".into() });
+        let message = Message { role: Role::Tool, name: String::new(), parts: vec![result] };
+        let expected = json!({ "role": "tool", "content": "sunny", "tool_call_id": "1" });
+        assert_eq!(message.to_template_value(), expected);
     }
 }

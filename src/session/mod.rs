@@ -1,8 +1,8 @@
-//! Sessions: a conversation's messages and tokens, who owns it, how long it lives. Pure: `now` comes in,
-//! plain data goes out. A session is its tokens; the engine's KV cache is only a cache of it. Nothing of a
-//! turn is kept before its commit, so a turn that fails or is cancelled leaves no trace.
+//! Sessions: a conversation's messages and tokens, its owner and its lifetime. Pure: `now` comes in,
+//! plain data goes out. A session is its tokens; the engine's KV cache is only a cache of it. A turn changes nothing
+//! before its commit, so one that fails or is cancelled leaves no trace.
 //!
-//! [`SessionBook`] is what the edge holds; [`Session`] is the logic inside an entry.
+//! [`SessionBook`] is what the service holds; [`Session`] is the logic inside an entry.
 
 mod book;
 mod context;
@@ -10,14 +10,14 @@ mod message;
 mod state;
 
 pub use book::{ListPage, NewSession, SessionBook, TurnGuard};
-pub use context::{chat_context, chat_text};
-pub use message::{Message, Role, ToolCall};
+pub use context::{chat_context, chat_text, joined};
+pub use message::{Message, Part, Role, ToolCall, ToolResult};
 pub use state::{InputKind, Session, SessionView, TurnContent, TurnEnd, TurnId, TurnRequest, TurnStart};
 
-/// Characters a session's name may have at most.
+/// Characters of a session's name.
 pub const NAME_CHARS_MAX: usize = 128;
 
-/// Whether `name` may name a session: 1 to 128 characters out of `A-Z a-z 0-9 . _ : / -`.
+/// Returns whether `name` may name a session: 1 to 128 characters out of `A-Z a-z 0-9 . _ : / -`.
 #[must_use]
 pub fn is_valid_name(name: &str) -> bool {
     (1..=NAME_CHARS_MAX).contains(&name.len())

@@ -1,10 +1,11 @@
 //! One session: its turns, and the rules of what may follow what. A turn begins (`begin`), and either
-//! commits or is given up (`roll_back`); between the two only `busy` is set.
+//! commits or is rolled back; between the two only `busy` is set. Messages, text and tokens are shared with the
+//! turns and forks that build on them, never copied.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use super::message::Message;
-use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
 
@@ -12,7 +13,7 @@ use crate::ids::{ModelName, SessionKey};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnId(pub u64);
 
-/// What kind of input a turn brings.
+/// The kind of input a turn brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
     /// Messages.
@@ -21,28 +22,28 @@ pub enum InputKind {
     Raw,
 }
 
-/// What a caller asks for when a turn begins.
+/// A caller's request to begin a turn.
 #[derive(Clone, Debug)]
 pub struct TurnRequest {
-    /// The model asked for; none takes the session's.
+    /// The model that the caller expects; none takes the session's.
     pub model: Option<ModelName>,
-    /// What comes in.
+    /// The kind of its input.
     pub input: InputKind,
     /// The token count the caller saw last.
     pub expected_token_count: Option<u32>,
 }
 
-/// What a turn builds on: a copy, so that nothing of the session is held while the turn runs.
+/// What a turn builds on. Shares the session's content, so that no lock is held while the turn runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TurnStart {
     /// The model the session is bound to.
     pub model: ModelName,
     /// The messages so far.
-    pub messages: Vec<Message>,
+    pub messages: Vec<Arc<Message>>,
     /// The text that `tokens` stand for, where that is known.
-    pub text: Option<String>,
+    pub text: Option<Arc<str>>,
     /// The tokens so far.
-    pub tokens: Vec<u32>,
+    pub tokens: Arc<[u32]>,
 }
 
 /// What a finished turn adds.
@@ -55,14 +56,14 @@ pub enum TurnContent {
         /// The new ones, the answer last.
         messages: Vec<Message>,
         /// The conversation as rendered, the answer at its end.
-        text: String,
-        /// Whether `text` is all that the tokens stand for. An answer cut at a stop string is not: its
-        /// tokens hold that string, the text does not.
+        text: Arc<str>,
+        /// Whether `text` covers all tokens. That of an answer cut at a stop string does not: the tokens hold
+        /// that string, the text does not.
         text_is_whole: bool,
     },
 }
 
-/// Where a finished turn ended.
+/// The end of a finished turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TurnEnd {
     /// Messages at its end; the raw turns of a session add none.
@@ -71,14 +72,14 @@ pub struct TurnEnd {
     pub token_count: usize,
     /// Bytes of text at its end; none where the tokens' text is not known.
     text_bytes: Option<usize>,
-    /// Whether it brought text or ids instead of messages.
+    /// Whether its input was text or ids instead of messages.
     pub raw: bool,
 }
 
-/// What others may see of a session.
+/// The public facts of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionView {
-    /// Who owns it and its name.
+    /// Its owner and name.
     pub key: SessionKey,
     /// The model it is bound to.
     pub model: ModelName,
@@ -88,12 +89,12 @@ pub struct SessionView {
     pub turns: Vec<TurnEnd>,
     /// Whether a turn runs.
     pub busy: bool,
-    /// How long it lives after its last use.
+    /// Lifetime after its last use.
     pub ttl: Duration,
-    /// When it was made.
-    pub created: Moment,
-    /// When it was last used.
-    pub used: Moment,
+    /// Time of its creation.
+    pub created: SystemTime,
+    /// Time of its last use.
+    pub used: SystemTime,
 }
 
 /// A conversation.
@@ -101,33 +102,33 @@ pub struct SessionView {
 pub struct Session {
     key: SessionKey,
     model: ModelName,
-    messages: Vec<Message>,
+    messages: Vec<Arc<Message>>,
     /// Rendered messages, output included, as far as known; the last turn says how far it is valid.
-    text: String,
-    tokens: Vec<u32>,
+    text: Arc<str>,
+    tokens: Arc<[u32]>,
     turns: Vec<TurnEnd>,
     busy: Option<TurnId>,
     ttl: Duration,
-    created: Moment,
-    used: Moment,
+    created: SystemTime,
+    used: SystemTime,
 }
 
 impl Session {
-    /// An empty session.
+    /// Returns an empty session.
     #[must_use]
-    pub fn new(key: SessionKey, model: ModelName, ttl: Duration, now: Moment) -> Self {
-        let (messages, text, tokens, turns) = Default::default();
+    pub fn new(key: SessionKey, model: ModelName, ttl: Duration, now: SystemTime) -> Self {
+        let (messages, text, tokens, turns) = (Vec::new(), "".into(), [].into(), Vec::new());
         Self { key, model, messages, text, tokens, turns, busy: None, ttl, created: now, used: now }
     }
 
-    /// A copy under a new name, without the turn that may run.
+    /// Returns a copy under a new name, without the turn that may run. The content is shared.
     #[must_use]
-    pub fn fork(&self, key: SessionKey, ttl: Option<Duration>, now: Moment) -> Self {
+    pub fn fork(&self, key: SessionKey, ttl: Option<Duration>, now: SystemTime) -> Self {
         let ttl = ttl.unwrap_or(self.ttl);
         Self { key, busy: None, ttl, created: now, used: now, ..self.clone() }
     }
 
-    /// What others may see.
+    /// Returns its public facts.
     #[must_use]
     pub fn view(&self) -> SessionView {
         SessionView {
@@ -142,28 +143,28 @@ impl Session {
         }
     }
 
-    /// The model it is bound to.
+    /// Returns the model it is bound to.
     #[must_use]
     pub fn model(&self) -> &ModelName {
         &self.model
     }
 
-    /// Its tokens.
+    /// Returns its tokens.
     #[must_use]
-    pub fn tokens(&self) -> &[u32] {
+    pub fn tokens(&self) -> &Arc<[u32]> {
         &self.tokens
     }
 
-    /// Its messages; none once a turn was raw.
+    /// Returns its messages; none once a turn was raw.
     #[must_use]
-    pub fn messages(&self) -> &[Message] {
+    pub fn messages(&self) -> &[Arc<Message>] {
         if self.is_raw() { &[] } else { &self.messages }
     }
 
-    /// Whether its time is up. A running turn keeps it alive.
+    /// Returns whether it expired. A running turn keeps it alive.
     #[must_use]
-    pub fn is_expired(&self, now: Moment) -> bool {
-        self.busy.is_none() && self.used.after(self.ttl) <= now
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        self.busy.is_none() && self.used.checked_add(self.ttl).is_some_and(|end| end <= now)
     }
 
     /// Refuses when the token count is not the expected one.
@@ -184,13 +185,18 @@ impl Session {
             return Err(Error::SessionWrongModel { session, model });
         }
         let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
-        let text = text_bytes.and_then(|end| self.text.get(..end)).map(str::to_owned);
-        let (model, messages, tokens) = (self.model.clone(), self.messages.clone(), self.tokens.clone());
+        let text = text_bytes.and_then(|end| shared_start(&self.text, end));
+        let (model, messages, tokens) = (self.model.clone(), self.messages.clone(), Arc::clone(&self.tokens));
         Ok(TurnStart { model, messages, text, tokens })
     }
 
     /// Begins a turn, if it may.
-    pub fn begin(&mut self, turn: TurnId, request: &TurnRequest, now: Moment) -> Result<TurnStart, Error> {
+    pub fn begin(
+        &mut self,
+        turn: TurnId,
+        request: &TurnRequest,
+        now: SystemTime,
+    ) -> Result<TurnStart, Error> {
         let session = || self.key.name.clone();
         let start = self.start(request.model.as_ref())?;
         if self.busy.is_some() {
@@ -205,9 +211,15 @@ impl Session {
         Ok(start)
     }
 
-    /// Keeps a turn. `tokens` are all of the session's now: the turn's context and what was generated.
-    /// False if the turn does not run here (its session was deleted, and another took the name).
-    pub fn commit(&mut self, turn: TurnId, tokens: Vec<u32>, content: TurnContent, now: Moment) -> bool {
+    /// Commits a turn. `tokens` are all of the session's now: the turn's context and the generated ones. Returns
+    /// false if the turn does not run here (its session was deleted, and another took the name).
+    pub fn commit(
+        &mut self,
+        turn: TurnId,
+        tokens: Arc<[u32]>,
+        content: TurnContent,
+        now: SystemTime,
+    ) -> bool {
         if self.busy != Some(turn) {
             return false;
         }
@@ -215,7 +227,7 @@ impl Session {
         let mut text_bytes = None;
         if let TurnContent::Chat { messages, text, text_is_whole } = content {
             self.forget_rewritten(&tokens, &text);
-            self.messages.extend(messages);
+            self.messages.extend(messages.into_iter().map(Arc::new));
             text_bytes = text_is_whole.then_some(text.len());
             self.text = text;
         }
@@ -227,16 +239,16 @@ impl Session {
         true
     }
 
-    /// Gives a turn up; the session is as it was.
-    pub fn roll_back(&mut self, turn: TurnId, now: Moment) {
+    /// Rolls a turn back; the session is as it was.
+    pub fn roll_back(&mut self, turn: TurnId, now: SystemTime) {
         if self.busy == Some(turn) {
             self.busy = None;
             self.used = now;
         }
     }
 
-    /// Keeps the first `turn_count` turns.
-    pub fn truncate_turns(&mut self, turn_count: usize, now: Moment) -> Result<(), Error> {
+    /// Truncates to the first `turn_count` turns.
+    pub fn truncate_turns(&mut self, turn_count: usize, now: SystemTime) -> Result<(), Error> {
         self.refuse_if_busy()?;
         if turn_count > self.turns.len() {
             return Err(Error::field("turn_count", format!("the session has {} turns", self.turns.len())));
@@ -245,8 +257,8 @@ impl Session {
         Ok(())
     }
 
-    /// Keeps the first `token_count` tokens: the end of a turn, or a point inside a raw one.
-    pub fn truncate_tokens(&mut self, token_count: usize, now: Moment) -> Result<(), Error> {
+    /// Truncates to the first `token_count` tokens: the end of a turn, or a point inside a raw one.
+    pub fn truncate_tokens(&mut self, token_count: usize, now: SystemTime) -> Result<(), Error> {
         self.refuse_if_busy()?;
         if token_count > self.tokens.len() {
             return Err(Error::field("token_count", format!("the session has {} tokens", self.tokens.len())));
@@ -257,10 +269,10 @@ impl Session {
         if shortened.as_ref().is_some_and(|turn| !turn.raw) {
             return Err(Error::field("token_count", "must be the end of a turn: the session has chat turns"));
         }
-        let tokens = self.tokens.get(..token_count).map(<[u32]>::to_vec);
+        let tokens = Arc::clone(&self.tokens);
         self.cut(whole, now);
-        if let (Some(turn), Some(tokens)) = (shortened, tokens) {
-            self.tokens = tokens;
+        if let Some(turn) = shortened {
+            self.tokens = tokens[..token_count].into();
             self.turns.push(TurnEnd { token_count, ..turn });
         }
         Ok(())
@@ -274,18 +286,21 @@ impl Session {
         if self.busy.is_some() { Err(Error::SessionBusy(self.key.name.clone())) } else { Ok(()) }
     }
 
-    fn cut(&mut self, turn_count: usize, now: Moment) {
+    fn cut(&mut self, turn_count: usize, now: SystemTime) {
         self.turns.truncate(turn_count);
         let (messages, tokens) =
             self.turns.last().map_or((0, 0), |last| (last.message_count, last.token_count));
         self.messages.truncate(messages);
-        self.tokens.truncate(tokens);
-        self.text.truncate(self.turns.iter().filter_map(|turn| turn.text_bytes).max().unwrap_or(0));
+        if tokens < self.tokens.len() {
+            self.tokens = self.tokens[..tokens].into();
+        }
+        let text_bytes = self.turns.iter().filter_map(|turn| turn.text_bytes).max().unwrap_or(0);
+        self.text = shared_start(&self.text, text_bytes).unwrap_or_default();
         self.used = now;
     }
 
-    /// A turn may have rewritten what came before (a template that drops old reasoning does). The ends of
-    /// earlier turns move back to where that begins, and their text is not known any more.
+    /// Moves the ends of earlier turns back to where a turn rewrote what came before (a template that drops old
+    /// reasoning does), and forgets their text.
     fn forget_rewritten(&mut self, tokens: &[u32], text: &str) {
         let same_tokens = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
         let same_bytes = self.text.bytes().zip(text.bytes()).take_while(|(old, new)| old == new).count();
@@ -297,6 +312,11 @@ impl Session {
             }
         }
     }
+}
+
+/// Returns the first `end` bytes; shared if they are all.
+fn shared_start(text: &Arc<str>, end: usize) -> Option<Arc<str>> {
+    if end == text.len() { Some(Arc::clone(text)) } else { text.get(..end).map(Arc::from) }
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! What may follow what in a session, and that text and tokens agree whatever happens.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::session::Role;
+use crate::session::{Role, joined};
 
-const NOW: Moment = Moment::at(Duration::from_secs(5));
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
 fn session() -> Session {
     let key = SessionKey { owner: "uid:1".into(), name: "s".into() };
@@ -26,11 +26,11 @@ fn chat(text: &str) -> TurnContent {
 fn turn(session: &mut Session, id: u64, tokens: Vec<u32>, content: TurnContent) {
     let input = if matches!(content, TurnContent::Raw) { InputKind::Raw } else { InputKind::Chat };
     session.begin(TurnId(id), &request(input), NOW).unwrap();
-    assert!(session.commit(TurnId(id), tokens, content, NOW));
+    assert!(session.commit(TurnId(id), tokens.into(), content, NOW));
 }
 
 #[test]
-fn a_turn_that_is_given_up_leaves_no_trace() {
+fn a_turn_that_is_rolled_back_leaves_no_trace() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2], chat("ab"));
     let before = session.clone();
@@ -52,7 +52,7 @@ fn a_second_turn_is_refused_while_one_runs() {
 fn a_commit_of_another_turn_is_refused() {
     let mut session = session();
     session.begin(TurnId(1), &request(InputKind::Raw), NOW).unwrap();
-    assert!(!session.commit(TurnId(2), vec![1], TurnContent::Raw, NOW));
+    assert!(!session.commit(TurnId(2), [1].into(), TurnContent::Raw, NOW));
     assert!(session.tokens().is_empty());
 }
 
@@ -83,7 +83,7 @@ fn chat_after_raw_is_refused_until_the_raw_turn_is_cut_off() {
     session.truncate_turns(1, NOW).unwrap();
     assert_eq!(session.messages().len(), 2);
     let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
-    assert_eq!((start.text.as_deref(), start.tokens.as_slice()), (Some("ab"), &[1, 2][..]));
+    assert_eq!((start.text.as_deref(), &*start.tokens), (Some("ab"), &[1, 2][..]));
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn truncation_restores_text_and_tokens_of_the_turn() {
     assert!(session.truncate_tokens(3, NOW).is_err());
     session.truncate_tokens(2, NOW).unwrap();
     let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
-    assert_eq!((start.text.as_deref(), start.tokens.as_slice()), (Some("ab"), &[1, 2][..]));
+    assert_eq!((start.text.as_deref(), &*start.tokens), (Some("ab"), &[1, 2][..]));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_rewritten_beginning_moves_earlier_turn_ends_back() {
     turn(&mut session, 2, vec![1, 2, 9, 9], chat("abXY"));
     session.truncate_turns(1, NOW).unwrap();
     let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
-    assert_eq!((start.text, start.tokens.as_slice(), start.messages.len()), (None, &[1, 2][..], 2));
+    assert_eq!((start.text, &*start.tokens, start.messages.len()), (None, &[1, 2][..], 2));
 }
 
 #[test]
@@ -123,11 +123,23 @@ fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
 }
 
 #[test]
+fn a_turn_and_a_fork_share_what_the_session_holds() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    let start = session.begin(TurnId(2), &request(InputKind::Chat), NOW).unwrap();
+    assert!(Arc::ptr_eq(&start.tokens, session.tokens()));
+    assert!(Arc::ptr_eq(&start.messages[0], &session.messages()[0]));
+    assert!(Arc::ptr_eq(start.text.as_ref().unwrap(), &session.text));
+    let fork = session.fork(SessionKey { owner: "uid:1".into(), name: "f".into() }, None, NOW);
+    assert!(Arc::ptr_eq(fork.tokens(), session.tokens()));
+}
+
+#[test]
 fn a_raw_turn_may_be_cut_inside() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2, 3], TurnContent::Raw);
     session.truncate_tokens(2, NOW).unwrap();
-    assert_eq!((session.tokens(), session.view().turns.len()), (&[1, 2][..], 1));
+    assert_eq!((&**session.tokens(), session.view().turns.len()), (&[1, 2][..], 1));
     session.truncate_tokens(0, NOW).unwrap();
     assert!(session.begin(TurnId(2), &request(InputKind::Chat), NOW).is_ok());
 }
@@ -135,8 +147,8 @@ fn a_raw_turn_may_be_cut_inside() {
 #[test]
 fn the_lease_counts_from_the_last_use_and_not_while_a_turn_runs() {
     let mut session = session();
-    let late = NOW.after(Duration::from_secs(60));
-    assert!(!session.is_expired(NOW.after(Duration::from_secs(59))));
+    let late = NOW + Duration::from_secs(60);
+    assert!(!session.is_expired(NOW + Duration::from_secs(59)));
     assert!(session.is_expired(late));
     session.begin(TurnId(1), &request(InputKind::Raw), NOW).unwrap();
     assert!(!session.is_expired(late));
@@ -148,7 +160,7 @@ fn the_lease_counts_from_the_last_use_and_not_while_a_turn_runs() {
 enum Step {
     Chat { keep: usize, add: Vec<u32> },
     Raw(Vec<u32>),
-    GiveUp(InputKind),
+    RollBack(InputKind),
     TruncateTurns(usize),
     TruncateTokens(usize),
     Fork,
@@ -160,7 +172,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         (0_usize..12, tokens()).prop_map(|(keep, add)| Step::Chat { keep, add }),
         tokens().prop_map(Step::Raw),
-        kind.prop_map(Step::GiveUp),
+        kind.prop_map(Step::RollBack),
         (0_usize..6).prop_map(Step::TruncateTurns),
         (0_usize..12).prop_map(Step::TruncateTokens),
         Just(Step::Fork),
@@ -177,17 +189,18 @@ fn apply(session: &mut Session, id: u64, step: Step) {
     match step {
         Step::Chat { keep, add } => {
             let Ok(start) = session.begin(TurnId(id), &request(InputKind::Chat), NOW) else { return };
-            let mut tokens = start.tokens;
+            let mut tokens = start.tokens.to_vec();
             tokens.truncate(tokens.len().min(keep));
             tokens.extend(add);
             let text = text_of(&tokens);
-            assert!(session.commit(TurnId(id), tokens, chat(&text), NOW));
+            assert!(session.commit(TurnId(id), tokens.into(), chat(&text), NOW));
         }
         Step::Raw(add) => {
             let start = session.begin(TurnId(id), &request(InputKind::Raw), NOW).unwrap();
-            assert!(session.commit(TurnId(id), [start.tokens, add].concat(), TurnContent::Raw, NOW));
+            let tokens = joined(&start.tokens, &add);
+            assert!(session.commit(TurnId(id), tokens, TurnContent::Raw, NOW));
         }
-        Step::GiveUp(input) => {
+        Step::RollBack(input) => {
             let before = session.clone();
             if session.begin(TurnId(id), &request(input), NOW).is_ok() {
                 session.roll_back(TurnId(id), NOW);

@@ -307,8 +307,8 @@ impl World {
         match self.book.begin(&key, &request, hold) {
             Ok((guard, start)) => {
                 assert!(!stale, "a stale count does not begin a turn");
-                assert_eq!(start.tokens, self.kept[&key], "a turn builds on those that ended well");
-                self.generate(Some((Turn { guard, stopped }, start.model, start.tokens)));
+                assert_eq!(*start.tokens, *self.kept[&key], "a turn builds on those that ended well");
+                self.generate(Some((Turn { guard, stopped }, start.model, start.tokens.to_vec())));
             }
             Err(Error::SessionMoved { .. }) => assert!(stale, "{key} has not moved"),
             Err(Error::SessionBusy(_)) => {
