@@ -1,9 +1,9 @@
 // A pool for jobs of tens of microseconds, where waking a thread would cost as much as the work. Its
-// threads therefore look for the next job for SPIN_NS, about the time that a model spends between two
+// threads therefore poll for the next job for SPIN_NS, about the time that a model spends between two
 // products, and only then sleep: an idle process costs nothing.
 //
-// Who works on what is one 64-bit word, `tickets`: how many parts the job has (high half) and which is
-// next (low half). Taking a ticket reads both at once, so a thread that comes late finds nothing to do
+// The assignment of work is one 64-bit word, `tickets`: the number of parts of the job (high half) and the
+// next part (low half). Taking a ticket reads both at once, so a thread that comes late finds nothing to do
 // instead of a job that is gone.
 
 #define _GNU_SOURCE
@@ -63,7 +63,7 @@ static void work(void) {
   }
 }
 
-// Returns when a job other than `seen` is there.
+// Waits for a job other than `seen`.
 static void await_job(unsigned seen) {
   const int64_t sleep_at = now_ns() + SPIN_NS;
   while (atomic_load(&jobs) == seen) {
@@ -100,7 +100,7 @@ __attribute__((constructor)) static void choose_thread_count(void) {
 
 int mlxd_pool_threads(void) { return threads; }
 
-// A thread that cannot be started is one less, no error. Signals are for the program's own threads.
+// Starts the threads; one that cannot be started is left out. Signals are for the program's own threads.
 static void start(void) {
   sigset_t all, before;
   sigfillset(&all);

@@ -60,7 +60,7 @@ FORWARD(cblas_sgemm)
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
 
-// What a thread takes at least: about 5 us of multiplications.
+// The least work for a thread: about 5 us of multiplications.
 static const double PART_WORK = 250e3;
 
 void scipy_cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,

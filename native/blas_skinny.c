@@ -20,8 +20,7 @@
 
 enum {
   ROWS_MAX = 64,
-  // What a thread takes at a time: enough rows for prefetching to work, enough multiplications (3 us) to be
-  // worth taking.
+  // Work of a part: enough rows for prefetching to work, enough multiplications (3 us) to be worth taking.
   PART_COLUMNS = 128,
   PART_WORK = 50000,
 };

@@ -13,12 +13,12 @@
 #include "kernel_set.h"
 
 enum {
-  // Positions that attention looks at together: keys, values and scores of a tile stay in the nearest caches.
+  // Positions that attention takes together: keys, values and scores of a tile stay in the nearest caches.
   BLOCK = 128,
   // Query rows of a tile: whole tiles of the product, for groups of 1, 2, 3, 4, 6, 8, 12.
   TILE_ROWS = 24,
-  // Numbers worth a part of their own: about 5 us of work.
-  PART_NUMBERS = 4096,
+  // Elements worth a part of their own: about 5 us of work.
+  PART_ELEMENTS = 4096,
 };
 
 struct gated {
@@ -47,7 +47,7 @@ struct attention_job {
   const struct tile *tiles;
 };
 
-// A head's numbers, turned to the position of its token.
+// Rotates a head to the position of its token.
 static void rotate(const struct mlxd_attention *a, int row, const float *restrict from, float *restrict to) {
   const int half = a->shape.rotated / 2;
   const float *restrict cos = a->cos + (size_t)row * (size_t)half, *restrict sin = a->sin + (size_t)row * (size_t)half;
@@ -67,7 +67,7 @@ static void rotate(const struct mlxd_attention *a, int row, const float *restric
   memcpy(to + a->shape.rotated, from + a->shape.rotated, (size_t)(a->shape.head_dim - a->shape.rotated) * sizeof *to);
 }
 
-// The root mean square norm of a head.
+// Norms a head by its root mean square.
 static void norm_head(const struct mlxd_attention *a, const float *restrict from, const float *restrict weight,
                       float *restrict to) {
   const int dim = a->shape.head_dim;
@@ -77,23 +77,23 @@ static void norm_head(const struct mlxd_attention *a, const float *restrict from
   for (int d = 0; d < dim; d++) to[d] = from[d] * factor * weight[d];
 }
 
-// A head as it is attended with: normed, then turned.
+// Norms a head, if there are weights, and rotates it.
 static void prepare(const struct mlxd_attention *a, int row, const float *from, const float *norm, float *to) {
   float normed[MLXD_HEAD_DIM_MAX];
   if (norm) norm_head(a, from, norm, normed);
   rotate(a, row, norm ? normed : from, to);
 }
 
-// Heads of a token that are kept for each key head.
+// Returns the stored heads of a token for each key head: key and value, or one for both.
 static int planes(const struct mlxd_attention_shape *s) { return s->values_from ? 1 : 2; }
 
-// Numbers of a token in `qkv`.
-static size_t token_numbers(const struct mlxd_attention_shape *s) {
+// Returns the elements of a token in `qkv`.
+static size_t token_elements(const struct mlxd_attention_shape *s) {
   return (size_t)(s->heads + (s->stores ? planes(s) * s->kv_heads : 0)) * (size_t)s->head_dim;
 }
 
-// Numbers of a slot.
-static size_t slot_numbers(const struct mlxd_attention_shape *s, const struct mlxd_slab *slab) {
+// Returns the elements of a slot.
+static size_t slot_elements(const struct mlxd_attention_shape *s, const struct mlxd_slab *slab) {
   return (size_t)(planes(s) * s->kv_heads) * (size_t)slab->capacity * (size_t)s->head_dim;
 }
 
@@ -152,9 +152,9 @@ static size_t slot_numbers(const struct mlxd_attention_shape *s, const struct ml
 
 static int least(int a, int b) { return a < b ? a : b; }
 
-// Rows of `numbers` each that a part takes.
-static int rows_of_part(int rows, int numbers) {
-  const int worth = PART_NUMBERS / (numbers > 0 ? numbers : 1) + 1, parts = mlxd_pool_threads() * 2;
+// Returns the rows of a part, of `elements` each.
+static int rows_of_part(int rows, int elements) {
+  const int worth = PART_ELEMENTS / (elements > 0 ? elements : 1) + 1, parts = mlxd_pool_threads() * 2;
   const int fair = (rows + parts - 1) / parts;
   return fair > worth ? fair : worth;
 }
@@ -184,18 +184,18 @@ void mlxd_cpu_rms_norm(int rows, int size, float eps, const float *x, const floa
   mlxd_pool_run(rms_norm_part, &job, (rows + part_rows - 1) / part_rows);
 }
 
-// The keys and values of a span's tokens, into its slot.
+// Writes the keys and values of a span's tokens to its slot.
 static void write_part(const void *job, int part) {
   const struct mlxd_attention *a = ((const struct attention_job *)job)->attention;
   const struct mlxd_span *span = &a->spans[part];
   const struct mlxd_slab *slab = &a->slabs[span->slab];
   const size_t dim = (size_t)a->shape.head_dim, head = (size_t)slab->capacity * dim;
   for (int i = 0; i < span->rows; i++) {
-    const int row = span->row + i, kept = planes(&a->shape) * a->shape.kv_heads;
-    const float *new = a->qkv + (size_t)row * token_numbers(&a->shape) + (size_t)a->shape.heads * dim;
-    float *to = slab->data + (size_t)span->slot * slot_numbers(&a->shape, slab) + (size_t)(span->start + i) * dim;
+    const int row = span->row + i, stored = planes(&a->shape) * a->shape.kv_heads;
+    const float *new = a->qkv + (size_t)row * token_elements(&a->shape) + (size_t)a->shape.heads * dim;
+    float *to = slab->data + (size_t)span->slot * slot_elements(&a->shape, slab) + (size_t)(span->start + i) * dim;
     for (int h = 0; h < a->shape.kv_heads; h++) prepare(a, row, new + (size_t)h * dim, a->k_norm, to + (size_t)h * head);
-    for (int h = a->shape.kv_heads; h < kept; h++) {
+    for (int h = a->shape.kv_heads; h < stored; h++) {
       if (a->v_norm) norm_head(a, new + (size_t)h * dim, a->v_norm, to + (size_t)h * head);
       else memcpy(to + (size_t)h * head, new + (size_t)h * dim, dim * sizeof *to);
     }
@@ -217,7 +217,7 @@ void mlxd_cpu_attention(const struct mlxd_attention *a) {
   if (!tiles) abort(); // a few kilobytes: nothing could go on without them
   int next = 0;
   for (int s = 0; s < a->span_count; s++)
-    // The last rows of a long span have most to look at: they come first.
+    // The last rows of a long span attend to most: they come first.
     for (int first = (a->spans[s].rows - 1) / tile_rows * tile_rows; first >= 0; first -= tile_rows)
       for (int head = 0; head < a->shape.kv_heads * of_group; head++) {
         const int at = head / of_group * group + head % of_group * heads, end = (head / of_group + 1) * group;
@@ -226,8 +226,8 @@ void mlxd_cpu_attention(const struct mlxd_attention *a) {
       }
   const struct attention_job job = {a, tiles};
   if (!a->shape.stores) {
-    // What the slabs hold stays as it is.
-  } else if (a->tokens * a->shape.kv_heads * a->shape.head_dim < PART_NUMBERS) {
+    // The slabs stay as they are.
+  } else if (a->tokens * a->shape.kv_heads * a->shape.head_dim < PART_ELEMENTS) {
     for (int s = 0; s < a->span_count; s++) write_part(&job, s);
   } else {
     mlxd_pool_run(write_part, &job, a->span_count);

@@ -1,4 +1,4 @@
-// What a transformer layer does on the CPU beside matrix products, in single precision and on all threads of
+// The operations of a transformer layer on the CPU beside matrix products, in single precision and on all threads of
 // blas_pool.h. MLX's own operations for it are scalar on x86, and on one thread. Callers: mlx_ops.cpp.
 
 #ifndef MLXD_CPU_OPS_H
@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-// How a gate g opens for u: with silu, g * sigmoid(g) * u; with the approximation of gelu by a sigmoid of
+// The output of a gate g for u: with silu, g * sigmoid(g) * u; with the approximation of gelu by a sigmoid of
 // 2 * sqrt(2 / pi) * (g + 0.044715 * g^3), which is that by a tanh; and as gpt-oss has it, g * sigmoid(1.702 * g) * (u + 1)
 // with g at most 7 and u between -7 and 7.
 enum mlxd_gate { MLXD_GATE_SILU, MLXD_GATE_GELU, MLXD_GATE_OSS };
@@ -37,12 +37,12 @@ struct mlxd_slab {
 
 enum { MLXD_HEAD_DIM_MAX = 576, MLXD_HEAD_DIM_MULTIPLE = 16 };
 
-// Queries and keys are turned by a table of angles: number i with i + rotated / 2, or neighbours if `traditional`. A
-// token sees its sequence up to itself, or the last `window` positions of that if it is not 0.
+// Queries and keys are rotated by a table of angles: element i with i + rotated / 2, or neighbours if `traditional`. A
+// token attends to its sequence up to itself, or to the last `window` positions of that if it is not 0.
 struct mlxd_attention_shape {
   int heads, kv_heads, head_dim, rotated, traditional, window;
-  int values_from;       // where in a key its value begins (latent attention); 0: values are kept on their own
-  int stores;            // whether the tokens bring keys and values; if not, what the slabs hold is attended
+  int values_from;       // element of a key at which its value begins (latent attention); 0: values are stored apart
+  int stores;            // whether the tokens bring keys and values; if not, they attend to those in the slabs
   float scale, softcap;  // scores become softcap * tanh(score / softcap) if that is not 0
   float eps;             // of the norms
 };
@@ -53,7 +53,7 @@ struct mlxd_attention {
   int tokens, span_count;
   const float *qkv;        // [tokens, heads + planes * kv_heads, head_dim], or [tokens, heads, head_dim]
   const float *cos, *sin;  // [tokens, rotated / 2]
-  // Weights [head_dim] of root mean square norms of each head of queries, keys and values, before they are turned;
+  // Weights [head_dim] of root mean square norms of each head of queries, keys and values, before they are rotated;
   // NULL for none.
   const float *q_norm, *k_norm, *v_norm;
   const float *sinks;      // [heads]: the score of a position that has no value; NULL for none

@@ -89,7 +89,7 @@ class Attention : public CpuOperation {
   // holds them.
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     // Each output names the inputs: as long as all do, every slab is held several times. They are about to be
-    // detached, and only those of the one that is evaluated are still looked at.
+    // detached, and only those of the one that is evaluated are still read.
     for (mx::array& output : outputs)
       if (&output.inputs() != &inputs) output.inputs().clear();
     auto slabs = std::make_shared<std::vector<mlxd_slab>>();

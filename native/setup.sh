@@ -98,8 +98,8 @@ fetch_wheels() {
 
 build_blas() {
   local flags=(-std=gnu17 -O3 -fPIC -shared -Wall -Wextra -pthread "-Wl,-rpath,\$ORIGIN" -L"$tmp/lib")
-  "$cc" "${flags[@]}" -Wl,-soname,libmlxd_blas.so -o "$tmp/lib/libmlxd_blas.so" "$native"/blas_*.c "$native"/{cpu_ops,kernel_set}.c \
-    -lscipy_openblas -lm
+  "$cc" "${flags[@]}" -Wl,-soname,libmlxd_blas.so -o "$tmp/lib/libmlxd_blas.so" "$native"/blas_*.c \
+    "$native"/{cpu_ops,kernel_set}.c -lscipy_openblas -lm
   "$cc" "${flags[@]}" -DMLXD_BLAS_PLAIN -Wl,-soname,libmlxd_blas_plain.so -o "$tmp/lib/libmlxd_blas_plain.so" \
     "$native/blas_shim.c" -lscipy_openblas
   # A symbol that the shim forgets would quietly come from the reference BLAS.

@@ -48,7 +48,7 @@ static void every_product_is_right(void) {
     const int m = ms[test % 7], n = ns[test / 7 % 4], k = ks[test / 28 % 4];
     const int ta = test / 112 % 2, tb = test / 224 % 2, add = test / 448 % 2;
     const float alpha = add ? -0.5f : 1, beta = add ? 2 : 0;
-    // What beta 0 leaves out must not be read, not even to multiply it by zero.
+    // With beta 0 the old values must not be read, not even to multiply them by zero.
     memcpy(c, before, SIZE * sizeof *c);
     if (!add) memset(c, 0xff, (size_t)m * (size_t)n * sizeof *c);
     cblas_sgemm(101, ta ? 112 : 111, tb ? 112 : 111, m, n, k, alpha, a, ta ? m : k, b, tb ? k : n, beta, c, n);

@@ -1,4 +1,4 @@
-// What the native tests share: random numbers that a case has on every machine, the kernel sets of this CPU, and the
+// Shared by the native tests: random numbers that a case has on every machine, the kernel sets of this CPU, and the
 // bound that rounding allows.
 
 #ifndef MLXD_TESTS_COMMON_H
@@ -54,16 +54,19 @@ static int near(double got, double want, double bound) {
   return error <= bound; // false for NaN
 }
 
-// Puts each set of this CPU to use, and runs the tests on it.
+// Puts each set of this CPU to use, and runs the tests on it; only one if MLXD_KERNELS names it.
 static void for_each_set(const char *program, void (*tests)(void)) {
   char names[64];
   strcpy(names, mlxd_kernels_available());
   printf("%s: this CPU has %s\n", program, names);
+  const char *forced = getenv("MLXD_KERNELS");
+  if (forced && strstr("auto composed fused", forced)) forced = NULL;
+  if (forced) snprintf(names, sizeof names, "%s", forced);
   for (char *name = strtok(names, " "); name; name = strtok(NULL, " ")) {
     set_name = name;
     set_lanes = strcmp(name, "avx512") == 0 ? 16 : strcmp(name, "avx2") == 0 ? 8 : 4;
     if (mlxd_kernels_use(name) != 0 || mlxd_kernels_use("mmx") != -1) {
-      fprintf(stderr, "%s: cannot choose %s\n", program, name);
+      fprintf(stderr, "%s: this CPU does not have %s\n", program, name);
       exit(1);
     }
     tests();

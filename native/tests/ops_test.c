@@ -9,7 +9,7 @@
 
 enum { CAPACITY = 400, SLOTS = 3, SPANS_MAX = 3, CASES = 60 };
 
-// The case that is looked at, for messages.
+// The case that is checked, for messages.
 static struct {
   int number, head_dim, length;
 } at;
@@ -77,11 +77,11 @@ struct bounded {
   double value, error;
 };
 
-// A head as it is attended with, normed and turned, in double precision.
-static void prepared(const struct world *w, int row, const float *from, const float *weight, int turns,
+// A head, normed and rotated, in double precision.
+static void prepared(const struct world *w, int row, const float *from, const float *weight, int rotates,
                      struct bounded *to) {
   const struct mlxd_attention_shape *s = &w->a.shape;
-  const int dim = s->head_dim, half = turns ? s->rotated / 2 : 0;
+  const int dim = s->head_dim, half = rotates ? s->rotated / 2 : 0;
   double squares = 0, normed[MLXD_HEAD_DIM_MAX];
   for (int d = 0; d < dim; d++) squares += (double)from[d] * from[d];
   const double factor = 1 / sqrt(squares / dim + (double)s->eps);
@@ -115,17 +115,17 @@ static struct bounded score_of(const struct mlxd_attention_shape *s, const float
   return score;
 }
 
-// One query head of one row, said plainly.
+// Attention of one query head of one row, by its definition.
 static void one_row(const struct world *w, const struct mlxd_span *span, int r, int head, struct bounded *out) {
   const struct mlxd_attention_shape *s = &w->a.shape;
-  const int dim = s->head_dim, width = dim - s->values_from, position = span->start + r, kept = planes(s);
+  const int dim = s->head_dim, width = dim - s->values_from, position = span->start + r, stored = planes(s);
   const int low = s->window && position + 1 > s->window ? position + 1 - s->window : 0, kv_head = head / (s->heads / s->kv_heads);
   const size_t of = (size_t)CAPACITY * (size_t)dim;
-  const float *keys = w->slabs[span->slab].data + ((size_t)(span->slot * kept * s->kv_heads) + (size_t)kv_head) * of;
+  const float *keys = w->slabs[span->slab].data + ((size_t)(span->slot * stored * s->kv_heads) + (size_t)kv_head) * of;
   const float *values = s->values_from ? keys + s->values_from : keys + (size_t)s->kv_heads * of;
   // The query in single precision: `prepare` is checked by what it makes of keys.
   float query[MLXD_HEAD_DIM_MAX];
-  prepare(&w->a, span->row + r, w->qkv + (size_t)(span->row + r) * token_numbers(s) + (size_t)head * (size_t)dim, w->a.q_norm,
+  prepare(&w->a, span->row + r, w->qkv + (size_t)(span->row + r) * token_elements(s) + (size_t)head * (size_t)dim, w->a.q_norm,
           query);
   struct bounded scores[CAPACITY];
   double most = w->a.sinks ? w->a.sinks[head] : -1e30, sum = 0, mean_error = 0;
@@ -134,7 +134,7 @@ static void one_row(const struct world *w, const struct mlxd_span *span, int r, 
     most = fmax(most, scores[j].value);
   }
   if (w->a.sinks) sum = exp(w->a.sinks[head] - most);
-  // Blocks that begin before the window are looked at too, and rescale what was summed up.
+  // Blocks that begin before the window are computed too, and rescale the sums.
   const int count = position + 1 - low, blocks = count / BLOCK + 2;
   for (int j = low; j <= position; j++) {
     // e^x is good to 4 roundings, and x = score - largest to one; the largest may have changed in every block.
@@ -151,20 +151,20 @@ static void one_row(const struct world *w, const struct mlxd_span *span, int r, 
       size += fabs(term);
       error += fabs(term) * scores[j].error;
     }
-    // Of the weights, of their sum, and of both sums over positions, which add one after another.
+    // Errors of the weights, of their sum, and of both sums over positions, which add one after another.
     error += (mean_error + (2 * count + 2 * blocks + 4) * ROUNDING) * size;
     out[d] = (struct bounded){value, error};
   }
 }
 
-// Whether a span's last token is kept as it should be.
-static int kept_right(const struct world *w, const struct mlxd_span *span) {
+// Whether a span's last token is stored as it should be.
+static int stored_right(const struct world *w, const struct mlxd_span *span) {
   const struct mlxd_attention_shape *s = &w->a.shape;
-  const int dim = s->head_dim, row = span->row + span->rows - 1, kept = planes(s) * s->kv_heads;
+  const int dim = s->head_dim, row = span->row + span->rows - 1, stored = planes(s) * s->kv_heads;
   if (!s->stores) return 1;
-  for (int h = 0; h < kept; h++) {
-    const float *new = w->qkv + (size_t)row * token_numbers(s) + (size_t)(s->heads + h) * (size_t)dim;
-    const float *got = w->slabs[span->slab].data + ((size_t)(span->slot * kept + h) * CAPACITY + (size_t)(span->start + span->rows - 1)) * (size_t)dim;
+  for (int h = 0; h < stored; h++) {
+    const float *new = w->qkv + (size_t)row * token_elements(s) + (size_t)(s->heads + h) * (size_t)dim;
+    const float *got = w->slabs[span->slab].data + ((size_t)(span->slot * stored + h) * CAPACITY + (size_t)(span->start + span->rows - 1)) * (size_t)dim;
     struct bounded want[MLXD_HEAD_DIM_MAX];
     prepared(w, row, new, h < s->kv_heads ? w->a.k_norm : w->a.v_norm, h < s->kv_heads, want);
     for (int d = 0; d < dim; d++)
@@ -177,7 +177,7 @@ static int attention_is_right(const struct world *w) {
   const int heads = w->a.shape.heads, dim = w->a.shape.head_dim - w->a.shape.values_from;
   struct bounded want[MLXD_HEAD_DIM_MAX];
   for (int s = 0; s < w->a.span_count; s++) {
-    if (!kept_right(w, &w->spans[s])) return 0;
+    if (!stored_right(w, &w->spans[s])) return 0;
     for (int r = 0; r < w->spans[s].rows; r++)
       for (int h = 0; h < heads; h++) {
         at.length = w->spans[s].start + r + 1;
@@ -228,17 +228,17 @@ static void tiles_make_attention(void) {
     // The last row of each span, alone and after the rest.
     for (int s = 0; s < w.a.span_count; s++) {
       const struct mlxd_span span = w.spans[s];
-      const size_t numbers = (size_t)(w.a.shape.heads * (w.a.shape.head_dim - w.a.shape.values_from));
-      float *alone = malloc(numbers * sizeof *alone);
+      const size_t elements = (size_t)(w.a.shape.heads * (w.a.shape.head_dim - w.a.shape.values_from));
+      float *alone = malloc(elements * sizeof *alone);
       const struct mlxd_span last = {span.slab, span.slot, 0, 1, span.start + span.rows - 1};
-      const size_t row = (size_t)(span.row + span.rows - 1), width = token_numbers(&w.a.shape);
+      const size_t row = (size_t)(span.row + span.rows - 1), width = token_elements(&w.a.shape);
       struct mlxd_attention a = w.a;
       a.tokens = a.span_count = 1;
       a.spans = &last;
       a.qkv += row * width, a.cos += row * (size_t)a.shape.rotated / 2, a.sin += row * (size_t)a.shape.rotated / 2;
       a.out = alone;
       mlxd_cpu_attention(&a);
-      check(!memcmp(alone, w.a.out + row * numbers, numbers * sizeof *alone), "a row alone has other bits");
+      check(!memcmp(alone, w.a.out + row * elements, elements * sizeof *alone), "a row alone has other bits");
       free(alone);
     }
     unmake(&w);
@@ -246,7 +246,7 @@ static void tiles_make_attention(void) {
   passed("ops_test", "attention in tiles, and a row alone");
 }
 
-// What a gate lets through, and how far its e^x is from 0 at most.
+// The output of a gate, and the magnitude of its exponent.
 static double opened(enum mlxd_gate gate, double g, double u, double *slope) {
   *slope = fabs(g);
   if (gate == MLXD_GATE_SILU) return g / (1 + exp(-g)) * u;
