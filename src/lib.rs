@@ -1,8 +1,8 @@
 //! mlxd: serves language models on MLX to every app on a machine, over gRPC.
 //!
-//! The rooms, from the top floor down: `cli`, `daemon`; the edges `rpc` and `net`; `service`; `engine`; `device`,
-//! `models`, `mlx`; and the pure rooms. `tests/rust/tidy/picture.rs` lists which room may name which;
-//! `docs/architecture.md` explains them.
+//! The rooms, from the top floor down: `cli`, `daemon`; the edges `rpc` and `net`; `service`; `engine`;
+//! `device`, `models`, `mlx`; and the pure rooms. `tests/rust/tidy/picture.rs` lists which room may name
+//! which; `docs/architecture.md` explains them.
 
 pub mod backend;
 pub mod cache;

@@ -1,8 +1,8 @@
 //! The composition root: builds the daemon, connects its parts, serves, and shuts down in order. SIGTERM and
-//! SIGINT drain: new calls are refused, running ones finish within a limit, then the exit status is 0; a second
-//! signal exits at once. When the engine dies, health says so, every call ends UNAVAILABLE, and [`serve`]
-//! fails, so that the process exits non-zero and its supervisor restarts it. Called by `cli::serve` and by the
-//! tests, which bring their own engine and clock.
+//! SIGINT drain: new calls are refused, running ones finish within a limit, then the exit status is 0; a
+//! second signal exits at once. When the engine dies, health says so, every call ends UNAVAILABLE, and
+//! [`serve`] fails, so that the process exits non-zero and its supervisor restarts it. Called by `cli::serve`
+//! and by the tests, which bring their own engine and clock.
 
 mod error;
 mod signals;
@@ -99,8 +99,8 @@ fn engine_settings(config: &Config) -> EngineSettings {
     }
 }
 
-/// Serves calls with `engine` until `stop` resolves and the daemon has drained. Calls `ready` once callers can
-/// connect.
+/// Serves calls with `engine` until `stop` resolves and the daemon has drained. Calls `ready` once callers
+/// can connect.
 ///
 /// # Errors
 /// The socket or a configured model is unavailable, or the engine died.

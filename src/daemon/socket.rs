@@ -1,5 +1,6 @@
-//! The unix socket and its lock. One daemon per socket: the lock file beside it holds the owner's process id. A
-//! socket left behind by a dead daemon is replaced, that of a live one is not, and no other file is removed.
+//! The unix socket and its lock. One daemon per socket: the lock file beside it holds the owner's process id.
+//! A socket left behind by a dead daemon is replaced, that of a live one is not, and no other file is
+//! removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};

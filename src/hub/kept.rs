@@ -1,6 +1,6 @@
-//! What was read of models, kept until it is no longer true or no longer wanted: an entry holds for one revision
-//! of a model's files, and beyond a fixed number of entries the one that was not used for longest goes. So
-//! models that come and go leave nothing behind for good.
+//! What was read of models, kept until it is no longer true or no longer wanted: an entry holds for one
+//! revision of a model's files, and beyond a fixed number of entries the one that was not used for longest
+//! goes. So models that come and go leave nothing behind for good.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,7 +25,7 @@ struct Entry<T> {
 }
 
 impl<T: Clone> Kept<T> {
-    /// Keeps at most so many entries.
+    /// Creates a cache of at most `entries_max` entries.
     pub(super) fn new(entries_max: usize) -> Self {
         Self { entries: DashMap::new(), entries_max, uses: AtomicU64::new(0) }
     }

@@ -62,8 +62,8 @@ impl ModelRoots {
         self.cached(name).ok_or_else(|| HubError::NotFound { name: name.to_owned() })
     }
 
-    /// Every model that can be loaded, sorted by name: those with a `config.json` and safetensors. What cannot
-    /// be read is left out.
+    /// Every model that can be loaded, sorted by name: those with a `config.json` and safetensors. What
+    /// cannot be read is left out.
     #[must_use]
     pub fn list(&self) -> Vec<ModelFolder> {
         let mut found = BTreeMap::new();
@@ -124,7 +124,7 @@ impl ModelRoots {
         let inside = |path: &Path| places.iter().any(|place| path.starts_with(place) && path != place);
         let folder = folder.canonicalize().ok().filter(|path| path.is_dir() && inside(path))?;
         for file in file_names(&folder) {
-            // A dangling link is no way out; whoever needs the file will say that it is missing.
+            // A dangling link leads nowhere; the reader of the file reports that it is missing.
             if let Ok(target) = folder.join(file).canonicalize()
                 && !inside(&target)
             {

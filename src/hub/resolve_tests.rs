@@ -19,7 +19,8 @@ fn model(folder: &Path) {
     fs::write(folder.join("model.safetensors"), "weights").unwrap();
 }
 
-/// `root/tiny`, `root/owner/small`, a repo `owner/cached` in the cache, and `outside`, which no name may reach.
+/// `root/tiny`, `root/owner/small`, a repo `owner/cached` in the cache, and `outside`, which no name may
+/// reach.
 fn world() -> World {
     let folder = tempfile::tempdir().unwrap();
     let at = |path: &str| folder.path().join(path);

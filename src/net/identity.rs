@@ -1,6 +1,6 @@
-//! The identity of a caller. Over the unix socket the kernel tells the peer's user, and only this daemon's user and
-//! root are admitted; over TCP a bearer token identifies the caller. The principal owns sessions and KV caches;
-//! fairness counts by client. Every edge calls [`Authenticator::admit`] for each request.
+//! The identity of a caller. Over the unix socket the kernel tells the peer's user, and only this daemon's
+//! user and root are admitted; over TCP a bearer token identifies the caller. The principal owns sessions and
+//! KV caches; fairness counts by client. Every edge calls [`Authenticator::admit`] for each request.
 
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
@@ -40,8 +40,8 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Returns one for a daemon of user `own_uid`, whose TCP callers know `token`; without a token TCP callers are
-    /// refused.
+    /// Returns one for a daemon of user `own_uid`, whose TCP callers know `token`; without a token TCP
+    /// callers are refused.
     #[must_use]
     pub fn new(own_uid: u32, token: Option<&str>) -> Self {
         Self { own_uid, token: token.map(digest) }

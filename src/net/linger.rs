@@ -1,5 +1,6 @@
-//! Closes a connection gently: after the daemon has sent everything, it reads until the peer closes too. If it closed
-//! at once, the peer's next write would fail, and many clients then drop what they have received but not read.
+//! Closes a connection gently: after the daemon has sent everything, it reads until the peer closes too. If
+//! it closed at once, the peer's next write would fail, and many clients then drop what they have received
+//! but not read.
 
 use std::io;
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! Connections: accepting them, closing them gently, and who is at the other end. Knows HTTP but neither gRPC nor any
-//! use case; an edge gives [`accept`] the HTTP service that answers a connection's requests.
+//! Connections: accepting them, closing them gently, and who is at the other end. Knows HTTP but neither gRPC
+//! nor any use case; an edge gives [`accept`] the HTTP service that answers a connection's requests.
 
 mod accept;
 mod identity;

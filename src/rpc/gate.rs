@@ -1,6 +1,6 @@
-//! Stands before every call: gives it a request id and a span for the log, authenticates the caller, reads the
-//! deadline, refuses new work while the daemon drains; and after the call adds a reason to every error. Handlers
-//! take the [`Caller`] from the request with [`open`].
+//! Stands before every call: gives it a request id and a span for the log, authenticates the caller, reads
+//! the deadline, refuses new work while the daemon drains; and after the call adds a reason to every error.
+//! Handlers take the [`Caller`] from the request with [`open`].
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -1,6 +1,7 @@
-//! The gRPC edge: translation only. The gate stands before every call; a call's proto message becomes a plain request
-//! (the shape of the message is checked here: enum numbers, oneofs, JSON in strings), [`crate::service`] answers it,
-//! and its answer, events or error become proto again. One file per service holds its calls.
+//! The gRPC edge: translation only. The gate stands before every call; a call's proto message becomes a plain
+//! request (the shape of the message is checked here: enum numbers, oneofs, JSON in strings),
+//! [`crate::service`] answers it, and its answer, events or error become proto again. One file per service
+//! holds its calls.
 //!
 //! Nothing outside this folder names tonic's server or the generated types.
 

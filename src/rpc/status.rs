@@ -1,5 +1,6 @@
-//! From an error to a status: code, message, `ErrorInfo` with reason and metadata, and the details that help a client
-//! to go on: field, resource, time to retry, missing bytes. Statuses that tonic itself makes get a reason here too.
+//! From an error to a status: code, message, `ErrorInfo` with reason and metadata, and the details that help
+//! a client to go on: field, resource, time to retry, missing bytes. Statuses that tonic itself makes get a
+//! reason here too.
 
 use std::collections::HashMap;
 

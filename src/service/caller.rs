@@ -1,5 +1,5 @@
-//! Who makes a call, and until when the answer is of use. Every edge makes one for each call, before anything is
-//! done for it.
+//! Who makes a call, and until when the answer is of use. Every edge makes one for each call, before anything
+//! is done for it.
 
 use crate::clock::Moment;
 use crate::engine::{Priority, WorkOrigin};

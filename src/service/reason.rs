@@ -1,5 +1,5 @@
-//! The reason of every error and the numbers that go with it, for programs. Edges turn a [`Reason`] into their
-//! protocol's code; the names are those of `errors.proto`.
+//! The reason of every error and the numbers that go with it, for programs. Edges turn a [`Reason`] into
+//! their protocol's code; the names are those of `errors.proto`.
 
 use std::time::Duration;
 

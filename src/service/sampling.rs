@@ -1,5 +1,5 @@
-//! How tokens are chosen and when a generation ends: the ranges of the contract first (`check`), then, once the
-//! model is known, its defaults and its vocabulary (`resolve`).
+//! How tokens are chosen and when a generation ends: the ranges of the contract first (`check`), then, once
+//! the model is known, its defaults and its vocabulary (`resolve`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -150,7 +150,8 @@ impl SamplingOptions {
     }
 }
 
-/// Returns the tokens that XTC never removes: ends and line breaks, which structure a text (mlx-lm, generate.py).
+/// Returns the tokens that XTC never removes: ends and line breaks, which structure a text (mlx-lm,
+/// generate.py).
 fn xtc_spared(assets: &ModelAssets) -> Result<Arc<[u32]>, Error> {
     let newline = assets.tokenizer.encode("\n", false);
     let newline = newline.map_err(|error| Error::field("sampling.xtc_probability", error.to_string()))?;
@@ -176,8 +177,8 @@ impl StoppingOptions {
         at_most("stopping.stop_token_ids", ids, "stop_token_ids_max", limits.stop_token_ids_max)
     }
 
-    /// Adds the model's end tokens, and cuts `max_tokens` to what the context leaves: the output then ends with
-    /// the reason Length.
+    /// Adds the model's end tokens, and cuts `max_tokens` to what the context leaves: the output then ends
+    /// with the reason Length.
     fn resolve(&self, assets: &ModelAssets, prompt_tokens: u32, limits: &Limits) -> Result<Stopping, Error> {
         let ModelFacts { context_length, vocabulary_size, .. } = assets.facts;
         if let Some(index) = self.stop_token_ids.iter().position(|id| *id >= vocabulary_size) {

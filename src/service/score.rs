@@ -1,5 +1,5 @@
-//! What a model does besides generating: a score is one pass over given tokens, after a session's if one is named
-//! (the session is not changed); a count only tokenizes.
+//! What a model does besides generating: a score is one pass over given tokens, after a session's if one is
+//! named (the session is not changed); a count only tokenizes.
 
 use tokio::sync::oneshot;
 

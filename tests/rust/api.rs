@@ -179,7 +179,8 @@ fn every_rpc_has_messages_of_its_own() {
     let mut seen = BTreeSet::new();
     for service in contract().iter().flat_map(|file| &file.service) {
         for method in &service.method {
-            // The one exception: both take a GenerateRequest, so that changing between them changes no request.
+            // The one exception: both take a GenerateRequest, so that changing between them changes no
+            // request.
             let shared = method.name() == "StreamGenerate";
             for name in [method.input_type(), method.output_type()] {
                 assert!(name.starts_with(".mlxd.v1."), "{}: {name}", method.name());

@@ -1,6 +1,6 @@
-//! The Rust tests that see mlxd from outside, as one program, because linking it takes longer than running it:
-//! the API, the generated code and the sources as text (`api`, `codegen`, `tidy`), `text` through its public
-//! types, the command line against a fake daemon, and the whole daemon with a fake engine.
+//! The Rust tests that see mlxd from outside, as one program, because linking it takes longer than running
+//! it: the API, the generated code and the sources as text (`api`, `codegen`, `tidy`), `text` through its
+//! public types, the command line against a fake daemon, and the whole daemon with a fake engine.
 
 mod api;
 mod cli;

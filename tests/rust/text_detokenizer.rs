@@ -133,8 +133,8 @@ proptest! {
             let whole = ours.decode(&ids).unwrap();
             prop_assert_eq!(parts.concat(), whole.as_str(), "{}", decoder);
             let theirs = reference.decode(&ids, false).unwrap();
-            // A run of <0xNN> that is not UTF-8 is U+FFFD throughout for the tokenizers crate, valid characters
-            // in it included; here, as in mlx-lm, only what is not a character is.
+            // A run of <0xNN> that is not UTF-8 is U+FFFD throughout for the tokenizers crate, valid
+            // characters in it included; here, as in mlx-lm, only what is not a character is.
             if !theirs.contains('\u{fffd}') || *tokens == BYTE_LEVEL {
                 prop_assert_eq!(whole, theirs, "{}", decoder);
             }

@@ -1,5 +1,5 @@
-//! Real tokenizers and templates against transformers: tests/python/support/text_parity.py writes the cases and says
-//! how to run this; without cases nothing runs.
+//! Real tokenizers and templates against transformers: tests/python/support/text_parity.py writes the cases
+//! and says how to run this; without cases nothing runs.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 

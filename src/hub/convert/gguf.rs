@@ -298,3 +298,10 @@ impl Gguf {
         self.file.read_exact_at(bytes, offset).map_err(HubError::io(&self.path))
     }
 }
+
+/// GGUF keeps f32; the shortest decimal that is the same f32 is what the original config said (1e-05, not
+/// 9.999999747378752e-06).
+#[expect(clippy::cast_possible_truncation, reason = "the value came from an f32")]
+pub(super) fn single(value: f64) -> f64 {
+    (value as f32).to_string().parse().unwrap_or(value)
+}

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::super::HubError;
-use super::gguf::Gguf;
+use super::gguf::{Gguf, single};
 use super::rope;
 
 /// No model is wider; a row of 2^20 weights is 4 MB in f32, which bounds the memory of a conversion.
@@ -105,7 +105,7 @@ impl Llama {
             mlp_bias: has("blk.0.ffn_gate.bias"),
             tied: !has("output.weight"),
         };
-        llama.rope_scaling = rope::scaling(gguf, &llama)?;
+        llama.rope_scaling = rope::scaling(gguf, llama.head_dim, llama.rope_base)?;
         Ok(llama)
     }
 
@@ -199,11 +199,4 @@ impl Llama {
         }
         Ok(config)
     }
-}
-
-/// GGUF keeps f32; the shortest decimal that is the same f32 is what the original config said (1e-05, not
-/// 9.999999747378752e-06).
-#[expect(clippy::cast_possible_truncation, reason = "the value came from an f32")]
-pub(super) fn single(value: f64) -> f64 {
-    (value as f32).to_string().parse().unwrap_or(value)
 }

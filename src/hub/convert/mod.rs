@@ -34,8 +34,8 @@ pub struct Converted {
 }
 
 /// Converts a GGUF file (llama architecture, byte-level BPE tokenizer) to an MLX folder at `out`. `progress`
-/// is told bytes of tensors done and in all. `overwrite` lets an existing model's folder be replaced, once the
-/// new one is complete.
+/// is told bytes of tensors done and in all. `overwrite` lets an existing model's folder be replaced, once
+/// the new one is complete.
 ///
 /// # Errors
 /// `Damaged` if the file contradicts itself, `Unsupported` naming what cannot be converted, `Io`; with the

@@ -1,13 +1,12 @@
-//! Rotary embeddings' scaling. Linear scaling is a number of the metadata. That of Llama 3.1 and later is only
-//! there as a tensor of one factor for each pair of a head; the four numbers behind it are found again and
-//! kept only if they give that very tensor.
+//! Rotary embeddings' scaling. Linear scaling is a number of the metadata. That of Llama 3.1 and later is
+//! only there as a tensor of one factor for each pair of a head; the four numbers behind it are found again
+//! and kept only if they give that very tensor.
 
 use serde_json::{Value, json};
 
 use super::super::HubError;
 use super::blocks::Kind;
-use super::gguf::Gguf;
-use super::llama::{Llama, single};
+use super::gguf::{Gguf, single};
 
 /// The tensor of factors.
 pub(super) const FACTORS: &str = "rope_freqs.weight";
@@ -22,21 +21,21 @@ const ORIGINAL: f64 = 8192.0;
 const TOLERANCE: f64 = 1e-4;
 
 /// The config's `rope_scaling`.
-pub(super) fn scaling(gguf: &Gguf, llama: &Llama) -> Result<Value, HubError> {
+pub(super) fn scaling(gguf: &Gguf, head_dim: usize, rope_base: f64) -> Result<Value, HubError> {
     let kind = gguf.text("llama.rope.scaling.type")?.unwrap_or("none");
     let factor = match gguf.float("llama.rope.scaling.factor")? {
         Some(factor) => Some(factor),
         None => gguf.float("llama.rope.scale_linear")?,
     };
-    let factors = factors(gguf, llama.head_dim / 2)?;
+    let factors = factors(gguf, head_dim / 2)?;
     match (kind, factor, factors) {
         ("none", None, None) => Ok(Value::Null),
-        // A scale of 1 is no scaling; old converters wrote it always.
+        // A factor of 1 scales nothing; old converters always wrote it.
         ("none" | "linear", Some(1.0), None) => Ok(Value::Null),
         ("none" | "linear", Some(factor), None) => {
             Ok(json!({"rope_type": "linear", "type": "linear", "factor": single(factor)}))
         }
-        ("none", None, Some(factors)) => llama3(llama, &factors),
+        ("none", None, Some(factors)) => llama3(&factors, head_dim, rope_base),
         (kind, _, factors) => {
             let beside = if factors.is_some() { " with factors" } else { "" };
             Err(HubError::unsupported(format!("the rope scaling {kind:?}{beside} cannot be converted")))
@@ -57,10 +56,10 @@ fn factors(gguf: &Gguf, pairs: usize) -> Result<Option<Vec<f64>>, HubError> {
     Ok(Some(numbers.collect()))
 }
 
-fn llama3(llama: &Llama, factors: &[f64]) -> Result<Value, HubError> {
+fn llama3(factors: &[f64], head_dim: usize, rope_base: f64) -> Result<Value, HubError> {
     let factor = factors.iter().copied().fold(1.0, f64::max).round();
     let mut inverse = 1.0;
-    let step = llama.rope_base.powf(2.0 / llama.head_dim as f64);
+    let step = rope_base.powf(2.0 / head_dim as f64);
     let same = factors.iter().all(|&stored| {
         let expected = llama3_factor(2.0 * std::f64::consts::PI * inverse, factor);
         inverse *= step;

@@ -115,8 +115,8 @@ pub(super) fn data(kind: Kind, dims: &[u64]) -> Vec<u8> {
         .collect()
 }
 
-/// The letters GPT-2 writes bytes with (openai/gpt-2, encoder.py `bytes_to_unicode`): printable ones stand for
-/// themselves, the others follow from 256 on.
+/// The letters GPT-2 writes bytes with (openai/gpt-2, encoder.py `bytes_to_unicode`): printable ones stand
+/// for themselves, the others follow from 256 on.
 pub(super) fn alphabet() -> Vec<String> {
     let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut next = 256;

@@ -207,7 +207,8 @@ impl Draft {
         }
         if let Err(error) = fs::rename(&self.path, &self.out) {
             if replaces {
-                // The first error is what the caller must hear; the old folder is back or under its hidden name.
+                // The first error is what the caller must hear; the old folder is back or under its hidden
+                // name.
                 let _ = fs::rename(&old, &self.out);
             }
             return Err(HubError::io(&self.out)(error));
