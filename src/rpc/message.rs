@@ -1,5 +1,5 @@
-//! Conversations: messages and tools from proto, and a session's messages back. Only the shape is checked here; the
-//! rules of what a message may contain are in `service`.
+//! Conversations: messages and tools from proto, and a session's messages back. Only the shape is checked
+//! here; the rules of what a message may contain are in `service`.
 
 use super::json;
 use super::pb::{self, content_part::Part as Content};

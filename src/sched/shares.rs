@@ -145,7 +145,7 @@ mod tests {
         let shares = shares(&[("a", 0), ("b", 3), ("c", 2)]);
         let running = [("b", 1), ("b", 1), ("c", 1), ("b", 1), ("c", 1)];
         assert_eq!(choose(&shares, ("a", 1), &running), Some(3));
-        assert_eq!(choose(&shares, ("c", 1), &running), None, "one more is no reason");
+        assert_eq!(choose(&shares, ("c", 1), &running), None, "one more is not a reason");
     }
 
     #[test]

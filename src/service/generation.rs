@@ -1,5 +1,5 @@
-//! A running generation: owns the engine's events and the session's turn. Dropping it stops the work before the
-//! next launch and rolls the turn back; nothing else has to be cleaned up.
+//! A running generation: owns the engine's events and the session's turn. Dropping it stops the work before
+//! the next launch and rolls the turn back; nothing else has to be cleaned up.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -57,8 +57,8 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Hands a prepared request to the engine; returns once the engine has admitted it. A model that the engine
-    /// lost since it was loaded is loaded once more.
+    /// Hands a prepared request to the engine; returns once the engine has admitted it. A model that the
+    /// engine lost since it was loaded is loaded once more.
     pub(super) async fn start(service: &Service, prepared: Prepared) -> Result<Self, Error> {
         let until = |deadline| Box::pin(tokio::time::sleep(deadline - service.clock.now()));
         let mut generation = Self {

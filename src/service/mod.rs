@@ -1,7 +1,7 @@
-//! Use cases without a protocol: generate, count, score, models, sessions, capabilities, statistics. Plain requests
-//! come in, plain answers and events go out. Nothing here names tonic, prost or HTTP: an edge (`rpc`) translates,
-//! and every edge gives the same refusals. The shape of a message on its wire is the edge's to check; limits,
-//! ranges and names are checked here.
+//! Use cases without a protocol: generate, count, score, models, sessions, capabilities, statistics. Plain
+//! requests come in, plain answers and events go out. Nothing here names tonic, prost or HTTP: an edge
+//! (`rpc`) translates, and every edge gives the same refusals. The shape of a message on its wire is the
+//! edge's to check; limits, ranges and names are checked here.
 //!
 //! A generation's way is `prepare` (check, session turn, model, prompt), then `generation` (engine, events).
 

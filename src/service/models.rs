@@ -1,5 +1,6 @@
-//! Models: loading, unloading, describing. `resident` and `loading` are what the edge knows; the engine has the last
-//! word, and a model that it no longer has is noticed when it refuses the work ([`lost`]), then loaded again.
+//! Models: loading, unloading, describing. `resident` and `loading` are what the edge knows; the engine has
+//! the last word, and a model that it no longer has is noticed when it refuses the work ([`lost`]), then
+//! loaded again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -115,8 +116,8 @@ struct Known {
 }
 
 impl Service {
-    /// Starts a load, joins the one that runs, or says whether it would fit. Refusals that the files cause come
-    /// before the first event.
+    /// Starts a load, joins the one that runs, or says whether it would fit. Refusals that the files cause
+    /// come before the first event.
     ///
     /// # Errors
     /// The request is refused, the model's files cannot be used, or the engine is dead.
@@ -221,7 +222,8 @@ impl Models {
         Ok(assets)
     }
 
-    /// Loads a model again that the engine lost. Fails if its files changed: tokens were made for the old ones.
+    /// Loads a model again that the engine lost. Fails if its files changed: tokens were made for the old
+    /// ones.
     pub(super) async fn reload(&self, held: &ModelAssets) -> Result<(), Error> {
         self.known.resident.remove(&held.name);
         let assets = self.resident(&held.name).await?;

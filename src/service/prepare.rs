@@ -1,6 +1,6 @@
-//! A generation from its request to its prompt: everything is checked that needs no model, the session's turn begins,
-//! the model is made resident, the input is rendered and tokenized. [`Generation`] takes over from there. Whatever
-//! fails on the way leaves the session as it was.
+//! A generation from its request to its prompt: everything is checked that needs no model, the session's turn
+//! begins, the model is made resident, the input is rendered and tokenized. [`Generation`] takes over from
+//! there. Whatever fails on the way leaves the session as it was.
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -1,6 +1,6 @@
-//! What callers ask of a model, as plain data that an edge fills in from its wire. Nothing is checked by having one:
-//! [`super::Service`] checks names, limits and ranges first, and an error names the field by the path it has in the
-//! contract.
+//! What callers ask of a model, as plain data that an edge fills in from its wire. Nothing is checked by
+//! having one: [`super::Service`] checks names, limits and ranges first, and an error names the field by the
+//! path it has in the contract.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Sessions: the caller's own, by name. Their rules are in `session`; here names, lifetimes and pages are checked, and
-//! the engine is told to drop the KV caches of sessions that are gone.
+//! Sessions: the caller's own, by name. Their rules are in `session`; here names, lifetimes and pages are
+//! checked, and the engine is told to drop the KV caches of sessions that are gone.
 
 use std::sync::Arc;
 use std::time::Duration;

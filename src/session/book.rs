@@ -1,5 +1,5 @@
-//! Every session of the daemon, by owner. Many tasks access it; an owner's entry is locked for a copy at most,
-//! never across an await. An owner's sessions lie together, so that their count is exact, a fork is one
+//! Every session of the daemon, by owner. Many tasks access it; an owner's entry is locked for a copy at
+//! most, never across an await. An owner's sessions lie together, so that their count is exact, a fork is one
 //! step, and a page of a list is in order.
 //!
 //! `H` is a hold on a running turn: it is dropped when the turn ends or its session is deleted, whichever is
@@ -170,9 +170,9 @@ impl<H> SessionBook<H> {
         Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id }, start))
     }
 
-    /// Returns the wall time by which leases run: they survive a restart and the machine's sleep. It never goes
-    /// back. After the clock was set back it stands still until the clock has caught up, so that no lease ends
-    /// early.
+    /// Returns the wall time by which leases run: they survive a restart and the machine's sleep. It never
+    /// goes back. After the clock was set back it stands still until the clock has caught up, so that no
+    /// lease ends early.
     fn now(&self) -> SystemTime {
         let told = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let told = u64::try_from(told.as_nanos()).unwrap_or(u64::MAX);

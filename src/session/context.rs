@@ -1,14 +1,14 @@
-//! The tokens and the text of a chat turn: what a new turn runs on, and what it leaves behind. Tokens are shared;
-//! each turn allocates its context once, and the session's new tokens once more at its commit.
+//! The tokens and the text of a chat turn: what a new turn runs on, and what it leaves behind. Tokens are
+//! shared; each turn allocates its context once, and the session's new tokens once more at its commit.
 
 use std::sync::Arc;
 
 use super::state::TurnStart;
 
-/// Returns the tokens a chat turn runs on. `rendered` is the chat template's text of old and new messages. If it
-/// starts with the text the session holds, only the rest is tokenized and appended, so that the session's
-/// tokens stay as they are; else all of it is tokenized anew, and cached KV is reused as far as the tokens are the
-/// same.
+/// Returns the tokens a chat turn runs on. `rendered` is the chat template's text of old and new messages. If
+/// it starts with the text the session holds, only the rest is tokenized and appended, so that the session's
+/// tokens stay as they are; else all of it is tokenized anew, and cached KV is reused as far as the tokens
+/// are the same.
 pub fn chat_context<E>(
     start: &TurnStart,
     rendered: &str,
@@ -27,8 +27,8 @@ pub fn joined(old: &[u32], new: &[u32]) -> Arc<[u32]> {
     old.iter().chain(new).copied().collect()
 }
 
-/// Returns the text a session holds after a chat turn: the next rendering starts with it if the template repeats
-/// the answer as it was. `ending` is the text of the token that ended the answer; empty for none.
+/// Returns the text a session holds after a chat turn: the next rendering starts with it if the template
+/// repeats the answer as it was. `ending` is the text of the token that ended the answer; empty for none.
 #[must_use]
 pub fn chat_text(rendered: &str, output: &str, ending: &str) -> Arc<str> {
     [rendered, output, ending].concat().into()

@@ -1,5 +1,5 @@
-//! A message as a session holds it: parts in the order they were given; and the view of it that chat templates
-//! read, where texts are joined.
+//! A message as a session holds it: parts in the order they were given; and the view of it that chat
+//! templates read, where texts are joined.
 
 use serde_json::{Map, Value, json};
 

@@ -1,6 +1,6 @@
-//! Sessions: a conversation's messages and tokens, its owner and its lifetime. Pure: `now` comes in,
-//! plain data goes out. A session is its tokens; the engine's KV cache is only a cache of it. A turn changes nothing
-//! before its commit, so one that fails or is cancelled leaves no trace.
+//! Sessions: a conversation's messages and tokens, its owner and its lifetime. Pure: `now` comes in, plain
+//! data goes out. A session is its tokens; the engine's KV cache is only a cache of it. A turn changes
+//! nothing before its commit, so one that fails or is cancelled leaves no trace.
 //!
 //! [`SessionBook`] is what the service holds; [`Session`] is the logic inside an entry.
 

@@ -1,6 +1,6 @@
-//! One session: its turns, and the rules of what may follow what. A turn begins (`begin`), and either
-//! commits or is rolled back; between the two only `busy` is set. Messages, text and tokens are shared with the
-//! turns and forks that build on them, never copied.
+//! One session: its turns, and the rules of what may follow what. A turn begins (`begin`), and either commits
+//! or is rolled back; between the two only `busy` is set. Messages, text and tokens are shared with the turns
+//! and forks that build on them, never copied.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -211,8 +211,8 @@ impl Session {
         Ok(start)
     }
 
-    /// Commits a turn. `tokens` are all of the session's now: the turn's context and the generated ones. Returns
-    /// false if the turn does not run here (its session was deleted, and another took the name).
+    /// Commits a turn. `tokens` are all of the session's now: the turn's context and the generated ones.
+    /// Returns false if the turn does not run here (its session was deleted, and another took the name).
     pub fn commit(
         &mut self,
         turn: TurnId,
@@ -299,8 +299,8 @@ impl Session {
         self.used = now;
     }
 
-    /// Moves the ends of earlier turns back to where a turn rewrote what came before (a template that drops old
-    /// reasoning does), and forgets their text.
+    /// Moves the ends of earlier turns back to where a turn rewrote what came before (a template that drops
+    /// old reasoning does), and forgets their text.
     fn forget_rewritten(&mut self, tokens: &[u32], text: &str) {
         let same_tokens = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
         let same_bytes = self.text.bytes().zip(text.bytes()).take_while(|(old, new)| old == new).count();

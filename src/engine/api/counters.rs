@@ -1,7 +1,6 @@
 //! Counts since the engine's start. The engine writes each in one place, the edge translates the whole
 //! struct.
 
-use super::Finish;
 use crate::error::Error;
 
 /// Counts since the engine's start.
@@ -37,7 +36,7 @@ impl Counters {
     }
 
     /// Counts the end of a request.
-    pub(crate) fn ended(&mut self, outcome: &Result<Finish, Error>) {
+    pub(crate) fn ended<T>(&mut self, outcome: &Result<T, Error>) {
         match outcome {
             Ok(_) => self.finished_total += 1,
             Err(Error::Cancelled(_) | Error::Deadline) => self.cancelled_total += 1,
