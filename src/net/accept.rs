@@ -33,7 +33,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Delay after a failed accept, which means too many open files.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Where connections come from.
+/// A source of connections.
 #[derive(Debug)]
 pub enum Listener {
     /// A unix socket.
@@ -42,7 +42,7 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
-/// Where the daemon is in its life.
+/// Phase of the daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Takes connections.

@@ -33,7 +33,7 @@ impl Feature {
         [Self::Streaming, Self::Chat, Self::Tools, Self::Logprobs, Self::Score, Self::Sessions, Self::Seed];
 }
 
-/// What a model can do.
+/// A model's capabilities.
 #[derive(Debug)]
 pub struct ModelCapabilities {
     /// Its facts.
@@ -46,7 +46,7 @@ pub struct ModelCapabilities {
     pub max_tokens: u32,
 }
 
-/// What the daemon counts.
+/// The daemon's counts.
 #[derive(Debug)]
 pub struct Stats {
     /// Time since the daemon's start.

@@ -36,7 +36,7 @@ pub(super) struct Context {
     pub(super) adds: Adds,
 }
 
-/// What a turn adds to its session besides the answer.
+/// A turn's additions to its session besides the answer.
 pub(super) enum Adds {
     Raw,
     Chat { messages: Vec<Message>, rendered: String },

@@ -62,7 +62,7 @@ pub struct Load {
     events: Option<mpsc::Receiver<LoadEvent>>,
 }
 
-/// Where a model is.
+/// A model's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelState {
     /// On disk only.
@@ -73,18 +73,18 @@ pub enum ModelState {
     Resident,
 }
 
-/// What is known of a model.
+/// A model's facts.
 #[derive(Clone, Debug)]
 pub struct ModelInfo {
     /// Its name.
     pub name: String,
     /// Identifies its weights: the resident ones, else those on disk.
     pub revision: String,
-    /// Where it is.
+    /// Its place.
     pub state: ModelState,
-    /// What its files say; none where they are damaged.
+    /// Facts from its files; none where they are damaged.
     pub facts: Option<ModelFacts>,
-    /// What it holds in memory.
+    /// Its memory and sequences; none unless resident.
     pub resident: Option<ResidentModel>,
 }
 
@@ -236,7 +236,7 @@ impl Models {
         self.load(&assets).await
     }
 
-    /// Fails if there is no model of this name.
+    /// Refuses the name of an unknown model.
     pub(super) async fn check_exists(&self, model: &ModelName) -> Result<(), Error> {
         let (shelf, model) = (Arc::clone(&self.shelf), model.clone());
         blocking(move || shelf.resolve(&model).map(drop)).await

@@ -62,7 +62,7 @@ impl Service {
     }
 }
 
-/// What an input is rendered and tokenized with.
+/// The means to render and tokenize an input.
 struct Rendering<'a> {
     assets: &'a ModelAssets,
     now: SystemTime,

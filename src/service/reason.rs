@@ -8,7 +8,7 @@ use crate::error::Error;
 /// When to try again after the daemon shut down or a model was unloaded: a restart and a load take seconds.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
 
-/// What a client decides by.
+/// The kind of an error, by which a client decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "each is the Error of the same name, which says what it means")]
 pub enum Reason {

@@ -20,23 +20,23 @@ use crate::session::{InputKind, Message, Part, Role};
 pub struct GenerateRequest {
     /// Model name; empty where `session` names it.
     pub model: String,
-    /// What to continue; in a session only what is new in this turn.
+    /// Input to continue; in a session only that of this turn.
     pub input: Input,
     /// Session name; empty for a request that stands alone.
     pub session: String,
     /// The session's token count as the caller last saw it.
     pub expected_token_count: Option<u32>,
-    /// How tokens are chosen.
+    /// Sampling values.
     pub sampling: SamplingOptions,
-    /// When the generation ends.
+    /// Stopping values.
     pub stopping: StoppingOptions,
-    /// What is returned besides the text.
+    /// Extras to return besides the text.
     pub output: OutputOptions,
     /// Order among waiting requests.
     pub priority: Priority,
 }
 
-/// What to run on.
+/// The input of a request.
 #[derive(Debug)]
 pub enum Input {
     /// Raw text.
@@ -69,7 +69,7 @@ pub struct Tool {
     pub parameters: Map<String, Value>,
 }
 
-/// What is returned besides the text.
+/// Extras to return besides the text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OutputOptions {
     /// Log-probabilities with this many alternatives.
@@ -83,7 +83,7 @@ pub struct OutputOptions {
 pub struct CountRequest {
     /// Model name.
     pub model: String,
-    /// What to count.
+    /// Input to count.
     pub input: Input,
 }
 
@@ -120,7 +120,7 @@ pub struct Scores {
     pub usage: Usage,
 }
 
-/// What a request runs on: a model by name, or a session, which names its model. Names are checked.
+/// The target of a request: a model by name, or a session, which names its model. Names are checked.
 #[derive(Debug)]
 pub(super) enum Target {
     Model(ModelName),

@@ -79,7 +79,7 @@ pub struct EffectiveSampling {
     pub max_tokens: u32,
 }
 
-/// What the engine is given of both.
+/// Both as the engine takes them.
 #[derive(Clone, Debug)]
 pub(super) struct Resolved {
     pub(super) sampling: Sampling,

@@ -17,7 +17,7 @@ use crate::session::{
     ListPage, Message, NewSession, SessionBook, SessionView, TurnGuard, TurnRequest, TurnStart,
 };
 
-/// What the session book holds of a running turn: dropped when the turn has to stop.
+/// The session book's hold on a running turn; dropped when the turn has to stop.
 pub(super) type TurnHold = oneshot::Sender<()>;
 
 /// A session's running turn. Dropping it rolls the turn back.
@@ -82,13 +82,13 @@ pub struct ForkSession {
 pub struct TruncateSession {
     /// The session.
     pub name: String,
-    /// What remains of it.
+    /// The part that remains.
     pub to: TruncateTo,
     /// The session's token count as the caller last saw it.
     pub expected_token_count: Option<u32>,
 }
 
-/// What remains of a shortened session.
+/// The part of a shortened session that remains.
 #[derive(Clone, Copy, Debug)]
 pub enum TruncateTo {
     /// The first turns.
@@ -180,7 +180,7 @@ impl Service {
     /// Shortens a session.
     ///
     /// # Errors
-    /// A turn runs in it, it moved, or there is no such end.
+    /// A turn runs in it, it moved, or it cannot end there.
     pub fn truncate_session(
         &self,
         caller: &Caller,

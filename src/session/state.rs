@@ -33,7 +33,8 @@ pub struct TurnRequest {
     pub expected_token_count: Option<u32>,
 }
 
-/// What a turn builds on. Shares the session's content, so that no lock is held while the turn runs.
+/// The content that a turn builds on. Shares the session's content, so that no lock is held while the turn
+/// runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TurnStart {
     /// The model the session is bound to.
@@ -46,7 +47,7 @@ pub struct TurnStart {
     pub tokens: Arc<[u32]>,
 }
 
-/// What a finished turn adds.
+/// The additions of a finished turn.
 #[derive(Clone, Debug)]
 pub enum TurnContent {
     /// Tokens only.
