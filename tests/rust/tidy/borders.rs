@@ -91,6 +91,44 @@ fn clock(mention: &Mention, path: &[String]) -> Option<String> {
     (reads && mention.module[1..] != ["clock"]).then(|| "time comes in through clock.rs".to_owned())
 }
 
+/// Leave that the picture gives and the code does not take.
+pub(super) fn idle(tree: &Tree, rooms: &[Room], crates: &[Crate]) -> Vec<String> {
+    let mut rooms_named = BTreeSet::new();
+    let mut crates_named = BTreeSet::new();
+    for mention in &tree.mentions {
+        let Some(path) = tree.absolute(&mention.module, &mention.path) else { continue };
+        let from = mention.module[1..].join("::");
+        match room(tree, &path) {
+            Some(to) => {
+                rooms_named.insert((mention.module.get(1).cloned().unwrap_or_default(), to.to_owned()));
+            }
+            None => {
+                crates_named.insert((from, path[0].clone()));
+            }
+        }
+    }
+    let mut wrong = Vec::new();
+    for room in rooms.iter().filter(|room| !room.later) {
+        let later = |name: &str| rooms.iter().any(|room| room.later && room.name == name);
+        for to in room.names.iter().chain(room.tests).filter(|to| !later(to)) {
+            if !rooms_named.contains(&(room.name.to_owned(), (*to).to_owned())) {
+                wrong.push(format!("{}: may name {to} and does not", room.name));
+            }
+        }
+    }
+    for known in crates {
+        for home in known.homes.iter().chain(known.tests).filter(|home| **home != "*") {
+            let named = crates_named.iter().any(|(from, name)| {
+                name == known.name && (from == home || from.starts_with(&format!("{home}::")))
+            });
+            if !named {
+                wrong.push(format!("{}: at home in {home}, which does not name it", known.name));
+            }
+        }
+    }
+    wrong
+}
+
 /// Crates that no path in the code leads to.
 pub(super) fn unused<'a>(tree: &Tree, crates: impl Iterator<Item = &'a str>) -> Vec<String> {
     let paths = tree.mentions.iter().filter(|mention| !mention.test);

@@ -1,6 +1,6 @@
 //! The test of the tests: small houses with one breach each, and what the rules say about it.
 
-use super::borders::{breaches, reserved_words, unused};
+use super::borders::{breaches, idle, reserved_words, unused};
 use super::circles::circles;
 use super::picture::{Crate, Room};
 use super::prose;
@@ -161,6 +161,20 @@ fn a_file_that_no_module_declares_and_a_module_without_a_file_are_found() {
     assert_eq!(breach(&[("src/lost.rs", "")]), "src/lost.rs: no module declares it");
     let found = breach(&[("src/attic.rs", "mod trunk;")]);
     assert_eq!(found, "src/attic/trunk/mod.rs: declared as a module, but missing");
+}
+
+#[test]
+fn leave_that_is_not_taken_is_found() {
+    let rooms = [
+        Room { name: "attic", names: &["cellar"], tests: &[], later: false },
+        Room { name: "hall", names: &["cellar", "attic"], tests: &[], later: false },
+    ];
+    let crates = [Crate { name: "tokio", homes: &["hall", "attic"], tests: &[] }];
+    let found = idle(&read(&house(&[])), &rooms, &crates);
+    assert_eq!(
+        found,
+        ["hall: may name attic and does not", "tokio: at home in attic, which does not name it"]
+    );
 }
 
 #[test]

@@ -99,6 +99,11 @@ fn rooms_and_crates_stay_within_the_picture() {
 }
 
 #[test]
+fn the_picture_allows_nothing_that_is_not_used() {
+    assert_none(&borders::idle(&tree(), ROOMS, CRATES));
+}
+
+#[test]
 fn reserved_words_stay_where_they_belong() {
     assert_none(&borders::reserved_words(&rust(), WORDS));
 }
