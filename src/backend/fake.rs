@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Backend, ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadSpec, LoadStep, ModelId, ModelShape,
-    ParkedId, RowResult, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want, add_checkpoint,
+    Backend, ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId,
+    ModelShape, ParkedId, RowResult, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want,
+    add_checkpoint,
 };
 use crate::error::Error;
 
@@ -23,14 +24,9 @@ pub(crate) fn next_token(context: &[u32]) -> u32 {
 }
 
 /// Returns what to load; the fake does not read it.
-pub(crate) fn spec() -> LoadSpec {
-    LoadSpec {
-        model: "m".into(),
-        folder: "/".into(),
-        revision: "1".into(),
-        dtype: ComputeDtype::Auto,
-        kv: KvDtype::Auto,
-    }
+pub(crate) fn spec(model: &str) -> LoadSpec {
+    let files = std::sync::Arc::new(crate::hub::ModelFiles::fake(model));
+    LoadSpec { files, dtype: ComputeDtype::Auto, kv: KvDtype::Auto }
 }
 
 #[derive(Default)]
@@ -136,11 +132,12 @@ fn check(span: &Span) {
 }
 
 impl Backend for Fake {
-    fn estimate(&mut self, _: &LoadSpec, _: u64) -> Result<u64, Error> {
-        Ok(WEIGHT_BYTES)
+    fn plan(&self, spec: &LoadSpec, _: u64) -> LoadPlan {
+        let dtype = ComputeDtype::Float32;
+        LoadPlan { spec: spec.clone(), dtype, dequantize: false, needed_bytes: WEIGHT_BYTES }
     }
 
-    fn load(&mut self, _: &LoadSpec, _: u64) -> Result<ModelId, Error> {
+    fn load(&mut self, _: LoadPlan) -> Result<ModelId, Error> {
         self.models += 1;
         Ok(ModelId(self.models))
     }

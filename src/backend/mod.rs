@@ -13,7 +13,7 @@ mod step;
 
 pub use kernels::KernelChoice;
 pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, TruncateError, add_checkpoint};
-pub use model::{ComputeDtype, KvDtype, LoadSpec, LoadStep, ModelId, ModelShape};
+pub use model::{ComputeDtype, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape};
 pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};
 
 use crate::error::Error;
@@ -45,11 +45,11 @@ pub struct DeviceMemory {
 /// A device that runs models. An error of any method from `load_more` on means that the model can no longer
 /// be trusted; the engine ends its sequences and unloads it.
 pub trait Backend {
-    /// Returns the bytes that a finished load of this model takes, given `free_bytes`.
-    fn estimate(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<u64, Error>;
+    /// Plans a load, given `free_bytes`. Reads no file.
+    fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan;
 
     /// Opens a model; [`Backend::load_more`] reads it.
-    fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error>;
+    fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error>;
 
     /// Reads one more piece.
     fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error>;

@@ -1,8 +1,9 @@
 //! Models as engine and device name them: what to load, how far a load is, and the facts of a model that can
 //! run.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::hub::ModelFiles;
 use crate::ids::ModelName;
 
 /// Number of a resident or loading model, given by its backend.
@@ -74,14 +75,31 @@ pub enum KvDtype {
 /// A model to make resident.
 #[derive(Clone, Debug)]
 pub struct LoadSpec {
-    /// Name of the model.
-    pub model: ModelName,
-    /// Folder with its config.json and safetensors files.
-    pub folder: PathBuf,
-    /// Identity of the weights.
-    pub revision: String,
+    /// Its files, already read.
+    pub files: Arc<ModelFiles>,
     /// Float type to compute with.
     pub dtype: ComputeDtype,
     /// Element type of its KV cache.
     pub kv: KvDtype,
+}
+
+impl LoadSpec {
+    /// Returns the model's name.
+    #[must_use]
+    pub fn model(&self) -> &ModelName {
+        &self.files.name
+    }
+}
+
+/// A load, decided by [`super::Backend::plan`] and carried out by [`super::Backend::load`].
+#[derive(Clone, Debug)]
+pub struct LoadPlan {
+    /// The model.
+    pub spec: LoadSpec,
+    /// Float type to compute with; not `Auto`.
+    pub dtype: ComputeDtype,
+    /// Whether quantized matrices are dequantized at load.
+    pub dequantize: bool,
+    /// Bytes that the weights will take.
+    pub needed_bytes: u64,
 }

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::device::MlxBackend;
 use crate::engine::{self, EngineHandle, EngineSettings};
 use crate::error::Error;
-use crate::hub::{AssetShelf, ModelRoots};
+use crate::hub::{ModelCatalog, ModelRoots};
 use crate::net::{self, Authenticator, Listener, Phase};
 use crate::rpc::{self, Gate, Health};
 use crate::service::Service;
@@ -113,8 +113,8 @@ pub async fn serve(
 ) -> Result<(), DaemonError> {
     let lock = SocketLock::take(&config.socket)?;
     let token = config.token_file.as_deref().map(token::read).transpose()?;
-    let shelf = AssetShelf::new(ModelRoots::new(config.model_roots.clone(), config.hf_cache.clone()));
-    let service = Service::new(engine.clone(), shelf, config.limits.clone(), config.auto_load, clock);
+    let catalog = ModelCatalog::new(ModelRoots::new(config.model_roots.clone(), config.hf_cache.clone()));
+    let service = Service::new(engine.clone(), catalog, config.limits.clone(), config.auto_load, clock);
     let service = Arc::new(service);
     tokio::pin!(stop);
     tokio::select! {

@@ -6,17 +6,17 @@ use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
 
 use crate::backend::{
-    Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId,
-    RowResult, SlotId, Step, TruncateError,
+    Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
+    ParkedId, RowResult, SlotId, Step, TruncateError,
 };
-use crate::device::plan::LoadPlan;
+use crate::device::plan;
 use crate::error::Error;
 use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::ffi::{self, DeviceFact};
 use crate::mlx::kernels::{self, KernelSet, Selection};
 use crate::mlx::kv::Kv;
 use crate::mlx::sampler::{self, Drawn};
-use crate::mlx::tensors::{TensorCursor, bytes_of};
+use crate::mlx::tensors::{Policy, TensorCursor, bytes_of};
 use crate::models::{self, Loading, Model};
 
 /// Limit of freed buffers that MLX caches for reuse; more would look like a leak beside the budget.
@@ -45,6 +45,7 @@ enum Entry {
 
 struct LoadingModel {
     plan: LoadPlan,
+    policy: Policy,
     loader: Box<dyn Loading>,
     weights: TensorCursor,
     /// Number of pieces taken.
@@ -116,17 +117,22 @@ fn automatic_budget() -> u64 {
 }
 
 impl Backend for MlxBackend {
-    fn estimate(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<u64, Error> {
-        Ok(LoadPlan::new(spec, self.kernels, free_bytes)?.weight_bytes)
+    fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan {
+        plan::plan(spec, self.kernels.on_cpu, free_bytes)
     }
 
-    fn load(&mut self, spec: &LoadSpec, free_bytes: u64) -> Result<ModelId, Error> {
-        let plan = LoadPlan::new(spec, self.kernels, free_bytes)?;
-        let loader = plan.open()?;
-        let weights = TensorCursor::open(&spec.model, plan.files(), plan.policy)?;
+    fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
+        let files = &plan.spec.files;
+        // MLX reads the headers again and trusts them.
+        files.weights.check_unchanged().map_err(|error| error.into_error(&files.name))?;
+        let policy = plan::policy(&plan, self.kernels);
+        let loader = plan::open(&plan.spec, policy)?;
+        let paths = files.weights.files.iter().map(|file| file.path.as_path());
+        let weights = TensorCursor::open(&files.name, paths, policy)?;
         let id = ModelId(self.model_next);
         self.model_next += 1;
-        self.models.insert(id, Entry::Loading(Box::new(LoadingModel { plan, loader, weights, done: 0 })));
+        self.models
+            .insert(id, Entry::Loading(Box::new(LoadingModel { plan, policy, loader, weights, done: 0 })));
         Ok(id)
     }
 
@@ -134,30 +140,31 @@ impl Backend for MlxBackend {
         let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
             return Err(Error::Internal(format!("model {model:?} is not loading")));
         };
-        let LoadingModel { plan, loader, weights, done } = &mut **loading;
+        let LoadingModel { plan, policy, loader, weights, done } = &mut **loading;
+        let facts = &plan.spec.files.facts;
         let Some(ready) = loader.next(weights)? else {
             *done += 1;
             let pieces = loader.pieces() as u64;
-            let done_bytes = plan.file_bytes / pieces * *done;
-            return Ok(LoadStep::Reading { done_bytes, total_bytes: plan.file_bytes });
+            let done_bytes = facts.file_bytes / pieces * *done;
+            return Ok(LoadStep::Reading { done_bytes, total_bytes: facts.file_bytes });
         };
         memory::clear_cache()?;
         let kv = Kv::new(loader.kv_shape());
-        let attention = plan.policy.kernels.for_cache(kv.shape());
+        let attention = policy.kernels.for_cache(kv.shape());
         let step_shape = attention.step_shape(kv.shape());
         let shape = ModelShape {
-            context_length: plan.context_length,
-            vocabulary_size: plan.vocabulary_size,
+            context_length: facts.context_length,
+            vocabulary_size: facts.vocabulary_size,
             kv_bytes_per_token: kv.shape().bytes_per_token(),
             state_bytes: kv.shape().bytes_per_sequence(),
             weight_bytes: bytes_of(ready.arrays()),
             parameter_count: weights.parameters(),
-            prefill_tokens_min: plan.policy.kernels.prefill_tokens_min(),
-            computes_in: plan.computes_in(),
+            prefill_tokens_min: policy.kernels.prefill_tokens_min(),
+            computes_in: plan::computes_in(plan),
         };
         tracing::info!(
-            model = %plan.model(),
-            kernels = plan.policy.kernels.name(),
+            model = %plan.spec.model(),
+            kernels = policy.kernels.name(),
             attention = attention.name(),
             computes_in = shape.computes_in,
             "kernels"

@@ -4,12 +4,14 @@
 #![allow(clippy::cast_precision_loss, reason = "the numbers here are small")]
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::backend::MlxBackend;
 use crate::backend::{
     Backend, ComputeDtype, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, RowOutput, RowResult, Sample,
     SlotId, Span, SpanKind, Step, TruncateError, Want,
 };
+use crate::hub::{ModelFiles, ModelFolder};
 
 const HIDDEN: usize = 32;
 const VOCABULARY: usize = 40;
@@ -96,14 +98,10 @@ fn prompted(recurrent: bool) -> Device {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), recurrent);
     let (mut backend, _) = MlxBackend::new(Some(1 << 30), KernelChoice::Auto).unwrap();
-    let spec = LoadSpec {
-        model: "m".into(),
-        folder: folder.path().into(),
-        revision: "1".into(),
-        dtype: ComputeDtype::Float32,
-        kv: KvDtype::Compute,
-    };
-    let model = backend.load(&spec, 1 << 30).unwrap();
+    let at = ModelFolder { name: "m".into(), path: folder.path().into(), revision: "1".into() };
+    let files = Arc::new(ModelFiles::read(&at).unwrap());
+    let spec = LoadSpec { files, dtype: ComputeDtype::Float32, kv: KvDtype::Compute };
+    let model = backend.load(backend.plan(&spec, 1 << 30)).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();
     let mut device = Device { backend, model, _folder: folder };

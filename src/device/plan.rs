@@ -1,128 +1,93 @@
-//! The plan of a load, from the files' headers and the config before a tensor is read: the dtype, whether
-//! quantized matrices are dequantized, and the bytes that the weights take.
+//! Decides how a model is loaded, from its config and the headers of its files: the dtype, whether quantized
+//! matrices are dequantized, and the bytes that it will take. Pure: nothing is read.
 //!
-//! Policy: on the CPU everything computes in float32, where quantized products are several times slower than
-//! dense ones with a good BLAS, so matrices are dequantized when that fits. GPUs compute as stored.
+//! Policy: on the CPU everything computes in float32, where quantized products are several times slower
+//! than dense ones with a good BLAS, so matrices are dequantized when that fits. GPUs compute as stored.
 
 use std::collections::BTreeSet;
 
 use mlx_rs::Dtype;
 use serde_json::Value;
 
-use crate::backend::{ComputeDtype, KvDtype, LoadSpec};
+use crate::backend::{ComputeDtype, KvDtype, LoadPlan, LoadSpec};
 use crate::error::Error;
-use crate::hub::{self, Dtype as Stored};
-use crate::ids::ModelName;
+use crate::hub::{Dtype as Stored, WeightIndex};
 use crate::mlx::kernels::Selection;
 use crate::mlx::tensors::Policy;
 use crate::models::{self, Loading, OpenError, Setup};
 
-/// A load, planned.
-#[derive(Debug)]
-pub(crate) struct LoadPlan {
-    spec: LoadSpec,
-    config: Value,
-    files: hub::Weights,
-    quantized: bool,
-    pub(crate) policy: Policy,
-    /// Bytes that the weights will take.
-    pub(crate) weight_bytes: u64,
-    /// Bytes of the files.
-    pub(crate) file_bytes: u64,
-    pub(crate) context_length: u32,
-    pub(crate) vocabulary_size: u32,
-}
-
-/// Elements of the weights and bytes of them, dense and as stored.
+/// Elements and bytes of the weights, dense and as stored.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sizes {
+    /// Elements of quantized matrices.
     dense_elements: u64,
+    /// Bytes of quantized matrices as stored.
     packed_bytes: u64,
-    /// Floats that stay floats: dense tensors, and scales and biases.
+    /// Elements of tensors that are stored as floats.
     plain_elements: u64,
+    /// Elements of scales and biases.
     side_elements: u64,
 }
 
-impl LoadPlan {
-    /// Checks the files and decides, given `free_bytes`.
-    pub(crate) fn new(spec: &LoadSpec, kernels: Selection, free_bytes: u64) -> Result<Self, Error> {
-        let on_cpu = kernels.on_cpu;
-        let blame = |error: hub::HubError| error.into_error(&spec.model);
-        let files = hub::inspect(&spec.folder).map_err(blame)?;
-        let config = hub::text_part(&hub::read_config(&spec.folder).map_err(blame)?);
-        let sizes = Sizes::of(&files, &config);
-        let float = match spec.dtype {
-            ComputeDtype::Auto if on_cpu => Dtype::Float32,
-            ComputeDtype::Auto => stored_float(&files),
-            ComputeDtype::Float32 => Dtype::Float32,
-            ComputeDtype::Bfloat16 => Dtype::Bfloat16,
-            ComputeDtype::Float16 => Dtype::Float16,
-        };
-        let item = if float == Dtype::Float32 { 4 } else { 2 };
-        let dense_bytes = (sizes.dense_elements + sizes.plain_elements) * item;
-        let packed_bytes = sizes.packed_bytes + (sizes.plain_elements + sizes.side_elements) * item;
-        let quantized = sizes.packed_bytes > 0;
-        let dequantize = quantized && on_cpu && dense_bytes <= free_bytes;
-        let number = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-        Ok(Self {
-            weight_bytes: if dequantize || !quantized { dense_bytes } else { packed_bytes },
-            file_bytes: files.bytes,
-            context_length: number("max_position_embeddings").filter(|&n| n > 0).unwrap_or(CONTEXT_DEFAULT),
-            vocabulary_size: number("vocab_size").unwrap_or(0),
-            policy: Policy { float, dequantize, kernels: kernels.set(float) },
-            spec: spec.clone(),
-            config,
-            files,
-            quantized,
-        })
-    }
-
-    /// The model's name.
-    pub(crate) fn model(&self) -> &ModelName {
-        &self.spec.model
-    }
-
-    /// Returns the files with tensors.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &std::path::Path> {
-        self.files.files.iter().map(|file| file.path.as_path())
-    }
-
-    /// Returns the architecture, ready to take tensors.
-    pub(crate) fn open(&self) -> Result<Box<dyn Loading>, Error> {
-        let int8_kv = self.spec.kv == KvDtype::Int8;
-        let setup = Setup { dtype: self.policy.float, kernels: self.policy.kernels, int8_kv };
-        models::open(&self.config, setup).map_err(|error| match error {
-            OpenError::Unsupported(why) => Error::ModelUnsupported { model: self.spec.model.clone(), why },
-            OpenError::Invalid(why) => Error::ModelInvalid { model: self.spec.model.clone(), why },
-        })
-    }
-
-    /// Describes how the model computes, for people.
-    pub(crate) fn computes_in(&self) -> String {
-        let float = match self.policy.float {
-            Dtype::Float32 => "float32",
-            Dtype::Bfloat16 => "bfloat16",
-            _ => "float16",
-        };
-        let weights = match (self.quantized, self.policy.dequantize) {
-            (true, true) => ", dequantized at load",
-            (true, false) => ", quantized weights",
-            (false, _) => "",
-        };
-        let kv = if self.spec.kv == KvDtype::Int8 { ", 8-bit KV cache" } else { "" };
-        format!("{float}{weights}{kv}")
-    }
+/// Plans a load with `free_bytes` available.
+pub(crate) fn plan(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> LoadPlan {
+    let sizes = Sizes::of(&spec.files.weights, &spec.files.text_config);
+    let dtype = match spec.dtype {
+        ComputeDtype::Auto if on_cpu => ComputeDtype::Float32,
+        ComputeDtype::Auto => stored_float(&spec.files.weights),
+        given => given,
+    };
+    let item = if dtype == ComputeDtype::Float32 { 4 } else { 2 };
+    let dense_bytes = (sizes.dense_elements + sizes.plain_elements) * item;
+    let packed_bytes = sizes.packed_bytes + (sizes.plain_elements + sizes.side_elements) * item;
+    let quantized = sizes.packed_bytes > 0;
+    let dequantize = quantized && on_cpu && dense_bytes <= free_bytes;
+    let needed_bytes = if dequantize || !quantized { dense_bytes } else { packed_bytes };
+    LoadPlan { spec: spec.clone(), dtype, dequantize, needed_bytes }
 }
 
-/// Context of a model whose config does not name one.
-const CONTEXT_DEFAULT: u32 = 4096;
+/// Returns how the weights become arrays.
+pub(crate) fn policy(plan: &LoadPlan, kernels: Selection) -> Policy {
+    let float = match plan.dtype {
+        ComputeDtype::Auto | ComputeDtype::Float32 => Dtype::Float32,
+        ComputeDtype::Bfloat16 => Dtype::Bfloat16,
+        ComputeDtype::Float16 => Dtype::Float16,
+    };
+    Policy { float, dequantize: plan.dequantize, kernels: kernels.set(float) }
+}
+
+/// Returns the architecture, ready to take tensors.
+pub(crate) fn open(spec: &LoadSpec, policy: Policy) -> Result<Box<dyn Loading>, Error> {
+    let setup = Setup { dtype: policy.float, kernels: policy.kernels, int8_kv: spec.kv == KvDtype::Int8 };
+    models::open(&spec.files.text_config, setup).map_err(|error| match error {
+        OpenError::Unsupported(why) => Error::ModelUnsupported { model: spec.model().clone(), why },
+        OpenError::Invalid(why) => Error::ModelInvalid { model: spec.model().clone(), why },
+    })
+}
+
+/// Describes the arithmetic for people.
+pub(crate) fn computes_in(plan: &LoadPlan) -> String {
+    let float = match plan.dtype {
+        ComputeDtype::Auto | ComputeDtype::Float32 => "float32",
+        ComputeDtype::Bfloat16 => "bfloat16",
+        ComputeDtype::Float16 => "float16",
+    };
+    let quantized = Sizes::of(&plan.spec.files.weights, &plan.spec.files.text_config).packed_bytes > 0;
+    let weights = match (quantized, plan.dequantize) {
+        (true, true) => ", dequantized at load",
+        (true, false) => ", quantized weights",
+        (false, _) => "",
+    };
+    let kv = if plan.spec.kv == KvDtype::Int8 { ", 8-bit KV cache" } else { "" };
+    format!("{float}{weights}{kv}")
+}
 
 impl Sizes {
-    fn of(files: &hub::Weights, config: &Value) -> Self {
+    fn of(weights: &WeightIndex, config: &Value) -> Self {
         let mut sizes = Self::default();
         let scaled: BTreeSet<&str> =
-            files.tensors().filter_map(|tensor| tensor.name.strip_suffix(".scales")).collect();
-        for tensor in files.tensors() {
+            weights.tensors().filter_map(|tensor| tensor.name.strip_suffix(".scales")).collect();
+        for tensor in weights.tensors() {
             let elements = tensor.shape.iter().map(|&size| size as u64).product::<u64>();
             let module = tensor.name.rsplit_once('.').map_or("", |(module, _)| module);
             let is = |ending: &str| tensor.name.ends_with(ending) && scaled.contains(module);
@@ -139,7 +104,7 @@ impl Sizes {
     }
 }
 
-/// Returns the bits of a module's elements by the config, for the estimate; the load goes by shapes.
+/// Returns the bits of an element of a module, by the config: for the plan; the load goes by shapes.
 fn bits_of(config: &Value, module: &str) -> u64 {
     let quantization = config.get("quantization").or_else(|| config.get("quantization_config"));
     let bits =
@@ -149,9 +114,9 @@ fn bits_of(config: &Value, module: &str) -> u64 {
 }
 
 /// Returns the dtype of most of the stored floats, by bytes.
-fn stored_float(files: &hub::Weights) -> Dtype {
-    let mut bytes = [(Dtype::Bfloat16, 0), (Dtype::Float16, 0), (Dtype::Float32, 0)];
-    for tensor in files.tensors() {
+fn stored_float(weights: &WeightIndex) -> ComputeDtype {
+    let mut bytes = [(ComputeDtype::Bfloat16, 0), (ComputeDtype::Float16, 0), (ComputeDtype::Float32, 0)];
+    for tensor in weights.tensors() {
         let dtype = match tensor.dtype {
             Stored::BF16 => 0,
             Stored::F16 => 1,
@@ -160,5 +125,5 @@ fn stored_float(files: &hub::Weights) -> Dtype {
         };
         bytes[dtype].1 += tensor.bytes;
     }
-    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(Dtype::Float32, |(dtype, _)| dtype)
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(ComputeDtype::Float32, |(dtype, _)| dtype)
 }

@@ -5,7 +5,8 @@ use tokio::sync::mpsc;
 
 use super::api::LoadEvent;
 use crate::backend::{
-    Backend, LoadSpec, LoadStep, ModelId, ModelShape, RowOutput, Sample, SlotId, Span, SpanKind, Step, Want,
+    Backend, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, RowOutput, Sample, SlotId, Span, SpanKind,
+    Step, Want,
 };
 use crate::error::Error;
 
@@ -42,14 +43,10 @@ impl Load {
         self.begun.map_or(0, |(_, bytes)| bytes)
     }
 
-    /// Opens the model and reserves `needed_bytes` for it.
-    pub(super) fn begin<B: Backend>(
-        &mut self,
-        backend: &mut B,
-        free_bytes: u64,
-        needed_bytes: u64,
-    ) -> Result<(), Error> {
-        self.begun = Some((backend.load(&self.spec, free_bytes)?, needed_bytes));
+    /// Opens the model and reserves the bytes that it needs.
+    pub(super) fn begin<B: Backend>(&mut self, backend: &mut B, plan: LoadPlan) -> Result<(), Error> {
+        let needed_bytes = plan.needed_bytes;
+        self.begun = Some((backend.load(plan)?, needed_bytes));
         Ok(())
     }
 
@@ -88,7 +85,7 @@ impl Load {
         if let Some((id, _)) = self.begun
             && let Err(error) = backend.unload(id)
         {
-            tracing::error!(model = %self.spec.model, ?error, "the model could not be unloaded");
+            tracing::error!(model = %self.spec.model(), ?error, "the model could not be unloaded");
         }
     }
 

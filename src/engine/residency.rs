@@ -55,7 +55,7 @@ impl<B: Backend> Engine<B> {
             return;
         }
         self.each_model(|resident, cx| {
-            if missing > 0 && Some(&resident.spec.model) != spared {
+            if missing > 0 && Some(resident.spec.model()) != spared {
                 missing = missing.saturating_sub(resident.give_back(cx, missing, None)?);
             }
             Ok(())
@@ -63,13 +63,13 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Answers whether a model would fit.
-    pub(super) fn fits(&mut self, spec: &LoadSpec) -> Result<Fit, Error> {
+    pub(super) fn fits(&self, spec: &LoadSpec) -> Fit {
         let available_bytes = self.available_bytes();
-        let needed_bytes = match self.models.get(&spec.model) {
+        let needed_bytes = match self.models.get(spec.model()) {
             Some(_) => 0,
-            None => self.backend.estimate(spec, available_bytes)?,
+            None => self.backend.plan(spec, available_bytes).needed_bytes,
         };
-        Ok(Fit { needed_bytes, available_bytes })
+        Fit { needed_bytes, available_bytes }
     }
 
     /// Queues a load, joins the one that runs, or answers at once if the model is resident.
@@ -81,7 +81,7 @@ impl<B: Backend> Engine<B> {
     }
 
     fn take_load(&mut self, mut spec: LoadSpec, events: &mpsc::Sender<LoadEvent>) -> Result<(), Error> {
-        if let Some(resident) = self.models.get(&spec.model) {
+        if let Some(resident) = self.models.get(spec.model()) {
             if spec.dtype != resident.spec.dtype && spec.dtype != ComputeDtype::Auto {
                 let why = format!("the model is resident in {}; unload it first", resident.shape.computes_in);
                 return Err(Error::field("compute_dtype", why));
@@ -93,7 +93,7 @@ impl<B: Backend> Engine<B> {
             let _ = events.try_send(LoadEvent::Loaded(Box::new(resident.describe())));
             return Ok(());
         }
-        if let Some(load) = self.loads.iter_mut().find(|load| load.spec.model == spec.model) {
+        if let Some(load) = self.loads.iter_mut().find(|load| load.spec.model() == spec.model()) {
             load.listeners.push(events.clone());
             return Ok(());
         }
@@ -110,14 +110,14 @@ impl<B: Backend> Engine<B> {
         match self.load_piece(&mut load) {
             Ok(None) => self.loads.push_front(load),
             Ok(Some((id, shape))) => {
-                tracing::info!(model = %load.spec.model, bytes = shape.weight_bytes, "loaded");
+                tracing::info!(model = %load.spec.model(), bytes = shape.weight_bytes, "loaded");
                 let resident = Resident::new(id, load.spec.clone(), shape, self.clock.wall());
                 let described = resident.describe();
-                self.models.insert(load.spec.model.clone(), resident);
+                self.models.insert(load.spec.model().clone(), resident);
                 load.end(|| LoadEvent::Loaded(Box::new(described.clone())));
             }
             Err(error) => {
-                tracing::warn!(model = %load.spec.model, ?error, "the load failed");
+                tracing::warn!(model = %load.spec.model(), ?error, "the load failed");
                 load.abandon(&mut self.backend);
                 load.end(|| LoadEvent::Failed(error.clone()));
             }
@@ -129,8 +129,8 @@ impl<B: Backend> Engine<B> {
             return load.advance(&mut self.backend);
         }
         let available_bytes = self.available_bytes();
-        let needed_bytes = self.backend.estimate(&load.spec, available_bytes)?;
-        let model = load.spec.model.clone();
+        let plan = self.backend.plan(&load.spec, available_bytes);
+        let (model, needed_bytes) = (load.spec.model().clone(), plan.needed_bytes);
         if needed_bytes > self.budget_bytes {
             return Err(Error::ModelTooLarge { model, needed_bytes, available_bytes: self.budget_bytes });
         }
@@ -139,7 +139,7 @@ impl<B: Backend> Engine<B> {
         }
         self.give_back(needed_bytes.saturating_sub(self.free_bytes()), None);
         tracing::info!(%model, needed_bytes, available_bytes, "loading");
-        load.begin(&mut self.backend, available_bytes, needed_bytes)?;
+        load.begin(&mut self.backend, plan)?;
         Ok(None)
     }
 

@@ -1,58 +1,56 @@
-//! What a model's files say about it before anything is loaded: `config.json`, `generation_config.json` and
-//! the headers of the weight files.
+//! Facts about a model that its files state before anything is loaded: from `config.json`,
+//! `generation_config.json` and the headers of the weight files. Context length and vocabulary size are
+//! computed here and nowhere else.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{
-    HubError, TensorInfo, Weights, config_f64, inspect, read_config, read_generation_config, text_part,
-};
+use super::{HubError, TensorInfo, WeightIndex, config_f64};
 
-/// Positions of a config that does not say, as transformers' `LlamaConfig` has it.
+/// Context length of a config that does not name one, as in transformers' `LlamaConfig`.
 const CONTEXT_LENGTH_DEFAULT: u32 = 2048;
 
 /// Facts about a model on disk.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelFacts {
     /// `model_type`.
     pub architecture: String,
-    /// `max_position_embeddings`.
+    /// Tokens that a sequence may have: `max_position_embeddings`.
     pub context_length: u32,
-    /// `vocab_size`.
+    /// Tokens in the vocabulary: `vocab_size`.
     pub vocabulary_size: u32,
-    /// Weights, counted as numbers.
+    /// Number of weights; a packed tensor counts its elements.
     pub parameter_count: u64,
-    /// How they are stored, in words.
+    /// Storage format of the weights, for people.
     pub stored_as: String,
     /// Bytes of the tensors in the files.
     pub file_bytes: u64,
-    /// Sampling values for what a request leaves unset.
+    /// Sampling values for the options that a request leaves unset.
     pub default_sampling: DefaultSampling,
 }
 
 /// Sampling values of `generation_config.json`. Without `do_sample: true` the model asks for greedy decoding,
-/// and the temperature is 0. Values that a request could not have either are as if absent.
+/// and the temperature is 0. Values out of a request's range count as absent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DefaultSampling {
-    /// 0 is greedy.
+    /// Softmax temperature; 0 is greedy.
     pub temperature: f32,
-    /// 1 is off.
+    /// Nucleus mass; 1 is off.
     pub top_p: f32,
-    /// 0 is off.
+    /// Number of candidates; 0 is off.
     pub top_k: u32,
-    /// 0 is off.
+    /// Smallest probability relative to the most likely token's; 0 is off.
     pub min_p: f32,
-    /// 1 is off.
+    /// Factor; 1 is off.
     pub repetition_penalty: f32,
 }
 
 /// Modes of MLX's quantization.
 const MODES: [&str; 4] = ["affine", "mxfp4", "mxfp8", "nvfp4"];
 
-/// How weights are packed.
+/// Packing of quantized weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Packing {
     bits: u64,
@@ -61,12 +59,15 @@ struct Packing {
 }
 
 impl ModelFacts {
-    /// Reads them; blocks on the file system.
+    /// Collects the facts from the text part of a config, the generation config and the index of tensors.
     ///
     /// # Errors
-    /// A file is missing, damaged, or lacks what every model has.
-    pub fn read(folder: &Path) -> Result<Self, HubError> {
-        let config = text_part(&read_config(folder)?);
+    /// `Damaged` if the config lacks a required value, `Unsupported` for a foreign quantization.
+    pub(super) fn new(
+        config: &Value,
+        generation: Option<&Value>,
+        weights: &WeightIndex,
+    ) -> Result<Self, HubError> {
         let damaged = |why: &str| HubError::Damaged { file: "config.json".into(), why: why.into() };
         let count = |key: &str| config[key].as_u64().and_then(|count| u32::try_from(count).ok());
         let architecture = config["model_type"].as_str().ok_or_else(|| damaged("has no model_type"))?;
@@ -80,16 +81,22 @@ impl ModelFacts {
         };
         let quantization = &config["quantization"];
         refuse_unknown_quantization(quantization, &config["quantization_config"])?;
-        let weights = inspect(folder)?;
         Ok(Self {
             architecture: architecture.to_owned(),
             context_length,
             vocabulary_size,
-            parameter_count: parameter_count(&weights, quantization),
-            stored_as: stored_as(&weights, quantization),
+            parameter_count: parameter_count(weights, quantization),
+            stored_as: stored_as(weights, quantization),
             file_bytes: weights.bytes,
-            default_sampling: DefaultSampling::from_config(read_generation_config(folder).as_ref()),
+            default_sampling: DefaultSampling::from_config(generation),
         })
+    }
+}
+
+impl Default for DefaultSampling {
+    /// Greedy.
+    fn default() -> Self {
+        Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, repetition_penalty: 1.0 }
     }
 }
 
@@ -120,29 +127,29 @@ impl Packing {
     }
 }
 
-/// MLX writes `quantization` and, without a method, `quantization_config`; others write only the latter, and
-/// their method is one that the loader does not know.
+/// Refuses quantization that is not MLX's. MLX writes `quantization` and, without a method,
+/// `quantization_config`; others write only the latter, with a method of their own.
 fn refuse_unknown_quantization(own: &Value, foreign: &Value) -> Result<(), HubError> {
     let refuse = |how: &str| {
         HubError::unsupported(format!(
-            "config.json: quantized with {how}; of formats, only MLX's own are loaded"
+            "config.json: quantized with {how}; only MLX's own formats can be loaded"
         ))
     };
     let method = &foreign["quant_method"];
     if own.is_null() && !method.is_null() && method != "mxfp4" {
-        return Err(refuse(method.as_str().unwrap_or("a method that is no text")));
+        return Err(refuse(method.as_str().unwrap_or("a method that is not a string")));
     }
     let overrides = own.as_object().into_iter().flatten().map(|(_, module)| module);
     for mode in std::iter::once(own).chain(overrides).map(|packing| &packing["mode"]) {
         if !mode.is_null() && !MODES.iter().any(|known| mode == known) {
-            return Err(refuse(mode.as_str().unwrap_or("a mode that is no text")));
+            return Err(refuse(mode.as_str().unwrap_or("a mode that is not a string")));
         }
     }
     Ok(())
 }
 
-/// A packed tensor's numbers count one by one, its scales and biases not at all.
-fn parameter_count(weights: &Weights, quantization: &Value) -> u64 {
+/// Counts the weights: a packed tensor by its elements, its scales and biases not at all.
+fn parameter_count(weights: &WeightIndex, quantization: &Value) -> u64 {
     let default = Packing::read(quantization);
     let names: BTreeMap<&str, &TensorInfo> =
         weights.tensors().map(|tensor| (tensor.name.as_str(), tensor)).collect();
@@ -165,7 +172,7 @@ fn parameter_count(weights: &Weights, quantization: &Value) -> u64 {
         .sum()
 }
 
-fn stored_as(weights: &Weights, quantization: &Value) -> String {
+fn stored_as(weights: &WeightIndex, quantization: &Value) -> String {
     if let Some(packing) = Packing::read(quantization) {
         let Packing { bits, group_size, mode } = &packing;
         let overrides = quantization.as_object().into_iter().flatten().map(|(_, value)| value);
@@ -198,13 +205,13 @@ mod tests {
         TensorInfo { name: name.into(), dtype, shape: shape.to_vec(), bytes: 8 }
     }
 
-    fn weights(tensors: Vec<TensorInfo>) -> Weights {
-        let file = crate::hub::WeightFile { path: "m".into(), tensors };
-        Weights { files: vec![file], tensors_count: 0, bytes: 0 }
+    fn weights(tensors: Vec<TensorInfo>) -> WeightIndex {
+        let file = crate::hub::WeightFile::of_tensors("m".into(), tensors);
+        WeightIndex { files: vec![file], ..WeightIndex::default() }
     }
 
     #[test]
-    fn packed_weights_count_as_the_numbers_they_hold() {
+    fn packed_weights_count_by_their_elements() {
         let packed = weights(vec![
             tensor("a.weight", Dtype::U32, &[8, 4]),
             tensor("a.scales", Dtype::F16, &[8, 1]),

@@ -1,31 +1,32 @@
-//! Reads what a model's weight files say about themselves, and believes none of it: every tensor has a known
-//! dtype, the bytes its shape needs, and its own place in the file; together they fill the file exactly.
-//! Only headers are read, never a tensor. The loader relies on these checks.
+//! Reads the headers of a model's weight files and checks every claim in them: a tensor has a known dtype,
+//! the bytes that its shape needs, and a place of its own; together the tensors fill the file exactly. Tensor
+//! data is not read. The loader relies on these checks, because MLX trusts its input.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use safetensors::Dtype;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::HubError;
-use super::config::{open_regular, read_object};
 use super::error::file_name;
+use super::read::{open_regular, read_object};
 
 /// The format allows 100 MB; a model with 100,000 tensors needs about 12.
 const HEADER_BYTES_MAX: u64 = 32 << 20;
-/// As long as the headers of all its shards.
+/// Large enough for the headers of all shards.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// MLX counts dimensions in 32 bits.
 const DIMENSION_MAX: usize = i32::MAX as usize;
 
-/// All weights of a model.
-#[derive(Clone, Debug)]
-pub struct Weights {
+/// The tensors of a model, by file.
+#[derive(Clone, Debug, Default)]
+pub struct WeightIndex {
     /// The files, sorted by name.
     pub files: Vec<WeightFile>,
     /// Number of tensors.
@@ -37,33 +38,64 @@ pub struct Weights {
 /// One safetensors file.
 #[derive(Clone, Debug)]
 pub struct WeightFile {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// Its tensors, in the order of their data.
     pub tensors: Vec<TensorInfo>,
+    /// Its size and time when the header was read.
+    stamp: Option<Stamp>,
 }
+
+/// Identifies a state of a file: its size in bytes and the time of its last change.
+type Stamp = (u64, Option<SystemTime>);
 
 /// One tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Its name, as in `model.layers.0.mlp.up_proj.weight`.
     pub name: String,
-    /// What its elements are.
+    /// Type of its elements.
     pub dtype: Dtype,
     /// Its shape; empty for a scalar.
     pub shape: Vec<usize>,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
-impl Weights {
-    /// Every tensor of every file.
+impl WeightIndex {
+    /// Returns every tensor of every file.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
         self.files.iter().flat_map(|file| &file.tensors)
     }
+
+    /// Checks that no file changed since its header was read. Compares sizes and times; reads no file.
+    ///
+    /// # Errors
+    /// `Damaged`, naming the file.
+    pub fn check_unchanged(&self) -> Result<(), HubError> {
+        for WeightFile { path, stamp, .. } in &self.files {
+            let now = fs::metadata(path).map_err(HubError::io(path))?;
+            if stamp.as_ref().is_some_and(|before| *before != stamp_of(&now)) {
+                return Err(HubError::damaged(path, "changed after its header was read"));
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Whether mlx-lm would load this file: its glob is `model*.safetensors`.
+impl WeightFile {
+    /// Makes an index entry of tensors that are in no file.
+    #[cfg(test)]
+    pub(crate) fn of_tensors(path: PathBuf, tensors: Vec<TensorInfo>) -> Self {
+        Self { path, tensors, stamp: None }
+    }
+}
+
+fn stamp_of(metadata: &fs::Metadata) -> Stamp {
+    (metadata.len(), metadata.modified().ok())
+}
+
+/// Returns whether mlx-lm would load this file: its glob is `model*.safetensors`.
 pub(super) fn is_weight_file(name: &str) -> bool {
     name.starts_with("model") && name.ends_with(".safetensors")
 }
@@ -74,7 +106,7 @@ pub(super) fn is_weight_file(name: &str) -> bool {
 /// `Damaged`, naming file and tensor, if there is no weight file, one is cut short, lies about its tensors,
 /// repeats a name, or is missing from what the index promises; `Unsupported` for a dtype MLX does not have;
 /// `Io`.
-pub fn inspect(folder: &Path) -> Result<Weights, HubError> {
+pub fn inspect(folder: &Path) -> Result<WeightIndex, HubError> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(HubError::io(folder))? {
         let path = entry.map_err(HubError::io(folder))?.path();
@@ -89,20 +121,21 @@ pub fn inspect(folder: &Path) -> Result<Weights, HubError> {
     let mut places: BTreeMap<String, String> = BTreeMap::new();
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
-        let tensors = read_header(&path)?;
+        let (tensors, stamp) = read_header(&path)?;
         for tensor in &tensors {
             if let Some(other) = places.insert(tensor.name.clone(), file_name(&path)) {
                 return Err(HubError::damaged(&path, format!("tensor {} is in {other} too", tensor.name)));
             }
         }
-        files.push(WeightFile { path, tensors });
+        files.push(WeightFile { path, tensors, stamp: Some(stamp) });
     }
     check_index(folder, &places)?;
     let bytes = files.iter().flat_map(|file| &file.tensors).map(|tensor| tensor.bytes).sum();
-    Ok(Weights { files, tensors_count: places.len(), bytes })
+    Ok(WeightIndex { files, tensors_count: places.len(), bytes })
 }
 
-/// The index, where there is one, promises tensors; a shard that was never copied shows here.
+/// Compares the files with `model.safetensors.index.json`, if there is one: reveals a shard that was never
+/// copied.
 fn check_index(folder: &Path, places: &BTreeMap<String, String>) -> Result<(), HubError> {
     let path = folder.join("model.safetensors.index.json");
     if !path.exists() {
@@ -126,9 +159,10 @@ fn check_index(folder: &Path, places: &BTreeMap<String, String>) -> Result<(), H
 }
 
 /// Reads and checks one file's header: its length (8 bytes, little-endian), then JSON; the data follows.
-fn read_header(path: &Path) -> Result<Vec<TensorInfo>, HubError> {
+fn read_header(path: &Path) -> Result<(Vec<TensorInfo>, Stamp), HubError> {
     let damaged = |why: String| HubError::damaged(path, why);
-    let (mut file, file_bytes) = open_regular(path)?;
+    let (mut file, metadata) = open_regular(path)?.ok_or_else(|| damaged("is missing".into()))?;
+    let (file_bytes, stamp) = (metadata.len(), stamp_of(&metadata));
     let mut length = [0; 8];
     if file_bytes < 8 {
         return Err(damaged("is too short for a safetensors file".into()));
@@ -154,10 +188,10 @@ fn read_header(path: &Path) -> Result<Vec<TensorInfo>, HubError> {
             tensors.push(tensor_info(path, name, value)?);
         }
     }
-    place(path, tensors, data_bytes)
+    Ok((place(path, tensors, data_bytes)?, stamp))
 }
 
-/// Checks one entry by itself; gives where it starts, too.
+/// Checks one entry by itself; returns its offset too.
 fn tensor_info(path: &Path, name: String, value: Value) -> Result<(usize, TensorInfo), HubError> {
     let damaged = |why: String| HubError::damaged(path, format!("tensor {name}: {why}"));
     let info: safetensors::tensor::TensorInfo =
@@ -179,7 +213,7 @@ fn tensor_info(path: &Path, name: String, value: Value) -> Result<(usize, Tensor
     Ok((start, TensorInfo { name, dtype: info.dtype, shape: info.shape, bytes }))
 }
 
-/// Checks that the tensors fill the data without gap or overlap, and gives them in that order.
+/// Checks that the tensors fill the data without gap or overlap; returns them in that order.
 fn place(
     path: &Path,
     mut tensors: Vec<(usize, TensorInfo)>,
@@ -209,7 +243,7 @@ fn place(
     Ok(tensors.into_iter().map(|(_, tensor)| tensor).collect())
 }
 
-/// What MLX's own safetensors reader takes (mlx/io/safetensors.cpp).
+/// Returns whether MLX's own safetensors reader takes it (mlx/io/safetensors.cpp).
 fn mlx_has(dtype: Dtype) -> bool {
     matches!(
         dtype,
@@ -230,7 +264,7 @@ fn mlx_has(dtype: Dtype) -> bool {
     )
 }
 
-/// The header's entries, repeated names included: a map would keep only the last.
+/// Collects the header's entries, repeated names included: a map would keep only the last.
 struct Entries;
 
 impl<'de> Visitor<'de> for Entries {

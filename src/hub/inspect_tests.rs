@@ -11,7 +11,7 @@ fn file(header: &str, data_bytes: usize) -> Vec<u8> {
     bytes
 }
 
-fn inspect_files(files: &[(&str, Vec<u8>)]) -> Result<Weights, HubError> {
+fn inspect_files(files: &[(&str, Vec<u8>)]) -> Result<WeightIndex, HubError> {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         fs::write(folder.path().join(name), bytes).unwrap();
@@ -142,4 +142,18 @@ proptest! {
             prop_assert_eq!(weights.bytes, data as u64);
         }
     }
+}
+
+#[test]
+fn a_file_that_changes_after_its_header_was_read_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    fs::write(&path, file(TWO, 18)).unwrap();
+    let weights = inspect(folder.path()).unwrap();
+    weights.check_unchanged().unwrap();
+    fs::write(&path, file(TWO, 19)).unwrap();
+    let why = weights.check_unchanged().unwrap_err().to_string();
+    assert_eq!(why, "model.safetensors: changed after its header was read");
+    fs::remove_file(&path).unwrap();
+    assert!(weights.check_unchanged().is_err());
 }

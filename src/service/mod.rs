@@ -25,7 +25,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Moment};
 use crate::engine::EngineHandle;
 use crate::error::Error;
-use crate::hub::AssetShelf;
+use crate::hub::ModelCatalog;
 use crate::ids::ModelName;
 use crate::limits::Limits;
 use crate::session::SessionBook;
@@ -67,13 +67,13 @@ impl Service {
     #[must_use]
     pub fn new(
         engine: EngineHandle,
-        shelf: AssetShelf,
+        catalog: ModelCatalog,
         limits: Limits,
         auto_load: bool,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            models: Arc::new(Models::new(engine.clone(), shelf, auto_load)),
+            models: Arc::new(Models::new(engine.clone(), catalog, auto_load)),
             engine,
             sessions: Arc::new(SessionBook::new(limits.sessions_max, Arc::clone(&clock))),
             limits,

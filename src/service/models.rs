@@ -13,7 +13,7 @@ use super::fields::{model_name, page_size, page_token};
 use super::{Service, blocking};
 use crate::engine::{ComputeDtype, EngineHandle, Fit, KvDtype, LoadEvent, LoadSpec, ResidentModel};
 use crate::error::Error;
-use crate::hub::{AssetShelf, ModelAssets, ModelFacts, ModelFolder};
+use crate::hub::{ModelAssets, ModelCatalog, ModelFacts, ModelFolder};
 use crate::ids::ModelName;
 
 /// Load events buffered for a slow caller; progress beyond that is skipped.
@@ -102,7 +102,7 @@ pub struct ModelPage {
 /// The models as the service knows them.
 pub(super) struct Models {
     engine: EngineHandle,
-    shelf: Arc<AssetShelf>,
+    catalog: Arc<ModelCatalog>,
     auto_load: bool,
     known: Arc<Known>,
 }
@@ -196,8 +196,8 @@ pub(super) fn lost(error: &Error) -> bool {
 }
 
 impl Models {
-    pub(super) fn new(engine: EngineHandle, shelf: AssetShelf, auto_load: bool) -> Self {
-        Self { engine, shelf: Arc::new(shelf), auto_load, known: Arc::default() }
+    pub(super) fn new(engine: EngineHandle, catalog: ModelCatalog, auto_load: bool) -> Self {
+        Self { engine, catalog: Arc::new(catalog), auto_load, known: Arc::default() }
     }
 
     /// Returns the assets of a model: of the resident weights, else as the files are now.
@@ -205,8 +205,8 @@ impl Models {
         if let Some(resident) = self.known.resident.get(model) {
             return Ok(Arc::clone(&resident));
         }
-        let (shelf, model) = (Arc::clone(&self.shelf), model.clone());
-        blocking(move || shelf.assets(&model)).await
+        let (catalog, model) = (Arc::clone(&self.catalog), model.clone());
+        blocking(move || catalog.assets(&model)).await
     }
 
     /// Returns the assets of a model, which is loaded first unless it is resident.
@@ -238,8 +238,8 @@ impl Models {
 
     /// Refuses the name of an unknown model.
     pub(super) async fn check_exists(&self, model: &ModelName) -> Result<(), Error> {
-        let (shelf, model) = (Arc::clone(&self.shelf), model.clone());
-        blocking(move || shelf.resolve(&model).map(drop)).await
+        let (catalog, model) = (Arc::clone(&self.catalog), model.clone());
+        blocking(move || catalog.resolve(&model).map(drop)).await
     }
 
     /// Describes a model: as it is in memory, else as it is on disk.
@@ -252,10 +252,10 @@ impl Models {
             }
             (resident, _) => resident,
         };
-        let (shelf, name) = (Arc::clone(&self.shelf), model.clone());
+        let (catalog, name) = (Arc::clone(&self.catalog), model.clone());
         let (folder, facts) = blocking(move || {
-            let folder = shelf.resolve(&name)?;
-            let facts = shelf.facts_of(&folder)?;
+            let folder = catalog.resolve(&name)?;
+            let facts = catalog.facts_of(&folder)?;
             Ok((folder, facts))
         })
         .await?;
@@ -272,16 +272,16 @@ impl Models {
         let mut folders: BTreeMap<String, ModelFolder> =
             resident.iter().map(|model| (model.model.to_string(), folder_of(model))).collect();
         if !resident_only {
-            let shelf = Arc::clone(&self.shelf);
-            for folder in blocking(move || Ok(shelf.list())).await? {
+            let catalog = Arc::clone(&self.catalog);
+            for folder in blocking(move || Ok(catalog.list())).await? {
                 folders.entry(folder.name.clone()).or_insert(folder);
             }
         }
         let mut rest = folders.into_values().skip_while(|folder| folder.name.as_str() <= after).peekable();
         let chosen: Vec<ModelFolder> = rest.by_ref().take(size).collect();
         let next = rest.peek().and(chosen.last()).map(|last| last.name.clone());
-        let shelf = Arc::clone(&self.shelf);
-        let described = blocking(move || Ok(facts_of(&shelf, chosen))).await?;
+        let catalog = Arc::clone(&self.catalog);
+        let described = blocking(move || Ok(facts_of(&catalog, chosen))).await?;
         let models = described.into_iter().map(|(folder, facts)| {
             let resident = resident.iter().find(|resident| resident.model.as_str() == folder.name);
             self.info(folder, facts, resident.cloned())
@@ -355,22 +355,21 @@ fn folder_of(resident: &ResidentModel) -> ModelFolder {
 }
 
 /// Adds what the files say; a model whose files are damaged is listed without.
-fn facts_of(shelf: &AssetShelf, folders: Vec<ModelFolder>) -> Vec<(ModelFolder, Option<ModelFacts>)> {
+fn facts_of(catalog: &ModelCatalog, folders: Vec<ModelFolder>) -> Vec<(ModelFolder, Option<ModelFacts>)> {
     let with_facts = folders.into_iter().map(|mut folder| {
         if folder.path.as_os_str().is_empty()
-            && let Ok(found) = shelf.resolve(&folder.name.as_str().into())
+            && let Ok(found) = catalog.resolve(&folder.name.as_str().into())
         {
             folder.path = found.path;
         }
-        let facts = shelf.facts_of(&folder).ok();
+        let facts = catalog.facts_of(&folder).ok();
         (folder, facts)
     });
     with_facts.collect()
 }
 
 fn load_spec(assets: &ModelAssets, dtype: ComputeDtype, kv: KvDtype) -> LoadSpec {
-    let ModelAssets { name, folder, revision, .. } = assets;
-    LoadSpec { model: name.clone(), folder: folder.clone(), revision: revision.clone(), dtype, kv }
+    LoadSpec { files: Arc::clone(&assets.files), dtype, kv }
 }
 
 async fn follow(

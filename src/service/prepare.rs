@@ -104,8 +104,8 @@ impl Rendering<'_> {
     }
 
     fn chat(&self, chat: Chat, start: Option<&TurnStart>) -> Result<Context, Error> {
-        let ModelAssets { name, tokenizer, chat_template, .. } = self.assets;
-        let template = chat_template.as_ref().ok_or_else(|| Error::NoChatTemplate(name.clone()))?;
+        let ModelAssets { files, tokenizer, chat_template, .. } = self.assets;
+        let template = chat_template.as_ref().ok_or_else(|| Error::NoChatTemplate(files.name.clone()))?;
         let Chat { messages, tools, arguments } = chat;
         let old = start.into_iter().flat_map(|start| &start.messages).map(|message| &**message);
         let all: Vec<Value> = old.chain(&messages).map(Message::to_template_value).collect();

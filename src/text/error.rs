@@ -1,41 +1,22 @@
-//! The errors of text. Each variant names the file or the input at fault.
-
-use std::io;
-use std::path::PathBuf;
+//! Failures of the text modules. Each variant names the file or the input at fault.
 
 /// Why a tokenizer, a template or a text cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// A file is missing or unreadable.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The error of the system.
-        source: io::Error,
-    },
-    /// A file is not JSON.
-    #[error("{}: {source}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// The place and reason of the parse error.
-        source: serde_json::Error,
-    },
-    /// A file is well-formed but wrong.
-    #[error("{}: {why}", path.display())]
+    /// A file is missing or damaged.
+    #[error("{file}: {why}")]
     Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong with it.
         why: String,
     },
-    /// A file asks for a feature that is not implemented.
-    #[error("{}: {what} is not supported", path.display())]
+    /// A file needs something that is not implemented.
+    #[error("{file}: {what} is not supported")]
     Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// The feature.
+        /// The file's name.
+        file: &'static str,
+        /// What it needs.
         what: String,
     },
     /// A text cannot be tokenized.

@@ -1,26 +1,20 @@
-//! The small JSON files of a model folder that the text modules read.
-
-use std::fs;
-use std::io;
-use std::path::Path;
+//! The files of a model that the text modules are made from, already read and within size limits.
 
 use serde_json::Value;
 
-use super::TextError;
-
-/// Returns the bytes of a file; `None` if it does not exist.
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TextError::Io { path: path.to_owned(), source }),
-    }
-}
-
-/// Returns the JSON of a file; `None` if it does not exist.
-pub(super) fn read_json(path: &Path) -> Result<Option<Value>, TextError> {
-    let Some(bytes) = read(path)? else { return Ok(None) };
-    let value =
-        serde_json::from_slice(&bytes).map_err(|source| TextError::Json { path: path.to_owned(), source })?;
-    Ok(Some(value))
+/// Contents by file; `None` where a model has no such file.
+#[derive(Clone, Debug, Default)]
+pub struct TextFiles {
+    /// `tokenizer.json`.
+    pub tokenizer: Option<Vec<u8>>,
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<Value>,
+    /// `special_tokens_map.json`.
+    pub special_tokens_map: Option<Value>,
+    /// `chat_template.jinja`.
+    pub chat_template: Option<String>,
+    /// `additional_chat_templates/tool_use.jinja`.
+    pub tool_use_template: Option<String>,
+    /// `chat_template.json`.
+    pub chat_template_json: Option<Value>,
 }

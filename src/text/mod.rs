@@ -1,7 +1,7 @@
 //! Text in and out: tokenizer, chat template, streaming detokenizer, stop strings.
 //!
-//! Pure: it reads files of a model folder and returns values. Callers render and tokenize with it before a
-//! request reaches the engine; the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
+//! Pure: contents of a model's files in, values out. The edge renders and tokenizes with it before a request
+//! reaches the engine, and the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
 
 mod detokenizer;
 mod error;
@@ -16,6 +16,7 @@ mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use files::TextFiles;
 pub use special::eos_token_ids;
 pub use stop::{StopMatcher, StopStep};
 pub use template::{ChatTemplate, Conversation};

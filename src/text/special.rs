@@ -5,12 +5,10 @@
 //! transformers. Each is a string or an object with `content`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::read_json;
-use super::{TextError, Tokenizer};
+use super::{TextFiles, Tokenizer};
 
 /// Special tokens by name, as chat templates see them.
 #[derive(Debug, Default)]
@@ -22,26 +20,26 @@ pub(super) struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    pub(super) fn load(folder: &Path) -> Result<Self, TextError> {
+    pub(super) fn new(files: &TextFiles) -> Self {
         let mut tokens = BTreeMap::new();
         let mut around = None;
-        for file in ["special_tokens_map.json", "tokenizer_config.json"] {
-            let Some(Value::Object(config)) = read_json(&folder.join(file))? else { continue };
+        for file in [&files.special_tokens_map, &files.tokenizer_config] {
+            let Some(Value::Object(config)) = file else { continue };
             let flag = |name: &str| config.get(name).map(|flag| flag.as_bool().unwrap_or(false));
             let flags = (flag("add_bos_token"), flag("add_eos_token"));
             if flags.0.or(flags.1).is_some() {
                 around = Some((flags.0.unwrap_or(false), flags.1.unwrap_or(false)));
             }
             for (name, value) in
-                config.into_iter().filter(|(name, _)| name.ends_with("_token") && !name.starts_with("add_"))
+                config.iter().filter(|(name, _)| name.ends_with("_token") && !name.starts_with("add_"))
             {
-                match content(&value) {
-                    Some(text) => tokens.insert(name, text.to_owned()),
-                    None => tokens.remove(&name),
+                match content(value) {
+                    Some(text) => tokens.insert(name.clone(), text.to_owned()),
+                    None => tokens.remove(name),
                 };
             }
         }
-        Ok(Self { tokens, around })
+        Self { tokens, around }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
@@ -57,31 +55,25 @@ fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// Returns the ids that end a sequence, sorted: those of `generation_config.json`, or if it names none
-/// those of `config.json`, and the tokenizer's `eos_token` (mlx-lm's `load_config` and
-/// `TokenizerWrapper`). A broken `generation_config.json` is ignored, as in mlx-lm.
-///
-/// # Errors
-/// `config.json` is unreadable or not JSON.
-pub fn eos_token_ids(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>, TextError> {
-    let generation = read_json(&folder.join("generation_config.json")).ok().flatten();
-    let mut ids = generation.as_ref().map(ids_of).unwrap_or_default();
-    if ids.is_empty()
-        && let Some(config) = read_json(&folder.join("config.json"))?
-    {
-        ids = ids_of(&config);
-        if ids.is_empty() {
-            ids = config.get("text_config").map(ids_of).unwrap_or_default();
-        }
+/// Returns the ids that end a sequence, sorted: those of `generation_config.json`, or where it names none
+/// those of `config.json`, and the tokenizer's `eos_token` (mlx-lm's `load_config` and `TokenizerWrapper`).
+#[must_use]
+pub fn eos_token_ids(config: &Value, generation_config: Option<&Value>, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut ids = generation_config.map(ids_of).unwrap_or_default();
+    if ids.is_empty() {
+        ids = ids_of(config);
+    }
+    if ids.is_empty() {
+        ids = config.get("text_config").map(ids_of).unwrap_or_default();
     }
     ids.extend(tokenizer.eos_token_id());
     ids.sort_unstable();
     ids.dedup();
-    Ok(ids)
+    ids
 }
 
 /// Returns the `eos_token_id` of a config: one id or a list. Values that are not token ids (-1, null) are
-/// skipped.
+/// omitted.
 fn ids_of(config: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match config.get("eos_token_id") {

@@ -5,7 +5,6 @@
 //! has a budget, which bounds its time and memory whatever the template and the conversation.
 
 use std::error::Error as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,8 +15,7 @@ use regex::{Captures, Regex};
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, UtcOffset};
 
-use super::files::{read, read_json};
-use super::{TextError, Tokenizer, json, python};
+use super::{TextError, TextFiles, Tokenizer, json, python};
 
 /// Limit of instructions in a render; 64 bytes of text count as one (minijinja's fuel). Real templates
 /// take some hundreds for a message; this is about a second of work and at most 1 GB.
@@ -57,15 +55,14 @@ pub struct Conversation<'a> {
 }
 
 impl ChatTemplate {
-    /// Reads a model's template: `chat_template.jinja`, else the `chat_template` of
+    /// Makes a model's template: `chat_template.jinja`, else the `chat_template` of
     /// `tokenizer_config.json` (a text, or a list of named ones), else that of `chat_template.json`.
     /// `None` if the model has none.
     ///
     /// # Errors
-    /// A file is unreadable or damaged, or the template is not Jinja.
-    pub fn load(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
-        let Some((file, sources)) = sources(folder)? else { return Ok(None) };
-        let path = folder.join(file);
+    /// A `chat_template` is neither a text nor a list, or the template is not Jinja.
+    pub fn new(files: &TextFiles, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
+        let Some((file, sources)) = sources(files)? else { return Ok(None) };
         let mut environment = environment();
         let mut uses_tools = false;
         let mut has_default = false;
@@ -76,14 +73,11 @@ impl ChatTemplate {
             has_default |= name == DEFAULT;
             uses_tools |= name == TOOL_USE || source.contains("tools");
             environment.add_template_owned(name, without_generation_tags(&source)).map_err(|error| {
-                TextError::Invalid {
-                    path: path.clone(),
-                    why: format!("the chat template: {}", explain(&error)),
-                }
+                TextError::Invalid { file, why: format!("the chat template: {}", explain(&error)) }
             })?;
         }
         if !has_default {
-            return Err(TextError::Invalid { path, why: "no chat template named default".to_owned() });
+            return Err(TextError::Invalid { file, why: "no chat template named default".to_owned() });
         }
         let special_tokens =
             tokenizer.special_tokens().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
@@ -131,18 +125,19 @@ impl ChatTemplate {
 /// A template's name and its text.
 type Source = (String, String);
 
-/// Returns a model's templates, and the file that they are from.
-fn sources(folder: &Path) -> Result<Option<(&'static str, Vec<Source>)>, TextError> {
-    let file = "chat_template.jinja";
-    if let Some(source) = read_text(&folder.join(file))? {
-        let tool_use = read_text(&folder.join("additional_chat_templates/tool_use.jinja"))?;
-        let named = tool_use.map(|source| (TOOL_USE.to_owned(), source));
-        return Ok(Some((file, std::iter::once((DEFAULT.to_owned(), source)).chain(named).collect())));
+/// Returns a model's templates and the name of the file that has them.
+fn sources(files: &TextFiles) -> Result<Option<(&'static str, Vec<Source>)>, TextError> {
+    if let Some(source) = &files.chat_template {
+        let default = (DEFAULT.to_owned(), source.clone());
+        let tool_use = files.tool_use_template.clone().map(|source| (TOOL_USE.to_owned(), source));
+        return Ok(Some(("chat_template.jinja", std::iter::once(default).chain(tool_use).collect())));
     }
-    for file in ["tokenizer_config.json", "chat_template.json"] {
-        let path = folder.join(file);
-        let Some(config) = read_json(&path)? else { continue };
-        match config.get("chat_template") {
+    let configs = [
+        ("tokenizer_config.json", &files.tokenizer_config),
+        ("chat_template.json", &files.chat_template_json),
+    ];
+    for (file, config) in configs {
+        match config.as_ref().and_then(|config| config.get("chat_template")) {
             None | Some(Value::Null) => {}
             Some(Value::String(source)) => {
                 return Ok(Some((file, vec![(DEFAULT.to_owned(), source.clone())])));
@@ -150,17 +145,11 @@ fn sources(folder: &Path) -> Result<Option<(&'static str, Vec<Source>)>, TextErr
             Some(Value::Array(list)) => return Ok(Some((file, list.iter().filter_map(named).collect()))),
             Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
                 let why = "chat_template is neither a text nor a list".to_owned();
-                return Err(TextError::Invalid { path, why });
+                return Err(TextError::Invalid { file, why });
             }
         }
     }
     Ok(None)
-}
-
-fn read_text(path: &Path) -> Result<Option<String>, TextError> {
-    let Some(bytes) = read(path)? else { return Ok(None) };
-    let why = "the chat template is not UTF-8".to_owned();
-    String::from_utf8(bytes).map(Some).map_err(|_| TextError::Invalid { path: path.to_owned(), why })
 }
 
 /// Returns a message as transformers 5 passes it: without its null fields, which many templates would print,

@@ -4,15 +4,16 @@
 //! give the same text in a stream and as a whole. Cheap to clone, shared by all threads.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
 
-use super::files::read;
 use super::pieces::{Pieces, Stages, Strip};
 use super::special::SpecialTokens;
-use super::{Detokenizer, TextError};
+use super::{Detokenizer, TextError, TextFiles};
+
+/// The file that defines a tokenizer.
+const FILE: &str = "tokenizer.json";
 
 /// A loaded tokenizer.
 #[derive(Clone, Debug)]
@@ -30,32 +31,28 @@ struct Inner {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and the names of special tokens from `tokenizer_config.json` and
-    /// `special_tokens_map.json` where they exist.
+    /// Makes the tokenizer of `tokenizer.json`, with the names of special tokens from `tokenizer_config.json`
+    /// and `special_tokens_map.json` where they exist.
     ///
     /// # Errors
-    /// A file is missing or damaged, or the decoder is one that is not supported.
-    pub fn load(folder: &Path) -> Result<Self, TextError> {
-        let path = folder.join("tokenizer.json");
-        let bytes = read(&path)?.ok_or_else(|| TextError::Io {
-            path: path.clone(),
-            source: std::io::ErrorKind::NotFound.into(),
-        })?;
-        // The tokenizers crate panics on some malformed files, so it gets well-formed ones only.
-        serde_json::from_slice::<IgnoredAny>(&bytes)
-            .map_err(|source| TextError::Json { path: path.clone(), source })?;
-        let invalid = |why: String| TextError::Invalid { path: path.clone(), why };
+    /// `tokenizer.json` is missing or damaged, or has a decoder that is not supported.
+    pub fn new(files: &TextFiles) -> Result<Self, TextError> {
+        let invalid = |why: String| TextError::Invalid { file: FILE, why };
+        let bytes = files.tokenizer.as_ref().ok_or_else(|| invalid("is missing".to_owned()))?;
+        // The tokenizers crate panics on some malformed files: it only gets well-formed ones.
+        serde_json::from_slice::<IgnoredAny>(bytes)
+            .map_err(|error| invalid(format!("is not valid JSON: {error}")))?;
         let mut encoder =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| invalid(error.to_string()))?;
-        // Files saved from training set these; a prompt is never truncated or padded.
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
+        // Files saved from training set these; a prompt is never cut or padded.
         encoder.with_padding(None);
         encoder.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
 
-        let unsupported = |what: String| TextError::Unsupported { path: path.clone(), what };
+        let unsupported = |what: String| TextError::Unsupported { file: FILE, what };
         let size = encoder.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
         let stages = Stages::new(encoder.get_decoder()).map_err(unsupported)?;
         let pieces = Pieces::new(&stages, size, |id| encoder.id_to_token(id)).map_err(unsupported)?;
-        let special = SpecialTokens::load(folder)?;
+        let special = SpecialTokens::new(files);
         let added = encoder.get_added_tokens_decoder();
         let control = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
         Ok(Self(Arc::new(Inner { encoder, stages, pieces, size, special, control })))

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use mlxd::text::{TextError, Tokenizer};
+use mlxd::hub::read_text_files;
+use mlxd::text::{TextError, TextFiles, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -61,7 +62,7 @@ fn tokenizer(tokens: &[&str], decoder: &Value) -> (tempfile::TempDir, Tokenizer,
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, file.to_string()).unwrap();
-    let ours = Tokenizer::load(folder.path()).unwrap();
+    let ours = Tokenizer::new(&read_text_files(folder.path()).unwrap()).unwrap();
     let reference = tokenizers::Tokenizer::from_file(path).unwrap();
     (folder, ours, reference)
 }
@@ -226,9 +227,8 @@ fn every_byte_has_a_replacement_character() {
 }
 
 fn load(file: &str) -> Result<Tokenizer, TextError> {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("tokenizer.json"), file).unwrap();
-    Tokenizer::load(folder.path())
+    let tokenizer = Some(file.as_bytes().to_vec());
+    Tokenizer::new(&TextFiles { tokenizer, ..TextFiles::default() })
 }
 
 #[test]
@@ -239,8 +239,8 @@ fn damaged_files_are_errors_that_name_them() {
         let error = load(&file[..end]).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json"), "{error}");
     }
-    let missing = Tokenizer::load(Path::new("/nowhere")).unwrap_err();
-    assert!(matches!(missing, TextError::Io { .. }), "{missing}");
+    let missing = Tokenizer::new(&read_text_files(Path::new("/nowhere")).unwrap()).unwrap_err();
+    assert_eq!(missing.to_string(), "tokenizer.json: is missing");
     for (decoder, word) in [
         (json!({"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": true}), "CTC"),
         (sequence(&[json!({"type": "Fuse"}), metaspace("always")]), "Metaspace"),

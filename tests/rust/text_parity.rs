@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use mlxd::text::{ChatTemplate, Conversation, TextError, Tokenizer};
+use mlxd::hub::read_text_files;
+use mlxd::text::{ChatTemplate, Conversation, TextError, TextFiles, Tokenizer};
 use serde_json::Value;
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -85,11 +86,14 @@ fn compare_renders(
     list(&case["render"]).len()
 }
 
-fn template(case: &Value, folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, TextError> {
-    let Some(source) = case.get("template") else { return ChatTemplate::load(folder, tokenizer) };
-    let scratch = tempfile::tempdir().unwrap();
-    std::fs::copy(source.as_str().unwrap(), scratch.path().join("chat_template.jinja")).unwrap();
-    ChatTemplate::load(scratch.path(), tokenizer)
+fn template(
+    case: &Value,
+    files: &TextFiles,
+    tokenizer: &Tokenizer,
+) -> Result<Option<ChatTemplate>, TextError> {
+    let Some(source) = case.get("template") else { return ChatTemplate::new(files, tokenizer) };
+    let source = std::fs::read_to_string(source.as_str().unwrap()).unwrap();
+    ChatTemplate::new(&TextFiles { chat_template: Some(source), ..TextFiles::default() }, tokenizer)
 }
 
 #[test]
@@ -101,12 +105,13 @@ fn text_is_the_same_as_transformers() {
     let mut differences = Differences(Vec::new());
     for case in list(&cases["cases"]) {
         let folder = Path::new(case["folder"].as_str().unwrap());
-        let tokenizer = Tokenizer::load(folder).unwrap();
+        let files = read_text_files(folder).unwrap();
+        let tokenizer = Tokenizer::new(&files).unwrap();
         if case.get("template").is_none() {
             compare_tokenizer(case, &tokenizer, &mut differences);
         }
         let before = differences.0.len();
-        let rendered = match template(case, folder, &tokenizer) {
+        let rendered = match template(case, &files, &tokenizer) {
             Ok(Some(template)) => compare_renders(case, &template, now, &mut differences),
             Ok(None) => 0,
             Err(error) => {

@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use mlxd::text::{ChatTemplate, Conversation, TextError, Tokenizer, eos_token_ids};
+use mlxd::hub::read_text_files;
+use mlxd::text::{ChatTemplate, Conversation, Tokenizer, eos_token_ids};
 use serde_json::{Map, Value, json};
 
 /// A model folder with a tokenizer of a few words and these further files.
@@ -39,10 +40,15 @@ fn write(folder: &Path, name: &str, content: &Value) {
     std::fs::write(path, text).unwrap();
 }
 
-fn template(files: &[(&str, Value)]) -> Result<Option<ChatTemplate>, TextError> {
+fn template(files: &[(&str, Value)]) -> Result<Option<ChatTemplate>, Box<dyn std::error::Error>> {
     let folder = folder(files);
-    let tokenizer = Tokenizer::load(folder.path())?;
-    ChatTemplate::load(folder.path(), &tokenizer)
+    let files = read_text_files(folder.path())?;
+    let tokenizer = Tokenizer::new(&files)?;
+    Ok(ChatTemplate::new(&files, &tokenizer)?)
+}
+
+fn tokenizer(folder: &Path) -> Tokenizer {
+    Tokenizer::new(&read_text_files(folder).unwrap()).unwrap()
 }
 
 #[derive(Default)]
@@ -269,7 +275,7 @@ fn a_raw_prompt_gets_special_tokens_once() {
         let mut config = json!({"bos_token": "<s>", "eos_token": "</s>"});
         config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let folder = folder(&[("tokenizer_config.json", config)]);
-        Tokenizer::load(folder.path()).unwrap()
+        tokenizer(folder.path())
     };
     let plain = config(json!({}));
     assert_eq!(
@@ -290,20 +296,14 @@ fn a_raw_prompt_gets_special_tokens_once() {
 
 #[test]
 fn eos_ids_are_those_of_the_configs_and_of_the_tokenizer() {
-    let ids = |generation: Value, config: Value| {
-        let eos = json!({"eos_token": "</s>"});
-        let folder = folder(&[
-            ("generation_config.json", generation),
-            ("config.json", config),
-            ("tokenizer_config.json", eos),
-        ]);
-        eos_token_ids(folder.path(), &Tokenizer::load(folder.path()).unwrap())
-    };
-    assert_eq!(ids(json!({"eos_token_id": [9, 7]}), json!({"eos_token_id": 8})).unwrap(), [4, 7, 9]);
-    assert_eq!(ids(json!({}), json!({"eos_token_id": 8})).unwrap(), [4, 8]);
-    assert_eq!(ids(json!("not JSON {"), json!({"eos_token_id": [4, -1, null]})).unwrap(), [4]);
-    assert_eq!(ids(json!({}), json!({"text_config": {"eos_token_id": 5}})).unwrap(), [4, 5]);
-    assert!(ids(json!({}), json!("not JSON {")).is_err());
-    let bare = folder(&[]);
-    assert!(eos_token_ids(bare.path(), &Tokenizer::load(bare.path()).unwrap()).unwrap().is_empty());
+    let folder = folder(&[("tokenizer_config.json", json!({"eos_token": "</s>"}))]);
+    let tokenizer_with_eos = tokenizer(folder.path());
+    let ids =
+        |generation: Value, config: Value| eos_token_ids(&config, Some(&generation), &tokenizer_with_eos);
+    assert_eq!(ids(json!({"eos_token_id": [9, 7]}), json!({"eos_token_id": 8})), [4, 7, 9]);
+    assert_eq!(ids(json!({}), json!({"eos_token_id": 8})), [4, 8]);
+    assert_eq!(ids(json!({}), json!({"eos_token_id": [4, -1, null]})), [4]);
+    assert_eq!(ids(json!({}), json!({"text_config": {"eos_token_id": 5}})), [4, 5]);
+    let bare = self::folder(&[]);
+    assert!(eos_token_ids(&json!({}), None, &tokenizer(bare.path())).is_empty());
 }

@@ -18,7 +18,7 @@ impl World {
     fn check_ledger(&mut self) {
         for resident in self.engine.models.values() {
             let held = self.engine.backend.bytes(resident.id);
-            assert_eq!(resident.bytes(), held, "the ledger counts what is held of {}", resident.spec.model);
+            assert_eq!(resident.bytes(), held, "the ledger counts what is held of {}", resident.spec.model());
         }
         let used = self.engine.used_bytes();
         if used <= self.engine.budget_bytes {

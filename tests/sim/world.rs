@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::request::{Inbox, Request, Turn};
-use crate::backend::LoadSpec;
 use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
 use crate::engine::core::Engine;
@@ -89,8 +88,7 @@ impl World {
         };
         let budget = 2 * WEIGHT_BYTES + (1500 + random.below(12_000)) * KV_BYTES;
         let clock = Arc::new(HandClock::default());
-        let folder = tempfile::tempdir().unwrap();
-        let tokenizer = tokenizer(folder.path());
+        let tokenizer = tokenizer();
         // Every third world has models with recurrent states.
         let state_bytes = if random.below(3) == 0 { 40 * KV_BYTES } else { 0 };
         let mut fake = Fake::with(Faults { poison: Some(POISON), ..defect });
@@ -369,7 +367,7 @@ impl World {
 
     fn load(&mut self, model: &str) {
         let (events, _) = mpsc::channel(8);
-        self.engine.command(Command::Load(LoadSpec { model: model.into(), ..spec() }, events));
+        self.engine.command(Command::Load(spec(model), events));
     }
 
     fn unload(&mut self) {
@@ -381,8 +379,8 @@ impl World {
 
     fn fits(&mut self) {
         let (reply, mut answer) = oneshot::channel();
-        self.engine.command(Command::Fits(LoadSpec { model: "new".into(), ..spec() }, reply));
-        assert_eq!(answer.try_recv().unwrap().unwrap().needed_bytes, WEIGHT_BYTES);
+        self.engine.command(Command::Fits(spec("new"), reply));
+        assert_eq!(answer.try_recv().unwrap().needed_bytes, WEIGHT_BYTES);
     }
 
     fn budget_changes(&mut self) {

@@ -19,7 +19,7 @@ pub enum Command {
     /// Makes a model resident. The load continues when its listener is gone.
     Load(LoadSpec, mpsc::Sender<LoadEvent>),
     /// Asks whether a model would fit.
-    Fits(LoadSpec, oneshot::Sender<Result<Fit, Error>>),
+    Fits(LoadSpec, oneshot::Sender<Fit>),
     /// Frees a model; answers with the bytes that were freed.
     Unload(ModelName, oneshot::Sender<Result<u64, Error>>),
     /// Drops the KV caches of a session that is gone.

@@ -124,8 +124,8 @@ impl Resident {
             u32::try_from(meeting).unwrap_or(u32::MAX)
         };
         ResidentModel {
-            model: self.spec.model.clone(),
-            revision: self.spec.revision.clone(),
+            model: self.spec.model().clone(),
+            revision: self.spec.files.revision.clone(),
             computes_in: self.shape.computes_in.clone(),
             parameter_count: self.shape.parameter_count,
             weight_bytes: self.shape.weight_bytes,

@@ -10,12 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::core::Engine;
 use super::*;
+use crate::backend::KvDtype;
 use crate::backend::fake::{Fake, next_token, spec};
-use crate::backend::{KvDtype, LoadSpec};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::SessionKey;
-use crate::text::Tokenizer;
+use crate::text::{TextFiles, Tokenizer};
 
 pub(super) fn settings() -> EngineSettings {
     EngineSettings {
@@ -50,7 +50,6 @@ struct Bench {
     engine: Engine<Fake>,
     clock: Arc<HandClock>,
     tokenizer: Tokenizer,
-    _folder: tempfile::TempDir,
 }
 
 /// Room for all events of a test, so that none has to read while the engine runs.
@@ -61,7 +60,7 @@ type Events = mpsc::Receiver<GenerateEvent>;
 /// Ids below this are control tokens.
 const CONTROL_TOKENS: u32 = 100;
 
-pub(super) fn tokenizer(folder: &std::path::Path) -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     let vocabulary: serde_json::Map<String, serde_json::Value> =
         (0..1000).map(|id| (format!("t{id}"), id.into())).collect();
     let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "t0" });
@@ -79,8 +78,8 @@ pub(super) fn tokenizer(folder: &std::path::Path) -> Tokenizer {
         "pre_tokenizer": { "type": "WhitespaceSplit" }, "decoder": null, "normalizer": null,
         "post_processor": null, "truncation": null, "padding": null,
     });
-    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    Tokenizer::load(folder).unwrap()
+    let tokenizer = Some(tokenizer.to_string().into_bytes());
+    Tokenizer::new(&TextFiles { tokenizer, ..TextFiles::default() }).unwrap()
 }
 
 impl Bench {
@@ -88,10 +87,9 @@ impl Bench {
         let mut settings = settings();
         change(&mut settings);
         let clock = Arc::new(HandClock::default());
-        let folder = tempfile::tempdir().unwrap();
-        let tokenizer = tokenizer(folder.path());
+        let tokenizer = tokenizer();
         let engine = Engine::new(fake, clock.clone(), settings, budget);
-        let mut bench = Self { engine, clock, tokenizer, _folder: folder };
+        let mut bench = Self { engine, clock, tokenizer };
         assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(_))));
         bench
     }
@@ -102,7 +100,7 @@ impl Bench {
 
     fn load(&mut self) -> Vec<LoadEvent> {
         let (sender, mut events) = mpsc::channel(8);
-        self.engine.command(Command::Load(spec(), sender));
+        self.engine.command(Command::Load(spec("m"), sender));
         self.run();
         std::iter::from_fn(|| events.try_recv().ok()).collect()
     }

@@ -225,7 +225,7 @@ fn what_can_never_fit_is_refused_and_what_fits_later_waits() {
 fn a_model_that_needs_room_gets_what_another_caches() {
     let mut bench = Bench::with(Fake::default(), 2 * WEIGHT_BYTES + 300 * KV_BYTES, |_| {});
     let (sender, _events) = mpsc::channel(8);
-    bench.engine.command(Command::Load(LoadSpec { model: "other".into(), ..spec() }, sender));
+    bench.engine.command(Command::Load(spec("other"), sender));
     bench.run();
     let first = bench.submit(&[1, 2, 3], 5);
     bench.run();
@@ -240,12 +240,15 @@ fn a_model_that_needs_room_gets_what_another_caches() {
 fn a_load_that_does_not_fit_is_refused_with_numbers() {
     let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + 500, |_| {});
     let (sender, mut events) = mpsc::channel(8);
-    let other = LoadSpec { model: "other".into(), ..spec() };
+    let other = spec("other");
     bench.engine.command(Command::Load(other.clone(), sender));
     bench.run();
     let Ok(LoadEvent::Failed(error)) = events.try_recv() else { panic!("the load is refused") };
-    let expected =
-        Error::MemoryBudget { model: other.model, needed_bytes: WEIGHT_BYTES, available_bytes: 500 };
+    let expected = Error::MemoryBudget {
+        model: other.model().clone(),
+        needed_bytes: WEIGHT_BYTES,
+        available_bytes: 500,
+    };
     assert_eq!(error, expected);
 }
 
@@ -314,10 +317,10 @@ fn the_handle_learns_of_a_panic() {
     let make = move |_: &EngineSettings| Ok((fake, Fake::info(1_000_000)));
     let (handle, thread) = start(settings(), Arc::new(HandClock::default()), make).unwrap();
     assert!(handle.is_alive());
-    let mut events = handle.load(spec()).unwrap();
+    let mut events = handle.load(spec("m")).unwrap();
     // The warming run is the first step.
     while events.blocking_recv().is_some() {}
     assert!(thread.join().is_err());
     assert!(!handle.is_alive());
-    assert_eq!(handle.load(spec()).map(drop), Err(Error::EngineDead));
+    assert_eq!(handle.load(spec("m")).map(drop), Err(Error::EngineDead));
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::super::HubError;
-use super::super::config::open_regular;
+use super::super::read::open_regular;
 use super::blocks::Kind;
 
 /// Real files have about 50 keys.
@@ -56,7 +56,8 @@ pub(super) struct Gguf {
 
 impl Gguf {
     pub(super) fn open(path: &Path) -> Result<Self, HubError> {
-        let (file, file_bytes) = open_regular(path)?;
+        let (file, metadata) = open_regular(path)?.ok_or_else(|| HubError::damaged(path, "is missing"))?;
+        let file_bytes = metadata.len();
         let mut source = Source { path, reader: BufReader::new(&file), left: file_bytes };
         if &source.array::<4>()? != b"GGUF" {
             return Err(source.damaged("is not a GGUF file"));

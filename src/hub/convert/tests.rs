@@ -7,7 +7,8 @@ use tokenizers::Tokenizer;
 
 use super::testing::{Builder, data, llama};
 use super::*;
-use crate::hub::{Dtype, inspect, read_config};
+use crate::hub::read::read_config;
+use crate::hub::{Dtype, inspect};
 
 struct Run {
     folder: tempfile::TempDir,

@@ -126,7 +126,7 @@ impl Fake {
             Command::Load(spec, events) => {
                 state.loads += 1;
                 let loaded = resident(&spec);
-                state.resident.insert(spec.model, loaded.clone());
+                state.resident.insert(spec.model().clone(), loaded.clone());
                 let all = [
                     LoadEvent::Progress { done_bytes: 8, total_bytes: 8 },
                     LoadEvent::Warming,
@@ -134,7 +134,7 @@ impl Fake {
                 ];
                 all.into_iter().for_each(|event| drop(events.try_send(event)));
             }
-            Command::Fits(_, reply) => drop(reply.send(Ok(Fit { needed_bytes: 8, available_bytes: 1000 }))),
+            Command::Fits(_, reply) => drop(reply.send(Fit { needed_bytes: 8, available_bytes: 1000 })),
             Command::Unload(model, reply) => {
                 let gone = state.resident.remove(&model);
                 drop(reply.send(gone.map(|gone| gone.weight_bytes).ok_or(Error::ModelNotLoaded(model))));
@@ -216,8 +216,8 @@ fn score(work: ScoreWork) {
 
 fn resident(spec: &LoadSpec) -> ResidentModel {
     ResidentModel {
-        model: spec.model.clone(),
-        revision: spec.revision.clone(),
+        model: spec.model().clone(),
+        revision: spec.files.revision.clone(),
         computes_in: "float32".into(),
         parameter_count: 2,
         weight_bytes: 8,

@@ -1,0 +1,136 @@
+//! The models on this machine, and what was read of them: files, tokenizer, chat template, end tokens. Read
+//! once for each revision of the files and shared. Blocks on the file system: call it where a thread may
+//! block.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::cache::RevisionCache;
+use super::{HubError, ModelFacts, ModelFiles, ModelFolder, ModelRoots, read_text_files};
+use crate::error::Error;
+use crate::ids::ModelName;
+use crate::text::{ChatTemplate, TextError, Tokenizer, eos_token_ids};
+
+/// A tokenizer takes tens of megabytes. Resident models hold theirs in addition.
+const ASSETS_CACHED_MAX: usize = 16;
+
+/// Facts are small; the longest page of a list has this many.
+const FACTS_CACHED_MAX: usize = 1000;
+
+/// Everything the edge needs of a model.
+#[derive(Debug)]
+pub struct ModelAssets {
+    /// Its files.
+    pub files: Arc<ModelFiles>,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to text.
+    pub chat_template: Option<ChatTemplate>,
+    /// The tokens that end its output.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl Deref for ModelAssets {
+    type Target = ModelFiles;
+
+    fn deref(&self) -> &ModelFiles {
+        &self.files
+    }
+}
+
+/// The models under the configured roots, with the assets that were used last.
+#[derive(Debug)]
+pub struct ModelCatalog {
+    roots: ModelRoots,
+    assets: RevisionCache<Arc<ModelAssets>>,
+    facts: RevisionCache<ModelFacts>,
+}
+
+impl ModelCatalog {
+    /// Creates the catalog of the models under `roots`.
+    #[must_use]
+    pub fn new(roots: ModelRoots) -> Self {
+        Self {
+            roots,
+            assets: RevisionCache::new(ASSETS_CACHED_MAX),
+            facts: RevisionCache::new(FACTS_CACHED_MAX),
+        }
+    }
+
+    /// Returns the assets of a model as its files are now.
+    ///
+    /// # Errors
+    /// The model is unknown, or its files cannot be used.
+    pub fn assets(&self, name: &ModelName) -> Result<Arc<ModelAssets>, Error> {
+        let found = self.resolve(name)?;
+        let known = self.assets.get(name, &found.revision);
+        if let Some(known) = known.filter(|known| known.files.weights.check_unchanged().is_ok()) {
+            return Ok(known);
+        }
+        let files = ModelFiles::read(&found).map_err(|error| error.into_error(name))?;
+        self.facts.put(name.clone(), found.revision.clone(), files.facts.clone());
+        let assets = Arc::new(ModelAssets::read(files)?);
+        self.assets.put(name.clone(), found.revision, Arc::clone(&assets));
+        Ok(assets)
+    }
+
+    /// Returns the facts of a model without making its tokenizer.
+    ///
+    /// # Errors
+    /// Its files cannot be used.
+    pub fn facts_of(&self, folder: &ModelFolder) -> Result<ModelFacts, Error> {
+        let name = ModelName::from(folder.name.as_str());
+        if let Some(known) = self.facts.get(&name, &folder.revision) {
+            return Ok(known);
+        }
+        let facts = ModelFiles::read(folder).map_err(|error| error.into_error(&name))?.facts;
+        self.facts.put(name, folder.revision.clone(), facts.clone());
+        Ok(facts)
+    }
+
+    /// Lists every model that could be loaded, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<ModelFolder> {
+        self.roots.list()
+    }
+
+    /// Finds the folder of a model.
+    ///
+    /// # Errors
+    /// The model is unknown.
+    pub fn resolve(&self, name: &ModelName) -> Result<ModelFolder, Error> {
+        self.roots.resolve(name.as_str()).map_err(|error| {
+            if matches!(error, HubError::NotFound { .. }) {
+                self.assets.forget(name);
+                self.facts.forget(name);
+            }
+            error.into_error(name)
+        })
+    }
+}
+
+impl ModelAssets {
+    /// Makes tokenizer and template of a model whose other files have been read.
+    fn read(files: ModelFiles) -> Result<Self, Error> {
+        let name = &files.name;
+        let unusable = |error: TextError| unusable(name, &error);
+        let text = read_text_files(&files.folder).map_err(|error| error.into_error(name))?;
+        let tokenizer = Tokenizer::new(&text).map_err(unusable)?;
+        let chat_template = ChatTemplate::new(&text, &tokenizer).map_err(unusable)?;
+        let mut eos_token_ids = eos_token_ids(&files.config, files.generation_config.as_ref(), &tokenizer);
+        // An id beyond the logits can never be drawn.
+        eos_token_ids.retain(|id| *id < files.facts.vocabulary_size);
+        Ok(Self { files: Arc::new(files), tokenizer, chat_template, eos_token_ids })
+    }
+}
+
+fn unusable(model: &ModelName, error: &TextError) -> Error {
+    match error {
+        TextError::Unsupported { .. } => {
+            Error::ModelUnsupported { model: model.clone(), why: error.to_string() }
+        }
+        TextError::Invalid { .. } | TextError::Encode(_) | TextError::Render(_) => {
+            Error::ModelInvalid { model: model.clone(), why: error.to_string() }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The files of a model, read once for each revision of them: configs parsed, headers of the weight files
+//! checked, facts computed. Made on a thread that may block, then immutable and shared: the edge answers from
+//! it, a load carries it to the engine, and the device plans from it. Only tensor data is read later.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::read::{
+    CONFIG_BYTES_MAX, TOKENIZER_BYTES_MAX, read_bytes, read_config, read_generation_config, read_json,
+    read_text,
+};
+use super::{HubError, ModelFacts, ModelFolder, WeightIndex, inspect, text_part};
+use crate::ids::ModelName;
+use crate::text::TextFiles;
+
+/// The files of a model at one revision.
+#[derive(Debug)]
+pub struct ModelFiles {
+    /// The name clients use.
+    pub name: ModelName,
+    /// The folder, links resolved.
+    pub folder: PathBuf,
+    /// Identifies the state of the files.
+    pub revision: String,
+    /// `config.json`.
+    pub config: Value,
+    /// The config of the text model; see [`text_part`].
+    pub text_config: Value,
+    /// `generation_config.json`, if there is a valid one.
+    pub generation_config: Option<Value>,
+    /// The tensors, by file.
+    pub weights: WeightIndex,
+    /// Facts computed from the above.
+    pub facts: ModelFacts,
+}
+
+impl ModelFiles {
+    /// Reads the configs and the headers of the weight files of a folder.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or needs something that is not implemented.
+    pub fn read(folder: &ModelFolder) -> Result<Self, HubError> {
+        let ModelFolder { name, path, revision } = folder;
+        let config = read_config(path)?;
+        let text_config = text_part(&config);
+        let generation_config = read_generation_config(path);
+        let weights = inspect(path)?;
+        let facts = ModelFacts::new(&text_config, generation_config.as_ref(), &weights)?;
+        Ok(Self {
+            name: name.as_str().into(),
+            folder: path.clone(),
+            revision: revision.clone(),
+            config,
+            text_config,
+            generation_config,
+            weights,
+            facts,
+        })
+    }
+
+    /// Makes files of a model that is on no disk, for a backend that reads nothing.
+    #[cfg(test)]
+    pub(crate) fn fake(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            folder: PathBuf::from("/"),
+            revision: "1".into(),
+            config: Value::Null,
+            text_config: Value::Null,
+            generation_config: None,
+            weights: WeightIndex::default(),
+            facts: ModelFacts::default(),
+        }
+    }
+}
+
+/// Reads the files of a folder that the text modules need. Those that a model does without may be absent.
+///
+/// # Errors
+/// A file is too large, unreadable or damaged.
+pub fn read_text_files(folder: &Path) -> Result<TextFiles, HubError> {
+    let json = |name: &str| read_json(&folder.join(name), CONFIG_BYTES_MAX);
+    let text = |name: &str| read_text(&folder.join(name), CONFIG_BYTES_MAX);
+    let mut files = TextFiles {
+        tokenizer: read_bytes(&folder.join("tokenizer.json"), TOKENIZER_BYTES_MAX)?,
+        tokenizer_config: json("tokenizer_config.json")?,
+        special_tokens_map: json("special_tokens_map.json")?,
+        chat_template: text("chat_template.jinja")?,
+        ..TextFiles::default()
+    };
+    // A model with a template ignores what stands in the older places.
+    if files.chat_template.is_some() {
+        files.tool_use_template = text("additional_chat_templates/tool_use.jinja")?;
+    } else if files.tokenizer_config.as_ref().is_none_or(|config| config["chat_template"].is_null()) {
+        files.chat_template_json = json("chat_template.json")?;
+    }
+    Ok(files)
+}
