@@ -4,12 +4,14 @@
 //! part is whole characters; only an incomplete character and the trailing characters that the decoder may
 //! strip are held back. A token costs the length of its own bytes, however long the stream.
 
-use super::Tokenizer;
+use std::sync::Arc;
+
+use super::vocabulary::Vocabulary;
 
 /// The state of one stream.
 #[derive(Debug)]
 pub struct Detokenizer {
-    tokenizer: Tokenizer,
+    vocabulary: Arc<Vocabulary>,
     /// Whether no known token came yet.
     first: bool,
     /// The bytes of an incomplete character.
@@ -21,19 +23,19 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    pub(super) fn new(tokenizer: Tokenizer) -> Self {
-        let strip_start = tokenizer.strip().map_or(0, |strip| strip.start);
-        Self { tokenizer, first: true, partial: Vec::new(), strip_start, held: 0 }
+    pub(super) fn new(vocabulary: Arc<Vocabulary>) -> Self {
+        let strip_start = vocabulary.strip().map_or(0, |strip| strip.start);
+        Self { vocabulary, first: true, partial: Vec::new(), strip_start, held: 0 }
     }
 
     /// Takes the next token and returns the characters that are certain now, perhaps none.
     pub fn push(&mut self, id: u32) -> String {
         if self.first {
-            let Some(piece) = self.tokenizer.first_piece(id) else { return String::new() };
+            let Some(piece) = self.vocabulary.first_piece(id) else { return String::new() };
             self.first = false;
             self.partial.extend_from_slice(&piece);
         } else {
-            self.partial.extend_from_slice(self.tokenizer.piece(id));
+            self.partial.extend_from_slice(self.vocabulary.piece(id));
         }
         let text = take_characters(&mut self.partial);
         self.strip(text)
@@ -54,7 +56,7 @@ impl Detokenizer {
 
     /// Strips the start as the decoder does, and holds back the characters that it may strip from the end.
     fn strip(&mut self, text: String) -> String {
-        let Some(strip) = self.tokenizer.strip() else { return text };
+        let Some(strip) = self.vocabulary.strip() else { return text };
         let mut out = String::with_capacity(text.len());
         for c in text.chars() {
             if c != strip.content {

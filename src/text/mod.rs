@@ -4,6 +4,7 @@
 //! reaches the engine, and the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
 
 mod detokenizer;
+mod eos;
 mod error;
 mod files;
 mod json;
@@ -13,11 +14,12 @@ mod special;
 mod stop;
 mod template;
 mod tokenizer;
+mod vocabulary;
 
 pub use detokenizer::Detokenizer;
+pub use eos::eos_token_ids;
 pub use error::TextError;
 pub use files::TextFiles;
-pub use special::eos_token_ids;
 pub use stop::{StopMatcher, StopStep};
 pub use template::{ChatTemplate, Conversation};
 pub use tokenizer::Tokenizer;

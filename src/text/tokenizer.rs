@@ -3,32 +3,14 @@
 //! Encoding is done by the tokenizers crate. Decoding is our own (`pieces`, `detokenizer`), so that tokens
 //! give the same text in a stream and as a whole. Cheap to clone, shared by all threads.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde::de::IgnoredAny;
-
-use super::pieces::{Pieces, Stages, Strip};
-use super::special::SpecialTokens;
+use super::vocabulary::Vocabulary;
 use super::{Detokenizer, TextError, TextFiles};
-
-/// The file that defines a tokenizer.
-const FILE: &str = "tokenizer.json";
 
 /// A loaded tokenizer.
 #[derive(Clone, Debug)]
-pub struct Tokenizer(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    encoder: tokenizers::Tokenizer,
-    stages: Stages,
-    pieces: Pieces,
-    size: u32,
-    special: SpecialTokens,
-    /// Ids of control tokens, which stand for no text.
-    control: BTreeSet<u32>,
-}
+pub struct Tokenizer(Arc<Vocabulary>);
 
 impl Tokenizer {
     /// Makes the tokenizer of `tokenizer.json`, with the names of special tokens from `tokenizer_config.json`
@@ -37,25 +19,7 @@ impl Tokenizer {
     /// # Errors
     /// `tokenizer.json` is missing or damaged, or has a decoder that is not supported.
     pub fn new(files: &TextFiles) -> Result<Self, TextError> {
-        let invalid = |why: String| TextError::Invalid { file: FILE, why };
-        let bytes = files.tokenizer.as_ref().ok_or_else(|| invalid("is missing".to_owned()))?;
-        // The tokenizers crate panics on some malformed files: it only gets well-formed ones.
-        serde_json::from_slice::<IgnoredAny>(bytes)
-            .map_err(|error| invalid(format!("is not valid JSON: {error}")))?;
-        let mut encoder =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
-        // Files saved from training set these; a prompt is never cut or padded.
-        encoder.with_padding(None);
-        encoder.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
-
-        let unsupported = |what: String| TextError::Unsupported { file: FILE, what };
-        let size = encoder.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
-        let stages = Stages::new(encoder.get_decoder()).map_err(unsupported)?;
-        let pieces = Pieces::new(&stages, size, |id| encoder.id_to_token(id)).map_err(unsupported)?;
-        let special = SpecialTokens::new(files);
-        let added = encoder.get_added_tokens_decoder();
-        let control = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        Ok(Self(Arc::new(Inner { encoder, stages, pieces, size, special, control })))
+        Ok(Self(Arc::new(Vocabulary::new(files)?)))
     }
 
     /// Returns whether a token stands for no text, such as the beginning or end of a message.
@@ -103,7 +67,7 @@ impl Tokenizer {
     /// adds its name. The bytes of one token need not be UTF-8.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        self.0.pieces.get(id).to_vec()
+        self.0.piece(id).to_vec()
     }
 
     /// Returns the text of a whole sequence, with special tokens and without unknown ids. Bytes that are not
@@ -140,25 +104,11 @@ impl Tokenizer {
     /// Starts a stream of tokens.
     #[must_use]
     pub fn detokenizer(&self) -> Detokenizer {
-        Detokenizer::new(self.clone())
+        Detokenizer::new(Arc::clone(&self.0))
     }
 
     /// Returns the names and texts of special tokens.
     pub(super) fn special_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.special.iter()
-    }
-
-    /// Returns the bytes that a token adds at the start of a text; `None` for an unknown id.
-    pub(super) fn first_piece(&self, id: u32) -> Option<Vec<u8>> {
-        self.0.encoder.id_to_token(id).map(|token| self.0.stages.first(token))
-    }
-
-    /// Returns the bytes that a token adds after the start.
-    pub(super) fn piece(&self, id: u32) -> &[u8] {
-        self.0.pieces.get(id)
-    }
-
-    pub(super) fn strip(&self) -> Option<Strip> {
-        self.0.stages.strip()
     }
 }

@@ -115,10 +115,3 @@ pub(super) const WORDS: &[(&str, &str)] = &[("unsafe", "src/mlx/ffi/"), ("includ
 
 /// Dependencies that only generated code names.
 pub(super) const GENERATED: &[&str] = &["prost", "tonic_prost"];
-
-/// Circles that are left: the module they are in, and one file or folder on the way around. None may be
-/// added.
-pub(super) const CIRCLES_LEFT: &[(&str, &str)] = &[("mlxd::text", "tokenizer")];
-
-/// Folders and files whose prose has not been gone over. None may be added.
-pub(super) const PROSE_LEFT: &[&str] = &["src/hub/"];
