@@ -24,7 +24,7 @@ demo: build model ## two clients share one model: the set-up, the build, the sho
 	  "$$python" tests/demo/demo.py --mlxd $(MLXD_BIN) --model-root $(MODELS) --model $(MODEL)
 
 test: lint build model ## formatting, lints and the tests: 25 minutes at most on two cores
-	native/tests/python/run.sh
+	native/tests/run.sh
 	cargo test $(PROFILE) --workspace
 	tests/python/run.sh
 
