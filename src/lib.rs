@@ -19,6 +19,7 @@ mod mlx;
 mod models;
 pub mod net;
 pub mod prompt;
+pub mod residency;
 pub mod rpc;
 pub mod sched;
 pub mod service;

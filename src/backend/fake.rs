@@ -25,8 +25,8 @@ pub(crate) fn next_token(context: &[u32]) -> u32 {
 
 /// Returns what to load; the fake does not read it.
 pub(crate) fn spec(model: &str) -> LoadSpec {
-    let files = std::sync::Arc::new(crate::hub::ModelFiles::fake(model));
-    LoadSpec { files, dtype: ComputeDtype::Auto, kv: KvDtype::Auto }
+    let assets = std::sync::Arc::new(crate::hub::ModelAssets::fake(model));
+    LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto }
 }
 
 #[derive(Default)]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::hub::ModelFiles;
+use crate::hub::{ModelAssets, ModelFiles};
 use crate::ids::ModelName;
 
 /// Number of a resident or loading model, given by its backend.
@@ -75,8 +75,8 @@ pub enum KvDtype {
 /// A model to make resident.
 #[derive(Clone, Debug)]
 pub struct LoadSpec {
-    /// Its files, already read.
-    pub files: Arc<ModelFiles>,
+    /// Its files, already read, and its tokenizer.
+    pub assets: Arc<ModelAssets>,
     /// Float type to compute with.
     pub dtype: ComputeDtype,
     /// Element type of its KV cache.
@@ -87,7 +87,13 @@ impl LoadSpec {
     /// Returns the model's name.
     #[must_use]
     pub fn model(&self) -> &ModelName {
-        &self.files.name
+        &self.files().name
+    }
+
+    /// Returns the model's files.
+    #[must_use]
+    pub fn files(&self) -> &ModelFiles {
+        &self.assets.files
     }
 }
 

@@ -122,7 +122,7 @@ impl Backend for MlxBackend {
     }
 
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
-        let files = &plan.spec.files;
+        let files = plan.spec.files();
         // MLX reads the headers again and trusts them.
         files.weights.check_unchanged().map_err(|error| error.into_error(&files.name))?;
         let policy = plan::policy(&plan, self.kernels);
@@ -141,7 +141,7 @@ impl Backend for MlxBackend {
             return Err(Error::Internal(format!("model {model:?} is not loading")));
         };
         let LoadingModel { plan, policy, loader, weights, done } = &mut **loading;
-        let facts = &plan.spec.files.facts;
+        let facts = &plan.spec.files().facts;
         let Some(ready) = loader.next(weights)? else {
             *done += 1;
             let pieces = loader.pieces() as u64;

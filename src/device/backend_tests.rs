@@ -11,7 +11,7 @@ use crate::backend::{
     Backend, ComputeDtype, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, RowOutput, RowResult, Sample,
     SlotId, Span, SpanKind, Step, TruncateError, Want,
 };
-use crate::hub::{ModelFiles, ModelFolder};
+use crate::hub::{ModelAssets, ModelFiles, ModelFolder};
 
 const HIDDEN: usize = 32;
 const VOCABULARY: usize = 40;
@@ -100,7 +100,8 @@ fn prompted(recurrent: bool) -> Device {
     let (mut backend, _) = MlxBackend::new(Some(1 << 30), KernelChoice::Auto).unwrap();
     let at = ModelFolder { name: "m".into(), path: folder.path().into(), revision: "1".into() };
     let files = Arc::new(ModelFiles::read(&at).unwrap());
-    let spec = LoadSpec { files, dtype: ComputeDtype::Float32, kv: KvDtype::Compute };
+    let assets = Arc::new(ModelAssets { files, ..ModelAssets::fake("m") });
+    let spec = LoadSpec { assets, dtype: ComputeDtype::Float32, kv: KvDtype::Compute };
     let model = backend.load(backend.plan(&spec, 1 << 30)).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();

@@ -31,10 +31,10 @@ struct Sizes {
 
 /// Plans a load with `free_bytes` available.
 pub(crate) fn plan(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> LoadPlan {
-    let sizes = Sizes::of(&spec.files.weights, &spec.files.text_config);
+    let sizes = Sizes::of(&spec.files().weights, &spec.files().text_config);
     let dtype = match spec.dtype {
         ComputeDtype::Auto if on_cpu => ComputeDtype::Float32,
-        ComputeDtype::Auto => stored_float(&spec.files.weights),
+        ComputeDtype::Auto => stored_float(&spec.files().weights),
         given => given,
     };
     let item = if dtype == ComputeDtype::Float32 { 4 } else { 2 };
@@ -59,7 +59,7 @@ pub(crate) fn policy(plan: &LoadPlan, kernels: Selection) -> Policy {
 /// Returns the architecture, ready to take tensors.
 pub(crate) fn open(spec: &LoadSpec, policy: Policy) -> Result<Box<dyn Loading>, Error> {
     let setup = Setup { dtype: policy.float, kernels: policy.kernels, int8_kv: spec.kv == KvDtype::Int8 };
-    models::open(&spec.files.text_config, setup).map_err(|error| match error {
+    models::open(&spec.files().text_config, setup).map_err(|error| match error {
         OpenError::Unsupported(why) => Error::ModelUnsupported { model: spec.model().clone(), why },
         OpenError::Invalid(why) => Error::ModelInvalid { model: spec.model().clone(), why },
     })
@@ -72,7 +72,7 @@ pub(crate) fn computes_in(plan: &LoadPlan) -> String {
         ComputeDtype::Bfloat16 => "bfloat16",
         ComputeDtype::Float16 => "float16",
     };
-    let quantized = Sizes::of(&plan.spec.files.weights, &plan.spec.files.text_config).packed_bytes > 0;
+    let quantized = Sizes::of(&plan.spec.files().weights, &plan.spec.files().text_config).packed_bytes > 0;
     let weights = match (quantized, plan.dequantize) {
         (true, true) => ", dequantized at load",
         (true, false) => ", quantized weights",

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::api::{Command, Counters, EngineSettings, EngineStats, QUEUE_RETRY};
 use super::load::Load;
@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
+use crate::residency::{ModelLease, ModelTable};
 
 /// Everything the engine thread owns.
 pub(super) struct Engine<B: Backend> {
@@ -23,6 +24,8 @@ pub(super) struct Engine<B: Backend> {
     pub(super) models: BTreeMap<ModelName, Resident>,
     pub(super) loads: VecDeque<Load>,
     pub(super) settings: EngineSettings,
+    /// Published for the callers.
+    table: watch::Sender<ModelTable>,
     counters: Counters,
     drain: Option<(Moment, oneshot::Sender<()>)>,
     draining: bool,
@@ -43,10 +46,23 @@ impl<B: Backend> Engine<B> {
             models: BTreeMap::new(),
             loads: VecDeque::new(),
             settings,
+            table: watch::Sender::default(),
             counters: Counters::default(),
             drain: None,
             draining: false,
         }
+    }
+
+    /// Returns the published table of models.
+    pub(super) fn table(&self) -> watch::Receiver<ModelTable> {
+        self.table.subscribe()
+    }
+
+    /// Publishes which models are loading and resident.
+    pub(super) fn publish(&self) {
+        let loading = self.loads.iter().map(|load| load.spec.model());
+        let resident = self.models.iter().map(|(name, resident)| (name, &resident.tenancy));
+        self.table.send_replace(ModelTable::new(loading, resident));
     }
 
     /// Returns whether there is nothing to do until the next command.
@@ -57,9 +73,9 @@ impl<B: Backend> Engine<B> {
     /// Carries out a command, or takes it on.
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Generate(work) => self.submit(work.model.clone(), Sequence::generate(*work)),
-            Command::Score(work) => self.submit(work.model.clone(), Sequence::score(*work)),
-            Command::Load(spec, events) => self.request_load(spec, &events, self.draining),
+            Command::Generate(work) => self.submit(&work.model.clone(), Sequence::generate(*work)),
+            Command::Score(work) => self.submit(&work.model.clone(), Sequence::score(*work)),
+            Command::Load(spec, events) => self.request_load(spec, events, self.draining),
             Command::Fits(spec, reply) => drop(reply.send(self.fits(&spec))),
             Command::Unload(model, reply) => drop(reply.send(self.unload(&model))),
             Command::Forget(session) => {
@@ -142,6 +158,7 @@ impl<B: Backend> Engine<B> {
     /// Ends a model's requests and unloads it: after a device error nothing of it can be trusted.
     fn lose(&mut self, name: &ModelName, error: &Error) {
         let Some(mut resident) = self.models.remove(name) else { return };
+        self.publish();
         let cause = if let Error::Internal(text) = error { text } else { "" };
         tracing::error!(model = %name, %error, cause, "the device failed; the model is unloaded");
         resident.fail_all(&mut self.counters, error, self.clock.now());
@@ -150,21 +167,23 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn submit(&mut self, model: ModelName, sequence: Sequence) {
+    fn submit(&mut self, lease: &ModelLease, sequence: Sequence) {
         self.counters.requests_total += 1;
         let now = self.clock.now();
-        let refused = self.refusal(&sequence).or_else(|| match self.models.get_mut(&model) {
-            Some(resident) => resident.out_of_reach(&sequence, now),
-            None => Some(Error::ModelUnloaded(model.clone())),
-        });
-        match (refused, self.models.get_mut(&model)) {
-            (None, Some(resident)) => resident.enqueue(sequence),
-            (refused, _) => {
-                let outcome = Err(refused.unwrap_or(Error::ModelUnloaded(model)));
-                self.counters.ended(&outcome);
-                sequence.end(outcome, now);
-            }
-        }
+        let refused = self.refusal(&sequence);
+        let resident = self.models.get_mut(lease.model());
+        let error = match (refused, resident.filter(|resident| resident.tenancy.granted(lease))) {
+            (Some(refused), _) => refused,
+            // The device failed since the lease was taken.
+            (None, None) => Error::ModelUnloaded(lease.model().clone()),
+            (None, Some(resident)) => match resident.out_of_reach(&sequence, now) {
+                Some(refused) => refused,
+                None => return resident.enqueue(sequence),
+            },
+        };
+        let outcome = Err(error);
+        self.counters.ended(&outcome);
+        sequence.end(outcome, now);
     }
 
     /// Returns an error if no more requests can wait.

@@ -17,7 +17,7 @@ mod tests;
 mod thread;
 
 pub use api::{
-    Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, Finish, Fit,
+    Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, Finish,
     GenerateEvent, GenerateWork, Generated, LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored,
     Stopping, WorkOrigin, XtcSampling,
 };
@@ -27,4 +27,5 @@ pub use thread::start;
 pub use crate::backend::{ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadSpec, TokenLogprobs};
 pub use crate::cache::SlabClass;
 pub use crate::prompt::Prompt;
+pub use crate::residency::{Fit, ModelLease, ModelState, ModelTable, Tenancy};
 pub use crate::sched::Priority;

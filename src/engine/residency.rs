@@ -1,15 +1,15 @@
-//! Which models are in memory, and the byte budget they share: loads and unloads, and what is evicted for
-//! whom.
+//! Carries out what `residency` decides: loads and unloads, and what is evicted for whom.
 
 use tokio::sync::mpsc;
 
-use super::api::{Fit, LoadEvent};
+use super::api::LoadEvent;
 use super::core::Engine;
 use super::load::Load;
 use super::model::{Resident, Room};
-use crate::backend::{Backend, ComputeDtype, KvDtype, LoadSpec, ModelId, ModelShape};
+use crate::backend::{Backend, KvDtype, LoadSpec, ModelId, ModelShape};
 use crate::error::Error;
 use crate::ids::ModelName;
+use crate::residency::{Decision, Demand, Fit, Memory, Standing, decide};
 
 impl<B: Backend> Engine<B> {
     /// Returns the bytes that are used or promised.
@@ -23,22 +23,20 @@ impl<B: Backend> Engine<B> {
         self.loads.iter().map(Load::reserved_bytes).sum()
     }
 
-    /// Returns the bytes of the budget that are neither used nor promised.
-    fn free_bytes(&self) -> u64 {
-        self.budget_bytes.saturating_sub(self.used_bytes())
-    }
-
-    /// Returns the free bytes and the reclaimable ones.
-    fn available_bytes(&self) -> u64 {
-        let reclaimable: u64 = self.models.values().map(Resident::reclaimable_bytes).sum();
-        self.free_bytes() + reclaimable
+    /// Returns the byte budget and its use.
+    fn memory(&self) -> Memory {
+        Memory {
+            budget_bytes: self.budget_bytes,
+            used_bytes: self.used_bytes(),
+            reclaimable_bytes: self.models.values().map(Resident::reclaimable_bytes).sum(),
+        }
     }
 
     /// Returns the bytes that one model may use in a tick.
     pub(super) fn room(&self) -> Room {
         let weights: u64 = self.models.values().map(|resident| resident.shape.weight_bytes).sum();
         Room {
-            free_bytes: self.free_bytes(),
+            free_bytes: self.memory().free_bytes(),
             kv_bytes_max: self.budget_bytes.saturating_sub(weights + self.loading_bytes()),
             idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
         }
@@ -46,7 +44,7 @@ impl<B: Backend> Engine<B> {
 
     /// Evicts what overdraws the budget: parking may do so for a moment.
     pub(super) fn repay(&mut self) {
-        self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
+        self.give_back(self.memory().overdraft_bytes(), None);
     }
 
     /// Evicts up to `missing` bytes of reclaimable cache from every model but `spared`.
@@ -64,7 +62,7 @@ impl<B: Backend> Engine<B> {
 
     /// Answers whether a model would fit.
     pub(super) fn fits(&self, spec: &LoadSpec) -> Fit {
-        let available_bytes = self.available_bytes();
+        let available_bytes = self.memory().available_bytes();
         let needed_bytes = match self.models.get(spec.model()) {
             Some(_) => 0,
             None => self.backend.plan(spec, available_bytes).needed_bytes,
@@ -73,52 +71,64 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Queues a load, joins the one that runs, or answers at once if the model is resident.
-    pub(super) fn request_load(&mut self, spec: LoadSpec, events: &mpsc::Sender<LoadEvent>, draining: bool) {
-        let outcome = if draining { Err(Error::Draining) } else { self.take_load(spec, events) };
-        if let Err(error) = outcome {
-            let _ = events.try_send(LoadEvent::Failed(error));
+    pub(super) fn request_load(
+        &mut self,
+        mut spec: LoadSpec,
+        events: mpsc::Sender<LoadEvent>,
+        draining: bool,
+    ) {
+        let demand = Demand { dtype: spec.dtype, kv: spec.kv };
+        match decide(self.standing(spec.model()), demand, draining) {
+            Decision::Ready => {
+                let resident = self.models.get(spec.model());
+                drop(resident.map(|resident| events.try_send(loaded(resident))));
+            }
+            Decision::Wait => {
+                let running = self.loads.iter_mut().find(|load| load.spec.model() == spec.model());
+                running.into_iter().for_each(|load| load.listeners.push(events.clone()));
+            }
+            Decision::Load => {
+                if spec.kv == KvDtype::Auto {
+                    spec.kv = self.settings.kv_dtype;
+                }
+                self.loads.push_back(Load::new(spec, events));
+                self.publish();
+            }
+            Decision::Refuse(error) => drop(events.try_send(LoadEvent::Failed(error))),
         }
     }
 
-    fn take_load(&mut self, mut spec: LoadSpec, events: &mpsc::Sender<LoadEvent>) -> Result<(), Error> {
-        if let Some(resident) = self.models.get(spec.model()) {
-            if spec.dtype != resident.spec.dtype && spec.dtype != ComputeDtype::Auto {
-                let why = format!("the model is resident in {}; unload it first", resident.shape.computes_in);
-                return Err(Error::field("compute_dtype", why));
-            }
-            if spec.kv != resident.spec.kv && spec.kv != KvDtype::Auto {
-                let why = "the model is resident with another KV cache; unload it first";
-                return Err(Error::field("kv_dtype", why));
-            }
-            let _ = events.try_send(LoadEvent::Loaded(Box::new(resident.describe())));
-            return Ok(());
+    fn standing(&self, model: &ModelName) -> Standing<'_> {
+        if let Some(Resident { spec, shape, .. }) = self.models.get(model) {
+            let loaded = Demand { dtype: spec.dtype, kv: spec.kv };
+            return Standing::Resident { loaded, computes_in: &shape.computes_in };
         }
-        if let Some(load) = self.loads.iter_mut().find(|load| load.spec.model() == spec.model()) {
-            load.listeners.push(events.clone());
-            return Ok(());
-        }
-        if spec.kv == KvDtype::Auto {
-            spec.kv = self.settings.kv_dtype;
-        }
-        self.loads.push_back(Load::new(spec, events.clone()));
-        Ok(())
+        let is_loading = self.loads.iter().any(|load| load.spec.model() == model);
+        if is_loading { Standing::Loading } else { Standing::Absent }
     }
 
     /// Reads one more piece of the first load.
     pub(super) fn advance_load(&mut self) {
         let Some(mut load) = self.loads.pop_front() else { return };
         match self.load_piece(&mut load) {
-            Ok(None) => self.loads.push_front(load),
+            Ok(None) => {
+                self.loads.push_front(load);
+                // Eviction may have lost a model meanwhile, and published the table without this load.
+                self.publish();
+            }
             Ok(Some((id, shape))) => {
                 tracing::info!(model = %load.spec.model(), bytes = shape.weight_bytes, "loaded");
                 let resident = Resident::new(id, load.spec.clone(), shape, self.clock.wall());
-                let described = resident.describe();
                 self.models.insert(load.spec.model().clone(), resident);
-                load.end(|| LoadEvent::Loaded(Box::new(described.clone())));
+                self.publish();
+                if let Some(resident) = self.models.get(load.spec.model()) {
+                    load.end(|| loaded(resident));
+                }
             }
             Err(error) => {
                 tracing::warn!(model = %load.spec.model(), ?error, "the load failed");
                 load.abandon(&mut self.backend);
+                self.publish();
                 load.end(|| LoadEvent::Failed(error.clone()));
             }
         }
@@ -128,34 +138,39 @@ impl<B: Backend> Engine<B> {
         if load.has_begun() {
             return load.advance(&mut self.backend);
         }
-        let available_bytes = self.available_bytes();
+        let memory = self.memory();
+        let available_bytes = memory.available_bytes();
         let plan = self.backend.plan(&load.spec, available_bytes);
-        let (model, needed_bytes) = (load.spec.model().clone(), plan.needed_bytes);
-        if needed_bytes > self.budget_bytes {
-            return Err(Error::ModelTooLarge { model, needed_bytes, available_bytes: self.budget_bytes });
-        }
-        if needed_bytes > available_bytes {
-            return Err(Error::MemoryBudget { model, needed_bytes, available_bytes });
-        }
-        self.give_back(needed_bytes.saturating_sub(self.free_bytes()), None);
+        let (model, needed_bytes) = (load.spec.model(), plan.needed_bytes);
+        let missing = memory.admit(model, needed_bytes)?;
         tracing::info!(%model, needed_bytes, available_bytes, "loading");
+        self.give_back(missing, None);
         load.begin(&mut self.backend, plan)?;
         Ok(None)
     }
 
-    /// Frees a model; returns the bytes that were freed.
+    /// Frees a model; returns the bytes that were freed. A model that is in use stays.
     pub(super) fn unload(&mut self, model: &ModelName) -> Result<u64, Error> {
-        let Some(resident) = self.models.get(model) else {
+        let Some(resident) = self.models.remove(model) else {
             return Err(Error::ModelNotLoaded(model.clone()));
         };
-        if !resident.is_idle() {
-            let running = resident.running() + resident.queued();
-            return Err(Error::ModelBusy { model: model.clone(), running });
+        let (freed, running) = (resident.bytes(), resident.users());
+        match resident.retire() {
+            Err(resident) => {
+                self.models.insert(model.clone(), *resident);
+                Err(Error::ModelBusy { model: model.clone(), running })
+            }
+            Ok(id) => {
+                self.publish();
+                self.backend.unload(id)?;
+                tracing::info!(%model, freed, "unloaded");
+                Ok(freed)
+            }
         }
-        let (id, freed) = (resident.id, resident.bytes());
-        self.models.remove(model);
-        self.backend.unload(id)?;
-        tracing::info!(%model, freed, "unloaded");
-        Ok(freed)
     }
+}
+
+/// Returns the last event of a load, which holds the model for its receiver.
+fn loaded(resident: &Resident) -> LoadEvent {
+    LoadEvent::Loaded(Box::new(resident.describe()), resident.tenancy.lease())
 }

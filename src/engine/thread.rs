@@ -53,7 +53,7 @@ where
         match timer.and_then(|timer| Ok((timer, make(&settings)?))) {
             Ok((timer, (backend, info))) => {
                 let engine = Engine::new(backend, clock, settings, info.budget_bytes);
-                if ready.send(Ok(info)).is_ok() {
+                if ready.send(Ok((info, engine.table()))).is_ok() {
                     run(engine, receiver, &timer);
                 }
             }
@@ -62,8 +62,8 @@ where
     };
     let thread = std::thread::Builder::new().name("engine".into()).spawn(body);
     let thread = thread.map_err(|error| Error::Internal(format!("the engine thread: {error}")))?;
-    let info = device.recv().map_err(|_| Error::EngineDead)??;
-    Ok((EngineHandle::new(commands, watch, info, queue_length_max), thread))
+    let (info, models) = device.recv().map_err(|_| Error::EngineDead)??;
+    Ok((EngineHandle::new(commands, watch, info, queue_length_max, models), thread))
 }
 
 fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>, timer: &Runtime) {

@@ -2,13 +2,14 @@
 //! once for each revision of the files and shared. Blocks on the file system: call it where a thread may
 //! block.
 
-use std::ops::Deref;
 use std::sync::Arc;
 
 use super::cache::RevisionCache;
 use super::{HubError, ModelFacts, ModelFiles, ModelFolder, ModelRoots, read_text_files};
 use crate::error::Error;
 use crate::ids::ModelName;
+#[cfg(test)]
+use crate::text::TextFiles;
 use crate::text::{ChatTemplate, TextError, Tokenizer, eos_token_ids};
 
 /// A tokenizer takes tens of megabytes. Resident models hold theirs in addition.
@@ -28,14 +29,6 @@ pub struct ModelAssets {
     pub chat_template: Option<ChatTemplate>,
     /// The tokens that end its output.
     pub eos_token_ids: Vec<u32>,
-}
-
-impl Deref for ModelAssets {
-    type Target = ModelFiles;
-
-    fn deref(&self) -> &ModelFiles {
-        &self.files
-    }
 }
 
 /// The models under the configured roots, with the assets that were used last.
@@ -121,6 +114,20 @@ impl ModelAssets {
         // An id beyond the logits can never be drawn.
         eos_token_ids.retain(|id| *id < files.facts.vocabulary_size);
         Ok(Self { files: Arc::new(files), tokenizer, chat_template, eos_token_ids })
+    }
+
+    /// Makes assets of a model that is on no disk.
+    #[cfg(test)]
+    pub(crate) fn fake(name: &str) -> Self {
+        let tokenizer = br#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel",
+            "vocab": {"?": 0}, "unk_token": "?"}}"#;
+        let text = TextFiles { tokenizer: Some(tokenizer.to_vec()), ..TextFiles::default() };
+        Self {
+            files: Arc::new(ModelFiles::fake(name)),
+            tokenizer: Tokenizer::new(&text).unwrap(),
+            chat_template: None,
+            eos_token_ids: Vec::new(),
+        }
     }
 }
 

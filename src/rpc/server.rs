@@ -77,7 +77,7 @@ fn server_capabilities(service: &Service) -> pb::ServerCapabilities {
 fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
     let ModelCapabilities { info: facts, assets, features, max_tokens } = model;
     let DefaultSampling { temperature, top_p, top_k, min_p, repetition_penalty } =
-        assets.facts.default_sampling;
+        assets.files.facts.default_sampling;
     let default_sampling = EffectiveSampling {
         temperature,
         top_p,

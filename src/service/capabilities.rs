@@ -101,7 +101,8 @@ impl Service {
         };
         let features = Feature::ALL.into_iter().filter(has).collect();
         // The shortest input has one token.
-        let max_tokens = self.limits.max_tokens_default.min(assets.facts.context_length.saturating_sub(1));
+        let max_tokens =
+            self.limits.max_tokens_default.min(assets.files.facts.context_length.saturating_sub(1));
         ModelCapabilities { info, features, max_tokens, assets }
     }
 

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage};
-use super::models::lost;
 use super::request::OutputOptions;
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
@@ -18,6 +17,7 @@ use crate::engine::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, GenerateW
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
+use crate::residency::ModelLease;
 use crate::session::{Message, Role, TurnContent, chat_text, joined};
 
 /// A generation that can be handed to the engine.
@@ -45,6 +45,8 @@ pub(super) enum Adds {
 /// A generation that the engine has admitted.
 pub struct Generation {
     prepared: Prepared,
+    /// Holds the model from before tokenizing to the last event.
+    lease: Option<ModelLease>,
     events: mpsc::Receiver<GenerateEvent>,
     /// The first event, which [`Self::start`] waited for.
     first: Option<GenerateEvent>,
@@ -57,28 +59,25 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Hands a prepared request to the engine; returns once the engine has admitted it. A model that the
-    /// engine lost since it was loaded is loaded once more.
-    pub(super) async fn start(service: &Service, prepared: Prepared) -> Result<Self, Error> {
+    /// Hands a prepared request to the engine; returns once the engine has admitted it.
+    pub(super) async fn start(
+        service: &Service,
+        prepared: Prepared,
+        lease: ModelLease,
+    ) -> Result<Self, Error> {
         let until = |deadline| Box::pin(tokio::time::sleep(deadline - service.clock.now()));
         let mut generation = Self {
-            events: submit(service, &prepared)?,
+            events: submit(service, &prepared, &lease)?,
             first: None,
             deadline: prepared.origin.deadline.map(until),
             prepared,
+            lease: Some(lease),
             cached_tokens: 0,
             queue_time: Duration::ZERO,
             text: String::new(),
             ended: false,
         };
-        let mut first = generation.event().await?;
-        if let GenerateEvent::Ended(Err(error)) = &first
-            && lost(error)
-        {
-            service.models.reload(&generation.prepared.assets).await?;
-            generation.events = submit(service, &generation.prepared)?;
-            first = generation.event().await?;
-        }
+        let first = generation.event().await?;
         if let GenerateEvent::Ended(Err(error)) = first {
             return Err(error);
         }
@@ -109,6 +108,7 @@ impl Generation {
             GenerateEvent::Delta(delta) => Event::Delta(self.delta(delta)),
             GenerateEvent::Ended(outcome) => {
                 self.ended = true;
+                self.lease = None;
                 Event::Finished(self.finished(outcome?)?)
             }
         }))
@@ -134,7 +134,7 @@ impl Generation {
     fn started(&self) -> Started {
         Started {
             request: self.prepared.origin.request.clone(),
-            model_revision: self.prepared.assets.revision.clone(),
+            model_revision: self.prepared.assets.files.revision.clone(),
             prompt_tokens: self.prompt_tokens(),
             cached_tokens: self.cached_tokens,
             queue_time: self.queue_time,
@@ -209,12 +209,16 @@ impl Generation {
     }
 }
 
-fn submit(service: &Service, prepared: &Prepared) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
+fn submit(
+    service: &Service,
+    prepared: &Prepared,
+    lease: &ModelLease,
+) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
     let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
     let Prepared { origin, assets, context, resolved, output, turn: _ } = prepared;
     service.engine.generate(GenerateWork {
         origin: origin.clone(),
-        model: assets.name.clone(),
+        model: lease.clone(),
         prompt: context.prompt.clone(),
         sampling: resolved.sampling.clone(),
         stopping: resolved.stopping.clone(),

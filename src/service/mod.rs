@@ -36,7 +36,7 @@ pub use caller::Caller;
 pub use capabilities::{Feature, ModelCapabilities, Stats};
 pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage};
 pub use generation::Generation;
-pub use models::{Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage, ModelState};
+pub use models::{Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage};
 pub use reason::Reason;
 pub use request::{
     Chat, CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores, Tool,
@@ -47,8 +47,9 @@ pub use sessions::{CreateSession, ForkSession, SessionContent, SessionPage, Trun
 // Plain types of the floors below that requests and answers are made of.
 pub use crate::engine::SlabClass;
 pub use crate::engine::{
-    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, Fit, KvDtype, Priority, ResidentModel,
+    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, KvDtype, Priority, ResidentModel,
 };
+pub use crate::residency::{Fit, ModelState};
 pub use crate::session::{Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd};
 
 /// The use cases, and the state that all calls share.

@@ -1,23 +1,18 @@
-//! Models: loading, unloading, describing. `resident` and `loading` are what the edge knows; the engine has
-//! the last word, and a model that it no longer has is noticed when it refuses the work ([`lost`]), then
-//! loaded again.
+//! Models: loading, unloading, describing, and the lease that a call holds. Which models are in memory is the
+//! engine's to say; it publishes a table, which is read here without a round trip.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dashmap::DashMap;
 use tokio::sync::mpsc;
-use tracing::Instrument;
 
 use super::fields::{model_name, page_size, page_token};
 use super::{Service, blocking};
-use crate::engine::{ComputeDtype, EngineHandle, Fit, KvDtype, LoadEvent, LoadSpec, ResidentModel};
+use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadEvent, LoadSpec, ResidentModel};
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelCatalog, ModelFacts, ModelFolder};
 use crate::ids::ModelName;
-
-/// Load events buffered for a slow caller; progress beyond that is skipped.
-const EVENTS_BUFFERED_MAX: usize = 16;
+use crate::residency::{Fit, ModelLease, ModelState};
 
 /// A load, or the question whether one would fit.
 #[derive(Clone, Debug)]
@@ -55,22 +50,10 @@ pub enum LoadUpdate {
 /// A load that the engine has taken. It goes on when this is dropped.
 #[derive(Debug)]
 pub struct Load {
-    facts: ModelFacts,
     /// Comes before the engine's events.
     first: Option<LoadUpdate>,
     /// None after the last event.
     events: Option<mpsc::Receiver<LoadEvent>>,
-}
-
-/// A model's place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModelState {
-    /// On disk only.
-    Available,
-    /// Being loaded.
-    Loading,
-    /// In memory.
-    Resident,
 }
 
 /// A model's facts.
@@ -104,15 +87,6 @@ pub(super) struct Models {
     engine: EngineHandle,
     catalog: Arc<ModelCatalog>,
     auto_load: bool,
-    known: Arc<Known>,
-}
-
-#[derive(Default)]
-struct Known {
-    /// Models that were loaded and not unloaded since.
-    resident: DashMap<ModelName, Arc<ModelAssets>>,
-    /// Models being loaded, and the number of calls that wait for each.
-    loading: DashMap<ModelName, u32>,
 }
 
 impl Service {
@@ -125,15 +99,15 @@ impl Service {
         let LoadRequest { model, validate_only, dtype, kv } = request;
         let model = model_name("model", &model)?;
         let assets = self.models.assets(&model).await?;
-        let facts = assets.facts.clone();
+        let spec = LoadSpec { assets, dtype, kv };
         if validate_only {
-            let fit = self.engine.fits(load_spec(&assets, dtype, kv)).await?;
-            return Ok(Load { facts, first: Some(LoadUpdate::Validated(fit)), events: None });
+            let fit = self.engine.fits(spec).await?;
+            return Ok(Load { first: Some(LoadUpdate::Validated(fit)), events: None });
         }
-        let was_resident = self.models.known.resident.contains_key(&model);
-        let events = self.models.start_load(&assets, (dtype, kv))?;
+        let was_resident = self.engine.state(&model) == ModelState::Resident;
+        let events = self.engine.load(spec)?;
         let first = (!was_resident).then_some(LoadUpdate::Resolving);
-        Ok(Load { facts, first, events: Some(events) })
+        Ok(Load { first, events: Some(events) })
     }
 
     /// Frees a model; returns the bytes given back.
@@ -142,9 +116,7 @@ impl Service {
     /// The model is not resident or busy, or the engine is dead.
     pub async fn unload(&self, model: &str) -> Result<u64, Error> {
         let model = model_name("model", model)?;
-        let freed_bytes = self.engine.unload(model.clone()).await?;
-        self.models.known.resident.remove(&model);
-        Ok(freed_bytes)
+        self.engine.unload(model).await
     }
 
     /// Describes a model: as it is in memory, else as it is on disk.
@@ -182,58 +154,54 @@ impl Load {
             }
             LoadEvent::Warming => LoadUpdate::Warming,
             LoadEvent::Failed(error) => return Err(error),
-            LoadEvent::Loaded(resident) => {
+            LoadEvent::Loaded(resident, lease) => {
                 self.events = None;
-                LoadUpdate::Loaded(Box::new(ModelInfo::of_resident(*resident, Some(self.facts.clone()))))
+                let facts = lease.assets().files.facts.clone();
+                LoadUpdate::Loaded(Box::new(ModelInfo::of_resident(*resident, Some(facts))))
             }
         }))
     }
 }
 
-/// Returns whether the engine refused work because it no longer has the model.
-pub(super) fn lost(error: &Error) -> bool {
-    matches!(error, Error::ModelUnloaded(_) | Error::ModelNotLoaded(_))
-}
-
 impl Models {
     pub(super) fn new(engine: EngineHandle, catalog: ModelCatalog, auto_load: bool) -> Self {
-        Self { engine, catalog: Arc::new(catalog), auto_load, known: Arc::default() }
+        Self { engine, catalog: Arc::new(catalog), auto_load }
     }
 
     /// Returns the assets of a model: of the resident weights, else as the files are now.
     pub(super) async fn assets(&self, model: &ModelName) -> Result<Arc<ModelAssets>, Error> {
-        if let Some(resident) = self.known.resident.get(model) {
-            return Ok(Arc::clone(&resident));
+        if let Some(lease) = self.engine.lease(model) {
+            return Ok(Arc::clone(lease.assets()));
         }
         let (catalog, model) = (Arc::clone(&self.catalog), model.clone());
         blocking(move || catalog.assets(&model)).await
     }
 
-    /// Returns the assets of a model, which is loaded first unless it is resident.
-    pub(super) async fn resident(&self, model: &ModelName) -> Result<Arc<ModelAssets>, Error> {
-        if let Some(resident) = self.known.resident.get(model) {
-            return Ok(Arc::clone(&resident));
+    /// Returns a lease of a model, which is loaded first unless it is resident.
+    pub(super) async fn lease(&self, model: &ModelName) -> Result<ModelLease, Error> {
+        if let Some(lease) = self.engine.lease(model) {
+            return Ok(lease);
         }
         let assets = self.assets(model).await?;
-        if !self.auto_load {
-            return Err(Error::ModelNotLoaded(model.clone()));
-        }
-        self.load(&assets).await?;
-        Ok(assets)
-    }
-
-    /// Loads a model again that the engine lost. Fails if its files changed: tokens were made for the old
-    /// ones.
-    pub(super) async fn reload(&self, held: &ModelAssets) -> Result<(), Error> {
-        self.known.resident.remove(&held.name);
-        let assets = self.resident(&held.name).await?;
-        if assets.revision == held.revision { Ok(()) } else { Err(Error::ModelUnloaded(held.name.clone())) }
+        if self.auto_load { self.load(assets).await } else { Err(Error::ModelNotLoaded(model.clone())) }
     }
 
     /// Loads a model whatever `auto_load` says.
     pub(super) async fn preload(&self, model: &ModelName) -> Result<(), Error> {
         let assets = self.assets(model).await?;
-        self.load(&assets).await
+        self.load(assets).await.map(drop)
+    }
+
+    async fn load(&self, assets: Arc<ModelAssets>) -> Result<ModelLease, Error> {
+        let mut events =
+            self.engine.load(LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto })?;
+        loop {
+            match events.recv().await.ok_or(Error::EngineDead)? {
+                LoadEvent::Loaded(_, lease) => return Ok(lease),
+                LoadEvent::Failed(error) => return Err(error),
+                LoadEvent::Progress { .. } | LoadEvent::Warming => {}
+            }
+        }
     }
 
     /// Refuses the name of an unknown model.
@@ -246,9 +214,10 @@ impl Models {
     pub(super) async fn describe(&self, model: &ModelName) -> Result<ModelInfo, Error> {
         let resident =
             self.engine.stats().await?.models.into_iter().find(|resident| resident.model == *model);
-        let resident = match (resident, self.known.resident.get(model)) {
-            (Some(resident), Some(assets)) => {
-                return Ok(ModelInfo::of_resident(resident, Some(assets.facts.clone())));
+        let resident = match (resident, self.engine.lease(model)) {
+            (Some(resident), Some(lease)) => {
+                let facts = lease.assets().files.facts.clone();
+                return Ok(ModelInfo::of_resident(resident, Some(facts)));
             }
             (resident, _) => resident,
         };
@@ -299,42 +268,14 @@ impl Models {
             Some(resident) => ModelInfo::of_resident(resident, facts),
             None => {
                 let ModelFolder { name, revision, .. } = folder;
-                let is_loading = self.known.loading.contains_key(&ModelName::from(name.as_str()));
-                let state = if is_loading { ModelState::Loading } else { ModelState::Available };
+                let state = match self.engine.state(&ModelName::from(name.as_str())) {
+                    ModelState::Loading => ModelState::Loading,
+                    // Loaded since the engine was asked: described as it was then.
+                    ModelState::Available | ModelState::Resident => ModelState::Available,
+                };
                 ModelInfo { name, revision, state, facts, resident: None }
             }
         }
-    }
-
-    async fn load(&self, assets: &Arc<ModelAssets>) -> Result<(), Error> {
-        let mut events = self.start_load(assets, (ComputeDtype::Auto, KvDtype::Auto))?;
-        loop {
-            match events.recv().await {
-                Some(LoadEvent::Loaded(resident)) if resident.revision == assets.revision => return Ok(()),
-                Some(LoadEvent::Loaded(_)) => {
-                    // Weights of other files than the tokenizer's: unloaded, so that a retry reads both anew.
-                    self.engine.unload(assets.name.clone()).await?;
-                    return Err(Error::ModelUnloaded(assets.name.clone()));
-                }
-                Some(LoadEvent::Failed(error)) => return Err(error),
-                Some(LoadEvent::Progress { .. } | LoadEvent::Warming) => {}
-                None => return Err(Error::EngineDead),
-            }
-        }
-    }
-
-    /// Starts a load or joins the one that runs. It is followed to its end even if the receiver is dropped,
-    /// because the engine does not stop it either.
-    fn start_load(
-        &self,
-        assets: &Arc<ModelAssets>,
-        (dtype, kv): (ComputeDtype, KvDtype),
-    ) -> Result<mpsc::Receiver<LoadEvent>, Error> {
-        let from_engine = self.engine.load(load_spec(assets, dtype, kv))?;
-        let (to_caller, events) = mpsc::channel(EVENTS_BUFFERED_MAX);
-        let follow = follow(Arc::clone(&self.known), Arc::clone(assets), from_engine, to_caller);
-        tokio::spawn(follow.in_current_span());
-        Ok(events)
     }
 }
 
@@ -366,47 +307,4 @@ fn facts_of(catalog: &ModelCatalog, folders: Vec<ModelFolder>) -> Vec<(ModelFold
         (folder, facts)
     });
     with_facts.collect()
-}
-
-fn load_spec(assets: &ModelAssets, dtype: ComputeDtype, kv: KvDtype) -> LoadSpec {
-    LoadSpec { files: Arc::clone(&assets.files), dtype, kv }
-}
-
-async fn follow(
-    known: Arc<Known>,
-    assets: Arc<ModelAssets>,
-    mut from_engine: mpsc::Receiver<LoadEvent>,
-    to_caller: mpsc::Sender<LoadEvent>,
-) {
-    let name = assets.name.clone();
-    *known.loading.entry(name.clone()).or_default() += 1;
-    while let Some(event) = from_engine.recv().await {
-        match &event {
-            LoadEvent::Loaded(resident) if resident.revision == assets.revision => {
-                tracing::info!(model = %name, weight_bytes = resident.weight_bytes, "the model is resident");
-                known.resident.insert(name.clone(), Arc::clone(&assets));
-            }
-            // Other files than those that were read: they changed between two loads.
-            LoadEvent::Loaded(_) | LoadEvent::Progress { .. } | LoadEvent::Warming => {}
-            LoadEvent::Failed(error) => tracing::warn!(model = %name, %error, "the load failed"),
-        }
-        let is_last = matches!(event, LoadEvent::Loaded(_) | LoadEvent::Failed(_));
-        if is_last {
-            known.end_loading(&name);
-            // The caller may be gone.
-            drop(to_caller.send(event).await);
-            return;
-        }
-        drop(to_caller.try_send(event));
-    }
-    known.end_loading(&name);
-}
-
-impl Known {
-    fn end_loading(&self, name: &ModelName) {
-        if let Some(mut calls) = self.loading.get_mut(name) {
-            *calls -= 1;
-        }
-        self.loading.remove_if(name, |_, calls| *calls == 0);
-    }
 }

@@ -36,15 +36,17 @@ impl Service {
             }
         };
         let fit = async {
-            let assets = self.models.resident(&model).await?;
+            let lease = self.models.lease(&model).await?;
+            let assets = Arc::clone(lease.assets());
             let context = self.context(&assets, "prompt", input, start).await?;
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
-            Ok((assets, context, resolved))
+            Ok((lease, context, resolved))
         };
-        let (assets, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
+        let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
         let origin = caller.origin(turn.as_ref().map(|turn| turn.guard.key().clone()), priority);
-        Generation::start(self, Prepared { origin, assets, context, resolved, output, turn }).await
+        let assets = Arc::clone(lease.assets());
+        Generation::start(self, Prepared { origin, assets, context, resolved, output, turn }, lease).await
     }
 
     /// Makes the prompt of an input after what its session holds; `text_field` is the path of a raw text.
@@ -73,7 +75,7 @@ struct Rendering<'a> {
 impl Rendering<'_> {
     /// Renders and tokenizes; takes long for long texts.
     fn context(&self, input: Input, start: Option<TurnStart>) -> Result<Context, Error> {
-        let vocabulary = self.assets.facts.vocabulary_size;
+        let vocabulary = self.assets.files.facts.vocabulary_size;
         let context = match input {
             Input::Chat(chat) => self.chat(chat, start.as_ref())?,
             Input::Text(text) => self.text(&text, start)?,

@@ -6,18 +6,18 @@ use tokio::sync::oneshot;
 use super::caller::Caller;
 use super::event::{TokenLogprob, TokenScore, Usage};
 use super::fields::{model_name, within};
-use super::models::lost;
 use super::request::{CountRequest, Counted, Input, ScoreRequest, Scores, Target};
 use super::{Service, count};
 use crate::engine::{ScoreWork, Scored, TokenLogprobs, WorkOrigin};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
+use crate::residency::ModelLease;
 
 /// A pass that the engine can be asked for.
 struct Pass<'a> {
     origin: WorkOrigin,
-    assets: &'a ModelAssets,
+    lease: &'a ModelLease,
     prompt: Prompt,
     /// Index of the first token to score.
     from: usize,
@@ -43,7 +43,7 @@ impl Service {
         } else {
             self.context(&assets, "prompt", input, None).await?.prompt.tokens
         };
-        Ok(Counted { tokens, context_length: assets.facts.context_length })
+        Ok(Counted { tokens, context_length: assets.files.facts.context_length })
     }
 
     /// Returns the log-probability of every token of an input.
@@ -64,27 +64,22 @@ impl Service {
                 (start.model.clone(), Some(key), Some(start))
             }
         };
-        let assets = self.models.resident(&model).await?;
+        let lease = self.models.lease(&model).await?;
+        let assets = lease.assets();
         let from = start.as_ref().map_or(0, |start| start.tokens.len());
-        let prompt = self.context(&assets, "text", input, start).await?.prompt;
+        let prompt = self.context(assets, "text", input, start).await?.prompt;
         let max = self.limits.score_tokens_max;
         if prompt.len() - from > max as usize {
             return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
         }
-        check_length(&assets, prompt.len())?;
+        check_length(assets, prompt.len())?;
         let pass =
-            Pass { origin: caller.origin(session, priority), assets: &assets, prompt, from, top_logprobs };
-        let scored = match pass.run(self).await {
-            Err(error) if lost(&error) => {
-                self.models.reload(&assets).await?;
-                pass.run(self).await?
-            }
-            outcome => outcome?,
-        };
+            Pass { origin: caller.origin(session, priority), lease: &lease, prompt, from, top_logprobs };
+        let scored = pass.run(self).await?;
         let prompt_tokens = count(pass.prompt.len());
         let usage = Usage { prompt_tokens, cached_tokens: scored.cached_tokens, completion_tokens: 0 };
         let scores = pass.prompt.tokens.iter().skip(from).zip(&scored.scores);
-        let tokens = scores.map(|(id, score)| token_score(&assets, *id, score.as_ref())).collect();
+        let tokens = scores.map(|(id, score)| token_score(assets, *id, score.as_ref())).collect();
         Ok(Scores { tokens, usage })
     }
 }
@@ -95,7 +90,7 @@ impl Pass<'_> {
         let (reply, answer) = oneshot::channel();
         service.engine.score(ScoreWork {
             origin: self.origin.clone(),
-            model: self.assets.name.clone(),
+            model: self.lease.clone(),
             prompt: self.prompt.clone(),
             score_from: count(self.from),
             top_logprobs: self.top_logprobs,
@@ -106,7 +101,7 @@ impl Pass<'_> {
 }
 
 fn check_length(assets: &ModelAssets, tokens: usize) -> Result<(), Error> {
-    let (prompt_tokens, context_length) = (count(tokens), assets.facts.context_length);
+    let (prompt_tokens, context_length) = (count(tokens), assets.files.facts.context_length);
     if prompt_tokens > context_length {
         return Err(Error::ContextOverflow { prompt_tokens, context_length });
     }

@@ -12,7 +12,9 @@ use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
 use crate::engine::core::Engine;
 use crate::engine::tests::{HandClock, settings, tokenizer};
-use crate::engine::{Command, GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin};
+use crate::engine::{
+    Command, GenerateWork, ModelLease, Penalty, Sampling, ScoreWork, Stopping, Tenancy, WorkOrigin,
+};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey, SessionName};
 use crate::sched::Priority;
@@ -65,6 +67,8 @@ pub(super) struct World {
     pub(super) kept: BTreeMap<SessionKey, Vec<u32>>,
     /// Number of requests by how they ended.
     pub(super) ended: BTreeMap<String, u32>,
+    /// Leases of calls that have not reached the engine.
+    leases: Vec<ModelLease>,
     random: Random,
     requests: Vec<Request>,
     tokenizer: Tokenizer,
@@ -102,6 +106,7 @@ impl World {
             shrunk: false,
             kept: BTreeMap::new(),
             ended: BTreeMap::new(),
+            leases: vec![],
             random,
             requests: vec![],
             tokenizer,
@@ -187,6 +192,7 @@ impl World {
             93 => drop(self.book.sweep()),
             96 if self.engine.is_idle() => self.engine.rest(),
             94..96 => (0..20).for_each(|_| self.generate(None)),
+            97 => self.somebody_tokenizes(),
             _ => self.fits(),
         }
     }
@@ -245,7 +251,7 @@ impl World {
         let (events, inbox) = mpsc::channel(3 + usize::try_from(self.random.below(30)).unwrap());
         let work = GenerateWork {
             origin: self.origin(turn.as_ref().map(|turn| turn.guard.key())),
-            model: model.clone(),
+            model: self.lease(&model),
             prompt: prompt.clone().into(),
             sampling: greedy(),
             stopping: Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] },
@@ -267,7 +273,7 @@ impl World {
         let (model, tokens): (ModelName, _) = (MODELS[0].into(), self.tokens());
         let work = ScoreWork {
             origin: self.origin(None),
-            model: model.clone(),
+            model: self.lease(&model),
             prompt: tokens.clone().into(),
             score_from: 0,
             top_logprobs: 0,
@@ -275,6 +281,13 @@ impl World {
         };
         self.engine.command(Command::Score(Box::new(work)));
         self.requests.push(Request::new(tokens, 0, Inbox::Scores(answer)));
+    }
+
+    /// A lease of the model; of an earlier tenancy if it is not resident, as if the device had failed
+    /// meanwhile.
+    fn lease(&self, model: &ModelName) -> ModelLease {
+        let lease = self.engine.table().borrow().lease(model);
+        lease.unwrap_or_else(|| Tenancy::new(spec(model.as_str()).assets).lease())
     }
 
     fn some_session(&mut self) -> Option<SessionKey> {
@@ -370,11 +383,25 @@ impl World {
         self.engine.command(Command::Load(spec(model), events));
     }
 
+    /// A call takes a lease before it tokenizes, or ends without work.
+    fn somebody_tokenizes(&mut self) {
+        let model = MODELS[usize::try_from(self.random.below(2)).unwrap()].into();
+        match self.random.below(3) {
+            0 => self.leases.clear(),
+            _ => self.leases.push(self.lease(&model)),
+        }
+    }
+
     fn unload(&mut self) {
         let (reply, mut answer) = oneshot::channel();
         let model = MODELS[usize::try_from(self.random.below(2)).unwrap()];
+        let resident = self.engine.models.get(&model.into());
+        let is_leased = resident.is_some_and(|resident| {
+            self.leases.iter().any(|lease| resident.tenancy.granted(lease))
+        });
         self.engine.command(Command::Unload(model.into(), reply));
-        answer.try_recv().unwrap().ok();
+        let unloaded = answer.try_recv().unwrap();
+        assert!(!is_leased || matches!(unloaded, Err(Error::ModelBusy { .. })), "a leased model stays");
     }
 
     fn fits(&mut self) {

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{EngineStats, Fit, GenerateWork, LoadEvent, ScoreWork};
+use super::{EngineStats, GenerateWork, LoadEvent, ScoreWork};
 use crate::backend::LoadSpec;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
+use crate::residency::Fit;
 
 /// A message to the engine thread.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::ResidentModel;
 use crate::backend::TokenLogprobs;
 use crate::error::Error;
+use crate::residency::ModelLease;
 
 /// Most events that an engine's sender may buffer for one request; past that, deltas coalesce in the
 /// sequence.
@@ -90,7 +91,7 @@ pub enum LoadEvent {
     /// The model runs its first steps.
     Warming,
     /// The model is resident.
-    Loaded(Box<ResidentModel>),
+    Loaded(Box<ResidentModel>, ModelLease),
     /// It could not be loaded.
     Failed(Error),
 }

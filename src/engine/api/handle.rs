@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Command, EngineStats, Fit, GenerateWork, LoadEvent, ScoreWork};
+use super::{Command, EngineStats, GenerateWork, LoadEvent, ScoreWork};
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
+use crate::residency::{Fit, ModelLease, ModelState, ModelTable};
 
 /// Load events that may wait for their reader; progress beyond that is skipped.
 const LOAD_EVENTS_BUFFERED_MAX: usize = 16;
@@ -32,6 +33,7 @@ pub struct EngineHandle {
     alive: watch::Receiver<bool>,
     device: DeviceInfo,
     queue_length_max: u32,
+    models: watch::Receiver<ModelTable>,
 }
 
 impl EngineHandle {
@@ -42,14 +44,27 @@ impl EngineHandle {
         alive: watch::Receiver<bool>,
         device: DeviceInfo,
         queue_length_max: u32,
+        models: watch::Receiver<ModelTable>,
     ) -> Self {
-        Self { commands, alive, device, queue_length_max }
+        Self { commands, alive, device, queue_length_max, models }
     }
 
     /// Returns the facts of the device.
     #[must_use]
     pub fn device(&self) -> &DeviceInfo {
         &self.device
+    }
+
+    /// Returns a lease of a model, if it is resident. Asks the published table, not the engine's thread.
+    #[must_use]
+    pub fn lease(&self, model: &ModelName) -> Option<ModelLease> {
+        self.models.borrow().lease(model)
+    }
+
+    /// Returns where a model is, by the published table.
+    #[must_use]
+    pub fn state(&self, model: &ModelName) -> ModelState {
+        self.models.borrow().state(model)
     }
 
     /// Hands over a generation; its events say the rest.
@@ -139,7 +154,7 @@ mod tests {
             budget_bytes: 0,
             architectures: vec![],
         };
-        let handle = EngineHandle::new(commands, watch, device, 1);
+        let handle = EngineHandle::new(commands, watch, device, 1, watch::channel(ModelTable::default()).1);
         let forget = || SessionKey { owner: "p".into(), name: "s".into() };
         let filled = (0..=COMMANDS_EXTRA).map(|_| handle.send_now(Command::Forget(forget())));
         assert!(filled.into_iter().all(|sent| sent.is_ok()));

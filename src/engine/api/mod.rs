@@ -15,5 +15,5 @@ pub use event::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, Generated, Lo
 pub use handle::EngineHandle;
 pub(super) use handle::{QUEUE_RETRY, command_capacity};
 pub use settings::EngineSettings;
-pub use stats::{EngineStats, Fit, ResidentModel};
+pub use stats::{EngineStats, ResidentModel};
 pub use work::{GenerateWork, Penalty, Sampling, ScoreWork, Stopping, WorkOrigin, XtcSampling};

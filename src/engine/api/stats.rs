@@ -20,15 +20,6 @@ pub struct EngineStats {
     pub models: Vec<ResidentModel>,
 }
 
-/// Whether a model would fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fit {
-    /// Bytes that the load takes.
-    pub needed_bytes: u64,
-    /// Bytes available for it, reclaimable ones included.
-    pub available_bytes: u64,
-}
-
 /// A model in memory, and what it does now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResidentModel {

@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{GenerateEvent, Scored};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::ids::{ClientId, ModelName, Principal, RequestId, SessionKey};
+use crate::ids::{ClientId, Principal, RequestId, SessionKey};
 use crate::prompt::Prompt;
+use crate::residency::ModelLease;
 use crate::sched::Priority;
 use crate::text::Tokenizer;
 
@@ -94,8 +95,8 @@ pub struct Stopping {
 pub struct GenerateWork {
     /// Whose it is.
     pub origin: WorkOrigin,
-    /// The resident model to run.
-    pub model: ModelName,
+    /// The resident model to run. The engine checks it and lets go; the caller holds another until the end.
+    pub model: ModelLease,
     /// The whole context, a session's earlier tokens included; at least one token.
     pub prompt: Prompt,
     /// How tokens are chosen.
@@ -115,8 +116,8 @@ pub struct GenerateWork {
 pub struct ScoreWork {
     /// Whose it is.
     pub origin: WorkOrigin,
-    /// The resident model to run.
-    pub model: ModelName,
+    /// The resident model to run. The engine checks it and lets go; the caller holds another until the end.
+    pub model: ModelLease,
     /// The whole context, a session's tokens first; at least one token.
     pub prompt: Prompt,
     /// First token that is scored; those before are only context.

@@ -1,6 +1,7 @@
 //! The state of a resident model, its byte account, and its description.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::backend::{CHECKPOINTS_MAX, LoadSpec, ModelId, ModelShape, SpanKind};
@@ -8,12 +9,14 @@ use crate::cache::{Parked, Slots};
 use crate::clock::Moment;
 use crate::engine::api::ResidentModel;
 use crate::engine::task::Sequence;
+use crate::residency::Tenancy;
 use crate::sched::{Pace, Queue, Scheduler, Shares};
 
 /// A model that runs.
 pub(crate) struct Resident {
     pub(crate) id: ModelId,
     pub(crate) spec: LoadSpec,
+    pub(crate) tenancy: Tenancy,
     pub(crate) shape: ModelShape,
     pub(crate) queue: Queue<Sequence>,
     pub(crate) running: BTreeMap<u64, Sequence>,
@@ -54,6 +57,7 @@ impl Resident {
         let parked = Parked::new(shape.kv_bytes_per_token, shape.state_bytes);
         Self {
             id,
+            tenancy: Tenancy::new(Arc::clone(&spec.assets)),
             spec,
             shape,
             queue: Queue::default(),
@@ -83,6 +87,25 @@ impl Resident {
     /// Returns whether nothing waits or runs.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.running.is_empty() && self.launched.is_none()
+    }
+
+    /// Returns the number of calls that use it.
+    pub(crate) fn users(&self) -> u32 {
+        self.tenancy.leases().max(self.running() + self.queued())
+    }
+
+    /// Ends the tenancy of an idle model; returns what the backend is to free.
+    ///
+    /// # Errors
+    /// The model itself, while somebody uses it.
+    pub(crate) fn retire(self) -> Result<ModelId, Box<Self>> {
+        if !self.is_idle() {
+            return Err(Box::new(self));
+        }
+        match self.tenancy.retire() {
+            Ok(()) => Ok(self.id),
+            Err(tenancy) => Err(Box::new(Self { tenancy, ..self })),
+        }
     }
 
     /// Returns the bytes it holds: weights, slabs, parked caches.
@@ -125,7 +148,7 @@ impl Resident {
         };
         ResidentModel {
             model: self.spec.model().clone(),
-            revision: self.spec.files.revision.clone(),
+            revision: self.spec.files().revision.clone(),
             computes_in: self.shape.computes_in.clone(),
             parameter_count: self.shape.parameter_count,
             weight_bytes: self.shape.weight_bytes,

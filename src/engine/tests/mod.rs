@@ -90,7 +90,7 @@ impl Bench {
         let tokenizer = tokenizer();
         let engine = Engine::new(fake, clock.clone(), settings, budget);
         let mut bench = Self { engine, clock, tokenizer };
-        assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(_))));
+        assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(..))));
         bench
     }
 
@@ -103,6 +103,10 @@ impl Bench {
         self.engine.command(Command::Load(spec("m"), sender));
         self.run();
         std::iter::from_fn(|| events.try_recv().ok()).collect()
+    }
+
+    fn lease(&self, model: &str) -> ModelLease {
+        self.engine.table().borrow().lease(&model.into()).expect("the model is resident")
     }
 
     fn origin(&self, client: &str) -> WorkOrigin {
@@ -135,7 +139,7 @@ impl Bench {
         let stopping = Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] };
         let work = GenerateWork {
             origin: self.origin("c"),
-            model: "m".into(),
+            model: self.lease("m"),
             prompt: tokens.to_vec().into(),
             sampling,
             stopping,

@@ -185,12 +185,17 @@ fn a_device_error_ends_the_model_and_a_new_load_serves_again() {
     let mut bench =
         Bench::with(Fake::with(Faults { error_at: Some(6), ..Faults::default() }), 10_000_000, |_| {});
     let events = bench.submit(&[1, 2], 50);
+    let (late, refused) = bench.work(&[1], 1);
     bench.run();
     assert!(matches!(drain(events).end, Err(Error::Internal(_))));
     assert!(bench.stats().models.is_empty());
-    let refused = bench.submit(&[1], 1);
+    bench.load();
+    // Its lease is of the model that was lost.
+    bench.engine.command(Command::Generate(Box::new(late)));
+    assert_eq!(drain(refused).end, Err(Error::ModelUnloaded("m".into())));
+    let again = bench.submit(&[1], 3);
     bench.run();
-    assert!(matches!(drain(refused).end, Err(Error::ModelUnloaded(_))));
+    assert_eq!(drain(again).tokens, alone(&[1], 3));
 }
 
 #[test]
@@ -231,7 +236,8 @@ fn a_model_that_needs_room_gets_what_another_caches() {
     bench.run();
     drain(first);
     let (work, events) = bench.work(&[4, 5], 5);
-    bench.engine.command(Command::Generate(Box::new(GenerateWork { model: "other".into(), ..work })));
+    let model = bench.lease("other");
+    bench.engine.command(Command::Generate(Box::new(GenerateWork { model, ..work })));
     bench.run();
     assert_eq!(drain(events).tokens, alone(&[4, 5], 5));
 }
@@ -258,7 +264,7 @@ fn a_score_has_an_entry_for_each_token_but_the_first() {
     let (reply, mut answer) = oneshot::channel();
     let work = ScoreWork {
         origin: bench.origin("c"),
-        model: "m".into(),
+        model: bench.lease("m"),
         prompt: prompt(3, 300).into(),
         score_from: 0,
         top_logprobs: 0,
@@ -287,7 +293,7 @@ fn a_busy_model_is_not_unloaded() {
     drain(events);
     assert!(unload(&mut bench).unwrap() >= WEIGHT_BYTES);
     assert!(matches!(unload(&mut bench), Err(Error::ModelNotLoaded(_))));
-    assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(_))));
+    assert!(matches!(bench.load().last(), Some(LoadEvent::Loaded(..))));
 }
 
 #[test]
@@ -323,4 +329,20 @@ fn the_handle_learns_of_a_panic() {
     assert!(thread.join().is_err());
     assert!(!handle.is_alive());
     assert_eq!(handle.load(spec("m")).map(drop), Err(Error::EngineDead));
+}
+
+#[test]
+fn a_model_with_a_lease_is_not_unloaded() {
+    let mut bench = Bench::new();
+    let lease = bench.lease("m");
+    let unload = |bench: &mut Bench| {
+        let (reply, mut answer) = oneshot::channel();
+        bench.engine.command(Command::Unload("m".into(), reply));
+        answer.try_recv().unwrap()
+    };
+    assert_eq!(unload(&mut bench), Err(Error::ModelBusy { model: "m".into(), running: 1 }));
+    assert!(bench.engine.table().borrow().lease(&"m".into()).is_some(), "it can be used meanwhile");
+    drop(lease);
+    assert_eq!(unload(&mut bench), Ok(WEIGHT_BYTES));
+    assert_eq!(bench.engine.table().borrow().state(&"m".into()), ModelState::Available);
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use mlxd::engine::{
     Command, Counters, Delta, DeviceInfo, EngineHandle, EngineStats, Finish, Fit, GenerateEvent,
-    GenerateWork, Generated, LoadEvent, LoadSpec, ResidentModel, ScoreWork, Scored, TokenLogprobs,
+    GenerateWork, Generated, LoadEvent, LoadSpec, ModelTable, ResidentModel, ScoreWork, Scored, Tenancy,
+    TokenLogprobs,
 };
 use mlxd::error::Error;
 use mlxd::ids::{ModelName, SessionKey};
@@ -26,11 +27,12 @@ pub struct Fake {
     state: Arc<Mutex<State>>,
     kill: Arc<Mutex<Option<oneshot::Sender<()>>>>,
     running: Arc<watch::Sender<usize>>,
+    table: Arc<watch::Sender<ModelTable>>,
 }
 
 #[derive(Default)]
 struct State {
-    resident: BTreeMap<ModelName, ResidentModel>,
+    resident: BTreeMap<ModelName, (ResidentModel, Tenancy)>,
     contexts: Vec<Vec<u32>>,
     clients: Vec<String>,
     forgotten: Vec<SessionKey>,
@@ -67,7 +69,8 @@ impl Fake {
             // As with a real one, everything it holds goes with it.
             work.abort_all();
         });
-        (fake, EngineHandle::new(commands, watch, device, QUEUE_LENGTH_MAX))
+        let table = fake.table.subscribe();
+        (fake, EngineHandle::new(commands, watch, device, QUEUE_LENGTH_MAX, table))
     }
 
     pub fn kill(&self) {
@@ -100,7 +103,14 @@ impl Fake {
 
     /// Frees every model behind the daemon's back.
     pub fn lose_models(&self) {
-        self.state.lock().unwrap().resident.clear();
+        let mut state = self.state.lock().unwrap();
+        state.resident.clear();
+        self.publish(&state);
+    }
+
+    fn publish(&self, state: &State) {
+        let resident = state.resident.iter().map(|(name, (_, tenancy))| (name, tenancy));
+        self.table.send_replace(ModelTable::new(std::iter::empty(), resident));
     }
 
     /// Returns when `count` generations run.
@@ -116,7 +126,8 @@ impl Fake {
             Command::Generate(generation) => {
                 state.contexts.push(generation.prompt.tokens.to_vec());
                 state.clients.push(generation.origin.client.to_string());
-                let known = state.resident.contains_key(&generation.model);
+                let resident = state.resident.get(generation.model.model());
+                let known = resident.is_some_and(|(_, tenancy)| tenancy.granted(&generation.model));
                 work.spawn(self.clone().generate(*generation, known));
             }
             Command::Score(scoring) => {
@@ -126,22 +137,27 @@ impl Fake {
             Command::Load(spec, events) => {
                 state.loads += 1;
                 let loaded = resident(&spec);
-                state.resident.insert(spec.model().clone(), loaded.clone());
+                let tenancy = Tenancy::new(spec.assets.clone());
+                let lease = tenancy.lease();
+                state.resident.insert(spec.model().clone(), (loaded.clone(), tenancy));
+                self.publish(&state);
                 let all = [
                     LoadEvent::Progress { done_bytes: 8, total_bytes: 8 },
                     LoadEvent::Warming,
-                    LoadEvent::Loaded(Box::new(loaded)),
+                    LoadEvent::Loaded(Box::new(loaded), lease),
                 ];
                 all.into_iter().for_each(|event| drop(events.try_send(event)));
             }
             Command::Fits(_, reply) => drop(reply.send(Fit { needed_bytes: 8, available_bytes: 1000 })),
             Command::Unload(model, reply) => {
                 let gone = state.resident.remove(&model);
-                drop(reply.send(gone.map(|gone| gone.weight_bytes).ok_or(Error::ModelNotLoaded(model))));
+                self.publish(&state);
+                let freed = gone.map(|(gone, _)| gone.weight_bytes);
+                drop(reply.send(freed.ok_or(Error::ModelNotLoaded(model))));
             }
             Command::Forget(session) => state.forgotten.push(session),
             Command::Stats(reply) => {
-                let models = state.resident.values().cloned().collect();
+                let models = state.resident.values().map(|(model, _)| model.clone()).collect();
                 let requests_total = state.contexts.len() as u64;
                 let counters = Counters { requests_total, ..Counters::default() };
                 drop(reply.send(EngineStats { counters, models, ..EngineStats::default() }));
@@ -160,7 +176,11 @@ impl Fake {
     async fn generate(self, work: GenerateWork, known: bool) {
         let events = work.events.clone();
         if !known {
-            drop(events.send(GenerateEvent::Ended(Err(Error::ModelUnloaded(work.model)))).await);
+            drop(
+                events
+                    .send(GenerateEvent::Ended(Err(Error::ModelUnloaded(work.model.model().clone()))))
+                    .await,
+            );
             return;
         }
         self.running.send_modify(|running| *running += 1);
@@ -217,7 +237,7 @@ fn score(work: ScoreWork) {
 fn resident(spec: &LoadSpec) -> ResidentModel {
     ResidentModel {
         model: spec.model().clone(),
-        revision: spec.files.revision.clone(),
+        revision: spec.files().revision.clone(),
         computes_in: "float32".into(),
         parameter_count: 2,
         weight_bytes: 8,

@@ -26,6 +26,7 @@ const fn room(name: &'static str, names: &'static [&'static str], tests: &'stati
     Room { name, names, tests, later: false }
 }
 
+#[allow(dead_code, reason = "a room that is planned is drawn before it is built")]
 const fn later(name: &'static str, names: &'static [&'static str]) -> Room {
     Room { name, names, tests: &[], later: true }
 }
@@ -43,11 +44,11 @@ pub(super) const ROOMS: &[Room] = &[
     room("service",   &["clock", "engine", "error", "hub", "ids", "limits", "prompt", "residency", "session", "text"], &[]),
     room("telemetry", &["config"], &[]),
     room("config",    &["backend", "limits"], &[]),
-    room("engine",    &["backend", "cache", "clock", "error", "ids", "prompt", "sched", "text"], &["session"]),
+    room("engine",    &["backend", "cache", "clock", "error", "ids", "prompt", "residency", "sched", "text"], &["session"]),
     room("device",    &["backend", "error", "hub", "mlx", "models"], &[]),
     room("models",    &["error", "hub", "mlx"], &[]),
     room("mlx",       &["backend", "error", "ids"], &[]),
-    later("residency", &["backend", "clock", "error", "ids"]),
+    room("residency", &["backend", "error", "hub", "ids"], &[]),
     room("sched",     &["backend", "clock", "ids"], &[]),
     room("cache",     &["backend", "clock", "ids", "prompt"], &[]),
     room("backend",   &["error", "hub", "ids"], &[]),
@@ -94,7 +95,7 @@ pub(super) const CRATES: &[Crate] = &[
     home("minijinja_contrib",  &["text"], &[]),
     home("regex",              &["text"], &[]),
     home("tokenizers",         &["text"], &["hub"]),
-    home("dashmap",            &["hub", "service", "session"], &[]),
+    home("dashmap",            &["hub", "session"], &[]),
     home("half",               &["hub"], &[]),
     home("hf_hub",             &["hub"], &[]),
     home("safetensors",        &["hub"], &[]),
