@@ -1,26 +1,33 @@
-//! Every key of the configuration: its default, what values it takes, and how it is read from the
-//! environment. `deploy/mlxd.example.toml` documents them; a test compares the two.
+//! Every key of the configuration, one row each: name, default, values, and the field that it sets.
+//! `deploy/mlxd.example.toml` documents them; a test compares the two.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use toml::Value;
 
-use crate::backend::KernelChoice;
+use super::{Config, LogFormat};
+use crate::backend::{KernelChoice, KvDtype};
 
-/// What values a key takes.
+/// The values that a key takes, and the field that it sets. Keys whose value depends on others or on the
+/// environment set none here; `Config` reads them.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     /// Text; empty is unset.
-    Text,
+    Text(fn(&mut Config, &str)),
     /// One of these words.
-    Word(&'static [&'static str]),
+    Word(&'static [&'static str], fn(&mut Config, &str)),
     /// A whole number.
-    Number(RangeInclusive<i64>),
+    Number(RangeInclusive<i64>, fn(&mut Config, Number)),
     /// true or false.
-    Flag,
+    Flag(fn(&mut Config, bool)),
     /// A list of text; in the environment separated by this character.
-    List(char),
+    List(char, fn(&mut Config, Vec<String>)),
 }
+
+/// A number within the range of its key, which is within that of its field's type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Number(i64);
 
 /// A key.
 #[derive(Clone, Debug)]
@@ -31,7 +38,7 @@ pub(super) struct Key {
 }
 
 /// Words of `kv_dtype`.
-pub(super) const KV_DTYPES: [&str; 2] = ["compute", "int8"];
+const KV_DTYPES: [&str; 2] = ["compute", "int8"];
 
 /// Words of `kernels`.
 const KERNELS: [&str; KernelChoice::ALL.len()] = {
@@ -44,104 +51,157 @@ const KERNELS: [&str; KernelChoice::ALL.len()] = {
     words
 };
 
+/// Default of `log_filter`.
+const LOG_FILTER: &str = "info";
+
 const GIB: i64 = 1 << 30;
 const DAY_S: i64 = 24 * 60 * 60;
 
-/// All of them, in the order of the example file.
+/// Returns all of them, in the order of the example file.
 pub(super) fn keys() -> Vec<Key> {
     vec![
-        text("socket", ""),
-        text("listen", ""),
-        text("token_file", ""),
-        list("model_roots", ':'),
-        text("hf_cache", ""),
-        list("models", ','),
-        flag("auto_load", true),
+        text("socket", "", |_, _| {}),
+        text("listen", "", |_, _| {}),
+        text("token_file", "", |_, _| {}),
+        list("model_roots", ':', |_, _| {}),
+        text("hf_cache", "", |_, _| {}),
+        list("models", ',', |c, names| c.models = names),
+        flag("auto_load", true, |c, flag| c.auto_load = flag),
         // 0 leaves it to the engine, which knows the device.
-        number("memory_budget_bytes", 0, 0..=i64::MAX),
-        number("kv_idle_bytes_max", 0, 0..=i64::MAX),
-        word("kv_dtype", &KV_DTYPES),
-        word("kernels", &KERNELS),
-        number("prefill_chunk_tokens", 512, 1..=65_536),
-        number("prefill_step_ms", 500, 1..=60_000),
-        number("prefill_stretch_percent", 250, 101..=100_000),
-        number("running_sequences_max", 32, 1..=1024),
-        number("queue_length_max", 256, 1..=65_536),
-        number("queue_length_per_client_max", 64, 1..=65_536),
-        number("priority_ageing_s", 10, 1..=DAY_S),
-        number("slow_reader_s", 60, 1..=DAY_S),
-        number("sessions_max", 1024, 1..=1_000_000),
-        number("session_ttl_s", DAY_S, 1..=3650 * DAY_S),
-        number("session_ttl_max_s", 30 * DAY_S, 1..=3650 * DAY_S),
+        number("memory_budget_bytes", 0, 0..=i64::MAX, |c, n| {
+            c.engine.memory_budget_bytes = n.unless_zero();
+        }),
+        number("kv_idle_bytes_max", 0, 0..=i64::MAX, |c, n| c.engine.kv_idle_bytes_max = n.unless_zero()),
+        word("kv_dtype", &KV_DTYPES, |c, word| {
+            c.engine.kv_dtype = if word == KV_DTYPES[1] { KvDtype::Int8 } else { KvDtype::Compute };
+        }),
+        word("kernels", &KERNELS, |c, word| {
+            let choice = KernelChoice::ALL.into_iter().find(|choice| choice.as_str() == word);
+            c.kernels = choice.unwrap_or_default();
+        }),
+        number("prefill_chunk_tokens", 512, 1..=65_536, |c, n| c.engine.prefill_chunk_tokens = n.get()),
+        number("prefill_step_ms", 500, 1..=60_000, |c, n| c.engine.prefill_step = n.milliseconds()),
+        number("prefill_stretch_percent", 250, 101..=100_000, |c, n| {
+            c.engine.prefill_stretch_percent = n.get();
+        }),
+        number("running_sequences_max", 32, 1..=1024, |c, n| c.engine.running_sequences_max = n.get()),
+        number("queue_length_max", 256, 1..=65_536, |c, n| c.engine.queue_length_max = n.get()),
+        number("queue_length_per_client_max", 64, 1..=65_536, |c, n| {
+            c.engine.queue_length_per_client_max = n.get();
+        }),
+        number("priority_ageing_s", 10, 1..=DAY_S, |c, n| c.engine.priority_ageing = n.seconds()),
+        number("slow_reader_s", 60, 1..=DAY_S, |c, n| c.engine.slow_reader = n.seconds()),
+        number("sessions_max", 1024, 1..=1_000_000, |c, n| c.limits.sessions_max = n.get()),
+        number("session_ttl_s", DAY_S, 1..=3650 * DAY_S, |c, n| c.limits.session_ttl = n.seconds()),
+        number("session_ttl_max_s", 30 * DAY_S, 1..=3650 * DAY_S, |c, n| {
+            c.limits.session_ttl_max = n.seconds();
+        }),
         // A context of a million tokens is about 4 MB of text.
-        number("message_bytes_max", 16 << 20, 1024..=GIB),
-        number("text_bytes_max", 16 << 20, 1024..=GIB),
-        number("connections_max", 256, 1..=65_536),
-        number("streams_per_connection_max", 256, 1..=65_536),
-        number("keep_alive_s", 20, 1..=DAY_S),
-        number("max_tokens_default", 4096, 1..=i64::from(u32::MAX)),
-        number("score_tokens_max", 8192, 1..=1 << 20),
+        number("message_bytes_max", 16 << 20, 1024..=GIB, |c, n| c.limits.message_bytes_max = n.get()),
+        number("text_bytes_max", 16 << 20, 1024..=GIB, |c, n| c.limits.text_bytes_max = n.get()),
+        number("connections_max", 256, 1..=65_536, |c, n| c.limits.connections_max = n.get()),
+        number("streams_per_connection_max", 256, 1..=65_536, |c, n| {
+            c.limits.streams_per_connection_max = n.get();
+        }),
+        number("keep_alive_s", 20, 1..=DAY_S, |c, n| c.limits.keep_alive = n.seconds()),
+        number("max_tokens_default", 4096, 1..=i64::from(u32::MAX), |c, n| {
+            c.limits.max_tokens_default = n.get();
+        }),
+        number("score_tokens_max", 8192, 1..=1 << 20, |c, n| c.limits.score_tokens_max = n.get()),
         // The contract allows no more than 20.
-        number("top_logprobs_max", 20, 0..=20),
-        number("stop_strings_max", 16, 0..=1024),
-        number("stop_string_bytes_max", 1024, 1..=65_536),
-        number("stop_token_ids_max", 64, 0..=65_536),
-        number("logit_bias_max", 1024, 0..=65_536),
-        number("drain_s", 30, 0..=DAY_S),
-        word("log_format", &["text", "json"]),
-        text("log_filter", "info"),
+        number("top_logprobs_max", 20, 0..=20, |c, n| c.limits.top_logprobs_max = n.get()),
+        number("stop_strings_max", 16, 0..=1024, |c, n| c.limits.stop_strings_max = n.get()),
+        number("stop_string_bytes_max", 1024, 1..=65_536, |c, n| c.limits.stop_string_bytes_max = n.get()),
+        number("stop_token_ids_max", 64, 0..=65_536, |c, n| c.limits.stop_token_ids_max = n.get()),
+        number("logit_bias_max", 1024, 0..=65_536, |c, n| c.limits.logit_bias_max = n.get()),
+        number("drain_s", 30, 0..=DAY_S, |c, n| c.drain = n.seconds()),
+        word("log_format", &LogFormat::WORDS, |c, word| c.log_format = LogFormat::from_word(word)),
+        text("log_filter", LOG_FILTER, |c, filter| {
+            c.log_filter = if filter.is_empty() { LOG_FILTER } else { filter }.to_owned();
+        }),
     ]
 }
 
-fn text(name: &'static str, default: &str) -> Key {
-    Key { name, default: Value::String(default.into()), kind: Kind::Text }
+fn text(name: &'static str, default: &str, set: fn(&mut Config, &str)) -> Key {
+    Key { name, default: Value::String(default.into()), kind: Kind::Text(set) }
 }
 
-fn word(name: &'static str, words: &'static [&'static str]) -> Key {
-    Key { name, default: Value::String(words[0].into()), kind: Kind::Word(words) }
+fn word(name: &'static str, words: &'static [&'static str], set: fn(&mut Config, &str)) -> Key {
+    Key { name, default: Value::String(words[0].into()), kind: Kind::Word(words, set) }
 }
 
-fn number(name: &'static str, default: i64, range: RangeInclusive<i64>) -> Key {
-    Key { name, default: Value::Integer(default), kind: Kind::Number(range) }
+fn number(name: &'static str, default: i64, range: RangeInclusive<i64>, set: fn(&mut Config, Number)) -> Key {
+    Key { name, default: Value::Integer(default), kind: Kind::Number(range, set) }
 }
 
-fn flag(name: &'static str, default: bool) -> Key {
-    Key { name, default: Value::Boolean(default), kind: Kind::Flag }
+fn flag(name: &'static str, default: bool, set: fn(&mut Config, bool)) -> Key {
+    Key { name, default: Value::Boolean(default), kind: Kind::Flag(set) }
 }
 
-fn list(name: &'static str, separator: char) -> Key {
-    Key { name, default: Value::Array(Vec::new()), kind: Kind::List(separator) }
+fn list(name: &'static str, separator: char, set: fn(&mut Config, Vec<String>)) -> Key {
+    Key { name, default: Value::Array(Vec::new()), kind: Kind::List(separator, set) }
+}
+
+impl Number {
+    fn get<T: TryFrom<i64> + Default>(self) -> T {
+        self.0.try_into().unwrap_or_default()
+    }
+
+    fn unless_zero(self) -> Option<u64> {
+        Some(self.get()).filter(|number| *number > 0)
+    }
+
+    fn seconds(self) -> Duration {
+        Duration::from_secs(self.get())
+    }
+
+    fn milliseconds(self) -> Duration {
+        Duration::from_millis(self.get())
+    }
 }
 
 impl Kind {
-    /// Why `value` is none of this kind, if so.
+    /// Returns why `value` is not of this kind, if so.
     pub(super) fn refuses(&self, value: &Value) -> Option<String> {
         match (self, value) {
-            (Self::Text, Value::String(_)) | (Self::Flag, Value::Boolean(_)) => None,
-            (Self::Word(words), Value::String(word)) if words.contains(&word.as_str()) => None,
-            (Self::Number(range), Value::Integer(number)) if range.contains(number) => None,
-            (Self::List(_), Value::Array(items)) if items.iter().all(Value::is_str) => None,
-            (Self::Text, _) => Some("must be text".into()),
-            (Self::Flag, _) => Some("must be true or false".into()),
-            (Self::Word(words), _) => Some(format!("must be one of {}", words.join(", "))),
-            (Self::Number(range), _) => {
+            (Self::Text(_), Value::String(_)) | (Self::Flag(_), Value::Boolean(_)) => None,
+            (Self::Word(words, _), Value::String(word)) if words.contains(&word.as_str()) => None,
+            (Self::Number(range, _), Value::Integer(number)) if range.contains(number) => None,
+            (Self::List(..), Value::Array(items)) if items.iter().all(Value::is_str) => None,
+            (Self::Text(_), _) => Some("must be text".into()),
+            (Self::Flag(_), _) => Some("must be true or false".into()),
+            (Self::Word(words, _), _) => Some(format!("must be one of {}", words.join(", "))),
+            (Self::Number(range, _), _) => {
                 Some(format!("must be a whole number from {} to {}", range.start(), range.end()))
             }
-            (Self::List(_), _) => Some("must be a list of texts".into()),
+            (Self::List(..), _) => Some("must be a list of texts".into()),
         }
     }
 
-    /// The value that an environment variable holds. What is malformed stays text, which is refused.
+    /// Returns the value that an environment variable holds. A malformed one stays text, which is refused.
     pub(super) fn read(&self, text: &str) -> Value {
         let unread = || Value::String(text.to_owned());
         match self {
-            Self::Text | Self::Word(_) => unread(),
-            Self::Number(_) => text.parse().map_or_else(|_| unread(), Value::Integer),
-            Self::Flag => text.parse().map_or_else(|_| unread(), Value::Boolean),
-            Self::List(separator) => {
+            Self::Text(_) | Self::Word(..) => unread(),
+            Self::Number(..) => text.parse().map_or_else(|_| unread(), Value::Integer),
+            Self::Flag(_) => text.parse().map_or_else(|_| unread(), Value::Boolean),
+            Self::List(separator, _) => {
                 let items = text.split(*separator).filter(|item| !item.is_empty());
                 Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
             }
+        }
+    }
+
+    /// Sets the key's field to a value that is not refused.
+    pub(super) fn set(&self, config: &mut Config, value: &Value) {
+        match (self, value) {
+            (Self::Text(set) | Self::Word(_, set), Value::String(text)) => set(config, text),
+            (Self::Number(_, set), Value::Integer(number)) => set(config, Number(*number)),
+            (Self::Flag(set), Value::Boolean(flag)) => set(config, *flag),
+            (Self::List(_, set), Value::Array(items)) => {
+                set(config, items.iter().filter_map(Value::as_str).map(str::to_owned).collect());
+            }
+            (Self::Text(_) | Self::Word(..) | Self::Number(..) | Self::Flag(_) | Self::List(..), _) => {}
         }
     }
 }

@@ -1,13 +1,12 @@
-//! Values by key, each with where it came from; a later layer replaces an earlier one's.
+//! Values by key, each with its source; a later layer replaces an earlier one's.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use toml::{Table, Value};
 
 use super::keys::{Key, keys};
-use super::{ConfigError, Overrides};
+use super::{Config, ConfigError, Overrides};
 
 pub(super) struct Layers {
     keys: Vec<Key>,
@@ -84,39 +83,24 @@ impl Layers {
         Ok(())
     }
 
-    /// An error that names where the key's value came from.
+    /// Returns an error that names the source of the key's value.
     pub(super) fn refuse(&self, key: &'static str, why: &str) -> ConfigError {
         let origin = self.values.get(key).map_or_else(String::new, |(_, origin)| origin.clone());
         ConfigError::Value { origin, key, why: why.to_owned() }
     }
 
-    /// None if it is empty.
+    /// Returns a key's text; `None` if it is empty.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         self.value(key).and_then(Value::as_str).filter(|text| !text.is_empty())
     }
 
-    pub(super) fn flag(&self, key: &str) -> bool {
-        self.value(key).and_then(Value::as_bool).unwrap_or_default()
-    }
-
-    /// The ranges of the keys are within those of the types they are read as.
-    pub(super) fn number<T: TryFrom<i64> + Default>(&self, key: &str) -> T {
-        self.value(key)
-            .and_then(Value::as_integer)
-            .and_then(|number| number.try_into().ok())
-            .unwrap_or_default()
-    }
-
-    pub(super) fn number_unless_zero(&self, key: &str) -> Option<u64> {
-        Some(self.number(key)).filter(|number| *number > 0)
-    }
-
-    pub(super) fn seconds(&self, key: &str) -> Duration {
-        Duration::from_secs(self.number(key))
-    }
-
-    pub(super) fn milliseconds(&self, key: &str) -> Duration {
-        Duration::from_millis(self.number(key))
+    /// Sets the field of every key.
+    pub(super) fn apply(&self, config: &mut Config) {
+        for key in &self.keys {
+            if let Some(value) = self.value(key.name) {
+                key.kind.set(config, value);
+            }
+        }
     }
 
     pub(super) fn list(&self, key: &str) -> Vec<String> {

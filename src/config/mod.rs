@@ -1,5 +1,6 @@
 //! The daemon's configuration: defaults < file < environment `MLXD_*` < flags. Everything is checked at once,
-//! and an error names where the value came from. `deploy/mlxd.example.toml` documents every key.
+//! and an error names the source of the value. A new setting is a field of the struct that a room takes, a
+//! row in `keys`, and its lines in `deploy/mlxd.example.toml`, which documents every key.
 
 mod keys;
 mod layers;
@@ -8,10 +9,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keys::KV_DTYPES;
 use layers::Layers;
 
-use crate::backend::{KernelChoice, KvDtype};
+use crate::backend::KernelChoice;
+use crate::engine::EngineSettings;
 use crate::limits::Limits;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
@@ -36,16 +37,20 @@ pub struct Overrides {
     pub log_format: Option<LogFormat>,
 }
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Format of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
+    #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
 impl LogFormat {
+    /// Words of the key; the default first.
+    const WORDS: [&str; 2] = [Self::Text.as_str(), Self::Json.as_str()];
+
     /// As the key `log_format` names it.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -54,13 +59,13 @@ impl LogFormat {
         }
     }
 
-    fn from_word(word: Option<&str>) -> Self {
-        if word == Some(Self::Json.as_str()) { Self::Json } else { Self::Text }
+    fn from_word(word: &str) -> Self {
+        if word == Self::Json.as_str() { Self::Json } else { Self::Text }
     }
 }
 
-/// The configuration in force.
-#[derive(Clone, Debug, PartialEq)]
+/// The configuration in force; its sections are the structs that the rooms below take.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     /// The unix socket.
     pub socket: PathBuf,
@@ -76,32 +81,18 @@ pub struct Config {
     pub models: Vec<String>,
     /// Load a model when a request names it.
     pub auto_load: bool,
-    /// Bytes for weights and KV caches; none is automatic.
-    pub memory_budget_bytes: Option<u64>,
-    /// Bytes that KV caches of sequences that do not run may keep; none is automatic.
-    pub kv_idle_bytes_max: Option<u64>,
-    /// How KV caches are kept where a load does not say.
-    pub kv_dtype: KvDtype,
+    /// The engine's settings.
+    pub engine: EngineSettings,
     /// Kernels that models compute with.
     pub kernels: KernelChoice,
-    /// Prefill tokens in one step.
-    pub prefill_chunk_tokens: u32,
-    /// Time that a step which only prefills may take.
-    pub prefill_step: Duration,
-    /// What a step may take when it prefills while others decode, in percent of one that only decodes.
-    pub prefill_stretch_percent: u32,
-    /// Waiting that lifts a request by a priority class.
-    pub priority_ageing: Duration,
-    /// How long a caller may leave its stream unread.
-    pub slow_reader: Duration,
-    /// How long running requests may take to finish at the end.
-    pub drain: Duration,
-    /// How log lines look.
-    pub log_format: LogFormat,
-    /// Which log lines there are, as `tracing` filters read it.
-    pub log_filter: String,
-    /// What callers may ask for and hold.
+    /// Limits of calls.
     pub limits: Limits,
+    /// Time for running requests to finish before the daemon exits.
+    pub drain: Duration,
+    /// Format of log lines.
+    pub log_format: LogFormat,
+    /// Selection of log lines, as a `tracing` filter.
+    pub log_filter: String,
 }
 
 /// Why a configuration is refused.
@@ -136,7 +127,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// The configuration from all sources.
+    /// Reads the configuration from all sources.
     ///
     /// # Errors
     /// A file that cannot be read, an unknown key, or a value that is not allowed.
@@ -156,70 +147,26 @@ impl Config {
         layers.add_flags(overrides)?;
         let home = env("HOME").map(PathBuf::from);
         let path = |key| layers.text(key).map(|text| expand_home(text, home.as_deref()));
-        let list = |key| layers.list(key);
         let listen = listen(&layers)?;
         let token_file = path("token_file");
         if listen.is_some() && token_file.is_none() {
             return Err(layers.refuse("listen", "needs `token_file`: any local user could connect otherwise"));
         }
-        Ok(Self {
+        let roots = layers.list("model_roots");
+        let mut config = Self {
             socket: socket(&layers, path("socket"), env)?,
             listen,
             token_file,
-            model_roots: list("model_roots").iter().map(|text| expand_home(text, home.as_deref())).collect(),
+            model_roots: roots.iter().map(|text| expand_home(text, home.as_deref())).collect(),
             hf_cache: path("hf_cache").or_else(|| default_hf_cache(env)),
-            models: list("models"),
-            auto_load: layers.flag("auto_load"),
-            memory_budget_bytes: layers.number_unless_zero("memory_budget_bytes"),
-            kv_idle_bytes_max: layers.number_unless_zero("kv_idle_bytes_max"),
-            kv_dtype: kv_dtype(layers.text("kv_dtype")),
-            kernels: kernels(layers.text("kernels")),
-            prefill_chunk_tokens: layers.number("prefill_chunk_tokens"),
-            prefill_step: layers.milliseconds("prefill_step_ms"),
-            prefill_stretch_percent: layers.number("prefill_stretch_percent"),
-            priority_ageing: layers.seconds("priority_ageing_s"),
-            slow_reader: layers.seconds("slow_reader_s"),
-            drain: layers.seconds("drain_s"),
-            log_format: LogFormat::from_word(layers.text("log_format")),
-            log_filter: layers.text("log_filter").unwrap_or("info").to_owned(),
-            limits: limits(&layers)?,
-        })
+            ..Self::default()
+        };
+        layers.apply(&mut config);
+        if config.limits.session_ttl > config.limits.session_ttl_max {
+            return Err(layers.refuse("session_ttl_s", "may not be above `session_ttl_max_s`"));
+        }
+        Ok(config)
     }
-}
-
-fn kv_dtype(word: Option<&str>) -> KvDtype {
-    if word == Some(KV_DTYPES[1]) { KvDtype::Int8 } else { KvDtype::Compute }
-}
-
-fn kernels(word: Option<&str>) -> KernelChoice {
-    KernelChoice::ALL.into_iter().find(|choice| word == Some(choice.as_str())).unwrap_or_default()
-}
-
-fn limits(layers: &Layers) -> Result<Limits, ConfigError> {
-    let limits = Limits {
-        message_bytes_max: layers.number("message_bytes_max"),
-        connections_max: layers.number("connections_max"),
-        streams_per_connection_max: layers.number("streams_per_connection_max"),
-        keep_alive: layers.seconds("keep_alive_s"),
-        sessions_max: layers.number("sessions_max"),
-        session_ttl: layers.seconds("session_ttl_s"),
-        session_ttl_max: layers.seconds("session_ttl_max_s"),
-        queue_length_max: layers.number("queue_length_max"),
-        queue_length_per_client_max: layers.number("queue_length_per_client_max"),
-        running_sequences_max: layers.number("running_sequences_max"),
-        max_tokens_default: layers.number("max_tokens_default"),
-        score_tokens_max: layers.number("score_tokens_max"),
-        top_logprobs_max: layers.number("top_logprobs_max"),
-        stop_strings_max: layers.number("stop_strings_max"),
-        stop_string_bytes_max: layers.number("stop_string_bytes_max"),
-        stop_token_ids_max: layers.number("stop_token_ids_max"),
-        logit_bias_max: layers.number("logit_bias_max"),
-        text_bytes_max: layers.number("text_bytes_max"),
-    };
-    if limits.session_ttl > limits.session_ttl_max {
-        return Err(layers.refuse("session_ttl_s", "may not be above `session_ttl_max_s`"));
-    }
-    Ok(limits)
 }
 
 fn listen(layers: &Layers) -> Result<Option<SocketAddr>, ConfigError> {
@@ -228,9 +175,8 @@ fn listen(layers: &Layers) -> Result<Option<SocketAddr>, ConfigError> {
         .parse()
         .map_err(|_| layers.refuse("listen", "must be an address and a port, such as 127.0.0.1:7411"))?;
     if !address.ip().is_loopback() {
-        return Err(
-            layers.refuse("listen", "must be a loopback address: others need TLS, which is not there yet")
-        );
+        return Err(layers
+            .refuse("listen", "must be a loopback address: others need TLS, which is not supported yet"));
     }
     Ok(Some(address))
 }
@@ -260,7 +206,7 @@ fn default_socket(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     Some(folder.join("mlxd.sock"))
 }
 
-/// Where the Hugging Face tools keep their cache.
+/// Returns the cache of the Hugging Face tools.
 fn default_hf_cache(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     if let Some(cache) = env("HF_HUB_CACHE") {
         return Some(cache.into());

@@ -46,15 +46,22 @@ fn first_cells(row: &str) -> String {
 
 fn row(key: &Key) -> String {
     let values = match &key.kind {
-        Kind::Text => "text".into(),
-        Kind::Flag => "true, false".into(),
-        Kind::List(_) => "list".into(),
-        Kind::Word(words) => words.join(", "),
-        Kind::Number(range) if *range.end() == i64::MAX => format!("{} or more", range.start()),
-        Kind::Number(range) => format!("{} to {}", range.start(), range.end()),
+        Kind::Text(_) => "text".into(),
+        Kind::Flag(_) => "true, false".into(),
+        Kind::List(..) => "list".into(),
+        Kind::Word(words, _) => words.join(", "),
+        Kind::Number(range, _) if *range.end() == i64::MAX => format!("{} or more", range.start()),
+        Kind::Number(range, _) => format!("{} to {}", range.start(), range.end()),
     };
     let variable = key.name.to_uppercase();
     format!("| `{}` | `MLXD_{variable}` | `{}` | {values}", key.name, key.default)
+}
+
+#[test]
+fn every_limit_has_a_key() {
+    let config = load("", &[], &Overrides::default()).unwrap();
+    let fields = format!("{:?} {:?}", config.limits, config.engine);
+    assert!(!fields.contains(": 0,") && !fields.contains(": 0ns") && !fields.contains(": 0 "), "{fields}");
 }
 
 #[test]
@@ -64,9 +71,9 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
     let flags = Overrides { socket: Some("/flag".into()), ..Overrides::default() };
     let config = load(file, &env, &flags).unwrap();
     assert_eq!(config.socket, Path::new("/flag"));
-    assert_eq!((config.limits.queue_length_max, config.limits.sessions_max), (4, 7));
+    assert_eq!((config.engine.queue_length_max, config.limits.sessions_max), (4, 7));
     assert_eq!((config.log_format, config.auto_load), (LogFormat::Json, false));
-    assert_eq!(config.prefill_chunk_tokens, 512);
+    assert_eq!(config.engine.prefill_chunk_tokens, 512);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::device::MlxBackend;
-use crate::engine::{self, EngineHandle, EngineSettings};
+use crate::engine::{self, EngineHandle};
 use crate::error::Error;
 use crate::hub::{ModelCatalog, ModelRoots};
 use crate::net::{self, Authenticator, Listener, Phase};
@@ -62,8 +62,8 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.enable_all().thread_name("edge").build().map_err(setup)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (settings, kernels) = (engine_settings(config), config.kernels);
-    let (engine, thread) = engine::start(settings, Arc::clone(&clock), move |settings| {
+    let kernels = config.kernels;
+    let (engine, thread) = engine::start(config.engine, Arc::clone(&clock), move |settings| {
         MlxBackend::new(settings.memory_budget_bytes, kernels)
     })
     .map_err(DaemonError::Engine)?;
@@ -81,22 +81,6 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
         std::thread::sleep(END_LIMIT / END_POLLS);
     }
     ended
-}
-
-fn engine_settings(config: &Config) -> EngineSettings {
-    EngineSettings {
-        memory_budget_bytes: config.memory_budget_bytes,
-        kv_idle_bytes_max: config.kv_idle_bytes_max,
-        kv_dtype: config.kv_dtype,
-        prefill_chunk_tokens: config.prefill_chunk_tokens,
-        prefill_step: config.prefill_step,
-        prefill_stretch_percent: config.prefill_stretch_percent,
-        running_sequences_max: config.limits.running_sequences_max,
-        queue_length_max: config.limits.queue_length_max,
-        queue_length_per_client_max: config.limits.queue_length_per_client_max,
-        priority_ageing: config.priority_ageing,
-        slow_reader: config.slow_reader,
-    }
 }
 
 /// Serves calls with `engine` until `stop` resolves and the daemon has drained. Calls `ready` once callers

@@ -43,7 +43,6 @@ where
     F: FnOnce(&EngineSettings) -> Result<(B, DeviceInfo), Error> + Send + 'static,
 {
     let (commands, receiver) = mpsc::channel(command_capacity(settings.queue_length_max));
-    let queue_length_max = settings.queue_length_max;
     let (alive, watch) = watch::channel(true);
     let (ready, device) = std::sync::mpsc::sync_channel(1);
     let body = move || {
@@ -63,7 +62,7 @@ where
     let thread = std::thread::Builder::new().name("engine".into()).spawn(body);
     let thread = thread.map_err(|error| Error::Internal(format!("the engine thread: {error}")))?;
     let (info, models) = device.recv().map_err(|_| Error::EngineDead)??;
-    Ok((EngineHandle::new(commands, watch, info, queue_length_max, models), thread))
+    Ok((EngineHandle::new(commands, watch, info, settings, models), thread))
 }
 
 fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>, timer: &Runtime) {

@@ -53,7 +53,7 @@ fn feature(feature: Feature) -> i32 {
 }
 
 fn server_capabilities(service: &Service) -> pb::ServerCapabilities {
-    let (device, limits) = (service.device(), service.limits());
+    let (device, limits, engine) = (service.device(), service.limits(), service.engine_settings());
     pb::ServerCapabilities {
         version: env!("CARGO_PKG_VERSION").into(),
         mlx_version: device.mlx_version.clone(),
@@ -64,9 +64,9 @@ fn server_capabilities(service: &Service) -> pb::ServerCapabilities {
         limits: Some(pb::Limits {
             message_bytes_max: limits.message_bytes_max as u64,
             sessions_max: limits.sessions_max,
-            queue_length_max: limits.queue_length_max,
-            queue_length_per_client_max: limits.queue_length_per_client_max,
-            running_sequences_max: limits.running_sequences_max,
+            queue_length_max: engine.queue_length_max,
+            queue_length_per_client_max: engine.queue_length_per_client_max,
+            running_sequences_max: engine.running_sequences_max,
             memory_budget_bytes: device.budget_bytes,
             score_tokens_max: limits.score_tokens_max,
             top_logprobs_max: limits.top_logprobs_max,

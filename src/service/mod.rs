@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Clock, Moment};
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, EngineSettings};
 use crate::error::Error;
 use crate::hub::ModelCatalog;
 use crate::ids::ModelName;
@@ -88,6 +88,12 @@ impl Service {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Returns the engine's settings.
+    #[must_use]
+    pub fn engine_settings(&self) -> &EngineSettings {
+        self.engine.settings()
     }
 
     /// Returns the clock by which calls are timed.

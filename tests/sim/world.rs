@@ -396,9 +396,8 @@ impl World {
         let (reply, mut answer) = oneshot::channel();
         let model = MODELS[usize::try_from(self.random.below(2)).unwrap()];
         let resident = self.engine.models.get(&model.into());
-        let is_leased = resident.is_some_and(|resident| {
-            self.leases.iter().any(|lease| resident.tenancy.granted(lease))
-        });
+        let is_leased =
+            resident.is_some_and(|resident| self.leases.iter().any(|lease| resident.tenancy.granted(lease)));
         self.engine.command(Command::Unload(model.into(), reply));
         let unloaded = answer.try_recv().unwrap();
         assert!(!is_leased || matches!(unloaded, Err(Error::ModelBusy { .. })), "a leased model stays");

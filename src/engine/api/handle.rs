@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Command, EngineStats, GenerateWork, LoadEvent, ScoreWork};
+use super::{Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, ScoreWork};
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
@@ -32,7 +32,7 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     alive: watch::Receiver<bool>,
     device: DeviceInfo,
-    queue_length_max: u32,
+    settings: EngineSettings,
     models: watch::Receiver<ModelTable>,
 }
 
@@ -43,16 +43,22 @@ impl EngineHandle {
         commands: mpsc::Sender<Command>,
         alive: watch::Receiver<bool>,
         device: DeviceInfo,
-        queue_length_max: u32,
+        settings: EngineSettings,
         models: watch::Receiver<ModelTable>,
     ) -> Self {
-        Self { commands, alive, device, queue_length_max, models }
+        Self { commands, alive, device, settings, models }
     }
 
     /// Returns the facts of the device.
     #[must_use]
     pub fn device(&self) -> &DeviceInfo {
         &self.device
+    }
+
+    /// Returns the engine's settings.
+    #[must_use]
+    pub fn settings(&self) -> &EngineSettings {
+        &self.settings
     }
 
     /// Returns a lease of a model, if it is resident. Asks the published table, not the engine's thread.
@@ -126,7 +132,7 @@ impl EngineHandle {
         self.commands.try_send(command).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::QueueFull {
                 limit: "queue_length_max",
-                value: self.queue_length_max,
+                value: self.settings.queue_length_max,
                 retry_after: QUEUE_RETRY,
             },
             mpsc::error::TrySendError::Closed(_) => Error::EngineDead,
@@ -154,7 +160,9 @@ mod tests {
             budget_bytes: 0,
             architectures: vec![],
         };
-        let handle = EngineHandle::new(commands, watch, device, 1, watch::channel(ModelTable::default()).1);
+        let settings = EngineSettings { queue_length_max: 1, ..EngineSettings::default() };
+        let (_, models) = watch::channel(ModelTable::default());
+        let handle = EngineHandle::new(commands, watch, device, settings, models);
         let forget = || SessionKey { owner: "p".into(), name: "s".into() };
         let filled = (0..=COMMANDS_EXTRA).map(|_| handle.send_now(Command::Forget(forget())));
         assert!(filled.into_iter().all(|sent| sent.is_ok()));

@@ -6,7 +6,7 @@ use crate::backend::KvDtype;
 use crate::sched::PaceLimits;
 
 /// What the engine may use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineSettings {
     /// Byte budget for weights and KV caches; None lets the device say.
     pub memory_budget_bytes: Option<u64>,

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use mlxd::engine::{
-    Command, Counters, Delta, DeviceInfo, EngineHandle, EngineStats, Finish, Fit, GenerateEvent,
-    GenerateWork, Generated, LoadEvent, LoadSpec, ModelTable, ResidentModel, ScoreWork, Scored, Tenancy,
-    TokenLogprobs,
+    Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats, Finish, Fit,
+    GenerateEvent, GenerateWork, Generated, LoadEvent, LoadSpec, ModelTable, ResidentModel, ScoreWork,
+    Scored, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
 use mlxd::ids::{ModelName, SessionKey};
@@ -17,9 +17,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::daemon::folder::END;
 
 pub const ANSWER: &str = "yes";
-
-/// Commands that may wait for the fake.
-const QUEUE_LENGTH_MAX: u32 = 64;
 
 /// The recorded commands, and the current work.
 #[derive(Clone, Default)]
@@ -41,9 +38,9 @@ struct State {
 }
 
 impl Fake {
-    pub fn start() -> (Self, EngineHandle) {
+    pub fn start(settings: EngineSettings) -> (Self, EngineHandle) {
         let fake = Self::default();
-        let (commands, mut receiver) = mpsc::channel(QUEUE_LENGTH_MAX as usize);
+        let (commands, mut receiver) = mpsc::channel(settings.queue_length_max as usize);
         let (alive, watch) = watch::channel(true);
         let (kill, mut killed) = oneshot::channel();
         *fake.kill.lock().unwrap() = Some(kill);
@@ -70,7 +67,7 @@ impl Fake {
             work.abort_all();
         });
         let table = fake.table.subscribe();
-        (fake, EngineHandle::new(commands, watch, device, QUEUE_LENGTH_MAX, table))
+        (fake, EngineHandle::new(commands, watch, device, settings, table))
     }
 
     pub fn kill(&self) {

@@ -39,7 +39,7 @@ impl Daemon {
         folder::write(&folder.path().join("models").join(MODEL));
         let mut config = config(&folder);
         change(&mut config);
-        let (engine, handle) = Fake::start();
+        let (engine, handle) = Fake::start(config.engine);
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
         let task = tokio::spawn(async move {

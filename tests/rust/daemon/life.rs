@@ -199,7 +199,7 @@ async fn when_the_engine_dies_every_call_ends_and_the_daemon_fails() {
 #[tokio::test]
 async fn a_live_daemons_socket_is_not_taken_over() {
     let daemon = Daemon::start().await;
-    let (_fake, handle) = Fake::start();
+    let (_fake, handle) = Fake::start(config(&daemon.folder).engine);
     let clock = std::sync::Arc::new(mlxd::clock::SystemClock::new());
     let second =
         daemon::serve(handle, &config(&daemon.folder), clock, std::future::pending(), |_| panic!("ready"))
@@ -215,7 +215,7 @@ async fn a_configured_model_is_loaded_at_the_start_or_the_start_fails() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(&folder);
     config.models = vec!["nobody".into()];
-    let (_fake, handle) = Fake::start();
+    let (_fake, handle) = Fake::start(config.engine);
     let clock = std::sync::Arc::new(mlxd::clock::SystemClock::new());
     let failed = daemon::serve(handle, &config, clock, std::future::pending(), |_| panic!("ready")).await;
     assert!(matches!(failed, Err(DaemonError::Preload { .. })));
@@ -230,7 +230,7 @@ async fn a_token_file_that_others_can_read_is_refused() {
     std::fs::set_permissions(&token, PermissionsExt::from_mode(0o644)).unwrap();
     let mut config = config(&folder);
     config.token_file = Some(token);
-    let (_fake, handle) = Fake::start();
+    let (_fake, handle) = Fake::start(config.engine);
     let clock = std::sync::Arc::new(mlxd::clock::SystemClock::new());
     let failed = daemon::serve(handle, &config, clock, std::future::pending(), |_| panic!("ready")).await;
     assert!(matches!(failed, Err(DaemonError::Token { .. })));

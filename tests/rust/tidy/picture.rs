@@ -43,7 +43,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("net",       &["error", "ids", "limits"], &[]),
     room("service",   &["clock", "engine", "error", "hub", "ids", "limits", "prompt", "residency", "session", "text"], &[]),
     room("telemetry", &["config"], &[]),
-    room("config",    &["backend", "limits"], &[]),
+    room("config",    &["backend", "engine", "limits"], &[]),
     room("engine",    &["backend", "cache", "clock", "error", "ids", "prompt", "residency", "sched", "text"], &["session"]),
     room("device",    &["backend", "error", "hub", "mlx", "models"], &[]),
     room("models",    &["error", "hub", "mlx"], &[]),
