@@ -1,5 +1,5 @@
 //! What a model is given: tokens, and where in them media stands. Shared, never copied: a session, its turn
-//! and the engine hold the same tokens.
+//! and the engine hold the same tokens. No architecture reads media yet, so `media` is empty.
 
 use std::sync::Arc;
 

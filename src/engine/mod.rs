@@ -1,13 +1,13 @@
 //! The engine: one OS thread that owns the device and everything of every model. `api` is what crosses its
-//! border, `task` one request, `model` one resident model; `core` drives them, `residency` keeps the byte
-//! budget and `load` reads models. What it decides is pure (`sched`, `cache`); what it does goes through a
-//! [`crate::backend::Backend`].
+//! border, `task` one request, `model` one resident model; `core` drives them, `resident_set` loads and frees
+//! models and `load` is one load. What it decides is pure (`residency`, `sched`, `cache`); what it does goes
+//! through a [`crate::backend::Backend`].
 
 mod api;
 mod core;
 mod load;
 mod model;
-mod residency;
+mod resident_set;
 #[cfg(test)]
 #[path = "../../tests/sim/mod.rs"]
 mod sim;

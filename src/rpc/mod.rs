@@ -13,13 +13,13 @@ mod inference;
 mod json;
 mod message;
 mod model;
-mod routes;
 mod server;
+mod services;
 mod session;
 mod status;
 
 pub use gate::Gate;
-pub use routes::{Health, routes};
+pub use services::{Health, routes};
 
 /// The generated types and server traits of `mlxd.v1`.
 #[allow(

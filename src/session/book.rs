@@ -170,7 +170,7 @@ impl<H> SessionBook<H> {
         Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id }, start))
     }
 
-    /// Returns the wall time by which leases run: they survive a restart and the machine's sleep. It never
+    /// Returns the wall time by which leases run: they go on while the machine sleeps, and have a meaning after a restart. It never
     /// goes back. After the clock was set back it stands still until the clock has caught up, so that no
     /// lease ends early.
     fn now(&self) -> SystemTime {

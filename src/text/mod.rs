@@ -7,12 +7,12 @@ mod detokenizer;
 mod eos;
 mod error;
 mod files;
-mod json;
 mod pieces;
 mod python;
 mod special;
 mod stop;
 mod template;
+mod tojson;
 mod tokenizer;
 mod vocabulary;
 

@@ -15,7 +15,7 @@ use regex::{Captures, Regex};
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, UtcOffset};
 
-use super::{TextError, TextFiles, Tokenizer, json, python};
+use super::{TextError, TextFiles, Tokenizer, python, tojson};
 
 /// Limit of instructions in a render; 64 bytes of text count as one (minijinja's fuel). Real templates
 /// take some hundreds for a message; this is about a second of work and at most 1 GB.
@@ -181,7 +181,7 @@ fn environment() -> Environment<'static> {
         Some(text) => Ok(out.write_str(text)?),
         None => Ok(out.write_str(&python::str(value)?)?),
     });
-    environment.add_filter("tojson", json::tojson);
+    environment.add_filter("tojson", tojson::tojson);
     environment.add_filter("string", python::str);
     // As in Jinja2, a value with a length and items is a sequence (slices of lists are iterables here), and
     // none is not iterable.
