@@ -42,7 +42,7 @@ pub trait Clock: Send + Sync {
     /// Returns the monotonic time.
     fn now(&self) -> Moment;
 
-    /// Returns the wall-clock time; for display, and for leases that outlast the process.
+    /// Returns the wall-clock time; for display, and for leases, which go on while the machine sleeps.
     fn wall(&self) -> SystemTime;
 }
 

@@ -93,10 +93,40 @@ impl Error {
     /// Returns when to try again, for an error that passes by itself.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        if let Self::QueueFull { retry_after, .. } = self {
-            return Some(*retry_after);
+        match self {
+            Self::QueueFull { retry_after, .. } => Some(*retry_after),
+            Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
+            Self::InvalidField { .. }
+            | Self::EmptyPrompt
+            | Self::ContextOverflow { .. }
+            | Self::TemplateFailed(_)
+            | Self::MessageTooLarge { .. }
+            | Self::ModelNotFound(_)
+            | Self::ModelNotLoaded(_)
+            | Self::ModelInvalid { .. }
+            | Self::ModelUnsupported { .. }
+            | Self::NoChatTemplate(_)
+            | Self::ModelTooLarge { .. }
+            | Self::ModelBusy { .. }
+            | Self::MemoryBudget { .. }
+            | Self::SessionNotFound(_)
+            | Self::SessionExists(_)
+            | Self::SessionBusy(_)
+            | Self::SessionMoved { .. }
+            | Self::SessionWrongModel { .. }
+            | Self::SessionNotChat(_)
+            | Self::SessionLimit { .. }
+            | Self::KvTooLarge { .. }
+            | Self::Deadline
+            | Self::DeadlineUnmeetable { .. }
+            | Self::SlowReader { .. }
+            | Self::Cancelled(_)
+            | Self::EngineDead
+            | Self::NonFiniteLogits
+            | Self::Internal(_)
+            | Self::Unauthenticated
+            | Self::PermissionDenied => None,
         }
-        matches!(self, Self::Draining | Self::ModelUnloaded(_)).then_some(RESTART_RETRY)
     }
 
     /// Returns the numbers and names in the message, by key.

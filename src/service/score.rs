@@ -60,7 +60,7 @@ impl Service {
             Target::Model(model) => (model, None, None),
             Target::Session { name, model } => {
                 let key = caller.session(name);
-                let start = self.sessions.with(&key, |session, _| session.start(model.as_ref()))?;
+                let start = self.sessions.with(&key, |session, _| session.raw_start(model.as_ref()))?;
                 (start.model.clone(), Some(key), Some(start))
             }
         };

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
@@ -54,16 +54,35 @@ pub struct SessionBook<H> {
     turns_begun: AtomicU64,
     sessions_max: u32,
     clock: Arc<dyn Clock>,
-    /// The latest time that the clock told, in nanoseconds since the epoch.
-    latest_nanos: AtomicU64,
+    lease_time: Mutex<LeaseTime>,
+}
+
+/// The time by which leases run: wall time whose backward steps are left out. It goes on while the machine
+/// sleeps, which monotonic time does not. No lease ends early because the clock was set back, and after that
+/// leases run on at once instead of waiting for the clock to catch up.
+#[derive(Clone, Copy, Debug)]
+struct LeaseTime {
+    /// The wall time at the last reading.
+    told: SystemTime,
+    now: SystemTime,
+}
+
+impl LeaseTime {
+    fn read(&mut self, told: SystemTime) -> SystemTime {
+        let step = told.duration_since(self.told).unwrap_or_default();
+        self.told = told;
+        self.now = self.now.checked_add(step).unwrap_or(self.now);
+        self.now
+    }
 }
 
 impl<H> SessionBook<H> {
     /// Returns an empty book that allows `sessions_max` sessions per owner.
     #[must_use]
     pub fn new(sessions_max: u32, clock: Arc<dyn Clock>) -> Self {
-        let (turns_begun, latest_nanos) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { owners: DashMap::new(), turns_begun, sessions_max, clock, latest_nanos }
+        let told = clock.wall();
+        let lease_time = Mutex::new(LeaseTime { told, now: told });
+        Self { owners: DashMap::new(), turns_begun: AtomicU64::new(0), sessions_max, clock, lease_time }
     }
 
     /// Creates an empty session.
@@ -170,14 +189,11 @@ impl<H> SessionBook<H> {
         Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id }, start))
     }
 
-    /// Returns the wall time by which leases run: they go on while the machine sleeps, and have a meaning after a restart. It never
-    /// goes back. After the clock was set back it stands still until the clock has caught up, so that no
-    /// lease ends early.
+    /// Returns the time by which leases run.
     fn now(&self) -> SystemTime {
-        let told = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let told = u64::try_from(told.as_nanos()).unwrap_or(u64::MAX);
-        let latest = self.latest_nanos.fetch_max(told, Ordering::Relaxed).max(told);
-        SystemTime::UNIX_EPOCH + Duration::from_nanos(latest)
+        let mut lease_time = self.lease_time.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock: another task's earlier reading would look like a step.
+        lease_time.read(self.clock.wall())
     }
 
     fn refuse_another(&self, owned: &Owned<H>, name: &SessionName, now: SystemTime) -> Result<(), Error> {

@@ -179,16 +179,23 @@ impl Session {
         }
     }
 
-    /// Returns what a turn would build on, if the session is bound to `expected`; none expects any model.
-    pub fn start(&self, expected: Option<&ModelName>) -> Result<TurnStart, Error> {
+    /// Returns the tokens to go on from without messages, if the session is bound to `expected`; none expects
+    /// any model.
+    pub fn raw_start(&self, expected: Option<&ModelName>) -> Result<TurnStart, Error> {
         if expected.is_some_and(|model| *model != self.model) {
             let (session, model) = (self.key.name.clone(), self.model.clone());
             return Err(Error::SessionWrongModel { session, model });
         }
+        let (model, tokens) = (self.model.clone(), Arc::clone(&self.tokens));
+        Ok(TurnStart { model, messages: Vec::new(), text: None, tokens })
+    }
+
+    /// Returns what a turn would build on, with the same check.
+    fn start(&self, expected: Option<&ModelName>) -> Result<TurnStart, Error> {
+        let start = self.raw_start(expected)?;
         let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
         let text = text_bytes.and_then(|end| shared_start(&self.text, end));
-        let (model, messages, tokens) = (self.model.clone(), self.messages.clone(), Arc::clone(&self.tokens));
-        Ok(TurnStart { model, messages, text, tokens })
+        Ok(TurnStart { messages: self.messages.clone(), text, ..start })
     }
 
     /// Begins a turn, if it may.
