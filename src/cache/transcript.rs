@@ -87,6 +87,19 @@ impl Transcript {
         self.prompt.media.iter().find(cut).map_or(tokens, |span| span.at as usize)
     }
 
+    /// Returns the transcript of the first `count` tokens and the media that begin in them. Shares the prompt
+    /// if it is whole.
+    #[must_use]
+    pub fn first(&self, count: usize) -> Self {
+        if count < self.prompt.len() {
+            let tokens = self.prompt.tokens[..count].into();
+            let media = self.prompt.media.iter().filter(|span| (span.at as usize) < count).copied().collect();
+            return Self::new(Prompt { tokens, media });
+        }
+        let generated = slice(&self.generated, 0..count - self.prompt.len()).to_vec();
+        Self { prompt: self.prompt.clone(), generated }
+    }
+
     fn parts(&self) -> [&[u32]; 2] {
         [&self.prompt.tokens, &self.generated]
     }
@@ -136,6 +149,20 @@ mod tests {
         assert_eq!(range(4..9), [5]);
         assert_eq!(all.last(3).collect::<Vec<_>>(), [3, 4, 5]);
         assert_eq!(all.last(9).count(), 5);
+    }
+
+    #[test]
+    fn a_shortened_transcript_keeps_nothing_of_the_rest() {
+        let media = [MediaSpan { at: 1, len: 2, hash: [7; 32] }, MediaSpan { at: 4, len: 1, hash: [8; 32] }];
+        let prompt = Prompt { tokens: [1, 2, 3, 4, 5].into(), media: media.into() };
+        let all = Transcript { prompt, generated: vec![6, 7] };
+        let short = all.first(2);
+        assert_eq!((&*short.prompt.tokens, &*short.prompt.media), (&[1, 2][..], &media[..1]));
+        assert_eq!(short.common_prefix(&all), 2);
+        let long = all.first(6);
+        assert!(std::sync::Arc::ptr_eq(&long.prompt.tokens, &all.prompt.tokens));
+        assert_eq!(long.generated, [6]);
+        assert_eq!(all.first(9), all);
     }
 
     proptest! {

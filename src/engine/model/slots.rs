@@ -65,7 +65,7 @@ impl Resident {
                 id: parked,
                 key: key.clone(),
                 session: sequence.origin.session.clone(),
-                transcript: transcript.clone(),
+                transcript: transcript.first(*computed as usize),
                 tokens: *computed,
                 checkpoints,
                 used: cx.now,
