@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
-use crate::residency::{ModelLease, ModelTable};
+use crate::residency::ModelTable;
 
 /// Everything the engine thread owns.
 pub(super) struct Engine<B: Backend> {
@@ -73,8 +73,8 @@ impl<B: Backend> Engine<B> {
     /// Carries out a command, or takes it on.
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Generate(work) => self.submit(&work.model.clone(), Sequence::generate(*work)),
-            Command::Score(work) => self.submit(&work.model.clone(), Sequence::score(*work)),
+            Command::Generate(work) => self.submit(Sequence::generate(*work)),
+            Command::Score(work) => self.submit(Sequence::score(*work)),
             Command::Load(spec, events) => self.request_load(spec, events, self.draining),
             Command::Fits(spec, reply) => drop(reply.send(self.fits(&spec))),
             Command::Unload(model, reply) => drop(reply.send(self.unload(&model))),
@@ -167,15 +167,16 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn submit(&mut self, lease: &ModelLease, sequence: Sequence) {
+    fn submit(&mut self, sequence: Sequence) {
         self.counters.requests_total += 1;
         let now = self.clock.now();
         let refused = self.refusal(&sequence);
-        let resident = self.models.get_mut(lease.model());
-        let error = match (refused, resident.filter(|resident| resident.tenancy.granted(lease))) {
+        let resident = self.models.get_mut(sequence.lease.model());
+        let granted = resident.filter(|resident| resident.tenancy.granted(&sequence.lease));
+        let error = match (refused, granted) {
             (Some(refused), _) => refused,
             // The device failed since the lease was taken.
-            (None, None) => Error::ModelUnloaded(lease.model().clone()),
+            (None, None) => Error::ModelUnloaded(sequence.lease.model().clone()),
             (None, Some(resident)) => match resident.out_of_reach(&sequence, now) {
                 Some(refused) => refused,
                 None => return resident.enqueue(sequence),

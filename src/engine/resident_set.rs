@@ -154,9 +154,11 @@ impl<B: Backend> Engine<B> {
         let Some(resident) = self.models.remove(model) else {
             return Err(Error::ModelNotLoaded(model.clone()));
         };
-        let (freed, running) = (resident.bytes(), resident.users());
+        let freed = resident.bytes();
         match resident.retire() {
             Err(resident) => {
+                // The last caller may have gone since.
+                let running = resident.users().max(1);
                 self.models.insert(model.clone(), *resident);
                 Err(Error::ModelBusy { model: model.clone(), running })
             }

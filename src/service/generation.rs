@@ -45,8 +45,6 @@ pub(super) enum Adds {
 /// A generation that the engine has admitted.
 pub struct Generation {
     prepared: Prepared,
-    /// Holds the model from before tokenizing to the last event.
-    lease: Option<ModelLease>,
     events: mpsc::Receiver<GenerateEvent>,
     /// The first event, which [`Self::start`] waited for.
     first: Option<GenerateEvent>,
@@ -59,7 +57,7 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Hands a prepared request to the engine; returns once the engine has admitted it.
+    /// Hands a prepared request and its lease to the engine; returns once the engine has admitted it.
     pub(super) async fn start(
         service: &Service,
         prepared: Prepared,
@@ -67,11 +65,10 @@ impl Generation {
     ) -> Result<Self, Error> {
         let until = |deadline| Box::pin(tokio::time::sleep(deadline - service.clock.now()));
         let mut generation = Self {
-            events: submit(service, &prepared, &lease)?,
+            events: submit(service, &prepared, lease)?,
             first: None,
             deadline: prepared.origin.deadline.map(until),
             prepared,
-            lease: Some(lease),
             cached_tokens: 0,
             queue_time: Duration::ZERO,
             text: String::new(),
@@ -108,7 +105,6 @@ impl Generation {
             GenerateEvent::Delta(delta) => Event::Delta(self.delta(delta)),
             GenerateEvent::Ended(outcome) => {
                 self.ended = true;
-                self.lease = None;
                 Event::Finished(self.finished(outcome?)?)
             }
         }))
@@ -212,13 +208,13 @@ impl Generation {
 fn submit(
     service: &Service,
     prepared: &Prepared,
-    lease: &ModelLease,
+    lease: ModelLease,
 ) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
     let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
     let Prepared { origin, assets, context, resolved, output, turn: _ } = prepared;
     service.engine.generate(GenerateWork {
         origin: origin.clone(),
-        model: lease.clone(),
+        model: lease,
         prompt: context.prompt.clone(),
         sampling: resolved.sampling.clone(),
         stopping: resolved.stopping.clone(),

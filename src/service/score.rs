@@ -1,6 +1,8 @@
 //! What a model does besides generating: a score is one pass over given tokens, after a session's if one is
 //! named (the session is not changed); a count only tokenizes.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use super::caller::Caller;
@@ -15,9 +17,8 @@ use crate::prompt::Prompt;
 use crate::residency::ModelLease;
 
 /// A pass that the engine can be asked for.
-struct Pass<'a> {
+struct Pass {
     origin: WorkOrigin,
-    lease: &'a ModelLease,
     prompt: Prompt,
     /// Index of the first token to score.
     from: usize,
@@ -65,7 +66,7 @@ impl Service {
             }
         };
         let lease = self.models.lease(&model).await?;
-        let assets = lease.assets();
+        let assets = &Arc::clone(lease.assets());
         let from = start.as_ref().map_or(0, |start| start.tokens.len());
         let prompt = self.context(assets, "text", input, start).await?.prompt;
         let max = self.limits.score_tokens_max;
@@ -73,9 +74,8 @@ impl Service {
             return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
         }
         check_length(assets, prompt.len())?;
-        let pass =
-            Pass { origin: caller.origin(session, priority), lease: &lease, prompt, from, top_logprobs };
-        let scored = pass.run(self).await?;
+        let pass = Pass { origin: caller.origin(session, priority), prompt, from, top_logprobs };
+        let scored = pass.run(self, lease).await?;
         let prompt_tokens = count(pass.prompt.len());
         let usage = Usage { prompt_tokens, cached_tokens: scored.cached_tokens, completion_tokens: 0 };
         let scores = pass.prompt.tokens.iter().skip(from).zip(&scored.scores);
@@ -84,13 +84,13 @@ impl Service {
     }
 }
 
-impl Pass<'_> {
+impl Pass {
     /// Dropping this future closes the reply, which stops the work.
-    async fn run(&self, service: &Service) -> Result<Scored, Error> {
+    async fn run(&self, service: &Service, lease: ModelLease) -> Result<Scored, Error> {
         let (reply, answer) = oneshot::channel();
         service.engine.score(ScoreWork {
             origin: self.origin.clone(),
-            model: self.lease.clone(),
+            model: lease,
             prompt: self.prompt.clone(),
             score_from: count(self.from),
             top_logprobs: self.top_logprobs,

@@ -8,6 +8,7 @@ use crate::engine::model::Resident;
 impl World {
     pub(super) fn check(&mut self) {
         self.check_ledger();
+        self.check_leases();
         self.check_slots();
         self.check_shares();
         self.check_queues();
@@ -25,6 +26,14 @@ impl World {
             self.shrunk = false;
         }
         assert!(self.shrunk || used <= self.engine.budget_bytes, "{used} of {}", self.engine.budget_bytes);
+    }
+
+    /// What waits or runs holds its model.
+    fn check_leases(&mut self) {
+        for Resident { running, queue, tenancy, .. } in self.engine.models.values_mut() {
+            let mut sequences = running.values_mut().chain(queue.values_mut());
+            assert!(sequences.all(|sequence| tenancy.granted(&sequence.lease)), "a sequence has its lease");
+        }
     }
 
     fn check_slots(&self) {

@@ -95,7 +95,7 @@ pub struct Stopping {
 pub struct GenerateWork {
     /// Whose it is.
     pub origin: WorkOrigin,
-    /// The resident model to run. The engine checks it and lets go; the caller holds another until the end.
+    /// The resident model to run. The engine holds it until the work ends.
     pub model: ModelLease,
     /// The whole context, a session's earlier tokens included; at least one token.
     pub prompt: Prompt,
@@ -116,7 +116,7 @@ pub struct GenerateWork {
 pub struct ScoreWork {
     /// Whose it is.
     pub origin: WorkOrigin,
-    /// The resident model to run. The engine checks it and lets go; the caller holds another until the end.
+    /// The resident model to run. The engine holds it until the work ends.
     pub model: ModelLease,
     /// The whole context, a session's tokens first; at least one token.
     pub prompt: Prompt,

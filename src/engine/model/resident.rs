@@ -89,9 +89,9 @@ impl Resident {
         self.queue.is_empty() && self.running.is_empty() && self.launched.is_none()
     }
 
-    /// Returns the number of calls that use it.
+    /// Returns the number of calls that use it, those that have not reached the engine included.
     pub(crate) fn users(&self) -> u32 {
-        self.tenancy.leases().max(self.running() + self.queued())
+        self.tenancy.leases()
     }
 
     /// Ends the tenancy of an idle model; returns what the backend is to free.

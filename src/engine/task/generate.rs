@@ -11,6 +11,7 @@ use crate::engine::api::{
 };
 use crate::error::Error;
 use crate::prompt::Prompt;
+use crate::residency::ModelLease;
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
 /// Tokens of output that pile up for a caller who does not read before its sequence pauses.
@@ -38,9 +39,9 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Splits a work into whose it is, its prompt, and what is to come of it.
-    pub(super) fn new(work: GenerateWork) -> (WorkOrigin, Prompt, Self) {
-        let GenerateWork { origin, model: _, prompt, sampling, stopping, top_logprobs, tokenizer, events } =
+    /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
+    pub(super) fn new(work: GenerateWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
+        let GenerateWork { origin, model, prompt, sampling, stopping, top_logprobs, tokenizer, events } =
             work;
         let reserve = || events.clone().try_reserve_owned().ok();
         let generation = Self {
@@ -57,7 +58,7 @@ impl Generation {
             last: reserve().zip(reserve()),
             events,
         };
-        (origin, prompt, generation)
+        (origin, model, prompt, generation)
     }
 
     /// Returns whether its caller is gone.

@@ -6,6 +6,7 @@ use crate::backend::TokenLogprobs;
 use crate::engine::api::{Finish, ScoreWork, Scored, WorkOrigin};
 use crate::error::Error;
 use crate::prompt::Prompt;
+use crate::residency::ModelLease;
 
 /// Most positions of a score that one step takes: each costs a row of logits.
 pub(super) const SPAN_MAX: u32 = 128;
@@ -24,12 +25,12 @@ pub(super) struct Scoring {
 }
 
 impl Scoring {
-    /// Splits a work into whose it is, its prompt, and what is to come of it.
-    pub(super) fn new(work: ScoreWork) -> (WorkOrigin, Prompt, Self) {
-        let ScoreWork { origin, model: _, prompt, score_from: from, top_logprobs: top, reply } = work;
+    /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
+    pub(super) fn new(work: ScoreWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
+        let ScoreWork { origin, model, prompt, score_from: from, top_logprobs: top, reply } = work;
         // Nothing comes before a text's first token that could say how likely it is.
         let scores = if from == 0 { vec![None] } else { vec![] };
-        (origin, prompt, Self { from, top, cached: 0, scores, reply })
+        (origin, model, prompt, Self { from, top, cached: 0, scores, reply })
     }
 
     /// Returns whether its caller is gone.

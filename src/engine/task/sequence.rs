@@ -11,6 +11,7 @@ use crate::clock::Moment;
 use crate::engine::api::{Finish, GenerateWork, ScoreWork, WorkOrigin};
 use crate::error::Error;
 use crate::prompt::Prompt;
+use crate::residency::ModelLease;
 
 /// Least tokens between two checkpoints, and before the first: fewer are not worth the memory.
 const CHECKPOINT_DISTANCE: usize = 8;
@@ -19,6 +20,8 @@ const CHECKPOINT_DISTANCE: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) origin: WorkOrigin,
+    /// Holds its model until it ends, whether or not its caller reads.
+    pub(crate) lease: ModelLease,
     /// Which caches it may use.
     pub(crate) key: CacheKey,
     /// All tokens known so far.
@@ -39,21 +42,21 @@ pub(crate) struct Sequence {
 impl Sequence {
     /// Returns a generation that waits.
     pub(crate) fn generate(work: GenerateWork) -> Self {
-        let (origin, prompt, generation) = Generation::new(work);
-        Self::new(origin, prompt, Task::Generate(Box::new(generation)))
+        let (origin, lease, prompt, generation) = Generation::new(work);
+        Self::new(origin, lease, prompt, Task::Generate(Box::new(generation)))
     }
 
     /// Returns a score that waits.
     pub(crate) fn score(work: ScoreWork) -> Self {
-        let (origin, prompt, scoring) = Scoring::new(work);
-        Self::new(origin, prompt, Task::Score(Box::new(scoring)))
+        let (origin, lease, prompt, scoring) = Scoring::new(work);
+        Self::new(origin, lease, prompt, Task::Score(Box::new(scoring)))
     }
 
-    fn new(origin: WorkOrigin, prompt: Prompt, task: Task) -> Self {
+    fn new(origin: WorkOrigin, lease: ModelLease, prompt: Prompt, task: Task) -> Self {
         let (checkpoints, planned) = (Vec::new(), Vec::new());
         let key = CacheKey { owner: origin.principal.clone(), salt: Salt::default() };
         let transcript = Transcript::new(prompt);
-        Self { origin, key, transcript, computed: 0, slot: None, class: 0, checkpoints, planned, task }
+        Self { origin, lease, key, transcript, computed: 0, slot: None, class: 0, checkpoints, planned, task }
     }
 
     /// Chooses where its states are to be saved: before control tokens of the prompt, where messages begin
@@ -264,8 +267,9 @@ impl Sequence {
         }
     }
 
-    /// Tells its caller the outcome.
+    /// Gives the lease up, and tells its caller the outcome.
     pub(crate) fn end(self, outcome: Result<Finish, Error>, now: Moment) {
+        drop(self.lease);
         match self.task {
             Task::Generate(generation) => {
                 generation.end(outcome, self.transcript.into_generated(), self.origin.arrived, now);

@@ -332,6 +332,29 @@ fn the_handle_learns_of_a_panic() {
 }
 
 #[test]
+fn a_reader_that_stalls_holds_its_model_no_longer_than_the_limit() {
+    let mut bench = Bench::new();
+    let unload = |bench: &mut Bench| {
+        let (reply, mut answer) = oneshot::channel();
+        bench.engine.command(Command::Unload("m".into(), reply));
+        answer.try_recv().unwrap()
+    };
+    let (work, _) = bench.work(&[1, 2], 400);
+    let (events, mut unread) = mpsc::channel(4);
+    bench.engine.command(Command::Generate(Box::new(GenerateWork { events, ..work })));
+    bench.ticks(300);
+    assert_eq!(unload(&mut bench), Err(Error::ModelBusy { model: "m".into(), running: 1 }));
+    *bench.clock.0.lock().unwrap() += settings().slow_reader;
+    bench.ticks(1);
+    assert!(unload(&mut bench).is_ok(), "an unread end holds nothing");
+    let end = std::iter::from_fn(|| unread.try_recv().ok()).last();
+    let limit = settings().slow_reader;
+    assert!(
+        matches!(end, Some(GenerateEvent::Ended(Err(Error::SlowReader { limit: told }))) if told == limit)
+    );
+}
+
+#[test]
 fn a_model_with_a_lease_is_not_unloaded() {
     let mut bench = Bench::new();
     let lease = bench.lease("m");
