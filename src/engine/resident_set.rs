@@ -36,7 +36,7 @@ impl<B: Backend> Engine<B> {
     pub(super) fn room(&self) -> Room {
         let weights: u64 = self.models.values().map(|resident| resident.shape.weight_bytes).sum();
         Room {
-            free_bytes: self.memory().free_bytes(),
+            free_bytes: self.budget_bytes.saturating_sub(self.used_bytes()),
             kv_bytes_max: self.budget_bytes.saturating_sub(weights + self.loading_bytes()),
             idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
         }
@@ -44,7 +44,7 @@ impl<B: Backend> Engine<B> {
 
     /// Evicts what overdraws the budget: parking may do so for a moment.
     pub(super) fn repay(&mut self) {
-        self.give_back(self.memory().overdraft_bytes(), None);
+        self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
     }
 
     /// Evicts up to `missing` bytes of reclaimable cache from every model but `spared`.
@@ -107,16 +107,16 @@ impl<B: Backend> Engine<B> {
         if is_loading { Standing::Loading } else { Standing::Absent }
     }
 
-    /// Reads one more piece of the first load.
+    /// Reads one more piece of the first load, which stays in the published table until it ends.
     pub(super) fn advance_load(&mut self) {
-        let Some(mut load) = self.loads.pop_front() else { return };
-        match self.load_piece(&mut load) {
-            Ok(None) => {
-                self.loads.push_front(load);
-                // Eviction may have lost a model meanwhile, and published the table without this load.
-                self.publish();
-            }
-            Ok(Some((id, shape))) => {
+        let outcome = match self.load_piece() {
+            Ok(None) => return,
+            Ok(Some(ready)) => Ok(ready),
+            Err(error) => Err(error),
+        };
+        let Some(load) = self.loads.pop_front() else { return };
+        match outcome {
+            Ok((id, shape)) => {
                 tracing::info!(model = %load.spec.model(), bytes = shape.weight_bytes, "loaded");
                 let resident = Resident::new(id, load.spec.clone(), shape, self.clock.wall());
                 self.models.insert(load.spec.model().clone(), resident);
@@ -134,18 +134,21 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn load_piece(&mut self, load: &mut Load) -> Result<Option<(ModelId, ModelShape)>, Error> {
-        if load.has_begun() {
-            return load.advance(&mut self.backend);
+    fn load_piece(&mut self) -> Result<Option<(ModelId, ModelShape)>, Error> {
+        let Self { loads, backend, .. } = self;
+        if let Some(load) = loads.front_mut().filter(|load| load.has_begun()) {
+            return load.advance(backend);
         }
         let memory = self.memory();
         let available_bytes = memory.available_bytes();
+        let Some(load) = self.loads.front() else { return Ok(None) };
         let plan = self.backend.plan(&load.spec, available_bytes);
         let (model, needed_bytes) = (load.spec.model(), plan.needed_bytes);
         let missing = memory.admit(model, needed_bytes)?;
         tracing::info!(%model, needed_bytes, available_bytes, "loading");
         self.give_back(missing, None);
-        load.begin(&mut self.backend, plan)?;
+        let Self { loads, backend, .. } = self;
+        loads.front_mut().map_or(Ok(()), |load| load.begin(backend, plan))?;
         Ok(None)
     }
 

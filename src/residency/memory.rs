@@ -36,12 +36,6 @@ impl Memory {
         self.free_bytes() + self.reclaimable_bytes
     }
 
-    /// Returns the bytes by which the budget is exceeded.
-    #[must_use]
-    pub fn overdraft_bytes(&self) -> u64 {
-        self.used_bytes.saturating_sub(self.budget_bytes)
-    }
-
     /// Admits a load of `needed_bytes`; returns the bytes to evict for it.
     ///
     /// # Errors
@@ -86,8 +80,7 @@ mod tests {
     #[test]
     fn a_budget_that_shrank_has_nothing_free() {
         let memory = Memory { budget_bytes: 50, ..MEMORY };
-        let bytes = (memory.free_bytes(), memory.available_bytes(), memory.overdraft_bytes());
-        assert_eq!(bytes, (0, 20, 20));
+        assert_eq!((memory.free_bytes(), memory.available_bytes()), (0, 20));
     }
 
     proptest! {
