@@ -124,7 +124,10 @@ impl Backend for MlxBackend {
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
         let files = plan.spec.files();
         // MLX reads the headers again and trusts them.
-        files.weights.check_unchanged().map_err(|error| error.into_error(&files.name))?;
+        files.weights.check_unchanged().map_err(|error| {
+            tracing::warn!(model = %files.name, %error, "the weight files are not those that were read");
+            error.into_error(&files.name)
+        })?;
         let policy = plan::policy(&plan, self.kernels);
         let loader = plan::open(&plan.spec, policy)?;
         let paths = files.weights.files.iter().map(|file| file.path.as_path());

@@ -32,6 +32,12 @@ pub enum HubError {
         /// What is wrong with it.
         why: String,
     },
+    /// A weight file was changed or removed after its header was read.
+    #[error("{file}: changed after its header was read")]
+    Changed {
+        /// The file's name within the model's folder.
+        file: String,
+    },
     /// The files are whole, but need something that is not implemented.
     #[error("{why}")]
     Unsupported {
@@ -50,12 +56,13 @@ pub enum HubError {
 
 impl HubError {
     /// The same failure as the caller of an RPC sees it. An I/O error counts as damage: asking again will
-    /// not help until somebody has looked at the folder.
+    /// not help until somebody has looked at the folder. Changed files are read anew by the next call.
     #[must_use]
     pub fn into_error(self, model: &ModelName) -> Error {
         match self {
             Self::NotFound { name } => Error::ModelNotFound(name),
             Self::InvalidName { name, why } => Error::field("model", format!("{name:?}: {why}")),
+            Self::Changed { .. } => Error::ModelUnloaded(model.clone()),
             Self::Unsupported { why } => Error::ModelUnsupported { model: model.clone(), why },
             Self::Damaged { .. } | Self::Io { .. } => {
                 Error::ModelInvalid { model: model.clone(), why: self.to_string() }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -71,12 +71,15 @@ impl WeightIndex {
     /// Checks that no file changed since its header was read. Compares sizes and times; reads no file.
     ///
     /// # Errors
-    /// `Damaged`, naming the file.
+    /// `Changed`, naming the file; `Io`.
     pub fn check_unchanged(&self) -> Result<(), HubError> {
         for WeightFile { path, stamp, .. } in &self.files {
-            let now = fs::metadata(path).map_err(HubError::io(path))?;
-            if stamp.as_ref().is_some_and(|before| *before != stamp_of(&now)) {
-                return Err(HubError::damaged(path, "changed after its header was read"));
+            let now = match fs::metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                found => Some(stamp_of(&found.map_err(HubError::io(path))?)),
+            };
+            if stamp.is_some() && *stamp != now {
+                return Err(HubError::Changed { file: file_name(path) });
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::error::Error;
 
 fn file(header: &str, data_bytes: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -152,8 +153,10 @@ fn a_file_that_changes_after_its_header_was_read_is_found() {
     let weights = inspect(folder.path()).unwrap();
     weights.check_unchanged().unwrap();
     fs::write(&path, file(TWO, 19)).unwrap();
-    let why = weights.check_unchanged().unwrap_err().to_string();
-    assert_eq!(why, "model.safetensors: changed after its header was read");
+    let changed = weights.check_unchanged().unwrap_err();
+    assert_eq!(changed.to_string(), "model.safetensors: changed after its header was read");
+    // The next call reads the files as they are now.
+    assert_eq!(changed.into_error(&"m".into()), Error::ModelUnloaded("m".into()));
     fs::remove_file(&path).unwrap();
-    assert!(weights.check_unchanged().is_err());
+    assert!(matches!(weights.check_unchanged(), Err(HubError::Changed { .. })));
 }
