@@ -175,7 +175,7 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// Returns the last event of a load, which holds the model for its receiver.
+/// Returns the last event of a load.
 fn loaded(resident: &Resident) -> LoadEvent {
-    LoadEvent::Loaded(Box::new(resident.describe()), resident.tenancy.lease())
+    LoadEvent::Loaded(Box::new(resident.describe()), resident.tenancy.door())
 }

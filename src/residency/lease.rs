@@ -14,9 +14,13 @@ pub struct Tenancy(Arc<Entry>);
 #[derive(Clone, Debug)]
 pub struct ModelLease(Arc<Entry>);
 
-/// A way to a lease, as long as the model is resident.
+/// What is published of a resident model: what it was loaded from, and a way to a lease while it is resident.
+/// Holds no lease.
 #[derive(Clone, Debug)]
-pub(super) struct Door(Weak<Entry>);
+pub struct Door {
+    assets: Arc<ModelAssets>,
+    entry: Weak<Entry>,
+}
 
 /// What the weights were loaded from. Their files may have changed on disk since.
 #[derive(Debug)]
@@ -57,8 +61,10 @@ impl Tenancy {
         Arc::try_unwrap(self.0).map(drop).map_err(Self)
     }
 
-    pub(super) fn door(&self) -> Door {
-        Door(Arc::downgrade(&self.0))
+    /// Returns what is published of the model.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        Door { assets: Arc::clone(&self.0.assets), entry: Arc::downgrade(&self.0) }
     }
 }
 
@@ -77,8 +83,16 @@ impl ModelLease {
 }
 
 impl Door {
-    pub(super) fn lease(&self) -> Option<ModelLease> {
-        self.0.upgrade().map(ModelLease)
+    /// Returns what the weights were loaded from.
+    #[must_use]
+    pub fn assets(&self) -> &Arc<ModelAssets> {
+        &self.assets
+    }
+
+    /// Returns a lease; None once the tenancy has ended.
+    #[must_use]
+    pub fn lease(&self) -> Option<ModelLease> {
+        self.entry.upgrade().map(ModelLease)
     }
 }
 

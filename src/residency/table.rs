@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lease::Door;
-use super::{ModelLease, Tenancy};
+use super::{Door, ModelLease, Tenancy};
 use crate::ids::ModelName;
 
 /// Where a model is.
@@ -43,8 +42,14 @@ impl ModelTable {
     /// Returns a lease of a model, if it is resident.
     #[must_use]
     pub fn lease(&self, model: &ModelName) -> Option<ModelLease> {
+        self.door(model)?.lease()
+    }
+
+    /// Returns a model's door, if it is resident. Takes no lease.
+    #[must_use]
+    pub fn door(&self, model: &ModelName) -> Option<&Door> {
         match self.0.get(model)? {
-            Place::Resident(door) => door.lease(),
+            Place::Resident(door) => Some(door),
             Place::Loading => None,
         }
     }
@@ -76,7 +81,10 @@ mod tests {
         assert_eq!(states, [ModelState::Resident, ModelState::Loading, ModelState::Available]);
         assert_eq!(table.lease(&name).unwrap().model(), &name);
         assert!(table.lease(&loading).is_none());
+        assert!(table.door(&loading).is_none());
+        let assets = table.door(&name).unwrap().assets();
         tenancy.retire().unwrap();
+        assert_eq!(assets.files.name, name, "assets hold no lease");
         assert!(table.lease(&name).is_none(), "an old table leases nothing that is gone");
     }
 }

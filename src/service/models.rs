@@ -154,9 +154,9 @@ impl Load {
             }
             LoadEvent::Warming => LoadUpdate::Warming,
             LoadEvent::Failed(error) => return Err(error),
-            LoadEvent::Loaded(resident, lease) => {
+            LoadEvent::Loaded(resident, door) => {
                 self.events = None;
-                let facts = lease.assets().files.facts.clone();
+                let facts = door.assets().files.facts.clone();
                 LoadUpdate::Loaded(Box::new(ModelInfo::of_resident(*resident, Some(facts))))
             }
         }))
@@ -170,8 +170,8 @@ impl Models {
 
     /// Returns the assets of a model: of the resident weights, else as the files are now.
     pub(super) async fn assets(&self, model: &ModelName) -> Result<Arc<ModelAssets>, Error> {
-        if let Some(lease) = self.engine.lease(model) {
-            return Ok(Arc::clone(lease.assets()));
+        if let Some(door) = self.engine.door(model) {
+            return Ok(Arc::clone(door.assets()));
         }
         let (catalog, model) = (Arc::clone(&self.catalog), model.clone());
         blocking(move || catalog.assets(&model)).await
@@ -193,11 +193,13 @@ impl Models {
     }
 
     async fn load(&self, assets: Arc<ModelAssets>) -> Result<ModelLease, Error> {
+        let model = assets.files.name.clone();
         let mut events =
             self.engine.load(LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto })?;
         loop {
             match events.recv().await.ok_or(Error::EngineDead)? {
-                LoadEvent::Loaded(_, lease) => return Ok(lease),
+                // It may have been unloaded since it was loaded.
+                LoadEvent::Loaded(_, door) => return door.lease().ok_or(Error::ModelUnloaded(model)),
                 LoadEvent::Failed(error) => return Err(error),
                 LoadEvent::Progress { .. } | LoadEvent::Warming => {}
             }
@@ -214,9 +216,9 @@ impl Models {
     pub(super) async fn describe(&self, model: &ModelName) -> Result<ModelInfo, Error> {
         let resident =
             self.engine.stats().await?.models.into_iter().find(|resident| resident.model == *model);
-        let resident = match (resident, self.engine.lease(model)) {
-            (Some(resident), Some(lease)) => {
-                let facts = lease.assets().files.facts.clone();
+        let resident = match (resident, self.engine.door(model)) {
+            (Some(resident), Some(door)) => {
+                let facts = door.assets().files.facts.clone();
                 return Ok(ModelInfo::of_resident(resident, Some(facts)));
             }
             (resident, _) => resident,

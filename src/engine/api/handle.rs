@@ -9,7 +9,7 @@ use super::{Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, Score
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
-use crate::residency::{Fit, ModelLease, ModelState, ModelTable};
+use crate::residency::{Door, Fit, ModelLease, ModelState, ModelTable};
 
 /// Load events that may wait for their reader; progress beyond that is skipped.
 const LOAD_EVENTS_BUFFERED_MAX: usize = 16;
@@ -65,6 +65,12 @@ impl EngineHandle {
     #[must_use]
     pub fn lease(&self, model: &ModelName) -> Option<ModelLease> {
         self.models.borrow().lease(model)
+    }
+
+    /// Returns the door of a model, if it is resident, by the published table. Takes no lease.
+    #[must_use]
+    pub fn door(&self, model: &ModelName) -> Option<Door> {
+        self.models.borrow().door(model).cloned()
     }
 
     /// Returns where a model is, by the published table.

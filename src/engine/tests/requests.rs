@@ -355,6 +355,18 @@ fn a_reader_that_stalls_holds_its_model_no_longer_than_the_limit() {
 }
 
 #[test]
+fn the_end_of_a_load_that_nobody_reads_holds_nothing() {
+    let mut bench = Bench::new();
+    let (sender, mut unread) = mpsc::channel(8);
+    bench.engine.command(Command::Load(spec("m"), sender));
+    let (reply, mut answer) = oneshot::channel();
+    bench.engine.command(Command::Unload("m".into(), reply));
+    assert_eq!(answer.try_recv().unwrap(), Ok(WEIGHT_BYTES));
+    let Ok(LoadEvent::Loaded(_, door)) = unread.try_recv() else { panic!("the model was resident") };
+    assert!(door.lease().is_none());
+}
+
+#[test]
 fn a_model_with_a_lease_is_not_unloaded() {
     let mut bench = Bench::new();
     let lease = bench.lease("m");

@@ -135,13 +135,13 @@ impl Fake {
                 state.loads += 1;
                 let loaded = resident(&spec);
                 let tenancy = Tenancy::new(spec.assets.clone());
-                let lease = tenancy.lease();
+                let door = tenancy.door();
                 state.resident.insert(spec.model().clone(), (loaded.clone(), tenancy));
                 self.publish(&state);
                 let all = [
                     LoadEvent::Progress { done_bytes: 8, total_bytes: 8 },
                     LoadEvent::Warming,
-                    LoadEvent::Loaded(Box::new(loaded), lease),
+                    LoadEvent::Loaded(Box::new(loaded), door),
                 ];
                 all.into_iter().for_each(|event| drop(events.try_send(event)));
             }
