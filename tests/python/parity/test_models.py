@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import grpc
@@ -44,14 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cases(root: Path) -> Callable[[str], Case]:
     """Returns the case of a name; made once."""
-    made: dict[str, Case] = {}
-
-    def case(name: str) -> Case:
-        if name not in made:
-            made[name] = Case(root / name)
-        return made[name]
-
-    return case
+    return cache(lambda name: Case(root / name))
 
 
 @pytest.fixture(scope="module")
