@@ -41,6 +41,8 @@ pub(crate) struct Fake {
     results: BTreeMap<ModelId, Vec<RowResult>>,
     pub(crate) faults: Faults,
     steps: u64,
+    /// Most bytes of slabs and parked caches that it held.
+    pub(crate) kv_bytes_peak: u64,
 }
 
 /// The tokens in each slot.
@@ -77,14 +79,43 @@ impl Fake {
 
     /// Bytes of all that it holds of a model.
     pub(crate) fn bytes(&self, model: ModelId) -> u64 {
+        WEIGHT_BYTES + self.kv_bytes(|of| of == model)
+    }
+
+    /// Bytes of the slabs and parked caches of some models.
+    fn kv_bytes(&self, wanted: impl Fn(ModelId) -> bool) -> u64 {
         let state = self.state_bytes;
         let slab = |slab: &Slab| (u64::from(slab.capacity) * KV_BYTES + state) * slab.slots.len() as u64;
-        let slabs = self.slabs.iter().filter(|((of, _), _)| *of == model).map(|(_, held)| slab(held));
-        let parked = self.parked.iter().filter(|((of, _), _)| *of == model);
+        let slabs = self.slabs.iter().filter(|((of, _), _)| wanted(*of)).map(|(_, held)| slab(held));
+        let parked = self.parked.iter().filter(|((of, _), _)| wanted(*of));
         let cache = |(tokens, checkpoints): &(Vec<u32>, Vec<u32>)| {
             tokens.len() as u64 * KV_BYTES + if state > 0 { checkpoints.len() as u64 * state } else { 0 }
         };
-        WEIGHT_BYTES + slabs.chain(parked.map(|(_, held)| cache(held))).sum::<u64>()
+        slabs.chain(parked.map(|(_, held)| cache(held))).sum()
+    }
+
+    /// Notes how much it holds now.
+    fn note_peak(&mut self) {
+        self.kv_bytes_peak = self.kv_bytes_peak.max(self.kv_bytes(|_| true));
+    }
+
+    /// Number of parked caches.
+    pub(crate) fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Copies all of a slot into a new parked cache.
+    fn copy_out(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> ParkedId {
+        let id = ParkedId(self.parked_next);
+        self.parked_next += 1;
+        let content = self.slot(model, slot).clone();
+        assert_eq!(content.len(), tokens as usize, "all of a slot is parked");
+        let mut checkpoints = self.checkpoints.get(&(model, slot)).cloned().unwrap_or_default();
+        if checkpoints.last() != Some(&tokens) {
+            checkpoints.push(tokens);
+        }
+        self.parked.insert((model, id), (content, checkpoints));
+        id
     }
 
     fn slot(&mut self, model: ModelId, slot: SlotId) -> &mut Vec<u32> {
@@ -168,6 +199,7 @@ impl Backend for Fake {
     fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error> {
         let empty = Slab { capacity, slots: vec![vec![]; slots as usize] };
         assert!(self.slabs.insert((model, slab), empty).is_none(), "the slab is open");
+        self.note_peak();
         Ok(())
     }
 
@@ -219,15 +251,17 @@ impl Backend for Fake {
     }
 
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
-        let id = ParkedId(self.parked_next);
-        self.parked_next += 1;
-        let content = self.slot(model, slot).clone();
-        assert_eq!(content.len(), tokens as usize, "all of a slot is parked");
-        let mut checkpoints = self.checkpoints.get(&(model, slot)).cloned().unwrap_or_default();
-        if checkpoints.last() != Some(&tokens) {
-            checkpoints.push(tokens);
-        }
-        self.parked.insert((model, id), (content, checkpoints));
+        let id = self.copy_out(model, slot, tokens);
+        self.note_peak();
+        Ok(id)
+    }
+
+    fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
+        let id = self.copy_out(model, slot, tokens);
+        let slab = self.slabs.remove(&(model, slot.slab));
+        let in_use = slab.iter().flat_map(|slab| &slab.slots).filter(|content| !content.is_empty()).count();
+        assert!(in_use == 1, "a slab that becomes a cache has no other use");
+        self.checkpoints.remove(&(model, slot));
         Ok(id)
     }
 

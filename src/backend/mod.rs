@@ -81,6 +81,10 @@ pub trait Backend {
     /// Copies a slot, which has `tokens`, out at its exact length, with its checkpoints and one at its end.
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
 
+    /// Parks a slot and frees its slab, in which no other slot is in use: piece by piece, so that the device
+    /// never holds both whole.
+    fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
+
     /// Copies the first `tokens` of a parked cache into a clear slot, with the checkpoints up to there. With
     /// recurrent states, one of them must be at this length.
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error>;

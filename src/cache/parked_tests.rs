@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::cache::transcript::tests::COMPARED;
 use crate::prompt::{MediaSpan, Prompt};
 
 fn at(seconds: u64) -> Moment {
@@ -23,7 +24,6 @@ fn cache(id: u64, owner: &str, tokens: &[u32], used: u64) -> CacheEntry {
         key: key(owner),
         session: None,
         transcript: of(tokens),
-        tokens: count(tokens.len()),
         checkpoints: None,
         used: at(used),
     }
@@ -67,7 +67,7 @@ fn with_image(hash: u8, end: &[u32]) -> Transcript {
 #[test]
 fn equal_placeholders_of_another_image_do_not_match() {
     let mut parked = Parked::new(10, 0);
-    parked.insert(CacheEntry { transcript: with_image(7, &[3, 4]), tokens: 7, ..cache(0, "a", &[], 0) });
+    parked.insert(CacheEntry { transcript: with_image(7, &[3, 4]), ..cache(0, "a", &[], 0) });
     let mut found =
         |wanted: &Transcript, most| parked.find(&key("a"), wanted, most, at(1)).map_or(0, |hit| hit.tokens);
     assert_eq!(found(&with_image(7, &[3, 5]), 9), 6);
@@ -82,7 +82,7 @@ fn equal_placeholders_of_another_image_do_not_match() {
 #[test]
 fn a_cache_that_ends_within_an_image_is_used_up_to_it() {
     let mut parked = Parked::new(10, 100);
-    let entry = CacheEntry { transcript: with_image(7, &[3, 4]), tokens: 4, ..cache(0, "a", &[], 0) };
+    let entry = CacheEntry { transcript: with_image(7, &[3, 4]).first(4), ..cache(0, "a", &[], 0) };
     parked.insert(entry.clone());
     assert_eq!(parked.longest(&key("a"), &with_image(7, &[3, 4]), 9), 2);
     let mut recurrent = Parked::new(10, 100);
@@ -117,7 +117,7 @@ fn recurrent_states_are_restored_at_their_checkpoints_only() {
     assert_eq!(parked.checkpoints_up_to(ParkedId(0), 4), [2]);
     assert!(!parked.covers(&a, &of(&[1, 2, 3]), 3, Some(&[2, 3])));
     assert_eq!(parked.insert(saved(1, &[1, 2, 3, 4, 5, 6], &[2, 6])), [], "its last checkpoint is not there");
-    assert_eq!(parked.insert(saved(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7])), [ParkedId(0), ParkedId(1)]);
+    assert_eq!(parked.insert(saved(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7])), [ParkedId(1), ParkedId(0)]);
 }
 
 #[test]
@@ -126,4 +126,46 @@ fn the_least_recently_used_is_evicted_first() {
     assert_eq!(parked.evict(11, Some(ParkedId(1))), vec![ParkedId(0), ParkedId(2)]);
     assert_eq!(parked.evict(1, None), vec![ParkedId(1)]);
     assert_eq!(parked.evict(1, None), vec![]);
+}
+
+#[test]
+fn no_more_than_the_limit_are_kept() {
+    let mut parked = parked(&[(0, "a", &[1], 3), (1, "a", &[2], 1), (2, "b", &[3], 2)]);
+    assert_eq!(parked.keep(3), vec![]);
+    assert_eq!(parked.keep(1), vec![ParkedId(1), ParkedId(2)]);
+    assert_eq!((parked.bytes(), parked.oldest()), (10, Some(at(3))));
+}
+
+/// A thousand conversations that begin with the same 40 tokens.
+fn a_thousand() -> (Parked, impl Fn(u32) -> Vec<u32>) {
+    let conversation = |number: u32| {
+        let own = (0..20).map(move |place| number * (place + 7) % 1009);
+        (0..40).chain(own).collect::<Vec<u32>>()
+    };
+    let mut parked = Parked::new(10, 0);
+    for number in 0..1000 {
+        parked.insert(cache(u64::from(number), "a", &conversation(number), u64::from(number)));
+    }
+    (parked, conversation)
+}
+
+#[test]
+fn a_turn_looks_at_few_of_many_caches() {
+    let (mut parked, conversation) = a_thousand();
+    let compared = |act: &mut dyn FnMut()| {
+        COMPARED.set(0);
+        act();
+        COMPARED.get()
+    };
+    let next = [conversation(700), vec![1, 2, 3]].concat();
+    let found = compared(&mut || {
+        let hit = parked.find(&key("a"), &of(&next), 99, at(2000));
+        assert_eq!(hit, Some(Hit { id: ParkedId(700), tokens: 60 }));
+    });
+    let covered = compared(&mut || assert!(!parked.covers(&key("a"), &of(&next), 63, None)));
+    let replaced = compared(&mut || {
+        assert_eq!(parked.insert(cache(1000, "a", &next, 2000)), [ParkedId(700)]);
+    });
+    assert!(found + covered + replaced < 100, "{found} + {covered} + {replaced} comparisons");
+    assert_eq!(parked.bytes(), 10 * (999 * 60 + 63));
 }

@@ -66,7 +66,7 @@ proptest! {
                 }
                 Act::Release(_) => {}
                 Act::Close => {
-                    for slab in slots.close_empty() {
+                    for slab in slots.close_empty(u64::MAX) {
                         prop_assert!(held.values().all(|(slot, _)| slot.slab != slab));
                         prop_assert!(open.remove(&slab).is_some());
                     }
@@ -102,8 +102,7 @@ proptest! {
                 id: ParkedId(id),
                 key: key(*number),
                 session: None,
-                transcript: cache.transcript(),
-                tokens: cache.held(),
+                transcript: cache.transcript().first(cache.held() as usize),
                 checkpoints: None,
                 used: Moment::at(Duration::from_secs(id)),
             });
@@ -114,6 +113,83 @@ proptest! {
         let before = parked.bytes();
         parked.evict(evicted, None);
         prop_assert!(before - parked.bytes() >= evicted.min(before));
+    }
+}
+
+/// A parked cache, as a list of them has it.
+#[derive(Clone, Debug)]
+struct Listed {
+    id: u64,
+    tokens: Vec<u32>,
+    checkpoints: Option<Vec<u32>>,
+}
+
+impl Listed {
+    fn begins(&self, tokens: &[u32]) -> usize {
+        self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    fn restores(&self, tokens: &[u32]) -> u32 {
+        let common = self.begins(tokens) as u32;
+        match &self.checkpoints {
+            None => common,
+            Some(saved) => saved.iter().copied().filter(|&saved| saved <= common).max().unwrap_or(0),
+        }
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        let last = other.checkpoints.iter().flatten().next_back();
+        let saved = last.is_none_or(|last| self.checkpoints.iter().flatten().any(|saved| saved == last));
+        self.tokens.starts_with(&other.tokens) && saved
+    }
+}
+
+/// Tokens of an alphabet of two, so that many begin alike, and the lengths at which a cache is saved.
+fn listed() -> impl Strategy<Value = (Vec<u32>, Vec<u32>)> {
+    (prop::collection::vec(0..2u32, 1..9), prop::collection::btree_set(1..9u32, 0..3)).prop_map(
+        |(tokens, saved)| {
+            let end = tokens.len() as u32;
+            let saved = saved.into_iter().filter(|&saved| saved < end).chain([end]).collect();
+            (tokens, saved)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn the_ordered_caches_do_what_a_list_of_them_would(
+        caches in prop::collection::vec(listed(), 1..40),
+        wanted in prop::collection::vec(0..2u32, 1..12),
+        recurrent in any::<bool>(),
+    ) {
+        let key = CacheKey { owner: Principal::from("a"), salt: Salt::default() };
+        let of = |tokens: &[u32]| Transcript::new(tokens.to_vec().into());
+        let (mut parked, mut list) = (Parked::new(BYTES, 1), Vec::<Listed>::new());
+        for (id, (tokens, saved)) in (0..).zip(caches) {
+            let new = Listed { id, tokens, checkpoints: recurrent.then_some(saved) };
+            let (length, saved) = (new.tokens.len() as u32, new.checkpoints.as_deref());
+            let covered = list.iter().any(|cache| cache.covers(&new));
+            prop_assert_eq!(parked.covers(&key, &of(&new.tokens), length, saved), covered);
+            let mut gone = parked.insert(CacheEntry {
+                id: ParkedId(id),
+                key: key.clone(),
+                session: None,
+                transcript: of(&new.tokens),
+                checkpoints: new.checkpoints.clone(),
+                used: Moment::at(Duration::from_secs(id)),
+            });
+            gone.sort_unstable();
+            let redundant = list.iter().filter(|cache| new.covers(cache)).map(|cache| ParkedId(cache.id));
+            prop_assert_eq!(gone, redundant.collect::<Vec<_>>());
+            list.retain(|cache| !new.covers(cache));
+            list.push(new);
+            let bytes = |cache: &Listed| {
+                cache.tokens.len() as u64 * BYTES + cache.checkpoints.as_ref().map_or(0, Vec::len) as u64
+            };
+            prop_assert_eq!(parked.bytes(), list.iter().map(bytes).sum::<u64>());
+            let best = list.iter().map(|cache| cache.restores(&wanted)).max().unwrap_or(0);
+            prop_assert_eq!(parked.longest(&key, &of(&wanted), 99), best);
+        }
     }
 }
 

@@ -129,14 +129,32 @@ impl Slots {
         slab.owners.get(place).map(|&moved| (moved, from))
     }
 
-    /// Removes every slab that no sequence uses, and returns their numbers.
-    pub fn close_empty(&mut self) -> Vec<u32> {
-        let empty: Vec<u32> =
-            self.slabs.iter().filter(|(_, slab)| slab.owners.is_empty()).map(|(&id, _)| id).collect();
-        for id in &empty {
-            self.slabs.remove(id);
-        }
-        empty
+    /// Removes slabs that no sequence uses, small ones first, until `bytes` are freed or none is left.
+    /// Returns their numbers.
+    pub fn close_empty(&mut self, bytes: u64) -> Vec<u32> {
+        let empty = self.slabs.iter().filter(|(_, slab)| slab.owners.is_empty());
+        let mut empty: Vec<(u64, u32)> = empty.map(|(&id, slab)| (self.slab_bytes(slab), id)).collect();
+        empty.sort_unstable();
+        let mut freed = 0;
+        let enough = empty.into_iter().take_while(|(size, _)| {
+            let more = freed < bytes;
+            freed += size;
+            more
+        });
+        let closed: Vec<u32> = enough.map(|(_, id)| id).collect();
+        self.slabs.retain(|id, _| !closed.contains(id));
+        closed
+    }
+
+    /// Returns whether a slot is the only one of its slab that is in use.
+    #[must_use]
+    pub fn is_alone(&self, slot: SlotId) -> bool {
+        self.slabs.get(&slot.slab).is_some_and(|slab| slab.owners.len() == 1)
+    }
+
+    /// Removes a slab, whoever uses it.
+    pub fn close(&mut self, slab: u32) {
+        self.slabs.remove(&slab);
     }
 
     /// Returns the bytes of the slabs that no sequence uses.
@@ -203,7 +221,7 @@ mod tests {
         assert_eq!(slots.release(a.slot), Some((3, c.slot)));
         assert_eq!(slots.release(b.slot), None);
         assert_eq!(slots.release(a.slot), None);
-        assert_eq!(slots.close_empty(), vec![0]);
+        assert_eq!(slots.close_empty(u64::MAX), vec![0]);
         assert_eq!(slots.bytes(), 0);
     }
 
@@ -231,6 +249,18 @@ mod tests {
         let mut slots = Slots::new(8192, 10, 0);
         assert_eq!(slots.acquire(0, 8192, 1, 8192 * 10 * 4).open, Some((8192, 1)));
         assert_eq!(slots.acquire(1, 256, 1, 256 * 10 * 8 * 3).open, Some((256, 3)));
+    }
+
+    #[test]
+    fn no_more_empty_slabs_are_closed_than_needed() {
+        let mut slots = Slots::new(8192, 10, 0);
+        let grants: Vec<Grant> =
+            [1000, 10, 300].into_iter().map(|tokens| slots.acquire(0, tokens, 1, 0)).collect();
+        assert!(slots.is_alone(grants[0].slot));
+        assert!(grants.iter().all(|grant| slots.release(grant.slot).is_none()));
+        assert_eq!(slots.close_empty(2561), vec![1, 2], "256 tokens, then 512");
+        assert_eq!(slots.bytes(), 10_240);
+        assert_eq!(slots.close_empty(0), Vec::<u32>::new());
     }
 
     #[test]

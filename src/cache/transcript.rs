@@ -2,6 +2,7 @@
 //! generated after it. Transcripts are compared by tokens and by media, so that equal placeholder tokens with
 //! other media differ.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use crate::prompt::{MediaSpan, Prompt};
@@ -71,6 +72,8 @@ impl Transcript {
     /// media span that both have.
     #[must_use]
     pub fn common_prefix(&self, other: &Self) -> usize {
+        #[cfg(test)]
+        tests::COMPARED.with(|compared| compared.set(compared.get() + 1));
         let tokens = common(self.parts(), other.parts());
         let (own, others) = (&self.prompt.media, &other.prompt.media);
         let same = own.iter().zip(others.iter()).take_while(|(own, other)| own == other).count();
@@ -98,6 +101,20 @@ impl Transcript {
         }
         let generated = slice(&self.generated, 0..count - self.prompt.len()).to_vec();
         Self { prompt: self.prompt.clone(), generated }
+    }
+
+    /// Compares with the first `count` tokens of another transcript, as words in a dictionary: transcripts
+    /// that begin alike stand together.
+    #[must_use]
+    pub fn compare(&self, other: &Self, count: usize) -> Ordering {
+        let at = self.common_prefix(other).min(count);
+        self.cell(at).cmp(&other.cell(at).filter(|_| at < count))
+    }
+
+    /// Returns the token in a place, and the media that begin there.
+    fn cell(&self, at: usize) -> Option<(u32, Option<&MediaSpan>)> {
+        let token = self.tokens(at..at + 1).next()?;
+        Some((token, self.prompt.media.iter().find(|span| span.at as usize == at)))
     }
 
     fn parts(&self) -> [&[u32]; 2] {
@@ -131,10 +148,17 @@ fn common<'a>(mut a: [&'a [u32]; 2], mut b: [&'a [u32]; 2]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    thread_local! {
+        /// Number of comparisons of two transcripts on this thread.
+        pub(in crate::cache) static COMPARED: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn transcript(prompt: &[u32], generated: &[u32]) -> Transcript {
         Transcript { prompt: prompt.to_vec().into(), generated: generated.to_vec() }
@@ -178,6 +202,8 @@ mod tests {
                 transcript(prompt, generated)
             };
             prop_assert_eq!(cut(&a, cuts.0).common_prefix(&cut(&b, cuts.1)), expected);
+            let count = cuts.0.min(b.len());
+            prop_assert_eq!(cut(&a, cuts.1).compare(&cut(&b, cuts.0), count), a[..].cmp(&b[..count]));
         }
     }
 }

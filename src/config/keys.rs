@@ -72,6 +72,8 @@ pub(super) fn keys() -> Vec<Key> {
             c.engine.memory_budget_bytes = n.unless_zero();
         }),
         number("kv_idle_bytes_max", 0, 0..=i64::MAX, |c, n| c.engine.kv_idle_bytes_max = n.unless_zero()),
+        // Each is two buffers a layer or more, of which Metal has some 499,000 in all.
+        number("kv_idle_caches_max", 1024, 1..=65_536, |c, n| c.engine.kv_idle_caches_max = n.get()),
         word("kv_dtype", &KV_DTYPES, |c, word| {
             c.engine.kv_dtype = if word == KV_DTYPES[1] { KvDtype::Int8 } else { KvDtype::Compute };
         }),

@@ -218,6 +218,12 @@ impl Backend for MlxBackend {
         Ok(self.ready(model)?.kv.park(slot, tokens)?)
     }
 
+    fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
+        let parked = self.ready(model)?.kv.park_slab(slot, tokens)?;
+        memory::clear_cache()?;
+        Ok(parked)
+    }
+
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
         Ok(self.ready(model)?.kv.restore(parked, tokens, slot)?)
     }

@@ -174,3 +174,18 @@ fn a_slot_is_cut_back_where_its_states_allow() {
         assert_alike(&device.one_by_one(A, 0), &wanted);
     }
 }
+
+#[test]
+fn a_slab_that_becomes_a_cache_is_restored_as_it_was() {
+    for recurrent in [false, true] {
+        let mut device = prompted(recurrent);
+        let (model, [first, second]) = (device.model, [0, 1].map(|slot| SlotId { slab: 1, slot }));
+        let wanted = device.one_by_one(B, 0);
+        let parked = device.backend.park_slab(model, A, 9).unwrap();
+        device.backend.open_slab(model, 1, 64, 2).unwrap();
+        device.backend.restore(model, parked, 9, first).unwrap();
+        device.backend.copy_slot(model, first, second, 9).unwrap();
+        assert_alike(&device.one_by_one(first, 0), &wanted);
+        assert_alike(&device.one_by_one(second, 0), &wanted);
+    }
+}

@@ -107,13 +107,17 @@ impl<B: Backend> Engine<B> {
 
     /// Ticks one model. Returns whether it runs a step now.
     fn tick_of(&mut self, name: &ModelName) -> Result<bool, Error> {
+        self.make_room_to_park(name);
+        let bytes_max = self.bytes_max(name);
         let (models, mut cx) = self.parts();
+        cx.bytes_max = bytes_max;
         let Some(resident) = models.get_mut(name) else { return Ok(false) };
         resident.collect(&mut cx)?;
         resident.drop_abandoned(&mut cx)?;
         self.repay();
-        let room = self.room();
+        let (room, bytes_max) = (self.room(name), self.bytes_max(name));
         let (models, mut cx) = self.parts();
+        cx.bytes_max = bytes_max;
         let Some(resident) = models.get_mut(name) else { return Ok(false) };
         let missing = resident.admit(&mut cx, room)?;
         let launched = resident.launch(&mut cx)?;
@@ -125,7 +129,7 @@ impl<B: Backend> Engine<B> {
 
     /// Frees what is only cached for reuse; called when nothing was asked for in a while.
     pub(super) fn rest(&mut self) {
-        self.each_model(Resident::close_empty);
+        self.each_model(|resident, cx| resident.close_empty(cx, u64::MAX));
         if let Err(error) = self.backend.trim() {
             tracing::warn!(?error, "the device did not free its cached memory");
         }
@@ -134,7 +138,7 @@ impl<B: Backend> Engine<B> {
     /// Returns the models, and what they need of the engine.
     pub(super) fn parts(&mut self) -> (&mut BTreeMap<ModelName, Resident>, Context<'_, B>) {
         let Self { backend, counters, settings, clock, models, .. } = self;
-        let cx = Context { backend, counters, settings, clock: &**clock, now: clock.now() };
+        let cx = Context { backend, counters, settings, clock: &**clock, now: clock.now(), bytes_max: 0 };
         (models, cx)
     }
 

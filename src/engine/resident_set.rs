@@ -32,32 +32,67 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Returns the bytes that one model may use in a tick.
-    pub(super) fn room(&self) -> Room {
+    /// Returns the bytes that a model may use in a tick.
+    pub(super) fn room(&self, name: &ModelName) -> Room {
+        let others = self.models.iter().filter(|(other, _)| *other != name);
         let weights: u64 = self.models.values().map(|resident| resident.shape.weight_bytes).sum();
         Room {
             free_bytes: self.budget_bytes.saturating_sub(self.used_bytes()),
+            others_empty_bytes: others.map(|(_, resident)| resident.slots.empty_bytes()).sum(),
             kv_bytes_max: self.budget_bytes.saturating_sub(weights + self.loading_bytes()),
             idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
         }
     }
 
-    /// Evicts what overdraws the budget: parking may do so for a moment.
+    /// Returns the most bytes that a model may hold and promise: the budget less what others have.
+    pub(super) fn bytes_max(&self, name: &ModelName) -> u64 {
+        let own = self.models.get(name).map_or(0, |resident| resident.bytes() + resident.promised_bytes());
+        self.budget_bytes.saturating_sub(self.used_bytes() - own)
+    }
+
+    /// Closes other models' empty slabs if the largest cache that a model may come to park has no room beside
+    /// its slot.
+    pub(super) fn make_room_to_park(&mut self, name: &ModelName) {
+        let Some(resident) = self.models.get(name) else { return };
+        let held = resident.bytes() + resident.promised_bytes() + resident.parking_bytes();
+        let missing = held.saturating_sub(self.bytes_max(name));
+        self.give_back(missing.min(self.room(name).others_empty_bytes), Some(name));
+    }
+
+    /// Evicts what overdraws the budget: a load may take more than was planned.
     pub(super) fn repay(&mut self) {
         self.give_back(self.used_bytes().saturating_sub(self.budget_bytes), None);
     }
 
-    /// Evicts up to `missing` bytes of reclaimable cache from every model but `spared`.
-    pub(super) fn give_back(&mut self, mut missing: u64, spared: Option<&ModelName>) {
+    /// Frees `missing` bytes, as far as they are reclaimable, from all models but `spared`: empty slabs
+    /// first, then parked caches, the least recently used of all models first.
+    pub(super) fn give_back(&mut self, missing: u64, spared: Option<&ModelName>) {
+        let mut left = missing;
         if missing == 0 {
             return;
         }
         self.each_model(|resident, cx| {
-            if missing > 0 && Some(resident.spec.model()) != spared {
-                missing = missing.saturating_sub(resident.give_back(cx, missing, None)?);
+            if left > 0 && Some(resident.spec.model()) != spared {
+                left = left.saturating_sub(freed(resident, |resident| resident.close_empty(cx, left))?);
             }
             Ok(())
         });
+        while left > 0 {
+            let Some(name) = self.oldest_parked(spared) else { return };
+            self.each_model(|resident, cx| {
+                if *resident.spec.model() == name {
+                    left = left.saturating_sub(freed(resident, |resident| resident.evict(cx, 1, None))?);
+                }
+                Ok(())
+            });
+        }
+    }
+
+    /// Returns the model with the cache that is evicted first, among all but `spared`.
+    fn oldest_parked(&self, spared: Option<&ModelName>) -> Option<ModelName> {
+        let others = self.models.iter().filter(|(name, _)| Some(*name) != spared);
+        let oldest = others.filter_map(|(name, resident)| Some((resident.oldest_parked()?, name)));
+        oldest.min().map(|(_, name)| name.clone())
     }
 
     /// Answers whether a model would fit.
@@ -173,6 +208,16 @@ impl<B: Backend> Engine<B> {
             }
         }
     }
+}
+
+/// Returns the bytes that `act` frees of a model.
+fn freed(
+    resident: &mut Resident,
+    act: impl FnOnce(&mut Resident) -> Result<(), Error>,
+) -> Result<u64, Error> {
+    let before = resident.bytes();
+    act(resident)?;
+    Ok(before - resident.bytes())
 }
 
 /// Returns the last event of a load.

@@ -26,6 +26,10 @@ impl World {
             self.shrunk = false;
         }
         assert!(self.shrunk || used <= self.engine.budget_bytes, "{used} of {}", self.engine.budget_bytes);
+        // What warms a load up is not counted.
+        let weights: u64 = self.engine.models.values().map(|resident| resident.shape.weight_bytes).sum();
+        let peak = weights + self.engine.backend.kv_bytes_peak;
+        assert!(!self.settled || peak <= self.engine.budget_bytes, "{peak} of {}", self.engine.budget_bytes);
     }
 
     /// What waits or runs holds its model.

@@ -63,6 +63,8 @@ pub(super) struct World {
     pub(super) queue_max: u32,
     /// Whether the budget was made smaller than what was used.
     pub(super) shrunk: bool,
+    /// Whether the tick began within the budget and without a load.
+    pub(super) settled: bool,
     /// Tokens that each session is to hold.
     pub(super) kept: BTreeMap<SessionKey, Vec<u32>>,
     /// Number of requests by how they ended.
@@ -104,6 +106,7 @@ impl World {
             running_max,
             queue_max,
             shrunk: false,
+            settled: false,
             kept: BTreeMap::new(),
             ended: BTreeMap::new(),
             leases: vec![],
@@ -130,6 +133,8 @@ impl World {
 
     fn engine_tick(&mut self) {
         self.ticks += 1;
+        self.settled = !self.shrunk && self.engine.loads.is_empty();
+        self.engine.backend.kv_bytes_peak = 0;
         self.engine.tick();
         let step = 1 + self.random.below(20);
         self.pass(Duration::from_millis(step));

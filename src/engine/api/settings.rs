@@ -12,6 +12,8 @@ pub struct EngineSettings {
     pub memory_budget_bytes: Option<u64>,
     /// Most bytes of parked KV caches, per model; None is a quarter of the budget.
     pub kv_idle_bytes_max: Option<u64>,
+    /// Most parked KV caches, per model.
+    pub kv_idle_caches_max: u32,
     /// Element type of KV caches where a load does not say.
     pub kv_dtype: KvDtype,
     /// Most tokens that one step may prefill.

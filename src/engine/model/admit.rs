@@ -5,9 +5,8 @@
 //! Without preemption, the next request of a client that keeps one outstanding would wait until somebody
 //! else's finishes, because its own place was given away the moment it was free.
 
-use super::{Context, Resident, Room};
+use super::{Context, Reclaim, Resident, Room};
 use crate::backend::{Backend, add_checkpoint};
-use crate::cache::Hit;
 use crate::engine::task::Sequence;
 use crate::error::Error;
 use crate::sched::{Candidate, Head, Running, victim};
@@ -45,17 +44,19 @@ impl Resident {
                     break;
                 }
                 // Its promise is free again, its parked copy is not.
-                let overdraft = (self.bytes() + self.promised_bytes()).saturating_sub(limit);
-                if overdraft > 0 {
-                    self.give_back(cx, overdraft, None)?;
-                }
                 free = limit.saturating_sub(self.bytes() + self.promised_bytes());
                 continue;
             }
             let hit = self.parked.find(&next.key, &next.transcript, next.reusable_max(), cx.now);
-            let mut missing = self.make_room(cx, &mut free, need, hit)?;
+            let mut missing = self.make_room(cx, &mut free, need, Reclaim::EmptySlabs)?;
+            if missing > 0 && room.others_empty_bytes > 0 {
+                return Ok(missing.min(room.others_empty_bytes));
+            }
+            if missing > 0 {
+                missing = self.make_room(cx, &mut free, need, Reclaim::AllBut(hit))?;
+            }
             if missing > 0 && self.running.is_empty() {
-                missing = self.make_room(cx, &mut free, need, None)?;
+                missing = self.make_room(cx, &mut free, need, Reclaim::AllBut(None))?;
             }
             if missing > 0 {
                 return Ok(missing);
@@ -109,14 +110,13 @@ impl Resident {
         }
     }
 
-    /// Makes room for a sequence by evicting what no sequence uses, except the cache that it will start from.
-    /// Returns the bytes that are missing.
+    /// Makes room for a sequence by freeing what no sequence uses. Returns the bytes that are missing.
     fn make_room<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         free: &mut u64,
         need: Need,
-        spared: Option<Hit>,
+        what: Reclaim,
     ) -> Result<u64, Error> {
         loop {
             let slot = if self.slots.has_free(need.tokens) { 0 } else { self.slots.slot_bytes(need.tokens) };
@@ -124,7 +124,7 @@ impl Resident {
             if missing == 0 {
                 return Ok(0);
             }
-            let freed = self.give_back(cx, missing, spared)?;
+            let freed = self.give_back(cx, missing, what)?;
             if freed == 0 {
                 return Ok(missing);
             }

@@ -1,6 +1,7 @@
 //! What a model needs of the engine during a tick.
 
 use crate::backend::Backend;
+use crate::cache::Hit;
 use crate::clock::{Clock, Moment};
 use crate::engine::api::{Counters, EngineSettings};
 
@@ -12,6 +13,8 @@ pub(crate) struct Context<'a, B: Backend> {
     pub(crate) clock: &'a dyn Clock,
     /// Time of the tick; later once a step was waited for.
     pub(crate) now: Moment,
+    /// Most bytes that the model of this tick may hold and promise: the budget less what others have.
+    pub(crate) bytes_max: u64,
 }
 
 /// Bytes that a model may use in a tick, decided by the engine for all models together.
@@ -19,8 +22,19 @@ pub(crate) struct Context<'a, B: Backend> {
 pub(crate) struct Room {
     /// Bytes of the budget that are neither used nor promised.
     pub(crate) free_bytes: u64,
+    /// Bytes of other models' empty slabs.
+    pub(crate) others_empty_bytes: u64,
     /// Most bytes of KV caches: the budget less all weights.
     pub(crate) kv_bytes_max: u64,
     /// Most bytes of parked caches.
     pub(crate) idle_bytes_max: u64,
+}
+
+/// What may be freed for a sequence.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reclaim {
+    /// Slabs that no sequence uses.
+    EmptySlabs,
+    /// Those, and parked caches, except the one that the sequence will start from.
+    AllBut(Option<Hit>),
 }

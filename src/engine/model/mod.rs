@@ -9,5 +9,6 @@ mod resident;
 mod slots;
 mod step;
 
+use context::Reclaim;
 pub(super) use context::{Context, Room};
 pub(super) use resident::Resident;

@@ -127,6 +127,17 @@ impl Resident {
         self.parked.bytes() + self.slots.empty_bytes()
     }
 
+    /// Returns the bytes of the largest cache that a sequence of the running step may leave.
+    pub(crate) fn parking_bytes(&self) -> u64 {
+        let computed = self.running.values().map(|sequence| sequence.computed).max().unwrap_or(0);
+        self.parked.bytes_of(computed.saturating_add(1), CHECKPOINTS_MAX + 1)
+    }
+
+    /// Returns the time when the parked cache that is evicted first was last used.
+    pub(crate) fn oldest_parked(&self) -> Option<Moment> {
+        self.parked.oldest()
+    }
+
     /// Returns the bytes of the slot that a sequence moves to when it outgrows one of `capacity`, and of its
     /// checkpoints. It moves once, to a slot for all that it may come to hold.
     pub(super) fn growth_bytes(&self, sequence: &Sequence, capacity: u32) -> u64 {

@@ -1,8 +1,8 @@
 //! Where a model's KV caches are: sequences get slots, outgrow them and give them up; what they computed is
 //! parked; and what no sequence uses is evicted.
 
-use super::{Context, Resident};
-use crate::backend::{Backend, SlotId};
+use super::{Context, Reclaim, Resident};
+use crate::backend::{Backend, ParkedId, SlotId};
 use crate::cache::{CacheEntry, Hit};
 use crate::engine::task::Sequence;
 use crate::error::Error;
@@ -47,8 +47,8 @@ impl Resident {
         self.free_slot(cx, from, computed)
     }
 
-    /// Frees a sequence's slot. What it computed is parked first, unless it is not `sound` or another parked
-    /// cache covers it.
+    /// Frees a sequence's slot. What it computed is parked first, unless it is not `sound`, another parked
+    /// cache covers it, or there is no room for it.
     pub(super) fn give_up_slot<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
@@ -59,22 +59,58 @@ impl Resident {
         let Sequence { key, transcript, computed, .. } = sequence;
         let checkpoints = (self.shape.state_bytes > 0).then(|| sequence.all_checkpoints());
         let covered = self.parked.covers(key, transcript, *computed, checkpoints.as_deref());
-        if sound && sequence.leaves_cache() && *computed > 0 && !covered {
-            let parked = cx.backend.park(self.id, slot, *computed)?;
-            let cache = CacheEntry {
-                id: parked,
-                key: key.clone(),
-                session: sequence.origin.session.clone(),
-                transcript: transcript.first(*computed as usize),
-                tokens: *computed,
-                checkpoints,
-                used: cx.now,
-            };
-            for redundant in self.parked.insert(cache) {
-                cx.backend.drop_parked(self.id, redundant)?;
-            }
+        if !sound || !sequence.leaves_cache() || *computed == 0 || covered {
+            return self.free_slot(cx, slot, *computed);
         }
-        self.free_slot(cx, slot, *computed)
+        let mut cache = CacheEntry {
+            id: ParkedId(0),
+            key: key.clone(),
+            session: sequence.origin.session.clone(),
+            transcript: transcript.first(*computed as usize),
+            checkpoints,
+            used: cx.now,
+        };
+        let beside = self.make_room_beside(cx, slot, &cache)?;
+        if beside {
+            cache.id = cx.backend.park(self.id, slot, *computed)?;
+        } else if self.slots.is_alone(slot) {
+            cache.id = cx.backend.park_slab(self.id, slot, *computed)?;
+            self.slots.close(slot.slab);
+        } else {
+            return self.free_slot(cx, slot, *computed);
+        }
+        let redundant = self.parked.insert(cache);
+        let extra = self.parked.keep(cx.settings.kv_idle_caches_max);
+        self.drop_parked(cx, redundant.into_iter().chain(extra))?;
+        if beside { self.free_slot(cx, slot, *computed) } else { Ok(()) }
+    }
+
+    /// Makes room for a cache beside the slot that it is copied from: empty slabs are closed first. Then the
+    /// least recently used caches are evicted, unless the slot's slab has no other use and can become the
+    /// cache. Returns whether there is room.
+    fn make_room_beside<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        slot: SlotId,
+        cache: &CacheEntry,
+    ) -> Result<bool, Error> {
+        let checkpoints = cache.checkpoints.as_ref().map_or(0, Vec::len);
+        let tokens = u32::try_from(cache.transcript.len()).unwrap_or(u32::MAX);
+        let bytes = self.parked.bytes_of(tokens, checkpoints);
+        let bytes_max = cx.bytes_max;
+        let missing =
+            |model: &Self| (model.bytes() + model.promised_bytes() + bytes).saturating_sub(bytes_max);
+        self.close_empty(cx, missing(self))?;
+        if missing(self) == 0 {
+            return Ok(true);
+        }
+        if self.slots.is_alone(slot) || self.parked.bytes() < missing(self) {
+            return Ok(false);
+        }
+        let redundant = self.parked.supersede(cache);
+        self.drop_parked(cx, redundant.into_iter())?;
+        self.evict(cx, missing(self), None)?;
+        Ok(true)
     }
 
     /// Clears and frees a slot; the slab's last used one moves into the hole.
@@ -95,36 +131,42 @@ impl Resident {
         Ok(())
     }
 
-    /// Frees at least `bytes` if they are reclaimable: parked caches first, the least recently used before
-    /// others, then empty slabs. Returns the bytes that were freed.
-    pub(crate) fn give_back<B: Backend>(
+    /// Frees at least `bytes` if they are reclaimable: empty slabs first, which cost nothing to make again,
+    /// then parked caches, the least recently used before others. Returns the bytes that were freed.
+    pub(super) fn give_back<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         bytes: u64,
-        spared: Option<Hit>,
+        what: Reclaim,
     ) -> Result<u64, Error> {
         let before = self.bytes();
-        self.evict(cx, bytes, spared)?;
-        if before - self.bytes() < bytes {
-            self.close_empty(cx)?;
+        self.close_empty(cx, bytes)?;
+        if let Reclaim::AllBut(spared) = what {
+            let missing = bytes.saturating_sub(before - self.bytes());
+            self.evict(cx, missing, spared)?;
         }
         Ok(before - self.bytes())
     }
 
     /// Evicts parked caches of at least `bytes`, or all of them, except the spared one.
-    pub(super) fn evict<B: Backend>(
+    pub(crate) fn evict<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         bytes: u64,
         spared: Option<Hit>,
     ) -> Result<(), Error> {
         let evicted = self.parked.evict(bytes, spared.map(|hit| hit.id));
-        evicted.into_iter().try_for_each(|parked| cx.backend.drop_parked(self.id, parked))
+        self.drop_parked(cx, evicted.into_iter())
     }
 
-    /// Frees the slabs that no sequence uses.
-    pub(crate) fn close_empty<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
-        self.slots.close_empty().into_iter().try_for_each(|slab| cx.backend.close_slab(self.id, slab))
+    /// Frees slabs that no sequence uses, of at least `bytes`, or all of them.
+    pub(crate) fn close_empty<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        bytes: u64,
+    ) -> Result<(), Error> {
+        let closed = self.slots.close_empty(bytes);
+        closed.into_iter().try_for_each(|slab| cx.backend.close_slab(self.id, slab))
     }
 
     /// Drops the caches of a session that is gone.
@@ -134,6 +176,14 @@ impl Resident {
         session: &SessionKey,
     ) -> Result<(), Error> {
         let gone = self.parked.forget(session);
-        gone.into_iter().try_for_each(|parked| cx.backend.drop_parked(self.id, parked))
+        self.drop_parked(cx, gone.into_iter())
+    }
+
+    fn drop_parked<B: Backend>(
+        &self,
+        cx: &mut Context<'_, B>,
+        mut gone: impl Iterator<Item = ParkedId>,
+    ) -> Result<(), Error> {
+        gone.try_for_each(|parked| cx.backend.drop_parked(self.id, parked))
     }
 }

@@ -16,6 +16,10 @@ use crate::residency::ModelLease;
 /// Least tokens between two checkpoints, and before the first: fewer are not worth the memory.
 const CHECKPOINT_DISTANCE: usize = 8;
 
+/// Most tokens between the last place where a message begins or ends and the prompt's own end, at which its
+/// states are saved too if there are more: that costs a step of one token.
+const UNSAVED_END: usize = 32;
+
 /// A request and its state.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -61,14 +65,20 @@ impl Sequence {
 
     /// Chooses where its states are to be saved: before control tokens of the prompt, where messages begin
     /// and end. The first such place is after what all conversations share; the last ones are where its next
-    /// turn may part from this one. None is within a media span.
+    /// turn may part from this one. And before the last token of a prompt that ends far from one, as raw text
+    /// does, so that it is found when it is sent again. None is within a media span.
     pub(crate) fn plan_checkpoints(&mut self) {
         let Task::Generate(generation) = &self.task else { return };
         let prompt = self.transcript.prompt();
         let control = |&at: &usize| generation.tokenizer.is_control(prompt.tokens[at]);
         let whole = |&at: &usize| self.transcript.whole(at) == at;
-        let places: Vec<u32> =
-            (CHECKPOINT_DISTANCE..prompt.len()).filter(control).filter(whole).map(count).collect();
+        let mut places: Vec<usize> =
+            (CHECKPOINT_DISTANCE..prompt.len()).filter(control).filter(whole).collect();
+        let saved = places.last().copied().unwrap_or(0);
+        // One token has to run.
+        let end = prompt.len().checked_sub(1).filter(|end| end - saved >= UNSAVED_END);
+        places.extend(end.filter(whole));
+        let places: Vec<u32> = places.into_iter().map(count).collect();
         let mut planned: Vec<u32> = Vec::new();
         for &place in places.iter().rev() {
             let far = planned.last().is_none_or(|&last| last - place >= count(CHECKPOINT_DISTANCE));

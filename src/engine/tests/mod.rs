@@ -1,5 +1,6 @@
 //! The engine driven by hand, tick by tick, on a backend whose tokens tell what was in the slot.
 
+mod memory;
 mod requests;
 mod sharing;
 
@@ -21,6 +22,7 @@ pub(super) fn settings() -> EngineSettings {
     EngineSettings {
         memory_budget_bytes: None,
         kv_idle_bytes_max: None,
+        kv_idle_caches_max: 1024,
         kv_dtype: KvDtype::Compute,
         prefill_chunk_tokens: 16,
         prefill_step: Duration::from_secs(1),

@@ -17,6 +17,7 @@ mod shape;
 mod tokens;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
@@ -147,10 +148,16 @@ impl Kv {
         Ok(true)
     }
 
-    /// Copies the first `tokens` of a slot, which are all of them, into another one.
+    /// Copies the first `tokens` of a slot, which are all of them, into another one. Array by array, so that
+    /// no second copy is ever whole.
     pub(crate) fn copy(&mut self, from: SlotId, to: SlotId, tokens: u32) -> Result<()> {
-        let content = self.read(from, tokens, |_| true)?;
-        self.write(to, 0..tokens, &content)?;
+        for (index, array) in self.arrays.clone().iter().enumerate() {
+            let part = copied(self.slab_mut(from.slab, index)?, array, from, tokens)?;
+            eval([&part])?;
+            let slab = self.slab_mut(to.slab, index)?;
+            write_part(slab, array, to, 0..tokens, &part)?;
+            eval([&*slab])?;
+        }
         if let Some(checkpoints) = self.checkpoints.get(&from).cloned() {
             self.checkpoints.insert(to, checkpoints);
         }
@@ -173,10 +180,33 @@ impl Kv {
             let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
             checkpoints.push(Checkpoint { tokens, states });
         }
+        Ok(self.keep(ParkedCache { tokens: content, checkpoints }))
+    }
+
+    /// Copies the first `tokens` of a slot, which are all of them, into a new parked cache, and frees the
+    /// slot's slab: array by array, so that not both are ever whole.
+    pub(crate) fn park_slab(&mut self, slot: SlotId, tokens: u32) -> Result<ParkedId> {
+        let mut checkpoints = self.checkpoints.remove(&slot).unwrap_or_default();
+        let (mut content, mut states) = (Vec::new(), Vec::new());
+        for (slab, array) in self.slabs.remove(&slot.slab).unwrap_or_default().into_iter().zip(&self.arrays) {
+            let part = copied(&slab, array, slot, tokens)?;
+            eval([&part])?;
+            match array {
+                ArrayShape::PerToken { .. } => content.push(part),
+                ArrayShape::PerSequence(_) => states.push(part),
+            }
+        }
+        if self.shape.is_recurrent() && checkpoints.last().is_none_or(|last| last.tokens < tokens) {
+            checkpoints.push(Checkpoint { tokens, states });
+        }
+        Ok(self.keep(ParkedCache { tokens: content, checkpoints }))
+    }
+
+    fn keep(&mut self, cache: ParkedCache) -> ParkedId {
         let id = ParkedId(self.parked_next);
         self.parked_next += 1;
-        self.parked.insert(id, ParkedCache { tokens: content, checkpoints });
-        Ok(id)
+        self.parked.insert(id, cache);
+        id
     }
 
     /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a
@@ -216,36 +246,21 @@ impl Kv {
         self.parked.remove(&parked);
     }
 
-    /// Copies a slot out of some of its arrays. A lazy view would keep the slab's handle and make its next
-    /// update a copy of the whole.
+    /// Copies a slot out of some of its arrays.
     fn read(&self, slot: SlotId, tokens: u32, wanted: fn(&ArrayShape) -> bool) -> Result<Vec<Array>> {
-        let (place, tokens) = (dim(slot.slot), dim(tokens));
-        // Adding zero makes an array of its own, where `contiguous` may return a view.
-        let own = |view: Array| view.add(ops::zeros_dtype(&[1], view.dtype())?);
         let slabs = self.slabs.get(&slot.slab).map_or(&[][..], Vec::as_slice);
-        let copies = slabs.iter().zip(&self.arrays).filter(|(_, array)| wanted(array));
-        let copies = copies
-            .map(|(slab, array)| match array {
-                ArrayShape::PerToken { .. } => own(slab.try_index((place..place + 1, .., ..tokens, ..))?),
-                ArrayShape::PerSequence(_) => own(slab.try_index(place..place + 1)?),
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let wanted = slabs.iter().zip(&self.arrays).filter(|(_, array)| wanted(array));
+        let copies =
+            wanted.map(|(slab, array)| copied(slab, array, slot, tokens)).collect::<Result<Vec<_>>>()?;
         eval(&copies)?;
         Ok(copies)
     }
 
     /// Writes some positions of a slot, and its states.
-    fn write(&mut self, slot: SlotId, positions: std::ops::Range<u32>, content: &[Array]) -> Result<()> {
-        let place = dim(slot.slot);
-        let positions = dim(positions.start)..dim(positions.end);
+    fn write(&mut self, slot: SlotId, positions: Range<u32>, content: &[Array]) -> Result<()> {
         let Some(slabs) = self.slabs.get_mut(&slot.slab) else { return Ok(()) };
         for ((slab, array), content) in slabs.iter_mut().zip(&self.arrays).zip(content) {
-            match array {
-                ArrayShape::PerToken { .. } => {
-                    slab.try_index_mut((place..place + 1, .., positions.clone(), ..), content)?;
-                }
-                ArrayShape::PerSequence(_) => slab.try_index_mut(place..place + 1, content)?,
-            }
+            write_part(slab, array, slot, positions.clone(), content)?;
         }
         eval(&*slabs)
     }
@@ -280,5 +295,35 @@ impl Kv {
     fn slab_mut(&mut self, slab: u32, index: usize) -> Result<&mut Array> {
         let array = self.slabs.get_mut(&slab).and_then(|arrays| arrays.get_mut(index));
         array.ok_or_else(|| Exception::custom("a step names a slab that is not open"))
+    }
+}
+
+/// Returns a copy of a slot's part of a slab's array. A lazy view would keep the array's handle and make its
+/// next update a copy of the whole.
+fn copied(slab: &Array, array: &ArrayShape, slot: SlotId, tokens: u32) -> Result<Array> {
+    let place = dim(slot.slot);
+    let view = match array {
+        ArrayShape::PerToken { .. } => slab.try_index((place..place + 1, .., ..dim(tokens), ..))?,
+        ArrayShape::PerSequence(_) => slab.try_index(place..place + 1)?,
+    };
+    // Adding zero makes an array of its own, where `contiguous` may return a view.
+    view.add(ops::zeros_dtype(&[1], view.dtype())?)
+}
+
+/// Writes some positions of a slot, or its state, in a slab's array.
+fn write_part(
+    slab: &mut Array,
+    array: &ArrayShape,
+    slot: SlotId,
+    positions: Range<u32>,
+    content: &Array,
+) -> Result<()> {
+    let place = dim(slot.slot);
+    match array {
+        ArrayShape::PerToken { .. } => {
+            let positions = dim(positions.start)..dim(positions.end);
+            slab.try_index_mut((place..place + 1, .., positions, ..), content)
+        }
+        ArrayShape::PerSequence(_) => slab.try_index_mut(place..place + 1, content),
     }
 }

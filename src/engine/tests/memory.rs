@@ -1,0 +1,91 @@
+//! Which caches are there for a later request, and which bytes are freed first.
+
+use super::*;
+use crate::backend::fake::{KV_BYTES, WEIGHT_BYTES};
+
+#[test]
+fn a_raw_prompt_of_a_recurrent_model_is_found_when_it_is_sent_again() {
+    let mut fake = Fake::default();
+    fake.state_bytes = 50;
+    let mut bench = Bench::with(fake, 10_000_000, |_| {});
+    let raw: Vec<u32> = (0..300).map(|place| CONTROL_TOKENS + place * 7 % 800).collect();
+    // Its caller leaves once it has been prefilled.
+    let first = bench.submit(&raw, 100);
+    while bench.stats().counters.decode_tokens_total == 0 {
+        bench.ticks(1);
+    }
+    drop(first);
+    bench.run();
+    let run = |bench: &mut Bench, tokens: &[u32]| {
+        let events = bench.submit(tokens, 5);
+        bench.run();
+        let outcome = drain(events);
+        assert_eq!(outcome.tokens, alone(tokens, 5));
+        outcome.cached
+    };
+    assert_eq!(run(&mut bench, &raw), 299, "sent again");
+    assert_eq!(run(&mut bench, &raw), 299, "and again");
+    assert_eq!(run(&mut bench, &[&raw[..], &[CONTROL_TOKENS]].concat()), 299, "continued otherwise");
+    assert_eq!(run(&mut bench, &raw[..250]), 0, "not saved there");
+}
+
+#[test]
+fn a_turn_finds_its_cache_though_an_empty_slab_fills_the_budget() {
+    let room = 1000 * KV_BYTES;
+    let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + room, |_| {});
+    bench.engine.backend.kv_bytes_peak = 0;
+    // Three at once open a slab of three slots; the last one leaves it empty.
+    let long = bench.submit(&prompt(9, 200), 40);
+    let short: Vec<Events> = (0..2).map(|seed| bench.submit(&prompt(seed, 20), 5)).collect();
+    bench.run();
+    drop(short);
+    let context = [prompt(9, 200), drain(long).tokens].concat();
+    let next = bench.submit(&context, 5);
+    bench.run();
+    assert_eq!(drain(next).cached, 239);
+    let peak = bench.engine.backend.kv_bytes_peak;
+    assert!(peak <= room, "parking holds {peak} of {room} bytes");
+}
+
+#[test]
+fn empty_slabs_of_all_models_go_before_any_cache() {
+    let room = 900 * KV_BYTES;
+    let mut bench = Bench::with(Fake::default(), 2 * WEIGHT_BYTES + room, |settings| {
+        settings.kv_idle_bytes_max = Some(room);
+    });
+    let (sender, _events) = mpsc::channel(8);
+    bench.engine.command(Command::Load(spec("other"), sender));
+    bench.run();
+    let other = |bench: &mut Bench, tokens: &[u32], max_tokens| {
+        let (work, events) = bench.work(tokens, max_tokens);
+        let model = bench.lease("other");
+        bench.engine.command(Command::Generate(Box::new(GenerateWork { model, ..work })));
+        bench.run();
+        drain(events)
+    };
+    let first = bench.submit(&prompt(1, 100), 20);
+    bench.run();
+    drain(first);
+    other(&mut bench, &prompt(2, 100), 20);
+    // Both have an empty slab of 256 tokens and a cache of 119: one slab has to go for a slot of 512.
+    let answer = other(&mut bench, &prompt(3, 300), 20);
+    assert_eq!(answer.tokens, alone(&prompt(3, 300), 20));
+    assert_eq!(other(&mut bench, &prompt(2, 100), 1).cached, 99);
+    let again = bench.submit(&prompt(1, 100), 1);
+    bench.run();
+    assert_eq!(drain(again).cached, 99);
+}
+
+#[test]
+fn parked_caches_are_bounded_in_number() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| settings.kv_idle_caches_max = 3);
+    let run = |bench: &mut Bench, seed| {
+        let events = bench.submit(&prompt(seed, 40), 1);
+        bench.run();
+        *bench.clock.0.lock().unwrap() += Duration::from_secs(1);
+        drain(events).cached
+    };
+    assert!((0..5).all(|seed| run(&mut bench, seed) == 0));
+    assert_eq!(bench.engine.backend.parked(), 3);
+    assert_eq!([run(&mut bench, 4), run(&mut bench, 2), run(&mut bench, 0)], [39, 39, 0]);
+}
