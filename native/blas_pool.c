@@ -29,7 +29,7 @@ int scipy_openblas_get_num_threads(void);
 void scipy_openblas_set_num_threads(int count);
 
 static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER;
-static int threads;
+static int threads, chosen; // chosen by the environment
 static int started; // guarded by owner
 
 static mlxd_part run_part;
@@ -93,12 +93,17 @@ static void *worker(void *unused) {
 // calls it. Its own default and its variable OPENBLAS_NUM_THREADS count for the pool.
 __attribute__((constructor)) static void choose_thread_count(void) {
   const char *given = getenv("MLXD_CPU_THREADS");
-  const int count = given && atoi(given) > 0 ? atoi(given) : scipy_openblas_get_num_threads();
+  chosen = given && atoi(given) > 0;
+  const int count = chosen ? atoi(given) : scipy_openblas_get_num_threads();
   threads = count < 1 ? 1 : count < THREADS_MAX ? count : THREADS_MAX;
   scipy_openblas_set_num_threads(1);
 }
 
 int mlxd_pool_threads(void) { return threads; }
+
+void mlxd_pool_limit(int most) {
+  if (!chosen && most < threads) threads = most < 1 ? 1 : most;
+}
 
 // Starts the threads; one that cannot be started is left out. Signals are for the program's own threads.
 static void start(void) {

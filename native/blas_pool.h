@@ -13,4 +13,8 @@ void mlxd_pool_run(mlxd_part run, const void *job, int parts);
 // The most threads that work at once, the caller included.
 int mlxd_pool_threads(void);
 
+// Lowers that number, unless MLXD_CPU_THREADS gives it: cores that the process may not use are counted too, and those
+// of which a quota allows only a part. Call it before the first job.
+void mlxd_pool_limit(int most);
+
 #endif

@@ -1,6 +1,7 @@
 //! The backend on MLX: models by their id, each with its KV caches and the step that runs.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
@@ -9,7 +10,7 @@ use crate::backend::{
     Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
     ParkedId, RowResult, SlotId, Step, TruncateError,
 };
-use crate::device::plan;
+use crate::device::{machine, plan};
 use crate::error::Error;
 use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::ffi::{self, DeviceFact};
@@ -24,12 +25,6 @@ const CACHE_LIMIT_BYTES: usize = 128 << 20;
 
 /// The same on GPUs, where one layer's matrix that is dequantized for a prefill takes hundreds of megabytes.
 const GPU_CACHE_LIMIT_BYTES: usize = 1 << 30;
-
-/// Share of the machine's memory for the automatic budget, where the device does not recommend a working set.
-const MEMORY_SHARE: (u64, u64) = (3, 4);
-
-/// The budget where the size of the memory is unknown.
-const BUDGET_DEFAULT: u64 = 8 << 30;
 
 /// MLX on this thread.
 pub struct MlxBackend {
@@ -79,7 +74,19 @@ impl MlxBackend {
         ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
         let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
         let selection = kernels::select(kernels, on_cpu)?;
-        memory::set_cache_limit(if on_cpu { CACHE_LIMIT_BYTES } else { GPU_CACHE_LIMIT_BYTES })?;
+        let cache_limit = if on_cpu { CACHE_LIMIT_BYTES } else { GPU_CACHE_LIMIT_BYTES };
+        memory::set_cache_limit(cache_limit)?;
+        if on_cpu {
+            // The cores, or as many as a control group's quota is worth.
+            ffi::limit_threads(std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        }
+        let memory =
+            if on_cpu { cpu_memory() } else { device_size("total_memory").or(device_size("memory_size")) };
+        let recommended = device_size("max_recommended_working_set_size");
+        let budget = budget_bytes.unwrap_or_else(|| machine::budget(recommended, memory, cache_limit as u64));
+        if let Some(memory) = memory.filter(|&memory| budget > memory) {
+            tracing::warn!(budget, memory, "memory_budget_bytes is more than the memory that there is");
+        }
         let name = match ffi::device_fact("device_name") {
             Some(DeviceFact::Text(name)) if !on_cpu => name,
             _ => if on_cpu { "cpu" } else { "gpu" }.to_owned(),
@@ -87,12 +94,18 @@ impl MlxBackend {
         let info = DeviceInfo {
             device: name,
             mlx_version: ffi::mlx_version(),
-            budget_bytes: budget_bytes.unwrap_or_else(automatic_budget),
+            budget_bytes: budget,
             architectures: models::model_types(),
         };
         let available = selection.available().join(" ");
         tracing::info!(device = %info.device, mlx = %info.mlx_version, kernels = kernels.as_str(), available);
         Ok((Self { kernels: selection, models: BTreeMap::new(), model_next: 0 }, info))
+    }
+
+    /// Checks that the system would give `bytes`: on the CPU, MLX does not.
+    fn reserve(&self, bytes: u64, refused: impl FnOnce(u64) -> Error) -> Result<(), Error> {
+        let available = if self.kernels.on_cpu { ffi::available(bytes) } else { bytes };
+        if available < bytes { Err(refused(available)) } else { Ok(()) }
     }
 
     fn ready(&mut self, model: ModelId) -> Result<&mut ReadyModel, Error> {
@@ -103,17 +116,17 @@ impl MlxBackend {
     }
 }
 
-/// Returns the working set that the device recommends, else a share of the memory that it or the system
-/// reports.
-fn automatic_budget() -> u64 {
-    let size = |key| match ffi::device_fact(key) {
+/// Returns a size that the device reports, in bytes.
+fn device_size(key: &str) -> Option<u64> {
+    match ffi::device_fact(key) {
         Some(DeviceFact::Size(size)) if size > 0 => Some(size),
         _ => None,
-    };
-    let share = |total: u64| total / MEMORY_SHARE.1 * MEMORY_SHARE.0;
-    size("max_recommended_working_set_size")
-        .or_else(|| size("total_memory").or_else(|| size("memory_size")).map(share))
-        .unwrap_or(BUDGET_DEFAULT)
+    }
+}
+
+/// Returns the bytes that a process on the CPU may use.
+fn cpu_memory() -> Option<u64> {
+    machine::memory_bytes(Path::new("/")).into_iter().chain(ffi::address_limit()).min()
 }
 
 impl Backend for MlxBackend {
@@ -123,6 +136,12 @@ impl Backend for MlxBackend {
 
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
         let files = plan.spec.files();
+        let (model, needed_bytes) = (files.name.clone(), plan.needed_bytes);
+        self.reserve(needed_bytes, |available_bytes| Error::MemoryBudget {
+            model,
+            needed_bytes,
+            available_bytes,
+        })?;
         // MLX reads the headers again and trusts them.
         files.weights.check_unchanged().map_err(|error| {
             tracing::warn!(model = %files.name, %error, "the weight files are not those that were read");
@@ -183,6 +202,10 @@ impl Backend for MlxBackend {
     }
 
     fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error> {
+        let shape = self.ready(model)?.kv.shape();
+        let slot_bytes = u64::from(capacity) * shape.bytes_per_token() + shape.bytes_per_sequence();
+        let needed_bytes = slot_bytes.saturating_mul(slots.into());
+        self.reserve(needed_bytes, |available_bytes| Error::KvTooLarge { needed_bytes, available_bytes })?;
         Ok(self.ready(model)?.kv.open(slab, capacity, slots)?)
     }
 

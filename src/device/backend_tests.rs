@@ -11,6 +11,7 @@ use crate::backend::{
     Backend, ComputeDtype, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, RowOutput, RowResult, Sample,
     SlotId, Span, SpanKind, Step, TruncateError, Want,
 };
+use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFiles, ModelFolder};
 
 const HIDDEN: usize = 32;
@@ -188,4 +189,13 @@ fn a_slab_that_becomes_a_cache_is_restored_as_it_was() {
         assert_alike(&device.one_by_one(first, 0), &wanted);
         assert_alike(&device.one_by_one(second, 0), &wanted);
     }
+}
+
+#[test]
+fn a_slab_that_the_system_would_not_give_is_refused_and_the_model_goes_on() {
+    let mut device = prompted(false);
+    let refused = device.backend.open_slab(device.model, 1, 1 << 30, 1 << 12);
+    let Err(Error::KvTooLarge { needed_bytes, available_bytes }) = refused else { panic!("{refused:?}") };
+    assert!(available_bytes < needed_bytes);
+    assert_eq!(device.one_by_one(A, 0).len(), DRAFT.len());
 }

@@ -1,9 +1,11 @@
-//! The MLX backend: the plan of a load (`plan`), and the border that the engine drives (`backend`), on top of
-//! `mlx` and the architectures of `models`. Runs on the engine thread only.
+//! The MLX backend: the plan of a load (`plan`), the memory that there is (`machine`), and the border that
+//! the engine drives (`backend`), on top of `mlx` and the architectures of `models`. Runs on the engine
+//! thread only.
 
 mod backend;
 #[cfg(test)]
 mod backend_tests;
+mod machine;
 mod plan;
 
 pub use crate::mlx::prepare;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "mlx-c is a C interface; mlx-rs has no wrapper for these")]
 
 mod cuda;
+mod memory;
 mod native;
 mod quantized;
 
@@ -14,9 +15,10 @@ use mlx_rs::error::{Exception, Result};
 use mlx_sys::mlx_array;
 
 pub(crate) use cuda::{CudaKernel, CudaLaunch, on_cuda};
+pub(crate) use memory::{address_limit, available, trim_heap};
 pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
-    instruction_set, instruction_sets, leave_products_to_blas, use_instruction_set,
+    instruction_set, instruction_sets, leave_products_to_blas, limit_threads, use_instruction_set,
 };
 pub(crate) use quantized::{Packed, QuantMode};
 
@@ -84,22 +86,15 @@ const SETTINGS: [(&str, &str); 4] = [
     ("MLX_MAX_OPS_PER_BUFFER", "10"),
 ];
 
-/// Sets those variables that the environment does not set. Call it before any thread is started.
+/// Prepares the process for MLX: sets those variables that the environment does not set, and has memory that
+/// ran out reported. Call it before any thread is started.
 pub fn prepare() {
+    memory::report_faults();
     // Metal reads some of them too, and needs other values.
     let settings = if cfg!(target_os = "macos") { &[] } else { &SETTINGS[..] };
     for (name, value) in settings.iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
         // SAFETY: the caller has no other thread yet, which could read the environment meanwhile.
         unsafe { std::env::set_var(name, value) };
-    }
-}
-
-/// Returns freed memory to the system, where the allocator does not do so by itself.
-pub(crate) fn trim_heap() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: has no preconditions.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

@@ -146,6 +146,15 @@ pub(crate) fn leave_products_to_blas() {
     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(found)(0) }
 }
 
+/// Makes our CPU kernels and our products use at most `most` threads, unless the environment says how many.
+/// Call it before they compute.
+pub(crate) fn limit_threads(most: usize) {
+    let Some(found) = symbol(c"mlxd_pool_limit") else { return };
+    let most = c_int::try_from(most).unwrap_or(c_int::MAX);
+    // SAFETY: the function is that of native/blas_pool.h.
+    unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(found)(most) }
+}
+
 impl Kernels {
     /// Returns all of them, or None where they are missing.
     pub(crate) fn find() -> Option<Self> {

@@ -1,0 +1,132 @@
+//! Memory of the system, where MLX does not ask or does not check: its CPU allocator takes what `malloc`
+//! returns, null as well, and then writes there.
+
+use std::ffi::{c_int, c_void};
+use std::sync::OnceLock;
+use std::{mem, ptr};
+
+/// Addresses below this are reached from a null pointer only.
+const LOWEST_ADDRESS: usize = 1 << 32;
+
+const OUT_OF_MEMORY: &[u8] =
+    b"mlxd: memory ran out: a null pointer was used, as when the system gives MLX no memory. \
+Set a lower memory_budget_bytes, or allow this process more memory.\n";
+
+/// What was done on a fault before [`report_faults`].
+static FAULTS_BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// Returns freed memory to the system, where the allocator does not do so by itself.
+pub(crate) fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Returns the most bytes of addresses that the process may have; None if there is no limit.
+pub(crate) fn address_limit() -> Option<u64> {
+    // SAFETY: a limit of zeros is valid, and the call fills it in.
+    let limit = unsafe {
+        let mut limit: libc::rlimit = mem::zeroed();
+        (libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) == 0).then_some(limit.rlim_cur)
+    };
+    limit.filter(|&limit| limit != libc::RLIM_INFINITY)
+}
+
+/// Returns the bytes of `wanted` that the system would give, to a power of two below it; all if it gives all.
+/// Nothing is kept, and no page is touched.
+pub(crate) fn available(wanted: u64) -> u64 {
+    let mut bytes = wanted;
+    while bytes > 0 && !is_available(bytes) {
+        bytes /= 2;
+    }
+    bytes
+}
+
+fn is_available(bytes: u64) -> bool {
+    let Ok(length) = usize::try_from(bytes) else { return false };
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping that nobody else knows, and that is removed at once.
+    unsafe {
+        let at = libc::mmap(ptr::null_mut(), length, access, libc::MAP_PRIVATE | libc::MAP_ANON, -1, 0);
+        at != libc::MAP_FAILED && libc::munmap(at, length) == 0
+    }
+}
+
+/// Makes the use of a null pointer end the process with a message instead of a signal. Other faults go where
+/// they went before.
+pub(super) fn report_faults() {
+    // SAFETY: the actions are valid (all zeros is one), and the handler does only what a signal handler may.
+    unsafe {
+        let mut before: libc::sigaction = mem::zeroed();
+        if libc::sigaction(libc::SIGSEGV, ptr::null(), &raw mut before) != 0
+            || FAULTS_BEFORE.set(before).is_err()
+        {
+            return;
+        }
+        let mut action: libc::sigaction = mem::zeroed();
+        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_fault;
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGSEGV, &raw const action, ptr::null_mut());
+    }
+}
+
+extern "C" fn on_fault(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+    // SAFETY: the kernel passes a valid `info`; write, _exit and sigaction may be called in a handler.
+    unsafe {
+        if ((*info).si_addr() as usize) < LOWEST_ADDRESS {
+            libc::write(libc::STDERR_FILENO, OUT_OF_MEMORY.as_ptr().cast(), OUT_OF_MEMORY.len());
+            libc::_exit(1);
+        }
+        // On return the fault happens again.
+        let before = FAULTS_BEFORE.get().map_or(ptr::null(), ptr::from_ref);
+        libc::sigaction(libc::SIGSEGV, before, ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use mlx_rs::ops;
+
+    use super::*;
+
+    /// Set in the process that runs out of memory.
+    const CHILD: &str = "MLXD_TEST_OUT_OF_MEMORY";
+
+    #[test]
+    fn memory_that_runs_out_ends_the_process_with_a_message() {
+        let test = "mlx::ffi::memory::tests::an_array_larger_than_the_memory";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output = child.args([test, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("memory ran out"), "{said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
+    }
+
+    /// Does so in a process of its own.
+    #[test]
+    fn an_array_larger_than_the_memory() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        report_faults();
+        let limit = libc::rlimit { rlim_cur: 4 << 30, rlim_max: 4 << 30 };
+        // SAFETY: the limit outlives the call.
+        unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+        assert_eq!(address_limit(), Some(4 << 30));
+        assert!(available(8 << 30) < 4 << 30);
+        let array = ops::zeros::<f32>(&[2, 1 << 30]).unwrap();
+        array.eval().unwrap();
+    }
+
+    #[test]
+    fn what_the_system_would_give_is_not_kept() {
+        assert_eq!(available(1 << 20), 1 << 20);
+        assert!(available(1 << 60) < 1 << 60);
+        assert_eq!(available(0), 0);
+    }
+}
