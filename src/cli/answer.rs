@@ -1,6 +1,6 @@
 //! Shared by `generate` and `chat`: sampling options, sessions by name, and an answer streamed to stdout.
 
-use std::io::{self, Write as _};
+use std::io;
 
 use clap::{Args, ValueEnum};
 use mlxd_client::v1::{
@@ -11,6 +11,7 @@ use mlxd_client::{Client, ErrorReason};
 
 use super::connect::choose_model;
 use super::failure::Result;
+use super::out;
 
 /// Sampling and stopping options; an unset one is the model's default.
 #[derive(Args, Clone, Debug, Default)]
@@ -116,13 +117,11 @@ impl OpenLine {
     fn write(&mut self, text: &str) -> io::Result<()> {
         let Some(last) = text.chars().last() else { return Ok(()) };
         self.open = last != '\n';
-        let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()
+        out::data(text)
     }
 
     fn close(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.open) { writeln!(io::stdout().lock()) } else { Ok(()) }
+        if std::mem::take(&mut self.open) { out::data("\n") } else { Ok(()) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `mlxd chat`: a conversation in a session of the daemon, so that only new tokens are prefilled. Offers line
 //! editing on a terminal; in a pipe each line is a turn.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _};
 
 use clap::Args;
 use mlxd_client::Client;
@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use super::answer::{SamplingArgs, create_session, open_session, stream_to_stdout};
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
-use super::format;
+use super::{format, out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -108,7 +108,7 @@ fn converse(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
     let mut lines = Lines::open()?;
     let interactive = matches!(lines, Lines::Terminal(_));
     if interactive {
-        writeln!(io::stderr().lock(), "{model}, session {}; /help lists commands", chat.session)?;
+        out::note(&format!("{model}, session {}; /help lists commands\n", chat.session));
     }
     while let Some(line) = lines.next()? {
         let input = parse(&line);
@@ -127,7 +127,7 @@ fn converse(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
         match outcome {
             Ok(()) => {}
             Err(failure @ (Failure::Client(_) | Failure::Usage(_))) if interactive => failure.print(),
-            Err(Failure::Interrupted) => writeln!(io::stderr().lock(), "(stopped; the turn is undone)")?,
+            Err(Failure::Interrupted) => out::note("(stopped; the turn is undone)\n"),
             Err(failure) => return Err(failure),
         }
     }
@@ -149,7 +149,10 @@ impl Chat {
             Input::Reset => self.keep_turns(0).await,
             Input::Fork(name) => self.fork(name).await,
             Input::Stats => self.stats().await,
-            Input::Help => Ok(io::stderr().lock().write_all(HELP.as_bytes())?),
+            Input::Help => {
+                out::note(HELP);
+                Ok(())
+            }
             Input::Unknown(command) => {
                 Err(Failure::Usage(format!("unknown command {command}; /help lists the commands")))
             }
@@ -177,7 +180,7 @@ impl Chat {
             .truncate_session(TruncateSessionRequest { name, to, expected_token_count: None })
             .await?;
         self.turns = turns;
-        writeln!(io::stderr().lock(), "turns: {turns}, tokens: {}", session.token_count)?;
+        out::note(&format!("turns: {turns}, tokens: {}\n", session.token_count));
         Ok(())
     }
 
@@ -191,7 +194,7 @@ impl Chat {
             ..ForkSessionRequest::default()
         };
         self.client.fork_session(request).await?;
-        writeln!(io::stderr().lock(), "copied; `mlxd chat --session {name}` continues there")?;
+        out::note(&format!("copied; `mlxd chat --session {name}` continues there\n"));
         Ok(())
     }
 
@@ -200,11 +203,10 @@ impl Chat {
         let found =
             self.client.get_session(GetSessionRequest { name, ..GetSessionRequest::default() }).await?;
         let tokens = found.session.map_or(0, |session| session.token_count);
-        let mut out = io::stderr().lock();
-        writeln!(out, "session {}, turns: {}, tokens: {tokens}", self.session, self.turns)?;
+        out::note(&format!("session {}, turns: {}, tokens: {tokens}\n", self.session, self.turns));
         if let Some(end) = &self.last {
             let (usage, timings) = (end.usage.unwrap_or_default(), end.timings.unwrap_or_default());
-            writeln!(out, "{}", format::speed(&usage, &timings))?;
+            out::note(&format!("{}\n", format::speed(&usage, &timings)));
         }
         Ok(())
     }

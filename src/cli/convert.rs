@@ -1,6 +1,5 @@
 //! `mlxd convert`: converts a GGUF file into a model folder for MLX. Works without a daemon.
 
-use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mlxd::hub;
 
 use super::failure::Result;
+use super::out;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,7 +28,7 @@ pub(crate) struct ConvertArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
-    let bar = io::stderr().is_terminal().then(|| {
+    let bar = out::notes_are_watched().then(|| {
         let style =
             ProgressStyle::with_template("converting {wide_bar} {binary_bytes} of {binary_total_bytes}");
         let bar = ProgressBar::new(0);
@@ -44,6 +44,6 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
         bar.finish_and_clear();
     }
     converted.map_err(anyhow::Error::from)?;
-    writeln!(io::stdout().lock(), "wrote {}", args.out.display())?;
+    out::data(&format!("wrote {}\n", args.out.display()))?;
     Ok(())
 }

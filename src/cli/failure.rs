@@ -2,10 +2,12 @@
 //! helps, and the exit code.
 
 use std::error::Error as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
 
 use mlxd_client::{Error, ErrorReason};
+
+use super::out;
 
 /// Exit code of a usage error, the same as clap's.
 pub(crate) const USAGE: u8 = 2;
@@ -52,8 +54,7 @@ impl Failure {
 
     /// Writes the error's lines to stderr.
     pub(crate) fn print(&self) {
-        // Nothing can be done if even this cannot be written.
-        _ = io::stderr().lock().write_all(self.lines().as_bytes());
+        out::note(&self.lines());
     }
 
     fn lines(&self) -> String {

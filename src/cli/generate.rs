@@ -1,6 +1,6 @@
 //! `mlxd generate`: generates one answer.
 
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _};
 
 use clap::Args;
 use mlxd_client::Client;
@@ -9,7 +9,7 @@ use mlxd_client::v1::{GenerateRequest, Message};
 use super::answer::{SamplingArgs, open_session, stream_to_stdout};
 use super::connect::{ConnectArgs, choose_model};
 use super::failure::{Failure, Result};
-use super::{format, json};
+use super::{format, json, out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,7 +65,7 @@ pub(crate) async fn run(args: GenerateArgs) -> Result<()> {
     };
     if args.stats {
         let line = format::speed(&usage.unwrap_or_default(), &timings.unwrap_or_default());
-        writeln!(io::stderr().lock(), "{line}")?;
+        out::note(&format!("{line}\n"));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The `--json` output: field names of the proto, enum values in lower case without their prefix, durations
 //! in seconds.
 
-use std::io::{self, Write as _};
+use std::io;
 
 use mlxd_client::v1::{
     EffectiveSampling, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session,
@@ -9,10 +9,11 @@ use mlxd_client::v1::{
 use serde_json::{Value, json};
 
 use super::format::{seconds, tokens_per_second};
+use super::out;
 
 /// Prints one value on its own line.
 pub(crate) fn print(value: &Value) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{value}")
+    out::data(&format!("{value}\n"))
 }
 
 /// Converts an enum value's name: `FINISH_REASON_STOP` becomes `stop`.

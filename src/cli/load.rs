@@ -1,6 +1,6 @@
 //! `mlxd load` and `mlxd unload`: change which models are resident.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,7 +11,7 @@ use mlxd_client::v1::{
 
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
-use super::{format, json};
+use super::{format, json, out};
 
 const LOAD_EXAMPLES: &str = "\
 Examples:
@@ -101,7 +101,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     let mut progress = Progress::new();
     while let Some(event) = stream.next_event().await? {
         match event {
-            Event::Progress(step) => progress.show(&step)?,
+            Event::Progress(step) => progress.show(&step),
             Event::Loaded(loaded) => {
                 progress.clear();
                 print_loaded(&loaded.model.unwrap_or_default(), args.json)?;
@@ -120,7 +120,7 @@ pub(crate) async fn run_unload(args: UnloadArgs) -> Result<()> {
         json::print(&serde_json::json!({ "model": args.model, "freed_bytes": answer.freed_bytes }))?;
     } else {
         let freed = format::bytes(answer.freed_bytes);
-        writeln!(io::stdout().lock(), "unloaded {}, {freed} freed", args.model)?;
+        out::data(&format!("unloaded {}, {freed} freed\n", args.model))?;
     }
     Ok(())
 }
@@ -129,16 +129,15 @@ fn print_loaded(info: &ModelInfo, as_json: bool) -> io::Result<()> {
     if as_json {
         return json::print(&json::model(info));
     }
-    writeln!(
-        io::stdout().lock(),
-        "loaded {}: {}, {} parameters, stored as {}, computes in {}, {}",
+    out::data(&format!(
+        "loaded {}: {}, {} parameters, stored as {}, computes in {}, {}\n",
         info.name,
         info.architecture,
         format::count(info.parameter_count),
         info.stored_as,
         info.computes_in,
         format::bytes(info.weight_bytes),
-    )
+    ))
 }
 
 fn print_verdict(model: &str, verdict: &LoadValidated, as_json: bool) -> Result<()> {
@@ -148,7 +147,7 @@ fn print_verdict(model: &str, verdict: &LoadValidated, as_json: bool) -> Result<
         let says = if verdict.fits { "fits" } else { "does not fit" };
         let needed = format::bytes(verdict.needed_bytes);
         let available = format::bytes(verdict.available_bytes);
-        writeln!(io::stdout().lock(), "{model} {says}: it needs {needed}, {available} are free")?;
+        out::data(&format!("{model} {says}: it needs {needed}, {available} are free\n"))?;
     }
     if verdict.fits { Ok(()) } else { Err(Failure::Negative) }
 }
@@ -161,7 +160,7 @@ struct Progress {
 
 impl Progress {
     fn new() -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
+        let bar = out::notes_are_watched().then(|| {
             let style =
                 ProgressStyle::with_template("{msg:10} {wide_bar} {binary_bytes} of {binary_total_bytes}");
             let bar = ProgressBar::new(0);
@@ -170,7 +169,7 @@ impl Progress {
         Self { bar, phase: LoadPhase::Unspecified }
     }
 
-    fn show(&mut self, step: &LoadProgress) -> io::Result<()> {
+    fn show(&mut self, step: &LoadProgress) {
         let phase = step.phase();
         let name = json::enum_name(phase.as_str_name(), "LOAD_PHASE_");
         if let Some(bar) = &self.bar {
@@ -183,10 +182,9 @@ impl Progress {
             } else {
                 format!(" {}", format::bytes(step.total_bytes))
             };
-            writeln!(io::stderr().lock(), "{name}{size}")?;
+            out::note(&format!("{name}{size}\n"));
         }
         self.phase = phase;
-        Ok(())
     }
 
     fn clear(&self) {

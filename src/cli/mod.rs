@@ -11,6 +11,7 @@ mod format;
 mod generate;
 mod json;
 mod load;
+mod out;
 mod ps;
 mod serve;
 

@@ -1,6 +1,5 @@
 //! `mlxd ps`: shows resident models, sessions, and memory use.
 
-use std::io::{self, Write as _};
 use std::time::Duration;
 
 use clap::Args;
@@ -8,7 +7,7 @@ use mlxd_client::v1::{GetStatsRequest, GetStatsResponse, ModelInfo, Session};
 
 use super::connect::ConnectArgs;
 use super::failure::Result;
-use super::{format, json};
+use super::{format, json, out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,7 +46,7 @@ pub(crate) async fn run(args: PsArgs) -> Result<()> {
         return Ok(());
     }
     let page = page(&models, &sessions, &stats);
-    io::stdout().lock().write_all(page.as_bytes())?;
+    out::data(&page)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ mod signals;
 mod socket;
 mod token;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -218,6 +218,5 @@ fn announce(config: &Config, bound: &Bound) {
     lines += "Next, in another terminal:\n";
     lines +=
         &format!("  mlxd generate --address unix://{socket} -m {model} \"What is the capital of France?\"\n");
-    // Stdout may be closed.
-    drop(io::stdout().write_all(lines.as_bytes()).and_then(|()| io::stdout().flush()));
+    telemetry::announce(&lines);
 }

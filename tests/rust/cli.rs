@@ -250,3 +250,25 @@ async fn chat_in_a_pipe_stops_at_the_first_failure() {
     assert_eq!(fake.state().generations.len(), 1);
     assert!(fake.state().sessions.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_that_cannot_be_written_is_an_error_and_a_note_is_not() {
+    let fake = FakeDaemon::start();
+    let gone = || {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        writer
+    };
+    let output = mlxd(&fake, &["generate", "--stats", "Hi"]).stderr(gone()).output().expect("mlxd runs");
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "You said: Hi\n"));
+    for arguments in [&["generate", "Hi"][..], &["generate", "--json", "Hi"], &["ps"], &["ps", "--json"]] {
+        let output = mlxd(&fake, arguments).stdout(gone()).output().expect("mlxd runs");
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(1), ""), "{arguments:?}");
+        let both = mlxd(&fake, arguments).stdout(gone()).stderr(gone()).status().expect("mlxd runs");
+        assert_eq!(both.code(), Some(1), "{arguments:?}");
+    }
+    let usage = mlxd(&fake, &["generate", "--no-such-flag"]).stderr(gone()).status().expect("mlxd runs");
+    assert_eq!(usage.code(), Some(2));
+    let help = mlxd(&fake, &["--help"]).stdout(gone()).status().expect("mlxd runs");
+    assert_eq!(help.code(), Some(0));
+}

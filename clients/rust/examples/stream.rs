@@ -21,6 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         stream => stream?,
     };
 
+    #[allow(clippy::disallowed_methods, reason = "failures to write are returned")]
     let mut out = std::io::stdout();
     while let Some(event) = stream.next_event().await? {
         match event {

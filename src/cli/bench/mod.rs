@@ -12,7 +12,6 @@ use std::collections::hash_map::RandomState;
 use std::fs;
 use std::future::Future;
 use std::hash::BuildHasher as _;
-use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -30,6 +29,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::connect::{ConnectArgs, choose_model};
 use super::failure::{Failure, Result};
+use super::out;
 use drive::{Amount, Driver};
 use plan::{Lengths, Load, LongMix, Workload};
 use row::Row;
@@ -134,7 +134,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<()> {
     };
     let mut rows = Vec::new();
     for (level, load) in (0..).zip(args.loads()) {
-        tell(&format!("{} …", describe(load)))?;
+        tell(&format!("{} …", describe(load)));
         let row = measure(&driver, &args, (level, load), interrupt.as_mut()).await;
         let interrupted = row.interrupted;
         rows.push(row);
@@ -243,7 +243,7 @@ impl BenchArgs {
         let seed = driver.workload.seed;
         let setting = format!("{} tokens in, {} out, seed {seed}", self.prompt_tokens, self.output_tokens);
         let text = format!("{title}\n{setting}\n\n{}", report::table(rows));
-        io::stdout().lock().write_all(text.as_bytes())?;
+        out::data(&text)?;
         if let Some(file) = &self.json {
             let wall = OffsetDateTime::from(driver.clock.wall());
             let result = json!({
@@ -290,7 +290,8 @@ fn describe(load: Load) -> String {
 }
 
 /// Shows the current activity on a terminal.
-fn tell(text: &str) -> io::Result<()> {
-    let mut stderr = io::stderr().lock();
-    if stderr.is_terminal() { writeln!(stderr, "{text}") } else { Ok(()) }
+fn tell(text: &str) {
+    if out::notes_are_watched() {
+        out::note(&format!("{text}\n"));
+    }
 }

@@ -128,6 +128,33 @@ def test_a_failed_call_has_a_request_id_in_the_log(shared_daemon: Daemon) -> Non
         wait_for(lambda: mine in shared_daemon.log, "it is logged")
 
 
+@pytest.mark.parametrize("fault", ["the disk is full", "the reader left", "the reader does not read"])
+def test_a_log_that_cannot_be_written_harms_no_call(tiny_root: Path, fault: str) -> None:
+    reader, output = os.pipe()
+    if fault == "the disk is full":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full")
+        os.close(output)
+        output = os.open("/dev/full", os.O_WRONLY)
+    if fault != "the reader does not read":
+        os.close(reader)
+    daemon = Daemon([tiny_root], {"log_filter": "trace"})
+    daemon.output = output
+    try:
+        daemon.start()
+        os.close(output)
+        with daemon.wire() as wire:
+            # At trace each call logs kilobytes, more in all than a pipe holds.
+            for _ in range(20):
+                assert len(wire.generate("tiny", [5, 6], max_tokens=4).token_ids) == 4
+        daemon.signal(signal.SIGTERM)
+        assert daemon.exit_code() == 0
+    finally:
+        daemon.stop()
+        if fault == "the reader does not read":
+            os.close(reader)
+
+
 def free_port() -> int:
     """Returns a port that was free a moment ago."""
     with socket.socket() as probe:

@@ -83,6 +83,8 @@ class Daemon:
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MLXD_")}
         self.environment["HF_HOME"] = str(self.folder / "huggingface")
         self.environment.update(environment or {})
+        # Where stdout and stderr go instead of the log's file.
+        self.output: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -102,8 +104,13 @@ class Daemon:
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts the process and does not wait."""
         with self.log_path.open("ab") as log:
+            output = log.fileno() if self.output is None else self.output
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self.environment,
             )
         return self.process
 
