@@ -89,6 +89,8 @@ pub struct Config {
     pub limits: Limits,
     /// Time for running requests to finish before the daemon exits.
     pub drain: Duration,
+    /// Time after which a turn of the engine that does not end is a hang.
+    pub engine_stall: Duration,
     /// Format of log lines.
     pub log_format: LogFormat,
     /// Selection of log lines, as a `tracing` filter.
@@ -187,7 +189,9 @@ fn socket(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<PathBuf, ConfigError> {
     let Some(socket) = given.or_else(|| default_socket(env)) else {
-        return Err(layers.refuse("socket", "must be given: neither XDG_RUNTIME_DIR nor HOME is set"));
+        return Err(
+            layers.refuse("socket", "must be given: neither XDG_RUNTIME_DIR nor HOME is an absolute path")
+        );
     };
     let bytes = socket.as_os_str().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
@@ -200,10 +204,12 @@ fn socket(
     Ok(socket)
 }
 
+/// Returns the socket where none is configured. The clients follow the same rule; `tests/default_socket.json`
+/// has its cases. A path that is not absolute counts as unset, as the specification of XDG_RUNTIME_DIR says.
 fn default_socket(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let runtime = env("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join("mlxd"));
-    let folder = runtime.or_else(|| env("HOME").map(|home| Path::new(&home).join(".mlxd")))?;
-    Some(folder.join("mlxd.sock"))
+    let folder = |name| env(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let runtime = folder("XDG_RUNTIME_DIR").map(|runtime| runtime.join("mlxd"));
+    Some(runtime.or_else(|| folder("HOME").map(|home| home.join(".mlxd")))?.join("mlxd.sock"))
 }
 
 /// Returns the cache of the Hugging Face tools.

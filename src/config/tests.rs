@@ -31,6 +31,18 @@ fn the_example_file_names_every_key_with_its_default() {
 }
 
 #[test]
+fn the_default_socket_is_where_the_clients_look() {
+    let table = include_str!("../../tests/default_socket.json");
+    let rows: Vec<serde_json::Value> = serde_json::from_str(table).unwrap();
+    for row in rows {
+        let env =
+            |name: &str| row["environment"][name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let found = default_socket(&env);
+        assert_eq!(found.as_deref().and_then(Path::to_str), row["socket"].as_str(), "{row}");
+    }
+}
+
+#[test]
 fn the_configuration_document_lists_every_key_with_its_default_and_range() {
     let text = include_str!("../../docs/configuration.md");
     let table = text.split("Variables that are not keys").next().unwrap();

@@ -1,8 +1,17 @@
-import sys
+import json
+from pathlib import Path
 
 import pytest
 
-from mlxd._address import SOCKET_PATH_BYTES_MAX, default_address, find_token, parse
+from mlxd._address import (
+    SOCKET_PATH_BYTES_MAX,
+    default_address,
+    default_socket,
+    find_token,
+    parse,
+)
+
+DEFAULT_SOCKETS = Path(__file__).resolve().parents[3] / "tests" / "default_socket.json"
 
 
 @pytest.mark.parametrize(
@@ -47,10 +56,21 @@ def test_the_default_address_is_the_environments_then_the_daemons(monkeypatch):
     assert default_address() == "unix:///home/a/.mlxd/mlxd.sock"
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
     assert default_address() == "unix:///run/user/1/mlxd/mlxd.sock"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert default_address() == "unix:///home/a/.mlxd/mlxd.sock"
     monkeypatch.setenv("MLXD_ADDRESS", "http://127.0.0.1:1")
     assert default_address() == "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize("row", json.loads(DEFAULT_SOCKETS.read_text()), ids=str)
+def test_the_default_socket_is_the_daemons(monkeypatch, row):
+    for variable in ("XDG_RUNTIME_DIR", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in row["environment"].items():
+        monkeypatch.setenv(variable, value)
+    if row["socket"] is None:
+        with pytest.raises(ValueError, match="XDG_RUNTIME_DIR"):
+            default_socket()
+    else:
+        assert str(default_socket()) == row["socket"]
 
 
 def test_a_token_comes_from_argument_file_or_environment(tmp_path, monkeypatch):

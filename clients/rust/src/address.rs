@@ -59,7 +59,7 @@ pub fn default_address() -> Result<Address> {
 }
 
 /// Returns the path of the daemon's default socket: `$XDG_RUNTIME_DIR/mlxd/mlxd.sock`, else
-/// `$HOME/.mlxd/mlxd.sock`; `None` if neither variable is set.
+/// `$HOME/.mlxd/mlxd.sock`; `None` if neither is an absolute path.
 #[must_use]
 pub fn default_socket_path() -> Option<PathBuf> {
     socket_path_from(|name| std::env::var_os(name))
@@ -71,12 +71,13 @@ fn address_from(variable: impl Fn(&str) -> Option<OsString>) -> Result<Address> 
     }
     socket_path_from(variable).map(Address::Unix).ok_or_else(|| Error::InvalidOption {
         option: "address",
-        why: "none is given, and MLXD_ADDRESS, XDG_RUNTIME_DIR and HOME are all unset".to_owned(),
+        why: "none is given, MLXD_ADDRESS is unset, and neither XDG_RUNTIME_DIR nor HOME is an absolute path"
+            .to_owned(),
     })
 }
 
 fn socket_path_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let folder = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = |name| variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
     folder("XDG_RUNTIME_DIR")
         .map(|runtime| runtime.join("mlxd/mlxd.sock"))
         .or_else(|| folder("HOME").map(|home| home.join(".mlxd/mlxd.sock")))
@@ -107,6 +108,16 @@ mod tests {
         );
         for text in ["127.0.0.1:7070", "https://localhost:7070", "unix:m.sock", "m.sock", "http://", ""] {
             assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_default_socket_is_the_daemons() {
+        let table = include_str!("../../../tests/default_socket.json");
+        let rows: Vec<serde_json::Value> = serde_json::from_str(table).unwrap();
+        for row in rows {
+            let found = socket_path_from(|name| row["environment"][name].as_str().map(OsString::from));
+            assert_eq!(found.as_deref().and_then(Path::to_str), row["socket"].as_str(), "{row}");
         }
     }
 

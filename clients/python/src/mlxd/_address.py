@@ -23,11 +23,19 @@ class Target:
 
 
 def default_socket() -> Path:
-    """Returns the path of the daemon's default socket."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and sys.platform != "darwin":
-        return Path(runtime) / "mlxd" / "mlxd.sock"
-    return Path.home() / ".mlxd" / "mlxd.sock"
+    """Returns the path of the daemon's default socket, by the daemon's own rule.
+
+    Raises:
+        ValueError: neither XDG_RUNTIME_DIR nor HOME is an absolute path.
+    """
+    for variable, folder in (("XDG_RUNTIME_DIR", "mlxd"), ("HOME", ".mlxd")):
+        base = Path(os.environ.get(variable, ""))
+        if base.is_absolute():
+            return base / folder / "mlxd.sock"
+    raise ValueError(
+        "address: none is given, MLXD_ADDRESS is unset, and neither XDG_RUNTIME_DIR nor HOME is "
+        "an absolute path"
+    )
 
 
 def default_address() -> str:
