@@ -14,7 +14,7 @@ export MLXD_BIN := $(TARGET)/release/mlxd
 # They would replace the flags by which the binaries find MLX (.cargo/mlx-linux.toml).
 unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 
-.PHONY: help demo test test-all serve build setup model parity soak bench fmt lint dist clean
+.PHONY: help demo test test-all serve build setup model parity soak bench fmt lint dist try-dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ lint: setup ## formatting and lints of the Rust code, without changing it
 
 dist: build ## a folder to copy to another machine
 	native/dist.sh $(MLXD_BIN) $(DIST)
+
+try-dist: dist model ## run that folder as another user, from another folder
+	native/try_dist.sh $(DIST) $(MODELS)/$(MODEL)
 
 clean: ## what the build made; the cache stays
 	cargo clean
