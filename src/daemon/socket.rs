@@ -1,18 +1,21 @@
 //! The unix socket and its lock. One daemon per socket: the lock file beside it holds the owner's process id.
 //! A socket left behind by a dead daemon is replaced, that of a live one is not, and no other file is
-//! removed.
+//! removed or written.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::umask;
 use tokio::net::UnixListener;
 
 use super::DaemonError;
+
+/// Bytes of a process id and the end of its line, at most.
+const PID_BYTES_MAX: u64 = 20;
 
 /// A socket path that this process has locked.
 #[derive(Debug)]
@@ -30,9 +33,15 @@ pub(super) struct BoundSocket {
     pub(super) file: SocketFile,
 }
 
-/// Removes the socket's file on drop.
+/// Removes the socket's file on drop, unless another has taken its place.
 #[derive(Debug)]
-pub(super) struct SocketFile(PathBuf);
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: FileIdentity,
+}
+
+/// What tells a file from a later one of the same name, which may have the same number.
+type FileIdentity = (u64, u64, i64, i64);
 
 impl SocketLock {
     /// Locks the path for this process; creates its folder if it is missing.
@@ -43,20 +52,13 @@ impl SocketLock {
         }
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(Path::new(&name))
-            .map_err(fault)?;
+        let mut lock = open_lock(Path::new(&name)).map_err(fault)?;
         if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(fault(error.into()));
             }
             let mut pid = String::new();
-            lock.take(20).read_to_string(&mut pid).map_err(fault)?;
+            lock.take(PID_BYTES_MAX).read_to_string(&mut pid).map_err(fault)?;
             return Err(DaemonError::Locked { socket: socket.to_owned(), pid: pid.trim().to_owned() });
         }
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(fault)?;
@@ -84,15 +86,52 @@ impl SocketLock {
         let before = umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(socket);
         umask(before);
-        Ok(BoundSocket { listener: bound.map_err(fault)?, file: SocketFile(socket.clone()) })
+        let listener = bound.map_err(fault)?;
+        let identity = identity(&std::fs::symlink_metadata(socket).map_err(fault)?);
+        Ok(BoundSocket { listener, file: SocketFile { path: socket.clone(), identity } })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // The file may have been removed already.
-        drop(std::fs::remove_file(&self.0));
+        // The file may have been removed already, and another daemon may have bound the path since.
+        let found = std::fs::symlink_metadata(&self.path);
+        if found.is_ok_and(|found| identity(&found) == self.identity) {
+            drop(std::fs::remove_file(&self.path));
+        }
     }
+}
+
+/// Opens the lock file, or makes it. A link, or a file that holds anything but a process id, is not ours to
+/// write to.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    // Bits of the system's own flags, which fit its own type of them.
+    options.custom_flags(OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed());
+    let foreign = |why: &str| io::Error::other(format!("{} {why}", path.display()));
+    let mut file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(foreign("is a link"));
+        }
+        Err(error) => return Err(error),
+    };
+    let mut content = Vec::new();
+    let is_file = file.metadata()?.is_file();
+    if is_file {
+        Read::take(&mut file, PID_BYTES_MAX + 1).read_to_end(&mut content)?;
+    }
+    let is_pid = content.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n');
+    if !is_file || !is_pid || content.len() as u64 > PID_BYTES_MAX {
+        return Err(foreign("exists and is not a daemon's lock"));
+    }
+    file.rewind()?;
+    Ok(file)
+}
+
+fn identity(metadata: &Metadata) -> FileIdentity {
+    (metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
 }
 
 #[cfg(test)]
@@ -126,6 +165,44 @@ mod tests {
         let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(bound);
+        assert!(!socket.exists());
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_or_another_file_is_neither_taken_nor_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, lock) = (folder.path().join("mlxd.sock"), folder.path().join("mlxd.sock.lock"));
+        let precious = folder.path().join("precious");
+        std::fs::write(&precious, "1234").unwrap();
+        let refused = |word: &str| {
+            let error = SocketLock::take(&socket).unwrap_err().to_string();
+            assert!(error.contains("mlxd.sock.lock") && error.contains(word), "{error}");
+            assert_eq!(std::fs::read(&precious).unwrap(), b"1234");
+            std::fs::remove_file(&lock).unwrap();
+        };
+        std::os::unix::fs::symlink(&precious, &lock).unwrap();
+        refused("link");
+        std::os::unix::fs::symlink(folder.path().join("missing"), &lock).unwrap();
+        refused("link");
+        std::fs::write(&lock, "dear diary").unwrap();
+        refused("not a daemon's lock");
+        std::fs::write(&lock, "1".repeat(30)).unwrap();
+        refused("not a daemon's lock");
+        SocketLock::take(&socket).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_second_daemon_survives_the_end_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("mlxd.sock");
+        let first = SocketLock::take(&socket).unwrap().bind().unwrap();
+        std::fs::remove_file(&socket).unwrap();
+        std::fs::remove_file(folder.path().join("mlxd.sock.lock")).unwrap();
+        drop(first.listener);
+        let second = SocketLock::take(&socket).unwrap().bind().unwrap();
+        drop(first.file);
+        assert!(UnixStream::connect(&socket).is_ok());
+        drop(second);
         assert!(!socket.exists());
     }
 
