@@ -140,6 +140,16 @@ pub enum Error {
         /// Delay before the next try.
         retry_after: Duration,
     },
+    /// Too many connections or files are open.
+    #[error("{limit}: {value} are open already")]
+    TooManyOpen {
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit.
+        value: u64,
+        /// Delay before the next try.
+        retry_after: Duration,
+    },
     /// The request's KV cache can never fit.
     #[error(
         "the KV cache of this request needs {needed_bytes} bytes; at most {available_bytes} are available"

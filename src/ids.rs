@@ -58,6 +58,10 @@ name_type! {
     ClientId
 }
 
+/// Number of a connection since the daemon's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
 /// A session's global key: its name is unique only within its owner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey {

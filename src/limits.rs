@@ -8,8 +8,12 @@ use std::time::Duration;
 pub struct Limits {
     /// Bytes of one gRPC message, in either direction.
     pub message_bytes_max: usize,
-    /// Connections at once.
+    /// Connections at once that have made an admitted call.
     pub connections_max: u32,
+    /// Connections at once that have not made one yet.
+    pub connections_unproven_max: u32,
+    /// Time that a connection has to make one.
+    pub first_call: Duration,
     /// Calls at once on one connection.
     pub streams_per_connection_max: u32,
     /// Silence after which a peer is pinged, and time for its answer.

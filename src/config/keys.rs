@@ -102,6 +102,10 @@ pub(super) fn keys() -> Vec<Key> {
         number("message_bytes_max", 16 << 20, 1024..=GIB, |c, n| c.limits.message_bytes_max = n.get()),
         number("text_bytes_max", 16 << 20, 1024..=GIB, |c, n| c.limits.text_bytes_max = n.get()),
         number("connections_max", 256, 1..=65_536, |c, n| c.limits.connections_max = n.get()),
+        number("connections_unproven_max", 64, 1..=65_536, |c, n| {
+            c.limits.connections_unproven_max = n.get();
+        }),
+        number("first_call_s", 20, 1..=DAY_S, |c, n| c.limits.first_call = n.seconds()),
         number("streams_per_connection_max", 256, 1..=65_536, |c, n| {
             c.limits.streams_per_connection_max = n.get();
         }),
@@ -117,6 +121,7 @@ pub(super) fn keys() -> Vec<Key> {
         number("stop_token_ids_max", 64, 0..=65_536, |c, n| c.limits.stop_token_ids_max = n.get()),
         number("logit_bias_max", 1024, 0..=65_536, |c, n| c.limits.logit_bias_max = n.get()),
         number("drain_s", 30, 0..=DAY_S, |c, n| c.drain = n.seconds()),
+        number("engine_stall_s", 120, 1..=DAY_S, |c, n| c.engine_stall = n.seconds()),
         word("log_format", &LogFormat::WORDS, |c, word| c.log_format = LogFormat::from_word(word)),
         text("log_filter", LOG_FILTER, |c, filter| {
             c.log_filter = if filter.is_empty() { LOG_FILTER } else { filter }.to_owned();

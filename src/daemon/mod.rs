@@ -5,9 +5,11 @@
 //! and by the tests, which bring their own engine and clock.
 
 mod error;
+mod files;
 mod signals;
 mod socket;
 mod token;
+mod watchdog;
 
 use std::io;
 use std::path::PathBuf;
@@ -58,6 +60,7 @@ pub struct Bound {
 /// It could not start, or its engine died.
 pub fn run(config: &Config) -> Result<(), DaemonError> {
     telemetry::start(config.log_format, &config.log_filter).map_err(DaemonError::Log)?;
+    files::raise_limit(config);
     let setup = |error: io::Error| DaemonError::Setup(error.to_string());
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.enable_all().thread_name("edge").build().map_err(setup)?;
@@ -98,7 +101,8 @@ pub async fn serve(
     let lock = SocketLock::take(&config.socket)?;
     let token = config.token_file.as_deref().map(token::read).transpose()?;
     let catalog = ModelCatalog::new(ModelRoots::new(config.model_roots.clone(), config.hf_cache.clone()));
-    let service = Service::new(engine.clone(), catalog, config.limits.clone(), config.auto_load, clock);
+    let of_calls = Arc::clone(&clock);
+    let service = Service::new(engine.clone(), catalog, config.limits.clone(), config.auto_load, of_calls);
     let service = Arc::new(service);
     tokio::pin!(stop);
     tokio::select! {
@@ -111,6 +115,7 @@ pub async fn serve(
     let ended = tokio::select! {
         () = stop.as_mut() => drain(&open, &service, config.drain).await,
         () = engine.died() => died(&open).await,
+        never = watchdog::watch(&engine, &open.health, &*clock, config.engine_stall) => match never {},
         error = sweep(&service) => {
             tracing::error!(%error, "the engine does not answer");
             died(&open).await
@@ -153,14 +158,15 @@ async fn open(
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let (routes, service) = (routes.clone(), Arc::clone(service));
-        let authenticator = Arc::clone(authenticator);
+        let gatekeeper = Arc::clone(authenticator);
         let gate = move |connection| Gate {
             routes: routes.clone(),
             service: Arc::clone(&service),
-            authenticator: Arc::clone(&authenticator),
+            authenticator: Arc::clone(&gatekeeper),
             connection,
         };
-        accepting.spawn(net::accept(listener, config.limits.clone(), phase.subscribe(), gate));
+        let (limits, authenticator) = (config.limits.clone(), Arc::clone(authenticator));
+        accepting.spawn(net::accept(listener, limits, authenticator, phase.subscribe(), gate));
     }
     Ok(Open { bound, health, phase, accepting, file })
 }

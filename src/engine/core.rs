@@ -15,6 +15,7 @@ use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::residency::ModelTable;
+use crate::sched::{self, Entry, Waiter};
 
 /// Everything the engine thread owns.
 pub(super) struct Engine<B: Backend> {
@@ -174,16 +175,16 @@ impl<B: Backend> Engine<B> {
     fn submit(&mut self, sequence: Sequence) {
         self.counters.requests_total += 1;
         let now = self.clock.now();
-        let refused = self.refusal(&sequence);
+        let entered = self.enter(&sequence);
         let resident = self.models.get_mut(sequence.lease.model());
         let granted = resident.filter(|resident| resident.tenancy.granted(&sequence.lease));
-        let error = match (refused, granted) {
-            (Some(refused), _) => refused,
+        let error = match (entered, granted) {
+            (Err(refused), _) => refused,
             // The device failed since the lease was taken.
-            (None, None) => Error::ModelUnloaded(sequence.lease.model().clone()),
-            (None, Some(resident)) => match resident.out_of_reach(&sequence, now) {
+            (Ok(_), None) => Error::ModelUnloaded(sequence.lease.model().clone()),
+            (Ok(replaced), Some(resident)) => match resident.out_of_reach(&sequence, now) {
                 Some(refused) => refused,
-                None => return resident.enqueue(sequence),
+                None => return self.enqueue(sequence, replaced),
             },
         };
         let outcome = Err(error);
@@ -191,20 +192,42 @@ impl<B: Backend> Engine<B> {
         sequence.end(outcome, now);
     }
 
-    /// Returns an error if no more requests can wait.
-    fn refusal(&self, sequence: &Sequence) -> Option<Error> {
+    /// Returns the place of the waiting request that goes for a new one, if one has to.
+    ///
+    /// # Errors
+    /// No more requests can wait.
+    fn enter(&self, sequence: &Sequence) -> Result<Option<usize>, Error> {
         if self.draining {
-            return Some(Error::Draining);
+            return Err(Error::Draining);
         }
-        let client = &sequence.origin.client;
-        let waiting: u32 = self.models.values().map(Resident::queued).sum();
-        let of_client: u32 = self.models.values().map(|resident| resident.queued_of(client)).sum();
-        let limits = [
-            ("queue_length_max", self.settings.queue_length_max, waiting),
-            ("queue_length_per_client_max", self.settings.queue_length_per_client_max, of_client),
-        ];
-        let (limit, value, _) = limits.into_iter().find(|(_, value, waiting)| waiting >= value)?;
-        Some(Error::QueueFull { limit, value, retry_after: QUEUE_RETRY })
+        let EngineSettings { queue_length_max, queue_length_per_client_max, .. } = self.settings;
+        let waiting: Vec<Waiter<'_>> = self.models.values().flat_map(Resident::waiters).collect();
+        match sched::enter(sequence.owner(), &waiting, queue_length_max, queue_length_per_client_max) {
+            Entry::Waits => Ok(None),
+            Entry::Replaces(place) => Ok(Some(place)),
+            Entry::Full => Err(queue_full("queue_length_max", queue_length_max)),
+            Entry::FullForClient => {
+                Err(queue_full("queue_length_per_client_max", queue_length_per_client_max))
+            }
+        }
+    }
+
+    /// Adds a request to its model's queue, in the place of another if need be.
+    fn enqueue(&mut self, sequence: Sequence, replaced: Option<usize>) {
+        let full = queue_full("queue_length_max", self.settings.queue_length_max);
+        let (models, mut cx) = self.parts();
+        let mut left = replaced;
+        for resident in models.values_mut() {
+            let Some(place) = left else { break };
+            let waiting = resident.queued() as usize;
+            left = place.checked_sub(waiting);
+            if left.is_none() {
+                resident.turn_away(&mut cx, place, &full);
+            }
+        }
+        if let Some(resident) = models.get_mut(sequence.lease.model()) {
+            resident.enqueue(sequence);
+        }
     }
 
     fn advance_drain(&mut self) {
@@ -230,4 +253,8 @@ impl<B: Backend> Engine<B> {
             models: self.models.values().map(Resident::describe).collect(),
         }
     }
+}
+
+fn queue_full(limit: &'static str, value: u32) -> Error {
+    Error::QueueFull { limit, value, retry_after: QUEUE_RETRY }
 }

@@ -18,8 +18,8 @@ mod thread;
 
 pub use api::{
     Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, Finish,
-    GenerateEvent, GenerateWork, Generated, LoadEvent, Penalty, ResidentModel, Sampling, ScoreWork, Scored,
-    Stopping, WorkOrigin, XtcSampling,
+    GenerateEvent, GenerateWork, Generated, LoadEvent, Penalty, Pulse, ResidentModel, Sampling, ScoreWork,
+    Scored, Stopping, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::api::{Command, EngineHandle, EngineSettings, command_capacity};
+use super::api::{Command, EngineHandle, EngineSettings, Pulse, command_capacity};
 use super::core::Engine;
 use crate::backend::Backend;
 use crate::backend::DeviceInfo;
@@ -45,6 +45,8 @@ where
     let (commands, receiver) = mpsc::channel(command_capacity(settings.queue_length_max));
     let (alive, watch) = watch::channel(true);
     let (ready, device) = std::sync::mpsc::sync_channel(1);
+    let pulse = Pulse::default();
+    let handed = pulse.clone();
     let body = move || {
         let _alive = Alive(alive);
         let timer = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -53,7 +55,7 @@ where
             Ok((timer, (backend, info))) => {
                 let engine = Engine::new(backend, clock, settings, info.budget_bytes);
                 if ready.send(Ok((info, engine.table()))).is_ok() {
-                    run(engine, receiver, &timer);
+                    run(engine, receiver, &timer, &pulse);
                 }
             }
             Err(error) => drop(ready.send(Err(error))),
@@ -62,15 +64,21 @@ where
     let thread = std::thread::Builder::new().name("engine".into()).spawn(body);
     let thread = thread.map_err(|error| Error::Internal(format!("the engine thread: {error}")))?;
     let (info, models) = device.recv().map_err(|_| Error::EngineDead)??;
-    Ok((EngineHandle::new(commands, watch, info, settings, models), thread))
+    Ok((EngineHandle::new(commands, watch, info, settings, models).with_pulse(handed), thread))
 }
 
-fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>, timer: &Runtime) {
+fn run<B: Backend>(
+    mut engine: Engine<B>,
+    mut commands: mpsc::Receiver<Command>,
+    timer: &Runtime,
+    pulse: &Pulse,
+) {
     // When to rest; None once it has rested.
     let mut rest_at = None;
     loop {
         let mut worked = !engine.is_idle();
         if engine.is_idle() {
+            pulse.wait();
             let command = match rest_at {
                 None => Ok(commands.blocking_recv()),
                 Some(at) => {
@@ -78,6 +86,7 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>,
                     timer.block_on(async { timeout(left, commands.recv()).await })
                 }
             };
+            pulse.begin();
             match command {
                 Ok(Some(command)) => {
                     worked |= command.is_work();
@@ -91,6 +100,7 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>,
                 }
             }
         }
+        pulse.begin();
         while let Ok(command) = commands.try_recv() {
             worked |= command.is_work();
             engine.command(command);
@@ -102,5 +112,49 @@ fn run<B: Backend>(mut engine: Engine<B>, mut commands: mpsc::Receiver<Command>,
         if !ran && !engine.is_idle() {
             std::thread::sleep(WAIT);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{HandClock, settings};
+    use super::*;
+    use crate::backend::fake::Fake;
+
+    fn reached(condition: impl Fn() -> bool) {
+        while !condition() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_thread_that_hangs_stays_in_its_turn_and_an_idle_one_is_in_none() {
+        let clock = Arc::new(HandClock::default());
+        let info = DeviceInfo {
+            device: "fake".into(),
+            mlx_version: "0".into(),
+            budget_bytes: 1000,
+            architectures: vec![],
+        };
+        let made = (Fake::default(), info);
+        let clock_of_engine = Arc::clone(&clock) as Arc<dyn Clock>;
+        let (engine, thread) = start(settings(), clock_of_engine, move |_| Ok(made)).unwrap();
+        reached(|| engine.turn().is_none());
+        // A drain asks for the time, which it does not get.
+        let held = clock.0.lock().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                runtime.block_on(engine.drain(Duration::from_secs(1))).unwrap();
+            });
+            reached(|| engine.turn().is_some());
+            let turn = engine.turn();
+            std::thread::yield_now();
+            assert_eq!(engine.turn(), turn);
+            drop(held);
+        });
+        reached(|| engine.turn().is_none());
+        drop(engine);
+        thread.join().unwrap();
     }
 }

@@ -3,9 +3,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use crate::error::Error;
 use crate::ids::ModelName;
+
+/// When to try again after too many files were open.
+const OPEN_FILES_RETRY: Duration = Duration::from_secs(1);
 
 /// Why a model's files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +71,11 @@ impl HubError {
             Self::InvalidName { name, why } => Error::field("model", format!("{name:?}: {why}")),
             Self::Changed { .. } => Error::ModelUnloaded(model.clone()),
             Self::Unsupported { why } => Error::ModelUnsupported { model: model.clone(), why },
+            Self::Io { source, .. } if is_out_of_files(&source) => Error::TooManyOpen {
+                limit: "open files (ulimit -n)",
+                value: getrlimit(Resource::Nofile).current.unwrap_or_default(),
+                retry_after: OPEN_FILES_RETRY,
+            },
             Self::Damaged { .. } | Self::Io { .. } => {
                 Error::ModelInvalid { model: model.clone(), why: self.to_string() }
             }
@@ -83,6 +95,11 @@ impl HubError {
         let path = path.to_path_buf();
         move |source| Self::Io { path, source }
     }
+}
+
+/// Returns whether the process, or the system, may not open more files now.
+fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// The last part of a path, as text that can be shown.

@@ -59,7 +59,11 @@ impl ModelRoots {
                 return Ok(ModelFolder { name: name.to_owned(), path, revision });
             }
         }
-        self.cached(name).ok_or_else(|| HubError::NotFound { name: name.to_owned() })
+        if let Some(cached) = self.cached(name) {
+            return Ok(cached);
+        }
+        check_open_files()?;
+        Err(HubError::NotFound { name: name.to_owned() })
     }
 
     /// Every model that can be loaded, sorted by name: those with a `config.json` and safetensors. What
@@ -162,6 +166,12 @@ pub fn check_model_name(name: &str) -> Result<(), HubError> {
 /// of the log, can look like another.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Fails if no file can be opened now: then nothing found does not mean that nothing is there.
+fn check_open_files() -> Result<(), HubError> {
+    let root = Path::new("/");
+    fs::File::open(root).map(drop).map_err(HubError::io(root))
 }
 
 /// Tells a model's folder from an owner's. A folder with only one of the two is a broken model: loading it

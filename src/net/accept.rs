@@ -1,5 +1,5 @@
-//! Accepts connections and serves each until it closes or the daemon ends. Connections have a limit; more
-//! wait in the kernel's queue. `daemon` starts one [`accept`] per listener.
+//! Accepts connections and serves each until it closes or the daemon ends. `daemon` starts one [`accept`] per
+//! listener; `standing` has the limits of connections.
 
 use std::error::Error;
 use std::io;
@@ -16,12 +16,15 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::Service;
 
-use super::identity::{Connection, Peer};
+use super::authority::PlainAuthority;
+use super::identity::{Authenticator, Connection, Peer};
 use super::linger::Lingering;
+use super::standing::{Newcomers, Places, Standing};
+use crate::ids::ConnectionId;
 use crate::limits::Limits;
 
 /// Time a peer has to close after the daemon did.
@@ -32,6 +35,11 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Delay after a failed accept, which means too many open files.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Calls that a peer of our own user may cancel before we have seen them, in multiples of those it may have
+/// open. The HTTP/2 library's 20 are for strangers; agents cancel whole batches in one write, and each waits
+/// with its headers until it is seen.
+const CANCELLED_CALLS_FACTOR: usize = 16;
 
 /// A source of connections.
 #[derive(Debug)]
@@ -73,6 +81,7 @@ type Fault = Box<dyn Error + Send + Sync>;
 pub async fn accept<S, B>(
     listener: Listener,
     limits: Limits,
+    authenticator: Arc<Authenticator>,
     phase: watch::Receiver<Phase>,
     answers: impl Fn(Connection) -> S,
 ) where
@@ -80,27 +89,36 @@ pub async fn accept<S, B>(
     B: Body<Data = Bytes, Error: Into<Fault>> + Send + 'static,
 {
     static SERIAL: AtomicU64 = AtomicU64::new(1);
-    let permits = Arc::new(Semaphore::new(limits.connections_max as usize));
+    let places = Places::new(limits.connections_max);
+    let mut newcomers = Newcomers::new(limits.connections_unproven_max);
     let mut connections = JoinSet::new();
+    let mut is_failing = false;
     let mut draining = phase.clone();
     loop {
         // Reaps the tasks that have ended.
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
-            accepted = listener.accept(&permits) => accepted,
+            accepted = listener.accept() => accepted,
             _ = draining.wait_for(|phase| *phase > Phase::Open) => break,
         };
-        let (stream, peer, permit) = match accepted {
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!(%error, "no connection can be accepted now");
+                }
                 tokio::time::sleep(ACCEPT_RETRY).await;
                 continue;
             }
         };
-        let connection = Connection { peer, serial: SERIAL.fetch_add(1, Ordering::Relaxed) };
-        let served = Served { stream, limits: limits.clone(), permit, phase: phase.clone() };
-        connections.spawn(served.run(answers(connection)));
+        is_failing = false;
+        let standing = places.newcomer();
+        let newcomer = Arc::downgrade(&standing);
+        let id = ConnectionId(SERIAL.fetch_add(1, Ordering::Relaxed));
+        let connection = Connection { peer, id, standing: Arc::clone(&standing) };
+        let is_known = authenticator.known_uid(peer).is_some();
+        let served = Served { stream, is_known, limits: limits.clone(), standing, phase: phase.clone() };
+        newcomers.add(newcomer, connections.spawn(served.run(answers(connection))));
     }
     // New callers are refused at once rather than left waiting.
     drop(listener);
@@ -116,32 +134,31 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Listener {
-    async fn accept(
-        &self,
-        permits: &Arc<Semaphore>,
-    ) -> io::Result<(Box<dyn Stream>, Peer, OwnedSemaphorePermit)> {
-        let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
         match self {
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let peer = Peer::Unix(stream.peer_cred().ok().map(|peer| peer.uid()));
-                Ok((Box::new(stream), peer, permit))
+                let (read, write) = stream.into_split();
+                Ok((Box::new(tokio::io::join(PlainAuthority::new(read), write)), peer))
             }
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Deltas are small and must not wait for one another.
                 stream.set_nodelay(true)?;
-                Ok((Box::new(stream), Peer::Tcp, permit))
+                Ok((Box::new(stream), Peer::Tcp))
             }
         }
     }
 }
 
-/// A connection while it is served; its permit counts it.
+/// A connection while it is served.
 struct Served {
     stream: Box<dyn Stream>,
+    /// Whether the kernel vouches for the peer.
+    is_known: bool,
     limits: Limits,
-    permit: OwnedSemaphorePermit,
+    standing: Arc<Standing>,
     phase: watch::Receiver<Phase>,
 }
 
@@ -151,31 +168,56 @@ impl Served {
         S: Answers<B>,
         B: Body<Data = Bytes, Error: Into<Fault>> + Send + 'static,
     {
-        let Self { stream, limits, permit, mut phase } = self;
-        let mut builder = Builder::new(TokioExecutor::new()).http2_only();
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(limits.streams_per_connection_max)
-            .keep_alive_interval(limits.keep_alive)
-            .keep_alive_timeout(limits.keep_alive);
+        let Self { stream, is_known, limits, standing, mut phase } = self;
+        let builder = builder(&limits, is_known);
         let stream = TokioIo::new(Lingering::new(stream, LINGER));
         let connection = builder.serve_connection(stream, TowerToHyperService::new(answers));
         tokio::pin!(connection);
+        let silent = async {
+            tokio::time::sleep(limits.first_call).await;
+            if standing.is_established() {
+                std::future::pending::<()>().await;
+            }
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => Some(ended),
             _ = phase.wait_for(|phase| *phase == Phase::Closing) => None,
-        };
-        let ended = match ended {
-            Some(ended) => ended,
-            None => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+            () = silent => {
+                tracing::debug!("first_call_s: a connection without a call is closed");
+                None
             }
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection broke");
+        let ended = match ended {
+            Some(ended) => Ok(ended),
+            None => {
+                connection.as_mut().graceful_shutdown();
+                tokio::time::timeout(CLOSE_LIMIT, connection.as_mut()).await
+            }
+        };
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+            // The first call came with the end of its time: it is answered.
+            Err(_) if standing.is_established() => drop(connection.await),
+            Err(_) => {}
         }
-        drop(permit);
     }
+}
+
+/// Returns the HTTP/2 server of a connection.
+fn builder(limits: &Limits, is_known: bool) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new()).http2_only();
+    let mut http2 = builder.http2();
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_per_connection_max)
+        .keep_alive_interval(limits.keep_alive)
+        .keep_alive_timeout(limits.keep_alive);
+    if is_known {
+        let streams = limits.streams_per_connection_max as usize;
+        http2.max_pending_accept_reset_streams(streams * CANCELLED_CALLS_FACTOR);
+        // Frames that were under way when a call was refused count as the peer's errors.
+        http2.max_local_error_reset_streams(None);
+    }
+    builder
 }

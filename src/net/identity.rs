@@ -2,11 +2,14 @@
 //! user and root are admitted; over TCP a bearer token identifies the caller. The principal owns sessions and
 //! KV caches; fairness counts by client. Every edge calls [`Authenticator::admit`] for each request.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
+use super::standing::Standing;
 use crate::error::Error;
-use crate::ids::{ClientId, Principal};
+use crate::ids::{ClientId, ConnectionId, Principal};
 
 const ROOT: u32 = 0;
 
@@ -23,12 +26,14 @@ pub enum Peer {
 }
 
 /// One connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     /// The other end.
     pub peer: Peer,
-    /// Number of the connection since the daemon's start.
-    pub serial: u64,
+    /// Its number.
+    pub id: ConnectionId,
+    /// Whether one of its calls was admitted.
+    pub standing: Arc<Standing>,
 }
 
 /// Decides who may call, and under which principal and client.
@@ -47,21 +52,31 @@ impl Authenticator {
         Self { own_uid, token: token.map(digest) }
     }
 
-    /// Returns the principal and the client of a request with these headers.
+    /// Returns the user of a peer that the kernel vouches for and that may call.
+    pub(super) fn known_uid(&self, peer: Peer) -> Option<u32> {
+        match peer {
+            Peer::Unix(uid) => uid.filter(|uid| *uid == self.own_uid || *uid == ROOT),
+            Peer::Tcp => None,
+        }
+    }
+
+    /// Returns the principal and the client of a request with these headers. The first request that is
+    /// admitted establishes its connection.
     pub(crate) fn admit(
         &self,
-        connection: Connection,
+        connection: &Connection,
         headers: &HeaderMap,
     ) -> Result<(Principal, ClientId), Error> {
-        let principal = match connection.peer {
-            Peer::Unix(Some(uid)) if uid == self.own_uid || uid == ROOT => format!("uid:{uid}"),
-            Peer::Unix(_) => return Err(Error::PermissionDenied),
-            Peer::Tcp => self.bearer(headers)?,
+        let principal = match (connection.peer, self.known_uid(connection.peer)) {
+            (_, Some(uid)) => format!("uid:{uid}"),
+            (Peer::Unix(_), None) => return Err(Error::PermissionDenied),
+            (Peer::Tcp, None) => self.bearer(headers)?,
         };
         let client = match headers.get("x-mlxd-client") {
             Some(name) => format!("{principal}/{}", client_name(name)?),
-            None => format!("{principal}#{}", connection.serial),
+            None => format!("{principal}#{}", connection.id.0),
         };
+        connection.standing.establish()?;
         Ok((principal.into(), client.into()))
     }
 
@@ -99,6 +114,7 @@ fn digest(token: &str) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::standing::Places;
     use super::*;
 
     fn admit(
@@ -109,10 +125,10 @@ mod tests {
         let headers = headers.iter().map(|(name, value)| {
             (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
         });
-        let connection = Connection { peer, serial: 7 };
-        authenticator
-            .admit(connection, &headers.collect())
-            .map(|(principal, client)| format!("{principal} {client}"))
+        let connection = Connection { peer, id: ConnectionId(7), standing: Places::new(1).newcomer() };
+        let admitted = authenticator.admit(&connection, &headers.collect());
+        assert_eq!(connection.standing.is_established(), admitted.is_ok(), "those refused get no place");
+        admitted.map(|(principal, client)| format!("{principal} {client}"))
     }
 
     #[test]

@@ -79,13 +79,14 @@ impl Gate {
         id: RequestId,
         arrived: Moment,
     ) -> Result<Response<Body>, Error> {
-        let (principal, client) = self.authenticator.admit(self.connection, request.headers())?;
+        let (principal, client) = self.authenticator.admit(&self.connection, request.headers())?;
         if self.service.is_draining() && !request.uri().path().starts_with(HEALTH_PREFIX) {
             return Err(Error::Draining);
         }
         let timeout = timeout(request.headers())?;
         let deadline = timeout.map(|timeout| arrived.after(timeout));
-        let caller = Caller { request: id, principal, client, arrived, deadline };
+        let connection = self.connection.id;
+        let caller = Caller { request: id, principal, connection, client, arrived, deadline };
         tracing::debug!(client = %caller.client, ?timeout, "a call");
         request.extensions_mut().insert(caller);
         let answer = self.routes.clone().oneshot(request);

@@ -101,6 +101,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
             details.add_quota_failure_violation("sessions_max", error.to_string());
         }
         Error::QueueFull { .. }
+        | Error::TooManyOpen { .. }
         | Error::Draining
         | Error::ModelUnloaded(_)
         | Error::MessageTooLarge { .. }

@@ -5,11 +5,13 @@
 //! client that has least: the fewest running sequences, then the least service. So clients share a model
 //! max-min fairly, whatever they ask for.
 
+mod crowd;
 mod pace;
 mod plan;
 mod queue;
 mod shares;
 
+pub use crowd::{Entry, Owner, Waiter, enter};
 pub use pace::{Pace, PaceLimits, StepLoad};
 pub use plan::{Runnable, Scheduler};
 pub use queue::{Head, Queue};

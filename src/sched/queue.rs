@@ -56,14 +56,6 @@ impl<T> Queue<T> {
         self.lanes.is_empty()
     }
 
-    /// Returns the number of a client's waiting items.
-    #[must_use]
-    pub fn len_of(&self, client: &ClientId) -> usize {
-        let from = (client.clone(), Priority::Interactive);
-        let to = (client.clone(), Priority::Background);
-        self.lanes.range(from..=to).map(|(_, lane)| lane.len()).sum()
-    }
-
     /// Adds one at the end of its lane.
     pub fn push(&mut self, client: ClientId, priority: Priority, since: Moment, item: T) {
         self.lanes.entry((client, priority)).or_default().push_back(Waiting { since, item });
@@ -101,6 +93,11 @@ impl<T> Queue<T> {
             self.lanes.remove(&lane);
         }
         item
+    }
+
+    /// Returns all waiting items, in the order in which [`Self::take_if`] goes through them.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.lanes.values().flatten().map(|waiting| &waiting.item)
     }
 
     /// Returns all waiting items, to be changed in place.
@@ -156,7 +153,6 @@ mod tests {
         for (place, (client, item)) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5)].iter().enumerate() {
             queue.push(ClientId::from(*client), Priority::Normal, at(place as u64), *item);
         }
-        assert_eq!(queue.len_of(&ClientId::from("a")), 3);
         assert_eq!(drain(&mut queue, at(5)), [1, 4, 5, 2, 3]);
         assert!(queue.is_empty());
     }

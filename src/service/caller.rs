@@ -3,7 +3,7 @@
 
 use crate::clock::Moment;
 use crate::engine::{Priority, WorkOrigin};
-use crate::ids::{ClientId, Principal, RequestId, SessionKey, SessionName};
+use crate::ids::{ClientId, ConnectionId, Principal, RequestId, SessionKey, SessionName};
 
 /// A call's identity.
 #[derive(Clone, Debug)]
@@ -12,6 +12,8 @@ pub struct Caller {
     pub request: RequestId,
     /// The owner of the sessions and KV caches it may use.
     pub principal: Principal,
+    /// The connection it came on.
+    pub connection: ConnectionId,
     /// The client that fairness counts it for.
     pub client: ClientId,
     /// Time of arrival.
@@ -28,7 +30,7 @@ impl Caller {
 
     /// Returns the origin of the engine's work for this call.
     pub(super) fn origin(&self, session: Option<SessionKey>, priority: Priority) -> WorkOrigin {
-        let Self { request, principal, client, arrived, deadline } = self.clone();
-        WorkOrigin { request, principal, client, priority, session, arrived, deadline }
+        let Self { request, principal, connection, client, arrived, deadline } = self.clone();
+        WorkOrigin { request, principal, connection, client, priority, session, arrived, deadline }
     }
 }

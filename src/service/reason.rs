@@ -73,7 +73,7 @@ impl Reason {
             Error::SessionWrongModel { .. } => Self::SessionWrongModel,
             Error::SessionNotChat(_) => Self::SessionNotChat,
             Error::SessionLimit { .. } => Self::SessionLimit,
-            Error::QueueFull { .. } => Self::QueueFull,
+            Error::QueueFull { .. } | Error::TooManyOpen { .. } => Self::QueueFull,
             Error::KvTooLarge { .. } => Self::KvTooLarge,
             Error::Deadline => Self::Deadline,
             Error::DeadlineUnmeetable { .. } => Self::DeadlineUnmeetable,
@@ -94,7 +94,7 @@ impl Error {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::QueueFull { retry_after, .. } => Some(*retry_after),
+            Self::QueueFull { retry_after, .. } | Self::TooManyOpen { retry_after, .. } => Some(*retry_after),
             Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
             Self::InvalidField { .. }
             | Self::EmptyPrompt
@@ -174,6 +174,9 @@ impl Error {
                 vec![("limit", "sessions_max".into()), ("value", limit.to_string())]
             }
             Self::QueueFull { limit, value, .. } => {
+                vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
+            }
+            Self::TooManyOpen { limit, value, .. } => {
                 vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
             }
             Self::DeadlineUnmeetable { needed, available } => vec![

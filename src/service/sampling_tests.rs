@@ -7,6 +7,8 @@ use crate::service::OutputOptions;
 const LIMITS: Limits = Limits {
     message_bytes_max: 1 << 20,
     connections_max: 1,
+    connections_unproven_max: 1,
+    first_call: std::time::Duration::ZERO,
     streams_per_connection_max: 1,
     keep_alive: std::time::Duration::from_secs(1),
     sessions_max: 1,

@@ -143,8 +143,7 @@ def serving(channel: grpc.Channel) -> bool:
 def wait_until_serving(demo: Demo, process: subprocess.Popen[bytes]) -> float:
     """Waits for the daemon and its model; returns the time in seconds."""
     begin = time.monotonic()
-    options: list[tuple[str, Any]] = [("grpc.default_authority", "localhost")]
-    options += [(f"grpc.{kind}_reconnect_backoff_ms", 100) for kind in ("initial", "max")]
+    options = [(f"grpc.{kind}_reconnect_backoff_ms", 100) for kind in ("initial", "max")]
     with grpc.insecure_channel(f"unix:{demo.folder / 'd.sock'}", options) as channel:
         while not serving(channel):
             status = process.poll()

@@ -16,7 +16,7 @@ use crate::engine::{
     Command, GenerateWork, ModelLease, Penalty, Sampling, ScoreWork, Stopping, Tenancy, WorkOrigin,
 };
 use crate::error::Error;
-use crate::ids::{ModelName, SessionKey, SessionName};
+use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
 use crate::sched::Priority;
 use crate::session::{InputKind, NewSession, SessionBook, TurnRequest};
 use crate::text::Tokenizer;
@@ -205,7 +205,8 @@ impl World {
     fn origin(&mut self, session: Option<&SessionKey>) -> WorkOrigin {
         let principal = format!("p{}", self.random.below(PRINCIPALS));
         let principal = session.map_or(principal.as_str().into(), |key| key.owner.clone());
-        let client = format!("{principal}/c{}", self.random.below(CLIENTS));
+        let number = self.random.below(CLIENTS);
+        let client = format!("{principal}/c{number}");
         let now = self.clock.now();
         let deadline = self.random.once_in(8).then(|| {
             let left = self.random.below(1200);
@@ -219,6 +220,7 @@ impl World {
         WorkOrigin {
             request: "r".into(),
             principal,
+            connection: ConnectionId(number / 2),
             client: client.as_str().into(),
             priority,
             session: session.cloned(),

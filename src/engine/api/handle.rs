@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, ScoreWork};
+use super::{Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, Pulse, ScoreWork};
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
@@ -34,6 +34,7 @@ pub struct EngineHandle {
     device: DeviceInfo,
     settings: EngineSettings,
     models: watch::Receiver<ModelTable>,
+    pulse: Pulse,
 }
 
 impl EngineHandle {
@@ -46,7 +47,19 @@ impl EngineHandle {
         settings: EngineSettings,
         models: watch::Receiver<ModelTable>,
     ) -> Self {
-        Self { commands, alive, device, settings, models }
+        Self { commands, alive, device, settings, models, pulse: Pulse::default() }
+    }
+
+    /// Gives it the sign of life that the thread writes; without one the thread seems never to hang.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
+    }
+
+    /// Returns the number of the turn that the thread is in; none while it waits for a command.
+    #[must_use]
+    pub fn turn(&self) -> Option<u64> {
+        self.pulse.turn()
     }
 
     /// Returns the facts of the device.

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{GenerateEvent, Scored};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::ids::{ClientId, Principal, RequestId, SessionKey};
+use crate::ids::{ClientId, ConnectionId, Principal, RequestId, SessionKey};
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
 use crate::sched::Priority;
@@ -22,6 +22,8 @@ pub struct WorkOrigin {
     pub request: RequestId,
     /// Owner of the KV cache that the work may read and leaves behind.
     pub principal: Principal,
+    /// Connection that it came on.
+    pub connection: ConnectionId,
     /// Client that is treated fairly.
     pub client: ClientId,
     /// Precedence where not all can run.

@@ -7,7 +7,7 @@ use crate::clock::Moment;
 use crate::engine::api::{Counters, Finish};
 use crate::engine::task::Sequence;
 use crate::error::Error;
-use crate::ids::ClientId;
+use crate::sched::Waiter;
 
 impl Resident {
     /// Adds a request to the queue.
@@ -20,9 +20,22 @@ impl Resident {
         self.queue.push(origin.client.clone(), origin.priority, origin.arrived, sequence);
     }
 
-    /// Returns the number of a client's waiting requests.
-    pub(crate) fn queued_of(&self, client: &ClientId) -> u32 {
-        u32::try_from(self.queue.len_of(client)).unwrap_or(u32::MAX)
+    /// Returns its waiting requests.
+    pub(crate) fn waiters(&self) -> impl Iterator<Item = Waiter<'_>> {
+        self.queue.values().map(|sequence| Waiter {
+            owner: sequence.owner(),
+            priority: sequence.origin.priority,
+            since: sequence.origin.arrived,
+            has_begun: sequence.has_begun(),
+        })
+    }
+
+    /// Ends the waiting request of this place among [`Self::waiters`].
+    pub(crate) fn turn_away<B: Backend>(&mut self, cx: &mut Context<'_, B>, place: usize, error: &Error) {
+        let mut places = 0..;
+        for sequence in self.queue.take_if(|_| places.next() == Some(place)) {
+            self.leave(cx, sequence, Err(error.clone()));
+        }
     }
 
     /// Returns an error for a request whose deadline is out of reach.

@@ -76,6 +76,11 @@ impl Generation {
         self.pending.tokens.len() >= COALESCED_TOKENS_MAX
     }
 
+    /// Returns whether its caller was told that it runs.
+    pub(super) fn has_begun(&self) -> bool {
+        self.started
+    }
+
     /// Returns whether it has no output yet.
     pub(super) fn is_prefilling(&self) -> bool {
         self.times.is_none()

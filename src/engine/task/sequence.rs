@@ -12,6 +12,7 @@ use crate::engine::api::{Finish, GenerateWork, ScoreWork, WorkOrigin};
 use crate::error::Error;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
+use crate::sched::Owner;
 
 /// Least tokens between two checkpoints, and before the first: fewer are not worth the memory.
 const CHECKPOINT_DISTANCE: usize = 8;
@@ -124,6 +125,20 @@ impl Sequence {
     pub(crate) fn is_paused(&self) -> bool {
         match &self.task {
             Task::Generate(generation) => generation.is_paused(),
+            Task::Score(_) => false,
+        }
+    }
+
+    /// Returns whose it is.
+    pub(crate) fn owner(&self) -> Owner<'_> {
+        let WorkOrigin { principal, connection, client, .. } = &self.origin;
+        Owner { principal, connection: *connection, client }
+    }
+
+    /// Returns whether its caller has had something of it.
+    pub(crate) fn has_begun(&self) -> bool {
+        match &self.task {
+            Task::Generate(generation) => generation.has_begun(),
             Task::Score(_) => false,
         }
     }

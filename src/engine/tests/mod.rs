@@ -15,7 +15,7 @@ use crate::backend::KvDtype;
 use crate::backend::fake::{Fake, next_token, spec};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
-use crate::ids::SessionKey;
+use crate::ids::{ConnectionId, SessionKey};
 use crate::text::{TextFiles, Tokenizer};
 
 pub(super) fn settings() -> EngineSettings {
@@ -84,6 +84,11 @@ pub(super) fn tokenizer() -> Tokenizer {
     Tokenizer::new(&TextFiles { tokenizer, ..TextFiles::default() }).unwrap()
 }
 
+/// Each client has a connection of its own.
+fn connection_of(client: &str) -> ConnectionId {
+    ConnectionId(client.bytes().fold(0, |number, byte| number << 8 | u64::from(byte)))
+}
+
 impl Bench {
     fn with(fake: Fake, budget: u64, change: impl Fn(&mut EngineSettings)) -> Self {
         let mut settings = settings();
@@ -115,6 +120,7 @@ impl Bench {
         WorkOrigin {
             request: "r".into(),
             principal: "p".into(),
+            connection: connection_of(client),
             client: client.into(),
             priority: Priority::Normal,
             session: None,

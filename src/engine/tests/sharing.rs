@@ -244,3 +244,33 @@ fn a_slow_reader_loses_nothing() {
     tokens.extend(drain(slow).tokens);
     assert_eq!(tokens, alone(&prompt(1, 20), 1000));
 }
+
+#[test]
+fn invented_names_do_not_shut_others_out_of_the_queue() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| {
+        (settings.queue_length_max, settings.queue_length_per_client_max) = (12, 6);
+    });
+    let on = |connection| move |work: &mut GenerateWork| work.origin.connection = ConnectionId(connection);
+    // Two connections, each with a new name for every call, fill the queue.
+    let mut flood: Vec<Events> = Vec::new();
+    for number in 0..20 {
+        flood.push(bench.ask(&format!("name-{number}"), Priority::Normal, 2, on(number % 2)));
+    }
+    let honest: Vec<Events> = (0..4).map(|_| bench.ask("honest", Priority::Normal, 2, on(7))).collect();
+    let crowd: Vec<Events> =
+        (0..6).map(|number| bench.ask(&format!("late-{number}"), Priority::Normal, 2, on(1))).collect();
+    bench.run();
+    assert!(honest.into_iter().all(|events| drain(events).end.is_ok()));
+    let refused = |events: Vec<Events>| {
+        let limit = |outcome: Outcome| match outcome.end {
+            Ok(_) => None,
+            Err(Error::QueueFull { limit, .. }) => Some(limit),
+            Err(other) => panic!("{other}"),
+        };
+        events.into_iter().filter_map(|events| limit(drain(events))).collect::<Vec<_>>()
+    };
+    let of_flood = refused(flood);
+    let count = |name: &str| of_flood.iter().filter(|limit| **limit == name).count();
+    assert_eq!((count("queue_length_per_client_max"), count("queue_length_max")), (8, 4));
+    assert_eq!(refused(crowd).len(), 6, "those who have most displace nobody");
+}

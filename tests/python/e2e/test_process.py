@@ -15,8 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from daemon import Daemon, wait_for
+from mlxd.v1 import inference_pb2_grpc as inference_grpc
 from mlxd.v1 import server_pb2 as server
-from wire import CALL_S, refused, request
+from wire import CALL_S, Wire, refused, request
 
 SERVICES = [
     "",
@@ -128,7 +129,9 @@ def test_a_failed_call_has_a_request_id_in_the_log(shared_daemon: Daemon) -> Non
         wait_for(lambda: mine in shared_daemon.log, "it is logged")
 
 
-@pytest.mark.parametrize("fault", ["the disk is full", "the reader left", "the reader does not read"])
+@pytest.mark.parametrize(
+    "fault", ["the disk is full", "the reader left", "the reader does not read"]
+)
 def test_a_log_that_cannot_be_written_harms_no_call(tiny_root: Path, fault: str) -> None:
     reader, output = os.pipe()
     if fault == "the disk is full":
@@ -153,6 +156,74 @@ def test_a_log_that_cannot_be_written_harms_no_call(tiny_root: Path, fault: str)
         daemon.stop()
         if fault == "the reader does not read":
             os.close(reader)
+
+
+@pytest.mark.parametrize("scheme", ["unix://", "unix:"])
+def test_a_channel_without_options_is_served_on_the_socket(
+    shared_daemon: Daemon, scheme: str
+) -> None:
+    """gRPC's C core sends the socket's path as authority."""
+    with grpc.insecure_channel(f"{scheme}{shared_daemon.socket}") as channel:
+        stub = inference_grpc.InferenceServiceStub(channel)
+        for _ in range(3):
+            reply = stub.Generate(request("tiny", [5, 6], max_tokens=3), timeout=CALL_S)
+            assert len(reply.token_ids) == 3
+        events = list(stub.StreamGenerate(request("tiny", [5, 6], max_tokens=3), timeout=CALL_S))
+        assert events[-1].HasField("finished")
+
+
+def test_a_hangup_is_no_end(tiny_root: Path) -> None:
+    with Daemon([tiny_root]) as daemon:
+        daemon.signal(signal.SIGHUP)
+        wait_for(lambda: "SIGHUP" in daemon.log, "it is logged")
+        assert daemon.healthy()
+
+
+def test_the_soft_limit_of_open_files_is_raised(tiny_root: Path) -> None:
+    daemon = Daemon([tiny_root])
+    daemon.command = ["sh", "-c", 'ulimit -S -n 100; exec "$@"', "sh", *daemon.command]
+    try:
+        daemon.start()
+        assert daemon.process is not None
+        limits = Path(f"/proc/{daemon.process.pid}/limits")
+        if not limits.exists():
+            pytest.skip("no /proc")
+        soft, hard = limits.read_text().split("Max open files")[1].split()[:2]
+        assert soft == hard
+    finally:
+        daemon.stop()
+
+
+def test_too_many_open_files_are_named_and_not_a_missing_model(tiny_root: Path) -> None:
+    daemon = Daemon([tiny_root], models=["tiny"])
+    daemon.command = ["sh", "-c", 'ulimit -n 60; exec "$@"', "sh", *daemon.command]
+    silent = []
+    try:
+        daemon.start()
+        assert "ulimit" in daemon.log, "the daemon says that the limit may be reached"
+        with daemon.wire() as wire:
+            assert wire.generate("tiny", [5], max_tokens=1).token_ids
+            for _ in range(60):
+                silent.append(socket.socket(socket.AF_UNIX))
+                silent[-1].connect(str(daemon.socket))
+            wait_for(lambda: "no connection can be accepted" in daemon.log, "the files are used up")
+            with refused("RESOURCE_EXHAUSTED", "QUEUE_FULL") as refusal:
+                wire.generate("other", [5], max_tokens=1)
+            assert "open files" in refusal.failure.metadata["limit"]
+            assert refusal.failure.has_retry_info
+            for end in silent:
+                end.close()
+            wait_for(lambda: served(wire, "other"), "it goes on when files are free")
+    finally:
+        daemon.stop()
+
+
+def served(wire: Wire, model: str) -> bool:
+    """Tells whether a generation succeeds."""
+    try:
+        return bool(wire.generate(model, [5], max_tokens=1).token_ids)
+    except grpc.RpcError:
+        return False
 
 
 def free_port() -> int:

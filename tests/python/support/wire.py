@@ -33,8 +33,7 @@ CALL_S = 120.0
 
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 # A channel of its own connection: gRPC Python shares connections between equal channels.
-# By default its authority is the socket's path, which HTTP/2 libraries refuse.
-CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.default_authority", "localhost")]
+CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
 
 
 @dataclass

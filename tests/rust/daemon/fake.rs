@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use mlxd::engine::{
     Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats, Finish, Fit,
-    GenerateEvent, GenerateWork, Generated, LoadEvent, LoadSpec, ModelTable, ResidentModel, ScoreWork,
+    GenerateEvent, GenerateWork, Generated, LoadEvent, LoadSpec, ModelTable, Pulse, ResidentModel, ScoreWork,
     Scored, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
@@ -25,6 +25,7 @@ pub struct Fake {
     kill: Arc<Mutex<Option<oneshot::Sender<()>>>>,
     running: Arc<watch::Sender<usize>>,
     table: Arc<watch::Sender<ModelTable>>,
+    pub pulse: Pulse,
 }
 
 #[derive(Default)]
@@ -67,7 +68,8 @@ impl Fake {
             work.abort_all();
         });
         let table = fake.table.subscribe();
-        (fake, EngineHandle::new(commands, watch, device, settings, table))
+        let handle = EngineHandle::new(commands, watch, device, settings, table);
+        (fake.clone(), handle.with_pulse(fake.pulse))
     }
 
     pub fn kill(&self) {

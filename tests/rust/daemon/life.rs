@@ -197,6 +197,19 @@ async fn when_the_engine_dies_every_call_ends_and_the_daemon_fails() {
 }
 
 #[tokio::test]
+async fn health_tells_of_an_engine_that_hangs_and_of_one_that_goes_on() {
+    let daemon = Daemon::with(|config| config.engine_stall = std::time::Duration::from_millis(1)).await;
+    let mut health = HealthClient::new(daemon.channel().await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut next = async || watch.next().await.unwrap().unwrap().status();
+    assert_eq!(next().await, ServingStatus::Serving);
+    daemon.engine.pulse.begin();
+    assert_eq!(next().await, ServingStatus::NotServing);
+    daemon.engine.pulse.wait();
+    assert_eq!(next().await, ServingStatus::Serving);
+}
+
+#[tokio::test]
 async fn a_live_daemons_socket_is_not_taken_over() {
     let daemon = Daemon::start().await;
     let (_fake, handle) = Fake::start(config(&daemon.folder).engine);

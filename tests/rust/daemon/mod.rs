@@ -4,10 +4,12 @@
 #![allow(unreachable_pub, reason = "what a test's modules share")]
 
 mod calls;
+mod connections;
 mod errors;
 mod fake;
 mod folder;
 mod harness;
 mod life;
 mod models;
+mod raw;
 mod sessions;

@@ -17,9 +17,9 @@ from mlxd.v1.session_pb2_grpc import SessionServiceStub
 Metadata = tuple[tuple[str, str], ...]
 
 
-def options(target: Target) -> list[tuple[str, Any]]:
-    """Returns the channel options for a target."""
-    result: list[tuple[str, Any]] = [
+def options() -> list[tuple[str, Any]]:
+    """Returns the channel options."""
+    return [
         # The daemon limits what it accepts; scores and logprobs of long inputs are large.
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -29,26 +29,22 @@ def options(target: Target) -> list[tuple[str, Any]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
-    if target.unix:
-        # gRPC would send the socket's path, which is not a valid HTTP/2 authority.
-        result.append(("grpc.default_authority", "localhost"))
-    return result
 
 
 def sync_channel(target: Target) -> grpc.Channel:
     """Makes a channel; it connects at the first call."""
     if target.tls:
         credentials = grpc.ssl_channel_credentials()
-        return grpc.secure_channel(target.target, credentials, options(target))
-    return grpc.insecure_channel(target.target, options(target))
+        return grpc.secure_channel(target.target, credentials, options())
+    return grpc.insecure_channel(target.target, options())
 
 
 def aio_channel(target: Target) -> grpc.aio.Channel:
     """Makes an asyncio channel; it connects at the first call."""
     if target.tls:
         credentials = grpc.ssl_channel_credentials()
-        return grpc.aio.secure_channel(target.target, credentials, options(target))
-    return grpc.aio.insecure_channel(target.target, options(target))
+        return grpc.aio.secure_channel(target.target, credentials, options())
+    return grpc.aio.insecure_channel(target.target, options())
 
 
 class Stubs:

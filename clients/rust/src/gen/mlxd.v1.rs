@@ -65,8 +65,9 @@ pub enum ErrorReason {
     /// RESOURCE_EXHAUSTED + QuotaFailure: the caller has reached sessions_max;
     /// metadata limit, value.
     SessionLimit = 26,
-    /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client or of all clients
-    /// is full; metadata limit, value.
+    /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
+    /// or of all clients is full, or too many connections or files are open;
+    /// metadata limit, value.
     QueueFull = 30,
     /// FAILED_PRECONDITION: the KV cache for prompt and max_tokens exceeds the
     /// budget left beside the weights; metadata needed_bytes, available_bytes.

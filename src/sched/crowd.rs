@@ -1,0 +1,193 @@
+//! Who may wait when many do. A client can invent names, so it is counted by its connection too; and a full
+//! queue does not shut out those who have little in it: a newcomer takes the place of the last request of
+//! whoever has most, by principal first, then by connection, then by client.
+
+use std::collections::BTreeMap;
+
+use super::Priority;
+use crate::clock::Moment;
+use crate::ids::{ClientId, ConnectionId, Principal};
+
+/// Whose a request is, from the widest circle to the narrowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner<'a> {
+    /// The user, or the token.
+    pub principal: &'a Principal,
+    /// The connection it came on.
+    pub connection: ConnectionId,
+    /// The name that the client gave itself.
+    pub client: &'a ClientId,
+}
+
+/// A request that waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiter<'a> {
+    /// Whose it is.
+    pub owner: Owner<'a>,
+    /// Its priority.
+    pub priority: Priority,
+    /// Time since when it waits.
+    pub since: Moment,
+    /// Whether its caller has had something of it; then it keeps its place.
+    pub has_begun: bool,
+}
+
+/// What becomes of a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// It waits.
+    Waits,
+    /// It waits in the place of this one.
+    Replaces(usize),
+    /// Too many wait in all.
+    Full,
+    /// Too many of its client or its connection wait.
+    FullForClient,
+}
+
+/// Number of circles around a request.
+const CIRCLES: usize = 3;
+
+type Circle<'a> = (&'a Principal, Option<ConnectionId>, Option<&'a ClientId>);
+
+impl<'a> Owner<'a> {
+    /// Returns one of the circles, the widest first.
+    fn circle(&self, depth: usize) -> Circle<'a> {
+        (self.principal, (depth > 0).then_some(self.connection), (depth > 1).then_some(self.client))
+    }
+}
+
+/// Decides on a newcomer beside those who wait.
+#[must_use]
+pub fn enter(newcomer: Owner<'_>, waiting: &[Waiter<'_>], count_max: u32, of_client_max: u32) -> Entry {
+    let count = |of: &dyn Fn(&Owner<'_>) -> bool| waiting.iter().filter(|waiter| of(&waiter.owner)).count();
+    let of_client = count(&|owner| owner.client == newcomer.client);
+    let of_connection = count(&|owner| owner.connection == newcomer.connection);
+    if of_client.max(of_connection) >= of_client_max as usize {
+        return Entry::FullForClient;
+    }
+    if waiting.len() < count_max as usize {
+        return Entry::Waits;
+    }
+    replaced(newcomer, waiting).map_or(Entry::Full, Entry::Replaces)
+}
+
+/// Returns the place that a newcomer to a full queue may take.
+fn replaced(newcomer: Owner<'_>, waiting: &[Waiter<'_>]) -> Option<usize> {
+    let mut group: Vec<usize> = (0..waiting.len()).collect();
+    for depth in 0..CIRCLES {
+        let counts = counts(&group, waiting, depth);
+        let own = newcomer.circle(depth);
+        let mine = counts.get(&own).copied().unwrap_or(0);
+        let most = counts.values().copied().max()?;
+        // Otherwise the two would only have changed places.
+        if most > mine + 1 {
+            return last_of_largest(group, waiting, depth);
+        }
+        group.retain(|place| waiting[*place].owner.circle(depth) == own);
+    }
+    None
+}
+
+/// Returns the last request of the largest circle in the largest circle, and so on.
+fn last_of_largest(mut group: Vec<usize>, waiting: &[Waiter<'_>], depth: usize) -> Option<usize> {
+    for depth in depth..CIRCLES {
+        let counts = counts(&group, waiting, depth);
+        let (largest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        group.retain(|place| waiting[*place].owner.circle(depth) == largest);
+    }
+    let may_go = group.into_iter().filter(|place| !waiting[*place].has_begun);
+    may_go.max_by_key(|place| (waiting[*place].priority, waiting[*place].since, *place))
+}
+
+/// Counts those of a group by circle.
+fn counts<'a>(group: &[usize], waiting: &[Waiter<'a>], depth: usize) -> BTreeMap<Circle<'a>, usize> {
+    let mut counts = BTreeMap::new();
+    for place in group {
+        *counts.entry(waiting[*place].owner.circle(depth)).or_insert(0) += 1;
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A queue of four.
+    struct Door {
+        names: Vec<(Principal, ConnectionId, ClientId)>,
+        begun: Vec<usize>,
+        of_client_max: u32,
+    }
+
+    fn name(principal: &str, connection: u64, client: &str) -> (Principal, ConnectionId, ClientId) {
+        (principal.into(), ConnectionId(connection), client.into())
+    }
+
+    impl Door {
+        fn new(waiting: &[(&str, u64, &str)]) -> Self {
+            let names =
+                waiting.iter().map(|(principal, connection, client)| name(principal, *connection, client));
+            Self { names: names.collect(), begun: vec![], of_client_max: 9 }
+        }
+
+        fn enter(&self, newcomer: (&str, u64, &str)) -> Entry {
+            let waiting: Vec<Waiter<'_>> = self
+                .names
+                .iter()
+                .enumerate()
+                .map(|(place, (principal, connection, client))| Waiter {
+                    owner: Owner { principal, connection: *connection, client },
+                    priority: Priority::Normal,
+                    since: Moment::at(Duration::from_secs(place as u64)),
+                    has_begun: self.begun.contains(&place),
+                })
+                .collect();
+            let (principal, connection, client) = name(newcomer.0, newcomer.1, newcomer.2);
+            let newcomer = Owner { principal: &principal, connection, client: &client };
+            enter(newcomer, &waiting, 4, self.of_client_max)
+        }
+    }
+
+    #[test]
+    fn invented_names_count_for_their_connection() {
+        let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "b")]);
+        door.of_client_max = 2;
+        assert_eq!(door.enter(("u", 1, "c")), Entry::FullForClient);
+        assert_eq!(door.enter(("u", 2, "a")), Entry::Waits);
+        door = Door::new(&[("u", 1, "a"), ("u", 2, "a")]);
+        door.of_client_max = 2;
+        assert_eq!(door.enter(("u", 3, "a")), Entry::FullForClient, "a name counts over all connections");
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_place_of_the_last_of_the_largest() {
+        let door = Door::new(&[("u", 1, "a"), ("u", 1, "b"), ("u", 1, "c"), ("u", 2, "d")]);
+        assert_eq!(door.enter(("u", 3, "e")), Entry::Replaces(2));
+        let door = Door::new(&[("u", 1, "a"), ("u", 1, "b"), ("u", 2, "d"), ("u", 3, "e")]);
+        assert_eq!(door.enter(("u", 2, "d")), Entry::Full, "they would have changed places");
+        let door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a"), ("u", 1, "b")]);
+        assert_eq!(door.enter(("u", 1, "c")), Entry::Replaces(2), "within a connection too");
+        assert_eq!(door.enter(("u", 1, "a")), Entry::Full);
+    }
+
+    #[test]
+    fn principals_share_before_connections_do() {
+        let door = Door::new(&[("u", 1, "a"), ("u", 2, "b"), ("u", 3, "c"), ("v", 4, "d")]);
+        assert_eq!(door.enter(("w", 5, "e")), Entry::Replaces(2));
+        let door = Door::new(&[("u", 1, "a"), ("u", 2, "b"), ("v", 4, "d"), ("v", 4, "d")]);
+        assert_eq!(door.enter(("w", 5, "e")), Entry::Replaces(3));
+        assert_eq!(door.enter(("u", 5, "e")), Entry::Full);
+    }
+
+    #[test]
+    fn a_request_that_has_begun_keeps_its_place() {
+        let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a")]);
+        door.begun = vec![2, 3];
+        assert_eq!(door.enter(("u", 2, "b")), Entry::Replaces(1));
+        door.begun = vec![0, 1, 2, 3];
+        assert_eq!(door.enter(("u", 2, "b")), Entry::Full);
+    }
+}
