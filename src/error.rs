@@ -21,10 +21,10 @@ pub enum Error {
     EmptyPrompt,
     /// The input leaves no room in the context.
     #[error(
-        "the input has {prompt_tokens} tokens; the model's context of {context_length} leaves no room for an answer"
+        "the input has at least {prompt_tokens} tokens; the model's context of {context_length} leaves no room for an answer"
     )]
     ContextOverflow {
-        /// Tokens of the input, the session's included.
+        /// Tokens of the input, the session's included; of a long one only as many as were counted.
         prompt_tokens: u32,
         /// Tokens the model can hold.
         context_length: u32,
@@ -35,6 +35,14 @@ pub enum Error {
     /// The message exceeds the size limit.
     #[error("a message may have at most {limit_bytes} bytes")]
     MessageTooLarge {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The answer exceeds the size limit.
+    #[error(
+        "answer_bytes_max: an answer may have at most {limit_bytes} bytes; streams and pages have no such limit"
+    )]
+    AnswerTooLarge {
         /// The limit.
         limit_bytes: u64,
     },
@@ -174,6 +182,12 @@ pub enum Error {
     /// The caller does not read its stream.
     #[error("slow_reader_s: the caller read nothing of the stream for {limit:?}")]
     SlowReader {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The request does not arrive.
+    #[error("receive_s: the request did not arrive within {limit:?}")]
+    SlowSender {
         /// The limit.
         limit: Duration,
     },

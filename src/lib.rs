@@ -8,6 +8,7 @@ pub mod backend;
 pub mod cache;
 pub mod clock;
 pub mod config;
+pub mod count;
 pub mod daemon;
 pub mod device;
 pub mod engine;

@@ -6,8 +6,10 @@ use std::time::Duration;
 /// Limits on what callers may ask for and hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one gRPC message, in either direction.
+    /// Bytes of one message of a request.
     pub message_bytes_max: usize,
+    /// Bytes of one message of an answer.
+    pub answer_bytes_max: usize,
     /// Connections at once that have made an admitted call.
     pub connections_max: u32,
     /// Connections at once that have not made one yet.
@@ -40,4 +42,16 @@ pub struct Limits {
     pub logit_bias_max: u32,
     /// Bytes of one `prompt` or rendered chat, which the tokenizer gets.
     pub text_bytes_max: usize,
+    /// Bytes of all requests that arrive or are prepared.
+    pub receive_bytes_max: usize,
+    /// The same of one connection.
+    pub receive_bytes_per_connection_max: usize,
+    /// Time for a request to arrive.
+    pub receive: Duration,
+    /// Messages, texts and tool calls of one chat, those of its session included.
+    pub chat_parts_max: u32,
+    /// Tools of one chat.
+    pub tools_max: u32,
+    /// Prompts that are rendered or tokenized at once; None chooses by the number of processors.
+    pub preparations_max: Option<u64>,
 }

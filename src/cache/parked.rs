@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 use super::Transcript;
 use crate::backend::ParkedId;
 use crate::clock::Moment;
+use crate::count::count;
 use crate::ids::{Principal, SessionKey};
 
 /// Hash of whatever shapes a KV cache besides tokens and media, such as an adapter; 0 is the plain model.
@@ -59,10 +60,6 @@ pub struct Parked {
     /// Ordered by key, then by transcript.
     entries: Vec<CacheEntry>,
     bytes: u64,
-}
-
-fn count(tokens: usize) -> u32 {
-    u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
 impl CacheEntry {

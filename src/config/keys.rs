@@ -59,6 +59,10 @@ const DAY_S: i64 = 24 * 60 * 60;
 
 /// Returns all of them, in the order of the example file.
 pub(super) fn keys() -> Vec<Key> {
+    [start(), engine(), sessions(), calls(), end()].into_iter().flatten().collect()
+}
+
+fn start() -> Vec<Key> {
     vec![
         text("socket", "", |_, _| {}),
         text("listen", "", |_, _| {}),
@@ -67,6 +71,11 @@ pub(super) fn keys() -> Vec<Key> {
         text("hf_cache", "", |_, _| {}),
         list("models", ',', |c, names| c.models = names),
         flag("auto_load", true, |c, flag| c.auto_load = flag),
+    ]
+}
+
+fn engine() -> Vec<Key> {
+    vec![
         // 0 leaves it to the engine, which knows the device.
         number("memory_budget_bytes", 0, 0..=i64::MAX, |c, n| {
             c.engine.memory_budget_bytes = n.unless_zero();
@@ -93,13 +102,25 @@ pub(super) fn keys() -> Vec<Key> {
         }),
         number("priority_ageing_s", 10, 1..=DAY_S, |c, n| c.engine.priority_ageing = n.seconds()),
         number("slow_reader_s", 60, 1..=DAY_S, |c, n| c.engine.slow_reader = n.seconds()),
+    ]
+}
+
+fn sessions() -> Vec<Key> {
+    vec![
         number("sessions_max", 1024, 1..=1_000_000, |c, n| c.limits.sessions_max = n.get()),
         number("session_ttl_s", DAY_S, 1..=3650 * DAY_S, |c, n| c.limits.session_ttl = n.seconds()),
         number("session_ttl_max_s", 30 * DAY_S, 1..=3650 * DAY_S, |c, n| {
             c.limits.session_ttl_max = n.seconds();
         }),
+    ]
+}
+
+fn calls() -> Vec<Key> {
+    vec![
         // A context of a million tokens is about 4 MB of text.
         number("message_bytes_max", 16 << 20, 1024..=GIB, |c, n| c.limits.message_bytes_max = n.get()),
+        // What a gRPC client takes if it is not told otherwise.
+        number("answer_bytes_max", 4 << 20, 65_536..=GIB, |c, n| c.limits.answer_bytes_max = n.get()),
         number("text_bytes_max", 16 << 20, 1024..=GIB, |c, n| c.limits.text_bytes_max = n.get()),
         number("connections_max", 256, 1..=65_536, |c, n| c.limits.connections_max = n.get()),
         number("connections_unproven_max", 64, 1..=65_536, |c, n| {
@@ -120,6 +141,19 @@ pub(super) fn keys() -> Vec<Key> {
         number("stop_string_bytes_max", 1024, 1..=65_536, |c, n| c.limits.stop_string_bytes_max = n.get()),
         number("stop_token_ids_max", 64, 0..=65_536, |c, n| c.limits.stop_token_ids_max = n.get()),
         number("logit_bias_max", 1024, 0..=65_536, |c, n| c.limits.logit_bias_max = n.get()),
+        number("receive_bytes_max", 256 << 20, 1024..=16 * GIB, |c, n| c.limits.receive_bytes_max = n.get()),
+        number("receive_bytes_per_connection_max", 32 << 20, 1024..=16 * GIB, |c, n| {
+            c.limits.receive_bytes_per_connection_max = n.get();
+        }),
+        number("receive_s", 10, 1..=DAY_S, |c, n| c.limits.receive = n.seconds()),
+        number("chat_parts_max", 16_384, 1..=1 << 20, |c, n| c.limits.chat_parts_max = n.get()),
+        number("tools_max", 1024, 0..=65_536, |c, n| c.limits.tools_max = n.get()),
+        number("preparations_max", 0, 0..=1024, |c, n| c.limits.preparations_max = n.unless_zero()),
+    ]
+}
+
+fn end() -> Vec<Key> {
+    vec![
         number("drain_s", 30, 0..=DAY_S, |c, n| c.drain = n.seconds()),
         number("engine_stall_s", 120, 1..=DAY_S, |c, n| c.engine_stall = n.seconds()),
         word("log_format", &LogFormat::WORDS, |c, word| c.log_format = LogFormat::from_word(word)),

@@ -164,6 +164,7 @@ async fn open(
             service: Arc::clone(&service),
             authenticator: Arc::clone(&gatekeeper),
             connection,
+            intake: service.intake(),
         };
         let (limits, authenticator) = (config.limits.clone(), Arc::clone(authenticator));
         accepting.spawn(net::accept(listener, limits, authenticator, phase.subscribe(), gate));

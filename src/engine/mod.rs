@@ -19,7 +19,7 @@ mod thread;
 pub use api::{
     Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, Finish,
     GenerateEvent, GenerateWork, Generated, LoadEvent, Penalty, Pulse, ResidentModel, Sampling, ScoreWork,
-    Scored, Stopping, WorkOrigin, XtcSampling,
+    Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 

@@ -136,8 +136,9 @@ fn unusable(model: &ModelName, error: &TextError) -> Error {
         TextError::Unsupported { .. } => {
             Error::ModelUnsupported { model: model.clone(), why: error.to_string() }
         }
-        TextError::Invalid { .. } | TextError::Encode(_) | TextError::Render(_) => {
-            Error::ModelInvalid { model: model.clone(), why: error.to_string() }
-        }
+        TextError::Invalid { .. }
+        | TextError::Encode(_)
+        | TextError::TooLong { .. }
+        | TextError::Render(_) => Error::ModelInvalid { model: model.clone(), why: error.to_string() },
     }
 }

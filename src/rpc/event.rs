@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use prost::Message as _;
+
 use super::pb::{self, stream_generate_response as stream};
+use crate::error::Error;
 use crate::service::{
     EffectiveSampling, Event, Finish, Finished, OutputDelta, Scores, Started, TokenLogprob, TokenLogprobs,
     TokenScore, Usage,
@@ -24,30 +27,61 @@ pub(super) fn stream_event(event: Event) -> pb::StreamGenerateResponse {
     pb::StreamGenerateResponse { event: Some(event) }
 }
 
-/// Adds an event to the answer of a call that returns everything at once.
-pub(super) fn collect(answer: &mut pb::GenerateResponse, event: Event) {
-    match event {
-        Event::Started(started) => {
-            let started = self::started(started);
-            answer.request_id = started.request_id;
-            answer.model_revision = started.model_revision;
-            answer.sampling = started.sampling;
-        }
-        Event::Progress { .. } => {}
-        Event::Delta(OutputDelta { text, token_ids, logprobs }) => {
-            answer.text.push_str(&text);
-            answer.token_ids.extend(token_ids);
-            answer.logprobs.extend(logprobs.into_iter().map(token_logprobs));
-        }
-        Event::Finished(finished) => {
-            let finished = self::finished(finished);
-            answer.finish_reason = finished.finish_reason;
-            answer.stop_string = finished.stop_string;
-            answer.usage = finished.usage;
-            answer.timings = finished.timings;
-            answer.session_token_count = finished.session_token_count;
-        }
+/// The answer of a call that returns everything at once, as far as it has come.
+pub(super) struct Collected {
+    answer: pb::GenerateResponse,
+    /// Bytes that it has at least.
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Collected {
+    /// Begins an answer of at most `bytes_max` bytes.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { answer: pb::GenerateResponse::default(), bytes: 0, bytes_max }
     }
+
+    /// Adds an event; fails as soon as the answer is too large, so that nothing is computed in vain.
+    pub(super) fn add(&mut self, event: Event) -> Result<(), Error> {
+        let answer = &mut self.answer;
+        match event {
+            Event::Started(started) => {
+                let started = self::started(started);
+                answer.request_id = started.request_id;
+                answer.model_revision = started.model_revision;
+                answer.sampling = started.sampling;
+            }
+            Event::Progress { .. } => {}
+            Event::Delta(OutputDelta { text, token_ids, logprobs }) => {
+                self.bytes += text.len() + token_ids.len();
+                answer.text.push_str(&text);
+                answer.token_ids.extend(token_ids);
+                for token in logprobs.into_iter().map(token_logprobs) {
+                    self.bytes += token.encoded_len();
+                    answer.logprobs.push(token);
+                }
+            }
+            Event::Finished(finished) => {
+                let finished = self::finished(finished);
+                answer.finish_reason = finished.finish_reason;
+                answer.stop_string = finished.stop_string;
+                answer.usage = finished.usage;
+                answer.timings = finished.timings;
+                answer.session_token_count = finished.session_token_count;
+            }
+        }
+        at_most_bytes(self.bytes, self.bytes_max)
+    }
+
+    /// Returns the answer if it can be sent.
+    pub(super) fn whole(self) -> Result<pb::GenerateResponse, Error> {
+        at_most_bytes(self.answer.encoded_len(), self.bytes_max).map(|()| self.answer)
+    }
+}
+
+/// Refuses an answer that cannot be sent.
+pub(super) fn at_most_bytes(bytes: usize, bytes_max: usize) -> Result<(), Error> {
+    if bytes <= bytes_max { Ok(()) } else { Err(Error::AnswerTooLarge { limit_bytes: bytes_max as u64 }) }
 }
 
 pub(super) fn scores(scores: Scores) -> pb::ScoreResponse {
@@ -95,11 +129,6 @@ pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
 
 pub(super) fn timestamp(time: SystemTime) -> Option<prost_types::Timestamp> {
     Some(time.into())
-}
-
-/// Saturates: counts on the wire have 32 bits.
-pub(super) fn count(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn started(started: Started) -> pb::GenerateStarted {

@@ -16,19 +16,22 @@ use tonic::service::Routes;
 use tower::ServiceExt;
 use tracing::Instrument;
 
-use super::body::{CallLog, ObservedBody, add_reason};
+use super::body::{CallLog, ObservedBody, ReceivedBody, add_reason};
 use super::status::status;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::RequestId;
 use crate::net::{Authenticator, Connection, is_plain};
-use crate::service::{Caller, Service};
+use crate::service::{Caller, Claim, Intake, Service};
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
 /// Prefix of the paths that are answered while the daemon drains too: a supervisor asks for health then.
 const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
+
+/// Prefix of the paths whose callers may send messages as long as they like.
+const REFLECTION_PREFIX: &str = "/grpc.reflection.";
 
 /// The gate of one connection.
 #[derive(Clone)]
@@ -41,6 +44,8 @@ pub struct Gate {
     pub authenticator: Arc<Authenticator>,
     /// The connection.
     pub connection: Connection,
+    /// The bytes that its requests may have.
+    pub intake: Intake,
 }
 
 impl tower::Service<Request<Incoming>> for Gate {
@@ -69,7 +74,7 @@ impl Gate {
         if let Ok(value) = HeaderValue::from_str(id.as_str()) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
-        log.code = add_reason(response.headers_mut(), self.service.limits().message_bytes_max);
+        log.code = add_reason(response.headers_mut(), self.service.limits());
         response.map(|body| Body::new(ObservedBody::new(body, log)))
     }
 
@@ -85,16 +90,29 @@ impl Gate {
         }
         let timeout = timeout(request.headers())?;
         let deadline = timeout.map(|timeout| arrived.after(timeout));
-        let connection = self.connection.id;
-        let caller = Caller { request: id, principal, connection, client, arrived, deadline };
+        let (connection, claim) = (self.connection.id, Claim::default());
+        let caller =
+            Caller { request: id, principal, connection, client, arrived, deadline, claim: claim.clone() };
         tracing::debug!(client = %caller.client, ?timeout, "a call");
         request.extensions_mut().insert(caller);
-        let answer = self.routes.clone().oneshot(request);
+        let answer = self.route(request, claim);
         let Some(timeout) = timeout else { return answer.await.map_err(|never| match never {}) };
         match tokio::time::timeout(timeout, answer).await {
             Ok(answer) => answer.map_err(|never| match never {}),
             Err(_) => Err(Error::Deadline),
         }
+    }
+}
+
+impl Gate {
+    async fn route(&self, request: Request<Incoming>, claim: Claim) -> Result<Response<Body>, Infallible> {
+        let routes = self.routes.clone();
+        if request.uri().path().starts_with(REFLECTION_PREFIX) {
+            return routes.oneshot(request).await;
+        }
+        let limit = self.service.limits().receive;
+        let received = |body| ReceivedBody::new(body, self.intake.clone(), claim, limit);
+        routes.oneshot(request.map(received)).await
     }
 }
 

@@ -3,18 +3,20 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use prost::Message as _;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::event;
+use super::event::{self, Collected};
 use super::gate::open;
 use super::message;
 use super::pb::{self, inference_service_server::InferenceService};
 use super::status::{answer, status};
+use crate::count::count;
 use crate::error::Error;
 use crate::service::{
-    CountRequest, Counted, GenerateRequest, Generation, Input, OutputOptions, Priority, SamplingOptions,
-    ScoreRequest, Service, StoppingOptions,
+    CountRequest, Counted, Event, GenerateRequest, Generation, Input, OutputOptions, Priority,
+    SamplingOptions, ScoreRequest, Service, StoppingOptions,
 };
 
 pub(super) struct Inference(pub(super) Arc<Service>);
@@ -29,10 +31,12 @@ impl InferenceService for Inference {
         let collected = async {
             // The future is large: boxed, it is only a pointer here.
             let mut generation = Box::pin(self.0.generate(&caller, generate_request(request)?)).await?;
-            let mut answer = pb::GenerateResponse::default();
+            let mut answer = Collected::new(self.0.limits().answer_bytes_max);
             while let Some(event) = generation.next().await? {
-                event::collect(&mut answer, event);
+                answer.add(event)?;
             }
+            let answer = answer.whole()?;
+            generation.commit()?;
             Ok(answer)
         };
         answer(collected.await)
@@ -48,20 +52,20 @@ impl InferenceService for Inference {
         let (caller, request) = open(request)?;
         let request = generate_request(request).map_err(|error| status(&error))?;
         let generation = Box::pin(self.0.generate(&caller, request)).await.map_err(|error| status(&error))?;
-        Ok(Response::new(Box::pin(events(generation))))
+        Ok(Response::new(Box::pin(events(generation, self.0.limits().answer_bytes_max))))
     }
 
     async fn count_tokens(
         &self,
         request: Request<pb::CountTokensRequest>,
     ) -> Result<Response<pb::CountTokensResponse>, Status> {
-        let (_, request) = open(request)?;
+        let (caller, request) = open(request)?;
         let pb::CountTokensRequest { model, input, return_token_ids } = request;
         let counted = async {
             let request = CountRequest { model, input: count_input(input)? };
-            let Counted { tokens, context_length } = self.0.count_tokens(request).await?;
+            let Counted { tokens, context_length } = self.0.count_tokens(&caller, request).await?;
             Ok(pb::CountTokensResponse {
-                token_count: event::count(tokens.len()),
+                token_count: count(tokens.len()),
                 token_ids: if return_token_ids { tokens.to_vec() } else { Vec::new() },
                 context_length,
             })
@@ -79,14 +83,16 @@ impl InferenceService for Inference {
     }
 }
 
-/// The stream that the caller reads; dropping it drops the generation.
+/// The stream that the caller reads; dropping it drops the generation. A session's turn is committed with the
+/// event that ends it, if that can be sent.
 fn events(
     mut generation: Generation,
+    bytes_max: usize,
 ) -> impl Stream<Item = Result<pb::StreamGenerateResponse, Status>> + Send {
     async_stream::stream! {
         loop {
-            match generation.next().await {
-                Ok(Some(event)) => yield Ok(event::stream_event(event)),
+            match next(&mut generation, bytes_max).await {
+                Ok(Some(event)) => yield Ok(event),
                 Ok(None) => return,
                 Err(error) => {
                     // Once the caller has read the error, its session must be usable.
@@ -97,6 +103,20 @@ fn events(
             }
         }
     }
+}
+
+async fn next(
+    generation: &mut Generation,
+    bytes_max: usize,
+) -> Result<Option<pb::StreamGenerateResponse>, Error> {
+    let Some(event) = generation.next().await? else { return Ok(None) };
+    let is_end = matches!(event, Event::Finished(_));
+    let message = event::stream_event(event);
+    if is_end {
+        event::at_most_bytes(message.encoded_len(), bytes_max)?;
+        generation.commit()?;
+    }
+    Ok(Some(message))
 }
 
 fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Error> {

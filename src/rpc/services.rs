@@ -14,17 +14,23 @@ use super::server::Server;
 use super::session::Sessions;
 
 pub use super::health::Health;
+use crate::limits::Limits;
 use crate::service::Service;
+
+/// Limit of a question about the contract: a name.
+const REFLECTION_BYTES_MAX: usize = 64 << 10;
 
 /// Returns the services of the contract, health and reflection.
 ///
 /// # Errors
 /// The descriptor set of the build is damaged.
 pub fn routes(service: &Arc<Service>) -> Result<(Routes, Health), tonic_reflection::server::Error> {
-    let bytes = service.limits().message_bytes_max;
+    let Limits { message_bytes_max, answer_bytes_max, .. } = *service.limits();
     macro_rules! sized {
         ($server:ident, $calls:expr) => {
-            $server::new($calls).max_decoding_message_size(bytes).max_encoding_message_size(bytes)
+            $server::new($calls)
+                .max_decoding_message_size(message_bytes_max)
+                .max_encoding_message_size(answer_bytes_max)
         };
     }
     let (health, health_service) = Health::new();
@@ -38,8 +44,8 @@ pub fn routes(service: &Arc<Service>) -> Result<(Routes, Health), tonic_reflecti
         .add_service(sized!(SessionServiceServer, Sessions(Arc::clone(service))))
         .add_service(sized!(ServerServiceServer, Server(Arc::clone(service))))
         .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_service(reflection().build_v1()?.max_decoding_message_size(REFLECTION_BYTES_MAX))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(REFLECTION_BYTES_MAX))
         .prepare();
     Ok((routes, health))
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::event::{count, duration, timestamp};
+use super::event::{duration, timestamp};
 use super::gate::open;
 use super::message;
 use super::pb::{self, session_service_server::SessionService, truncate_session_request::To};
 use super::status::answer;
+use crate::count::count;
 use crate::error::Error;
 use crate::service::{
     CreateSession, ForkSession, Service, SessionContent, SessionPage, SessionView, TruncateSession,

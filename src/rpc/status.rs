@@ -9,6 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::pb::ErrorReason;
 use crate::error::Error;
+use crate::limits::Limits;
 use crate::service::Reason;
 
 /// The domain of every ErrorInfo.
@@ -43,6 +44,7 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::ContextOverflow => (Code::InvalidArgument, ErrorReason::ContextOverflow),
         Reason::TemplateFailed => (Code::InvalidArgument, ErrorReason::TemplateFailed),
         Reason::MessageTooLarge => (Code::InvalidArgument, ErrorReason::MessageTooLarge),
+        Reason::AnswerTooLarge => (Code::ResourceExhausted, ErrorReason::AnswerTooLarge),
         Reason::ModelNotFound => (Code::NotFound, ErrorReason::ModelNotFound),
         Reason::ModelNotLoaded => (Code::FailedPrecondition, ErrorReason::ModelNotLoaded),
         Reason::ModelInvalid => (Code::FailedPrecondition, ErrorReason::ModelInvalid),
@@ -105,6 +107,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         | Error::Draining
         | Error::ModelUnloaded(_)
         | Error::MessageTooLarge { .. }
+        | Error::AnswerTooLarge { .. }
         | Error::ModelNotLoaded(_)
         | Error::ModelInvalid { .. }
         | Error::ModelUnsupported { .. }
@@ -119,6 +122,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         | Error::Deadline
         | Error::DeadlineUnmeetable { .. }
         | Error::SlowReader { .. }
+        | Error::SlowSender { .. }
         | Error::Cancelled(_)
         | Error::EngineDead
         | Error::NonFiniteLogits
@@ -130,14 +134,17 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
 
 /// Returns a status with a reason for one that tonic made without: a message that is too large or cannot be
 /// decoded, an unknown method, a service that health does not know.
-pub(super) fn with_reason(bare: &Status, message_bytes_max: usize) -> Status {
+pub(super) fn with_reason(bare: &Status, limits: &Limits) -> Status {
     let message = match (bare.code(), bare.message()) {
         (Code::Unimplemented, "") => "this daemon has no such method",
         (_, message) => message,
     };
     // tonic tells which limit was exceeded in the text only.
-    if message.contains("message length too large") {
-        return status(&Error::MessageTooLarge { limit_bytes: message_bytes_max as u64 });
+    if message.contains("decoded message length too large") {
+        return status(&Error::MessageTooLarge { limit_bytes: limits.message_bytes_max as u64 });
+    }
+    if message.contains("encoded message length too large") {
+        return status(&Error::AnswerTooLarge { limit_bytes: limits.answer_bytes_max as u64 });
     }
     if bare.code() == Code::Internal && message.contains("decode") {
         return status(&Error::field("message", message));
@@ -205,15 +212,22 @@ mod tests {
     #[test]
     fn statuses_of_tonic_get_a_reason() {
         let large = Status::out_of_range("Error, decoded message length too large: found 9 bytes");
-        let rewritten = with_reason(&large, 7);
+        let limits = Limits::default();
+        let rewritten = with_reason(&large, &limits);
         assert_eq!(
             (rewritten.code(), reason_of(&rewritten)),
             (Code::InvalidArgument, "MESSAGE_TOO_LARGE".into())
         );
-        let unknown = with_reason(&Status::unimplemented(""), 7);
+        let answer = Status::out_of_range("Error, encoded message length too large: found 9 bytes");
+        let rewritten = with_reason(&answer, &limits);
+        assert_eq!(
+            (rewritten.code(), reason_of(&rewritten)),
+            (Code::ResourceExhausted, "ANSWER_TOO_LARGE".into())
+        );
+        let unknown = with_reason(&Status::unimplemented(""), &limits);
         assert_eq!(reason_of(&unknown), "UNIMPLEMENTED");
         assert!(!unknown.message().is_empty());
-        let garbled = with_reason(&Status::internal("failed to decode Protobuf message: x"), 7);
+        let garbled = with_reason(&Status::internal("failed to decode Protobuf message: x"), &limits);
         assert_eq!((garbled.code(), reason_of(&garbled)), (Code::InvalidArgument, "INVALID_FIELD".into()));
     }
 }

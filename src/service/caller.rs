@@ -1,6 +1,7 @@
 //! Who makes a call, and until when the answer is of use. Every edge makes one for each call, before anything
 //! is done for it.
 
+use super::intake::Claim;
 use crate::clock::Moment;
 use crate::engine::{Priority, WorkOrigin};
 use crate::ids::{ClientId, ConnectionId, Principal, RequestId, SessionKey, SessionName};
@@ -20,6 +21,8 @@ pub struct Caller {
     pub arrived: Moment,
     /// End of the time its caller waits.
     pub deadline: Option<Moment>,
+    /// Its share of the bytes of requests that are not prepared yet.
+    pub claim: Claim,
 }
 
 impl Caller {
@@ -30,7 +33,17 @@ impl Caller {
 
     /// Returns the origin of the engine's work for this call.
     pub(super) fn origin(&self, session: Option<SessionKey>, priority: Priority) -> WorkOrigin {
-        let Self { request, principal, connection, client, arrived, deadline } = self.clone();
-        WorkOrigin { request, principal, connection, client, priority, session, arrived, deadline }
+        let Self { request, principal, connection, client, arrived, deadline, claim: _ } = self.clone();
+        WorkOrigin {
+            request,
+            principal,
+            connection,
+            client,
+            priority,
+            session,
+            turn: None,
+            arrived,
+            deadline,
+        }
     }
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Service;
 use super::fields::model_name;
 use super::models::ModelInfo;
-use super::{Service, count};
+use crate::count::count;
 use crate::engine::{DeviceInfo, EngineStats};
 use crate::error::Error;
 use crate::hub::ModelAssets;

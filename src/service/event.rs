@@ -21,7 +21,7 @@ pub enum Event {
     },
     /// New output.
     Delta(OutputDelta),
-    /// The end; a session's turn is committed.
+    /// The end; a session's turn waits to be committed.
     Finished(Finished),
 }
 

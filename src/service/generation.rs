@@ -1,5 +1,6 @@
 //! A running generation: owns the engine's events and the session's turn. Dropping it stops the work before
-//! the next launch and rolls the turn back; nothing else has to be cleaned up.
+//! the next launch and rolls the turn back; nothing else has to be cleaned up. The edge commits the turn once
+//! the answer is on its way.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,11 +9,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use super::Service;
 use super::event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage};
 use super::request::OutputOptions;
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
-use super::{Service, count};
+use crate::count::count;
 use crate::engine::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, GenerateWork, Generated, WorkOrigin};
 use crate::error::Error;
 use crate::hub::ModelAssets;
@@ -53,26 +55,31 @@ pub struct Generation {
     queue_time: Duration,
     /// The output so far; kept for a session only.
     text: String,
-    ended: bool,
+    /// Time that an outcome may stay unread.
+    slow_reader: Duration,
+    /// How it ended, and its tokens; set by the last event.
+    ended: Option<(Finish, Vec<u32>)>,
 }
 
 impl Generation {
     /// Hands a prepared request and its lease to the engine; returns once the engine has admitted it.
     pub(super) async fn start(
         service: &Service,
-        prepared: Prepared,
+        mut prepared: Prepared,
         lease: ModelLease,
     ) -> Result<Self, Error> {
+        let slow_reader = service.engine.settings().slow_reader;
         let until = |deadline| Box::pin(tokio::time::sleep(deadline - service.clock.now()));
         let mut generation = Self {
-            events: submit(service, &prepared, lease)?,
+            events: submit(service, &mut prepared, lease)?,
             first: None,
             deadline: prepared.origin.deadline.map(until),
             prepared,
             cached_tokens: 0,
             queue_time: Duration::ZERO,
             text: String::new(),
-            ended: false,
+            slow_reader,
+            ended: None,
         };
         let first = generation.event().await?;
         if let GenerateEvent::Ended(Err(error)) = first {
@@ -82,12 +89,12 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Returns the next event; none after the end.
+    /// Returns the next event; none after the end. A session's turn is open until [`Self::commit`].
     ///
     /// # Errors
     /// The generation failed or was stopped; its session is as it was before the turn once `self` is dropped.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
-        if self.ended {
+        if self.ended.is_some() {
             return Ok(None);
         }
         let event = match self.first.take() {
@@ -103,11 +110,34 @@ impl Generation {
                 Event::Progress { done_tokens, total_tokens: self.prompt_tokens() }
             }
             GenerateEvent::Delta(delta) => Event::Delta(self.delta(delta)),
-            GenerateEvent::Ended(outcome) => {
-                self.ended = true;
-                Event::Finished(self.finished(outcome?)?)
-            }
+            GenerateEvent::Ended(outcome) => Event::Finished(self.finished(outcome?)),
         }))
+    }
+
+    /// Commits the session's turn, if there is one, after the last event. Call it when that event can be
+    /// delivered: what is not, is not part of the session.
+    ///
+    /// # Errors
+    /// The session was deleted, or the end was not read in time.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        let (Some((finish, generated)), Some(turn)) = (&self.ended, self.prepared.turn.take()) else {
+            return Ok(());
+        };
+        let Context { prompt, adds } = &mut self.prepared.context;
+        let content = match std::mem::replace(adds, Adds::Raw) {
+            Adds::Raw => TurnContent::Raw,
+            Adds::Chat { mut messages, rendered } => {
+                let ending = match (finish, generated.last()) {
+                    (Finish::StopToken, Some(last)) => self.prepared.assets.tokenizer.token_bytes(*last),
+                    (Finish::StopToken | Finish::StopString(_) | Finish::Length, _) => Vec::new(),
+                };
+                let text = chat_text(&rendered, &self.text, &String::from_utf8_lossy(&ending));
+                messages.push(Message::text(Role::Assistant, std::mem::take(&mut self.text)));
+                let text_is_whole = !matches!(finish, Finish::StopString(_));
+                TurnContent::Chat { messages, text, text_is_whole }
+            }
+        };
+        turn.commit(self.slow_reader, joined(&prompt.tokens, generated), content)
     }
 
     async fn event(&mut self) -> Result<GenerateEvent, Error> {
@@ -157,23 +187,22 @@ impl Generation {
         }
     }
 
-    /// Commits the session's turn, then returns the facts of the end.
-    fn finished(&mut self, generated: Generated) -> Result<Finished, Error> {
+    /// Notes how it ended, and returns the facts.
+    fn finished(&mut self, generated: Generated) -> Finished {
         let Generated { finish, tokens, time_to_first_token, decode_time, total_time } = generated;
         let usage = Usage {
             prompt_tokens: self.prompt_tokens(),
             cached_tokens: self.cached_tokens,
             completion_tokens: count(tokens.len()),
         };
-        let session_token_count = match self.prepared.turn.take() {
-            Some(turn) => Some(count(self.commit(turn, finish, &tokens)?)),
-            None => None,
-        };
+        let session_token_count =
+            self.prepared.turn.is_some().then(|| count(self.prepared.context.prompt.len() + tokens.len()));
         let stop_string = match finish {
             Finish::StopString(index) => self.prepared.resolved.stopping.stop_strings.get(index).cloned(),
             Finish::StopToken | Finish::Length => None,
         };
-        Ok(Finished {
+        self.ended = Some((finish, tokens));
+        Finished {
             finish,
             stop_string: stop_string.unwrap_or_default(),
             usage,
@@ -182,38 +211,20 @@ impl Generation {
             decode_time,
             total_time,
             session_token_count,
-        })
-    }
-
-    /// Returns the session's token count.
-    fn commit(&mut self, turn: Turn, finish: Finish, generated: &[u32]) -> Result<usize, Error> {
-        let Context { prompt, adds } = &mut self.prepared.context;
-        let content = match std::mem::replace(adds, Adds::Raw) {
-            Adds::Raw => TurnContent::Raw,
-            Adds::Chat { mut messages, rendered } => {
-                let ending = match (finish, generated.last()) {
-                    (Finish::StopToken, Some(last)) => self.prepared.assets.tokenizer.token_bytes(*last),
-                    (Finish::StopToken | Finish::StopString(_) | Finish::Length, _) => Vec::new(),
-                };
-                let text = chat_text(&rendered, &self.text, &String::from_utf8_lossy(&ending));
-                messages.push(Message::text(Role::Assistant, std::mem::take(&mut self.text)));
-                let text_is_whole = !matches!(finish, Finish::StopString(_));
-                TurnContent::Chat { messages, text, text_is_whole }
-            }
-        };
-        turn.guard.commit(joined(&prompt.tokens, generated), content)
+        }
     }
 }
 
 fn submit(
     service: &Service,
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     lease: ModelLease,
 ) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
     let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
-    let Prepared { origin, assets, context, resolved, output, turn: _ } = prepared;
+    let Prepared { origin, assets, context, resolved, output, turn } = prepared;
+    let turn = turn.as_mut().map(|turn| turn.tie(service.engine.settings().slow_reader));
     service.engine.generate(GenerateWork {
-        origin: origin.clone(),
+        origin: WorkOrigin { turn, ..origin.clone() },
         model: lease,
         prompt: context.prompt.clone(),
         sampling: resolved.sampling.clone(),

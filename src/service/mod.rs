@@ -7,9 +7,11 @@
 
 mod caller;
 mod capabilities;
+mod desk;
 mod event;
 mod fields;
 mod generation;
+mod intake;
 mod models;
 mod prepare;
 mod reason;
@@ -29,6 +31,8 @@ use crate::hub::ModelCatalog;
 use crate::ids::ModelName;
 use crate::limits::Limits;
 use crate::session::SessionBook;
+use desk::Desk;
+use intake::IntakeOfAll;
 use models::Models;
 use sessions::TurnHold;
 
@@ -36,6 +40,7 @@ pub use caller::Caller;
 pub use capabilities::{Feature, ModelCapabilities, Stats};
 pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage};
 pub use generation::Generation;
+pub use intake::{Claim, Intake};
 pub use models::{Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage};
 pub use reason::Reason;
 pub use request::{
@@ -57,6 +62,8 @@ pub struct Service {
     engine: EngineHandle,
     models: Arc<Models>,
     sessions: Arc<SessionBook<TurnHold>>,
+    desk: Arc<Desk>,
+    intake: IntakeOfAll,
     limits: Limits,
     clock: Arc<dyn Clock>,
     started: Moment,
@@ -77,6 +84,8 @@ impl Service {
             models: Arc::new(Models::new(engine.clone(), catalog, auto_load)),
             engine,
             sessions: Arc::new(SessionBook::new(limits.sessions_max, Arc::clone(&clock))),
+            desk: Arc::new(Desk::new(limits.preparations_max)),
+            intake: IntakeOfAll::new(&limits),
             limits,
             started: clock.now(),
             clock,
@@ -88,6 +97,12 @@ impl Service {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Returns the bytes that the requests of a new connection may have.
+    #[must_use]
+    pub fn intake(&self) -> Intake {
+        self.intake.connection()
     }
 
     /// Returns the engine's settings.
@@ -137,9 +152,4 @@ async fn blocking<T: Send + 'static>(
     let span = tracing::Span::current();
     let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
     done.unwrap_or_else(|failure| Err(Error::Internal(failure.to_string())))
-}
-
-/// Saturates: counts in answers have 32 bits.
-fn count(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -1,8 +1,8 @@
 //! Models: loading, unloading, describing, and the lease that a call holds. Which models are in memory is the
 //! engine's to say; it publishes a table, which is read here without a round trip.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -87,6 +87,8 @@ pub(super) struct Models {
     engine: EngineHandle,
     catalog: Arc<ModelCatalog>,
     auto_load: bool,
+    /// The models whose files are being read, each by one call at a time.
+    reading: Mutex<HashMap<ModelName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Service {
@@ -165,7 +167,7 @@ impl Load {
 
 impl Models {
     pub(super) fn new(engine: EngineHandle, catalog: ModelCatalog, auto_load: bool) -> Self {
-        Self { engine, catalog: Arc::new(catalog), auto_load }
+        Self { engine, catalog: Arc::new(catalog), auto_load, reading: Mutex::default() }
     }
 
     /// Returns the assets of a model: of the resident weights, else as the files are now.
@@ -173,8 +175,20 @@ impl Models {
         if let Some(door) = self.engine.door(model) {
             return Ok(Arc::clone(door.assets()));
         }
+        // Those who wait find in the catalog what the first one read. It reads on when its caller leaves.
+        let reading = self.reading(model).lock_owned().await;
         let (catalog, model) = (Arc::clone(&self.catalog), model.clone());
-        blocking(move || catalog.assets(&model)).await
+        blocking(move || {
+            let _reading = reading;
+            catalog.assets(&model)
+        })
+        .await
+    }
+
+    fn reading(&self, model: &ModelName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.retain(|_, calls| Arc::strong_count(calls) > 1);
+        Arc::clone(reading.entry(model.clone()).or_default())
     }
 
     /// Returns a lease of a model, which is loaded first unless it is resident.

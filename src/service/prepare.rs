@@ -1,6 +1,7 @@
 //! A generation from its request to its prompt: everything is checked that needs no model, the session's turn
 //! begins, the model is made resident, the input is rendered and tokenized. [`Generation`] takes over from
-//! there. Whatever fails on the way leaves the session as it was.
+//! there. Whatever fails on the way leaves the session as it was; a caller who leaves on the way ends the
+//! work with the piece that is being done.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,15 +9,23 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::caller::Caller;
+use super::desk::{Desk, Place};
+use super::fields::at_most;
 use super::generation::{Adds, Context, Generation, Prepared};
 use super::request::{Chat, GenerateRequest, Input, Target, Tool};
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
-use super::{Service, blocking, count};
+use super::{Service, blocking};
+use crate::count::count;
 use crate::error::Error;
 use crate::hub::ModelAssets;
-use crate::session::{Message, TurnRequest, TurnStart, chat_context, joined};
-use crate::text::{Conversation, TextError};
+use crate::ids::ConnectionId;
+use crate::limits::Limits;
+use crate::session::{Message, TurnRequest, TurnStart, chat_rest, joined};
+use crate::text::{Conversation, Encoding, TextError};
+
+/// Bytes that rendering a message or a tool costs as much as, besides its own.
+const PART_BYTES: usize = 256;
 
 impl Service {
     /// Checks and prepares a request and hands it to the engine; returns once the engine has admitted it.
@@ -38,47 +47,62 @@ impl Service {
         let fit = async {
             let lease = self.models.lease(&model).await?;
             let assets = Arc::clone(lease.assets());
-            let context = self.context(&assets, "prompt", input, start).await?;
+            let preparation = self.preparation(caller, &assets, "prompt");
+            let context = preparation.within_context().context(input, start).await?;
+            caller.claim.release();
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
             Ok((lease, context, resolved))
         };
         let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
-        let origin = caller.origin(turn.as_ref().map(|turn| turn.guard.key().clone()), priority);
+        let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority);
         let assets = Arc::clone(lease.assets());
         Generation::start(self, Prepared { origin, assets, context, resolved, output, turn }, lease).await
     }
 
-    /// Makes the prompt of an input after what its session holds; `text_field` is the path of a raw text.
-    pub(super) async fn context(
-        &self,
+    /// Returns the means to make the prompt of a caller's input; `text_field` is the path of a raw text.
+    pub(super) fn preparation<'a>(
+        &'a self,
+        caller: &Caller,
         assets: &Arc<ModelAssets>,
         text_field: &'static str,
-        input: Input,
-        start: Option<TurnStart>,
-    ) -> Result<Context, Error> {
-        let (assets, now) = (Arc::clone(assets), self.clock.wall());
-        let text_bytes_max = self.limits.text_bytes_max;
-        blocking(move || Rendering { assets: &assets, now, text_bytes_max, text_field }.context(input, start))
-            .await
+    ) -> Preparation<'a> {
+        Preparation {
+            desk: &self.desk,
+            connection: caller.connection,
+            assets: Arc::clone(assets),
+            now: self.clock.wall(),
+            limits: &self.limits,
+            text_field,
+            tokens_max: None,
+        }
     }
 }
 
-/// The means to render and tokenize an input.
-struct Rendering<'a> {
-    assets: &'a ModelAssets,
+/// The means to render and tokenize an input, piece by piece.
+pub(super) struct Preparation<'a> {
+    desk: &'a Arc<Desk>,
+    connection: ConnectionId,
+    assets: Arc<ModelAssets>,
     now: SystemTime,
-    text_bytes_max: usize,
+    limits: &'a Limits,
     text_field: &'static str,
+    /// Tokens above which the rest does not matter.
+    tokens_max: Option<u32>,
 }
 
-impl Rendering<'_> {
-    /// Renders and tokenizes; takes long for long texts.
-    fn context(&self, input: Input, start: Option<TurnStart>) -> Result<Context, Error> {
+impl Preparation<'_> {
+    /// Gives up as soon as the input is known not to fit the model's context.
+    pub(super) fn within_context(self) -> Self {
+        Self { tokens_max: Some(self.assets.files.facts.context_length), ..self }
+    }
+
+    /// Renders and tokenizes an input after what its session holds.
+    pub(super) async fn context(self, input: Input, start: Option<TurnStart>) -> Result<Context, Error> {
         let vocabulary = self.assets.files.facts.vocabulary_size;
         let context = match input {
-            Input::Chat(chat) => self.chat(chat, start.as_ref())?,
-            Input::Text(text) => self.text(&text, start)?,
+            Input::Chat(chat) => self.chat(chat, start).await?,
+            Input::Text(text) => self.text(text, start).await?,
             Input::Ids(ids) => {
                 if let Some((index, id)) = ids.iter().enumerate().find(|(_, id)| **id >= vocabulary) {
                     let why = format!("token id {id}: the vocabulary has {vocabulary} tokens");
@@ -95,49 +119,115 @@ impl Rendering<'_> {
         if context.prompt.is_empty() { Err(Error::EmptyPrompt) } else { Ok(context) }
     }
 
-    fn text(&self, text: &str, start: Option<TurnStart>) -> Result<Context, Error> {
-        self.refuse_long(self.text_field, text)?;
+    async fn text(&self, text: String, start: Option<TurnStart>) -> Result<Context, Error> {
         let tokenizer = &self.assets.tokenizer;
         // The special tokens around a whole text belong to its beginning only.
         let is_beginning = start.as_ref().is_none_or(|start| start.tokens.is_empty());
-        let new = if is_beginning { tokenizer.encode_prompt(text) } else { tokenizer.encode(text, false) };
-        let new = new.map_err(|error| Error::field(self.text_field, error.to_string()))?;
-        Ok(appended(start, new))
+        let before = start.as_ref().map_or(0, |start| start.tokens.len());
+        self.refuse_beyond_context(before, text.len())?;
+        let encoding = if is_beginning {
+            Encoding::of_prompt(tokenizer, text)
+        } else {
+            Encoding::of_text(tokenizer, text)
+        };
+        Ok(appended(start, self.encode(self.text_field, before, encoding).await?))
     }
 
-    fn chat(&self, chat: Chat, start: Option<&TurnStart>) -> Result<Context, Error> {
-        let ModelAssets { files, tokenizer, chat_template, .. } = self.assets;
-        let template = chat_template.as_ref().ok_or_else(|| Error::NoChatTemplate(files.name.clone()))?;
-        let Chat { messages, tools, arguments } = chat;
-        let old = start.into_iter().flat_map(|start| &start.messages).map(|message| &**message);
-        let all: Vec<Value> = old.chain(&messages).map(Message::to_template_value).collect();
-        let tools: Vec<Value> = tools.iter().map(Tool::to_template_value).collect();
-        let conversation = Conversation {
-            messages: &all,
-            tools: &tools,
-            arguments: &arguments,
-            add_generation_prompt: true,
-            now: self.now,
+    async fn chat(&self, chat: Chat, start: Option<TurnStart>) -> Result<Context, Error> {
+        let held: &[Arc<Message>] = start.as_ref().map_or(&[], |start| &start.messages);
+        let parts = held.iter().map(|message| message.part_count()).sum::<usize>() + chat.part_count();
+        at_most("chat.messages", parts, "chat_parts_max", self.limits.chat_parts_max)?;
+        let bytes = held.iter().map(|message| message.bytes()).sum::<usize>() + chat.bytes();
+        let place = self.desk.place(self.connection, bytes + parts * PART_BYTES).await;
+        let (rendered, messages) = self.render(place, chat, held.to_vec()).await?;
+        let rest = start.as_ref().and_then(|start| chat_rest(start, &rendered));
+        let (old, rest) = match (&start, rest) {
+            (Some(start), Some(rest)) => (Arc::clone(&start.tokens), rest),
+            (_, _) => (Arc::default(), rendered.as_str()),
         };
-        let rendered = template.render(&conversation);
-        let rendered = rendered.map_err(|error| Error::TemplateFailed(error.to_string()))?;
-        self.refuse_long("chat", &rendered)?;
-        // The template writes the special tokens itself.
-        let encode = |text: &str| tokenizer.encode(text, false);
-        let tokens = match start {
-            Some(start) => chat_context(start, &rendered, encode),
-            None => encode(&rendered).map(Arc::from),
+        self.refuse_beyond_context(old.len(), rest.len())?;
+        let tokens = if rest.is_empty() {
+            old
+        } else {
+            // The template writes the special tokens itself.
+            let encoding = Encoding::of_text(&self.assets.tokenizer, rest.to_owned());
+            joined(&old, &self.encode("chat", old.len(), encoding).await?)
         };
-        let tokens = tokens.map_err(|error: TextError| Error::field("chat", error.to_string()))?;
         Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, rendered } })
     }
 
-    fn refuse_long(&self, path: &str, text: &str) -> Result<(), Error> {
-        let max = self.text_bytes_max;
-        if text.len() <= max {
-            return Ok(());
+    /// Returns the conversation as the template writes it, and its new messages.
+    async fn render(
+        &self,
+        place: Place,
+        chat: Chat,
+        held: Vec<Arc<Message>>,
+    ) -> Result<(String, Vec<Message>), Error> {
+        let (assets, now, bytes_max) = (Arc::clone(&self.assets), self.now, self.limits.text_bytes_max);
+        blocking(move || {
+            let _place = place;
+            let ModelAssets { files, chat_template, .. } = &*assets;
+            let template = chat_template.as_ref().ok_or_else(|| Error::NoChatTemplate(files.name.clone()))?;
+            let Chat { messages, tools, arguments } = chat;
+            let all = held.iter().map(|message| &**message).chain(&messages);
+            let all: Vec<Value> = all.map(Message::to_template_value).collect();
+            let tools: Vec<Value> = tools.iter().map(Tool::to_template_value).collect();
+            let conversation = Conversation {
+                messages: &all,
+                tools: &tools,
+                arguments: &arguments,
+                add_generation_prompt: true,
+                now,
+            };
+            let rendered = template.render(&conversation, bytes_max).map_err(|error| match error {
+                TextError::TooLong { .. } => Error::field("chat", format!("text_bytes_max: {error}")),
+                error => Error::TemplateFailed(error.to_string()),
+            });
+            Ok((rendered?, messages))
+        })
+        .await
+    }
+
+    /// Tokenizes a text after `before` tokens.
+    async fn encode(
+        &self,
+        path: &'static str,
+        before: usize,
+        mut encoding: Encoding,
+    ) -> Result<Vec<u32>, Error> {
+        loop {
+            let place = self.desk.place(self.connection, encoding.next_bytes()).await;
+            let piece = move || {
+                let _place = place;
+                let is_done = encoding.advance();
+                is_done
+                    .map(|is_done| (encoding, is_done))
+                    .map_err(|error| Error::field(path, error.to_string()))
+            };
+            let (advanced, is_done) = blocking(piece).await?;
+            if is_done {
+                return Ok(advanced.into_ids());
+            }
+            self.refuse_tokens(before + advanced.token_count())?;
+            encoding = advanced;
         }
-        Err(Error::field(path, format!("text_bytes_max: at most {max} bytes, not {}", text.len())))
+    }
+
+    /// Refuses a text of more bytes than the model's context can stand for, before it is tokenized.
+    fn refuse_beyond_context(&self, before: usize, bytes: usize) -> Result<(), Error> {
+        match self.assets.tokenizer.token_bytes_max() {
+            Some(token_bytes_max) => self.refuse_tokens(before + bytes.div_ceil(token_bytes_max)),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_tokens(&self, tokens: usize) -> Result<(), Error> {
+        match self.tokens_max {
+            Some(context_length) if count(tokens) > context_length => {
+                Err(Error::ContextOverflow { prompt_tokens: count(tokens), context_length })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

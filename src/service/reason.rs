@@ -17,6 +17,7 @@ pub enum Reason {
     ContextOverflow,
     TemplateFailed,
     MessageTooLarge,
+    AnswerTooLarge,
     ModelNotFound,
     ModelNotLoaded,
     ModelInvalid,
@@ -57,6 +58,7 @@ impl Reason {
             Error::ContextOverflow { .. } => Self::ContextOverflow,
             Error::TemplateFailed(_) => Self::TemplateFailed,
             Error::MessageTooLarge { .. } => Self::MessageTooLarge,
+            Error::AnswerTooLarge { .. } => Self::AnswerTooLarge,
             Error::ModelNotFound(_) => Self::ModelNotFound,
             Error::ModelNotLoaded(_) => Self::ModelNotLoaded,
             Error::ModelInvalid { .. } => Self::ModelInvalid,
@@ -75,7 +77,7 @@ impl Reason {
             Error::SessionLimit { .. } => Self::SessionLimit,
             Error::QueueFull { .. } | Error::TooManyOpen { .. } => Self::QueueFull,
             Error::KvTooLarge { .. } => Self::KvTooLarge,
-            Error::Deadline => Self::Deadline,
+            Error::Deadline | Error::SlowSender { .. } => Self::Deadline,
             Error::DeadlineUnmeetable { .. } => Self::DeadlineUnmeetable,
             Error::SlowReader { .. } => Self::SlowReader,
             Error::Cancelled(_) => Self::Cancelled,
@@ -101,6 +103,7 @@ impl Error {
             | Self::ContextOverflow { .. }
             | Self::TemplateFailed(_)
             | Self::MessageTooLarge { .. }
+            | Self::AnswerTooLarge { .. }
             | Self::ModelNotFound(_)
             | Self::ModelNotLoaded(_)
             | Self::ModelInvalid { .. }
@@ -120,6 +123,7 @@ impl Error {
             | Self::Deadline
             | Self::DeadlineUnmeetable { .. }
             | Self::SlowReader { .. }
+            | Self::SlowSender { .. }
             | Self::Cancelled(_)
             | Self::EngineDead
             | Self::NonFiniteLogits
@@ -138,7 +142,9 @@ impl Error {
                 ("prompt_tokens", prompt_tokens.to_string()),
                 ("context_length", context_length.to_string()),
             ],
-            Self::MessageTooLarge { limit_bytes } => vec![("limit_bytes", limit_bytes.to_string())],
+            Self::MessageTooLarge { limit_bytes } | Self::AnswerTooLarge { limit_bytes } => {
+                vec![("limit_bytes", limit_bytes.to_string())]
+            }
             Self::ModelNotFound(model) => vec![("model", model.clone())],
             Self::ModelNotLoaded(model)
             | Self::ModelInvalid { model, .. }
@@ -185,6 +191,9 @@ impl Error {
             ],
             Self::SlowReader { limit } => {
                 vec![("limit", "slow_reader_s".into()), ("value", limit.as_secs().to_string())]
+            }
+            Self::SlowSender { limit } => {
+                vec![("limit", "receive_s".into()), ("value", limit.as_secs().to_string())]
             }
             Self::EmptyPrompt
             | Self::TemplateFailed(_)

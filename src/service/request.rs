@@ -7,13 +7,13 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::event::{TokenScore, Usage};
-use super::fields::{at_least_one, optional_model, session_name, within};
+use super::fields::{at_least_one, at_most, optional_model, session_name, within};
 use super::sampling::{SamplingOptions, StoppingOptions};
 use crate::engine::Priority;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionName};
 use crate::limits::Limits;
-use crate::session::{InputKind, Message, Part, Role};
+use crate::session::{InputKind, Message, Part, Role, object_bytes};
 
 /// A generation.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl GenerateRequest {
         if matches!(target, Target::Model(_)) && self.expected_token_count.is_some() {
             return Err(Error::field("expected_token_count", "needs a session"));
         }
-        self.input.check()?;
+        self.input.check("prompt", limits)?;
         self.sampling.check(limits)?;
         self.stopping.check(limits)?;
         self.output.check(limits)?;
@@ -169,13 +169,15 @@ impl OutputOptions {
 }
 
 impl Input {
-    /// Refuses an input without content, and messages and tools that contradict themselves.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    /// Refuses an input without content or beyond a limit, and messages and tools that contradict themselves;
+    /// `text_field` is the path of a raw text.
+    pub(super) fn check(&self, text_field: &str, limits: &Limits) -> Result<(), Error> {
         match self {
             Self::Text(text) if text.is_empty() => Err(Error::EmptyPrompt),
             Self::Ids(ids) if ids.is_empty() => Err(Error::EmptyPrompt),
-            Self::Text(_) | Self::Ids(_) => Ok(()),
-            Self::Chat(chat) => chat.check(),
+            Self::Text(text) => at_most_bytes(text_field, text.len(), limits),
+            Self::Ids(_) => Ok(()),
+            Self::Chat(chat) => chat.check(limits),
         }
     }
 
@@ -189,8 +191,11 @@ impl Input {
 }
 
 impl Chat {
-    fn check(&self) -> Result<(), Error> {
+    fn check(&self, limits: &Limits) -> Result<(), Error> {
         at_least_one("chat.messages", self.messages.len(), "message")?;
+        at_most("chat.messages", self.part_count(), "chat_parts_max", limits.chat_parts_max)?;
+        at_most("chat.tools", self.tools.len(), "tools_max", limits.tools_max)?;
+        at_most_bytes("chat", self.bytes(), limits)?;
         for (index, message) in self.messages.iter().enumerate() {
             check_message(&format!("chat.messages[{index}]"), message)?;
         }
@@ -200,6 +205,32 @@ impl Chat {
             None => Ok(()),
         }
     }
+}
+
+impl Chat {
+    /// Returns the number of messages, their texts and tool calls.
+    pub(super) fn part_count(&self) -> usize {
+        self.messages.iter().map(Message::part_count).sum()
+    }
+
+    /// Returns the bytes of all that was sent, also of what a template may leave out.
+    pub(super) fn bytes(&self) -> usize {
+        let messages: usize = self.messages.iter().map(Message::bytes).sum();
+        let tools = self
+            .tools
+            .iter()
+            .map(|tool| tool.name.len() + tool.description.len() + object_bytes(&tool.parameters));
+        messages + tools.sum::<usize>() + object_bytes(&self.arguments)
+    }
+}
+
+/// Refuses a text, or what will be one, that is too long for the tokenizer.
+fn at_most_bytes(path: &str, bytes: usize, limits: &Limits) -> Result<(), Error> {
+    let max = limits.text_bytes_max;
+    if bytes <= max {
+        return Ok(());
+    }
+    Err(Error::field(path, format!("text_bytes_max: at most {max} bytes, not {bytes}")))
 }
 
 fn check_message(path: &str, message: &Message) -> Result<(), Error> {
@@ -244,10 +275,14 @@ mod tests {
 
     fn field_of(messages: Vec<Message>) -> String {
         let chat = Chat { messages, tools: Vec::new(), arguments: Map::new() };
-        match Input::Chat(chat).check() {
+        match Input::Chat(chat).check("prompt", &limits()) {
             Err(Error::InvalidField { field, .. }) => field,
             other => panic!("{other:?}"),
         }
+    }
+
+    fn limits() -> Limits {
+        Limits { text_bytes_max: 1000, chat_parts_max: 4, tools_max: 1, ..Limits::default() }
     }
 
     fn call(name: &str) -> Part {
@@ -269,8 +304,33 @@ mod tests {
 
     #[test]
     fn an_input_without_content_is_refused() {
-        assert_eq!(Input::Text(String::new()).check(), Err(Error::EmptyPrompt));
-        assert_eq!(Input::Ids(Vec::new()).check(), Err(Error::EmptyPrompt));
+        let check = |input: Input| input.check("prompt", &limits());
+        assert_eq!(check(Input::Text(String::new())), Err(Error::EmptyPrompt));
+        assert_eq!(check(Input::Ids(Vec::new())), Err(Error::EmptyPrompt));
+    }
+
+    #[test]
+    fn an_input_beyond_a_limit_is_refused_by_its_size_alone() {
+        let refused = |input: Input| match input.check("text", &limits()) {
+            Err(Error::InvalidField { field, why }) => format!("{field}: {why}"),
+            other => panic!("{other:?}"),
+        };
+        let long = "text_bytes_max: at most 1000 bytes, not 1001";
+        assert_eq!(refused(Input::Text("x".repeat(1001))), format!("text: {long}"));
+        let tool =
+            |name: &str| Tool { name: name.into(), description: String::new(), parameters: Map::new() };
+        let chat = |messages, tools, arguments| Input::Chat(Chat { messages, tools, arguments });
+        let hi = || Message::text(Role::User, "hi");
+        let three = chat(vec![hi(), hi(), hi()], Vec::new(), Map::new());
+        assert_eq!(refused(three), "chat.messages: chat_parts_max: at most 4 entries, not 6");
+        let two_tools = chat(vec![hi()], vec![tool("a"), tool("b")], Map::new());
+        assert_eq!(refused(two_tools), "chat.tools: tools_max: at most 1 entries, not 2");
+        // What no template may ever write counts too.
+        let named = Message { name: "x".repeat(1001), ..hi() };
+        let arguments = Map::from_iter([("a".to_owned(), json!(["x".repeat(1001)]))]);
+        for input in [chat(vec![named], Vec::new(), Map::new()), chat(vec![hi()], Vec::new(), arguments)] {
+            assert!(refused(input).starts_with("chat: text_bytes_max: at most 1000 bytes"));
+        }
     }
 
     #[test]

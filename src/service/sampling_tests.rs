@@ -22,6 +22,13 @@ const LIMITS: Limits = Limits {
     stop_token_ids_max: 2,
     logit_bias_max: 2,
     text_bytes_max: 1,
+    answer_bytes_max: 1,
+    receive_bytes_max: 1,
+    receive_bytes_per_connection_max: 1,
+    receive: std::time::Duration::ZERO,
+    chat_parts_max: 1,
+    tools_max: 1,
+    preparations_max: None,
 };
 
 fn facts() -> ModelFacts {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::Service;
 use super::caller::Caller;
 use super::event::{TokenLogprob, TokenScore, Usage};
 use super::fields::{model_name, within};
 use super::request::{CountRequest, Counted, Input, ScoreRequest, Scores, Target};
-use super::{Service, count};
+use crate::count::count;
 use crate::engine::{ScoreWork, Scored, TokenLogprobs, WorkOrigin};
 use crate::error::Error;
 use crate::hub::ModelAssets;
@@ -30,19 +31,19 @@ impl Service {
     ///
     /// # Errors
     /// The request is refused, or the model's files cannot be used.
-    pub async fn count_tokens(&self, request: CountRequest) -> Result<Counted, Error> {
+    pub async fn count_tokens(&self, caller: &Caller, request: CountRequest) -> Result<Counted, Error> {
         let CountRequest { model, input } = request;
         let model = model_name("model", &model)?;
         // An empty text has a count too.
         let is_empty = matches!(&input, Input::Text(text) if text.is_empty());
         if !is_empty {
-            input.check()?;
+            input.check("prompt", &self.limits)?;
         }
         let assets = self.models.assets(&model).await?;
         let tokens = if is_empty {
             [].into()
         } else {
-            self.context(&assets, "prompt", input, None).await?.prompt.tokens
+            self.preparation(caller, &assets, "prompt").context(input, None).await?.prompt.tokens
         };
         Ok(Counted { tokens, context_length: assets.files.facts.context_length })
     }
@@ -54,7 +55,7 @@ impl Service {
     pub async fn score(&self, caller: &Caller, request: ScoreRequest) -> Result<Scores, Error> {
         let ScoreRequest { model, input, top_logprobs, session, priority } = request;
         let target = Target::new(&model, &session)?;
-        input.check()?;
+        input.check("text", &self.limits)?;
         within("top_logprobs", top_logprobs, 0, self.limits.top_logprobs_max)?;
         let input_path = if matches!(input, Input::Ids(_)) { "token_ids.ids" } else { "text" };
         let (model, session, start) = match target {
@@ -68,7 +69,9 @@ impl Service {
         let lease = self.models.lease(&model).await?;
         let assets = &Arc::clone(lease.assets());
         let from = start.as_ref().map_or(0, |start| start.tokens.len());
-        let prompt = self.context(assets, "text", input, start).await?.prompt;
+        let preparation = self.preparation(caller, assets, "text").within_context();
+        let prompt = preparation.context(input, start).await?.prompt;
+        caller.claim.release();
         let max = self.limits.score_tokens_max;
         if prompt.len() - from > max as usize {
             return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));

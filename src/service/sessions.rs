@@ -1,30 +1,36 @@
 //! Sessions: the caller's own, by name. Their rules are in `session`; here names, lifetimes and pages are
 //! checked, and the engine is told to drop the KV caches of sessions that are gone.
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use super::Service;
 use super::caller::Caller;
 use super::fields::{
     fresh_session_name, model_name, optional_model, page_size, page_token, session_name, ttl,
 };
+use crate::engine::TurnTie;
 use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::session::{
-    ListPage, Message, NewSession, SessionBook, SessionView, TurnGuard, TurnRequest, TurnStart,
+    ListPage, Message, NewSession, SessionBook, SessionView, TurnContent, TurnGuard, TurnRequest, TurnStart,
 };
 
-/// The session book's hold on a running turn; dropped when the turn has to stop.
-pub(super) type TurnHold = oneshot::Sender<()>;
+/// The session book's hold on a running turn; told when the session is deleted.
+pub(super) type TurnHold = watch::Sender<bool>;
 
 /// A session's running turn. Dropping it rolls the turn back.
 pub(super) struct Turn {
-    pub(super) guard: TurnGuard<TurnHold>,
-    /// Resolves when the session is deleted.
-    deleted: oneshot::Receiver<()>,
+    key: SessionKey,
+    /// None once the turn was rolled back because its stream was not read.
+    guard: Arc<Mutex<Option<TurnGuard<TurnHold>>>>,
+    deleted: watch::Receiver<bool>,
+    /// Rolls the turn back when its work has ended and nobody reads the outcome.
+    watchdog: Option<AbortHandle>,
 }
 
 impl Turn {
@@ -34,10 +40,62 @@ impl Turn {
         key: &SessionKey,
         request: &TurnRequest,
     ) -> Result<(Self, TurnStart), Error> {
-        let (hold, deleted) = oneshot::channel();
+        let (hold, deleted) = watch::channel(false);
         let (guard, start) = sessions.begin(key, request, hold)?;
-        Ok((Self { guard, deleted }, start))
+        let guard = Arc::new(Mutex::new(Some(guard)));
+        Ok((Self { key: key.clone(), guard, deleted, watchdog: None }, start))
     }
+
+    /// Returns the key of its session.
+    pub(super) fn key(&self) -> &SessionKey {
+        &self.key
+    }
+
+    /// Returns what ties the engine's work to it. The turn is rolled back if that work has ended for `limit`
+    /// and it is not committed.
+    pub(super) fn tie(&mut self, limit: Duration) -> TurnTie {
+        let (working, mut ended) = mpsc::channel::<Infallible>(1);
+        let guard = Arc::clone(&self.guard);
+        let watchdog = tokio::spawn(async move {
+            // Nothing is ever sent: this waits for the end of the work.
+            let _ = ended.recv().await;
+            tokio::time::sleep(limit).await;
+            drop(take(&guard));
+        });
+        self.watchdog = Some(watchdog.abort_handle());
+        TurnTie { deleted: self.deleted.clone(), working }
+    }
+
+    /// Commits the turn; returns the session's token count.
+    pub(super) fn commit(
+        self,
+        limit: Duration,
+        tokens: Arc<[u32]>,
+        content: TurnContent,
+    ) -> Result<(), Error> {
+        let guard = take(&self.guard).ok_or(Error::SlowReader { limit })?;
+        guard.commit(tokens, content).map(drop)
+    }
+
+    async fn deleted(&mut self) {
+        if self.deleted.wait_for(|deleted| *deleted).await.is_err() {
+            // The turn has ended otherwise.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.abort();
+        }
+        drop(take(&self.guard));
+    }
+}
+
+fn take(guard: &Mutex<Option<TurnGuard<TurnHold>>>) -> Option<TurnGuard<TurnHold>> {
+    guard.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// Runs `work` unless the session of `turn` is deleted first.
@@ -49,7 +107,7 @@ pub(super) async fn or_session_deleted<T>(
     tokio::select! {
         biased;
         outcome = work => outcome,
-        _ = &mut turn.deleted => Err(Error::Cancelled("the session was deleted".into())),
+        () = turn.deleted() => Err(Error::Cancelled("the session was deleted".into())),
     }
 }
 
@@ -204,7 +262,10 @@ impl Service {
     /// The caller has no such session, or the engine is dead.
     pub async fn delete_session(&self, caller: &Caller, name: &str) -> Result<(), Error> {
         let key = caller.session(session_name("name", name)?);
-        self.sessions.delete(&key)?;
+        // First the turn, so that it leaves no cache behind after those that are dropped.
+        if let Some(turn) = self.sessions.delete(&key)? {
+            turn.send_replace(true);
+        }
         self.engine.forget(key).await
     }
 

@@ -126,13 +126,12 @@ impl<H> SessionBook<H> {
         act(&mut live(&mut owned, key, now)?.session, now)
     }
 
-    /// Removes a session; a running turn loses its `H`.
-    pub fn delete(&self, key: &SessionKey) -> Result<(), Error> {
+    /// Removes a session; returns the `H` of a running turn.
+    pub fn delete(&self, key: &SessionKey) -> Result<Option<H>, Error> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         live(&mut owned, key, now)?;
-        owned.remove(&key.name);
-        Ok(())
+        Ok(owned.remove(&key.name).and_then(|entry| entry.turn))
     }
 
     /// Returns one page of an owner's sessions, and whether there are more.

@@ -5,20 +5,13 @@ use std::sync::Arc;
 
 use super::state::TurnStart;
 
-/// Returns the tokens a chat turn runs on. `rendered` is the chat template's text of old and new messages. If
-/// it starts with the text the session holds, only the rest is tokenized and appended, so that the session's
-/// tokens stay as they are; else all of it is tokenized anew, and cached KV is reused as far as the tokens
-/// are the same.
-pub fn chat_context<E>(
-    start: &TurnStart,
-    rendered: &str,
-    encode: impl FnOnce(&str) -> Result<Vec<u32>, E>,
-) -> Result<Arc<[u32]>, E> {
-    match start.text.as_deref().and_then(|text| rendered.strip_prefix(text)) {
-        Some("") => Ok(Arc::clone(&start.tokens)),
-        Some(rest) => Ok(joined(&start.tokens, &encode(rest)?)),
-        None => encode(rendered).map(Arc::from),
-    }
+/// Returns the end of a chat turn's text that has to be tokenized and appended to the session's tokens, so
+/// that these stay as they are. `rendered` is the chat template's text of old and new messages; if it does
+/// not start with the text that the session holds, there is no such end: all of it is tokenized anew, and
+/// cached KV is reused as far as the tokens are the same.
+#[must_use]
+pub fn chat_rest<'a>(start: &TurnStart, rendered: &'a str) -> Option<&'a str> {
+    rendered.strip_prefix(start.text.as_deref()?)
 }
 
 /// Returns two runs of tokens as one, in one allocation.
@@ -36,39 +29,27 @@ pub fn chat_text(rendered: &str, output: &str, ending: &str) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use super::*;
 
-    /// One token a byte.
-    fn bytes(text: &str) -> Result<Vec<u32>, Infallible> {
-        Ok(text.bytes().map(u32::from).collect())
-    }
-
-    fn start(text: Option<&str>, tokens: &[u32]) -> TurnStart {
-        let (text, tokens) = (text.map(Into::into), tokens.into());
-        TurnStart { model: "m".into(), text, tokens, messages: Vec::new() }
+    fn start(text: Option<&str>) -> TurnStart {
+        TurnStart {
+            model: "m".into(),
+            text: text.map(Into::into),
+            tokens: [1000].into(),
+            messages: Vec::new(),
+        }
     }
 
     #[test]
     fn only_the_rest_is_tokenized_when_the_text_goes_on() {
-        let start = start(Some("ab"), &[1000]);
-        let Ok(tokens) = chat_context(&start, "abc", bytes);
-        assert_eq!(*tokens, [1000, u32::from(b'c')]);
-        let Ok(tokens) = chat_context(&start, "ab", bytes);
-        assert!(Arc::ptr_eq(&tokens, &start.tokens));
+        assert_eq!(chat_rest(&start(Some("ab")), "abc"), Some("c"));
+        assert_eq!(chat_rest(&start(Some("ab")), "ab"), Some(""));
     }
 
     #[test]
-    fn a_text_that_differs_is_tokenized_anew() {
-        let Ok(tokens) = chat_context(&start(Some("ab"), &[1000]), "aXc", bytes);
-        assert_eq!(*tokens, *bytes("aXc").unwrap());
-    }
-
-    #[test]
-    fn an_unknown_text_is_tokenized_anew() {
-        let Ok(tokens) = chat_context(&start(None, &[7]), "abc", bytes);
-        assert_eq!(*tokens, *bytes("abc").unwrap());
+    fn a_text_that_differs_or_is_unknown_is_tokenized_anew() {
+        assert_eq!(chat_rest(&start(Some("ab")), "aXc"), None);
+        assert_eq!(chat_rest(&start(None), "abc"), None);
     }
 
     #[test]

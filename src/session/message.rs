@@ -90,6 +90,25 @@ impl Message {
         texts.collect()
     }
 
+    /// Returns the number of its parts, itself included.
+    #[must_use]
+    pub fn part_count(&self) -> usize {
+        1 + self.parts.len()
+    }
+
+    /// Returns the bytes of all that it holds, also of what a template leaves out.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let parts = self.parts.iter().map(|part| match part {
+            Part::Text(text) => text.len(),
+            Part::ToolCall(ToolCall { id, name, arguments }) => {
+                id.len() + name.len() + object_bytes(arguments)
+            }
+            Part::ToolResult(ToolResult { call_id, text }) => call_id.len() + text.len(),
+        });
+        self.name.len() + parts.sum::<usize>()
+    }
+
     /// Returns the tool calls in it.
     pub fn tool_calls(&self) -> impl Iterator<Item = &ToolCall> {
         self.parts.iter().filter_map(|part| match part {
@@ -126,6 +145,24 @@ impl Message {
         }
         Value::Object(fields)
     }
+}
+
+/// Returns the bytes of an object, about as JSON writes it.
+#[must_use]
+pub fn object_bytes(object: &Map<String, Value>) -> usize {
+    object.iter().map(|(key, value)| key.len() + value_bytes(value)).sum()
+}
+
+fn value_bytes(value: &Value) -> usize {
+    /// Bytes of a value without content, and of what stands between two.
+    const VALUE_BYTES: usize = 8;
+    let content = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(value_bytes).sum(),
+        Value::Object(object) => object_bytes(object),
+    };
+    VALUE_BYTES + content
 }
 
 impl ToolCall {

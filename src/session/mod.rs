@@ -10,8 +10,8 @@ mod message;
 mod state;
 
 pub use book::{ListPage, NewSession, SessionBook, TurnGuard};
-pub use context::{chat_context, chat_text, joined};
-pub use message::{Message, Part, Role, ToolCall, ToolResult};
+pub use context::{chat_rest, chat_text, joined};
+pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
 pub use state::{InputKind, Session, SessionView, TurnContent, TurnEnd, TurnId, TurnRequest, TurnStart};
 
 /// Characters of a session's name.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::message::Message;
+use crate::count::count;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
 
@@ -170,7 +171,7 @@ impl Session {
 
     /// Refuses when the token count is not the expected one.
     pub fn expect_tokens(&self, expected: Option<u32>) -> Result<(), Error> {
-        let actual = u32::try_from(self.tokens.len()).unwrap_or(u32::MAX);
+        let actual = count(self.tokens.len());
         match expected {
             Some(expected) if expected != actual => {
                 Err(Error::SessionMoved { session: self.key.name.clone(), expected, actual })

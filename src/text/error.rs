@@ -22,6 +22,12 @@ pub enum TextError {
     /// A text cannot be tokenized.
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),
+    /// A conversation becomes too long a text.
+    #[error("more than {bytes_max} bytes")]
+    TooLong {
+        /// The limit.
+        bytes_max: usize,
+    },
     /// The chat template refused the conversation, or failed on it.
     #[error("{0}")]
     Render(String),

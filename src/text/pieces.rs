@@ -167,6 +167,12 @@ impl Pieces {
         let start = id.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.bytes[start..end]
     }
+
+    /// Returns the most bytes that a token adds.
+    pub(super) fn longest(&self) -> usize {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        self.ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0)
+    }
 }
 
 fn flatten(stage: Value, into: &mut Vec<Value>) {

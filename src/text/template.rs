@@ -5,6 +5,7 @@
 //! has a budget, which bounds its time and memory whatever the template and the conversation.
 
 use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -84,11 +85,12 @@ impl ChatTemplate {
         Ok(Some(Self(Arc::new(Inner { environment, special_tokens, uses_tools }))))
     }
 
-    /// Returns the text of the prompt.
+    /// Returns the text of the prompt, of at most `bytes_max` bytes.
     ///
     /// # Errors
-    /// The template refused the conversation (`raise_exception`), failed on it, or used up its budget.
-    pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TextError> {
+    /// The template refused the conversation (`raise_exception`), failed on it, wrote more, or used up its
+    /// budget.
+    pub fn render(&self, conversation: &Conversation<'_>, bytes_max: usize) -> Result<String, TextError> {
         let Conversation { messages, tools, arguments, add_generation_prompt, now } = *conversation;
         let tool_list: Jinja =
             if tools.is_empty() { Jinja::from(()) } else { tools.iter().map(python::from_json).collect() };
@@ -110,15 +112,41 @@ impl ChatTemplate {
             .then(|| self.0.environment.get_template(TOOL_USE).ok())
             .flatten()
             .map_or_else(|| self.0.environment.get_template(DEFAULT), Ok);
-        template
-            .and_then(|template| template.render(context))
-            .map_err(|error| TextError::Render(explain(&error)))
+        let mut out = Bounded { text: Vec::new(), bytes_max, is_full: false };
+        let written = template.and_then(|template| template.render_captured_to(context, &mut out).map(drop));
+        if out.is_full {
+            return Err(TextError::TooLong { bytes_max });
+        }
+        written.map_err(|error| TextError::Render(explain(&error)))?;
+        String::from_utf8(out.text).map_err(|error| TextError::Render(error.to_string()))
     }
 
     /// Returns whether the template uses tools.
     #[must_use]
     pub fn uses_tools(&self) -> bool {
         self.0.uses_tools
+    }
+}
+
+/// Takes a render's output up to a limit.
+struct Bounded {
+    text: Vec<u8>,
+    bytes_max: usize,
+    is_full: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.is_full |= bytes.len() > self.bytes_max - self.text.len();
+        if self.is_full {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

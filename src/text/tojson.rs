@@ -1,13 +1,19 @@
 //! transformers' `tojson`: Python's `json.dumps`, which by default leaves non-ASCII characters unescaped.
 //! Spaces and floats are Python's, keys keep their order.
 
-use minijinja::Error;
 use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
+use minijinja::{Error, State};
 
 use super::python::{DEPTH_MAX, check_depth, number, refuse};
 
 /// Limit of an indent, in characters: wider ones are a mistake, and cost memory.
 const INDENT_MAX: usize = 64;
+
+/// Limit of what one call writes, in bytes: an indent can make a hundred times more of a deep value.
+const BYTES_MAX: usize = 32 << 20;
+
+/// Bytes that cost a render as much as an instruction, as everywhere else in it.
+const BYTES_PER_FUEL: usize = 64;
 
 struct Writer {
     out: String,
@@ -22,6 +28,7 @@ struct Writer {
 /// Writes a value as JSON, with the arguments of the filter in transformers.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja passes arguments by value")]
 pub(super) fn tojson(
+    state: &State<'_, '_>,
     value: &Jinja,
     ensure_ascii: Option<bool>,
     indent: Option<Jinja>,
@@ -46,12 +53,16 @@ pub(super) fn tojson(
     let ascii = ascii.unwrap_or(false);
     let mut writer = Writer { out: String::new(), ascii, sort_keys, indent, item, key };
     writer.value(value, 0)?;
+    state.consume_fuel((writer.out.len() / BYTES_PER_FUEL) as u64)?;
     Ok(writer.out)
 }
 
 impl Writer {
     fn value(&mut self, value: &Jinja, depth: usize) -> Result<(), Error> {
         check_depth(depth)?;
+        if self.out.len() > BYTES_MAX {
+            return Err(refuse(&format!("tojson: more than {BYTES_MAX} bytes")));
+        }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -107,6 +107,25 @@ impl Tokenizer {
         Detokenizer::new(Arc::clone(&self.0))
     }
 
+    /// Returns the most bytes of text that a token stands for; none where there is no such limit.
+    #[must_use]
+    pub fn token_bytes_max(&self) -> Option<usize> {
+        self.0.parting.token_bytes_max
+    }
+
+    /// Returns whether it takes long texts piece by piece.
+    pub(super) fn parts_texts(&self) -> bool {
+        self.0.parting.is_local
+    }
+
+    /// Returns the end of a text's first piece, in bytes.
+    ///
+    /// # Errors
+    /// The text is too long, and cannot be parted.
+    pub(super) fn piece_end(&self, text: &str) -> Result<usize, TextError> {
+        self.0.parting.piece_end(&self.0.encoder, text)
+    }
+
     /// Returns the names and texts of special tokens.
     pub(super) fn special_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.special.iter()

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::de::IgnoredAny;
 
+use super::parting::Parting;
 use super::pieces::{Pieces, Stages, Strip};
 use super::special::SpecialTokens;
 use super::{TextError, TextFiles};
@@ -23,6 +24,8 @@ pub(super) struct Vocabulary {
     pub(super) special: SpecialTokens,
     /// Ids of control tokens, which stand for no text.
     pub(super) control: BTreeSet<u32>,
+    /// How it parts long texts.
+    pub(super) parting: Parting,
 }
 
 impl Vocabulary {
@@ -50,7 +53,8 @@ impl Vocabulary {
         let special = SpecialTokens::new(files);
         let added = encoder.get_added_tokens_decoder();
         let control = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        Ok(Self { encoder, stages, pieces, size, special, control })
+        let parting = Parting::new(&encoder, pieces.longest());
+        Ok(Self { encoder, stages, pieces, size, special, control, parting })
     }
 
     /// Returns the bytes that a token adds at the start of a text; `None` for an unknown id.

@@ -71,7 +71,7 @@ fn compare_renders(
             now,
         };
         let what = format!("{name} {} {} {}", render["messages"], render["tools"], render["arguments"]);
-        let ours = template.render(&conversation).map_err(|error| error.to_string());
+        let ours = template.render(&conversation, usize::MAX).map_err(|error| error.to_string());
         let theirs = match render["text"].as_str() {
             Some(text) => Ok(text.to_owned()),
             None => Err(render["error"].to_string()),

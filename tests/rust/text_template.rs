@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use mlxd::hub::read_text_files;
-use mlxd::text::{ChatTemplate, Conversation, Tokenizer, eos_token_ids};
+use mlxd::text::{ChatTemplate, Conversation, TextError, Tokenizer, eos_token_ids};
 use serde_json::{Map, Value, json};
 
 /// A model folder with a tokenizer of a few words and these further files.
@@ -59,12 +59,14 @@ struct Input {
     add_generation_prompt: bool,
 }
 
-fn render_with(template: &ChatTemplate, input: &Input) -> Result<String, String> {
+fn conversation(input: &Input) -> Conversation<'_> {
     let Input { messages, tools, arguments, add_generation_prompt } = input;
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_049_600);
-    let conversation =
-        Conversation { messages, tools, arguments, add_generation_prompt: *add_generation_prompt, now };
-    template.render(&conversation).map_err(|error| error.to_string())
+    Conversation { messages, tools, arguments, add_generation_prompt: *add_generation_prompt, now }
+}
+
+fn render_with(template: &ChatTemplate, input: &Input) -> Result<String, String> {
+    template.render(&conversation(input), usize::MAX).map_err(|error| error.to_string())
 }
 
 fn render(source: &str, input: &Input) -> Result<String, String> {
@@ -95,6 +97,26 @@ fn tojson_writes_what_python_does() {
         with_x("{{ x | tojson(separators=(',', ':'), sort_keys=true) }}", json!({"b": [1, 2], "a": 1})),
         r#"{"a":1,"b":[1,2]}"#
     );
+}
+
+#[test]
+fn what_a_template_writes_is_bounded() {
+    let mut deep = json!((0..200_000).collect::<Vec<u32>>());
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    let arguments = Map::from_iter([("x".to_owned(), deep)]);
+    let refused = render("{{ x | tojson(indent=4) }}", &Input { arguments, ..Input::default() });
+    assert!(refused.clone().is_err_and(|why| why.contains("tojson: more than")), "{refused:?}");
+
+    let template =
+        template(&[("chat_template.jinja", json!("{% for m in messages %}{{ m.content }}{% endfor %}"))]);
+    let messages = vec![json!({ "role": "user", "content": "12345" }); 3];
+    let input = Input { messages, ..Input::default() };
+    let template = template.unwrap().unwrap();
+    let text = |bytes_max| template.render(&conversation(&input), bytes_max);
+    assert_eq!(text(15).unwrap(), "123451234512345");
+    assert!(matches!(text(14), Err(TextError::TooLong { bytes_max: 14 })));
 }
 
 #[test]

@@ -224,6 +224,7 @@ impl World {
             client: client.as_str().into(),
             priority,
             session: session.cloned(),
+            turn: None,
             arrived: now,
             deadline,
         }

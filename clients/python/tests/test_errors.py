@@ -36,6 +36,7 @@ CLASSES = {
     "SESSION_LIMIT": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
     "QUEUE_FULL": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
     "KV_TOO_LARGE": (Code.FAILED_PRECONDITION, mlxd.TooLargeError),
+    "ANSWER_TOO_LARGE": (Code.RESOURCE_EXHAUSTED, mlxd.TooLargeError),
     "DEADLINE": (Code.DEADLINE_EXCEEDED, mlxd.DeadlineError),
     "DEADLINE_UNMEETABLE": (Code.DEADLINE_EXCEEDED, mlxd.DeadlineError),
     "SLOW_READER": (Code.ABORTED, mlxd.SlowReaderError),

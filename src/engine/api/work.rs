@@ -2,9 +2,10 @@
 //! Dropping the receiving end of `events` or `reply` cancels the work before the next launch, in whatever
 //! state it is.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{GenerateEvent, Scored};
 use crate::clock::Moment;
@@ -30,10 +31,29 @@ pub struct WorkOrigin {
     pub priority: Priority,
     /// Session whose turn it is; its KV cache is dropped with the session.
     pub session: Option<SessionKey>,
+    /// News of that session; none for a work that changes none.
+    pub turn: Option<TurnTie>,
     /// Time when the RPC arrived.
     pub arrived: Moment,
     /// Time when the RPC's deadline passes.
     pub deadline: Option<Moment>,
+}
+
+/// Ties a work to the turn of a session that it is for: a deleted session ends it and keeps no cache, and the
+/// turn learns when it has ended, read or unread.
+#[derive(Clone, Debug)]
+pub struct TurnTie {
+    /// Whether the session was deleted.
+    pub deleted: watch::Receiver<bool>,
+    /// Closed when the work has ended.
+    pub working: mpsc::Sender<Infallible>,
+}
+
+impl WorkOrigin {
+    /// Returns whether its session was deleted.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.turn.as_ref().is_some_and(|turn| *turn.deleted.borrow())
+    }
 }
 
 /// How tokens are chosen.

@@ -54,7 +54,9 @@ impl Resident {
     pub(crate) fn drop_abandoned<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
         let (limit, now) = (cx.settings.slow_reader, cx.now);
         let verdict = |sequence: &Sequence| {
-            if sequence.is_abandoned() {
+            if sequence.origin.is_orphaned() {
+                Some(Error::Cancelled("the session was deleted".into()))
+            } else if sequence.is_abandoned() {
                 Some(Error::Cancelled("the caller went away".into()))
             } else if sequence.origin.deadline.is_some_and(|deadline| deadline <= now) {
                 Some(Error::Deadline)

@@ -14,8 +14,3 @@ enum Task {
     Generate(Box<generate::Generation>),
     Score(Box<score::Scoring>),
 }
-
-/// Returns a number of tokens as the engine counts them.
-fn count(tokens: usize) -> u32 {
-    u32::try_from(tokens).unwrap_or(u32::MAX)
-}

@@ -1,13 +1,14 @@
 //! One request in the engine, whatever it is for: its tokens, how many of them are in a KV cache and where,
 //! and what it wants of its next span.
 
+use super::Task;
 use super::generate::Generation;
 use super::sampling::sample_after;
 use super::score::{self, Scoring};
-use super::{Task, count};
 use crate::backend::{CHECKPOINTS_MAX, RowOutput, RowResult, SlotId, Span, SpanKind, Want};
 use crate::cache::{CacheKey, Salt, Transcript};
 use crate::clock::Moment;
+use crate::count::count;
 use crate::engine::api::{Finish, GenerateWork, ScoreWork, WorkOrigin};
 use crate::error::Error;
 use crate::prompt::Prompt;
@@ -181,7 +182,7 @@ impl Sequence {
     /// Returns whether what it computed is worth parking for a later request.
     pub(crate) fn leaves_cache(&self) -> bool {
         match &self.task {
-            Task::Generate(_) => true,
+            Task::Generate(_) => !self.origin.is_orphaned(),
             Task::Score(_) => false,
         }
     }

@@ -124,6 +124,7 @@ impl Bench {
             client: client.into(),
             priority: Priority::Normal,
             session: None,
+            turn: None,
             arrived: self.clock.now(),
             deadline: None,
         }

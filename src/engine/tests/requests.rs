@@ -381,3 +381,23 @@ fn a_model_with_a_lease_is_not_unloaded() {
     assert_eq!(unload(&mut bench), Ok(WEIGHT_BYTES));
     assert_eq!(bench.engine.table().borrow().state(&"m".into()), ModelState::Available);
 }
+
+#[test]
+fn a_deleted_sessions_turn_ends_and_leaves_no_cache() {
+    let mut bench = Bench::new();
+    let (deleted, watch) = tokio::sync::watch::channel(false);
+    let (working, mut ended) = mpsc::channel(1);
+    let (mut work, events) = bench.work(&prompt(1, 40), 100);
+    work.origin.turn = Some(TurnTie { deleted: watch, working });
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.ticks(8);
+    assert!(ended.try_recv().is_err_and(|error| error == mpsc::error::TryRecvError::Empty));
+    // Nobody reads, and nobody has left.
+    deleted.send_replace(true);
+    bench.run();
+    assert!(ended.try_recv().is_err_and(|error| error == mpsc::error::TryRecvError::Disconnected));
+    assert!(matches!(drain(events).end, Err(Error::Cancelled(why)) if why.contains("session")));
+    let again = bench.submit(&prompt(1, 40), 1);
+    bench.run();
+    assert_eq!(drain(again).cached, 0);
+}

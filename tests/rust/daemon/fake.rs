@@ -1,5 +1,6 @@
-//! An engine that answers every prompt alike: with "yes" and the end token, one token a delta. A prompt that
-//! contains "hang" never gets beyond its start.
+//! An engine that answers every prompt alike: with "yes" and the end token, one token a delta. For a prompt
+//! that contains "flood" there is more text first than an unread connection holds; one that contains "hang"
+//! never gets further.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -17,6 +18,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::daemon::folder::END;
 
 pub const ANSWER: &str = "yes";
+
+/// Few enough to fit an engine's channel with all that follows.
+const FLOOD_DELTAS: usize = 20;
+const FLOOD_DELTA_BYTES: usize = 100_000;
 
 /// The recorded commands, and the current work.
 #[derive(Clone, Default)]
@@ -36,6 +41,7 @@ struct State {
     forgotten: Vec<SessionKey>,
     loads: usize,
     cancelled: usize,
+    orphaned: usize,
 }
 
 impl Fake {
@@ -98,6 +104,11 @@ impl Fake {
 
     pub fn cancelled(&self) -> usize {
         self.state.lock().unwrap().cancelled
+    }
+
+    /// Returns the number of turns that ended because their session was deleted.
+    pub fn orphaned(&self) -> usize {
+        self.state.lock().unwrap().orphaned
     }
 
     /// Frees every model behind the daemon's back.
@@ -183,7 +194,22 @@ impl Fake {
             return;
         }
         self.running.send_modify(|running| *running += 1);
-        let cancelled = generate(work).await.is_err();
+        let mut turn = work.origin.turn.clone();
+        let deleted = async {
+            match &mut turn {
+                Some(turn) => turn.deleted.wait_for(|deleted| *deleted).await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        let cancelled = tokio::select! {
+            outcome = generate(work) => outcome.is_err(),
+            true = deleted => {
+                self.state.lock().unwrap().orphaned += 1;
+                let error = Error::Cancelled("the session was deleted".into());
+                drop(events.try_send(GenerateEvent::Ended(Err(error))));
+                false
+            }
+        };
         if cancelled {
             self.state.lock().unwrap().cancelled += 1;
         }
@@ -198,6 +224,12 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
     events.send(GenerateEvent::Started { cached_tokens: 0, queue_time: Duration::ZERO }).await?;
     events.send(GenerateEvent::Progress { done_tokens: count }).await?;
     let text: String = context.iter().filter_map(|id| char::from_u32(*id)).collect();
+    if text.contains("flood") {
+        for _ in 0..FLOOD_DELTAS {
+            let delta = Delta { text: "x".repeat(FLOOD_DELTA_BYTES), ..Delta::default() };
+            events.send(GenerateEvent::Delta(delta)).await?;
+        }
+    }
     if text.contains("hang") {
         events.closed().await;
     }

@@ -58,6 +58,13 @@ impl Daemon {
         Endpoint::from_shared(address).unwrap().connect().await.unwrap()
     }
 
+    /// A connection whose streams stop after a few bytes that are not read.
+    pub async fn narrow(&self) -> Channel {
+        let address = format!("unix://{}", self.bound.socket.display());
+        let endpoint = Endpoint::from_shared(address).unwrap().initial_stream_window_size(65_535);
+        endpoint.connect().await.unwrap()
+    }
+
     /// As a signal does.
     pub fn stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());

@@ -11,5 +11,6 @@ mod folder;
 mod harness;
 mod life;
 mod models;
+mod neighbours;
 mod raw;
 mod sessions;

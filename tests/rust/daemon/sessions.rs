@@ -1,12 +1,16 @@
 //! Sessions over the wire.
 
+use std::time::Duration;
+
 use mlxd_client::Error;
+use mlxd_client::v1::inference_service_client::InferenceServiceClient;
 use mlxd_client::v1::{
     CreateSessionRequest, DeleteSessionRequest, ErrorReason, ForkSessionRequest, GenerateRequest,
-    GetSessionRequest, ListSessionsRequest, ScoreRequest, Session, TruncateSessionRequest, score_request,
-    stream_generate_response::Event, truncate_session_request::To,
+    GetSessionRequest, ListSessionsRequest, ScoreRequest, Session, StreamGenerateResponse,
+    TruncateSessionRequest, score_request, stream_generate_response::Event, truncate_session_request::To,
 };
 use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::daemon::folder::{END, answer_start, ids, message};
 use crate::daemon::harness::{Daemon, MODEL, prompt, turn};
@@ -123,6 +127,74 @@ async fn deleting_a_session_cancels_its_turn() {
     daemon.engine.wait_running(0).await;
     assert_eq!(reason(daemon.client.generate(turn("s", "two")).await), ErrorReason::SessionNotFound);
     assert!(daemon.engine.forgotten()[0].ends_with("/s"));
+}
+
+/// Opens a turn's stream and reads only its first event.
+async fn unread(daemon: &Daemon) -> tonic::Streaming<StreamGenerateResponse> {
+    let mut client = InferenceServiceClient::new(daemon.narrow().await);
+    let mut stream = client.stream_generate(turn("s", "flood")).await.unwrap().into_inner();
+    assert!(matches!(stream.message().await.unwrap().unwrap().event, Some(Event::Started(_))));
+    stream
+}
+
+#[tokio::test]
+async fn deleting_a_session_stops_a_turn_whose_stream_is_unread() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await.unwrap();
+    let mut client = InferenceServiceClient::new(daemon.narrow().await);
+    let stream = client.stream_generate(turn("s", "hang flood")).await.unwrap();
+    daemon.engine.wait_running(1).await;
+    daemon.client.delete_session(DeleteSessionRequest { name: "s".into() }).await.unwrap();
+    daemon.engine.wait_running(0).await;
+    assert_eq!((daemon.engine.orphaned(), daemon.engine.cancelled()), (1, 0));
+    drop(stream);
+}
+
+#[tokio::test]
+async fn a_turn_whose_end_nobody_reads_is_rolled_back() {
+    let daemon = Daemon::with(|config| config.engine.slow_reader = Duration::from_millis(50)).await;
+    create(&daemon, "s").await.unwrap();
+    let mut stream = unread(&daemon).await;
+    daemon.engine.wait_running(0).await;
+    let free = async {
+        while get(&daemon, "s").await.session.unwrap().busy {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), free).await.unwrap();
+    assert!(get(&daemon, "s").await.token_ids.is_empty());
+    let end = loop {
+        match stream.message().await {
+            Ok(event) => assert!(event.is_some(), "the stream ended well"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(end.get_error_details().error_info().unwrap().reason, "SLOW_READER");
+    daemon.client.generate(turn("s", "two")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_sent_leaves_the_session_as_it_was() {
+    let daemon = Daemon::with(|config| config.limits.answer_bytes_max = 65_536).await;
+    create(&daemon, "s").await.unwrap();
+    let error = daemon.client.generate(turn("s", "flood")).await.unwrap_err();
+    let call = error.call().unwrap();
+    assert_eq!((call.code, call.reason), (Code::ResourceExhausted, ErrorReason::AnswerTooLarge));
+    assert_eq!(call.metadata["limit_bytes"], "65536");
+    let session = get(&daemon, "s").await;
+    assert!(session.token_ids.is_empty() && !session.session.unwrap().busy);
+    daemon.engine.wait_running(0).await;
+    // A stream may be as long as it likes, but not its messages.
+    let mut stream = daemon.client.stream_generate(turn("s", "flood")).await.unwrap();
+    let error = loop {
+        match stream.next_event().await {
+            Ok(event) => assert!(event.is_some(), "the stream ended well"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.reason(), ErrorReason::AnswerTooLarge);
+    assert!(get(&daemon, "s").await.token_ids.is_empty());
+    daemon.client.generate(turn("s", "two")).await.unwrap();
 }
 
 #[tokio::test]

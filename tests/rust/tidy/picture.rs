@@ -39,26 +39,27 @@ const fn home(name: &'static str, homes: &'static [&'static str], tests: &'stati
 pub(super) const ROOMS: &[Room] = &[
     room("cli",       &["clock", "config", "daemon", "device", "hub"], &[]),
     room("daemon",    &["clock", "config", "device", "engine", "error", "hub", "net", "rpc", "service", "telemetry"], &[]),
-    room("rpc",       &["clock", "error", "hub", "ids", "net", "service"], &[]),
+    room("rpc",       &["clock", "count", "error", "hub", "ids", "limits", "net", "service"], &[]),
     room("net",       &["error", "ids", "limits"], &[]),
-    room("service",   &["clock", "engine", "error", "hub", "ids", "limits", "prompt", "residency", "session", "text"], &[]),
+    room("service",   &["clock", "count", "engine", "error", "hub", "ids", "limits", "prompt", "residency", "session", "text"], &[]),
     room("telemetry", &["config"], &[]),
     room("config",    &["backend", "engine", "limits"], &[]),
-    room("engine",    &["backend", "cache", "clock", "error", "ids", "prompt", "residency", "sched", "text"], &["session"]),
+    room("engine",    &["backend", "cache", "clock", "count", "error", "ids", "prompt", "residency", "sched", "text"], &["session"]),
     room("device",    &["backend", "error", "hub", "mlx", "models"], &[]),
     room("models",    &["error", "hub", "mlx"], &[]),
     room("mlx",       &["backend", "error", "ids"], &[]),
     room("residency", &["backend", "error", "hub", "ids"], &[]),
     room("sched",     &["backend", "clock", "ids"], &[]),
-    room("cache",     &["backend", "clock", "ids", "prompt"], &[]),
+    room("cache",     &["backend", "clock", "count", "ids", "prompt"], &[]),
     room("backend",   &["error", "hub", "ids"], &[]),
     room("hub",       &["error", "ids", "text"], &[]),
     room("text",      &[], &[]),
-    room("session",   &["clock", "error", "ids"], &[]),
+    room("session",   &["clock", "count", "error", "ids"], &[]),
     room("prompt",    &[], &[]),
     room("limits",    &[], &[]),
     room("error",     &["ids"], &[]),
     room("clock",     &[], &[]),
+    room("count",     &[], &[]),
     room("ids",       &[], &[]),
 ];
 
@@ -80,7 +81,7 @@ pub(super) const CRATES: &[Crate] = &[
     home("http_body",          &["net", "rpc"], &[]),
     home("hyper",              &["net", "rpc"], &[]),
     home("hyper_util",         &["net"], &[]),
-    home("prost",              &[], &[]),
+    home("prost",              &["rpc"], &[]),
     home("tokio_stream",       &["rpc"], &[]),
     home("tonic",              &["rpc"], &[]),
     home("tonic_health",       &["rpc"], &[]),
@@ -115,4 +116,4 @@ pub(super) const CRATES: &[Crate] = &[
 pub(super) const WORDS: &[(&str, &str)] = &[("unsafe", "src/mlx/ffi/"), ("include_proto", "src/rpc/")];
 
 /// Dependencies that only generated code names.
-pub(super) const GENERATED: &[&str] = &["prost", "tonic_prost"];
+pub(super) const GENERATED: &[&str] = &["tonic_prost"];

@@ -105,7 +105,7 @@ class StateError(MlxdError):
 
 
 class TooLargeError(StateError):
-    """The request can never fit in the daemon's memory budget: ask for less."""
+    """The request or its answer can never fit a limit of the daemon: ask for less."""
 
     @property
     def needed_bytes(self) -> int | None:
@@ -202,6 +202,7 @@ _BY_REASON: dict[str, type[MlxdError]] = {
     "CONTEXT_OVERFLOW": ContextOverflowError,
     "MODEL_TOO_LARGE": TooLargeError,
     "KV_TOO_LARGE": TooLargeError,
+    "ANSWER_TOO_LARGE": TooLargeError,
     "SLOW_READER": SlowReaderError,
 }
 

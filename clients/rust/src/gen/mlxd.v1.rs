@@ -83,6 +83,9 @@ pub enum ErrorReason {
     /// ABORTED: the caller did not read its stream for slow_reader_s seconds;
     /// metadata limit, value.
     SlowReader = 35,
+    /// RESOURCE_EXHAUSTED: the answer exceeds answer_bytes_max; a session's turn is
+    /// not committed. Stream it, or ask for less; metadata limit_bytes.
+    AnswerTooLarge = 36,
     /// UNAVAILABLE + RetryInfo: the daemon is shutting down.
     Draining = 40,
     /// UNAVAILABLE: the engine has failed and the process is about to exit.
@@ -133,6 +136,7 @@ impl ErrorReason {
             Self::Cancelled => "ERROR_REASON_CANCELLED",
             Self::DeadlineUnmeetable => "ERROR_REASON_DEADLINE_UNMEETABLE",
             Self::SlowReader => "ERROR_REASON_SLOW_READER",
+            Self::AnswerTooLarge => "ERROR_REASON_ANSWER_TOO_LARGE",
             Self::Draining => "ERROR_REASON_DRAINING",
             Self::EngineDead => "ERROR_REASON_ENGINE_DEAD",
             Self::NonFiniteLogits => "ERROR_REASON_NON_FINITE_LOGITS",
@@ -173,6 +177,7 @@ impl ErrorReason {
             "ERROR_REASON_CANCELLED" => Some(Self::Cancelled),
             "ERROR_REASON_DEADLINE_UNMEETABLE" => Some(Self::DeadlineUnmeetable),
             "ERROR_REASON_SLOW_READER" => Some(Self::SlowReader),
+            "ERROR_REASON_ANSWER_TOO_LARGE" => Some(Self::AnswerTooLarge),
             "ERROR_REASON_DRAINING" => Some(Self::Draining),
             "ERROR_REASON_ENGINE_DEAD" => Some(Self::EngineDead),
             "ERROR_REASON_NON_FINITE_LOGITS" => Some(Self::NonFiniteLogits),

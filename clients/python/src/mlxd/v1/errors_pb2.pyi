@@ -34,6 +34,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
     ERROR_REASON_DEADLINE_UNMEETABLE: _ClassVar[ErrorReason]
     ERROR_REASON_SLOW_READER: _ClassVar[ErrorReason]
+    ERROR_REASON_ANSWER_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
     ERROR_REASON_ENGINE_DEAD: _ClassVar[ErrorReason]
     ERROR_REASON_NON_FINITE_LOGITS: _ClassVar[ErrorReason]
@@ -69,6 +70,7 @@ ERROR_REASON_DEADLINE: ErrorReason
 ERROR_REASON_CANCELLED: ErrorReason
 ERROR_REASON_DEADLINE_UNMEETABLE: ErrorReason
 ERROR_REASON_SLOW_READER: ErrorReason
+ERROR_REASON_ANSWER_TOO_LARGE: ErrorReason
 ERROR_REASON_DRAINING: ErrorReason
 ERROR_REASON_ENGINE_DEAD: ErrorReason
 ERROR_REASON_NON_FINITE_LOGITS: ErrorReason

@@ -1,0 +1,91 @@
+//! A text on its way to tokens, in pieces: a long one takes seconds and a hundred times its bytes at once.
+//! Between two pieces the work can be stopped, and others can be served. The tokens are those of the whole
+//! text.
+
+use super::parting::PIECE_BYTES;
+use super::{TextError, Tokenizer};
+
+/// The tokens of a text, as far as they are made.
+#[derive(Debug)]
+pub struct Encoding {
+    tokenizer: Tokenizer,
+    text: String,
+    /// Bytes of the text that are tokens.
+    done: usize,
+    ids: Vec<u32>,
+    /// The tokens around the whole text that come after it.
+    closing: Vec<u32>,
+    is_prompt: bool,
+}
+
+impl Encoding {
+    /// Begins a text without tokens around it. Special tokens written in it become those tokens.
+    #[must_use]
+    pub fn of_text(tokenizer: &Tokenizer, text: String) -> Self {
+        let tokenizer = tokenizer.clone();
+        Self { tokenizer, text, done: 0, ids: Vec::new(), closing: Vec::new(), is_prompt: false }
+    }
+
+    /// Begins a raw prompt, with the tokens around it ([`Tokenizer::encode_prompt`]).
+    #[must_use]
+    pub fn of_prompt(tokenizer: &Tokenizer, text: String) -> Self {
+        Self { is_prompt: true, ..Self::of_text(tokenizer, text) }
+    }
+
+    /// Returns the number of tokens made so far.
+    #[must_use]
+    pub fn token_count(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Returns the bytes of the next piece; 0 after the last.
+    #[must_use]
+    pub fn next_bytes(&self) -> usize {
+        let rest = self.text.len() - self.done;
+        if self.tokenizer.parts_texts() { rest.min(PIECE_BYTES) } else { rest }
+    }
+
+    /// Makes the tokens of the next piece. Returns whether the text is done.
+    ///
+    /// # Errors
+    /// The tokenizer has no token for a part of the text, or a run of it is too long to be tokenized at once.
+    pub fn advance(&mut self) -> Result<bool, TextError> {
+        let rest = &self.text[self.done..];
+        let piece = &rest[..self.tokenizer.piece_end(rest)?];
+        let (is_first, is_last) = (self.done == 0, piece.len() == rest.len());
+        let mut ids = match (self.is_prompt && is_first, is_last) {
+            (true, true) => self.tokenizer.encode_prompt(piece)?,
+            (false, _) => self.tokenizer.encode(piece, false)?,
+            (true, false) => {
+                let ids = self.tokenizer.encode(piece, false)?;
+                let around = self.tokenizer.encode_prompt(piece)?;
+                let (opening, closing) = around_of(&around, &ids);
+                self.closing = closing.to_vec();
+                [opening, &ids].concat()
+            }
+        };
+        self.ids.append(&mut ids);
+        self.done += piece.len();
+        if is_last {
+            self.ids.append(&mut self.closing);
+        }
+        Ok(is_last)
+    }
+
+    /// Returns the tokens.
+    #[must_use]
+    pub fn into_ids(self) -> Vec<u32> {
+        self.ids
+    }
+}
+
+/// Returns what `around` has before and after `inner`.
+fn around_of<'a>(around: &'a [u32], inner: &[u32]) -> (&'a [u32], &'a [u32]) {
+    let more = around.len().saturating_sub(inner.len());
+    let start = (0..=more).find(|start| around[*start..].starts_with(inner)).unwrap_or(0);
+    (&around[..start], around.get(start + inner.len()..).unwrap_or_default())
+}
+
+#[cfg(test)]
+#[path = "long_tests.rs"]
+mod tests;

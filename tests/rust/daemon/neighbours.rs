@@ -1,0 +1,140 @@
+//! Callers that do what they should not, beside one that does nothing wrong.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Frame;
+use mlxd_client::v1::{
+    ChatInput, CountTokensRequest, ErrorReason, GenerateRequest, Message, ToolDefinition,
+    generate_request::Input,
+};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use tower::{Service, ServiceExt};
+
+use crate::daemon::harness::{Daemon, MODEL, prompt};
+
+/// A body that sends these bytes and then nothing more.
+struct Half(Option<Bytes>);
+
+impl http_body::Body for Half {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.0.take().map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
+    }
+}
+
+/// Sends the start of a message that is said to have `length` bytes; returns the status once there is one.
+async fn half_sent(daemon: &Daemon, length: u32, sent: usize) -> Status {
+    let mut channel = daemon.channel().await;
+    let message = [&[0][..], &length.to_be_bytes(), &vec![0; sent]].concat();
+    let request = http::Request::post("http://localhost/mlxd.v1.InferenceService/CountTokens")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(tonic::body::Body::new(Half(Some(message.into()))))
+        .unwrap();
+    let response = channel.ready().await.unwrap().call(request).await.unwrap();
+    Status::from_header_map(response.headers()).unwrap()
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_arrive_ends() {
+    let daemon = Daemon::with(|config| config.limits.receive = Duration::from_millis(100)).await;
+    for (length, sent) in [(1000, 10), (1_000_000, 900_000), (1_000_000, 0)] {
+        let status = half_sent(&daemon, length, sent).await;
+        let info = status.get_error_details().error_info().unwrap().clone();
+        assert_eq!((status.code(), info.reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{length}");
+        assert_eq!(info.metadata["limit"], "receive_s");
+    }
+}
+
+#[tokio::test]
+async fn half_sent_messages_keep_no_short_one_out() {
+    let daemon = Daemon::with(|config| config.limits.receive_bytes_max = 1_000_000).await;
+    let half = async {
+        let halves = (0..8).map(|_| half_sent(&daemon, 900_000, 800_000));
+        for half in halves.collect::<Vec<_>>() {
+            half.await;
+        }
+    };
+    let honest = async {
+        for _ in 0..20 {
+            daemon.client.generate(prompt("a")).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = half => panic!("nothing ends before its time"),
+        () = honest => {}
+    }
+}
+
+#[tokio::test]
+async fn long_messages_wait_for_each_other_and_all_are_answered() {
+    let daemon = Daemon::with(|config| {
+        config.limits.receive_bytes_max = 400_000;
+        config.limits.receive_bytes_per_connection_max = 300_000;
+    })
+    .await;
+    let request =
+        || CountTokensRequest { model: MODEL.into(), ..CountTokensRequest::prompt("word ".repeat(40_000)) };
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let client = daemon.client.clone();
+        calls.spawn(async move { client.count_tokens(request()).await.unwrap().token_count });
+    }
+    assert_eq!(calls.join_all().await, [200_000; 6]);
+}
+
+#[tokio::test]
+async fn what_cannot_fit_the_context_is_refused_before_it_is_tokenized() {
+    let daemon = Daemon::start().await;
+    let error = daemon.client.generate(prompt(&"x".repeat(1 << 20))).await.unwrap_err();
+    let call = error.call().unwrap();
+    assert_eq!((call.code, call.reason), (Code::InvalidArgument, ErrorReason::ContextOverflow));
+    // The longest token has nine bytes.
+    let least = (1_usize << 20).div_ceil(9);
+    assert_eq!(call.metadata["prompt_tokens"], least.to_string());
+}
+
+#[tokio::test]
+async fn a_chat_of_too_many_parts_is_refused_by_their_number() {
+    let daemon = Daemon::with(|config| {
+        config.limits.chat_parts_max = 100;
+        config.limits.tools_max = 3;
+    })
+    .await;
+    let chat =
+        |chat| GenerateRequest { model: MODEL.into(), input: Some(Input::Chat(chat)), ..Default::default() };
+    let empty = ChatInput { messages: vec![Message::user(""); 51], ..Default::default() };
+    let tool = ToolDefinition { name: "f".into(), ..Default::default() };
+    let tools = ChatInput { messages: vec![Message::user("hi")], tools: vec![tool; 4], ..Default::default() };
+    for (input, field, limit) in
+        [(empty, "chat.messages", "chat_parts_max"), (tools, "chat.tools", "tools_max")]
+    {
+        let error = daemon.client.generate(chat(input)).await.unwrap_err();
+        let call = error.call().unwrap();
+        assert_eq!((call.reason, call.metadata["field"].as_str()), (ErrorReason::InvalidField, field));
+        assert!(call.message.contains(limit), "{}", call.message);
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_tokenizing_of_a_long_text() {
+    let daemon = Daemon::with(|config| config.limits.preparations_max = Some(1)).await;
+    let text = "word ".repeat(400_000);
+    let mut request =
+        tonic::Request::new(CountTokensRequest { model: MODEL.into(), ..CountTokensRequest::prompt(text) });
+    request.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
+    let error = daemon.client.count_tokens(request).await.unwrap_err();
+    // The client's own timer may expire first.
+    assert!(matches!(error.call().unwrap().code, Code::DeadlineExceeded | Code::Cancelled), "{error}");
+    // The only place is free again after the piece that was being done.
+    daemon.client.generate(prompt("a")).await.unwrap();
+}
