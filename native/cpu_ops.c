@@ -92,9 +92,9 @@ static size_t token_elements(const struct mlxd_attention_shape *s) {
   return (size_t)(s->heads + (s->stores ? planes(s) * s->kv_heads : 0)) * (size_t)s->head_dim;
 }
 
-// Returns the elements of a slot.
+// Returns the elements of a slot's keys, or of its values.
 static size_t slot_elements(const struct mlxd_attention_shape *s, const struct mlxd_slab *slab) {
-  return (size_t)(planes(s) * s->kv_heads) * (size_t)slab->capacity * (size_t)s->head_dim;
+  return (size_t)s->kv_heads * (size_t)slab->capacity * (size_t)s->head_dim;
 }
 
 #define COLUMNS 4
@@ -191,13 +191,17 @@ static void write_part(const void *job, int part) {
   const struct mlxd_slab *slab = &a->slabs[span->slab];
   const size_t dim = (size_t)a->shape.head_dim, head = (size_t)slab->capacity * dim;
   for (int i = 0; i < span->rows; i++) {
-    const int row = span->row + i, stored = planes(&a->shape) * a->shape.kv_heads;
+    const int row = span->row + i, kv_heads = a->shape.kv_heads;
     const float *new = a->qkv + (size_t)row * token_elements(&a->shape) + (size_t)a->shape.heads * dim;
-    float *to = slab->data + (size_t)span->slot * slot_elements(&a->shape, slab) + (size_t)(span->start + i) * dim;
-    for (int h = 0; h < a->shape.kv_heads; h++) prepare(a, row, new + (size_t)h * dim, a->k_norm, to + (size_t)h * head);
-    for (int h = a->shape.kv_heads; h < stored; h++) {
-      if (a->v_norm) norm_head(a, new + (size_t)h * dim, a->v_norm, to + (size_t)h * head);
-      else memcpy(to + (size_t)h * head, new + (size_t)h * dim, dim * sizeof *to);
+    const size_t at = (size_t)span->slot * slot_elements(&a->shape, slab) + (size_t)(span->start + i) * dim;
+    for (int h = 0; h < kv_heads; h++)
+      prepare(a, row, new + (size_t)h * dim, a->k_norm, slab->keys + at + (size_t)h * head);
+    if (!slab->values) continue;
+    new += (size_t)kv_heads * dim;
+    for (int h = 0; h < kv_heads; h++) {
+      float *to = slab->values + at + (size_t)h * head;
+      if (a->v_norm) norm_head(a, new + (size_t)h * dim, a->v_norm, to);
+      else memcpy(to, new + (size_t)h * dim, dim * sizeof *to);
     }
   }
 }

@@ -28,10 +28,10 @@ struct mlxd_span {
   int start;      // the position of the first
 };
 
-// A KV slab [slots, planes * kv_heads, capacity, head_dim]: keys in the first kv_heads, and values after them, unless
-// they are part of the keys; then there is one plane, not two.
+// Keys and values of a KV slab, [slots, kv_heads, capacity, head_dim] each. Where values are parts of the keys,
+// `values` is NULL.
 struct mlxd_slab {
-  float *data;
+  float *keys, *values;
   int capacity;
 };
 
@@ -51,7 +51,9 @@ struct mlxd_attention_shape {
 struct mlxd_attention {
   struct mlxd_attention_shape shape;
   int tokens, span_count;
-  const float *qkv;        // [tokens, heads + planes * kv_heads, head_dim], or [tokens, heads, head_dim]
+  // [tokens, heads + 2 * kv_heads, head_dim], with kv_heads where values are parts of the keys, or [tokens, heads,
+  // head_dim] where tokens bring neither.
+  const float *qkv;
   const float *cos, *sin;  // [tokens, rotated / 2]
   // Weights [head_dim] of root mean square norms of each head of queries, keys and values, before they are rotated;
   // NULL for none.

@@ -85,13 +85,14 @@ class Attention : public CpuOperation {
   Attention(mx::Stream stream, mlxd_attention_shape shape, Has has, std::shared_ptr<std::vector<mlxd_span>> spans)
       : CpuOperation(stream), shape_(shape), has_(has), spans_(std::move(spans)) {}
 
-  // From qkv, cos, sin, the slabs and the weights to the output and the slabs again, changed in place if nobody else
-  // holds them.
+  // From qkv, cos, sin, the arrays of slabs and the weights to the output and the arrays again, changed in place if
+  // nobody else holds them.
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     // Each output names the inputs: as long as all do, every slab is held several times. They are about to be
     // detached, and only those of the one that is evaluated are still read.
     for (mx::array& output : outputs)
       if (&output.inputs() != &inputs) output.inputs().clear();
+    const bool has_values = shape_.values_from == 0;
     auto slabs = std::make_shared<std::vector<mlxd_slab>>();
     for (size_t i = 1; i < outputs.size(); i++) {
       const mx::array& before = inputs[i + 2];
@@ -102,7 +103,8 @@ class Attention : public CpuOperation {
         float* to = allocate(outputs[i]);
         run([to, from = before.data<float>(), bytes = before.nbytes()] { std::memcpy(to, from, bytes); });
       }
-      slabs->push_back({outputs[i].data<float>(), before.shape(2)});
+      if (has_values && i % 2 == 0) slabs->back().values = outputs[i].data<float>();
+      else slabs->push_back({outputs[i].data<float>(), nullptr, before.shape(2)});
     }
     mlxd_attention a{};
     a.shape = shape_;
@@ -155,7 +157,7 @@ int guarded(Make&& make) {
 
 int planes(const mlxd_attention_shape& a) { return a.values_from ? 1 : 2; }
 
-void check(const mlxd_attention_shape& a, const Arrays& inputs, size_t slabs, const std::vector<mlxd_span>& spans) {
+void check(const mlxd_attention_shape& a, const Arrays& inputs, size_t arrays, const std::vector<mlxd_span>& spans) {
   const int width = a.head_dim - a.values_from;
   if (a.head_dim < 1 || a.head_dim > MLXD_HEAD_DIM_MAX || a.head_dim % MLXD_HEAD_DIM_MULTIPLE) fail("head_dim");
   if (a.values_from < 0 || width < 1 || width % MLXD_HEAD_DIM_MULTIPLE) fail("values_from");
@@ -166,9 +168,10 @@ void check(const mlxd_attention_shape& a, const Arrays& inputs, size_t slabs, co
   for (int i : {1, 2})
     if (inputs[i].size() != static_cast<size_t>(tokens) * a.rotated / 2) fail("cos or sin");
   for (const auto& span : spans) {
-    if (span.slab < 0 || static_cast<size_t>(span.slab) >= slabs) fail("a span's slab");
-    const mx::Shape& slab = inputs[span.slab + 3].shape();
-    if (slab.size() != 4 || slab[1] != planes(a) * a.kv_heads || slab[3] != a.head_dim) fail("a slab");
+    if (span.slab < 0 || static_cast<size_t>(span.slab + 1) * planes(a) > arrays) fail("a span's slab");
+    const mx::Shape& slab = inputs[span.slab * planes(a) + 3].shape();
+    if (slab.size() != 4 || slab[1] != a.kv_heads || slab[3] != a.head_dim) fail("a slab");
+    if (inputs[(span.slab + 1) * planes(a) + 2].shape() != slab) fail("a slab's values");
     if (span.slot < 0 || span.slot >= slab[0] || span.start < 0 || span.rows < 1 || span.start + span.rows > slab[2])
       fail("a span's place");
     if (span.row < 0 || span.row + span.rows > tokens) fail("a span's rows");
@@ -206,11 +209,12 @@ extern "C" int mlxd_rms_norm(mlx_array* res, mlx_array* sum, const mlx_array x, 
   });
 }
 
-// `res` becomes the output [tokens, heads * (head_dim - values_from)], and then the slabs, which replace those given.
-// `weights` are q_norm, k_norm, v_norm and sinks; those that are empty are none.
-extern "C" int mlxd_attend(mlx_vector_array* res, const mlx_array qkv, const mlx_array cos, const mlx_array sin,
-                           const mlx_vector_array slabs, const mlx_array* weights, const mlxd_attention_shape* shape,
-                           const mlxd_span* spans, size_t span_count) {
+// `res` becomes the output [tokens, heads * (head_dim - values_from)], and then the arrays of slabs, which replace
+// those given: keys and values of each, or keys alone where values are parts of them. `weights` are q_norm, k_norm,
+// v_norm and sinks; those that are empty are none.
+extern "C" int mlxd_attend_slabs(mlx_vector_array* res, const mlx_array qkv, const mlx_array cos, const mlx_array sin,
+                                 const mlx_vector_array slabs, const mlx_array* weights,
+                                 const mlxd_attention_shape* shape, const mlxd_span* spans, size_t span_count) {
   return guarded([&] {
     Arrays inputs{whole(mlx_array_get_(qkv)), whole(mlx_array_get_(cos)), whole(mlx_array_get_(sin))};
     std::vector<mx::Shape> shapes{{inputs[0].shape(0), shape->heads * (shape->head_dim - shape->values_from)}};

@@ -39,8 +39,9 @@ static void make(struct world *w) {
     tokens += rows;
   }
   const int values_from = dim > 16 && !below(3) ? 16 : 0, stores = below(4) > 0;
-  const size_t slab = (size_t)SLOTS * 2 * (size_t)kv_heads * CAPACITY * (size_t)dim;
-  for (int i = 0; i < 2; i++) w->slabs[i] = (struct mlxd_slab){floats(slab, 1), CAPACITY};
+  const size_t slab = (size_t)SLOTS * (size_t)kv_heads * CAPACITY * (size_t)dim;
+  for (int i = 0; i < 2; i++)
+    w->slabs[i] = (struct mlxd_slab){floats(slab, 1), values_from ? NULL : floats(slab, 1), CAPACITY};
   w->qkv = floats((size_t)tokens * (size_t)((heads + 2 * kv_heads) * dim), 1);
   w->cos = floats((size_t)(tokens * rotated / 2), 3);
   w->sin = floats((size_t)(tokens * rotated / 2), 1);
@@ -69,7 +70,8 @@ static void make(struct world *w) {
 }
 
 static void unmake(struct world *w) {
-  free(w->slabs[0].data), free(w->slabs[1].data), free(w->qkv), free(w->cos), free(w->sin), free(w->weights), free(w->a.out);
+  for (int i = 0; i < 2; i++) free(w->slabs[i].keys), free(w->slabs[i].values);
+  free(w->qkv), free(w->cos), free(w->sin), free(w->weights), free(w->a.out);
 }
 
 // A number and the error that it may have.
@@ -118,11 +120,12 @@ static struct bounded score_of(const struct mlxd_attention_shape *s, const float
 // Attention of one query head of one row, by its definition.
 static void one_row(const struct world *w, const struct mlxd_span *span, int r, int head, struct bounded *out) {
   const struct mlxd_attention_shape *s = &w->a.shape;
-  const int dim = s->head_dim, width = dim - s->values_from, position = span->start + r, stored = planes(s);
+  const int dim = s->head_dim, width = dim - s->values_from, position = span->start + r;
   const int low = s->window && position + 1 > s->window ? position + 1 - s->window : 0, kv_head = head / (s->heads / s->kv_heads);
   const size_t of = (size_t)CAPACITY * (size_t)dim;
-  const float *keys = w->slabs[span->slab].data + ((size_t)(span->slot * stored * s->kv_heads) + (size_t)kv_head) * of;
-  const float *values = s->values_from ? keys + s->values_from : keys + (size_t)s->kv_heads * of;
+  const size_t first = (size_t)(span->slot * s->kv_heads + kv_head) * of;
+  const float *keys = w->slabs[span->slab].keys + first;
+  const float *values = s->values_from ? keys + s->values_from : w->slabs[span->slab].values + first;
   // The query in single precision: `prepare` is checked by what it makes of keys.
   float query[MLXD_HEAD_DIM_MAX];
   prepare(&w->a, span->row + r, w->qkv + (size_t)(span->row + r) * token_elements(s) + (size_t)head * (size_t)dim, w->a.q_norm,
@@ -164,7 +167,9 @@ static int stored_right(const struct world *w, const struct mlxd_span *span) {
   if (!s->stores) return 1;
   for (int h = 0; h < stored; h++) {
     const float *new = w->qkv + (size_t)row * token_elements(s) + (size_t)(s->heads + h) * (size_t)dim;
-    const float *got = w->slabs[span->slab].data + ((size_t)(span->slot * stored + h) * CAPACITY + (size_t)(span->start + span->rows - 1)) * (size_t)dim;
+    const struct mlxd_slab *slab = &w->slabs[span->slab];
+    const size_t at = ((size_t)(span->slot * s->kv_heads + h % s->kv_heads) * CAPACITY + (size_t)(span->start + span->rows - 1)) * (size_t)dim;
+    const float *got = (h < s->kv_heads ? slab->keys : slab->values) + at;
     struct bounded want[MLXD_HEAD_DIM_MAX];
     prepared(w, row, new, h < s->kv_heads ? w->a.k_norm : w->a.v_norm, h < s->kv_heads, want);
     for (int d = 0; d < dim; d++)

@@ -31,6 +31,9 @@ pub(crate) enum Wanted {
         windows: Vec<i32>,
         /// Whether groups need [`Places`]; then they need no masks.
         places: bool,
+        /// Heads of groups' masks: 1, or all those of queries, for a device that would copy a mask of one in
+        /// each layer.
+        mask_heads: i32,
     },
 }
 
@@ -107,9 +110,9 @@ pub(crate) struct Places {
 pub(crate) struct View {
     /// First position that any of them attends to.
     pub(crate) from: i32,
-    /// Which of the positions from there on each attends to, bool: `[slots, 1, 1, positions]` for a group,
-    /// `[rows, positions]` for a chunk. None if a group attends to all, or a chunk to what comes before each
-    /// of its rows.
+    /// Which of the positions from there on each attends to, bool: `[slots, mask_heads, 1, positions]` for a
+    /// group, `[rows, positions]` for a chunk. None if a group attends to all, or a chunk to what comes
+    /// before each of its rows.
     pub(crate) mask: Option<Array>,
 }
 
@@ -162,7 +165,7 @@ fn ints(values: &[i32]) -> Array {
 
 impl Group {
     /// Returns the group of `spans`, all of one token, one slab, and in the order of their slots.
-    fn new(spans: &[Placed<'_>], windows: &[i32], with_places: bool) -> Self {
+    fn new(spans: &[Placed<'_>], windows: &[i32], with_places: bool, mask_heads: i32) -> Self {
         let slots: Vec<i32> = spans.iter().map(|placed| dim(placed.span.slot.slot)).collect();
         let positions: Vec<i32> = spans.iter().map(|placed| dim(placed.span.start)).collect();
         let covered = slots.last().copied().unwrap_or(0) + 1;
@@ -187,7 +190,9 @@ impl Group {
         for (&slot, &position) in slots.iter().zip(&positions) {
             last[usize::try_from(slot).unwrap_or(0)] = Some(position);
         }
-        let views = windows.iter().map(|&window| View::of_group(&last, length, window, same));
+        let views = windows
+            .iter()
+            .map(|&window| View::of_group(&last, length, window, (!same).then_some(mask_heads)));
         let (slab, row, rows) = (spans[0].span.slot.slab, spans[0].row, dim(spans.len()));
         Self { slab, row, rows, write, slots: covered, length, views: views.collect(), spread, places }
     }
@@ -205,14 +210,17 @@ fn first_attended(position: i32, window: i32) -> i32 {
 
 impl View {
     /// Each slot attends to the positions up to its own; one that does not decode to one, so that no row is
-    /// empty.
-    fn of_group(last: &[Option<i32>], length: i32, window: i32, same: bool) -> Self {
+    /// empty. Without heads there is no mask.
+    fn of_group(last: &[Option<i32>], length: i32, window: i32, mask_heads: Option<i32>) -> Self {
         let from = last.iter().flatten().map(|&last| first_attended(last, window)).min().unwrap_or(0);
-        let attended = last.iter().flat_map(|last| {
-            (from..length).map(move |other| last.map_or(other == from, |last| attends(last, other, window)))
-        });
-        let mask = (!same).then(|| {
-            Array::from_slice(&attended.collect::<Vec<bool>>(), &[dim(last.len()), 1, 1, length - from])
+        let of_slot = |last: &Option<i32>| {
+            let attended = |other| last.map_or(other == from, |last| attends(last, other, window));
+            (from..length).map(attended).collect::<Vec<bool>>()
+        };
+        let mask = mask_heads.map(|heads| {
+            let repeat = usize::try_from(heads).unwrap_or(1);
+            let attended: Vec<bool> = last.iter().flat_map(|last| of_slot(last).repeat(repeat)).collect();
+            Array::from_slice(&attended, &[dim(last.len()), heads, 1, length - from])
         });
         Self { from, mask }
     }
@@ -279,9 +287,9 @@ impl Layout {
                 };
                 Self::Spans(all.iter().map(span).collect())
             }
-            Wanted::Grouped { windows, places } => {
+            Wanted::Grouped { windows, places, mask_heads } => {
                 let (groups, chunks) = by_slab(all);
-                let groups = groups.map(|group| Group::new(group, windows, *places));
+                let groups = groups.map(|group| Group::new(group, windows, *places, *mask_heads));
                 let chunks = chunks.iter().map(|chunk| Chunk::new(*chunk, windows));
                 Self::Grouped(Grouped {
                     windows: windows.clone(),

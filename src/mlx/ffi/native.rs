@@ -159,7 +159,7 @@ impl Kernels {
     /// Returns all of them, or None where they are missing.
     pub(crate) fn find() -> Option<Self> {
         let (gated, rms_norm, attend) =
-            (symbol(c"mlxd_gated")?, symbol(c"mlxd_rms_norm")?, symbol(c"mlxd_attend")?);
+            (symbol(c"mlxd_gated")?, symbol(c"mlxd_rms_norm")?, symbol(c"mlxd_attend_slabs")?);
         // SAFETY: these are the functions of native/mlx_ops.cpp, whose C types the fields repeat.
         unsafe {
             Some(Self {
@@ -205,7 +205,8 @@ impl Kernels {
     }
 
     /// Writes the keys and values of packed tokens to their slots and attends; returns the output, and the
-    /// slabs that replace those given.
+    /// arrays that replace those given: `slabs` are keys and values of each slab, or keys alone where values
+    /// are parts of them.
     pub(crate) fn attend(
         self,
         (qkv, cos, sin): (&Array, &Array, &Array),

@@ -47,12 +47,16 @@ pub(super) fn attend(
         softcap: state.softcap,
         eps: call.eps,
     };
-    let arrays = slabs.iter().map(|&slab| kv.token_slab(call.layer, slab).cloned());
-    let arrays = arrays.collect::<Result<Vec<Array>>>()?;
+    let of_slab = if state.values_from > 0 { 1 } else { 2 };
+    let mut arrays = Vec::with_capacity(slabs.len() * of_slab);
+    for &slab in slabs {
+        arrays.extend_from_slice(kv.token_slab(call.layer, slab)?);
+    }
     let (out, changed) = kernels.attend((qkv, cos, sin), &arrays, (&shape, call.weights), spans)?;
-    for (&slab, changed) in slabs.iter().zip(changed) {
+    let mut changed = changed.into_iter();
+    for &slab in slabs {
         // The old handles go here and with `arrays`: then the update is in place.
-        kv.replace_token_slab(call.layer, slab, changed)?;
+        kv.replace_token_slab(call.layer, slab, changed.by_ref().take(of_slab))?;
     }
     Ok(out)
 }

@@ -49,19 +49,17 @@ pub(super) fn attend(
         }
     }
     let rotated = if call.stores { state.heads + state.kv_heads } else { state.heads };
-    let all = match call.rope {
-        Some((rope, rotation)) if rotated == heads => rotate(rope, rotation, &all)?,
-        Some((rope, rotation)) => {
-            let front = rotate(rope, rotation, &all.try_index((.., ..rotated))?)?;
-            ops::concatenate(&[front, all.try_index((.., rotated..))?], 1)?
-        }
-        None => all,
+    let values = (rotated < heads).then(|| all.try_index((.., rotated..))).transpose()?;
+    let front = if rotated < heads { all.try_index((.., ..rotated))? } else { all };
+    let front = match call.rope {
+        Some((rope, rotation)) => rotate(rope, rotation, &front)?,
+        None => front,
     };
     if call.stores {
-        let new = all.try_index((.., state.heads..))?;
-        kv.write_tokens(call.layer, grouped, &new)?;
+        let keys = front.try_index((.., state.heads..))?;
+        kv.write_tokens(call.layer, grouped, &keys, values.as_ref())?;
     }
-    let queries = all.try_index((.., ..state.heads))?;
+    let queries = front.try_index((.., ..state.heads))?;
     let groups = grouped.groups.iter().map(|group| attend_group(kernels, &layer, group, kv, &queries));
     let chunks = grouped.chunks.iter().map(|chunk| attend_chunk(&layer, chunk, kv, &queries));
     joined(&groups.chain(chunks).collect::<Result<Vec<_>>>()?)
@@ -88,11 +86,11 @@ fn decode_on_cuda(
     let mut outputs = Vec::new();
     for group in &grouped.groups {
         let Some(places) = &group.places else { return Ok(Vec::new()) };
-        let slab = kv.token_slab(layer.index, group.slab)?;
+        let [keys, values] = kv.token_slab(layer.index, group.slab)? else { return Ok(Vec::new()) };
         let part = qkv.try_index(group.row..group.row + group.rows)?;
         let qkv = if group.rows == qkv.dim(0) { &qkv } else { &part };
-        let queries = cuda::rotate_write(qkv, slab, places, &rope.wavelengths, layer.state.heads)?;
-        outputs.push(cuda::attend(&queries, slab, places)?);
+        let queries = cuda::rotate_write(qkv, (keys, values), places, &rope.wavelengths, layer.state.heads)?;
+        outputs.push(cuda::attend(&queries, (keys, values), places)?);
     }
     Ok(outputs)
 }
@@ -135,8 +133,8 @@ fn attend_group(
 ) -> Result<Array> {
     let TokenState { heads, head_dim, .. } = layer.state;
     let mut rows = queries.try_index(group.row..group.row + group.rows)?;
-    if let Some(places) = &group.places {
-        return cuda::attend(&rows, kv.token_slab(layer.index, group.slab)?, places);
+    if let (Some(places), [keys, values]) = (&group.places, kv.token_slab(layer.index, group.slab)?) {
+        return cuda::attend(&rows, (keys, values), places);
     }
     let view = &group.views[layer.view];
     let tokens = kv.tokens(layer.index, group.slab, 0..group.slots, view.from..group.length)?;
@@ -149,7 +147,7 @@ fn attend_group(
             rows.reshape(&[group.slots, heads, 1, head_dim])?
         }
     };
-    let out = attend_over(layer, &rows, &tokens, (view, false))?.reshape(&[group.slots, -1])?;
+    let out = attend_over(layer, &rows, tokens, (view, false))?.reshape(&[group.slots, -1])?;
     match &group.spread {
         Some((_, slots)) => out.take_axis(slots, 0),
         None => Ok(out),
@@ -162,24 +160,19 @@ fn attend_chunk(layer: &Layer<'_>, chunk: &Chunk, kv: &Kv, queries: &Array) -> R
     let positions = view.from..chunk.start + chunk.rows;
     let tokens = kv.tokens(layer.index, chunk.slab, chunk.slot..chunk.slot + 1, positions)?;
     let rows = queries.try_index(chunk.row..chunk.row + chunk.rows)?.swap_axes(0, 1)?.expand_dims(0)?;
-    let out = attend_over(layer, &rows, &tokens, (view, true))?;
+    let out = attend_over(layer, &rows, tokens, (view, true))?;
     out.swap_axes(1, 2)?.reshape(&[chunk.rows, -1])
 }
 
-/// Attention of `queries` `[slots, heads, rows, head_dim]` over `tokens` `[slots, planes, positions,
-/// head_dim]`; `causal` rows attend to what comes before each where the view has no mask.
+/// Attention of `queries` `[slots, heads, rows, head_dim]` over keys and values `[slots, kv_heads, positions,
+/// _]`; `causal` rows attend to what comes before each where the view has no mask.
 fn attend_over(
     layer: &Layer<'_>,
     queries: &Array,
-    tokens: &Array,
+    (keys, values): (Array, Array),
     (view, causal): (&View, bool),
 ) -> Result<Array> {
-    let TokenState { kv_heads, values_from, scale, softcap, .. } = layer.state;
-    let (keys, values) = if values_from > 0 {
-        (tokens.clone(), tokens.try_index((.., .., .., values_from..))?)
-    } else {
-        (tokens.try_index((.., ..kv_heads))?, tokens.try_index((.., kv_heads..))?)
-    };
+    let TokenState { scale, softcap, .. } = layer.state;
     let attended = Attended { keys: &keys, values: &values, mask: view.mask.as_ref(), causal };
     if softcap == 0.0 {
         return fused::attend(queries, attended, scale, layer.sinks);

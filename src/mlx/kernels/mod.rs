@@ -12,6 +12,8 @@ mod cuda;
 mod fused;
 mod grouped;
 #[cfg(test)]
+mod metal_tests;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use composed::gelu;
@@ -166,8 +168,9 @@ impl KernelSet {
         windows.dedup();
         let attention = match self {
             Self::Cpu(_) => Wanted::Spans,
-            Self::Composed | Self::Fused => Wanted::Grouped { windows, places: false },
-            Self::Cuda => Wanted::Grouped { windows, places: true },
+            Self::Composed => Wanted::Grouped { windows, places: false, mask_heads: 1 },
+            Self::Fused => Wanted::Grouped { windows, places: false, mask_heads: fused::mask_heads(shape) },
+            Self::Cuda => Wanted::Grouped { windows, places: true, mask_heads: 1 },
         };
         StepShape { attention, recurrent: shape.is_recurrent() }
     }

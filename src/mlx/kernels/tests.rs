@@ -28,11 +28,11 @@ fn for_every_set(mut test: impl FnMut(&str, KernelSet)) {
     assert!(fastest.is_none_or(|fastest| ffi::use_instruction_set(&fastest)));
 }
 
-fn cache(layers: Vec<LayerState>) -> KvShape {
+pub(super) fn cache(layers: Vec<LayerState>) -> KvShape {
     KvShape { layers, dtype: Dtype::Float32, int8: false }
 }
 
-fn span(slot: u32, start: u32, count: usize) -> Span {
+pub(super) fn span(slot: u32, start: u32, count: usize) -> Span {
     let slot = SlotId { slab: 0, slot };
     Span { slot, start, kind: SpanKind::Prefill, tokens: vec![1; count], outputs: vec![] }
 }
@@ -80,7 +80,13 @@ struct Setting {
     rope: Option<Rope>,
 }
 
-fn random(shape: &[i32], key: u64) -> Array {
+/// Returns the columns of a token's queries, keys and values.
+pub(super) fn columns(state: TokenState) -> i32 {
+    let stored = if state.values_from > 0 { 1 } else { 2 };
+    (state.heads + stored * state.kv_heads) * state.head_dim
+}
+
+pub(super) fn random(shape: &[i32], key: u64) -> Array {
     let key = mlx_rs::random::key(key).unwrap();
     mlx_rs::random::normal::<f32>(shape, None, None, Some(&key)).unwrap()
 }
@@ -101,8 +107,7 @@ fn outputs(kernels: KernelSet, setting: &Setting) -> Vec<Array> {
     let run = |(key, spans): (u64, Vec<Span>)| {
         let batch = Batch::new(&Step { spans }, &step_shape);
         let rotation = setting.rope.as_ref().map(|rope| kernels.rotation(rope, &batch.positions));
-        let columns = (state.heads + state.planes()) * state.head_dim;
-        let qkv = random(&[dim(batch.positions.len()), columns], key);
+        let qkv = random(&[dim(batch.positions.len()), columns(state)], key);
         let (q_norm, k_norm) = setting.norms.as_ref().map(|(q, k)| (q, k)).unzip();
         let weights = AttentionWeights { q_norm, k_norm, v_norm: None, sinks: setting.sinks.as_ref() };
         let rope = setting.rope.as_ref().zip(rotation.as_ref());

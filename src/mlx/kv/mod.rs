@@ -1,9 +1,10 @@
-//! KV caches of one model: slabs `[slots, planes, capacity, head_dim]` per layer, keys in the first half of
-//! the planes and values in the second, so that one update writes both; states of fixed size `[slots, ..]`
-//! for recurrent layers; and parked caches, which are copies of one slot at its exact length. Storage only:
-//! kernel sets attend over it.
+//! KV caches of one model: slabs of keys and of values `[slots, kv_heads, capacity, head_dim]` per layer;
+//! states of fixed size `[slots, ..]` for recurrent layers; and parked caches, which are copies of one slot
+//! at its exact length. Storage only: kernel sets attend over it.
 //!
-//! Stored in 8 bits, a layer has two arrays in a slab: the elements, and a scale for each token and head.
+//! Keys and values are arrays of their own, because MLX's attention for Metal copies those of several slots
+//! unless the heads of a slot lie right before those of the next. Stored in 8 bits, each has a second array:
+//! a scale for each token and head.
 //!
 //! Recurrent states cannot be cut back to fewer tokens. So a slot can have checkpoints, copies of its states,
 //! and a cache that is parked from it can be restored at their lengths.
@@ -38,7 +39,7 @@ struct Checkpoint {
     states: Vec<Array>,
 }
 
-/// The cache of a sequence that does not run: keys and values `[1, planes, tokens, _]`, and its states at
+/// The cache of a sequence that does not run: keys and values `[1, kv_heads, tokens, _]`, and its states at
 /// some lengths, the last of which is its own.
 #[derive(Clone, Debug)]
 struct ParkedCache {
@@ -273,15 +274,23 @@ impl Kv {
         }
     }
 
-    /// Returns a layer's keys and values `[slots, planes, capacity, head_dim]` as they are stored.
-    pub(crate) fn token_slab(&self, layer: usize, slab: u32) -> Result<&Array> {
-        Ok(&self.arrays_of(layer, slab)?[0])
+    /// Returns a layer's keys and values `[slots, kv_heads, capacity, head_dim]`, for kernels of our own:
+    /// those take no 8-bit caches. One array where values are parts of the keys.
+    pub(crate) fn token_slab(&self, layer: usize, slab: u32) -> Result<&[Array]> {
+        self.arrays_of(layer, slab)
     }
 
-    /// Replaces them. An update is in place only if all other handles of the old array are gone when it is
+    /// Replaces them. An update is in place only if all other handles of the old arrays are gone when it is
     /// evaluated.
-    pub(crate) fn replace_token_slab(&mut self, layer: usize, slab: u32, changed: Array) -> Result<()> {
-        *self.slab_mut(slab, self.first[layer])? = changed;
+    pub(crate) fn replace_token_slab(
+        &mut self,
+        layer: usize,
+        slab: u32,
+        changed: impl Iterator<Item = Array>,
+    ) -> Result<()> {
+        for (index, changed) in (self.first[layer]..).zip(changed) {
+            *self.slab_mut(slab, index)? = changed;
+        }
         Ok(())
     }
 

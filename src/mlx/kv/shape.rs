@@ -54,11 +54,6 @@ impl TokenState {
         Self { window: self.window, ..usual } == *self
     }
 
-    /// Returns the number of planes: stored heads of a token, keys and values together.
-    pub(crate) fn planes(&self) -> i32 {
-        if self.values_from > 0 { self.kv_heads } else { 2 * self.kv_heads }
-    }
-
     /// Returns the elements of a head's output.
     pub(crate) fn width(&self) -> i32 {
         self.head_dim - self.values_from
@@ -127,12 +122,15 @@ impl KvShape {
     /// Returns the arrays of each layer in a slab.
     pub(super) fn arrays(&self) -> Vec<Vec<ArrayShape>> {
         let of_tokens = |state: &TokenState| {
-            let plane = |elements, dtype| ArrayShape::PerToken { heads: state.planes(), elements, dtype };
-            if self.int8 {
+            let plane = |elements, dtype| ArrayShape::PerToken { heads: state.kv_heads, elements, dtype };
+            let stored = if self.int8 {
                 vec![plane(state.head_dim, Dtype::Int8), plane(1, self.dtype)]
             } else {
                 vec![plane(state.head_dim, self.dtype)]
-            }
+            };
+            // Keys, and values where they are stored on their own.
+            let parts = if state.values_from > 0 { 1 } else { 2 };
+            std::iter::repeat_n(stored, parts).flatten().collect()
         };
         let of_layer = |layer: &LayerState| match layer {
             LayerState::Tokens(state) => of_tokens(state),
@@ -143,6 +141,11 @@ impl KvShape {
 
     fn bytes(&self, counts: fn(&ArrayShape) -> bool) -> u64 {
         self.arrays().iter().flatten().filter(|array| counts(array)).map(ArrayShape::bytes).sum()
+    }
+
+    /// Returns the number of arrays that hold a layer's keys, or its values.
+    pub(super) fn arrays_of_part(&self) -> usize {
+        if self.int8 { 2 } else { 1 }
     }
 
     /// Returns the bytes of one token in all layers.

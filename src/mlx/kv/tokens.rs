@@ -1,9 +1,9 @@
-//! Keys and values of tokens in operations of MLX: new ones are written with one update for each group of
-//! decoding slots and for each chunk, and read back as the model computes.
+//! Keys and values of tokens in operations of MLX: new ones are written with one update of each for each
+//! group of decoding slots and for each chunk, and read back as the model computes.
 
 use std::ops::Range;
 
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::{Array, Dtype, ops};
 
@@ -14,38 +14,56 @@ use crate::mlx::batch::{Chunk, Group, GroupWrite, Grouped};
 const INT8_MAX: f32 = 127.0;
 
 impl Kv {
-    /// Writes a layer's new keys and values `[tokens, planes, head_dim]` to their slots.
-    pub(crate) fn write_tokens(&mut self, layer: usize, grouped: &Grouped, new: &Array) -> Result<()> {
-        for (new, index) in self.encode(new)?.iter().zip(self.first[layer]..) {
-            for group in &grouped.groups {
-                self.write_group(index, group, new)?;
-            }
-            for chunk in &grouped.chunks {
-                self.write_chunk(index, chunk, new)?;
+    /// Writes a layer's new keys `[tokens, kv_heads, head_dim]` to their slots, and values if they are stored
+    /// on their own.
+    pub(crate) fn write_tokens(
+        &mut self,
+        layer: usize,
+        grouped: &Grouped,
+        keys: &Array,
+        values: Option<&Array>,
+    ) -> Result<()> {
+        let mut index = self.first[layer];
+        for part in [Some(keys), values].into_iter().flatten() {
+            for new in self.encode(part)? {
+                for group in &grouped.groups {
+                    self.write_group(index, group, &new)?;
+                }
+                for chunk in &grouped.chunks {
+                    self.write_chunk(index, chunk, &new)?;
+                }
+                index += 1;
             }
         }
         Ok(())
     }
 
-    /// Returns a layer's keys and values of some slots at some positions, `[slots, planes, positions,
-    /// head_dim]`.
+    /// Returns a layer's keys and values of some slots at some positions, `[slots, kv_heads, positions, _]`
+    /// each.
     pub(crate) fn tokens(
         &self,
         layer: usize,
         slab: u32,
         slots: Range<i32>,
         positions: Range<i32>,
-    ) -> Result<Array> {
-        let part = |array: &Array| array.try_index((slots.clone(), .., positions.clone(), ..));
-        let arrays = self.arrays_of(layer, slab)?;
-        let elements = part(&arrays[0])?;
-        if !self.shape.int8 {
-            return Ok(elements);
-        }
-        elements.as_dtype(self.shape.dtype)?.multiply(part(&arrays[1])?)
+    ) -> Result<(Array, Array)> {
+        let values_from = self.token_state(layer)?.values_from;
+        let stored = |array: &Array| array.try_index((slots.clone(), .., positions.clone(), ..));
+        let part = |arrays: &[Array]| match arrays {
+            [elements, scales] => stored(elements)?.as_dtype(self.shape.dtype)?.multiply(stored(scales)?),
+            arrays => stored(&arrays[0]),
+        };
+        let mut parts = self.arrays_of(layer, slab)?.chunks(self.shape.arrays_of_part()).map(part);
+        let missing = || Exception::custom("a layer without keys attends");
+        let keys = parts.next().ok_or_else(missing)??;
+        let values = match parts.next() {
+            Some(values) => values?,
+            None => keys.try_index((.., .., .., values_from..))?,
+        };
+        Ok((keys, values))
     }
 
-    /// Returns new keys and values as they are stored: one array, or elements and scales in 8 bits.
+    /// Returns new keys or values as they are stored: one array, or elements and scales in 8 bits.
     fn encode(&self, new: &Array) -> Result<Vec<Array>> {
         if !self.shape.int8 {
             return Ok(vec![new.clone()]);

@@ -8,13 +8,15 @@ namespace mlxd {
 // input, and whoever reads it after this depends on `q`. A block for each head and row, HEAD / 2 threads.
 template <typename T, int HEAD>
 __device__ __forceinline__ void rotate_write(
-    const T* qkv, T* slab, const int* slots, const int* positions, const float* wavelengths, T* q, int heads,
-    int kv_heads, size_t capacity) {
+    const T* qkv, T* keys, T* values, const int* slots, const int* positions, const float* wavelengths, T* q,
+    int heads, int kv_heads, size_t capacity) {
   const int head = blockIdx.x, row = blockIdx.y, i = threadIdx.x;
   const T* from = qkv + ((size_t)row * (heads + 2 * kv_heads) + head) * HEAD;
-  const size_t place = ((size_t)slots[row] * 2 * kv_heads + head - heads) * capacity + positions[row];
-  T* to = head < heads ? q + ((size_t)row * heads + head) * HEAD : slab + place * HEAD;
-  if (head >= heads + kv_heads) {
+  const bool is_value = head >= heads + kv_heads;
+  const int kv_head = is_value ? head - heads - kv_heads : head - heads;
+  const size_t place = ((size_t)slots[row] * kv_heads + kv_head) * capacity + positions[row];
+  T* to = head < heads ? q + ((size_t)row * heads + head) * HEAD : (is_value ? values : keys) + place * HEAD;
+  if (is_value) {
     to[i] = from[i];
     to[i + HEAD / 2] = from[i + HEAD / 2];
     return;
@@ -30,11 +32,11 @@ __device__ __forceinline__ void rotate_write(
 // head, with the G query heads that share it, and CHUNK positions; 0 is all. Writes the chunk's weighted
 // values, its maximum (in powers of two) and its sum; or the answer to `out`, if one chunk is all.
 //
-// slab: [slots][2 * kv_heads][capacity][HEAD], keys in the first half of the heads.
+// keys, values: [slots][kv_heads][capacity][HEAD].
 template <typename T, int HEAD, int G, int CHUNK>
 __device__ __forceinline__ void attend_chunk(
-    const T* q, const T* slab, const int* slots, const int* positions, T* out, float* values_out, float* sums_out,
-    int kv_heads, size_t capacity) {
+    const T* q, const T* keys, const T* values, const int* slots, const int* positions, T* out, float* values_out,
+    float* sums_out, int kv_heads, size_t capacity) {
   const float scale = rsqrtf((float)HEAD);
   constexpr int WARPS = 8, LANES = HEAD / 8, KEYS = 32 / LANES, DEPTH = 4;
   const int chunk = blockIdx.x, kv_head = blockIdx.y, row = blockIdx.z, chunks = gridDim.x;
@@ -59,9 +61,9 @@ __device__ __forceinline__ void attend_chunk(
       query[h][2 * i + 1] = two.y * scale * 1.44269504f;
     }
   }
-  const size_t slot = slots[row];
-  const T* keys = slab + (slot * 2 * kv_heads + kv_head) * capacity * HEAD;
-  const T* values = keys + kv_heads * capacity * HEAD;
+  const size_t first = ((size_t)slots[row] * kv_heads + kv_head) * capacity * HEAD;
+  keys += first;
+  values += first;
   for (int base = begin + warp * KEYS * DEPTH; base < end; base += WARPS * KEYS * DEPTH) {
     uint4 k[DEPTH], v[DEPTH];
 #pragma unroll

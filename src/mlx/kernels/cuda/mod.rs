@@ -185,74 +185,74 @@ fn quantized_rows(x: &Array, w: &Packed<'_>, residual: Option<&Array>, gated: bo
 }
 
 /// Rotates the queries and keys of a fused projection `[rows, (heads + 2 * kv_heads) * head_dim]`, a pair
-/// being an element of each half, and writes keys and values to `slab`, in place. Returns the queries `[rows,
-/// heads, head_dim]`; every reader of the new keys must depend on them.
+/// being an element of each half, and writes keys and values to their slab, in place. Returns the queries
+/// `[rows, heads, head_dim]`; every reader of the new keys must depend on them.
 pub(super) fn rotate_write(
     qkv: &Array,
-    slab: &Array,
+    (keys, values): (&Array, &Array),
     places: &Places,
     wavelengths: &Array,
     heads: i32,
 ) -> Result<Array> {
-    let (rows, kv_heads, head_dim) = (qkv.dim(0), slab.dim(1) / 2, slab.dim(3));
+    let (rows, kv_heads, head_dim) = (qkv.dim(0), keys.dim(1), keys.dim(3));
     let dtype = type_name(qkv.dtype()).unwrap_or_default();
     let source = Source {
         name: format!("rotate_{dtype}_{head_dim}"),
-        inputs: &[c"qkv", c"slab", c"slots", c"positions", c"wavelengths"],
+        inputs: &[c"qkv", c"keys", c"values", c"slots", c"positions", c"wavelengths"],
         outputs: &[c"q"],
         part: ATTENTION,
     };
     let body = || {
         format!(
             "mlxd::rotate_write<{dtype}, {head_dim}>(
-                qkv, const_cast<{dtype}*>(slab), slots, positions, wavelengths, q,
-                qkv_shape[1] / {head_dim} - slab_shape[1], slab_shape[1] / 2, slab_shape[2]);"
+                qkv, const_cast<{dtype}*>(keys), const_cast<{dtype}*>(values), slots, positions, wavelengths, q,
+                qkv_shape[1] / {head_dim} - 2 * keys_shape[1], keys_shape[1], keys_shape[2]);"
         )
     };
     let launch = CudaLaunch { grid: [heads + 2 * kv_heads, rows, 1], threads: head_dim / 2 };
-    let inputs = [qkv, slab, &places.slots, &places.positions, wavelengths];
+    let inputs = [qkv, keys, values, &places.slots, &places.positions, wavelengths];
     only(source.run(body, &inputs, &[(&[rows, heads, head_dim], qkv.dtype())], launch)?)
 }
 
 /// Returns the attention `[rows, heads * head_dim]` of one query a row, `[rows, heads, head_dim]`, over its
 /// slot's positions up to its own.
-pub(super) fn attend(queries: &Array, slab: &Array, places: &Places) -> Result<Array> {
+pub(super) fn attend(queries: &Array, (keys, values): (&Array, &Array), places: &Places) -> Result<Array> {
     let (rows, heads, head_dim) = (queries.dim(0), queries.dim(1), queries.dim(2));
-    let kv_heads = slab.dim(1) / 2;
+    let kv_heads = keys.dim(1);
     let group = heads / kv_heads;
     let dtype = type_name(queries.dtype()).unwrap_or_default();
     let whole = places.length <= WHOLE_LENGTH_MAX || rows * kv_heads >= BLOCKS_ENOUGH;
     let chunk = if whole { 0 } else { CHUNK };
     let chunks = if whole { 1 } else { (places.length + CHUNK - 1) / CHUNK };
-    let arguments = "q, slab, slots, positions";
-    let sizes = "slab_shape[1] / 2, slab_shape[2]";
+    let arguments = "q, keys, values, slots, positions";
+    let sizes = "keys_shape[1], keys_shape[2]";
     let template = || format!("mlxd::attend_chunk<{dtype}, {head_dim}, {group}, {chunk}>");
     let source = |outputs| Source {
         name: format!("attend_{dtype}_{head_dim}_{group}_{chunk}"),
-        inputs: &[c"q", c"slab", c"slots", c"positions"],
+        inputs: &[c"q", c"keys", c"values", c"slots", c"positions"],
         outputs,
         part: ATTENTION,
     };
-    let inputs = [queries, slab, &places.slots, &places.positions];
+    let inputs = [queries, keys, values, &places.slots, &places.positions];
     let launch = CudaLaunch { grid: [chunks, kv_heads, rows], threads: THREADS };
     let out: (&[i32], Dtype) = (&[rows, heads * head_dim], queries.dtype());
     if whole {
         let body = || format!("{}({arguments}, out, nullptr, nullptr, {sizes});", template());
         return only(source(&[c"out"]).run(body, &inputs, &[out], launch)?);
     }
-    let body = || format!("{}({arguments}, nullptr, values, sums, {sizes});", template());
+    let body = || format!("{}({arguments}, nullptr, means, sums, {sizes});", template());
     let parts: [(&[i32], Dtype); 2] =
         [(&[rows, heads, chunks, head_dim], Dtype::Float32), (&[rows, heads, chunks, 2], Dtype::Float32)];
-    let parts = source(&[c"values", c"sums"]).run(body, &inputs, &parts, launch)?;
+    let parts = source(&[c"means", c"sums"]).run(body, &inputs, &parts, launch)?;
     let join = Source {
         name: format!("join_{dtype}_{head_dim}"),
-        inputs: &[c"values", c"sums", c"positions"],
+        inputs: &[c"means", c"sums", c"positions"],
         outputs: &[c"out"],
         part: ATTENTION,
     };
     let body = || {
         format!(
-            "mlxd::attend_join<{dtype}, {head_dim}, {CHUNK}>(values, sums, positions, out, values_shape[2]);"
+            "mlxd::attend_join<{dtype}, {head_dim}, {CHUNK}>(means, sums, positions, out, means_shape[2]);"
         )
     };
     let launch = CudaLaunch { grid: [heads, rows, 1], threads: head_dim };
