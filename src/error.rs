@@ -68,9 +68,14 @@ pub enum Error {
         /// The missing architecture or option.
         why: String,
     },
-    /// The model has no chat template.
-    #[error("the model {0} has no chat template; use prompt or token_ids")]
-    NoChatTemplate(ModelName),
+    /// The model has no chat template that can be used.
+    #[error("the model {model} has no usable chat template ({why}); use prompt or token_ids")]
+    NoChatTemplate {
+        /// The model.
+        model: ModelName,
+        /// What is wrong with it, or that there is none.
+        why: String,
+    },
     /// The model exceeds the whole memory budget.
     #[error("the model {model} needs {needed_bytes} bytes; the whole budget is {available_bytes}")]
     ModelTooLarge {

@@ -25,8 +25,8 @@ pub struct ModelAssets {
     pub files: Arc<ModelFiles>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
-    /// Messages to text.
-    pub chat_template: Option<ChatTemplate>,
+    /// Messages to text, or why they cannot become text.
+    pub chat_template: Result<ChatTemplate, TextError>,
     /// The tokens that end its output.
     pub eos_token_ids: Vec<u32>,
 }
@@ -109,8 +109,11 @@ impl ModelAssets {
         let unusable = |error: TextError| unusable(name, &error);
         let text = read_text_files(&files.folder).map_err(|error| error.into_error(name))?;
         let tokenizer = Tokenizer::new(&text).map_err(unusable)?;
-        let chat_template = ChatTemplate::new(&text, &tokenizer).map_err(unusable)?;
-        let mut eos_token_ids = eos_token_ids(&files.config, files.generation_config.as_ref(), &tokenizer);
+        // Raw prompts need none, so a damaged one is a fault of chat only.
+        let chat_template = ChatTemplate::new(&text, &tokenizer);
+        let end_of_turn = chat_template.as_ref().ok().and_then(ChatTemplate::end_of_turn);
+        let generation_config = files.generation_config.as_ref();
+        let mut eos_token_ids = eos_token_ids(&files.config, generation_config, &tokenizer, end_of_turn);
         // An id beyond the logits can never be drawn.
         eos_token_ids.retain(|id| *id < files.facts.vocabulary_size);
         Ok(Self { files: Arc::new(files), tokenizer, chat_template, eos_token_ids })
@@ -125,7 +128,7 @@ impl ModelAssets {
         Self {
             files: Arc::new(ModelFiles::fake(name)),
             tokenizer: Tokenizer::new(&text).unwrap(),
-            chat_template: None,
+            chat_template: Err(TextError::NoTemplate),
             eos_token_ids: Vec::new(),
         }
     }
@@ -137,8 +140,12 @@ fn unusable(model: &ModelName, error: &TextError) -> Error {
             Error::ModelUnsupported { model: model.clone(), why: error.to_string() }
         }
         TextError::Invalid { .. }
+        | TextError::NoTemplate
         | TextError::Encode(_)
         | TextError::TooLong { .. }
-        | TextError::Render(_) => Error::ModelInvalid { model: model.clone(), why: error.to_string() },
+        | TextError::Render(_)
+        | TextError::Role { .. }
+        | TextError::Tools
+        | TextError::Argument(_) => Error::ModelInvalid { model: model.clone(), why: error.to_string() },
     }
 }

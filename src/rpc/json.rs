@@ -8,12 +8,13 @@ use crate::error::Error;
 /// Largest whole number that f64 holds exactly; those up to here are written without a fraction.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Parses a text that must be a JSON object; an empty text is an empty object.
+/// Parses a text that must be a JSON object; an empty text and `null` are an empty object.
 pub(super) fn object(path: &str, text: &str) -> Result<Map<String, Value>, Error> {
-    if text.is_empty() {
+    if text.trim().is_empty() {
         return Ok(Map::new());
     }
     match serde_json::from_str(text) {
+        Ok(Value::Null) => Ok(Map::new()),
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::field(path, "must be a JSON object")),
         Err(error) => Err(Error::field(path, format!("is not JSON: {error}"))),

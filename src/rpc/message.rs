@@ -137,6 +137,15 @@ mod tests {
     }
 
     #[test]
+    fn empty_and_null_arguments_stand_for_none() {
+        for arguments_json in ["", " ", "null", "{}"] {
+            let arguments_json = arguments_json.to_owned();
+            let call = pb::ToolCall { name: "f".into(), arguments_json, ..Default::default() };
+            assert!(tool_call("c", call).unwrap().arguments.is_empty());
+        }
+    }
+
+    #[test]
     fn template_arguments_keep_whole_numbers_whole_and_refuse_nan() {
         use prost_types::{Struct, Value as Wire, value::Kind};
         let arguments = |number| Struct {

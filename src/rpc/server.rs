@@ -91,7 +91,7 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
         model: Some(info(facts)),
         modalities: vec![pb::Modality::Text.into()],
         features: features.into_iter().map(feature).collect(),
-        has_chat_template: assets.chat_template.is_some(),
+        has_chat_template: assets.chat_template.is_ok(),
         default_sampling: Some(effective_sampling(default_sampling)),
         eos_token_ids: assets.eos_token_ids.clone(),
     }

@@ -111,7 +111,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         | Error::ModelNotLoaded(_)
         | Error::ModelInvalid { .. }
         | Error::ModelUnsupported { .. }
-        | Error::NoChatTemplate(_)
+        | Error::NoChatTemplate { .. }
         | Error::ModelTooLarge { .. }
         | Error::ModelBusy { .. }
         | Error::SessionBusy(_)

@@ -11,6 +11,7 @@ use crate::engine::{DeviceInfo, EngineStats};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ModelName;
+use crate::text::ChatTemplate;
 
 /// Models that one call may ask about.
 const MODELS_MAX: u32 = 100;
@@ -92,10 +93,10 @@ impl Service {
     }
 
     fn model_capabilities(&self, assets: Arc<ModelAssets>, info: ModelInfo) -> ModelCapabilities {
-        let template = assets.chat_template.as_ref();
+        let template = assets.chat_template.as_ref().ok();
         let has = |feature: &Feature| match feature {
             Feature::Chat => template.is_some(),
-            Feature::Tools => template.is_some_and(crate::text::ChatTemplate::uses_tools),
+            Feature::Tools => template.is_some_and(ChatTemplate::writes_tools),
             Feature::Streaming | Feature::Logprobs | Feature::Score | Feature::Sessions | Feature::Seed => {
                 true
             }

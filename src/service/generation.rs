@@ -21,6 +21,7 @@ use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
 use crate::session::{Message, Role, TurnContent, chat_text, joined};
+use crate::text::Detokenizer;
 
 /// A generation that can be handed to the engine.
 pub(super) struct Prepared {
@@ -36,6 +37,8 @@ pub(super) struct Prepared {
 pub(super) struct Context {
     pub(super) prompt: Prompt,
     pub(super) adds: Adds,
+    /// Turns the output into the text that follows the prompt's.
+    pub(super) detokenizer: Detokenizer,
 }
 
 /// A turn's additions to its session besides the answer.
@@ -123,7 +126,7 @@ impl Generation {
         let (Some((finish, generated)), Some(turn)) = (&self.ended, self.prepared.turn.take()) else {
             return Ok(());
         };
-        let Context { prompt, adds } = &mut self.prepared.context;
+        let Context { prompt, adds, .. } = &mut self.prepared.context;
         let content = match std::mem::replace(adds, Adds::Raw) {
             Adds::Raw => TurnContent::Raw,
             Adds::Chat { mut messages, rendered } => {
@@ -231,6 +234,7 @@ fn submit(
         stopping: resolved.stopping.clone(),
         top_logprobs: output.top_logprobs,
         tokenizer: assets.tokenizer.clone(),
+        detokenizer: context.detokenizer.clone(),
         events,
     })?;
     Ok(receiver)

@@ -22,7 +22,7 @@ use crate::hub::ModelAssets;
 use crate::ids::ConnectionId;
 use crate::limits::Limits;
 use crate::session::{Message, TurnRequest, TurnStart, chat_rest, joined};
-use crate::text::{Conversation, Encoding, TextError};
+use crate::text::{Conversation, Encoding, Rendered, TextError};
 
 /// Bytes that rendering a message or a tool costs as much as, besides its own.
 const PART_BYTES: usize = 256;
@@ -108,7 +108,7 @@ impl Preparation<'_> {
                     let why = format!("token id {id}: the vocabulary has {vocabulary} tokens");
                     return Err(Error::field(format!("token_ids.ids[{index}]"), why));
                 }
-                appended(start, ids)
+                self.appended(start, ids).await?
             }
         };
         // A tokenizer may know tokens that its model does not.
@@ -121,16 +121,27 @@ impl Preparation<'_> {
 
     async fn text(&self, text: String, start: Option<TurnStart>) -> Result<Context, Error> {
         let tokenizer = &self.assets.tokenizer;
-        // The special tokens around a whole text belong to its beginning only.
         let is_beginning = start.as_ref().is_none_or(|start| start.tokens.is_empty());
         let before = start.as_ref().map_or(0, |start| start.tokens.len());
         self.refuse_beyond_context(before, text.len())?;
         let encoding = if is_beginning {
             Encoding::of_prompt(tokenizer, text)
         } else {
-            Encoding::of_text(tokenizer, text)
+            Encoding::of_more(tokenizer, text)
         };
-        Ok(appended(start, self.encode(self.text_field, before, encoding).await?))
+        let new = self.encode(self.text_field, before, encoding).await?;
+        self.appended(start, new).await
+    }
+
+    /// Appends new tokens to those of a session.
+    async fn appended(&self, start: Option<TurnStart>, new: Vec<u32>) -> Result<Context, Error> {
+        let tokens: Arc<[u32]> = match start {
+            Some(start) => joined(&start.tokens, &new),
+            None => new.into(),
+        };
+        let (tokenizer, before) = (self.assets.tokenizer.clone(), Arc::clone(&tokens));
+        let detokenizer = blocking(move || Ok(tokenizer.detokenizer_after(&before))).await?;
+        Ok(Context { prompt: tokens.into(), adds: Adds::Raw, detokenizer })
     }
 
     async fn chat(&self, chat: Chat, start: Option<TurnStart>) -> Result<Context, Error> {
@@ -139,7 +150,7 @@ impl Preparation<'_> {
         at_most("chat.messages", parts, "chat_parts_max", self.limits.chat_parts_max)?;
         let bytes = held.iter().map(|message| message.bytes()).sum::<usize>() + chat.bytes();
         let place = self.desk.place(self.connection, bytes + parts * PART_BYTES).await;
-        let (rendered, messages) = self.render(place, chat, held.to_vec()).await?;
+        let (Rendered { text: rendered, mark }, messages) = self.render(place, chat, held.to_vec()).await?;
         let rest = start.as_ref().and_then(|start| chat_rest(start, &rendered));
         let (old, rest) = match (&start, rest) {
             (Some(start), Some(rest)) => (Arc::clone(&start.tokens), rest),
@@ -150,10 +161,12 @@ impl Preparation<'_> {
             old
         } else {
             // The template writes the special tokens itself.
-            let encoding = Encoding::of_text(&self.assets.tokenizer, rest.to_owned());
+            let rest = Rendered { text: rest.to_owned(), mark };
+            let encoding = Encoding::of_rendered(&self.assets.tokenizer, rest, old.last().copied());
             joined(&old, &self.encode("chat", old.len(), encoding).await?)
         };
-        Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, rendered } })
+        let detokenizer = self.assets.tokenizer.detokenizer();
+        Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, rendered }, detokenizer })
     }
 
     /// Returns the conversation as the template writes it, and its new messages.
@@ -162,12 +175,16 @@ impl Preparation<'_> {
         place: Place,
         chat: Chat,
         held: Vec<Arc<Message>>,
-    ) -> Result<(String, Vec<Message>), Error> {
+    ) -> Result<(Rendered, Vec<Message>), Error> {
         let (assets, now, bytes_max) = (Arc::clone(&self.assets), self.now, self.limits.text_bytes_max);
         blocking(move || {
             let _place = place;
             let ModelAssets { files, chat_template, .. } = &*assets;
-            let template = chat_template.as_ref().ok_or_else(|| Error::NoChatTemplate(files.name.clone()))?;
+            let no_template = |error: &TextError| {
+                let (model, why) = (files.name.clone(), error.to_string());
+                Error::NoChatTemplate { model, why }
+            };
+            let template = chat_template.as_ref().map_err(no_template)?;
             let Chat { messages, tools, arguments } = chat;
             let all = held.iter().map(|message| &**message).chain(&messages);
             let all: Vec<Value> = all.map(Message::to_template_value).collect();
@@ -179,11 +196,8 @@ impl Preparation<'_> {
                 add_generation_prompt: true,
                 now,
             };
-            let rendered = template.render(&conversation, bytes_max).map_err(|error| match error {
-                TextError::TooLong { .. } => Error::field("chat", format!("text_bytes_max: {error}")),
-                error => Error::TemplateFailed(error.to_string()),
-            });
-            Ok((rendered?, messages))
+            let rendered = template.render(&conversation, bytes_max);
+            Ok((rendered.map_err(|error| refusal(error, held.len()))?, messages))
         })
         .await
     }
@@ -231,11 +245,20 @@ impl Preparation<'_> {
     }
 }
 
-/// Appends new tokens to those of a session.
-fn appended(start: Option<TurnStart>, new: Vec<u32>) -> Context {
-    let prompt = match start {
-        Some(start) => joined(&start.tokens, &new).into(),
-        None => new.into(),
-    };
-    Context { prompt, adds: Adds::Raw }
+/// Returns the error of a conversation that a template does not take; `old` of its messages were a session's.
+fn refusal(error: TextError, old: usize) -> Error {
+    let why = error.to_string();
+    match error {
+        TextError::TooLong { .. } => Error::field("chat", format!("text_bytes_max: {why}")),
+        TextError::Role { index, .. } => {
+            Error::field(format!("chat.messages[{}].role", index.saturating_sub(old)), why)
+        }
+        TextError::Tools => Error::field("chat.tools", why),
+        TextError::Argument(name) => Error::field(format!("chat.template_arguments.{name}"), why),
+        TextError::Invalid { .. }
+        | TextError::Unsupported { .. }
+        | TextError::Encode(_)
+        | TextError::NoTemplate
+        | TextError::Render(_) => Error::TemplateFailed(why),
+    }
 }

@@ -63,7 +63,7 @@ impl Reason {
             Error::ModelNotLoaded(_) => Self::ModelNotLoaded,
             Error::ModelInvalid { .. } => Self::ModelInvalid,
             Error::ModelUnsupported { .. } => Self::ModelUnsupported,
-            Error::NoChatTemplate(_) => Self::NoChatTemplate,
+            Error::NoChatTemplate { .. } => Self::NoChatTemplate,
             Error::ModelTooLarge { .. } => Self::ModelTooLarge,
             Error::ModelBusy { .. } => Self::ModelBusy,
             Error::MemoryBudget { .. } => Self::MemoryBudget,
@@ -108,7 +108,7 @@ impl Error {
             | Self::ModelNotLoaded(_)
             | Self::ModelInvalid { .. }
             | Self::ModelUnsupported { .. }
-            | Self::NoChatTemplate(_)
+            | Self::NoChatTemplate { .. }
             | Self::ModelTooLarge { .. }
             | Self::ModelBusy { .. }
             | Self::MemoryBudget { .. }
@@ -149,7 +149,7 @@ impl Error {
             Self::ModelNotLoaded(model)
             | Self::ModelInvalid { model, .. }
             | Self::ModelUnsupported { model, .. }
-            | Self::NoChatTemplate(model)
+            | Self::NoChatTemplate { model, .. }
             | Self::ModelUnloaded(model) => vec![("model", model.to_string())],
             Self::ModelBusy { model, running } => {
                 vec![("model", model.to_string()), ("running", running.to_string())]

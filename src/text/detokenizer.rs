@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::vocabulary::Vocabulary;
 
 /// The state of one stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Detokenizer {
     vocabulary: Arc<Vocabulary>,
     /// Whether no known token came yet.
@@ -26,6 +26,14 @@ impl Detokenizer {
     pub(super) fn new(vocabulary: Arc<Vocabulary>) -> Self {
         let strip_start = vocabulary.strip().map_or(0, |strip| strip.start);
         Self { vocabulary, first: true, partial: Vec::new(), strip_start, held: 0 }
+    }
+
+    /// Takes tokens whose text is known already, but for a character that they leave incomplete.
+    pub(super) fn skip(&mut self, ids: &[u32]) {
+        for &id in ids {
+            self.push(id);
+        }
+        self.held = 0;
     }
 
     /// Takes the next token and returns the characters that are certain now, perhaps none.

@@ -4,18 +4,19 @@ use serde_json::Value;
 
 use super::Tokenizer;
 
-/// Returns the ids that end a sequence, sorted: those of `generation_config.json`, or where it names none
-/// those of `config.json`, and the tokenizer's `eos_token` (mlx-lm's `load_config` and `TokenizerWrapper`).
+/// Returns the ids that end a sequence, sorted: all that `generation_config.json`, `config.json` and its text
+/// part, the tokenizer's `eos_token` and the chat template (`end_of_turn`) name. Files often know only some.
 #[must_use]
-pub fn eos_token_ids(config: &Value, generation_config: Option<&Value>, tokenizer: &Tokenizer) -> Vec<u32> {
-    let mut ids = generation_config.map(ids_of).unwrap_or_default();
-    if ids.is_empty() {
-        ids = ids_of(config);
-    }
-    if ids.is_empty() {
-        ids = config.get("text_config").map(ids_of).unwrap_or_default();
-    }
+pub fn eos_token_ids(
+    config: &Value,
+    generation_config: Option<&Value>,
+    tokenizer: &Tokenizer,
+    end_of_turn: Option<u32>,
+) -> Vec<u32> {
+    let configs = [generation_config, Some(config), config.get("text_config")];
+    let mut ids: Vec<u32> = configs.into_iter().flatten().flat_map(ids_of).collect();
     ids.extend(tokenizer.eos_token_id());
+    ids.extend(end_of_turn);
     ids.sort_unstable();
     ids.dedup();
     ids

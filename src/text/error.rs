@@ -28,7 +28,29 @@ pub enum TextError {
         /// The limit.
         bytes_max: usize,
     },
+    /// The model's files have no chat template.
+    #[error("the model's files have none")]
+    NoTemplate,
     /// The chat template refused the conversation, or failed on it.
     #[error("{0}")]
     Render(String),
+    /// The chat template would leave a message out.
+    #[error("the model's chat template leaves out messages of role {role}{}", if *.late { " after the first" } else { "" })]
+    Role {
+        /// The message's index.
+        index: usize,
+        /// Its role.
+        role: String,
+        /// Whether it would be written as the first message.
+        late: bool,
+    },
+    /// The chat template would leave the tools out.
+    #[error("the model's chat template writes no tools")]
+    Tools,
+    /// The chat template does not read an argument.
+    #[error("the model's chat template has no variable {0}")]
+    Argument(
+        /// Its name.
+        String,
+    ),
 }

@@ -3,7 +3,7 @@
 //! text.
 
 use super::parting::PIECE_BYTES;
-use super::{TextError, Tokenizer};
+use super::{Rendered, TextError, Tokenizer};
 
 /// The tokens of a text, as far as they are made.
 #[derive(Debug)]
@@ -15,21 +15,43 @@ pub struct Encoding {
     ids: Vec<u32>,
     /// The tokens around the whole text that come after it.
     closing: Vec<u32>,
-    is_prompt: bool,
+    kind: Kind,
+}
+
+/// What a text is.
+#[derive(Debug)]
+enum Kind {
+    /// A raw prompt.
+    Prompt,
+    /// Text that goes on where other text ended.
+    More,
+    /// What a template wrote, or its end after the token `last`.
+    Rendered { mark: Option<char>, last: Option<u32> },
 }
 
 impl Encoding {
-    /// Begins a text without tokens around it. Special tokens written in it become those tokens.
-    #[must_use]
-    pub fn of_text(tokenizer: &Tokenizer, text: String) -> Self {
-        let tokenizer = tokenizer.clone();
-        Self { tokenizer, text, done: 0, ids: Vec::new(), closing: Vec::new(), is_prompt: false }
-    }
-
     /// Begins a raw prompt, with the tokens around it ([`Tokenizer::encode_prompt`]).
     #[must_use]
     pub fn of_prompt(tokenizer: &Tokenizer, text: String) -> Self {
-        Self { is_prompt: true, ..Self::of_text(tokenizer, text) }
+        Self::new(tokenizer, text, Kind::Prompt)
+    }
+
+    /// Begins a raw text that goes on where other text ended ([`Tokenizer::encode_more`]).
+    #[must_use]
+    pub fn of_more(tokenizer: &Tokenizer, text: String) -> Self {
+        Self::new(tokenizer, text, Kind::More)
+    }
+
+    /// Begins what a template wrote: all of it, or its end after the token `last`
+    /// ([`Tokenizer::encode_rendered`]).
+    #[must_use]
+    pub fn of_rendered(tokenizer: &Tokenizer, rendered: Rendered, last: Option<u32>) -> Self {
+        let Rendered { text, mark } = rendered;
+        Self::new(tokenizer, text, Kind::Rendered { mark, last })
+    }
+
+    fn new(tokenizer: &Tokenizer, text: String, kind: Kind) -> Self {
+        Self { tokenizer: tokenizer.clone(), text, done: 0, ids: Vec::new(), closing: Vec::new(), kind }
     }
 
     /// Returns the number of tokens made so far.
@@ -53,10 +75,14 @@ impl Encoding {
         let rest = &self.text[self.done..];
         let piece = &rest[..self.tokenizer.piece_end(rest)?];
         let (is_first, is_last) = (self.done == 0, piece.len() == rest.len());
-        let mut ids = match (self.is_prompt && is_first, is_last) {
-            (true, true) => self.tokenizer.encode_prompt(piece)?,
-            (false, _) => self.tokenizer.encode(piece, false)?,
-            (true, false) => {
+        let mut ids = match self.kind {
+            Kind::Rendered { mark, last } => {
+                self.tokenizer.encode_rendered(piece, mark, self.ids.last().copied().or(last))?
+            }
+            Kind::More => self.tokenizer.encode_more(piece)?,
+            Kind::Prompt if !is_first => self.tokenizer.encode_more(piece)?,
+            Kind::Prompt if is_last => self.tokenizer.encode_prompt(piece)?,
+            Kind::Prompt => {
                 let ids = self.tokenizer.encode(piece, false)?;
                 let around = self.tokenizer.encode_prompt(piece)?;
                 let (opening, closing) = around_of(&around, &ids);

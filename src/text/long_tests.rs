@@ -109,7 +109,7 @@ fn a_long_text_in_pieces_gives_the_tokens_of_the_whole() {
         for count in [1, 7, parts.len()] {
             let text = mixed(&parts[..count], 3 * PIECE_BYTES + 11);
             // A single word cannot be parted.
-            let (ids, pieces) = in_pieces(Encoding::of_text(&tokenizer, text.clone()));
+            let (ids, pieces) = in_pieces(Encoding::of_more(&tokenizer, text.clone()));
             assert!(ids == tokenizer.encode(&text, false).unwrap(), "{count} {pre_tokenizer}");
             assert_eq!(pieces > 1, count > 1, "{count} {pre_tokenizer}");
             let (ids, _) = in_pieces(Encoding::of_prompt(&tokenizer, text.clone()));
@@ -121,7 +121,7 @@ fn a_long_text_in_pieces_gives_the_tokens_of_the_whole() {
 #[test]
 fn a_run_that_cannot_be_parted_is_refused_when_it_is_too_long() {
     let tokenizer = tokenizer(&split(GPT2));
-    let mut encoding = Encoding::of_text(&tokenizer, "a".repeat(UNPARTED_BYTES_MAX * 2));
+    let mut encoding = Encoding::of_more(&tokenizer, "a".repeat(UNPARTED_BYTES_MAX * 2));
     assert!(matches!(encoding.advance(), Err(TextError::Encode(why)) if why.contains("to part them")));
 }
 
@@ -134,7 +134,7 @@ fn a_tokenizer_that_looks_back_gets_the_whole_text() {
         let tokenizer = tokenizer(&stage);
         assert_eq!(tokenizer.token_bytes_max(), None);
         let text = mixed(&["the ", "a", "b "], 3 * PIECE_BYTES);
-        assert_eq!(in_pieces(Encoding::of_text(&tokenizer, text)).1, 1);
+        assert_eq!(in_pieces(Encoding::of_more(&tokenizer, text)).1, 1);
     }
 }
 

@@ -3,20 +3,29 @@
 //! Pure: contents of a model's files in, values out. The edge renders and tokenizes with it before a request
 //! reaches the engine, and the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
 
+mod arguments;
 mod detokenizer;
+mod encoder;
 mod eos;
 mod error;
 mod files;
+mod filters;
+mod jinja;
 mod long;
+mod marks;
+mod methods;
 mod parting;
 mod pieces;
+mod probe;
 mod python;
+mod source;
 mod special;
 mod stop;
 mod template;
 mod tojson;
 mod tokenizer;
 mod vocabulary;
+mod words;
 
 pub use detokenizer::Detokenizer;
 pub use eos::eos_token_ids;
@@ -24,5 +33,5 @@ pub use error::TextError;
 pub use files::TextFiles;
 pub use long::Encoding;
 pub use stop::{StopMatcher, StopStep};
-pub use template::{ChatTemplate, Conversation};
+pub use template::{ChatTemplate, Conversation, Rendered};
 pub use tokenizer::Tokenizer;

@@ -3,11 +3,12 @@
 //! A `tokenizer.json` decoder is a chain of stages. The supported ones depend either on one token at a time
 //! (and on whether it is the first), or on the ends of the whole text; so a decode is a concatenation of
 //! table entries, read as UTF-8. `Detokenizer` does that one token at a time. Chains with other stages are
-//! refused at load.
+//! refused at load. Where the tokens are those of byte-level BPE and the decoder is not, the tokens are
+//! right: some files were converted with the decoder of another tokenizer.
 
 use serde_json::Value;
-use tokenizers::Decoder as _;
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{Decoder as _, Tokenizer};
 
 /// Limit of token ids in the table: no vocabulary comes near it, and a hostile id must not cost memory.
 const ID_MAX: u32 = 1 << 24;
@@ -28,6 +29,11 @@ enum Stage {
     ByteFallback,
     /// The printable characters of byte-level BPE stand for bytes.
     ByteLevel,
+    /// A character stands for a space; the one that was put before the text is dropped, if there was one.
+    Metaspace {
+        replacement: char,
+        prefixed: bool,
+    },
     Strip(Strip),
 }
 
@@ -42,11 +48,18 @@ pub(super) struct Stages {
 }
 
 impl Stages {
-    /// Splits a decoder into its stages; the error names a stage that is not supported.
-    pub(super) fn new(decoder: Option<&DecoderWrapper>) -> Result<Self, String> {
-        let Some(decoder) = decoder else { return Ok(Self { spaced: true, ..Self::default() }) };
+    /// Splits a tokenizer's decoder into its stages; the error names a stage that is not supported.
+    pub(super) fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
         let mut flat = Vec::new();
-        flatten(serde_json::to_value(decoder).map_err(|error| error.to_string())?, &mut flat);
+        if let Some(decoder) = tokenizer.get_decoder() {
+            flatten(serde_json::to_value(decoder).map_err(|error| error.to_string())?, &mut flat);
+        }
+        if !flat.iter().any(|stage| stage["type"] == "ByteLevel") && is_byte_level(tokenizer) {
+            return Ok(Self { stages: vec![Stage::ByteLevel], ..Self::default() });
+        }
+        if tokenizer.get_decoder().is_none() {
+            return Ok(Self { spaced: true, ..Self::default() });
+        }
         let mut this = Self::default();
         let mut fused = false;
         for stage in flat {
@@ -63,7 +76,8 @@ impl Stages {
                 "Replace" if !fused || replaces_one_character(&stage) => {
                     this.stages.push(tokens_stage(stage)?);
                 }
-                "Metaspace" | "WordPiece" if !fused => this.stages.push(tokens_stage(stage)?),
+                "Metaspace" if !fused => this.stages.push(metaspace(&stage)?),
+                "WordPiece" if !fused => this.stages.push(tokens_stage(stage)?),
                 _ => return Err(format!("the decoder {kind} (in this place)")),
             }
         }
@@ -106,6 +120,13 @@ impl Stages {
                     }
                 }
                 Stage::ByteLevel => byte_level = true,
+                Stage::Metaspace { replacement, prefixed } => {
+                    for (index, token) in tokens.iter_mut().enumerate() {
+                        let first = index == 0 && *prefixed;
+                        let rest = first.then(|| token.strip_prefix(*replacement)).flatten();
+                        *token = rest.unwrap_or(token).replace(*replacement, " ");
+                    }
+                }
                 Stage::Strip(strip) => {
                     for token in &mut tokens {
                         *token = strip.apply(token).to_owned();
@@ -192,6 +213,12 @@ fn tokens_stage(stage: Value) -> Result<Stage, String> {
         .map_err(|error| error.to_string())
 }
 
+fn metaspace(stage: &Value) -> Result<Stage, String> {
+    let replacement = stage["replacement"].as_str().and_then(|text| text.chars().next());
+    let replacement = replacement.ok_or("the decoder Metaspace with such arguments")?;
+    Ok(Stage::Metaspace { replacement, prefixed: stage["prepend_scheme"] != "never" })
+}
+
 fn strip_of(stage: &Value) -> Result<Strip, String> {
     let count = |name: &str| stage[name].as_u64().and_then(|count| usize::try_from(count).ok());
     let content = stage["content"].as_str().and_then(|content| content.chars().next());
@@ -206,6 +233,28 @@ fn replaces_one_character(stage: &Value) -> bool {
     stage["pattern"]["String"].as_str().is_some_and(|pattern| pattern.chars().count() == 1)
 }
 
+/// Returns whether the tokens are those of byte-level BPE: text is split into its letters, or the vocabulary
+/// has all of them and no token of SentencePiece.
+fn is_byte_level(tokenizer: &Tokenizer) -> bool {
+    let steps = (tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer());
+    let steps = serde_json::to_value(steps).unwrap_or_default();
+    names_byte_level(&steps) || {
+        let letters = || (0..=u8::MAX).map(byte_letter);
+        letters().all(|letter| tokenizer.token_to_id(&letter.to_string()).is_some())
+            && !tokenizer.get_vocab(false).keys().any(|token| token.starts_with('▁'))
+    }
+}
+
+fn names_byte_level(steps: &Value) -> bool {
+    match steps {
+        Value::Object(step) => {
+            step.get("type").is_some_and(|kind| kind == "ByteLevel") || step.values().any(names_byte_level)
+        }
+        Value::Array(steps) => steps.iter().any(names_byte_level),
+        _ => false,
+    }
+}
+
 fn fallback_byte(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok()).flatten()
@@ -215,6 +264,17 @@ fn fallback_byte(token: &str) -> Option<u8> {
 /// token with a space, is its own bytes.
 fn byte_level_bytes(token: &str) -> Vec<u8> {
     token.chars().map(byte_level_byte).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+/// Returns the character that stands for a byte in byte-level BPE.
+fn byte_letter(byte: u8) -> char {
+    let code = match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u32::from(byte),
+        0..=0x20 => u32::from(byte) + 0x100,
+        0x7f..=0xa0 => u32::from(byte) - 0x7f + 0x121,
+        0xad => 0x143,
+    };
+    char::from_u32(code).unwrap_or_default()
 }
 
 /// Returns the byte that a character stands for in byte-level BPE (GPT-2's `bytes_to_unicode`): printable

@@ -2,13 +2,23 @@
 //! differs in one space is another prompt.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use minijinja::value::{Tuple, Value as Jinja, ValueKind};
 use minijinja::{Error, ErrorKind};
+use regex::Regex;
 use serde_json::Value;
+
+use super::marks::is_mark;
 
 /// Limit of nesting: printing recurses. Python stops near 1,000.
 pub(super) const DEPTH_MAX: usize = 128;
+
+/// Limit of a text that a method makes, in bytes; minijinja's own for repeated texts.
+pub(super) const TEXT_BYTES_MAX: usize = 100_000_000;
+
+/// What Python shows as an escape, besides ASCII's control characters.
+static HIDDEN: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[\p{C}\p{Z}]$").ok());
 
 /// Returns a JSON value as a template sees it.
 pub(super) fn from_json(value: &Value) -> Jinja {
@@ -37,6 +47,13 @@ pub(super) fn str(value: &Jinja) -> Result<String, Error> {
         }
         _ => out = value.to_string(),
     }
+    Ok(out)
+}
+
+/// Returns Python's `repr(value)`.
+pub(super) fn repr_of(value: &Jinja) -> Result<String, Error> {
+    let mut out = String::new();
+    repr(value, 0, &mut out)?;
     Ok(out)
 }
 
@@ -93,15 +110,27 @@ fn quote(text: &str, out: &mut String) {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             c if c == mark => out.extend(['\\', c]),
-            c if c.is_control() => out.push_str(&escape(c)),
-            c => out.push(c),
+            c if is_printable(c) || is_mark(c) => out.push(c),
+            c => out.push_str(&escape(c)),
         }
     }
     out.push(mark);
 }
 
 fn escape(c: char) -> String {
-    format!("\\x{:02x}", u32::from(c))
+    match u32::from(c) {
+        code @ 0..=0xff => format!("\\x{code:02x}"),
+        code @ 0x100..=0xffff => format!("\\u{code:04x}"),
+        code => format!("\\U{code:08x}"),
+    }
+}
+
+/// Returns whether Python shows a character as it is.
+pub(super) fn is_printable(c: char) -> bool {
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
+    HIDDEN.as_ref().is_none_or(|hidden| !hidden.is_match(c.encode_utf8(&mut [0; 4])))
 }
 
 /// Returns a number as Python prints it; `special` holds the words for infinity, negative infinity and NaN.

@@ -13,32 +13,30 @@ use super::TextFiles;
 #[derive(Debug, Default)]
 pub(super) struct SpecialTokens {
     tokens: BTreeMap<String, String>,
-    /// Whether `bos_token` and `eos_token` go around every text; `None` leaves that to `tokenizer.json`.
-    /// transformers 5 replaces the file's rule where the config has either flag.
-    pub(super) around: Option<(bool, bool)>,
+    /// Whether `bos_token` goes before every text; `None` leaves that to `tokenizer.json`.
+    pub(super) add_bos: Option<bool>,
+    /// The same for `eos_token` after it.
+    pub(super) add_eos: Option<bool>,
 }
 
 impl SpecialTokens {
     pub(super) fn new(files: &TextFiles) -> Self {
-        let mut tokens = BTreeMap::new();
-        let mut around = None;
+        let mut this = Self::default();
         for file in [&files.special_tokens_map, &files.tokenizer_config] {
             let Some(Value::Object(config)) = file else { continue };
-            let flag = |name: &str| config.get(name).map(|flag| flag.as_bool().unwrap_or(false));
-            let flags = (flag("add_bos_token"), flag("add_eos_token"));
-            if flags.0.or(flags.1).is_some() {
-                around = Some((flags.0.unwrap_or(false), flags.1.unwrap_or(false)));
-            }
+            let flag = |name: &str| config.get(name).and_then(Value::as_bool);
+            this.add_bos = flag("add_bos_token").or(this.add_bos);
+            this.add_eos = flag("add_eos_token").or(this.add_eos);
             for (name, value) in
                 config.iter().filter(|(name, _)| name.ends_with("_token") && !name.starts_with("add_"))
             {
                 match content(value) {
-                    Some(text) => tokens.insert(name.clone(), text.to_owned()),
-                    None => tokens.remove(name),
+                    Some(text) => this.tokens.insert(name.clone(), text.to_owned()),
+                    None => this.tokens.remove(name),
                 };
             }
         }
-        Self { tokens, around }
+        this
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {

@@ -1,33 +1,40 @@
 //! Hugging Face chat templates: a conversation in, the prompt's text out.
 //!
-//! Templates are Jinja2 written against transformers' `apply_chat_template`: its whitespace options,
-//! functions and variables are set up here, Python's ways of printing in `python` and `json`. A render
-//! has a budget, which bounds its time and memory whatever the template and the conversation.
+//! Templates are Jinja2 written against transformers' `apply_chat_template` (`jinja`). A render has a budget,
+//! which bounds its time and memory whatever the template and the conversation. What a template would leave
+//! out is refused (`probe`), and what people write is kept apart from its markup (`marks`).
 
-use std::error::Error as _;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value as Jinja, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind};
-use regex::{Captures, Regex};
+use minijinja::Environment;
+use minijinja::value::Value as Jinja;
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, UtcOffset};
 
-use super::{TextError, TextFiles, Tokenizer, python, tojson};
+use super::marks::{Marked, Marks};
+use super::probe::{Fate, Traits};
+use super::{TextError, TextFiles, Tokenizer, jinja, python, source, tojson};
 
-/// Limit of instructions in a render; 64 bytes of text count as one (minijinja's fuel). Real templates
-/// take some hundreds for a message; this is about a second of work and at most 1 GB.
+/// Limit of instructions in a render. Real templates take some hundreds for a message; this is about a second
+/// of work and at most 1 GB.
 const FUEL: u64 = 16_000_000;
+/// The same for each render that finds out what a template does.
+const PROBE_FUEL: u64 = 200_000;
+/// Limit of what such a render writes, in bytes: some templates write pages of instructions.
+const PROBE_BYTES_MAX: usize = 1 << 20;
 
 /// The name of a model's only template, or of its main one where it has several.
 const DEFAULT: &str = "default";
-/// Keys of a message's reasoning; the first one present counts (transformers).
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// The template for conversations with tools, where a model has a separate one.
 const TOOL_USE: &str = "tool_use";
+/// Variables that every render sets.
+const FIXED: [&str; 4] = ["messages", "tools", "add_generation_prompt", "strftime_now"];
+/// Keys of a message's reasoning; the first one present counts (transformers).
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A model's chat template.
 #[derive(Clone, Debug)]
@@ -35,9 +42,19 @@ pub struct ChatTemplate(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    writer: Writer,
+    /// Names that the templates read.
+    names: BTreeSet<String>,
+    traits: Traits,
+    marks: Marks,
+    end_of_turn: Option<u32>,
+}
+
+/// The means to write a conversation as it is given.
+#[derive(Debug)]
+struct Writer {
     environment: Environment<'static>,
     special_tokens: Vec<(String, String)>,
-    uses_tools: bool,
 }
 
 /// The input of a template.
@@ -47,7 +64,7 @@ pub struct Conversation<'a> {
     pub messages: &'a [Value],
     /// Tool definitions as JSON schemas.
     pub tools: &'a [Value],
-    /// Further variables. They cannot replace those of the other fields.
+    /// Further variables, which the template reads.
     pub arguments: &'a Map<String, Value>,
     /// Whether the text ends with the beginning of the model's answer.
     pub add_generation_prompt: bool,
@@ -55,76 +72,193 @@ pub struct Conversation<'a> {
     pub now: SystemTime,
 }
 
+/// A prompt's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text; see `mark`.
+    pub text: String,
+    /// A character that stands in what looks like a control token but was written by people or tools.
+    /// [`Tokenizer::encode_rendered`] drops it. None if there is no such place.
+    pub mark: Option<char>,
+}
+
+impl Rendered {
+    /// Returns the text without marks.
+    #[must_use]
+    pub fn plain(&self) -> Cow<'_, str> {
+        self.mark.map_or(Cow::Borrowed(&self.text), |mark| self.text.replace(mark, "").into())
+    }
+}
+
 impl ChatTemplate {
     /// Makes a model's template: `chat_template.jinja`, else the `chat_template` of
     /// `tokenizer_config.json` (a text, or a list of named ones), else that of `chat_template.json`.
-    /// `None` if the model has none.
     ///
     /// # Errors
-    /// A `chat_template` is neither a text nor a list, or the template is not Jinja.
-    pub fn new(files: &TextFiles, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
-        let Some((file, sources)) = sources(files)? else { return Ok(None) };
-        let mut environment = environment();
-        let mut uses_tools = false;
-        let mut has_default = false;
+    /// The model has no template or an empty one, several of which none is the main one, or one that is not
+    /// Jinja.
+    pub fn new(files: &TextFiles, tokenizer: &Tokenizer) -> Result<Self, TextError> {
+        let (file, sources) = sources(files)?;
+        let sources = chosen(file, sources)?;
+        let mut environment = jinja::environment(PROBE_FUEL);
+        let mut names = BTreeSet::new();
         for (name, source) in sources {
-            if name != DEFAULT && name != TOOL_USE {
-                continue;
-            }
-            has_default |= name == DEFAULT;
-            uses_tools |= name == TOOL_USE || source.contains("tools");
-            environment.add_template_owned(name, without_generation_tags(&source)).map_err(|error| {
-                TextError::Invalid { file, why: format!("the chat template: {}", explain(&error)) }
+            names.extend(source::names(&source).into_iter().map(str::to_owned));
+            environment.add_template_owned(name, jinja::translate(&source)).map_err(|error| {
+                TextError::Invalid { file, why: format!("the chat template: {}", jinja::explain(&error)) }
             })?;
-        }
-        if !has_default {
-            return Err(TextError::Invalid { file, why: "no chat template named default".to_owned() });
         }
         let special_tokens =
             tokenizer.special_tokens().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
-        Ok(Some(Self(Arc::new(Inner { environment, special_tokens, uses_tools }))))
+        let mut writer = Writer { environment, special_tokens };
+        let arguments = Map::new();
+        let now = SystemTime::UNIX_EPOCH;
+        let traits = Traits::new(&|messages, tools, parts| {
+            let add_generation_prompt = false;
+            let conversation =
+                Conversation { messages, tools, arguments: &arguments, add_generation_prompt, now };
+            writer.write(&conversation, Form { parts, json_arguments: false }, PROBE_BYTES_MAX).ok()
+        });
+        writer.environment.set_fuel(Some(FUEL));
+        let marks = Marks::new(tokenizer.control_tokens().map(|(text, _)| text))?;
+        let after = traits.after_answer.trim_start();
+        let ends = tokenizer.control_tokens().filter(|(text, _)| after.starts_with(text.as_str()));
+        let end_of_turn = ends.max_by_key(|(text, _)| text.len()).map(|(_, id)| id);
+        Ok(Self(Arc::new(Inner { writer, names, traits, marks, end_of_turn })))
     }
 
-    /// Returns the text of the prompt, of at most `bytes_max` bytes.
+    /// Returns the text of the prompt, of at most `bytes_max` bytes. A developer message becomes a system
+    /// message where the template knows only those. Arguments of tool calls are objects, as transformers
+    /// passes them; a template that fails on them gets their JSON.
     ///
     /// # Errors
-    /// The template refused the conversation (`raise_exception`), failed on it, wrote more, or used up its
-    /// budget.
-    pub fn render(&self, conversation: &Conversation<'_>, bytes_max: usize) -> Result<String, TextError> {
+    /// The template would leave a message, the tools or an argument out, refused the conversation
+    /// (`raise_exception`), failed on it, wrote more, or used up its budget.
+    pub fn render(&self, conversation: &Conversation<'_>, bytes_max: usize) -> Result<Rendered, TextError> {
+        let inner = &*self.0;
+        let messages = inner.known_roles(conversation.messages);
+        inner.check(&Conversation { messages: &messages, ..*conversation })?;
+        let Marked { messages, tools, mark } = inner.marks.apply(&messages, conversation.tools)?;
+        let conversation = Conversation { messages: &messages, tools: &tools, ..*conversation };
+        let form = Form { parts: inner.traits.parts, json_arguments: false };
+        let has_calls = messages.iter().any(|message| message.get("tool_calls").is_some());
+        let text = match inner.writer.write(&conversation, form, bytes_max) {
+            Err(TextError::Render(why)) if has_calls => {
+                let form = Form { json_arguments: true, ..form };
+                let second = inner.writer.write(&conversation, form, bytes_max);
+                second.map_err(|_| TextError::Render(why))?
+            }
+            written => written?,
+        };
+        Ok(Rendered { text, mark })
+    }
+
+    /// Returns whether the template writes tools.
+    #[must_use]
+    pub fn writes_tools(&self) -> bool {
+        self.0.traits.tools == Fate::Written
+    }
+
+    /// Returns whether the template writes a system message.
+    #[must_use]
+    pub fn writes_system(&self) -> bool {
+        self.0.traits.system == Fate::Written
+    }
+
+    /// Returns the control token that the template writes after the model's answer.
+    #[must_use]
+    pub fn end_of_turn(&self) -> Option<u32> {
+        self.0.end_of_turn
+    }
+}
+
+impl Inner {
+    /// Replaces the role developer where the template knows only system messages.
+    fn known_roles<'a>(&self, messages: &'a [Value]) -> Cow<'a, [Value]> {
+        let Traits { developer, system, .. } = self.traits;
+        let replaces = developer != Fate::Written && system == Fate::Written;
+        if !replaces || !messages.iter().any(|message| message["role"] == "developer") {
+            return messages.into();
+        }
+        let system = |message: &Value| {
+            let mut message = message.clone();
+            if message["role"] == "developer" {
+                message["role"] = "system".into();
+            }
+            message
+        };
+        messages.iter().map(system).collect()
+    }
+
+    /// Refuses what the template would leave out.
+    fn check(&self, conversation: &Conversation<'_>) -> Result<(), TextError> {
+        let Conversation { messages, tools, arguments, .. } = *conversation;
+        let reads = |name: &String| self.names.contains(name) && !FIXED.contains(&name.as_str());
+        if let Some(name) = arguments.keys().find(|name| !reads(name)) {
+            return Err(TextError::Argument(name.clone()));
+        }
+        if !tools.is_empty() && self.traits.tools == Fate::Skipped {
+            return Err(TextError::Tools);
+        }
+        for (index, message) in messages.iter().enumerate() {
+            let role = message["role"].as_str().unwrap_or_default();
+            let (fate, late) = match role {
+                "system" if index == 0 || self.traits.system == Fate::Skipped => (self.traits.system, false),
+                "system" => (self.traits.late_system, true),
+                "developer" => (self.traits.developer, false),
+                "tool" => (self.traits.tool, false),
+                _ => continue,
+            };
+            if fate == Fate::Skipped {
+                return Err(TextError::Role { index, role: role.to_owned(), late });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How messages are passed to a template.
+#[derive(Clone, Copy)]
+struct Form {
+    /// Contents are lists of parts.
+    parts: bool,
+    /// Arguments of tool calls are JSON, not objects.
+    json_arguments: bool,
+}
+
+impl Writer {
+    fn write(
+        &self,
+        conversation: &Conversation<'_>,
+        form: Form,
+        bytes_max: usize,
+    ) -> Result<String, TextError> {
         let Conversation { messages, tools, arguments, add_generation_prompt, now } = *conversation;
+        let failed = |error: minijinja::Error| TextError::Render(jinja::explain(&error));
         let tool_list: Jinja =
             if tools.is_empty() { Jinja::from(()) } else { tools.iter().map(python::from_json).collect() };
+        let messages = messages.iter().map(|message| form.message(message));
+        let messages: Jinja = messages.collect::<Result<Vec<_>, _>>().map_err(failed)?.into();
         let special =
-            self.0.special_tokens.iter().map(|(name, text)| (name.clone(), Jinja::from(text.clone())));
+            self.special_tokens.iter().map(|(name, text)| (name.clone(), Jinja::from(text.clone())));
         let further = arguments.iter().map(|(name, value)| (name.clone(), python::from_json(value)));
         let strftime_now = Jinja::from_function(move |format: &str| strftime(now, format));
-        let fixed = [
-            ("messages", messages.iter().map(message).collect()),
-            ("tools", tool_list),
-            ("add_generation_prompt", Jinja::from(add_generation_prompt)),
-            ("strftime_now", strftime_now),
-        ];
-        let fixed = fixed.map(|(name, value)| (name.to_owned(), value));
+        let fixed = [messages, tool_list, Jinja::from(add_generation_prompt), strftime_now];
+        let fixed = FIXED.map(str::to_owned).into_iter().zip(fixed);
         // The last of equal names counts.
         let documents = std::iter::once(("documents".to_owned(), Jinja::from(())));
         let context = Jinja::from_pairs(documents.chain(special).chain(further).chain(fixed));
         let template = (!tools.is_empty())
-            .then(|| self.0.environment.get_template(TOOL_USE).ok())
+            .then(|| self.environment.get_template(TOOL_USE).ok())
             .flatten()
-            .map_or_else(|| self.0.environment.get_template(DEFAULT), Ok);
+            .map_or_else(|| self.environment.get_template(DEFAULT), Ok);
         let mut out = Bounded { text: Vec::new(), bytes_max, is_full: false };
         let written = template.and_then(|template| template.render_captured_to(context, &mut out).map(drop));
         if out.is_full {
             return Err(TextError::TooLong { bytes_max });
         }
-        written.map_err(|error| TextError::Render(explain(&error)))?;
+        written.map_err(failed)?;
         String::from_utf8(out.text).map_err(|error| TextError::Render(error.to_string()))
-    }
-
-    /// Returns whether the template uses tools.
-    #[must_use]
-    pub fn uses_tools(&self) -> bool {
-        self.0.uses_tools
     }
 }
 
@@ -150,114 +284,106 @@ impl io::Write for Bounded {
     }
 }
 
+impl Form {
+    /// Returns a message as transformers 5 passes it: without its null fields, which many templates would
+    /// print, and with its reasoning under each key that templates use for it.
+    fn message(self, message: &Value) -> Result<Jinja, minijinja::Error> {
+        let Value::Object(fields) = message else { return Ok(python::from_json(message)) };
+        let present = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
+        let reasoning =
+            REASONING.iter().find(|name| present(name)).map(|name| python::from_json(&fields[*name]));
+        let thinking = reasoning.clone().filter(|_| !present("thinking")).map(|text| ("thinking", text));
+        let mut pairs = Vec::with_capacity(fields.len() + 2);
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+            let value = match name.as_str() {
+                "content" if self.parts && value.is_string() => {
+                    let part = [("type", Jinja::from("text")), ("text", python::from_json(value))];
+                    vec![Jinja::from_pairs(part)].into()
+                }
+                "tool_calls" if self.json_arguments => tool_calls(value)?,
+                _ => python::from_json(value),
+            };
+            pairs.push((name.as_str(), value));
+        }
+        Ok(Jinja::from_pairs(
+            pairs.into_iter().chain(thinking).chain(reasoning.map(|text| ("reasoning_content", text))),
+        ))
+    }
+}
+
+/// Returns tool calls with their arguments as JSON.
+fn tool_calls(calls: &Value) -> Result<Jinja, minijinja::Error> {
+    let mut calls = calls.clone();
+    for call in calls.as_array_mut().into_iter().flatten() {
+        if let Some(arguments) = call.pointer_mut("/function/arguments") {
+            *arguments = tojson::json(&python::from_json(arguments))?.into();
+        }
+    }
+    Ok(python::from_json(&calls))
+}
+
 /// A template's name and its text.
 type Source = (String, String);
 
 /// Returns a model's templates and the name of the file that has them.
-fn sources(files: &TextFiles) -> Result<Option<(&'static str, Vec<Source>)>, TextError> {
+fn sources(files: &TextFiles) -> Result<(&'static str, Vec<Source>), TextError> {
     if let Some(source) = &files.chat_template {
         let default = (DEFAULT.to_owned(), source.clone());
         let tool_use = files.tool_use_template.clone().map(|source| (TOOL_USE.to_owned(), source));
-        return Ok(Some(("chat_template.jinja", std::iter::once(default).chain(tool_use).collect())));
+        return Ok(("chat_template.jinja", std::iter::once(default).chain(tool_use).collect()));
     }
     let configs = [
         ("tokenizer_config.json", &files.tokenizer_config),
         ("chat_template.json", &files.chat_template_json),
     ];
     for (file, config) in configs {
-        match config.as_ref().and_then(|config| config.get("chat_template")) {
-            None | Some(Value::Null) => {}
-            Some(Value::String(source)) => {
-                return Ok(Some((file, vec![(DEFAULT.to_owned(), source.clone())])));
+        let named = match config.as_ref().and_then(|config| config.get("chat_template")) {
+            None | Some(Value::Null) => continue,
+            Some(Value::String(source)) => vec![(DEFAULT.to_owned(), source.clone())],
+            Some(Value::Array(list)) => list.iter().filter_map(named).collect(),
+            Some(Value::Object(map)) => {
+                let texts = map.iter().filter_map(|(name, text)| Some((name, text.as_str()?)));
+                texts.map(|(name, text)| (name.clone(), text.to_owned())).collect()
             }
-            Some(Value::Array(list)) => return Ok(Some((file, list.iter().filter_map(named).collect()))),
-            Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+            Some(Value::Bool(_) | Value::Number(_)) => {
                 let why = "chat_template is neither a text nor a list".to_owned();
                 return Err(TextError::Invalid { file, why });
             }
-        }
+        };
+        return Ok((file, named));
     }
-    Ok(None)
-}
-
-/// Returns a message as transformers 5 passes it: without its null fields, which many templates would print,
-/// and with its reasoning under each key that templates use for it.
-fn message(message: &Value) -> Jinja {
-    let Value::Object(fields) = message else { return python::from_json(message) };
-    let present = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
-    let reasoning = REASONING.iter().find(|name| present(name)).map(|name| python::from_json(&fields[*name]));
-    let thinking = reasoning.clone().filter(|_| !present("thinking")).map(|text| ("thinking", text));
-    let fields = fields.iter().filter(|(_, value)| !value.is_null());
-    let fields = fields.map(|(name, value)| (name.as_str(), python::from_json(value)));
-    Jinja::from_pairs(fields.chain(thinking).chain(reasoning.map(|text| ("reasoning_content", text))))
+    Err(TextError::NoTemplate)
 }
 
 fn named(entry: &Value) -> Option<Source> {
     Some((entry.get("name")?.as_str()?.to_owned(), entry.get("template")?.as_str()?.to_owned()))
 }
 
-/// Returns the environment of transformers' `_compile_jinja_template`.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_syntax(
-        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default(),
-    );
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, _, value| match value.as_str() {
-        Some(text) => Ok(out.write_str(text)?),
-        None => Ok(out.write_str(&python::str(value)?)?),
-    });
-    environment.add_filter("tojson", tojson::tojson);
-    environment.add_filter("string", python::str);
-    // As in Jinja2, a value with a length and items is a sequence (slices of lists are iterables here), and
-    // none is not iterable.
-    environment.add_test("sequence", |value: &Jinja| {
-        use ValueKind::{Iterable, Map, Seq, String, Undefined};
-        matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
-    });
-    environment.add_test("iterable", |value: &Jinja| !value.is_none() && value.try_iter().is_ok());
-    environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, python::str(message)?))
-    });
-    environment
+/// Returns the main template, which may be the only one of another name, and the one for tools if there is
+/// one.
+fn chosen(file: &'static str, mut sources: Vec<Source>) -> Result<Vec<Source>, TextError> {
+    if let [(name, _)] = sources.as_mut_slice() {
+        DEFAULT.clone_into(name);
+    }
+    let names = || sources.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+    let invalid = |why: String| Err(TextError::Invalid { file, why });
+    match sources.iter().find(|(name, _)| name == DEFAULT) {
+        None => return invalid(format!("no chat template is named default, only: {}", names())),
+        Some((_, source)) if source.trim().is_empty() => {
+            return invalid("the chat template is empty".to_owned());
+        }
+        Some(_) => {}
+    }
+    sources.retain(|(name, _)| name == DEFAULT || name == TOOL_USE);
+    Ok(sources)
 }
 
 /// Formats the time in the machine's zone, in the notation of C.
 fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
-    let refuse =
-        |error: String| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"));
+    let refuse = |error: String| python::refuse(&format!("strftime_now: {error}"));
     let utc = OffsetDateTime::from(now);
     let local = utc.to_offset(UtcOffset::local_offset_at(utc).unwrap_or(UtcOffset::UTC));
     let items = time::format_description::parse_strftime_borrowed(format)
         .map_err(|error| refuse(error.to_string()))?;
     local.format(&items).map_err(|error| refuse(error.to_string()))
-}
-
-/// Replaces `{% generation %}` blocks, which mark a model's own text for training, by conditions that always
-/// hold: both print their contents.
-fn without_generation_tags(source: &str) -> String {
-    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source.to_owned() };
-    let condition = |tag: &Captures<'_>| {
-        let statement = if tag.get(2).is_some() { "endif" } else { "if true" };
-        format!("{{%{} {statement} {}%}}", &tag[1], &tag[3])
-    };
-    tag.replace_all(source, condition).into_owned()
-}
-
-/// Returns the words of an error's innermost cause, with its line if it has one.
-fn explain(error: &minijinja::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source().and_then(|inner| inner.downcast_ref()) {
-        cause = inner;
-    }
-    if cause.kind() == ErrorKind::OutOfFuel {
-        return "it takes too much work".to_owned();
-    }
-    let words = cause.detail().map_or_else(|| cause.kind().to_string(), str::to_owned);
-    match cause.line() {
-        Some(line) => format!("{words} (line {line})"),
-        None => words,
-    }
 }

@@ -4,6 +4,7 @@
 use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
 use minijinja::{Error, State};
 
+use super::marks::is_mark;
 use super::python::{DEPTH_MAX, check_depth, number, refuse};
 
 /// Limit of an indent, in characters: wider ones are a mistake, and cost memory.
@@ -54,6 +55,14 @@ pub(super) fn tojson(
     let mut writer = Writer { out: String::new(), ascii, sort_keys, indent, item, key };
     writer.value(value, 0)?;
     state.consume_fuel((writer.out.len() / BYTES_PER_FUEL) as u64)?;
+    Ok(writer.out)
+}
+
+/// Writes a value as JSON, as the filter does without arguments.
+pub(super) fn json(value: &Jinja) -> Result<String, Error> {
+    let (item, key) = (", ".to_owned(), ": ".to_owned());
+    let mut writer = Writer { out: String::new(), ascii: false, sort_keys: false, indent: None, item, key };
+    writer.value(value, 0)?;
     Ok(writer.out)
 }
 
@@ -148,7 +157,7 @@ impl Writer {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                c if u32::from(c) < 0x20 || (self.ascii && !c.is_ascii()) => {
+                c if u32::from(c) < 0x20 || (self.ascii && !c.is_ascii() && !is_mark(c)) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         self.out.push_str(&format!("\\u{unit:04x}"));
                     }

@@ -1,10 +1,12 @@
 //! A model's tokenizer: text to token ids and back.
 //!
-//! Encoding is done by the tokenizers crate. Decoding is our own (`pieces`, `detokenizer`), so that tokens
-//! give the same text in a stream and as a whole. Cheap to clone, shared by all threads.
+//! Encoding is done by the tokenizers crate, in steps (`encoder`). Decoding is our own (`pieces`,
+//! `detokenizer`), so that tokens give the same text in a stream and as a whole. Cheap to clone, shared by
+//! all threads.
 
 use std::sync::Arc;
 
+use super::encoder::Before;
 use super::vocabulary::Vocabulary;
 use super::{Detokenizer, TextError, TextFiles};
 
@@ -28,23 +30,60 @@ impl Tokenizer {
         self.0.control.contains(&id)
     }
 
-    /// Returns the token ids of a text. Special tokens written in the text become those tokens;
-    /// `add_special_tokens` also adds the ones that the tokenizer puts around every text.
+    /// Returns the token ids of a text that stands alone. Special tokens written in the text become those
+    /// tokens; `add_special_tokens` also adds the ones that the tokenizer puts around every text: those of
+    /// `tokenizer.json`, unless `tokenizer_config.json` says yes or no to one.
     ///
     /// # Errors
     /// The tokenizer has neither a token for a part of the text nor an unknown token.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        let around = self.0.special.around.filter(|_| add_special_tokens);
-        let encoding = self
-            .0
-            .encoder
-            .encode_fast(text, add_special_tokens && around.is_none())
-            .map_err(|error| TextError::Encode(error.to_string()))?;
-        let Some((bos, eos)) = around else { return Ok(encoding.get_ids().to_vec()) };
-        let named = |wanted: bool, name| if wanted { self.token_id(self.0.special.get(name)?) } else { None };
-        let bos = named(bos, "bos_token").into_iter();
-        let eos = named(eos, "eos_token");
-        Ok(bos.chain(encoding.get_ids().iter().copied()).chain(eos).collect())
+        let mut ids = self.0.encoder.encode(text, Before::Nothing, None)?;
+        if add_special_tokens {
+            let (before, after) = self.0.encoder.around();
+            let special = &self.0.special;
+            ids.splice(0..0, self.wanted(special.add_bos, "bos_token", before));
+            ids.extend(self.wanted(special.add_eos, "eos_token", after));
+        }
+        Ok(ids)
+    }
+
+    /// Returns the ids that go to one end of a text: those of the file, with or without the named token where
+    /// a config says so.
+    fn wanted(&self, wanted: Option<bool>, name: &str, file: &[u32]) -> Vec<u32> {
+        let named = self.0.special.get(name).and_then(|token| self.token_id(token));
+        match (wanted, named) {
+            (Some(false), Some(named)) => file.iter().copied().filter(|id| *id != named).collect(),
+            (Some(true), Some(named)) if file.is_empty() => vec![named],
+            _ => file.to_vec(),
+        }
+    }
+
+    /// Returns the token ids of a text that goes on where other text ended: it gets none of the space that
+    /// some tokenizers put before a text, so that both texts together are what their tokens stand for.
+    ///
+    /// # Errors
+    /// As `encode`.
+    pub fn encode_more(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.0.encoder.encode(text, Before::Text, None)
+    }
+
+    /// Returns the token ids of a text that a chat template wrote, or of its end after the token `last`.
+    /// Special tokens in it become those tokens, except what `mark` keeps apart; see [`super::Rendered`].
+    ///
+    /// # Errors
+    /// As `encode`.
+    pub fn encode_rendered(
+        &self,
+        text: &str,
+        mark: Option<char>,
+        last: Option<u32>,
+    ) -> Result<Vec<u32>, TextError> {
+        let before = match last {
+            None => Before::Nothing,
+            Some(id) if self.0.added.contains(&id) => Before::Token,
+            Some(_) => Before::Text,
+        };
+        self.0.encoder.encode(text, before, mark)
     }
 
     /// Returns the token ids of a raw prompt: special tokens are added unless the text starts with the
@@ -98,13 +137,27 @@ impl Tokenizer {
     /// Returns the id of the token with this text.
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.0.encoder.token_to_id(token)
+        self.0.encoder.tokenizer().token_to_id(token)
     }
 
     /// Starts a stream of tokens.
     #[must_use]
     pub fn detokenizer(&self) -> Detokenizer {
         Detokenizer::new(Arc::clone(&self.0))
+    }
+
+    /// Starts a stream of tokens that goes on after others: the text of both together is their whole text.
+    #[must_use]
+    pub fn detokenizer_after(&self, ids: &[u32]) -> Detokenizer {
+        let mut detokenizer = self.detokenizer();
+        detokenizer.skip(ids);
+        detokenizer
+    }
+
+    /// Returns the control tokens: their texts and ids.
+    pub(super) fn control_tokens(&self) -> impl Iterator<Item = (String, u32)> {
+        let tokenizer = self.0.encoder.tokenizer();
+        self.0.control.iter().filter_map(|&id| Some((tokenizer.id_to_token(id)?, id)))
     }
 
     /// Returns the most bytes of text that a token stands for; none where there is no such limit.
@@ -123,7 +176,7 @@ impl Tokenizer {
     /// # Errors
     /// The text is too long, and cannot be parted.
     pub(super) fn piece_end(&self, text: &str) -> Result<usize, TextError> {
-        self.0.parting.piece_end(&self.0.encoder, text)
+        self.0.parting.piece_end(self.0.encoder.tokenizer(), text)
     }
 
     /// Returns the names and texts of special tokens.

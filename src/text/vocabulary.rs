@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::de::IgnoredAny;
 
+use super::encoder::Encoder;
 use super::parting::Parting;
 use super::pieces::{Pieces, Stages, Strip};
 use super::special::SpecialTokens;
@@ -16,12 +17,14 @@ const FILE: &str = "tokenizer.json";
 /// A tokenizer's files, parsed.
 #[derive(Debug)]
 pub(super) struct Vocabulary {
-    pub(super) encoder: tokenizers::Tokenizer,
+    pub(super) encoder: Encoder,
     stages: Stages,
     pieces: Pieces,
     /// One more than the highest token id.
     pub(super) size: u32,
     pub(super) special: SpecialTokens,
+    /// Ids of the tokens that are found in a text before anything else, control tokens among them.
+    pub(super) added: BTreeSet<u32>,
     /// Ids of control tokens, which stand for no text.
     pub(super) control: BTreeSet<u32>,
     /// How it parts long texts.
@@ -40,26 +43,28 @@ impl Vocabulary {
         // The tokenizers crate panics on some malformed files: it only gets well-formed ones.
         serde_json::from_slice::<IgnoredAny>(bytes)
             .map_err(|error| invalid(format!("is not valid JSON: {error}")))?;
-        let mut encoder =
+        let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
         // Files saved from training set these; a prompt is never cut or padded.
-        encoder.with_padding(None);
-        encoder.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| invalid(error.to_string()))?;
 
         let unsupported = |what: String| TextError::Unsupported { file: FILE, what };
-        let size = encoder.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
-        let stages = Stages::new(encoder.get_decoder()).map_err(unsupported)?;
-        let pieces = Pieces::new(&stages, size, |id| encoder.id_to_token(id)).map_err(unsupported)?;
+        let size = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
+        let stages = Stages::new(&tokenizer).map_err(unsupported)?;
+        let pieces = Pieces::new(&stages, size, |id| tokenizer.id_to_token(id)).map_err(unsupported)?;
         let special = SpecialTokens::new(files);
-        let added = encoder.get_added_tokens_decoder();
-        let control = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        let parting = Parting::new(&encoder, pieces.longest());
-        Ok(Self { encoder, stages, pieces, size, special, control, parting })
+        let tokens = tokenizer.get_added_tokens_decoder();
+        let added = tokens.keys().copied().collect();
+        let control = tokens.into_iter().filter(|(_, token)| is_control(token)).map(|(id, _)| id).collect();
+        let parting = Parting::new(&tokenizer, pieces.longest());
+        let encoder = Encoder::new(tokenizer).map_err(invalid)?;
+        Ok(Self { encoder, stages, pieces, size, special, added, control, parting })
     }
 
     /// Returns the bytes that a token adds at the start of a text; `None` for an unknown id.
     pub(super) fn first_piece(&self, id: u32) -> Option<Vec<u8>> {
-        self.encoder.id_to_token(id).map(|token| self.stages.first(token))
+        self.encoder.tokenizer().id_to_token(id).map(|token| self.stages.first(token))
     }
 
     /// Returns the bytes that a token adds after the start.
@@ -70,4 +75,12 @@ impl Vocabulary {
     pub(super) fn strip(&self) -> Option<Strip> {
         self.stages.strip()
     }
+}
+
+/// Returns whether a token is one of markup: a special one, or one that is written like those. Some models
+/// declare the tokens between their messages as ordinary ones.
+fn is_control(token: &tokenizers::AddedToken) -> bool {
+    let text = token.content.as_str();
+    let barred = |open: &str, close: &str| text.starts_with(open) && text.ends_with(close);
+    token.special || barred("<|", "|>") || barred("<｜", "｜>")
 }

@@ -8,6 +8,7 @@ mod codegen;
 mod daemon;
 mod text_detokenizer;
 mod text_parity;
+mod text_special;
 mod text_stop;
 mod text_template;
 mod tidy;

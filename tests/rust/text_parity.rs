@@ -71,7 +71,15 @@ fn compare_renders(
             now,
         };
         let what = format!("{name} {} {} {}", render["messages"], render["tools"], render["arguments"]);
-        let ours = template.render(&conversation, usize::MAX).map_err(|error| error.to_string());
+        let ours = template.render(&conversation, usize::MAX);
+        // What a template would leave out is refused here, or becomes a system message.
+        let is_developer = list(&render["messages"]).iter().any(|message| message["role"] == "developer");
+        if is_developer
+            || matches!(ours, Err(TextError::Role { .. } | TextError::Tools | TextError::Argument(_)))
+        {
+            continue;
+        }
+        let ours = ours.map(|ours| ours.plain().into_owned()).map_err(|error| error.to_string());
         let theirs = match render["text"].as_str() {
             Some(text) => Ok(text.to_owned()),
             None => Err(render["error"].to_string()),
@@ -86,11 +94,7 @@ fn compare_renders(
     list(&case["render"]).len()
 }
 
-fn template(
-    case: &Value,
-    files: &TextFiles,
-    tokenizer: &Tokenizer,
-) -> Result<Option<ChatTemplate>, TextError> {
+fn template(case: &Value, files: &TextFiles, tokenizer: &Tokenizer) -> Result<ChatTemplate, TextError> {
     let Some(source) = case.get("template") else { return ChatTemplate::new(files, tokenizer) };
     let source = std::fs::read_to_string(source.as_str().unwrap()).unwrap();
     ChatTemplate::new(&TextFiles { chat_template: Some(source), ..TextFiles::default() }, tokenizer)
@@ -112,8 +116,8 @@ fn text_is_the_same_as_transformers() {
         }
         let before = differences.0.len();
         let rendered = match template(case, &files, &tokenizer) {
-            Ok(Some(template)) => compare_renders(case, &template, now, &mut differences),
-            Ok(None) => 0,
+            Ok(template) => compare_renders(case, &template, now, &mut differences),
+            Err(TextError::NoTemplate) => 0,
             Err(error) => {
                 differences.0.push(format!("{error}"));
                 0

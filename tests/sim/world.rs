@@ -265,6 +265,7 @@ impl World {
             stopping: Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] },
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
+            detokenizer: self.tokenizer.detokenizer(),
             events,
         };
         self.engine.command(Command::Generate(Box::new(work)));

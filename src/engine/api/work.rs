@@ -14,7 +14,7 @@ use crate::ids::{ClientId, ConnectionId, Principal, RequestId, SessionKey};
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
 use crate::sched::Priority;
-use crate::text::Tokenizer;
+use crate::text::{Detokenizer, Tokenizer};
 
 /// Whose work it is; the same for generations and scores.
 #[derive(Clone, Debug)]
@@ -127,8 +127,10 @@ pub struct GenerateWork {
     pub stopping: Stopping,
     /// Number of alternatives to return with logprobs; None returns no logprobs.
     pub top_logprobs: Option<u32>,
-    /// Turns tokens into text.
+    /// Knows the model's control tokens.
     pub tokenizer: Tokenizer,
+    /// Turns the output into text; it knows what stands before.
+    pub detokenizer: Detokenizer,
     /// Receiver of events: `Started`, any number of `Progress`, then `Delta`, then one `Ended`.
     pub events: mpsc::Sender<GenerateEvent>,
 }

@@ -41,16 +41,16 @@ pub(super) struct Generation {
 impl Generation {
     /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
     pub(super) fn new(work: GenerateWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
-        let GenerateWork { origin, model, prompt, sampling, stopping, top_logprobs, tokenizer, events } =
-            work;
+        let GenerateWork { origin, model, prompt, sampling, stopping, top_logprobs, tokenizer, .. } = work;
+        let GenerateWork { detokenizer, events, .. } = work;
         let reserve = || events.clone().try_reserve_owned().ok();
         let generation = Self {
             stops: StopMatcher::new(stopping.stop_strings.clone()),
             sampling,
             stopping,
             top_logprobs,
-            detokenizer: tokenizer.detokenizer(),
             tokenizer,
+            detokenizer,
             pending: Delta::default(),
             times: None,
             started: false,

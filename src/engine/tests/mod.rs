@@ -154,6 +154,7 @@ impl Bench {
             stopping,
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
+            detokenizer: self.tokenizer.detokenizer(),
             events,
         };
         (work, receiver)

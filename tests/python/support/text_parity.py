@@ -265,8 +265,9 @@ def conversations():
     yield [user, asks, {**result, "content": [{"type": "text", "text": "t"}]}], [WEATHER], {}, True
     yield [user], [], {"enable_thinking": False}, True
     yield [user, thinks, more], [], {"enable_thinking": True}, True
-    yield [user], [], {"date_string": "1 Jan 2026", "custom": [1, {"a": None}]}, True
-    yield [user], [WEATHER], {"tools_in_user_message": False, "reasoning_effort": "high"}, True
+    yield [user], [], {"date_string": "1 Jan 2026"}, True
+    yield [user], [WEATHER], {"tools_in_user_message": False}, True
+    yield [user], [WEATHER], {"reasoning_effort": "high"}, True
 
 
 def frozen(now):

@@ -14,3 +14,4 @@ mod models;
 mod neighbours;
 mod raw;
 mod sessions;
+mod templates;

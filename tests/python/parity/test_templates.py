@@ -1,0 +1,13 @@
+"""The record of template fragments is what transformers renders."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
+
+from template_fragments import RECORD, dumps, record
+
+
+def test_the_recorded_fragments_are_what_transformers_renders() -> None:
+    assert RECORD.read_text(encoding="utf-8") == dumps(record())
