@@ -74,7 +74,7 @@ impl Generation {
         let slow_reader = service.engine.settings().slow_reader;
         let until = |deadline| Box::pin(tokio::time::sleep(deadline - service.clock.now()));
         let mut generation = Self {
-            events: submit(service, &mut prepared, lease)?,
+            events: submit(service, &mut prepared, lease).await?,
             first: None,
             deadline: prepared.origin.deadline.map(until),
             prepared,
@@ -218,7 +218,7 @@ impl Generation {
     }
 }
 
-fn submit(
+async fn submit(
     service: &Service,
     prepared: &mut Prepared,
     lease: ModelLease,
@@ -226,7 +226,7 @@ fn submit(
     let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
     let Prepared { origin, assets, context, resolved, output, turn } = prepared;
     let turn = turn.as_mut().map(|turn| turn.tie(service.engine.settings().slow_reader));
-    service.engine.generate(GenerateWork {
+    let work = GenerateWork {
         origin: WorkOrigin { turn, ..origin.clone() },
         model: lease,
         prompt: context.prompt.clone(),
@@ -236,7 +236,8 @@ fn submit(
         tokenizer: assets.tokenizer.clone(),
         detokenizer: context.detokenizer.clone(),
         events,
-    })?;
+    };
+    service.engine.generate(work).await?;
     Ok(receiver)
 }
 

@@ -107,7 +107,7 @@ impl Service {
             return Ok(Load { first: Some(LoadUpdate::Validated(fit)), events: None });
         }
         let was_resident = self.engine.state(&model) == ModelState::Resident;
-        let events = self.engine.load(spec)?;
+        let events = self.engine.load(spec).await?;
         let first = (!was_resident).then_some(LoadUpdate::Resolving);
         Ok(Load { first, events: Some(events) })
     }
@@ -208,8 +208,8 @@ impl Models {
 
     async fn load(&self, assets: Arc<ModelAssets>) -> Result<ModelLease, Error> {
         let model = assets.files.name.clone();
-        let mut events =
-            self.engine.load(LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto })?;
+        let spec = LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto };
+        let mut events = self.engine.load(spec).await?;
         loop {
             match events.recv().await.ok_or(Error::EngineDead)? {
                 // It may have been unloaded since it was loaded.

@@ -91,14 +91,15 @@ impl Pass {
     /// Dropping this future closes the reply, which stops the work.
     async fn run(&self, service: &Service, lease: ModelLease) -> Result<Scored, Error> {
         let (reply, answer) = oneshot::channel();
-        service.engine.score(ScoreWork {
+        let work = ScoreWork {
             origin: self.origin.clone(),
             model: lease,
             prompt: self.prompt.clone(),
             score_from: count(self.from),
             top_logprobs: self.top_logprobs,
             reply,
-        })?;
+        };
+        service.engine.score(work).await?;
         answer.await.map_err(|_| Error::EngineDead)?
     }
 }

@@ -1,5 +1,6 @@
-//! The edge's end of the engine: bounded sends, answers by channel, and the news of its death.
-//! Cheap to clone. No call blocks; a full queue is an error with its limit's name and value.
+//! The edge's end of the engine: bounded sends, answers by channel, and the news of its death. Cheap to
+//! clone. A caller who finds the channel full waits for the engine's next turn, in order of arrival: who may
+//! wait for longer is for the engine's queue to say, which looks at whose the requests are.
 
 use std::time::Duration;
 
@@ -93,19 +94,19 @@ impl EngineHandle {
     }
 
     /// Hands over a generation; its events say the rest.
-    pub fn generate(&self, work: GenerateWork) -> Result<(), Error> {
-        self.send_now(Command::Generate(Box::new(work)))
+    pub async fn generate(&self, work: GenerateWork) -> Result<(), Error> {
+        self.send(Command::Generate(Box::new(work))).await
     }
 
     /// Hands over a score; its reply says the rest.
-    pub fn score(&self, work: ScoreWork) -> Result<(), Error> {
-        self.send_now(Command::Score(Box::new(work)))
+    pub async fn score(&self, work: ScoreWork) -> Result<(), Error> {
+        self.send(Command::Score(Box::new(work))).await
     }
 
     /// Starts a load, or joins the one that runs.
-    pub fn load(&self, spec: LoadSpec) -> Result<mpsc::Receiver<LoadEvent>, Error> {
+    pub async fn load(&self, spec: LoadSpec) -> Result<mpsc::Receiver<LoadEvent>, Error> {
         let (events, receiver) = mpsc::channel(LOAD_EVENTS_BUFFERED_MAX);
-        self.send_now(Command::Load(spec, events))?;
+        self.send(Command::Load(spec, events)).await?;
         Ok(receiver)
     }
 
@@ -121,7 +122,7 @@ impl EngineHandle {
 
     /// Drops the KV caches of a session that is gone.
     pub async fn forget(&self, session: SessionKey) -> Result<(), Error> {
-        self.commands.send(Command::Forget(session)).await.map_err(|_| Error::EngineDead)
+        self.send(Command::Forget(session)).await
     }
 
     /// Returns the counts.
@@ -147,20 +148,13 @@ impl EngineHandle {
         let _ = alive.wait_for(|alive| !alive).await;
     }
 
-    fn send_now(&self, command: Command) -> Result<(), Error> {
-        self.commands.try_send(command).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => Error::QueueFull {
-                limit: "queue_length_max",
-                value: self.settings.queue_length_max,
-                retry_after: QUEUE_RETRY,
-            },
-            mpsc::error::TrySendError::Closed(_) => Error::EngineDead,
-        })
+    async fn send(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).await.map_err(|_| Error::EngineDead)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Error::EngineDead)?;
+        self.send(command(reply)).await?;
         answer.await.map_err(|_| Error::EngineDead)
     }
 }
@@ -169,9 +163,9 @@ impl EngineHandle {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_full_command_channel_names_the_limit_as_it_is_configured() {
-        let (commands, _unread) = mpsc::channel(command_capacity(1));
+    #[tokio::test]
+    async fn who_finds_the_command_channel_full_waits_for_the_engine() {
+        let (commands, mut engine) = mpsc::channel(1);
         let (_alive, watch) = watch::channel(true);
         let device = DeviceInfo {
             device: "d".into(),
@@ -179,14 +173,19 @@ mod tests {
             budget_bytes: 0,
             architectures: vec![],
         };
-        let settings = EngineSettings { queue_length_max: 1, ..EngineSettings::default() };
         let (_, models) = watch::channel(ModelTable::default());
-        let handle = EngineHandle::new(commands, watch, device, settings, models);
-        let forget = || SessionKey { owner: "p".into(), name: "s".into() };
-        let filled = (0..=COMMANDS_EXTRA).map(|_| handle.send_now(Command::Forget(forget())));
-        assert!(filled.into_iter().all(|sent| sent.is_ok()));
-        let full = handle.send_now(Command::Forget(forget()));
-        let expected = Error::QueueFull { limit: "queue_length_max", value: 1, retry_after: QUEUE_RETRY };
-        assert_eq!(full, Err(expected));
+        let handle = EngineHandle::new(commands, watch, device, EngineSettings::default(), models);
+        let forget = || handle.forget(SessionKey { owner: "p".into(), name: "s".into() });
+        forget().await.unwrap();
+        let mut waiting = std::pin::pin!(forget());
+        tokio::select! {
+            biased;
+            sent = waiting.as_mut() => panic!("{sent:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert!(engine.recv().await.is_some());
+        waiting.await.unwrap();
+        drop(engine);
+        assert_eq!(forget().await, Err(Error::EngineDead));
     }
 }

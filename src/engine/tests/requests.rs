@@ -323,12 +323,13 @@ fn the_handle_learns_of_a_panic() {
     let make = move |_: &EngineSettings| Ok((fake, Fake::info(1_000_000)));
     let (handle, thread) = start(settings(), Arc::new(HandClock::default()), make).unwrap();
     assert!(handle.is_alive());
-    let mut events = handle.load(spec("m")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut events = runtime.block_on(handle.load(spec("m"))).unwrap();
     // The warming run is the first step.
     while events.blocking_recv().is_some() {}
     assert!(thread.join().is_err());
     assert!(!handle.is_alive());
-    assert_eq!(handle.load(spec("m")).map(drop), Err(Error::EngineDead));
+    assert_eq!(runtime.block_on(handle.load(spec("m"))).map(drop), Err(Error::EngineDead));
 }
 
 #[test]

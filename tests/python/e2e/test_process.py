@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from daemon import Daemon, wait_for
 from mlxd.v1 import inference_pb2_grpc as inference_grpc
 from mlxd.v1 import server_pb2 as server
-from wire import CALL_S, Wire, refused, request
+from wire import CALL_S, Wire, failure, refused, request
 
 SERVICES = [
     "",
@@ -170,6 +170,43 @@ def test_a_channel_without_options_is_served_on_the_socket(
             assert len(reply.token_ids) == 3
         events = list(stub.StreamGenerate(request("tiny", [5, 6], max_tokens=3), timeout=CALL_S))
         assert events[-1].HasField("finished")
+
+
+def test_invented_names_do_not_shut_another_connection_out(tiny_root: Path) -> None:
+    config = {
+        "running_sequences_max": 1,
+        "queue_length_max": 8,
+        "queue_length_per_client_max": 4,
+    }
+    with (
+        Daemon([tiny_root], config, models=["tiny"]) as daemon,
+        daemon.wire() as first,
+        daemon.wire() as second,
+        daemon.wire() as honest,
+    ):
+        running = honest.stream("tiny", [5, 6], max_tokens=20000)
+        next(running)
+        flood = [
+            wire.inference.Generate.future(
+                request("tiny", [5, 6], max_tokens=2),
+                metadata=[("x-mlxd-client", f"name-{number}")],
+                timeout=CALL_S,
+            )
+            for wire in (first, second)
+            for number in range(8)
+        ]
+
+        def limits() -> list[str]:
+            ended = [call.exception() for call in flood if call.done()]
+            return [failure(error).metadata["limit"] for error in ended]
+
+        wait_for(lambda: len(limits()) == 8, "each connection has its share of the queue")
+        assert set(limits()) == {"queue_length_per_client_max"}
+        call = honest.inference.Generate.future(request("tiny", [7], max_tokens=2), timeout=CALL_S)
+        wait_for(lambda: "queue_length_max" in limits(), "one makes room")
+        running.cancel()
+        assert len(call.result().token_ids) == 2
+        assert sum(call.exception() is None for call in flood) == 7
 
 
 def test_a_hangup_is_no_end(tiny_root: Path) -> None:

@@ -102,6 +102,23 @@ async fn a_connection_too_many_is_told_the_limit() {
 }
 
 #[tokio::test]
+async fn invented_names_do_not_hide_the_connection() {
+    let daemon = Daemon::start().await;
+    let address = format!("unix://{}", daemon.bound.socket.display());
+    for names in [["a", "b"], ["a", "c"]] {
+        let client = Client::connect(&address).await.unwrap();
+        for name in names {
+            let mut request = tonic::Request::new(prompt("x"));
+            request.metadata_mut().insert("x-mlxd-client", name.parse().unwrap());
+            client.generate(request).await.unwrap();
+        }
+    }
+    let (names, on) = (daemon.engine.clients(), daemon.engine.connections());
+    assert_eq!((names[0] == names[2], names[0] == names[1]), (true, false), "a name is the principal's");
+    assert_eq!((on[0] == on[1], on[2] == on[3], on[0] == on[2]), (true, true, false));
+}
+
+#[tokio::test]
 async fn a_path_as_authority_is_served_on_the_socket() {
     let daemon = Daemon::start().await;
     for authority in ["%2Frun%2Fmlxd.sock", "/run/mlxd.sock"] {

@@ -12,7 +12,7 @@ use mlxd::engine::{
     Scored, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
-use mlxd::ids::{ModelName, SessionKey};
+use mlxd::ids::{ConnectionId, ModelName, SessionKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::daemon::folder::END;
@@ -38,6 +38,7 @@ struct State {
     resident: BTreeMap<ModelName, (ResidentModel, Tenancy)>,
     contexts: Vec<Vec<u32>>,
     clients: Vec<String>,
+    connections: Vec<ConnectionId>,
     forgotten: Vec<SessionKey>,
     loads: usize,
     cancelled: usize,
@@ -94,6 +95,10 @@ impl Fake {
         self.state.lock().unwrap().clients.clone()
     }
 
+    pub fn connections(&self) -> Vec<ConnectionId> {
+        self.state.lock().unwrap().connections.clone()
+    }
+
     pub fn forgotten(&self) -> Vec<String> {
         self.state.lock().unwrap().forgotten.iter().map(ToString::to_string).collect()
     }
@@ -136,6 +141,7 @@ impl Fake {
             Command::Generate(generation) => {
                 state.contexts.push(generation.prompt.tokens.to_vec());
                 state.clients.push(generation.origin.client.to_string());
+                state.connections.push(generation.origin.connection);
                 let resident = state.resident.get(generation.model.model());
                 let known = resident.is_some_and(|(_, tenancy)| tenancy.granted(&generation.model));
                 work.spawn(self.clone().generate(*generation, known));
