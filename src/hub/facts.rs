@@ -115,7 +115,7 @@ impl DefaultSampling {
             top_p: float("top_p", f64::MIN_POSITIVE, 1.0, 1.0),
             top_k: top_k.and_then(|top_k| u32::try_from(top_k).ok()).unwrap_or(0),
             min_p: float("min_p", 0.0, 1.0, 0.0),
-            repetition_penalty: float("repetition_penalty", f64::from(f32::MIN_POSITIVE), 100.0, 1.0),
+            repetition_penalty: float("repetition_penalty", 0.01, 100.0, 1.0),
         }
     }
 }
@@ -257,6 +257,8 @@ mod tests {
         let asked = json!({ "do_sample": true, "temperature": 0.5, "top_p": 7, "top_k": 40 });
         let sampling = DefaultSampling::from_config(Some(&asked));
         assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.5, 1.0, 40));
+        let beyond = json!({ "repetition_penalty": 1e-38 });
+        assert_eq!(DefaultSampling::from_config(Some(&beyond)).repetition_penalty, 1.0);
         let bare = json!({ "do_sample": true });
         assert_eq!(DefaultSampling::from_config(Some(&bare)).temperature, 1.0);
     }

@@ -16,6 +16,9 @@ const PENALTY_CONTEXT_DEFAULT: u32 = 20;
 /// Probability threshold of XTC if the request does not say.
 const XTC_THRESHOLD_DEFAULT: f32 = 0.1;
 
+/// Least repetition penalty but 0, the counterpart of the greatest: a quotient by less may be infinite.
+const REPETITION_PENALTY_MIN: f32 = 0.01;
+
 /// Sampling values of a request. Unset means the model's default, then the documented one; 0 means 0.
 #[derive(Clone, Debug, Default)]
 pub struct SamplingOptions {
@@ -29,7 +32,7 @@ pub struct SamplingOptions {
     pub min_p: Option<f32>,
     /// Seed of the random numbers; unset draws one.
     pub seed: Option<u64>,
-    /// Factor on repeated tokens, 0 to 100; 0 and 1 are off.
+    /// Factor on repeated tokens, 0.01 to 100; 0 and 1 are off.
     pub repetition_penalty: Option<f32>,
     /// Last tokens it covers; 0 is all.
     pub repetition_context_size: Option<u32>,
@@ -95,7 +98,11 @@ impl SamplingOptions {
         range("temperature", self.temperature, 0.0, 100.0)?;
         range("top_p", self.top_p, 0.0, 1.0)?;
         range("min_p", self.min_p, 0.0, 1.0)?;
-        range("repetition_penalty", self.repetition_penalty, 0.0, 100.0)?;
+        let repetition = self.repetition_penalty.filter(|penalty| *penalty != 0.0);
+        if repetition.is_some_and(|penalty| !(REPETITION_PENALTY_MIN..=100.0).contains(&penalty)) {
+            let why = format!("must be 0, or {REPETITION_PENALTY_MIN} to 100");
+            return Err(Error::field("sampling.repetition_penalty", why));
+        }
         range("presence_penalty", self.presence_penalty, -100.0, 100.0)?;
         range("frequency_penalty", self.frequency_penalty, -100.0, 100.0)?;
         range("xtc_probability", self.xtc_probability, 0.0, 1.0)?;

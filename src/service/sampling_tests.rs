@@ -67,6 +67,8 @@ fn every_range_is_checked_and_nan_is_in_none() {
     for bad in [f32::NAN, f32::INFINITY, -0.1, 100.5] {
         assert_eq!(refused(&SamplingOptions { temperature: Some(bad), ..default() }), "sampling.temperature");
         assert_eq!(refused(&SamplingOptions { top_p: Some(bad), ..default() }), "sampling.top_p");
+        let repetition = SamplingOptions { repetition_penalty: Some(bad), ..default() };
+        assert_eq!(refused(&repetition), "sampling.repetition_penalty");
         assert_eq!(refused(&SamplingOptions { min_p: Some(bad), ..default() }), "sampling.min_p");
         let options = SamplingOptions { repetition_penalty: Some(bad), ..default() };
         assert_eq!(refused(&options), "sampling.repetition_penalty");
@@ -132,4 +134,15 @@ fn logprobs_are_bounded() {
     let check = |top_logprobs| OutputOptions { top_logprobs, token_ids: false }.check(&LIMITS);
     assert!(check(Some(21)).is_err());
     assert!(check(Some(0)).is_ok() && check(None).is_ok());
+}
+
+#[test]
+fn a_repetition_penalty_that_leaves_no_numbers_is_refused() {
+    let sent = |penalty| SamplingOptions { repetition_penalty: Some(penalty), ..SamplingOptions::default() };
+    for bad in [1e-38, f32::MIN_POSITIVE / 2.0, 0.009] {
+        assert_eq!(refused(&sent(bad)), "sampling.repetition_penalty");
+    }
+    for (good, in_force) in [(0.0, 1.0), (0.01, 0.01), (100.0, 100.0)] {
+        assert_eq!(resolved(&sent(good)).repetition.value, in_force);
+    }
 }

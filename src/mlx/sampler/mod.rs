@@ -22,10 +22,14 @@ use filter::{draw_free, draw_sorted, largest};
 /// the candidates of top_p at first: a confident model's nucleus has tens of tokens.
 const CUT_MAX: u32 = 1024;
 
+/// Temperature below which the most likely token is taken: any other one has no probability in single
+/// precision, and a quotient by less would not be finite.
+const TEMPERATURE_MIN: f32 = 1e-30;
+
 /// Tokens and log-probabilities of a step that is being computed.
 #[derive(Debug)]
 pub(crate) struct Drawn {
-    /// Whether the logits of each row are finite, `[rows]`, bool.
+    /// Whether the logits of each row are finite, biases and penalties included, `[rows]`, bool.
     finite: Array,
     groups: Vec<GroupDrawn>,
 }
@@ -81,7 +85,7 @@ struct Row<'a> {
 }
 
 fn method(sample: &Sample, vocabulary: u32) -> DrawMethod {
-    let candidates = if sample.temperature == 0.0 {
+    let candidates = if sample.temperature < TEMPERATURE_MIN {
         return DrawMethod::Greedy;
     } else if wants_nucleus(sample) {
         CUT_MAX
@@ -132,8 +136,8 @@ fn outputs(step: &Step) -> impl Iterator<Item = &Want> {
 pub(crate) fn draw(step: &Step, logits: &Array) -> Result<Drawn> {
     let logits = &logits.as_dtype(Dtype::Float32)?;
     let rows = rows(step, logits.dim(1).unsigned_abs());
-    let finite = logits.sum_axis(-1, None)?.is_finite()?;
     let edited = edit(logits, &rows)?;
+    let finite = edited.sum_axis(-1, None)?.is_finite()?;
     let mut methods: Vec<DrawMethod> = rows.iter().map(|row| row.method).collect();
     methods.sort_unstable();
     methods.dedup();

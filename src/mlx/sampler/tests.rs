@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::{SlotId, Span, SpanKind};
+use crate::backend::{LogitEdit, SlotId, Span, SpanKind};
 
 /// Above [`CUT_MAX`], so that candidates are cut.
 const VOCABULARY: usize = 3000;
@@ -37,16 +37,19 @@ fn step(samples: &[Sample]) -> Step {
     Step { spans: spans.collect() }
 }
 
-fn drawn(logits: &[f32], samples: &[Sample]) -> Vec<usize> {
+fn results(logits: &[f32], samples: &[Sample]) -> Vec<RowResult> {
     let rows: Vec<f32> = samples.iter().flat_map(|_| logits.iter().copied()).collect();
     let logits = Array::from_slice(&rows, &[dim(samples.len()), dim(logits.len())]);
     let step = step(samples);
-    let results = draw(&step, &logits).unwrap().read(&step).unwrap();
+    draw(&step, &logits).unwrap().read(&step).unwrap()
+}
+
+fn drawn(logits: &[f32], samples: &[Sample]) -> Vec<usize> {
     let token = |result: RowResult| match result {
         RowResult::Token(token, _) => token as usize,
         other => panic!("{other:?}"),
     };
-    results.into_iter().map(token).collect()
+    results(logits, samples).into_iter().map(token).collect()
 }
 
 /// Returns the weights of all tokens, by the filters' definitions.
@@ -178,4 +181,24 @@ fn xtc_removes_the_most_likely_tokens_except_spared_ones() {
         let tokens = drawn(&logits, &[at(0.01, xtc(&[])), at(0.01, xtc(&[5])), at(0.01, None)]);
         assert_eq!(tokens, [7, 5, 5], "top_k {top_k}");
     }
+}
+
+#[test]
+fn a_temperature_next_to_zero_takes_the_most_likely_token() {
+    let logits = [1.0, 3.0, 2.999, -40.0];
+    for temperature in [1e-45, 1e-39, 1e-31, 1e-30, 1e-20] {
+        for (top_p, min_p) in [(1.0, 0.0), (0.5, 0.0), (1.0, 0.1)] {
+            let sample = Sample { temperature, top_p, min_p, uniform: 0.999, ..sample() };
+            assert_eq!(drawn(&logits, &[sample]), [1], "{temperature:e}, top_p {top_p}, min_p {min_p}");
+        }
+    }
+}
+
+#[test]
+fn logits_that_penalties_drive_beyond_numbers_end_that_row_alone() {
+    let edit = LogitEdit { token: 1, bias: 0.0, repetition: 1e-38, subtract: 0.0 };
+    let driven = Sample { edits: vec![edit], ..sample() };
+    let [driven, alone] = &results(&[1.0, 30.0, 2.0], &[driven, sample()])[..] else { panic!("two rows") };
+    assert_eq!(*driven, RowResult::NotFinite);
+    assert!(matches!(alone, RowResult::Token(..)));
 }
