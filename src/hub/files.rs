@@ -10,7 +10,7 @@ use super::read::{
     CONFIG_BYTES_MAX, TOKENIZER_BYTES_MAX, read_bytes, read_config, read_generation_config, read_json,
     read_text,
 };
-use super::{HubError, ModelFacts, ModelFolder, WeightIndex, inspect, text_part};
+use super::{HubError, ModelFacts, ModelFolder, WeightIndex, WeightSizes, inspect, text_part};
 use crate::ids::ModelName;
 use crate::text::TextFiles;
 
@@ -31,6 +31,8 @@ pub struct ModelFiles {
     pub generation_config: Option<Value>,
     /// The tensors, by file.
     pub weights: WeightIndex,
+    /// Their sizes, by which a load is planned.
+    pub sizes: WeightSizes,
     /// Facts computed from the above.
     pub facts: ModelFacts,
 }
@@ -46,6 +48,7 @@ impl ModelFiles {
         let text_config = text_part(&config);
         let generation_config = read_generation_config(path);
         let weights = inspect(path)?;
+        let sizes = WeightSizes::new(&weights, &text_config);
         let facts = ModelFacts::new(&text_config, generation_config.as_ref(), &weights)?;
         Ok(Self {
             name: name.as_str().into(),
@@ -55,6 +58,7 @@ impl ModelFiles {
             text_config,
             generation_config,
             weights,
+            sizes,
             facts,
         })
     }
@@ -70,6 +74,7 @@ impl ModelFiles {
             text_config: Value::Null,
             generation_config: None,
             weights: WeightIndex::default(),
+            sizes: WeightSizes::default(),
             facts: ModelFacts::default(),
         }
     }

@@ -13,6 +13,7 @@ mod files;
 mod inspect;
 mod read;
 mod resolve;
+mod sizes;
 
 pub use catalog::{ModelAssets, ModelCatalog};
 pub use config::{config_f64, text_part};
@@ -23,3 +24,4 @@ pub use files::{ModelFiles, read_text_files};
 pub use inspect::{TensorInfo, WeightFile, WeightIndex, inspect};
 pub use resolve::{ModelFolder, ModelRoots, check_model_name};
 pub use safetensors::Dtype;
+pub use sizes::WeightSizes;

@@ -1,0 +1,103 @@
+//! The sizes of a model's weights, by which a load is planned: counted once, when its files are read.
+
+use std::collections::BTreeSet;
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::{TensorInfo, WeightIndex};
+
+/// Elements and bytes of the weights, dense and as stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightSizes {
+    /// Elements of quantized matrices.
+    pub dense_elements: u64,
+    /// Bytes of quantized matrices as stored.
+    pub packed_bytes: u64,
+    /// Elements of tensors that are stored as floats.
+    pub plain_elements: u64,
+    /// Elements of scales and biases.
+    pub side_elements: u64,
+    /// Type of most of the stored floats, by bytes; None if there are none.
+    pub float: Option<Dtype>,
+}
+
+impl WeightSizes {
+    /// Counts the tensors of a model with this config.
+    pub(super) fn new(weights: &WeightIndex, config: &Value) -> Self {
+        let mut sizes = Self { float: stored_float(weights), ..Self::default() };
+        let scaled: BTreeSet<&str> =
+            weights.tensors().filter_map(|tensor| tensor.name.strip_suffix(".scales")).collect();
+        for TensorInfo { name, shape, bytes, .. } in weights.tensors() {
+            let elements = shape.iter().map(|&size| size as u64).product::<u64>();
+            let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+            let is = |ending: &str| name.ends_with(ending) && scaled.contains(module);
+            if is(".scales") || is(".biases") {
+                sizes.side_elements += elements;
+            } else if is(".weight") {
+                sizes.packed_bytes += bytes;
+                sizes.dense_elements += bytes * 8 / bits_of(config, module);
+            } else {
+                sizes.plain_elements += elements;
+            }
+        }
+        sizes
+    }
+}
+
+/// Returns the bits of an element of a module, by the config: for the plan; the load goes by shapes.
+fn bits_of(config: &Value, module: &str) -> u64 {
+    let quantization = config.get("quantization").or_else(|| config.get("quantization_config"));
+    let bits =
+        |value: &Value| value.get("bits").and_then(Value::as_u64).filter(|bits| (2..=8).contains(bits));
+    let own = quantization.and_then(|q| q.get(module)).and_then(bits);
+    own.or_else(|| quantization.and_then(bits)).unwrap_or(4)
+}
+
+fn stored_float(weights: &WeightIndex) -> Option<Dtype> {
+    let mut bytes = [Dtype::BF16, Dtype::F16, Dtype::F32].map(|dtype| (dtype, 0));
+    for tensor in weights.tensors() {
+        let counted = bytes.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype);
+        counted.into_iter().for_each(|(_, bytes)| *bytes += tensor.bytes);
+    }
+    let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
+    most.filter(|(_, bytes)| *bytes > 0).map(|(dtype, _)| dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::WeightFile;
+
+    #[test]
+    fn quantized_matrices_count_by_their_bits_and_others_as_they_are() {
+        let tensor = |name: &str, dtype, shape: &[usize], bytes| TensorInfo {
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+            bytes,
+        };
+        let tensors = vec![
+            tensor("a.weight", Dtype::U32, &[8, 8], 256),
+            tensor("a.scales", Dtype::BF16, &[8, 1], 16),
+            tensor("a.biases", Dtype::BF16, &[8, 1], 16),
+            tensor("b.weight", Dtype::U32, &[8, 16], 512),
+            tensor("b.scales", Dtype::BF16, &[8, 1], 16),
+            tensor("norm.weight", Dtype::F32, &[7], 28),
+        ];
+        let weights = WeightIndex {
+            files: vec![WeightFile::of_tensors("m".into(), tensors)],
+            ..WeightIndex::default()
+        };
+        let config = serde_json::json!({ "quantization": { "bits": 4, "b": { "bits": 8 } } });
+        let expected = WeightSizes {
+            dense_elements: 512 + 512,
+            packed_bytes: 768,
+            plain_elements: 7,
+            side_elements: 24,
+            float: Some(Dtype::BF16),
+        };
+        assert_eq!(WeightSizes::new(&weights, &config), expected);
+        assert_eq!(WeightSizes::new(&WeightIndex::default(), &config), WeightSizes::default());
+    }
+}
