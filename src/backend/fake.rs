@@ -1,7 +1,7 @@
 //! A backend without a device, for tests: a slot is the list of the tokens in it, and the next token is a
 //! hash of that list. So a wrong slot, a lost copy or a stale position shows as a wrong token.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{
     Backend, ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId,
@@ -38,11 +38,16 @@ pub(crate) struct Fake {
     /// Bytes of a sequence's state; 0 is none.
     pub(crate) state_bytes: u64,
     parked_next: u64,
+    is_reading: bool,
     results: BTreeMap<ModelId, Vec<RowResult>>,
     pub(crate) faults: Faults,
     steps: u64,
     /// Most bytes of slabs and parked caches that it held.
     pub(crate) kv_bytes_peak: u64,
+    /// Lets the time of a step pass, given its number of prefilled tokens; None takes no time.
+    pub(crate) pass: Option<Box<dyn FnMut(u32) + Send>>,
+    /// Steps that run, in the order of their launch, with their numbers of prefilled tokens.
+    running: VecDeque<(ModelId, u32)>,
 }
 
 /// The tokens in each slot.
@@ -64,6 +69,10 @@ pub(crate) struct Faults {
     pub(crate) next_step_fails: bool,
     /// Loads fail half way.
     pub(crate) loads_fail: bool,
+    /// Slabs of more tokens than this, all slots together, are not opened.
+    pub(crate) slab_tokens_max: Option<u32>,
+    /// Nothing is parked.
+    pub(crate) parking_fails: bool,
     /// A defect: a restored cache has a wrong token at its end.
     pub(crate) restores_wrongly: bool,
 }
@@ -174,6 +183,10 @@ impl Backend for Fake {
     }
 
     fn load_more(&mut self, _: ModelId) -> Result<LoadStep, Error> {
+        self.is_reading = !self.is_reading;
+        if self.is_reading {
+            return Ok(LoadStep::Pending);
+        }
         if self.faults.loads_fail {
             return Err(Error::Internal("the failed load that a test asked for".into()));
         }
@@ -185,6 +198,7 @@ impl Backend for Fake {
             weight_bytes: WEIGHT_BYTES,
             parameter_count: 250,
             prefill_tokens_min: 16,
+            prepares_steps: true,
             computes_in: "fake".into(),
         }))
     }
@@ -193,10 +207,14 @@ impl Backend for Fake {
         self.slabs.retain(|(of, _), _| *of != model);
         self.parked.retain(|(of, _), _| *of != model);
         self.results.remove(&model);
+        self.running.retain(|(of, _)| *of != model);
         Ok(())
     }
 
     fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error> {
+        if self.faults.slab_tokens_max.is_some_and(|most| capacity * slots > most) {
+            return Err(Error::Internal("the slab that a test does not open".into()));
+        }
         let empty = Slab { capacity, slots: vec![vec![]; slots as usize] };
         assert!(self.slabs.insert((model, slab), empty).is_none(), "the slab is open");
         self.note_peak();
@@ -251,6 +269,9 @@ impl Backend for Fake {
     }
 
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
+        if self.faults.parking_fails {
+            return Err(Error::Internal("the cache that a test does not park".into()));
+        }
         let id = self.copy_out(model, slot, tokens);
         self.note_peak();
         Ok(id)
@@ -298,6 +319,9 @@ impl Backend for Fake {
             return Err(Error::Internal("the device error that a test asked for".into()));
         }
         assert!(step.spans.is_sorted_by_key(Span::order), "spans of one row come first, in slot order");
+        let prefills = step.spans.iter().filter(|span| span.kind == SpanKind::Prefill);
+        let prefilled: usize = prefills.map(|span| span.tokens.len()).sum();
+        self.running.push_back((model, u32::try_from(prefilled).unwrap()));
         let mut results = Vec::new();
         step.spans.iter().for_each(|span| self.span(model, span, &mut results));
         self.results.insert(model, results);
@@ -305,6 +329,13 @@ impl Backend for Fake {
     }
 
     fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error> {
+        // The device runs one step after another.
+        while let Some((of, prefilled)) = self.running.pop_front() {
+            self.pass.iter_mut().for_each(|pass| pass(prefilled));
+            if of == model {
+                break;
+            }
+        }
         Ok(self.results.remove(&model).unwrap())
     }
 

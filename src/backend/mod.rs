@@ -43,7 +43,8 @@ pub struct DeviceMemory {
 }
 
 /// A device that runs models. An error of any method from `load_more` on means that the model can no longer
-/// be trusted; the engine ends its sequences and unloads it.
+/// be trusted; the engine ends its sequences and unloads it. The exceptions are [`Backend::open_slab`] and
+/// [`Backend::park`]: where they fail, they have done nothing.
 pub trait Backend {
     /// Plans a load, given `free_bytes`. Reads no file.
     fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan;
@@ -51,13 +52,14 @@ pub trait Backend {
     /// Opens a model; [`Backend::load_more`] reads it.
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error>;
 
-    /// Reads one more piece.
+    /// Begins to read one more piece, and returns while it is read, beside the steps of other models.
     fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error>;
 
     /// Frees a model, loading or ready, and everything it holds.
     fn unload(&mut self, model: ModelId) -> Result<(), Error>;
 
-    /// Allocates a slab of empty slots, each of `capacity` tokens.
+    /// Allocates a slab of empty slots, each of `capacity` tokens. An error means that there is no memory for
+    /// it.
     fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error>;
 
     /// Frees a slab.

@@ -28,6 +28,8 @@ pub struct ModelShape {
     pub parameter_count: u64,
     /// Smallest efficient prefill of a step, in tokens; smaller ones take about as long.
     pub prefill_tokens_min: u32,
+    /// Whether the device prepares something, such as kernels, when a step first has some number of rows.
+    pub prepares_steps: bool,
     /// Description of how it computes, for people.
     pub computes_in: String,
 }
@@ -42,6 +44,8 @@ pub enum LoadStep {
         /// Bytes of all files.
         total_bytes: u64,
     },
+    /// A piece is still being read; nothing waits for it.
+    Pending,
     /// The model can run.
     Ready(ModelShape),
 }

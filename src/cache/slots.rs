@@ -96,7 +96,19 @@ impl Slots {
     /// Returns whether a slot for `tokens` is free in an open slab.
     #[must_use]
     pub fn has_free(&self, tokens: u32) -> bool {
-        self.free_slab(self.capacity_for(tokens)).is_some()
+        self.slab_for(tokens).is_some()
+    }
+
+    /// Returns the open slab that has the next slot for `tokens`; None if one has to be opened.
+    #[must_use]
+    pub fn slab_for(&self, tokens: u32) -> Option<u32> {
+        self.free_slab(self.capacity_for(tokens))
+    }
+
+    /// Returns the bytes of a slab; 0 if it is not open.
+    #[must_use]
+    pub fn bytes_of(&self, slab: u32) -> u64 {
+        self.slabs.get(&slab).map_or(0, |slab| self.slab_bytes(slab))
     }
 
     /// Allocates a slot for `tokens` to `owner`. Without a free one, a slab is to be opened with room for the
@@ -117,6 +129,13 @@ impl Slots {
         self.slab_next += 1;
         self.slabs.insert(id, Slab { capacity, slots, owners: Vec::new() });
         Grant { slot: self.place(id, owner), open: Some((capacity, slots)) }
+    }
+
+    /// Notes that the slab of a grant was opened with fewer slots, at least one.
+    pub fn shrink(&mut self, slab: u32, slots: u32) {
+        if let Some(slab) = self.slabs.get_mut(&slab) {
+            slab.slots = slots;
+        }
     }
 
     /// Frees a slot. If that leaves a hole, the returned owner's slot is to be moved into it.

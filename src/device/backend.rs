@@ -1,10 +1,10 @@
 //! The backend on MLX: models by their id, each with its KV caches and the step that runs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mlx_rs::transforms::{async_eval, eval};
-use mlx_rs::{Device, DeviceType, Dtype, memory, ops};
+use mlx_rs::{Device, DeviceType, Dtype, Stream, memory, ops, with_stream};
 
 use crate::backend::{
     Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
@@ -31,6 +31,16 @@ pub struct MlxBackend {
     kernels: Selection,
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
+    streams: LoadStreams,
+}
+
+/// Where models are read, apart from the stream of their steps: MLX has a thread for each. Made once, since
+/// MLX never ends one.
+struct LoadStreams {
+    /// Reads files, which only a CPU does.
+    files: Stream,
+    /// Makes weights of what was read.
+    weights: Stream,
 }
 
 enum Entry {
@@ -43,6 +53,8 @@ struct LoadingModel {
     policy: Policy,
     loader: Box<dyn Loading>,
     weights: TensorCursor,
+    /// Files that were not opened yet, the last one first.
+    unopened: Vec<PathBuf>,
     /// Number of pieces taken.
     done: u64,
 }
@@ -99,7 +111,10 @@ impl MlxBackend {
         };
         let available = selection.available().join(" ");
         tracing::info!(device = %info.device, mlx = %info.mlx_version, kernels = kernels.as_str(), available);
-        Ok((Self { kernels: selection, models: BTreeMap::new(), model_next: 0 }, info))
+        let files = Stream::new_with_device(&Device::cpu());
+        let weights = if on_cpu { files.clone() } else { Stream::new_with_device(&Device::try_default()?) };
+        let streams = LoadStreams { files, weights };
+        Ok((Self { kernels: selection, models: BTreeMap::new(), model_next: 0, streams }, info))
     }
 
     /// Checks that the system would give `bytes`: on the CPU, MLX does not.
@@ -149,12 +164,12 @@ impl Backend for MlxBackend {
         })?;
         let policy = plan::policy(&plan, self.kernels);
         let loader = plan::open(&plan.spec, policy)?;
-        let paths = files.weights.files.iter().map(|file| file.path.as_path());
-        let weights = TensorCursor::open(&files.name, paths, policy)?;
+        let unopened = files.weights.files.iter().rev().map(|file| file.path.clone()).collect();
+        let weights = TensorCursor::new(&files.name, policy);
         let id = ModelId(self.model_next);
         self.model_next += 1;
-        self.models
-            .insert(id, Entry::Loading(Box::new(LoadingModel { plan, policy, loader, weights, done: 0 })));
+        let loading = LoadingModel { plan, policy, loader, weights, unopened, done: 0 };
+        self.models.insert(id, Entry::Loading(Box::new(loading)));
         Ok(id)
     }
 
@@ -162,9 +177,19 @@ impl Backend for MlxBackend {
         let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
             return Err(Error::Internal(format!("model {model:?} is not loading")));
         };
-        let LoadingModel { plan, policy, loader, weights, done } = &mut **loading;
+        let LoadingModel { plan, policy, loader, weights, unopened, done } = &mut **loading;
+        if let Some(file) = unopened.pop() {
+            weights.open(&file, &self.streams.files)?;
+            return Ok(LoadStep::Pending);
+        }
+        if weights.is_reading()? {
+            return Ok(LoadStep::Pending);
+        }
+        // Both have come to rest; a failed read is told only here.
+        ffi::synchronize(&self.streams.files)?;
+        ffi::synchronize(&self.streams.weights)?;
         let facts = &plan.spec.files().facts;
-        let Some(ready) = loader.next(weights)? else {
+        let Some(ready) = with_stream(&self.streams.weights, || loader.next(weights))? else {
             *done += 1;
             let pieces = loader.pieces() as u64;
             let done_bytes = facts.file_bytes / pieces * *done;
@@ -182,6 +207,7 @@ impl Backend for MlxBackend {
             weight_bytes: bytes_of(ready.arrays()),
             parameter_count: weights.parameters(),
             prefill_tokens_min: policy.kernels.prefill_tokens_min(),
+            prepares_steps: !self.kernels.on_cpu,
             computes_in: plan::computes_in(plan),
         };
         tracing::info!(

@@ -94,16 +94,19 @@ struct Device {
     _folder: tempfile::TempDir,
 }
 
+fn spec(folder: &Path) -> LoadSpec {
+    let at = ModelFolder { name: "m".into(), path: folder.into(), revision: "1".into() };
+    let files = Arc::new(ModelFiles::read(&at).unwrap());
+    let assets = Arc::new(ModelAssets { files, ..ModelAssets::fake("m") });
+    LoadSpec { assets, dtype: ComputeDtype::Float32, kv: KvDtype::Compute }
+}
+
 /// Both slots have the prompt, and a checkpoint at its end.
 fn prompted(recurrent: bool) -> Device {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), recurrent);
     let (mut backend, _) = MlxBackend::new(Some(1 << 30), KernelChoice::Auto).unwrap();
-    let at = ModelFolder { name: "m".into(), path: folder.path().into(), revision: "1".into() };
-    let files = Arc::new(ModelFiles::read(&at).unwrap());
-    let assets = Arc::new(ModelAssets { files, ..ModelAssets::fake("m") });
-    let spec = LoadSpec { assets, dtype: ComputeDtype::Float32, kv: KvDtype::Compute };
-    let model = backend.load(backend.plan(&spec, 1 << 30)).unwrap();
+    let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();
     let mut device = Device { backend, model, _folder: folder };
@@ -198,4 +201,23 @@ fn a_slab_that_the_system_would_not_give_is_refused_and_the_model_goes_on() {
     let Err(Error::KvTooLarge { needed_bytes, available_bytes }) = refused else { panic!("{refused:?}") };
     assert!(available_bytes < needed_bytes);
     assert_eq!(device.one_by_one(A, 0).len(), DRAFT.len());
+}
+
+#[test]
+fn a_load_goes_on_by_itself_and_a_file_that_is_cut_meanwhile_fails_it() {
+    for cut in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), false);
+        let (mut backend, _) = MlxBackend::new(Some(1 << 30), KernelChoice::Auto).unwrap();
+        let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
+        // Its only file is opened now.
+        assert_eq!(backend.load_more(model), Ok(LoadStep::Pending));
+        if cut {
+            let file = std::fs::File::options().write(true).open(folder.path().join("model.safetensors"));
+            file.unwrap().set_len(4096).unwrap();
+        }
+        let mut steps = std::iter::from_fn(|| Some(backend.load_more(model)));
+        let end = steps.find(|step| !matches!(step, Ok(LoadStep::Pending | LoadStep::Reading { .. })));
+        assert_eq!(matches!(end, Some(Ok(LoadStep::Ready(_)))), !cut, "{end:?}");
+    }
 }

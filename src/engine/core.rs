@@ -15,7 +15,7 @@ use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::residency::ModelTable;
-use crate::sched::{self, Entry, Waiter};
+use crate::sched::{self, Allowance, Blocked, Entry, Waiter};
 
 /// Everything the engine thread owns.
 pub(super) struct Engine<B: Backend> {
@@ -28,6 +28,11 @@ pub(super) struct Engine<B: Backend> {
     /// Published for the callers.
     table: watch::Sender<ModelTable>,
     counters: Counters,
+    /// The request that waits for memory.
+    pub(super) blocked: Option<Blocked>,
+    sequence_next: u64,
+    allowance: Allowance,
+    device_free: Moment,
     drain: Option<(Moment, oneshot::Sender<()>)>,
     draining: bool,
 }
@@ -49,6 +54,10 @@ impl<B: Backend> Engine<B> {
             settings,
             table: watch::Sender::default(),
             counters: Counters::default(),
+            blocked: None,
+            sequence_next: 0,
+            allowance: Allowance::default(),
+            device_free: Moment::default(),
             drain: None,
             draining: false,
         }
@@ -90,10 +99,11 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Runs every model's step once, and a piece of the load that is on. Returns whether anything was under
-    /// way: if not, everything waits for a reader, for memory or for the end of a drain.
+    /// Runs every model's step once, and moves the load that is on. Returns whether anything was under way:
+    /// if not, everything waits for a reader, for memory, for weights to be read or for the end of a drain.
     pub(super) fn tick(&mut self) -> bool {
-        let mut busy = !self.loads.is_empty();
+        let mut busy = false;
+        self.share_out();
         let names: Vec<ModelName> = self.models.keys().cloned().collect();
         for name in names {
             match self.tick_of(&name) {
@@ -101,12 +111,19 @@ impl<B: Backend> Engine<B> {
                 Err(error) => self.lose(&name, &error),
             }
         }
-        self.advance_load();
+        busy |= self.advance_load();
         self.advance_drain();
         busy
     }
 
-    /// Ticks one model. Returns whether it runs a step now.
+    /// Shares out what the tick may prefill.
+    fn share_out(&mut self) {
+        let demands = self.models.iter().map(|(name, resident)| (name.clone(), resident.demand())).collect();
+        self.allowance = Allowance::new(&demands, self.settings.pace_limits());
+    }
+
+    /// Ticks one model. Models are collected in the order in which they were launched, which is the order in
+    /// which the device runs their steps: so the time of each is known. Returns whether it runs a step now.
     fn tick_of(&mut self, name: &ModelName) -> Result<bool, Error> {
         self.make_room_to_park(name);
         let bytes_max = self.bytes_max(name);
@@ -116,6 +133,7 @@ impl<B: Backend> Engine<B> {
         resident.collect(&mut cx)?;
         resident.drop_abandoned(&mut cx)?;
         self.repay();
+        self.renew_blocked();
         let (room, bytes_max) = (self.room(name), self.bytes_max(name));
         let (models, mut cx) = self.parts();
         cx.bytes_max = bytes_max;
@@ -138,9 +156,19 @@ impl<B: Backend> Engine<B> {
 
     /// Returns the models, and what they need of the engine.
     pub(super) fn parts(&mut self) -> (&mut BTreeMap<ModelName, Resident>, Context<'_, B>) {
-        let Self { backend, counters, settings, clock, models, .. } = self;
-        let cx = Context { backend, counters, settings, clock: &**clock, now: clock.now(), bytes_max: 0 };
-        (models, cx)
+        let cx = Context {
+            backend: &mut self.backend,
+            counters: &mut self.counters,
+            settings: &self.settings,
+            clock: &*self.clock,
+            blocked: &mut self.blocked,
+            sequence_next: &mut self.sequence_next,
+            allowance: &mut self.allowance,
+            device_free: &mut self.device_free,
+            now: self.clock.now(),
+            bytes_max: 0,
+        };
+        (&mut self.models, cx)
     }
 
     /// Applies `act` to every model; one that fails is lost.
@@ -163,6 +191,7 @@ impl<B: Backend> Engine<B> {
     /// Ends a model's requests and unloads it: after a device error nothing of it can be trusted.
     fn lose(&mut self, name: &ModelName, error: &Error) {
         let Some(mut resident) = self.models.remove(name) else { return };
+        self.blocked.take_if(|blocked| blocked.model == *name);
         self.publish();
         let cause = if let Error::Internal(text) = error { text } else { "" };
         tracing::error!(model = %name, %error, cause, "the device failed; the model is unloaded");

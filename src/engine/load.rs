@@ -1,5 +1,5 @@
-//! One load: a model is read piece by piece between other models' steps, then warmed up. It knows the backend
-//! only; whether it may begin is decided by `residency`.
+//! One load: a model is read piece by piece beside other models' steps, which never wait for it, then warmed
+//! up. It knows the backend only; whether it may begin is decided by `residency`.
 
 use tokio::sync::mpsc;
 
@@ -14,8 +14,23 @@ use crate::error::Error;
 /// rows.
 const WARM_STEPS: [(u32, u32); 4] = [(1, 13), (1, 1), (12, 1), (32, 1)];
 
+/// Number of those that show that the model runs, where the device prepares nothing for others.
+const WARM_STEPS_MIN: usize = 2;
+
 /// Tokens of their slots.
 const WARM_TOKENS: u32 = 16;
+
+/// How far a load came.
+pub(super) enum Advance {
+    /// It waits for a piece.
+    Waited,
+    /// A piece was begun.
+    Read,
+    /// Steps of it ran on the device.
+    Warmed,
+    /// The model is ready.
+    Ready(ModelId, ModelShape),
+}
 
 /// A load that waits or runs.
 pub(super) struct Load {
@@ -50,25 +65,24 @@ impl Load {
         Ok(())
     }
 
-    /// Reads one more piece, or takes one more warm-up step. Returns the model once it is ready.
-    pub(super) fn advance<B: Backend>(
-        &mut self,
-        backend: &mut B,
-    ) -> Result<Option<(ModelId, ModelShape)>, Error> {
-        let Some((id, _)) = self.begun else { return Ok(None) };
+    /// Begins one more piece, or takes one more warm-up step.
+    pub(super) fn advance<B: Backend>(&mut self, backend: &mut B) -> Result<Advance, Error> {
+        let Some((id, _)) = self.begun else { return Ok(Advance::Waited) };
         if let Some((shape, done)) = self.warming.take() {
-            match WARM_STEPS.get(done) {
+            let steps = if shape.prepares_steps { WARM_STEPS.len() } else { WARM_STEPS_MIN };
+            match WARM_STEPS[..steps].get(done) {
                 Some(&(sequences, tokens)) => warm(backend, id, sequences, &[tokens])?,
                 // Where a prompt runs in large pieces, what follows a long one is different too.
-                None if done == WARM_STEPS.len() && shape.prefill_tokens_min > WARM_TOKENS => {
+                None if done == steps && shape.prefill_tokens_min > WARM_TOKENS => {
                     warm(backend, id, 1, &[shape.prefill_tokens_min, 1])?;
                 }
-                None => return Ok(Some((id, shape))),
+                None => return Ok(Advance::Ready(id, shape)),
             }
             self.warming = Some((shape, done + 1));
-            return Ok(None);
+            return Ok(Advance::Warmed);
         }
         match backend.load_more(id)? {
+            LoadStep::Pending => return Ok(Advance::Waited),
             LoadStep::Reading { done_bytes, total_bytes } => {
                 self.progress(|| LoadEvent::Progress { done_bytes, total_bytes });
             }
@@ -77,7 +91,7 @@ impl Load {
                 self.warming = Some((shape, 0));
             }
         }
-        Ok(None)
+        Ok(Advance::Read)
     }
 
     /// Frees what was read.

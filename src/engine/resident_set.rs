@@ -4,12 +4,13 @@ use tokio::sync::mpsc;
 
 use super::api::LoadEvent;
 use super::core::Engine;
-use super::load::Load;
+use super::load::{Advance, Load};
 use super::model::{Resident, Room};
-use crate::backend::{Backend, KvDtype, LoadSpec, ModelId, ModelShape};
+use crate::backend::{Backend, KvDtype, LoadSpec};
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::residency::{Decision, Demand, Fit, Memory, Standing, decide};
+use crate::sched::{Blocked, Claims};
 
 impl<B: Backend> Engine<B> {
     /// Returns the bytes that are used or promised.
@@ -34,12 +35,17 @@ impl<B: Backend> Engine<B> {
 
     /// Returns the bytes that a model may use in a tick.
     pub(super) fn room(&self, name: &ModelName) -> Room {
-        let others = self.models.iter().filter(|(other, _)| *other != name);
         let weights: u64 = self.models.values().map(|resident| resident.shape.weight_bytes).sum();
+        let others = || self.models.iter().filter(|(other, _)| *other != name).map(|(_, other)| other);
+        let claims = self.blocked.as_ref().map_or(Claims::default(), |blocked| {
+            others().map(|other| other.claims(blocked.passed_from)).fold(Claims::default(), Claims::and)
+        });
         Room {
             free_bytes: self.budget_bytes.saturating_sub(self.used_bytes()),
-            others_empty_bytes: others.map(|(_, resident)| resident.slots.empty_bytes()).sum(),
-            kv_bytes_max: self.budget_bytes.saturating_sub(weights + self.loading_bytes()),
+            others_empty_bytes: others().map(|other| other.slots.empty_bytes()).sum(),
+            elsewhere_bytes: others().map(Resident::reclaimable_bytes).sum(),
+            kv_bytes_max: self.budget_bytes.saturating_sub(weights),
+            claims,
             idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
         }
     }
@@ -57,6 +63,16 @@ impl<B: Backend> Engine<B> {
         let held = resident.bytes() + resident.promised_bytes() + resident.parking_bytes();
         let missing = held.saturating_sub(self.bytes_max(name));
         self.give_back(missing.min(self.room(name).others_empty_bytes), Some(name));
+    }
+
+    /// Renews the class of the blocked request, or forgets it if it no longer waits.
+    pub(super) fn renew_blocked(&mut self) {
+        let (now, ageing) = (self.clock.now(), self.settings.priority_ageing);
+        self.blocked = self.blocked.take().and_then(|blocked| {
+            let resident = self.models.get(&blocked.model)?;
+            let ticket = resident.queue.renewed(&blocked.ticket, now, ageing)?;
+            Some(Blocked { ticket, ..blocked })
+        });
     }
 
     /// Evicts what overdraws the budget: a load may take more than was planned.
@@ -142,14 +158,20 @@ impl<B: Backend> Engine<B> {
         if is_loading { Standing::Loading } else { Standing::Absent }
     }
 
-    /// Reads one more piece of the first load, which stays in the published table until it ends.
-    pub(super) fn advance_load(&mut self) {
-        let outcome = match self.load_piece() {
-            Ok(None) => return,
-            Ok(Some(ready)) => Ok(ready),
+    /// Moves the first load on; it stays in the published table until it ends. Returns whether there was
+    /// something to do.
+    pub(super) fn advance_load(&mut self) -> bool {
+        let outcome = match self.advance_first() {
+            Ok(Advance::Waited) => return false,
+            Ok(Advance::Read) => return true,
+            Ok(Advance::Warmed) => {
+                self.models.values_mut().for_each(Resident::disturb);
+                return true;
+            }
+            Ok(Advance::Ready(id, shape)) => Ok((id, shape)),
             Err(error) => Err(error),
         };
-        let Some(load) = self.loads.pop_front() else { return };
+        let Some(load) = self.loads.pop_front() else { return false };
         match outcome {
             Ok((id, shape)) => {
                 tracing::info!(model = %load.spec.model(), bytes = shape.weight_bytes, "loaded");
@@ -167,16 +189,17 @@ impl<B: Backend> Engine<B> {
                 load.end(|| LoadEvent::Failed(error.clone()));
             }
         }
+        true
     }
 
-    fn load_piece(&mut self) -> Result<Option<(ModelId, ModelShape)>, Error> {
+    fn advance_first(&mut self) -> Result<Advance, Error> {
         let Self { loads, backend, .. } = self;
         if let Some(load) = loads.front_mut().filter(|load| load.has_begun()) {
             return load.advance(backend);
         }
         let memory = self.memory();
         let available_bytes = memory.available_bytes();
-        let Some(load) = self.loads.front() else { return Ok(None) };
+        let Some(load) = self.loads.front() else { return Ok(Advance::Waited) };
         let plan = self.backend.plan(&load.spec, available_bytes);
         let (model, needed_bytes) = (load.spec.model(), plan.needed_bytes);
         let missing = memory.admit(model, needed_bytes)?;
@@ -184,7 +207,7 @@ impl<B: Backend> Engine<B> {
         self.give_back(missing, None);
         let Self { loads, backend, .. } = self;
         loads.front_mut().map_or(Ok(()), |load| load.begin(backend, plan))?;
-        Ok(None)
+        Ok(Advance::Read)
     }
 
     /// Frees a model; returns the bytes that were freed. A model that is in use stays.

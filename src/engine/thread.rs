@@ -19,6 +19,9 @@ use crate::error::Error;
 /// Pause between two ticks that only wait: for readers, memory, or the end of a drain.
 const WAIT: Duration = Duration::from_millis(2);
 
+/// Most commands that are carried out between two ticks, whoever sends how many: a step waits for no more.
+const COMMANDS_PER_TICK_MAX: usize = 64;
+
 /// Time without work after which memory that is cached for reuse is freed.
 const REST: Duration = Duration::from_secs(1);
 
@@ -101,10 +104,7 @@ fn run<B: Backend>(
             }
         }
         pulse.begin();
-        while let Ok(command) = commands.try_recv() {
-            worked |= command.is_work();
-            engine.command(command);
-        }
+        worked |= take_commands(&mut engine, &mut commands);
         let ran = engine.tick();
         if worked {
             rest_at = Some(engine.clock.now().after(REST));
@@ -115,11 +115,24 @@ fn run<B: Backend>(
     }
 }
 
+/// Carries out the commands that wait, but a bounded number of them. Returns whether one was work.
+fn take_commands<B: Backend>(engine: &mut Engine<B>, commands: &mut mpsc::Receiver<Command>) -> bool {
+    let mut worked = false;
+    for _ in 0..COMMANDS_PER_TICK_MAX {
+        let Ok(command) = commands.try_recv() else { break };
+        worked |= command.is_work();
+        engine.command(command);
+    }
+    worked
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::super::tests::{HandClock, settings};
     use super::*;
-    use crate::backend::fake::Fake;
+    use crate::backend::fake::{Fake, spec};
 
     fn reached(condition: impl Fn() -> bool) {
         while !condition() {
@@ -156,5 +169,23 @@ mod tests {
         reached(|| engine.turn().is_none());
         drop(engine);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_tick_waits_for_a_bounded_number_of_commands() {
+        let mut engine = Engine::new(Fake::default(), Arc::new(HandClock::default()), settings(), 10_000);
+        let (sender, mut commands) = mpsc::channel(4 * COMMANDS_PER_TICK_MAX);
+        let mut answers: Vec<_> = (0..2 * COMMANDS_PER_TICK_MAX)
+            .map(|_| {
+                let (reply, answer) = oneshot::channel();
+                sender.try_send(Command::Fits(spec("new"), reply)).unwrap();
+                answer
+            })
+            .collect();
+        let mut answered = || answers.iter_mut().filter_map(|answer| answer.try_recv().ok()).count();
+        assert!(!take_commands(&mut engine, &mut commands), "a question frees and uses nothing");
+        assert_eq!(answered(), COMMANDS_PER_TICK_MAX);
+        take_commands(&mut engine, &mut commands);
+        assert_eq!(answered(), COMMANDS_PER_TICK_MAX);
     }
 }

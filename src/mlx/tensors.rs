@@ -3,15 +3,18 @@
 //! `layers/build.rs` makes layers of what it hands out.
 //!
 //! Files are read lazily, tensor by tensor, when a taken array is evaluated; their headers have been checked
-//! before (by `hub`), because MLX trusts them.
+//! before (by `hub`), because MLX trusts them. Evaluation is begun here and goes on by itself, on a stream of
+//! its own: nobody waits for it, neither the thread nor the steps of other models.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use mlx_rs::{Array, Dtype};
+use mlx_rs::transforms::async_eval;
+use mlx_rs::{Array, Dtype, Stream, with_stream};
 
 use crate::error::Error;
 use crate::ids::ModelName;
+use crate::mlx::ffi;
 use crate::mlx::kernels::KernelSet;
 
 /// How stored tensors become a model's weights.
@@ -32,20 +35,38 @@ pub(crate) struct TensorCursor {
     policy: Policy,
     tensors: HashMap<String, Array>,
     parameters: u64,
+    /// Arrays that are being evaluated.
+    reading: Vec<Array>,
 }
 
 impl TensorCursor {
-    /// Opens the files of a model.
-    pub(crate) fn open<'a>(
-        model: &ModelName,
-        files: impl Iterator<Item = &'a Path>,
-        policy: Policy,
-    ) -> Result<Self, Error> {
-        let mut tensors = HashMap::new();
-        for file in files {
-            tensors.extend(Array::load_safetensors(file)?);
+    /// Returns a cursor without tensors.
+    pub(crate) fn new(model: &ModelName, policy: Policy) -> Self {
+        let (tensors, reading) = (HashMap::new(), Vec::new());
+        Self { model: model.clone(), policy, tensors, parameters: 0, reading }
+    }
+
+    /// Opens a file of the model, whose tensors are read on the stream `on`.
+    pub(crate) fn open(&mut self, file: &Path, on: &Stream) -> Result<(), Error> {
+        self.tensors.extend(with_stream(on, || Array::load_safetensors(file))?);
+        Ok(())
+    }
+
+    /// Begins to evaluate arrays, and returns while they are read.
+    pub(crate) fn begin<'a>(&mut self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<(), Error> {
+        self.reading.extend(arrays.into_iter().cloned());
+        Ok(async_eval(&self.reading)?)
+    }
+
+    /// Returns whether the arrays that were begun are still being read.
+    pub(crate) fn is_reading(&mut self) -> Result<bool, Error> {
+        for array in &self.reading {
+            if !ffi::is_available(array)? {
+                return Ok(true);
+            }
         }
-        Ok(Self { model: model.clone(), policy, tensors, parameters: 0 })
+        self.reading.clear();
+        Ok(false)
     }
 
     /// Returns the number of parameters taken so far; packed ones count one by one.

@@ -3,7 +3,6 @@
 //! by piece and running are done here.
 
 use mlx_rs::error::Result as MlxResult;
-use mlx_rs::transforms::eval;
 use mlx_rs::{Array, ops};
 
 use super::config::Common;
@@ -155,15 +154,28 @@ struct Loader<A> {
     prelude: Option<Box<dyn Prelude>>,
     residuals: Vec<Residual>,
     done: usize,
+    /// Everything, once it is taken.
+    decoder: Option<Decoder>,
 }
 
 /// Returns a loader of this architecture.
 pub(super) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -> Box<dyn Loading> {
-    Box::new(Loader { architecture, setup, embedding: None, prelude: None, residuals: Vec::new(), done: 0 })
+    Box::new(Loader {
+        architecture,
+        setup,
+        embedding: None,
+        prelude: None,
+        residuals: Vec::new(),
+        done: 0,
+        decoder: None,
+    })
 }
 
 impl<A: Architecture> Loading for Loader<A> {
     fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error> {
+        if let Some(decoder) = self.decoder.take() {
+            return Ok(Some(Box::new(decoder)));
+        }
         let ends = self.architecture.ends();
         let Some(embedding) = &self.embedding else {
             weights.discard(|name| name.contains("rotary_emb.inv_freq"));
@@ -173,14 +185,14 @@ impl<A: Architecture> Loading for Loader<A> {
                 weights.discard(|name| name.starts_with("lm_head."));
             }
             let embedding = weights.matrix(ends.embedding, ends.vocabulary, ends.hidden)?;
-            eval(embedding.arrays())?;
+            weights.begin(embedding.arrays())?;
             self.embedding = Some(embedding);
             self.prelude = self.architecture.prelude(weights)?;
             return Ok(None);
         };
         if self.done < self.architecture.common().layers {
             let residuals = self.architecture.layer(&Layer::new(self.done), weights)?;
-            eval(residuals.iter().flat_map(Residual::arrays))?;
+            weights.begin(residuals.iter().flat_map(Residual::arrays))?;
             self.residuals.extend(residuals);
             self.done += 1;
             return Ok(None);
@@ -189,7 +201,7 @@ impl<A: Architecture> Loading for Loader<A> {
         let norm = if ends.norm_plus_one { norm.plus_one()? } else { norm };
         let head = ends.head.map(|head| weights.matrix(head, ends.vocabulary, ends.hidden)).transpose()?;
         weights.finish()?;
-        let model = Decoder {
+        let decoder = Decoder {
             ropes: self.architecture.common().ropes.clone(),
             prelude: self.prelude.take(),
             embedding: embedding.clone(),
@@ -198,8 +210,9 @@ impl<A: Architecture> Loading for Loader<A> {
             head,
             ends,
         };
-        eval(model.arrays())?;
-        Ok(Some(Box::new(model)))
+        weights.begin(decoder.arrays())?;
+        self.decoder = Some(decoder);
+        Ok(None)
     }
 
     fn pieces(&self) -> usize {

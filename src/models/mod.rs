@@ -53,7 +53,8 @@ pub(crate) trait Model {
 
 /// A model that is being loaded.
 pub(crate) trait Loading {
-    /// Takes and evaluates the next piece; returns the model after the last one.
+    /// Takes the next piece and begins to evaluate it; returns the model after the last one. The piece before
+    /// has been read.
     fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error>;
 
     /// Returns the number of pieces.

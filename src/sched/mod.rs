@@ -3,18 +3,23 @@
 //!
 //! Of the waiting requests, the higher priority class goes first (a class rises with waiting), then the
 //! client that has least: the fewest running sequences, then the least service. So clients share a model
-//! max-min fairly, whatever they ask for.
+//! max-min fairly, whatever they ask for. One that must wait for memory lets others pass as long as it starts
+//! no later for it.
 
+mod allowance;
+mod blocked;
 mod crowd;
 mod pace;
 mod plan;
 mod queue;
 mod shares;
 
+pub use allowance::{Allowance, Demand};
+pub use blocked::{Blocked, Claims, Passer};
 pub use crowd::{Entry, Owner, Waiter, enter};
 pub use pace::{Pace, PaceLimits, StepLoad};
 pub use plan::{Runnable, Scheduler};
-pub use queue::{Head, Queue};
+pub use queue::{Queue, Ticket};
 pub use shares::{Candidate, Running, Shares, victim};
 
 use std::time::Duration;

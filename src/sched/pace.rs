@@ -1,6 +1,6 @@
 //! How fast a model runs, learned from its steps by what their spans were for: the time of a step of
-//! decoding, and the time that each prefilled token adds. From it follow how much a step may prefill, and
-//! when a first token is possible.
+//! decoding, and the time that each prefilled token adds. From it follow what a tick may prefill
+//! (`allowance`), how many tokens that is, and when a first token is possible.
 
 use std::time::Duration;
 
@@ -32,14 +32,14 @@ const TELLING_STEPS: u32 = 8;
 /// Least part of a step's time that its prefill takes, whatever the step would have taken without it.
 const PREFILL_SHARE_MIN: f64 = 0.1;
 
-/// Bounds of what a step may prefill.
+/// Bounds of what a tick may prefill.
 #[derive(Clone, Copy, Debug)]
 pub struct PaceLimits {
-    /// Most tokens.
+    /// Most tokens of one model.
     pub prefill_tokens_max: u32,
-    /// Longest time while others decode, in percent of a step that only decodes.
+    /// Longest time while somebody decodes, whichever model, in percent of a tick that only decodes.
     pub stretch_percent: u32,
-    /// Longest time of a step that does not decode.
+    /// Longest time of the prefill in any case.
     pub step_max: Duration,
 }
 
@@ -101,22 +101,26 @@ impl Pace {
         self.prefills = self.prefills.saturating_add(1);
     }
 
-    /// Returns the number of tokens that the next step may prefill: at least `least`, whatever they cost.
+    /// Returns the time of a step that only decodes; None while nothing is known.
     #[must_use]
-    pub fn prefill_tokens(&self, decoding: bool, least: u32, limits: PaceLimits) -> u32 {
-        self.affordable_tokens(decoding, limits).max(least).min(limits.prefill_tokens_max)
+    pub fn decode_step(&self) -> Option<Duration> {
+        self.decode_step.map(seconds)
     }
 
-    fn affordable_tokens(&self, decoding: bool, limits: PaceLimits) -> u32 {
-        let Some(token) = self.prefill_token else { return FIRST_TOKENS };
-        let step_max = limits.step_max.as_secs_f64();
-        let time = match self.decode_step.filter(|_| decoding) {
-            Some(step) => {
-                (step * f64::from(limits.stretch_percent.saturating_sub(100)) / 100.0).min(step_max)
-            }
-            None => step_max,
-        };
-        whole(time / token.max(f64::MIN_POSITIVE))
+    /// Returns the time that prefilling `tokens` adds to a step; None while nothing is known.
+    #[must_use]
+    pub fn prefill(&self, tokens: u32) -> Option<Duration> {
+        self.prefill_token.map(|token| seconds(token * f64::from(tokens)))
+    }
+
+    /// Returns the number of tokens to prefill in a given time: at least `least`, whatever they cost, and at
+    /// most `most`.
+    #[must_use]
+    pub fn prefill_tokens(&self, time: Duration, least: u32, most: u32) -> u32 {
+        let affordable = self
+            .prefill_token
+            .map_or(FIRST_TOKENS, |token| whole(time.as_secs_f64() / token.max(f64::MIN_POSITIVE)));
+        affordable.max(least).min(most)
     }
 
     /// Lowers the estimate that a request was refused by. If it is from a time when another program was busy,
@@ -135,6 +139,10 @@ impl Pace {
     }
 }
 
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, as is wanted")]
 fn whole(x: f64) -> u32 {
     x as u32
@@ -143,9 +151,6 @@ fn whole(x: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LIMITS: PaceLimits =
-        PaceLimits { prefill_tokens_max: 512, stretch_percent: 300, step_max: Duration::from_millis(400) };
 
     fn load(decoding: u32, prefilled: u32) -> StepLoad {
         StepLoad { decoding, prefilled }
@@ -156,23 +161,24 @@ mod tests {
     }
 
     #[test]
-    fn prefill_stretches_a_decode_step_by_no_more_than_it_may() {
+    fn a_step_tells_what_decoding_and_a_prefilled_token_cost() {
         let mut pace = Pace::default();
-        assert_eq!(pace.prefill_tokens(true, 16, LIMITS), 64);
+        assert_eq!((pace.decode_step(), pace.prefill(9)), (None, None));
+        assert_eq!(pace.prefill_tokens(ms(1), 16, 512), 64);
         pace.observe(load(4, 0), ms(40));
         pace.observe(load(4, 64), ms(40 + 128));
-        assert_eq!(pace.prefill_tokens(true, 16, LIMITS), 40, "two steps' time at 2 ms a token");
-        assert_eq!(pace.prefill_tokens(false, 16, LIMITS), 200, "0.4 s at 2 ms a token");
+        assert_eq!((pace.decode_step(), pace.prefill(9)), (Some(ms(40)), Some(ms(18))));
+        assert_eq!(pace.prefill_tokens(ms(80), 16, 512), 40, "at 2 ms a token");
     }
 
     #[test]
     fn fast_models_are_bounded_by_tokens_and_slow_ones_go_on() {
         let mut pace = Pace::default();
         pace.observe(load(0, 64), Duration::from_micros(64));
-        assert_eq!(pace.prefill_tokens(false, 16, LIMITS), 512);
+        assert_eq!(pace.prefill_tokens(ms(400), 16, 512), 512);
         let mut slow = Pace::default();
         slow.observe(load(0, 64), Duration::from_secs(64));
-        assert_eq!(slow.prefill_tokens(true, 16, LIMITS), 16);
+        assert_eq!(slow.prefill_tokens(ms(400), 16, 512), 16);
     }
 
     #[test]
@@ -193,9 +199,9 @@ mod tests {
         let mut pace = Pace::default();
         pace.observe(load(0, 64), ms(5000));
         (0..8).for_each(|_| pace.observe(load(0, 64), ms(64)));
-        assert!((300..=400).contains(&pace.prefill_tokens(false, 16, LIMITS)));
+        assert!((300..=400).contains(&pace.prefill_tokens(ms(400), 16, 512)));
         pace.observe(load(0, 64), ms(5000));
-        assert!(pace.prefill_tokens(false, 16, LIMITS) >= 240);
+        assert!(pace.prefill_tokens(ms(400), 16, 512) >= 240);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Scheduler {
     pub fn plan(&mut self, runnable: &[Runnable<'_>], prefill_tokens: u32) -> Vec<(u64, u32)> {
         let always = runnable.iter().filter(|run| run.runs_always());
         let mut spans: Vec<(u64, u32)> = always.map(|run| (run.sequence, run.pending)).collect();
-        let mut left = prefill_tokens.max(1);
+        let mut left = prefill_tokens;
         let mut first = None;
         for run in self.by_rotation(runnable) {
             let tokens = run.pending.min(run.span_max).min(left);

@@ -11,35 +11,51 @@ use crate::ids::ClientId;
 #[derive(Debug)]
 pub struct Queue<T> {
     lanes: BTreeMap<(ClientId, Priority), VecDeque<Waiting<T>>>,
+    number_next: u64,
 }
 
 #[derive(Debug)]
 struct Waiting<T> {
+    number: u64,
     since: Moment,
     item: T,
 }
 
-/// The next request of a queue.
+/// A request that waits in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct Ticket {
     /// Its client.
     pub client: ClientId,
     /// Its priority class now; 0 is the highest.
     pub class: u32,
+    /// Time since when it waits.
+    pub since: Moment,
     priority: Priority,
+    number: u64,
 }
 
-impl Head {
+impl Ticket {
+    fn new<T>(lane: &(ClientId, Priority), waiting: &Waiting<T>, class: u32) -> Self {
+        let &Waiting { number, since, .. } = waiting;
+        Self { client: lane.0.clone(), class, since, priority: lane.1, number }
+    }
+
     /// Returns whether a client's requests of a priority wait in the same lane.
     #[must_use]
     pub fn has_lane(&self, client: &ClientId, priority: Priority) -> bool {
         self.client == *client && self.priority == priority
     }
+
+    /// Returns whether both are of the same request.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
 }
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Self { lanes: BTreeMap::new() }
+        Self { lanes: BTreeMap::new(), number_next: 0 }
     }
 }
 
@@ -58,37 +74,71 @@ impl<T> Queue<T> {
 
     /// Adds one at the end of its lane.
     pub fn push(&mut self, client: ClientId, priority: Priority, since: Moment, item: T) {
-        self.lanes.entry((client, priority)).or_default().push_back(Waiting { since, item });
+        let number = self.number();
+        self.lanes.entry((client, priority)).or_default().push_back(Waiting { number, since, item });
     }
 
     /// Puts a preempted one back: it is the next of its lane.
     pub fn push_front(&mut self, client: ClientId, priority: Priority, since: Moment, item: T) {
-        self.lanes.entry((client, priority)).or_default().push_front(Waiting { since, item });
+        let number = self.number();
+        self.lanes.entry((client, priority)).or_default().push_front(Waiting { number, since, item });
+    }
+
+    fn number(&mut self) -> u64 {
+        self.number_next += 1;
+        self.number_next
     }
 
     /// Returns the next: the highest class, then the client with the least, then the longest wait.
     #[must_use]
-    pub fn head(&self, shares: &Shares, now: Moment, ageing: Duration) -> Option<Head> {
+    pub fn head(&self, shares: &Shares, now: Moment, ageing: Duration) -> Option<Ticket> {
         let fronts = self.lanes.iter().filter_map(|(lane, waiting)| Some((lane, waiting.front()?)));
-        let rank = |((client, priority), front): &(&(ClientId, Priority), &Waiting<T>)| {
-            (priority.class(front.since, now, ageing), shares.rank(client), front.since)
+        let rank = |(lane, front): &(&(ClientId, Priority), &Waiting<T>)| {
+            (lane.1.class(front.since, now, ageing), shares.rank(&lane.0), front.since)
         };
-        let ((client, priority), front) = fronts.min_by_key(rank)?;
-        let class = priority.class(front.since, now, ageing);
-        Some(Head { client: client.clone(), class, priority: *priority })
+        let (lane, front) = fronts.min_by_key(rank)?;
+        Some(Ticket::new(lane, front, lane.1.class(front.since, now, ageing)))
     }
 
-    /// Returns the item of the next.
+    /// Returns all in the order of [`Queue::head`]. Nobody comes before those who wait in front of it in its
+    /// lane.
     #[must_use]
-    pub fn peek(&self, head: &Head) -> Option<&T> {
-        self.lanes.get(&(head.client.clone(), head.priority))?.front().map(|waiting| &waiting.item)
+    pub fn order(&self, shares: &Shares, now: Moment, ageing: Duration) -> Vec<Ticket> {
+        let mut order = Vec::with_capacity(self.len());
+        for (lane, waiting) in &self.lanes {
+            let rank = shares.rank(&lane.0);
+            let mut last = (0, Moment::default());
+            for waiting in waiting {
+                let class = lane.1.class(waiting.since, now, ageing);
+                last = last.max((class, waiting.since));
+                order.push(((last.0, rank, last.1), Ticket::new(lane, waiting, class)));
+            }
+        }
+        order.sort_by_key(|(rank, _)| *rank);
+        order.into_iter().map(|(_, ticket)| ticket).collect()
     }
 
-    /// Removes and returns the next.
-    pub fn pop(&mut self, head: &Head) -> Option<T> {
-        let lane = (head.client.clone(), head.priority);
+    /// Returns a ticket with its class of now; None if its request no longer waits.
+    #[must_use]
+    pub fn renewed(&self, ticket: &Ticket, now: Moment, ageing: Duration) -> Option<Ticket> {
+        let lane = (ticket.client.clone(), ticket.priority);
+        let waiting = self.lanes.get(&lane)?.iter().find(|waiting| waiting.number == ticket.number)?;
+        Some(Ticket::new(&lane, waiting, lane.1.class(waiting.since, now, ageing)))
+    }
+
+    /// Returns a waiting item.
+    #[must_use]
+    pub fn peek(&self, ticket: &Ticket) -> Option<&T> {
+        let lane = self.lanes.get(&(ticket.client.clone(), ticket.priority))?;
+        lane.iter().find(|waiting| waiting.number == ticket.number).map(|waiting| &waiting.item)
+    }
+
+    /// Removes and returns a waiting item.
+    pub fn pop(&mut self, ticket: &Ticket) -> Option<T> {
+        let lane = (ticket.client.clone(), ticket.priority);
         let waiting = self.lanes.get_mut(&lane)?;
-        let item = waiting.pop_front().map(|waiting| waiting.item);
+        let place = waiting.iter().position(|waiting| waiting.number == ticket.number)?;
+        let item = waiting.remove(place).map(|waiting| waiting.item);
         if waiting.is_empty() {
             self.lanes.remove(&lane);
         }
@@ -168,6 +218,25 @@ mod tests {
         };
         assert_eq!(drain(&mut fill(), at(15)), [2, 3, 1]);
         assert_eq!(drain(&mut fill(), at(20)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_heads_and_keeps_to_the_lanes() {
+        let mut queue = Queue::default();
+        queue.push(ClientId::from("a"), Priority::Normal, at(0), 1);
+        queue.push(ClientId::from("a"), Priority::Normal, at(1), 2);
+        queue.push(ClientId::from("b"), Priority::Interactive, at(2), 3);
+        queue.push(ClientId::from("c"), Priority::Normal, at(3), 4);
+        // Preempted just now: it is still before those of its lane.
+        queue.push_front(ClientId::from("c"), Priority::Normal, at(5), 5);
+        let order = queue.order(&Shares::default(), at(5), AGEING);
+        let items: Vec<i32> = order.iter().map(|ticket| *queue.peek(ticket).unwrap()).collect();
+        assert_eq!(items, [3, 1, 2, 5, 4]);
+        assert!(order[0].is(&queue.head(&Shares::default(), at(5), AGEING).unwrap()));
+        assert_eq!(queue.pop(&order[2]), Some(2), "from behind another");
+        assert_eq!((queue.pop(&order[2]), queue.len()), (None, 4));
+        assert_eq!(queue.renewed(&order[2], at(5), AGEING), None);
+        assert_eq!(queue.renewed(&order[1], at(15), AGEING).map(|ticket| ticket.class), Some(0));
     }
 
     #[test]

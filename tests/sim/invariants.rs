@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::World;
+use crate::engine::load::Load;
 use crate::engine::model::Resident;
 
 impl World {
@@ -12,6 +13,7 @@ impl World {
         self.check_slots();
         self.check_shares();
         self.check_queues();
+        self.check_blocked();
     }
 
     /// The engine counts what the backend holds, which exceeds the budget only while a smaller budget is not
@@ -70,6 +72,24 @@ impl World {
         let queued: u32 = self.engine.models.values().map(Resident::queued).sum();
         let models = u32::try_from(self.engine.models.len()).unwrap();
         assert!(queued <= self.queue_max + self.running_max * models, "{queued} wait");
+    }
+
+    /// Those who pass a blocked request leave room for it: once the others have ended, it starts.
+    fn check_blocked(&mut self) {
+        let could_start = self.engine.blocked.as_ref().is_some_and(|blocked| {
+            let models = || self.engine.models.values();
+            let older =
+                models().any(|resident| resident.running.range(..blocked.passed_from).next().is_some());
+            let passed: u64 =
+                models().map(|resident| resident.claims(blocked.passed_from).passed_bytes).sum();
+            let loading: u64 = self.engine.loads.iter().map(Load::reserved_bytes).sum();
+            let available = self.engine.room(&blocked.model).kv_bytes_max.saturating_sub(loading);
+            let running = self.engine.models.get(&blocked.model).map_or(0, Resident::running);
+            !older && !self.shrunk && running < self.running_max && passed + blocked.needed_bytes <= available
+        });
+        self.idly_blocked = if could_start { self.idly_blocked + 1 } else { 0 };
+        // What is reclaimable elsewhere is freed in one tick and used in the next.
+        assert!(self.idly_blocked <= 3, "{:?} waits for nobody", self.engine.blocked);
     }
 
     pub(super) fn check_rest(&mut self) {

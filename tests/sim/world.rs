@@ -65,6 +65,8 @@ pub(super) struct World {
     pub(super) shrunk: bool,
     /// Whether the tick began within the budget and without a load.
     pub(super) settled: bool,
+    /// Number of ticks in a row in which the blocked request had nobody to wait for.
+    pub(super) idly_blocked: u32,
     /// Tokens that each session is to hold.
     pub(super) kept: BTreeMap<SessionKey, Vec<u32>>,
     /// Number of requests by how they ended.
@@ -107,6 +109,7 @@ impl World {
             queue_max,
             shrunk: false,
             settled: false,
+            idly_blocked: 0,
             kept: BTreeMap::new(),
             ended: BTreeMap::new(),
             leases: vec![],
@@ -144,7 +147,8 @@ impl World {
 
     /// Lets everything come to its end without new requests.
     pub(super) fn wind_down(&mut self) {
-        self.engine.backend.faults.loads_fail = false;
+        let faults = &mut self.engine.backend.faults;
+        (faults.loads_fail, faults.slab_tokens_max, faults.parking_fails) = (false, None, false);
         self.set_budget(self.budget);
         self.requests.iter_mut().for_each(|request| request.reads_from = 0);
         let late = self.random.once_in(2);
@@ -198,6 +202,11 @@ impl World {
             96 if self.engine.is_idle() => self.engine.rest(),
             94..96 => (0..20).for_each(|_| self.generate(None)),
             97 => self.somebody_tokenizes(),
+            98 => {
+                let faults = &mut self.engine.backend.faults;
+                faults.slab_tokens_max = self.random.once_in(3).then(|| 256 * self.random.small(16));
+                faults.parking_fails = self.random.once_in(6);
+            }
             _ => self.fits(),
         }
     }

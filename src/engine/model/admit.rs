@@ -7,9 +7,10 @@
 
 use super::{Context, Reclaim, Resident, Room};
 use crate::backend::{Backend, add_checkpoint};
+use crate::cache::Hit;
 use crate::engine::task::Sequence;
 use crate::error::Error;
-use crate::sched::{Candidate, Head, Running, victim};
+use crate::sched::{Blocked, Candidate, Passer, Running, Ticket, victim};
 
 /// Tokens of room that a new sequence's slot has beyond its prompt, so that short answers need no move.
 const HEADROOM_TOKENS: u32 = 64;
@@ -23,68 +24,220 @@ struct Need {
     growth_bytes: u64,
 }
 
+/// What became of a request that was considered.
+enum Verdict {
+    /// It started, or was refused.
+    Done,
+    /// It cannot start now; another may.
+    Held,
+    /// Nothing else can start in this tick: there is no place, or these bytes are to be freed elsewhere.
+    Stop(u64),
+}
+
 impl Resident {
-    /// Starts waiting requests as far as there is room. A request that could not even run alone is refused.
-    /// Returns the bytes that are missing for the request at the head of the queue.
-    pub(crate) fn admit<B: Backend>(&mut self, cx: &mut Context<'_, B>, room: Room) -> Result<u64, Error> {
-        let mut free = room.free_bytes;
+    /// Starts waiting requests as far as there is room. One that could not even run alone is refused; one
+    /// that waits for memory lets others pass, see [`Blocked`]. Returns the bytes that other models are to
+    /// free.
+    pub(crate) fn admit<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        mut room: Room,
+    ) -> Result<u64, Error> {
         while let Some(head) = self.queue.head(&self.shares, cx.now, cx.settings.priority_ageing) {
-            let Some(next) = self.queue.peek(&head) else { break };
-            let need = self.need(next, room.kv_bytes_max);
-            let needed_bytes = need.growth_bytes + self.slots.slot_bytes(need.tokens);
-            if needed_bytes > room.kv_bytes_max {
-                let Some(refused) = self.queue.pop(&head) else { break };
-                let error = Error::KvTooLarge { needed_bytes, available_bytes: room.kv_bytes_max };
-                self.leave(cx, refused, Err(error));
-                continue;
+            let verdict = match self.consider(cx, &head, &mut room)? {
+                Verdict::Held => self.consider_others(cx, &head, &mut room)?,
+                verdict => verdict,
+            };
+            match verdict {
+                Verdict::Done => {}
+                Verdict::Held => break,
+                Verdict::Stop(missing) => return Ok(missing),
             }
-            if self.running() >= cx.settings.running_sequences_max {
-                let limit = free + self.bytes() + self.promised_bytes();
-                if !self.preempt(cx, &head)? {
-                    break;
-                }
-                // Its promise is free again, its parked copy is not.
-                free = limit.saturating_sub(self.bytes() + self.promised_bytes());
-                continue;
-            }
-            let hit = self.parked.find(&next.key, &next.transcript, next.reusable_max(), cx.now);
-            let mut missing = self.make_room(cx, &mut free, need, Reclaim::EmptySlabs)?;
-            if missing > 0 && room.others_empty_bytes > 0 {
-                return Ok(missing.min(room.others_empty_bytes));
-            }
-            if missing > 0 {
-                missing = self.make_room(cx, &mut free, need, Reclaim::AllBut(hit))?;
-            }
-            if missing > 0 && self.running.is_empty() {
-                missing = self.make_room(cx, &mut free, need, Reclaim::AllBut(None))?;
-            }
-            if missing > 0 {
-                return Ok(missing);
-            }
-            let Some(mut sequence) = self.queue.pop(&head) else { break };
-            sequence.class = head.class;
-            let before = self.bytes();
-            self.start(cx, sequence, need.tokens, free - need.growth_bytes)?;
-            free = free.saturating_sub(self.bytes() - before + need.growth_bytes);
         }
         Ok(0)
     }
 
-    /// Preempts a running sequence if one should give its place to the request at the head. Returns whether
-    /// it did.
-    fn preempt<B: Backend>(&mut self, cx: &mut Context<'_, B>, head: &Head) -> Result<bool, Error> {
-        let candidate = Candidate { client: &head.client, class: head.class };
+    /// Considers those behind the head, until one starts.
+    fn consider_others<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        head: &Ticket,
+        room: &mut Room,
+    ) -> Result<Verdict, Error> {
+        for ticket in self.queue.order(&self.shares, cx.now, cx.settings.priority_ageing) {
+            if ticket.is(head) {
+                continue;
+            }
+            match self.consider(cx, &ticket, room)? {
+                Verdict::Held => {}
+                verdict => return Ok(verdict),
+            }
+        }
+        Ok(Verdict::Held)
+    }
+
+    /// Starts a request if there is room for it and it may pass the blocked one.
+    fn consider<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        ticket: &Ticket,
+        room: &mut Room,
+    ) -> Result<Verdict, Error> {
+        let Some(waiting) = self.queue.peek(ticket) else { return Ok(Verdict::Held) };
+        let need = self.need(waiting, room.kv_bytes_max);
+        let needed_bytes = need.growth_bytes + self.slots.slot_bytes(need.tokens);
+        if needed_bytes > room.kv_bytes_max {
+            let refused = self.take(cx, ticket);
+            let error = Error::KvTooLarge { needed_bytes, available_bytes: room.kv_bytes_max };
+            refused.into_iter().for_each(|refused| self.leave(cx, refused, Err(error.clone())));
+            return Ok(Verdict::Done);
+        }
+        let has_place = self.running() < cx.settings.running_sequences_max;
+        let victim = if has_place { None } else { self.victim(ticket) };
+        if !has_place && victim.is_none() {
+            return Ok(Verdict::Stop(0));
+        }
+        if self.missing(need, victim) > room.free_bytes + self.reclaimable_bytes() + room.elsewhere_bytes {
+            self.note_blocked(cx, ticket, needed_bytes);
+            return Ok(Verdict::Held);
+        }
+        let Some(spare_bytes) = self.may_pass(cx, ticket, need, *room) else { return Ok(Verdict::Held) };
+        if let Some(victim) = victim {
+            self.preempt(cx, victim, room)?;
+        }
+        let missing = self.free_for(cx, ticket, need, room)?;
+        if missing > room.elsewhere_bytes && victim.is_none() {
+            self.note_blocked(cx, ticket, needed_bytes);
+            return Ok(Verdict::Held);
+        }
+        if missing > 0 {
+            return Ok(Verdict::Stop(missing));
+        }
+        let Some(mut sequence) = self.take(cx, ticket) else { return Ok(Verdict::Held) };
+        (sequence.class, sequence.since) = (ticket.class, ticket.since);
+        let before = self.bytes();
+        let spare_bytes = spare_bytes.min(room.free_bytes - need.growth_bytes);
+        if self.start(cx, sequence, need.tokens, spare_bytes)? {
+            let taken = self.bytes() - before + need.growth_bytes;
+            room.free_bytes = room.free_bytes.saturating_sub(taken);
+        }
+        Ok(Verdict::Done)
+    }
+
+    /// Returns whether a request should rather compute anew what `hit` has than wait for more memory: it has
+    /// waited for as long as that takes, or nobody is left to wait for.
+    fn has_waited_out<B: Backend>(
+        &self,
+        cx: &Context<'_, B>,
+        ticket: &Ticket,
+        hit: Option<Hit>,
+        room: Room,
+    ) -> bool {
+        let worth = hit.and_then(|hit| self.pace.prefill(hit.tokens)).unwrap_or_default();
+        let blocked = cx.blocked.as_ref().filter(|blocked| self.is_blocked(blocked, ticket));
+        let none_left =
+            |blocked: &Blocked| room.claims.and(self.claims(blocked.passed_from)).tokens_left == 0;
+        self.running.is_empty() || cx.now - ticket.since >= worth || blocked.is_some_and(none_left)
+    }
+
+    /// Frees what a request needs: empty slabs of all models first, then parked caches, if possible without
+    /// the one that it would start from. Returns the bytes that are missing.
+    fn free_for<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        ticket: &Ticket,
+        need: Need,
+        room: &mut Room,
+    ) -> Result<u64, Error> {
+        let Some(waiting) = self.queue.peek(ticket) else { return Ok(0) };
+        let hit = self.parked.find(&waiting.key, &waiting.transcript, waiting.reusable_max(), cx.now);
+        let mut missing = self.make_room(cx, &mut room.free_bytes, need, Reclaim::EmptySlabs)?;
+        if missing > 0 && room.others_empty_bytes > 0 {
+            return Ok(missing.min(room.others_empty_bytes));
+        }
+        if missing > 0 {
+            missing = self.make_room(cx, &mut room.free_bytes, need, Reclaim::AllBut(hit))?;
+        }
+        if missing > 0 && self.has_waited_out(cx, ticket, hit, *room) {
+            missing = self.make_room(cx, &mut room.free_bytes, need, Reclaim::AllBut(None))?;
+        }
+        Ok(missing)
+    }
+
+    /// Takes a request out of the queue. If it was the blocked one, none is.
+    fn take<B: Backend>(&mut self, cx: &mut Context<'_, B>, ticket: &Ticket) -> Option<Sequence> {
+        cx.blocked.take_if(|blocked| self.is_blocked(blocked, ticket));
+        self.queue.pop(ticket)
+    }
+
+    fn is_blocked(&self, blocked: &Blocked, ticket: &Ticket) -> bool {
+        blocked.model == *self.spec.model() && blocked.ticket.is(ticket)
+    }
+
+    /// Notes that a request waits for memory, unless another one does with more right.
+    fn note_blocked<B: Backend>(&self, cx: &mut Context<'_, B>, ticket: &Ticket, needed_bytes: u64) {
+        match cx.blocked {
+            // The budget may have changed, and with it where it begins.
+            Some(blocked) if self.is_blocked(blocked, ticket) => blocked.needed_bytes = needed_bytes,
+            Some(blocked) if !blocked.yields_to(ticket) => {}
+            Some(_) | None => {
+                let (model, passed_from) = (self.spec.model().clone(), *cx.sequence_next);
+                *cx.blocked = Some(Blocked { model, ticket: ticket.clone(), needed_bytes, passed_from });
+            }
+        }
+    }
+
+    /// Returns the bytes that a slab opened for a request may take, or None if the request may not pass the
+    /// blocked one.
+    fn may_pass<B: Backend>(
+        &self,
+        cx: &Context<'_, B>,
+        ticket: &Ticket,
+        need: Need,
+        room: Room,
+    ) -> Option<u64> {
+        let Some(blocked) = cx.blocked.as_ref().filter(|blocked| !self.is_blocked(blocked, ticket)) else {
+            return Some(u64::MAX);
+        };
+        let slot_bytes = match self.slots.slab_for(need.tokens) {
+            None => self.slots.slot_bytes(need.tokens),
+            Some(slab) if self.passed_slabs(blocked.passed_from).contains(&slab) => 0,
+            Some(slab) => self.slots.bytes_of(slab),
+        };
+        let passer = Passer {
+            class: ticket.class,
+            tokens: self.queue.peek(ticket)?.tokens_max(),
+            bytes: need.growth_bytes + slot_bytes,
+        };
+        let claims = room.claims.and(self.claims(blocked.passed_from));
+        let spare_bytes = blocked.spare_bytes(claims, room.kv_bytes_max).saturating_sub(need.growth_bytes);
+        blocked.lets_pass(passer, claims, room.kv_bytes_max).then_some(spare_bytes)
+    }
+
+    /// Returns the running sequence that should give its place to a waiting request, if any.
+    fn victim(&self, ticket: &Ticket) -> Option<u64> {
+        let candidate = Candidate { client: &ticket.client, class: ticket.class };
         // A score leaves no cache: it would begin anew. And those of a lane run in their order.
         let running = self.running.iter().filter(|(_, sequence)| {
-            sequence.leaves_cache() && !head.has_lane(&sequence.origin.client, sequence.origin.priority)
+            sequence.leaves_cache() && !ticket.has_lane(&sequence.origin.client, sequence.origin.priority)
         });
         let running = running.map(|(&id, sequence)| Running {
             sequence: id,
             client: &sequence.origin.client,
             class: sequence.class,
         });
-        let Some(id) = victim(&self.shares, candidate, running) else { return Ok(false) };
-        let Some(mut sequence) = self.running.remove(&id) else { return Ok(false) };
+        victim(&self.shares, candidate, running)
+    }
+
+    /// Preempts a running sequence: it is parked, and waits for a place.
+    fn preempt<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        id: u64,
+        room: &mut Room,
+    ) -> Result<(), Error> {
+        let limit = room.free_bytes + self.bytes() + self.promised_bytes();
+        let Some(mut sequence) = self.running.remove(&id) else { return Ok(()) };
         cx.counters.preemptions_total += 1;
         self.shares.stop(&sequence.origin.client);
         self.give_up_slot(cx, &sequence, true)?;
@@ -93,7 +246,28 @@ impl Resident {
         sequence.computed = 0;
         let origin = &sequence.origin;
         self.queue.push_front(origin.client.clone(), origin.priority, cx.now, sequence);
-        Ok(true)
+        // Its promise is free again, its parked copy is not.
+        room.free_bytes = limit.saturating_sub(self.bytes() + self.promised_bytes());
+        Ok(())
+    }
+
+    /// Returns the bytes that a sequence needs beyond what is open, once `victim` has given up its place.
+    fn missing(&self, need: Need, victim: Option<u64>) -> u64 {
+        let victim = victim.and_then(|id| self.running.get(&id));
+        let slot = victim.and_then(|victim| victim.slot);
+        let capacity = slot.map_or(0, |slot| self.slots.capacity_of(slot));
+        let given_up = victim.map_or(0, |victim| self.growth_bytes(victim, capacity));
+        if self.slots.has_free(need.tokens) || capacity == self.slots.capacity_for(need.tokens) {
+            return need.growth_bytes.saturating_sub(given_up);
+        }
+        // A slab that nobody else is in can be closed.
+        let neighbours = self
+            .running
+            .values()
+            .filter_map(|other| other.slot)
+            .filter(|of| Some(of.slab) == slot.map(|s| s.slab));
+        let slab = slot.filter(|_| neighbours.count() == 1).map_or(0, |slot| self.slots.bytes_of(slot.slab));
+        (need.growth_bytes + self.slots.slot_bytes(need.tokens)).saturating_sub(given_up + slab)
     }
 
     /// Returns what a sequence needs to begin. It begins in a slot for what it has, or, where there could
@@ -133,16 +307,21 @@ impl Resident {
     }
 
     /// Starts a sequence: allocates a slot of `tokens` and restores the longest cached prefix into it.
+    /// Returns false, and ends the sequence, if the device has no memory for the slot.
     fn start<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         mut sequence: Sequence,
         tokens: u32,
         free_bytes: u64,
-    ) -> Result<(), Error> {
-        let id = self.sequence_next;
-        self.sequence_next += 1;
-        let slot = self.take_slot(cx, id, tokens, free_bytes)?;
+    ) -> Result<bool, Error> {
+        let id = *cx.sequence_next;
+        *cx.sequence_next += 1;
+        let Some(slot) = self.take_slot(cx, id, tokens, free_bytes) else {
+            let error = self.no_slot(tokens);
+            self.leave(cx, sequence, Err(error));
+            return Ok(false);
+        };
         sequence.slot = Some(slot);
         let most = sequence.reusable_max();
         let hit = self.parked.find(&sequence.key, &sequence.transcript, most, cx.now);
@@ -160,6 +339,6 @@ impl Resident {
         }
         self.shares.start(&sequence.origin.client);
         self.running.insert(id, sequence);
-        Ok(())
+        Ok(true)
     }
 }

@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::cache::Hit;
 use crate::clock::{Clock, Moment};
 use crate::engine::api::{Counters, EngineSettings};
+use crate::sched::{Allowance, Blocked, Claims};
 
 /// The engine's parts that a model uses.
 pub(crate) struct Context<'a, B: Backend> {
@@ -11,6 +12,15 @@ pub(crate) struct Context<'a, B: Backend> {
     pub(crate) counters: &'a mut Counters,
     pub(crate) settings: &'a EngineSettings,
     pub(crate) clock: &'a dyn Clock,
+    /// The request that waits for memory, of whichever model.
+    pub(crate) blocked: &'a mut Option<Blocked>,
+    /// Number of the next sequence that starts, of whichever model.
+    pub(crate) sequence_next: &'a mut u64,
+    /// The time for prefill in this tick, all models together.
+    pub(crate) allowance: &'a mut Allowance,
+    /// When the device was seen to have ended the last step, of whichever model, or something else that steps
+    /// had to wait for.
+    pub(crate) device_free: &'a mut Moment,
     /// Time of the tick; later once a step was waited for.
     pub(crate) now: Moment,
     /// Most bytes that the model of this tick may hold and promise: the budget less what others have.
@@ -24,8 +34,13 @@ pub(crate) struct Room {
     pub(crate) free_bytes: u64,
     /// Bytes of other models' empty slabs.
     pub(crate) others_empty_bytes: u64,
-    /// Most bytes of KV caches: the budget less all weights.
+    /// Bytes that other models can give back, those included.
+    pub(crate) elsewhere_bytes: u64,
+    /// Most bytes of KV caches: the budget less all resident weights. A running load may take part of them
+    /// for a while, or for good once it is resident.
     pub(crate) kv_bytes_max: u64,
+    /// What the blocked request waits for in other models.
+    pub(crate) claims: Claims,
     /// Most bytes of parked caches.
     pub(crate) idle_bytes_max: u64,
 }

@@ -1,6 +1,6 @@
 //! The state of a resident model, its byte account, and its description.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -10,7 +10,7 @@ use crate::clock::Moment;
 use crate::engine::api::ResidentModel;
 use crate::engine::task::Sequence;
 use crate::residency::Tenancy;
-use crate::sched::{Pace, Queue, Scheduler, Shares};
+use crate::sched::{Claims, Pace, Queue, Scheduler, Shares};
 
 /// A model that runs.
 pub(crate) struct Resident {
@@ -25,7 +25,6 @@ pub(crate) struct Resident {
     pub(super) parked: Parked,
     pub(super) scheduler: Scheduler,
     pub(super) pace: Pace,
-    pub(super) sequence_next: u64,
     /// The step that runs.
     pub(super) launched: Option<Launched>,
     pub(super) last_used: SystemTime,
@@ -37,6 +36,8 @@ pub(super) struct Launched {
     pub(super) spans: Vec<LaunchedSpan>,
     /// Time of the launch.
     pub(super) at: Moment,
+    /// Whether the device ran something besides, so that its time tells nothing.
+    pub(super) disturbed: bool,
 }
 
 /// A span of the step that runs.
@@ -67,7 +68,6 @@ impl Resident {
             parked,
             scheduler: Scheduler::default(),
             pace: Pace::default(),
-            sequence_next: 0,
             launched: None,
             last_used: loaded,
             loaded,
@@ -87,6 +87,11 @@ impl Resident {
     /// Returns whether nothing waits or runs.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.running.is_empty() && self.launched.is_none()
+    }
+
+    /// Notes that the device runs something besides the step that runs.
+    pub(crate) fn disturb(&mut self) {
+        self.launched.iter_mut().for_each(|launched| launched.disturbed = true);
     }
 
     /// Returns the number of calls that use it, those that have not reached the engine included.
@@ -149,6 +154,29 @@ impl Resident {
     /// Returns the bytes of the checkpoints that a running sequence may have.
     pub(super) fn checkpoint_bytes(&self) -> u64 {
         self.shape.state_bytes * CHECKPOINTS_MAX as u64
+    }
+
+    /// Returns what a request waits for that only those may pass which started before the sequence
+    /// `passed_from`. A slab is held until the last of its sequences ends.
+    pub(crate) fn claims(&self, passed_from: u64) -> Claims {
+        let mut claims = Claims::default();
+        for (&id, sequence) in &self.running {
+            if id < passed_from {
+                claims.tokens_left = claims.tokens_left.max(sequence.draws_left());
+            } else {
+                let capacity = sequence.slot.map_or(0, |slot| self.slots.capacity_of(slot));
+                claims.passed_bytes += self.growth_bytes(sequence, capacity);
+            }
+        }
+        let slabs = self.passed_slabs(passed_from);
+        claims.passed_bytes += slabs.into_iter().map(|slab| self.slots.bytes_of(slab)).sum::<u64>();
+        claims
+    }
+
+    /// Returns the slabs with sequences from the number `passed_from` on.
+    pub(super) fn passed_slabs(&self, passed_from: u64) -> BTreeSet<u32> {
+        let passed = self.running.range(passed_from..);
+        passed.filter_map(|(_, sequence)| sequence.slot).map(|slot| slot.slab).collect()
     }
 
     /// Returns its description for callers.

@@ -9,42 +9,60 @@ use crate::error::Error;
 use crate::ids::SessionKey;
 
 impl Resident {
-    /// Allocates a slot of `tokens` for a sequence, and opens a slab for it if none has one.
+    /// Allocates a slot of `tokens` for a sequence, and opens a slab for it if none has one. Returns None if
+    /// the device has no memory for it.
     pub(super) fn take_slot<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         owner: u64,
         tokens: u32,
         free_bytes: u64,
-    ) -> Result<SlotId, Error> {
+    ) -> Option<SlotId> {
         let grant = self.slots.acquire(owner, tokens, self.queued() + 1, free_bytes);
-        if let Some((capacity, slots)) = grant.open {
-            cx.backend.open_slab(self.id, grant.slot.slab, capacity, slots)?;
+        let Some((capacity, slots)) = grant.open else { return Some(grant.slot) };
+        let slab = grant.slot.slab;
+        // Without the slots that nobody has asked for, it may fit.
+        let sizes = std::iter::once(slots).chain((slots > 1).then_some(1));
+        for slots in sizes {
+            match cx.backend.open_slab(self.id, slab, capacity, slots) {
+                Ok(()) => {
+                    self.slots.shrink(slab, slots);
+                    return Some(grant.slot);
+                }
+                Err(error) => tracing::warn!(%error, capacity, slots, "a KV slab was not opened"),
+            }
         }
-        Ok(grant.slot)
+        self.slots.close(slab);
+        None
+    }
+
+    /// Returns the error of a request for whose slot the device has no memory.
+    pub(super) fn no_slot(&self, tokens: u32) -> Error {
+        Error::KvTooLarge { needed_bytes: self.slots.slot_bytes(tokens), available_bytes: 0 }
     }
 
     /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the
-    /// one it has.
+    /// one it has. Returns an error of its own if the device has no memory for it.
     pub(super) fn grow<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         id: u64,
         tokens: u32,
-    ) -> Result<(), Error> {
-        let Some(sequence) = self.running.get(&id) else { return Ok(()) };
-        let (Some(from), computed) = (sequence.slot, sequence.computed) else { return Ok(()) };
+    ) -> Result<Option<Error>, Error> {
+        let Some(sequence) = self.running.get(&id) else { return Ok(None) };
+        let (Some(from), computed) = (sequence.slot, sequence.computed) else { return Ok(None) };
         let needed = computed + tokens;
         if self.slots.capacity_of(from) >= needed {
-            return Ok(());
+            return Ok(None);
         }
         let finally = sequence.tokens_max().min(self.shape.context_length).max(needed);
-        let to = self.take_slot(cx, id, finally, 0)?;
+        let Some(to) = self.take_slot(cx, id, finally, 0) else { return Ok(Some(self.no_slot(finally))) };
         cx.backend.copy_slot(self.id, from, to, computed)?;
         if let Some(sequence) = self.running.get_mut(&id) {
             sequence.slot = Some(to);
         }
-        self.free_slot(cx, from, computed)
+        self.free_slot(cx, from, computed)?;
+        Ok(None)
     }
 
     /// Frees a sequence's slot. What it computed is parked first, unless it is not `sound`, another parked
@@ -72,7 +90,14 @@ impl Resident {
         };
         let beside = self.make_room_beside(cx, slot, &cache)?;
         if beside {
-            cache.id = cx.backend.park(self.id, slot, *computed)?;
+            match cx.backend.park(self.id, slot, *computed) {
+                Ok(id) => cache.id = id,
+                Err(error) => {
+                    // The next turn computes anew.
+                    tracing::warn!(%error, tokens = *computed, "a KV cache was not parked");
+                    return self.free_slot(cx, slot, *computed);
+                }
+            }
         } else if self.slots.is_alone(slot) {
             cache.id = cx.backend.park_slab(self.id, slot, *computed)?;
             self.slots.close(slot.slab);

@@ -1,17 +1,21 @@
 //! A model's step: which spans it has, its launch, and what becomes of its results.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use super::resident::{Launched, LaunchedSpan};
 use super::{Context, Resident};
 use crate::backend::{Backend, RowResult, Span, SpanKind, Step, add_checkpoint};
 use crate::error::Error;
-use crate::sched::{Runnable, StepLoad};
+use crate::sched::{Demand, Runnable, StepLoad};
 
 impl Resident {
     /// Waits for the step that runs, if any, and commits it.
     pub(crate) fn collect<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
-        let Some(Launched { spans, at }) = self.launched.take() else { return Ok(()) };
+        let Some(Launched { spans, at, disturbed }) = self.launched.take() else { return Ok(()) };
         let mut results = cx.backend.collect(self.id)?.into_iter();
         cx.now = cx.clock.now();
+        let took = cx.now - at;
         let mut load = StepLoad::default();
         let mut ended = Vec::new();
         for LaunchedSpan { sequence: id, kind, tokens, outputs } in spans {
@@ -25,6 +29,7 @@ impl Resident {
             let counted =
                 rows.by_ref().inspect(|row| drawn += u32::from(matches!(row, RowResult::Token(..))));
             let outcome = sequence.commit(tokens, counted, cx.now);
+            sequence.served(took);
             rows.for_each(drop);
             let prefilled = prefilled(kind, tokens);
             cx.counters.committed(prefilled, drawn);
@@ -37,12 +42,36 @@ impl Resident {
                 ended.push((id, outcome));
             }
         }
-        self.pace.observe(load, cx.now - at);
+        if !disturbed {
+            // Before the device was free, it ran other models' steps.
+            self.pace.observe(load, cx.now - at.max(*cx.device_free));
+        }
+        *cx.device_free = cx.now;
         self.end(cx, ended)
     }
 
-    /// Launches the next step, if any sequence has tokens to run. Returns whether it did.
-    pub(crate) fn launch<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<bool, Error> {
+    /// Returns what the model wants to run in the next tick, once the step that runs is committed.
+    pub(crate) fn demand(&self) -> Demand {
+        let launched = self.launched.iter().flat_map(|launched| &launched.spans);
+        let launched: BTreeMap<u64, u32> = launched.map(|span| (span.sequence, span.tokens)).collect();
+        let (mut decodes, mut class, mut tokens) = (false, None, 0);
+        for (id, sequence) in self.running.iter().filter(|(_, sequence)| !sequence.is_paused()) {
+            let pending = sequence.pending() - launched.get(id).copied().unwrap_or(0);
+            if pending > 1 {
+                class = Some(class.map_or(sequence.class, |class: u32| class.min(sequence.class)));
+                tokens += pending;
+            } else {
+                decodes |= sequence.leaves_cache();
+            }
+        }
+        let decode = self.pace.decode_step().filter(|_| decodes);
+        Demand { decode, class, prefill: self.pace.prefill(tokens) }
+    }
+
+    /// Plans the next step: sequences, and tokens of each.
+    fn plan<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Vec<(u64, u32)> {
+        let ageing = cx.settings.priority_ageing;
+        self.running.values_mut().for_each(|sequence| sequence.age(cx.now, ageing));
         let runnable: Vec<Runnable<'_>> = self
             .running
             .iter()
@@ -56,20 +85,39 @@ impl Resident {
                 span_max: state.span_max(),
             })
             .collect();
-        let decoding = runnable.iter().any(Runnable::is_decoding);
-        let least = self.shape.prefill_tokens_min;
-        let prefill_tokens = self.pace.prefill_tokens(decoding, least, cx.settings.pace_limits());
-        let planned = self.scheduler.plan(&runnable, prefill_tokens);
-        if planned.is_empty() {
-            return Ok(false);
-        }
+        let Some(time) = cx.allowance.take(self.spec.model()) else {
+            return self.scheduler.plan(&runnable, 0);
+        };
+        let (least, most) = (self.shape.prefill_tokens_min, cx.settings.prefill_chunk_tokens);
+        let planned = self.scheduler.plan(&runnable, self.pace.prefill_tokens(time, least, most));
+        let mut load = StepLoad::default();
         for &(id, tokens) in &planned {
-            self.grow(cx, id, tokens)?;
+            self.running.get(&id).into_iter().for_each(|sequence| load.add(sequence.span_kind(), tokens));
         }
+        let spent = if load.prefilled == 0 {
+            Duration::ZERO
+        } else {
+            self.pace.prefill(load.prefilled).unwrap_or(time)
+        };
+        cx.allowance.give_back(time.saturating_sub(spent));
+        planned
+    }
+
+    /// Launches the next step, if any sequence has tokens to run. Returns whether it did.
+    pub(crate) fn launch<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<bool, Error> {
+        let planned = self.plan(cx);
+        let mut denied = Vec::new();
+        for &(id, tokens) in &planned {
+            denied.extend(self.grow(cx, id, tokens)?.map(|error| (id, Err(error))));
+        }
+        self.end(cx, denied)?;
         let mut spans: Vec<(u64, Span)> = planned
             .iter()
-            .filter_map(|&(id, tokens)| Some((id, self.running.get(&id)?.span(tokens)?)))
+            .filter_map(|&(id, tokens)| Some((id, self.running.get_mut(&id)?.span(tokens)?)))
             .collect();
+        if spans.is_empty() {
+            return Ok(false);
+        }
         spans.sort_by_key(|(_, span)| span.order());
         let launched = |(sequence, span): &(u64, Span)| LaunchedSpan {
             sequence: *sequence,
@@ -77,7 +125,8 @@ impl Resident {
             tokens: u32::try_from(span.tokens.len()).unwrap_or(u32::MAX),
             outputs: span.outputs.len(),
         };
-        let launched = Launched { spans: spans.iter().map(launched).collect(), at: cx.clock.now() };
+        let spans_launched = spans.iter().map(launched).collect();
+        let launched = Launched { spans: spans_launched, at: cx.clock.now(), disturbed: false };
         let step = Step { spans: spans.into_iter().map(|(_, span)| span).collect() };
         cx.backend.launch(self.id, step)?;
         cx.counters.steps_total += 1;

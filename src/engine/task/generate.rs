@@ -4,6 +4,7 @@
 
 use tokio::sync::mpsc;
 
+use super::sampling::Edits;
 use crate::backend::TokenLogprobs;
 use crate::clock::Moment;
 use crate::engine::api::{
@@ -20,6 +21,7 @@ const COALESCED_TOKENS_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) sampling: Sampling,
+    pub(super) edits: Edits,
     pub(super) stopping: Stopping,
     pub(super) top_logprobs: Option<u32>,
     pub(super) tokenizer: Tokenizer,
@@ -46,6 +48,7 @@ impl Generation {
         let reserve = || events.clone().try_reserve_owned().ok();
         let generation = Self {
             stops: StopMatcher::new(stopping.stop_strings.clone()),
+            edits: Edits::new(&sampling),
             sampling,
             stopping,
             top_logprobs,

@@ -1,7 +1,9 @@
 //! From a request's sampling values to those of one token: its uniform number, and the changes that
 //! biases and penalties make to single logits. Formulas are mlx-lm's (sample_utils.py).
+//!
+//! What penalties count is kept from token to token: a step costs as much after many tokens as after few.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::backend::{LogitEdit, Sample, Xtc};
 use crate::cache::Transcript;
@@ -11,6 +13,7 @@ use crate::engine::api::{Penalty, Sampling};
 pub(super) fn sample_after(
     transcript: &Transcript,
     sampling: &Sampling,
+    edits: &Edits,
     top_logprobs: Option<u32>,
 ) -> Sample {
     let position = transcript.len() as u64;
@@ -20,7 +23,7 @@ pub(super) fn sample_after(
         top_k: sampling.top_k,
         min_p: sampling.min_p,
         uniform: uniform(sampling.seed, position),
-        edits: edits(sampling, transcript),
+        edits: edits.by_token.values().copied().collect(),
         xtc: xtc(sampling, position),
         top_logprobs,
     }
@@ -51,49 +54,119 @@ fn uniform(seed: u64, position: u64) -> f32 {
     bits as f32 / (1u32 << 23) as f32
 }
 
-/// Returns the tokens that a penalty applies to.
-fn recent(penalty: Penalty, transcript: &Transcript) -> impl Iterator<Item = u32> {
-    let size = penalty.context_size as usize;
-    transcript.last(if size == 0 { transcript.len() } else { size })
+/// The changes to single logits after the tokens of a transcript that were counted.
+#[derive(Debug)]
+pub(super) struct Edits {
+    repetition: Penalty,
+    presence: Penalty,
+    frequency: Penalty,
+    bias: BTreeMap<u32, f32>,
+    /// What the penalties that are on count, one window for each context size.
+    windows: Vec<Window>,
+    /// Number of tokens of the transcript that were counted.
+    counted: usize,
+    by_token: BTreeMap<u32, LogitEdit>,
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^24")]
-fn edits(sampling: &Sampling, transcript: &Transcript) -> Vec<LogitEdit> {
-    let mut edits: BTreeMap<u32, LogitEdit> = BTreeMap::new();
-    let mut edit = |token: u32, change: &dyn Fn(&mut LogitEdit)| {
-        change(edits.entry(token).or_insert(LogitEdit { token, bias: 0.0, repetition: 1.0, subtract: 0.0 }));
-    };
-    for &(token, bias) in &sampling.logit_bias {
-        edit(token, &|edit| edit.bias += bias);
+/// The last tokens of a transcript, counted.
+#[derive(Debug)]
+struct Window {
+    /// Number of tokens; 0 is all.
+    size: usize,
+    counts: HashMap<u32, u32>,
+}
+
+impl Edits {
+    /// Returns those of a request before its first token.
+    pub(super) fn new(sampling: &Sampling) -> Self {
+        let &Sampling { repetition, presence, frequency, .. } = sampling;
+        let on = [(repetition, 1.0), (presence, 0.0), (frequency, 0.0)].into_iter();
+        let on = on.filter(|(penalty, off)| penalty.value != *off);
+        let mut sizes: Vec<usize> = on.map(|(penalty, _)| penalty.context_size as usize).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let windows = sizes.into_iter().map(|size| Window { size, counts: HashMap::new() }).collect();
+        let mut bias = BTreeMap::new();
+        for &(token, value) in &sampling.logit_bias {
+            *bias.entry(token).or_insert(0.0) += value;
+        }
+        let by_token = BTreeMap::new();
+        let mut edits = Self { repetition, presence, frequency, bias, windows, counted: 0, by_token };
+        let biased: Vec<u32> = edits.bias.keys().copied().collect();
+        biased.into_iter().for_each(|token| edits.renew(token));
+        edits
     }
-    let Sampling { repetition, presence, frequency, .. } = *sampling;
-    if repetition.value != 1.0 {
-        for token in recent(repetition, transcript) {
-            edit(token, &|edit| edit.repetition = repetition.value);
+
+    /// Counts the tokens of a transcript up to its first `tokens`. What was counted stays so.
+    pub(super) fn count(&mut self, transcript: &Transcript, tokens: usize) {
+        if self.windows.is_empty() {
+            return;
+        }
+        for place in self.counted..tokens {
+            let token_at = |place: usize| transcript.tokens(place..place + 1).next();
+            for index in 0..self.windows.len() {
+                let window = &mut self.windows[index];
+                let gone = (window.size > 0 && place >= window.size).then(|| place - window.size);
+                let (new, gone) = (token_at(place), gone.and_then(token_at));
+                new.into_iter().for_each(|token| window.add(token));
+                gone.into_iter().for_each(|token| window.remove(token));
+                new.into_iter().chain(gone).for_each(|token| self.renew(token));
+            }
+        }
+        self.counted = self.counted.max(tokens);
+    }
+
+    /// Returns how often a penalty counts a token; 0 if the penalty is off.
+    fn occurrences(&self, penalty: Penalty, token: u32) -> u32 {
+        let window = self.windows.iter().find(|window| window.size == penalty.context_size as usize);
+        window.and_then(|window| window.counts.get(&token)).copied().unwrap_or(0)
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^24")]
+    fn renew(&mut self, token: u32) {
+        let occurs = |penalty| self.occurrences(penalty, token) > 0;
+        let repetition = if occurs(self.repetition) { self.repetition.value } else { 1.0 };
+        let once = if occurs(self.presence) { self.presence.value } else { 0.0 };
+        let each = self.frequency.value * self.occurrences(self.frequency, token) as f32;
+        let bias = self.bias.get(&token).copied();
+        let edit = LogitEdit { token, bias: bias.unwrap_or(0.0), repetition, subtract: once + each };
+        if bias.is_none() && (edit.repetition, edit.subtract) == (1.0, 0.0) {
+            self.by_token.remove(&token);
+        } else {
+            self.by_token.insert(token, edit);
         }
     }
-    if presence.value != 0.0 {
-        let mut seen: Vec<u32> = recent(presence, transcript).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        for token in seen {
-            edit(token, &|edit| edit.subtract += presence.value);
+}
+
+impl Window {
+    fn add(&mut self, token: u32) {
+        *self.counts.entry(token).or_insert(0) += 1;
+    }
+
+    fn remove(&mut self, token: u32) {
+        if let Some(count) = self.counts.get_mut(&token) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&token);
+            }
         }
     }
-    if frequency.value != 0.0 {
-        for token in recent(frequency, transcript) {
-            edit(token, &|edit| edit.subtract += frequency.value);
-        }
-    }
-    edits.into_values().collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn after(tokens: &[u32]) -> Transcript {
         Transcript::new(tokens.to_vec().into())
+    }
+
+    fn edits(transcript: &Transcript, sampling: &Sampling) -> Vec<LogitEdit> {
+        let mut edits = Edits::new(sampling);
+        edits.count(transcript, transcript.len());
+        sample_after(transcript, sampling, &edits, None).edits
     }
 
     fn plain() -> Sampling {
@@ -124,7 +197,7 @@ mod tests {
 
     #[test]
     fn without_penalties_no_logit_is_edited() {
-        assert!(sample_after(&after(&[1, 2, 3]), &plain(), None).edits.is_empty());
+        assert!(edits(&after(&[1, 2, 3]), &plain()).is_empty());
     }
 
     #[test]
@@ -134,12 +207,48 @@ mod tests {
         sampling.presence = Penalty { value: 0.5, context_size: 3 };
         sampling.frequency = Penalty { value: 0.25, context_size: 0 };
         sampling.logit_bias = vec![(9, -2.0)];
-        let edits = sample_after(&after(&[4, 5, 5, 4]), &sampling, None).edits;
         let expected = [
             LogitEdit { token: 4, bias: 0.0, repetition: 1.5, subtract: 0.5 + 2.0 * 0.25 },
             LogitEdit { token: 5, bias: 0.0, repetition: 1.5, subtract: 0.5 + 2.0 * 0.25 },
             LogitEdit { token: 9, bias: -2.0, repetition: 1.0, subtract: 0.0 },
         ];
-        assert_eq!(edits, expected);
+        assert_eq!(edits(&after(&[4, 5, 5, 4]), &sampling), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_counted_token_by_token_is_what_a_count_of_all_gives(
+            tokens in prop::collection::vec(0..6u32, 1..60),
+            steps in prop::collection::vec(1..9usize, 60),
+            sizes in [0..9u32, 0..9, 0..9],
+        ) {
+            let mut sampling = plain();
+            sampling.repetition = Penalty { value: 1.5, context_size: sizes[0] };
+            sampling.presence = Penalty { value: 0.5, context_size: sizes[1] };
+            sampling.frequency = Penalty { value: -0.25, context_size: sizes[2] };
+            sampling.logit_bias = vec![(2, -2.0)];
+            let transcript = after(&tokens);
+            let mut kept = Edits::new(&sampling);
+            let mut end = 0;
+            for step in steps {
+                end = (end + step).min(tokens.len());
+                kept.count(&transcript, end);
+                // A context that is computed again counts nothing twice.
+                kept.count(&transcript, end / 2);
+                let expected = edits(&after(&tokens[..end]), &sampling);
+                prop_assert_eq!(kept.by_token.values().copied().collect::<Vec<_>>(), expected);
+            }
+            let recent = |size: u32| {
+                let size = if size == 0 { tokens.len() } else { size as usize };
+                &tokens[tokens.len().saturating_sub(size)..]
+            };
+            for edit in edits(&transcript, &sampling) {
+                prop_assert_eq!(edit.repetition == 1.5, recent(sizes[0]).contains(&edit.token));
+                let once = if recent(sizes[1]).contains(&edit.token) { 0.5 } else { 0.0 };
+                let each = recent(sizes[2]).iter().filter(|token| **token == edit.token);
+                let each: f32 = each.map(|_| -0.25).sum();
+                prop_assert_eq!(edit.subtract, once + each);
+            }
+        }
     }
 }

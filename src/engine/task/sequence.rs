@@ -1,6 +1,8 @@
 //! One request in the engine, whatever it is for: its tokens, how many of them are in a KV cache and where,
 //! and what it wants of its next span.
 
+use std::time::Duration;
+
 use super::Task;
 use super::generate::Generation;
 use super::sampling::sample_after;
@@ -36,8 +38,10 @@ pub(crate) struct Sequence {
     pub(crate) computed: u32,
     /// Slot of the KV cache; set while it runs.
     pub(crate) slot: Option<SlotId>,
-    /// Its priority class since it was admitted.
+    /// Its priority class.
     pub(crate) class: u32,
+    /// Time since when it waits, less the time of the steps that prefilled it.
+    pub(crate) since: Moment,
     /// Lengths at which its states were saved.
     pub(crate) checkpoints: Vec<u32>,
     /// Lengths at which they are to be saved.
@@ -61,8 +65,9 @@ impl Sequence {
     fn new(origin: WorkOrigin, lease: ModelLease, prompt: Prompt, task: Task) -> Self {
         let (checkpoints, planned) = (Vec::new(), Vec::new());
         let key = CacheKey { owner: origin.principal.clone(), salt: Salt::default() };
-        let transcript = Transcript::new(prompt);
-        Self { origin, lease, key, transcript, computed: 0, slot: None, class: 0, checkpoints, planned, task }
+        let (transcript, since) = (Transcript::new(prompt), origin.arrived);
+        let (computed, slot, class) = (0, None, 0);
+        Self { origin, lease, key, transcript, computed, slot, class, since, checkpoints, planned, task }
     }
 
     /// Chooses where its states are to be saved: before control tokens of the prompt, where messages begin
@@ -169,6 +174,16 @@ impl Sequence {
         }
     }
 
+    /// Returns the most tokens that it may still draw.
+    pub(crate) fn draws_left(&self) -> u32 {
+        match &self.task {
+            Task::Generate(generation) => {
+                generation.stopping.max_tokens.saturating_sub(count(self.transcript.generated().len()))
+            }
+            Task::Score(_) => 0,
+        }
+    }
+
     /// Returns the most tokens that a cache can save it: at least one token has to run, and for a score
     /// everything from the one before the first scored.
     pub(crate) fn reusable_max(&self) -> u32 {
@@ -208,8 +223,20 @@ impl Sequence {
         }
     }
 
+    /// Lifts its class by the time that its prompt waits. A context that is computed keeps its class.
+    pub(crate) fn age(&mut self, now: Moment, ageing: Duration) {
+        if self.span_kind() == SpanKind::Prefill {
+            self.class = self.class.min(self.origin.priority.class(self.since, now, ageing));
+        }
+    }
+
+    /// Notes that it was part of a step that took this time, in which it did not wait.
+    pub(crate) fn served(&mut self, took: Duration) {
+        self.since = self.since.after(took);
+    }
+
     /// Returns the span of its next `tokens` tokens; None without a slot.
-    pub(crate) fn span(&self, tokens: u32) -> Option<Span> {
+    pub(crate) fn span(&mut self, tokens: u32) -> Option<Span> {
         let range = self.computed as usize..(self.computed + tokens) as usize;
         Some(Span {
             slot: self.slot?,
@@ -221,12 +248,16 @@ impl Sequence {
     }
 
     /// Returns the rows of the next `tokens` tokens that return something.
-    fn outputs(&self, tokens: u32) -> Vec<RowOutput> {
+    fn outputs(&mut self, tokens: u32) -> Vec<RowOutput> {
         let end = self.computed + tokens;
-        match &self.task {
-            Task::Generate(_) if (end as usize) < self.transcript.len() => Vec::new(),
+        match &mut self.task {
             Task::Generate(generation) => {
-                let sample = sample_after(&self.transcript, &generation.sampling, generation.top_logprobs);
+                let Generation { sampling, edits, top_logprobs, .. } = &mut **generation;
+                edits.count(&self.transcript, end as usize);
+                if (end as usize) < self.transcript.len() {
+                    return Vec::new();
+                }
+                let sample = sample_after(&self.transcript, sampling, edits, *top_logprobs);
                 vec![RowOutput { row: tokens - 1, want: Want::Sample(sample) }]
             }
             Task::Score(scoring) => {

@@ -1,6 +1,8 @@
 //! The engine driven by hand, tick by tick, on a backend whose tokens tell what was in the slot.
 
+mod blocked;
 mod memory;
+mod pace;
 mod requests;
 mod sharing;
 

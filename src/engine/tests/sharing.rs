@@ -274,3 +274,47 @@ fn invented_names_do_not_shut_others_out_of_the_queue() {
     assert_eq!((count("queue_length_per_client_max"), count("queue_length_max")), (8, 4));
     assert_eq!(refused(crowd).len(), 6, "those who have most displace nobody");
 }
+
+#[test]
+fn a_prompt_that_runs_rises_with_waiting() {
+    let mut bench = Bench::with(Fake::default(), 100_000_000, |_| {});
+    let mut seed = 0;
+    let mut ask = |bench: &mut Bench, client: &str, priority| {
+        seed += 1;
+        bench.ask(client, priority, 1, |work| work.prompt = prompt(seed, 500).into())
+    };
+    let mut waiting = ask(&mut bench, "a", Priority::Normal);
+    bench.ticks(3);
+    let clients = ["b", "c", "d"];
+    let mut others: Vec<Events> = clients.map(|client| ask(&mut bench, client, Priority::Interactive)).into();
+    let ended = |events: &mut Events| {
+        std::iter::from_fn(|| events.try_recv().ok()).any(|event| matches!(event, GenerateEvent::Ended(_)))
+    };
+    for tick in 0..1000 {
+        bench.ticks(1);
+        bench.pass(Duration::from_millis(100));
+        for (client, events) in clients.iter().zip(&mut others) {
+            if ended(events) {
+                *events = ask(&mut bench, client, Priority::Interactive);
+            }
+        }
+        if ended(&mut waiting) {
+            // Ten seconds until it rises, then a quarter of the steps.
+            assert!((100..300).contains(&tick), "{tick}");
+            return;
+        }
+    }
+    panic!("the prompt starves behind those of a higher class");
+}
+
+#[test]
+fn a_prompt_that_nobody_delays_does_not_rise() {
+    let mut bench = Bench::with(Fake::default(), 100_000_000, |settings| settings.prefill_chunk_tokens = 1);
+    let _events = bench.ask("a", Priority::Background, 1, |work| work.prompt = prompt(1, 500).into());
+    for _ in 0..100 {
+        bench.ticks(1);
+        bench.pass(Duration::from_secs(1));
+    }
+    let running = bench.engine.models.values().flat_map(|resident| resident.running.values());
+    assert_eq!(running.map(|sequence| sequence.class).collect::<Vec<_>>(), [2]);
+}

@@ -10,8 +10,8 @@ mod quantized;
 use std::ffi::{CStr, CString, c_int};
 use std::ptr;
 
-use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
+use mlx_rs::{Array, Stream};
 use mlx_sys::mlx_array;
 
 pub(crate) use cuda::{CudaKernel, CudaLaunch, on_cuda};
@@ -50,6 +50,25 @@ pub(crate) fn device_fact(key: &str) -> Option<DeviceFact> {
         mlx_sys::mlx_device_free(device);
         fact
     }
+}
+
+/// Returns whether an array that is being evaluated is there.
+pub(crate) fn is_available(array: &Array) -> Result<bool> {
+    let mut available = false;
+    // SAFETY: the array lives through the call, and the out-pointer is to a local.
+    let status = unsafe { mlx_sys::_mlx_array_is_available(&raw mut available, array.as_ptr()) };
+    if status == 0 {
+        Ok(available)
+    } else {
+        Err(Exception::custom("MLX does not tell whether an array is there"))
+    }
+}
+
+/// Waits for what a stream still evaluates; fails if something of it failed.
+pub(crate) fn synchronize(stream: &Stream) -> Result<()> {
+    // SAFETY: the stream lives through the call.
+    let status = unsafe { mlx_sys::mlx_synchronize(stream.as_ptr()) };
+    if status == 0 { Ok(()) } else { Err(Exception::custom("an evaluation failed; MLX says no more")) }
 }
 
 /// # Safety

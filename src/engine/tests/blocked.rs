@@ -1,0 +1,201 @@
+//! Requests that wait for memory, and those that pass them.
+
+use super::*;
+use crate::backend::fake::{Faults, KV_BYTES, WEIGHT_BYTES};
+
+/// Bytes of a slot that ends with 1024 tokens, and of the one of 256 that it begins in.
+const LARGE: u64 = (1024 + 256) * KV_BYTES;
+
+/// Bytes of a slot for up to 256 tokens.
+const SMALL: u64 = 256 * KV_BYTES;
+
+fn with_room(bytes: u64) -> Bench {
+    Bench::with(Fake::default(), WEIGHT_BYTES + bytes, |_| {})
+}
+
+impl Bench {
+    fn request(&mut self, client: &str, priority: Priority, max_tokens: u32) -> Events {
+        let (mut work, events) = self.work(&[1, 2, 3], max_tokens);
+        work.origin = WorkOrigin { priority, ..self.origin(client) };
+        self.engine.command(Command::Generate(Box::new(work)));
+        events
+    }
+
+    /// Ticks until a request ends; returns the number of ticks.
+    fn until_end(&mut self, mut events: Events) -> u32 {
+        for ticks in 0..20_000 {
+            while let Ok(event) = events.try_recv() {
+                if let GenerateEvent::Ended(outcome) = event {
+                    outcome.unwrap();
+                    return ticks;
+                }
+            }
+            self.engine.tick();
+        }
+        panic!("the request does not end");
+    }
+}
+
+fn has_started(events: &mut Events) -> bool {
+    matches!(events.try_recv(), Ok(GenerateEvent::Started { .. }))
+}
+
+#[test]
+fn a_waiting_giant_does_not_block_what_fits() {
+    for same_client in [true, false] {
+        let mut bench = with_room(LARGE + SMALL);
+        let client = |name| if same_client { "a" } else { name };
+        let first = bench.request("a", Priority::Normal, 1000);
+        bench.ticks(3);
+        let mut giant = bench.request(client("b"), Priority::Normal, 1000);
+        let small = bench.request(client("c"), Priority::Normal, 9);
+        assert!(bench.until_end(small) < 20, "it needs nothing that the giant waits for");
+        assert!(!has_started(&mut giant), "its memory is in use");
+        bench.until_end(first);
+        bench.ticks(2);
+        assert!(has_started(&mut giant));
+        bench.run();
+    }
+}
+
+#[test]
+fn an_aged_giant_of_the_background_does_not_block_what_fits() {
+    let mut bench = with_room(LARGE + SMALL);
+    let first = bench.request("a", Priority::Normal, 1000);
+    bench.ticks(3);
+    let mut giant = bench.request("b", Priority::Background, 1000);
+    bench.ticks(1);
+    *bench.clock.0.lock().unwrap() += Duration::from_secs(60);
+    for _ in 0..5 {
+        let small = bench.request("c", Priority::Interactive, 9);
+        assert!(bench.until_end(small) < 20);
+    }
+    assert!(!has_started(&mut giant));
+    bench.until_end(first);
+    bench.ticks(2);
+    assert!(has_started(&mut giant));
+    bench.run();
+}
+
+#[test]
+fn a_giant_that_needs_everything_waits_for_those_before_it_and_no_longer() {
+    let mut bench = with_room(LARGE + SMALL);
+    let _first = bench.request("a", Priority::Normal, 400);
+    bench.ticks(3);
+    // Beside it there is no room for another.
+    let (mut work, mut giant) = bench.work(&prompt(1, 1000), 20);
+    work.origin = bench.origin("b");
+    bench.engine.command(Command::Generate(Box::new(work)));
+    let short = bench.request("c", Priority::Normal, 9);
+    assert!(bench.until_end(short) < 20, "it ends before the first may");
+    // A stream of requests that never ends by itself.
+    let mut stream: Vec<Events> = Vec::new();
+    for tick in 0..2000 {
+        stream.retain_mut(|events| {
+            !std::iter::from_fn(|| events.try_recv().ok())
+                .any(|event| matches!(event, GenerateEvent::Ended(_)))
+        });
+        while stream.len() < 4 {
+            let events = bench.request(&format!("c{}", tick % 7), Priority::Normal, 30 + tick % 50);
+            stream.push(events);
+        }
+        bench.ticks(1);
+        if has_started(&mut giant) {
+            assert!(tick < 500, "those before it may draw 400 tokens, and those that passed it end by then");
+            return;
+        }
+    }
+    panic!("the giant starves");
+}
+
+#[test]
+fn another_models_requests_do_not_starve_a_giant() {
+    let mut bench = Bench::with(Fake::default(), 2 * WEIGHT_BYTES + LARGE + SMALL, |_| {});
+    let (sender, _events) = mpsc::channel(8);
+    bench.engine.command(Command::Load(spec("other"), sender));
+    bench.run();
+    let elsewhere = |bench: &mut Bench, max_tokens| {
+        let (mut work, events) = bench.work(&[5, 6], max_tokens);
+        work.model = bench.lease("other");
+        bench.engine.command(Command::Generate(Box::new(work)));
+        events
+    };
+    let mut stream = vec![elsewhere(&mut bench, 240), elsewhere(&mut bench, 200)];
+    bench.ticks(3);
+    let mut giant = bench.request("b", Priority::Normal, 1000);
+    for tick in 0..2000 {
+        for events in &mut stream {
+            let ended = std::iter::from_fn(|| events.try_recv().ok())
+                .any(|event| matches!(event, GenerateEvent::Ended(_)));
+            if ended {
+                *events = elsewhere(&mut bench, 240);
+            }
+        }
+        bench.ticks(1);
+        if has_started(&mut giant) {
+            assert!(tick < 600, "{tick}");
+            return;
+        }
+    }
+    panic!("the giant starves");
+}
+
+#[test]
+fn a_running_load_is_waited_for_not_counted_as_permanent() {
+    // Beside another model's weights, the request does not fit.
+    let mut bench = with_room(1024 * KV_BYTES + WEIGHT_BYTES / 2);
+    for fails in [true, false] {
+        bench.engine.backend.faults.loads_fail = fails;
+        bench.engine.rest();
+        let (sender, mut load) = mpsc::channel(8);
+        bench.engine.command(Command::Load(spec("other"), sender));
+        bench.ticks(1);
+        let mut events = bench.request("a", Priority::Normal, 1000);
+        bench.ticks(1);
+        assert!(load.try_recv().is_err() && events.try_recv().is_err(), "it waits for the load");
+        bench.run();
+        let end = drain(events).end;
+        match end {
+            Ok(_) => assert!(fails),
+            // A resident model counts.
+            Err(Error::KvTooLarge { .. }) => assert!(!fails),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_slab_that_is_not_opened_ends_its_request_alone() {
+    let mut bench = Bench::new();
+    let running = bench.request("a", Priority::Normal, 100);
+    bench.ticks(3);
+    bench.engine.backend.faults.slab_tokens_max = Some(256);
+    let refused = bench.submit(&prompt(1, 300), 9);
+    let growing = bench.request("b", Priority::Normal, 400);
+    bench.run();
+    assert_eq!(drain(running).tokens, alone(&[1, 2, 3], 100));
+    assert!(matches!(drain(refused).end, Err(Error::KvTooLarge { .. })));
+    let grown = drain(growing);
+    assert!(matches!(grown.end, Err(Error::KvTooLarge { .. })), "it began in a small slot");
+    assert_eq!(grown.tokens, alone(&[1, 2, 3], grown.tokens.len()));
+    let stats = bench.stats();
+    assert_eq!((stats.models.len(), stats.counters.refused_total), (1, 2));
+    // Without the slots that nobody asked for, there is memory.
+    bench.engine.backend.faults.slab_tokens_max = Some(1024);
+    let again = bench.submit(&prompt(1, 700), 9);
+    bench.run();
+    assert_eq!(drain(again).tokens, alone(&prompt(1, 700), 9));
+}
+
+#[test]
+fn a_cache_that_is_not_parked_ends_nothing() {
+    let faults = Faults { parking_fails: true, ..Faults::default() };
+    let mut bench = Bench::with(Fake::with(faults), 10_000_000, |_| {});
+    for _ in 0..2 {
+        let events = bench.submit(&prompt(1, 40), 5);
+        bench.run();
+        let outcome = drain(events);
+        assert_eq!((outcome.cached, outcome.tokens), (0, alone(&prompt(1, 40), 5)));
+    }
+    assert_eq!(bench.stats().models[0].kv_idle_bytes, 0);
+}

@@ -1,0 +1,119 @@
+//! The request that waits for memory, and who may pass it. Requests that fit pass as long as it can start
+//! once those have ended that ran before it: either they end no later than these may, or what they hold
+//! leaves room for it. So small requests do not wait for memory that they do not need, and a large one is not
+//! starved.
+//!
+//! There is one such request at a time, whatever the number of models: the highest class, then the longest
+//! wait. A higher class passes it without condition; ageing ends that.
+
+use super::Ticket;
+use crate::ids::ModelName;
+
+/// A request that waits for memory.
+#[derive(Clone, Debug)]
+pub struct Blocked {
+    /// Its model.
+    pub model: ModelName,
+    /// Its place in the queue.
+    pub ticket: Ticket,
+    /// Bytes that it needs to start.
+    pub needed_bytes: u64,
+    /// Sequences with a number from this one on started after it was blocked.
+    pub passed_from: u64,
+}
+
+/// What runs, as a blocked request sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Bytes that are held by, and promised to, the sequences that passed it.
+    pub passed_bytes: u64,
+    /// Most tokens that one of the others may still draw.
+    pub tokens_left: u32,
+}
+
+/// A request that would pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Passer {
+    /// Its priority class.
+    pub class: u32,
+    /// Tokens that it may still run, its prompt included.
+    pub tokens: u32,
+    /// Bytes that would be held by it, or promised to it.
+    pub bytes: u64,
+}
+
+impl Claims {
+    /// Adds those of another model.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            passed_bytes: self.passed_bytes + other.passed_bytes,
+            tokens_left: self.tokens_left.max(other.tokens_left),
+        }
+    }
+}
+
+impl Blocked {
+    /// Returns whether another request that cannot start should be the blocked one instead.
+    #[must_use]
+    pub fn yields_to(&self, other: &Ticket) -> bool {
+        (other.class, other.since) < (self.ticket.class, self.ticket.since)
+    }
+
+    /// Returns the bytes that passers may hold besides, of `kv_bytes_max` that all sequences may have.
+    #[must_use]
+    pub fn spare_bytes(&self, claims: Claims, kv_bytes_max: u64) -> u64 {
+        kv_bytes_max.saturating_sub(claims.passed_bytes + self.needed_bytes)
+    }
+
+    /// Returns whether another request may start before it.
+    #[must_use]
+    pub fn lets_pass(&self, passer: Passer, claims: Claims, kv_bytes_max: u64) -> bool {
+        passer.class < self.ticket.class
+            || passer.tokens <= claims.tokens_left
+            || passer.bytes <= self.spare_bytes(claims, kv_bytes_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Moment;
+    use crate::sched::{Priority, Queue, Shares};
+
+    fn ticket(priority: Priority, since: u64) -> Ticket {
+        let mut queue = Queue::default();
+        let since = Moment::at(Duration::from_secs(since));
+        queue.push("c".into(), priority, since, ());
+        queue.head(&Shares::default(), since, Duration::from_secs(10)).unwrap()
+    }
+
+    fn blocked() -> Blocked {
+        let ticket = ticket(Priority::Normal, 5);
+        Blocked { model: "m".into(), ticket, needed_bytes: 400, passed_from: 1 }
+    }
+
+    fn passes(class: u32, tokens: u32, bytes: u64) -> bool {
+        let claims = Claims { passed_bytes: 100, tokens_left: 50 };
+        blocked().lets_pass(Passer { class, tokens, bytes }, claims, 600)
+    }
+
+    #[test]
+    fn a_passer_ends_in_time_or_leaves_room() {
+        assert!(passes(1, 50, 600), "it ends before those that ran already may");
+        assert!(passes(1, 51, 100), "it leaves room");
+        assert!(!passes(1, 51, 101));
+        assert!(!passes(2, 51, 101));
+        assert!(passes(0, 51, 101), "it is of a higher class");
+    }
+
+    #[test]
+    fn the_higher_class_is_waited_for_then_the_longer_wait() {
+        assert!(blocked().yields_to(&ticket(Priority::Interactive, 9)));
+        assert!(blocked().yields_to(&ticket(Priority::Normal, 4)));
+        assert!(!blocked().yields_to(&ticket(Priority::Normal, 5)), "to itself");
+        assert!(!blocked().yields_to(&ticket(Priority::Background, 1)));
+    }
+}
