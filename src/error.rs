@@ -137,11 +137,13 @@ pub enum Error {
     /// A chat turn cannot follow raw ones.
     #[error("the session {0} has raw turns; a chat turn cannot follow them")]
     SessionNotChat(SessionName),
-    /// The caller has reached the number of sessions it may hold.
-    #[error("sessions_max: at most {limit} sessions")]
+    /// The caller has reached what it may hold in sessions.
+    #[error("{limit}: at most {value}")]
     SessionLimit {
-        /// The limit.
-        limit: u32,
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit, in sessions or bytes.
+        value: u64,
     },
     /// Too many requests wait.
     #[error("{limit}: {value} requests are waiting already")]

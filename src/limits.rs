@@ -22,6 +22,10 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// Sessions of one principal.
     pub sessions_max: u32,
+    /// Bytes of one session.
+    pub session_bytes_max: u64,
+    /// Bytes of all sessions of one principal; what forks share counts once.
+    pub sessions_bytes_max: u64,
     /// Default lifetime of a session after its last use.
     pub session_ttl: Duration,
     /// Longest lifetime of a session that may be requested.

@@ -108,6 +108,10 @@ fn engine() -> Vec<Key> {
 fn sessions() -> Vec<Key> {
     vec![
         number("sessions_max", 1024, 1..=1_000_000, |c, n| c.limits.sessions_max = n.get()),
+        number("session_bytes_max", 64 << 20, 65_536..=16 * GIB, |c, n| c.limits.session_bytes_max = n.get()),
+        number("sessions_bytes_max", 512 << 20, 65_536..=256 * GIB, |c, n| {
+            c.limits.sessions_bytes_max = n.get();
+        }),
         number("session_ttl_s", DAY_S, 1..=3650 * DAY_S, |c, n| c.limits.session_ttl = n.seconds()),
         number("session_ttl_max_s", 30 * DAY_S, 1..=3650 * DAY_S, |c, n| {
             c.limits.session_ttl_max = n.seconds();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::event::{duration, timestamp};
@@ -18,6 +19,12 @@ use crate::service::{
 };
 
 const NANOS_PER_SECOND: i32 = 1_000_000_000;
+
+/// Bytes before a message in an answer: its tag and its length.
+const FIELD_BYTES: usize = 6;
+
+/// Bytes of the token of a next page, with its tag.
+const PAGE_END_BYTES: usize = 32;
 
 pub(super) struct Sessions(pub(super) Arc<Service>);
 
@@ -42,16 +49,12 @@ impl SessionService for Sessions {
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let (caller, request) = open(request)?;
-        let pb::GetSessionRequest { name, include_messages, include_token_ids } = request;
-        answer(self.0.get_session(&caller, &name).map(|session| {
-            let SessionContent { view, messages, tokens } = session;
-            let messages = messages.iter().filter(|_| include_messages);
-            pb::GetSessionResponse {
-                session: Some(wire(view)),
-                messages: messages.map(|message| message::wire(message)).collect(),
-                token_ids: if include_token_ids { tokens.to_vec() } else { Vec::new() },
-            }
-        }))
+        let bytes_max = self.0.limits().answer_bytes_max;
+        answer(
+            self.0
+                .get_session(&caller, &request.name)
+                .and_then(|session| content(session, &request, bytes_max)),
+        )
     }
 
     async fn list_sessions(
@@ -104,6 +107,48 @@ impl SessionService for Sessions {
         let deleted = self.0.delete_session(&caller, &request.name).await;
         answer(deleted.map(|()| pb::DeleteSessionResponse {}))
     }
+}
+
+/// Returns what was asked for of a session, with as many messages as fit in an answer of `bytes_max`.
+fn content(
+    session: SessionContent,
+    request: &pb::GetSessionRequest,
+    bytes_max: usize,
+) -> Result<pb::GetSessionResponse, Error> {
+    let SessionContent { view, messages, tokens } = session;
+    let mut answer = pb::GetSessionResponse {
+        session: Some(wire(view)),
+        token_ids: if request.include_token_ids { tokens.to_vec() } else { Vec::new() },
+        ..Default::default()
+    };
+    if !request.include_messages {
+        return Ok(answer);
+    }
+    let start = first_message(&request.message_page_token)?;
+    let size = if request.message_page_size == 0 { u32::MAX } else { request.message_page_size };
+    let mut room = bytes_max.saturating_sub(answer.encoded_len() + PAGE_END_BYTES);
+    for message in messages.iter().skip(start).take(size as usize) {
+        let message = message::wire(message);
+        let Some(left) = room.checked_sub(message.encoded_len() + FIELD_BYTES) else { break };
+        room = left;
+        answer.messages.push(message);
+    }
+    let end = start + answer.messages.len();
+    if end < messages.len() {
+        if answer.messages.is_empty() {
+            return Err(Error::AnswerTooLarge { limit_bytes: bytes_max as u64 });
+        }
+        answer.next_message_page_token = end.to_string();
+    }
+    Ok(answer)
+}
+
+/// Returns the index of a page's first message, which its token says.
+fn first_message(token: &str) -> Result<usize, Error> {
+    if token.is_empty() {
+        return Ok(0);
+    }
+    token.parse().map_err(|_| Error::field("message_page_token", "is not a token of this daemon"))
 }
 
 fn wire(view: SessionView) -> pb::Session {

@@ -99,8 +99,8 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         Error::MemoryBudget { model, .. } => {
             details.add_quota_failure_violation(format!("model:{model}"), error.to_string());
         }
-        Error::SessionLimit { .. } => {
-            details.add_quota_failure_violation("sessions_max", error.to_string());
+        Error::SessionLimit { limit, .. } => {
+            details.add_quota_failure_violation(*limit, error.to_string());
         }
         Error::QueueFull { .. }
         | Error::TooManyOpen { .. }

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
-use crate::session::{Message, Role, TurnContent, chat_text, joined};
+use crate::session::{Message, Role, TurnContent, chat_text, joined, messages_bytes, tokens_bytes};
 use crate::text::Detokenizer;
 
 /// A generation that can be handed to the engine.
@@ -45,6 +45,17 @@ pub(super) struct Context {
 pub(super) enum Adds {
     Raw,
     Chat { messages: Vec<Message>, rendered: String },
+}
+
+impl Context {
+    /// Returns the bytes that a session would keep of it, besides the answer.
+    pub(super) fn kept_bytes(&self) -> usize {
+        let tokens = tokens_bytes(self.prompt.len());
+        match &self.adds {
+            Adds::Raw => tokens,
+            Adds::Chat { messages, rendered } => tokens + rendered.len() + messages_bytes(messages),
+        }
+    }
 }
 
 /// A generation that the engine has admitted.

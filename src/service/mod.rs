@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::hub::ModelCatalog;
 use crate::ids::ModelName;
 use crate::limits::Limits;
-use crate::session::SessionBook;
+use crate::session::{SessionBook, SessionLimits};
 use desk::Desk;
 use intake::IntakeOfAll;
 use models::Models;
@@ -83,7 +83,7 @@ impl Service {
         Self {
             models: Arc::new(Models::new(engine.clone(), catalog, auto_load)),
             engine,
-            sessions: Arc::new(SessionBook::new(limits.sessions_max, Arc::clone(&clock))),
+            sessions: Arc::new(SessionBook::new(session_limits(&limits), Arc::clone(&clock))),
             desk: Arc::new(Desk::new(limits.preparations_max)),
             intake: IntakeOfAll::new(&limits),
             limits,
@@ -143,6 +143,11 @@ impl Service {
     pub async fn preload(&self, model: &ModelName) -> Result<(), Error> {
         self.models.preload(model).await
     }
+}
+
+fn session_limits(limits: &Limits) -> SessionLimits {
+    let Limits { sessions_max, session_bytes_max, sessions_bytes_max, .. } = *limits;
+    SessionLimits { sessions_max, session_bytes_max, sessions_bytes_max }
 }
 
 /// Runs work that blocks on files or computes long on a thread that may wait, not on those that serve.

@@ -39,7 +39,9 @@ impl Service {
         let (model, mut turn, start) = match target {
             Target::Model(model) => (model, None, None),
             Target::Session { name, model } => {
-                let request = TurnRequest { model, input: input.kind(), expected_token_count };
+                input.check_kept(&self.limits)?;
+                let (kind, input_bytes) = (input.kind(), input.kept_bytes());
+                let request = TurnRequest { model, input: kind, expected_token_count, input_bytes };
                 let (turn, start) = Turn::begin(&self.sessions, &caller.session(name), &request)?;
                 (start.model.clone(), Some(turn), Some(start))
             }
@@ -55,6 +57,9 @@ impl Service {
             Ok((lease, context, resolved))
         };
         let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
+        if let Some(turn) = &turn {
+            turn.reserve(context.kept_bytes())?;
+        }
         let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority);
         let assets = Arc::clone(lease.assets());
         Generation::start(self, Prepared { origin, assets, context, resolved, output, turn }, lease).await

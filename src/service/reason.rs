@@ -176,8 +176,8 @@ impl Error {
             Self::SessionBusy(session) | Self::SessionNotChat(session) => {
                 vec![("session", session.to_string())]
             }
-            Self::SessionLimit { limit } => {
-                vec![("limit", "sessions_max".into()), ("value", limit.to_string())]
+            Self::SessionLimit { limit, value } => {
+                vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
             }
             Self::QueueFull { limit, value, .. } => {
                 vec![("limit", (*limit).to_owned()), ("value", value.to_string())]

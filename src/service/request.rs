@@ -13,7 +13,7 @@ use crate::engine::Priority;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionName};
 use crate::limits::Limits;
-use crate::session::{InputKind, Message, Part, Role, object_bytes};
+use crate::session::{InputKind, Message, Part, Role, messages_bytes, object_bytes, tokens_bytes};
 
 /// A generation.
 #[derive(Debug)]
@@ -178,6 +178,28 @@ impl Input {
             Self::Text(text) => at_most_bytes(text_field, text.len(), limits),
             Self::Ids(_) => Ok(()),
             Self::Chat(chat) => chat.check(limits),
+        }
+    }
+
+    /// Refuses messages that a session could not show again in one answer.
+    pub(super) fn check_kept(&self, limits: &Limits) -> Result<(), Error> {
+        let Self::Chat(chat) = self else { return Ok(()) };
+        let max = limits.answer_bytes_max / 2;
+        match chat.messages.iter().map(Message::bytes).enumerate().find(|(_, bytes)| *bytes > max) {
+            Some((at, bytes)) => Err(Error::field(
+                format!("chat.messages[{at}]"),
+                format!("answer_bytes_max: in a session at most half of it, {max} bytes, not {bytes}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the bytes that a session keeps of it at least.
+    pub(super) fn kept_bytes(&self) -> usize {
+        match self {
+            Self::Text(_) => 0,
+            Self::Ids(ids) => tokens_bytes(ids.len()),
+            Self::Chat(chat) => messages_bytes(&chat.messages),
         }
     }
 

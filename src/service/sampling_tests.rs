@@ -23,6 +23,8 @@ const LIMITS: Limits = Limits {
     logit_bias_max: 2,
     text_bytes_max: 1,
     answer_bytes_max: 1,
+    session_bytes_max: 1,
+    sessions_bytes_max: 1,
     receive_bytes_max: 1,
     receive_bytes_per_connection_max: 1,
     receive: std::time::Duration::ZERO,

@@ -51,6 +51,12 @@ impl Turn {
         &self.key
     }
 
+    /// Refuses bytes that are to be added beyond a limit.
+    pub(super) fn reserve(&self, bytes: usize) -> Result<(), Error> {
+        let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.as_mut().map_or(Ok(()), |guard| guard.reserve(bytes))
+    }
+
     /// Returns what ties the engine's work to it. The turn is rolled back if that work has ended for `limit`
     /// and it is not committed.
     pub(super) fn tie(&mut self, limit: Duration) -> TurnTie {

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 
+use super::bytes::{Charge, Held};
 use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 use crate::clock::Clock;
 use crate::error::Error;
@@ -46,13 +47,34 @@ struct Entry<H> {
     turn: Option<H>,
 }
 
-type Owned<H> = BTreeMap<SessionName, Entry<H>>;
+/// What is held of one owner.
+struct Owned<H> {
+    entries: BTreeMap<SessionName, Entry<H>>,
+    held: Held,
+}
+
+impl<H> Default for Owned<H> {
+    fn default() -> Self {
+        Self { entries: BTreeMap::new(), held: Held::default() }
+    }
+}
+
+/// Limits on what one owner may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionLimits {
+    /// Sessions.
+    pub sessions_max: u32,
+    /// Bytes of one session.
+    pub session_bytes_max: u64,
+    /// Bytes of all sessions together; what forks share counts once.
+    pub sessions_bytes_max: u64,
+}
 
 /// The sessions.
 pub struct SessionBook<H> {
     owners: DashMap<Principal, Owned<H>>,
     turns_begun: AtomicU64,
-    sessions_max: u32,
+    limits: SessionLimits,
     clock: Arc<dyn Clock>,
     lease_time: Mutex<LeaseTime>,
 }
@@ -77,12 +99,12 @@ impl LeaseTime {
 }
 
 impl<H> SessionBook<H> {
-    /// Returns an empty book that allows `sessions_max` sessions per owner.
+    /// Returns an empty book.
     #[must_use]
-    pub fn new(sessions_max: u32, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(limits: SessionLimits, clock: Arc<dyn Clock>) -> Self {
         let told = clock.wall();
         let lease_time = Mutex::new(LeaseTime { told, now: told });
-        Self { owners: DashMap::new(), turns_begun: AtomicU64::new(0), sessions_max, clock, lease_time }
+        Self { owners: DashMap::new(), turns_begun: AtomicU64::new(0), limits, clock, lease_time }
     }
 
     /// Creates an empty session.
@@ -90,9 +112,9 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let mut owned = self.owners.entry(new.key.owner.clone()).or_default();
         self.refuse_another(&owned, &new.key.name, now)?;
-        let session = Session::new(new.key.clone(), new.model, new.ttl, now);
+        let session = Session::held(owned.held.clone(), new.key.clone(), new.model, new.ttl, now);
         let view = session.view();
-        owned.insert(new.key.name, Entry { session, turn: None });
+        owned.entries.insert(new.key.name, Entry { session, turn: None });
         Ok(view)
     }
 
@@ -111,7 +133,7 @@ impl<H> SessionBook<H> {
         let copy = original.fork(SessionKey { owner: from.owner.clone(), name: name.clone() }, ttl, now);
         self.refuse_another(&owned, &name, now)?;
         let view = copy.view();
-        owned.insert(name, Entry { session: copy, turn: None });
+        owned.entries.insert(name, Entry { session: copy, turn: None });
         Ok(view)
     }
 
@@ -131,7 +153,7 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         live(&mut owned, key, now)?;
-        Ok(owned.remove(&key.name).and_then(|entry| entry.turn))
+        Ok(owned.entries.remove(&key.name).and_then(|entry| entry.turn))
     }
 
     /// Returns one page of an owner's sessions, and whether there are more.
@@ -140,8 +162,11 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let Some(owned) = self.owners.get(owner) else { return (Vec::new(), false) };
         let start = page.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut matching =
-            owned.range((start, Bound::Unbounded)).map(|(_, entry)| &entry.session).filter(|session| {
+        let mut matching = owned
+            .entries
+            .range((start, Bound::Unbounded))
+            .map(|(_, entry)| &entry.session)
+            .filter(|session| {
                 !session.is_expired(now) && page.model.as_ref().is_none_or(|model| session.model() == model)
             });
         let views = matching.by_ref().take(page.size).map(Session::view).collect();
@@ -151,7 +176,7 @@ impl<H> SessionBook<H> {
     /// Returns the number of sessions of all owners.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.owners.iter().map(|owned| owned.len()).sum()
+        self.owners.iter().map(|owned| owned.entries.len()).sum()
     }
 
     /// Removes expired sessions and returns their keys.
@@ -160,14 +185,14 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let mut gone = Vec::new();
         self.owners.retain(|owner, owned| {
-            owned.retain(|name, entry| {
+            owned.entries.retain(|name, entry| {
                 let expired = entry.session.is_expired(now);
                 if expired {
                     gone.push(SessionKey { owner: owner.clone(), name: name.clone() });
                 }
                 !expired
             });
-            !owned.is_empty()
+            !owned.entries.is_empty()
         });
         gone
     }
@@ -182,10 +207,25 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let id = TurnId(self.turns_begun.fetch_add(1, Ordering::Relaxed));
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
+        let held = owned.held.clone();
         let entry = live(&mut owned, key, now)?;
+        let reserved = self.reserve(&held, &entry.session, request.input_bytes)?;
         let start = entry.session.begin(id, request, now)?;
         entry.turn = Some(hold);
-        Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id }, start))
+        Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id, reserved: Some(reserved) }, start))
+    }
+
+    /// Charges the bytes that a turn is going to add to a session, if there is room.
+    fn reserve(&self, held: &Held, session: &Session, bytes: usize) -> Result<Charge, Error> {
+        let SessionLimits { session_bytes_max, sessions_bytes_max, .. } = self.limits;
+        let more = bytes as u64;
+        if session.lasting_bytes() + more > session_bytes_max {
+            return Err(Error::SessionLimit { limit: "session_bytes_max", value: session_bytes_max });
+        }
+        if held.bytes() + more > sessions_bytes_max {
+            return Err(Error::SessionLimit { limit: "sessions_bytes_max", value: sessions_bytes_max });
+        }
+        Ok(held.charge(bytes))
     }
 
     /// Returns the time by which leases run.
@@ -196,12 +236,16 @@ impl<H> SessionBook<H> {
     }
 
     fn refuse_another(&self, owned: &Owned<H>, name: &SessionName, now: SystemTime) -> Result<(), Error> {
-        let alive = || owned.iter().filter(|(_, entry)| !entry.session.is_expired(now));
+        let alive = || owned.entries.iter().filter(|(_, entry)| !entry.session.is_expired(now));
         if alive().any(|(taken, _)| taken == name) {
             return Err(Error::SessionExists(name.to_string()));
         }
-        if alive().count() >= self.sessions_max as usize {
-            return Err(Error::SessionLimit { limit: self.sessions_max });
+        let SessionLimits { sessions_max, sessions_bytes_max, .. } = self.limits;
+        if alive().count() >= sessions_max as usize {
+            return Err(Error::SessionLimit { limit: "sessions_max", value: sessions_max.into() });
+        }
+        if owned.held.bytes() >= sessions_bytes_max {
+            return Err(Error::SessionLimit { limit: "sessions_bytes_max", value: sessions_bytes_max });
         }
         Ok(())
     }
@@ -209,13 +253,17 @@ impl<H> SessionBook<H> {
     fn end_turn<T>(&self, key: &SessionKey, end: impl FnOnce(&mut Session, SystemTime) -> T) -> Option<T> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner)?;
-        let entry = owned.get_mut(&key.name)?;
+        let entry = owned.entries.get_mut(&key.name)?;
         let ended = end(&mut entry.session, now);
         if !entry.session.view().busy {
             entry.turn = None;
         }
         Some(ended)
     }
+}
+
+fn deleted() -> Error {
+    Error::Cancelled("the session was deleted".into())
 }
 
 fn not_found(key: &SessionKey) -> Error {
@@ -227,7 +275,7 @@ fn live<'a, H>(
     key: &SessionKey,
     now: SystemTime,
 ) -> Result<&'a mut Entry<H>, Error> {
-    let entry = owned.get_mut(&key.name).ok_or_else(|| not_found(key))?;
+    let entry = owned.entries.get_mut(&key.name).ok_or_else(|| not_found(key))?;
     if entry.session.is_expired(now) { Err(not_found(key)) } else { Ok(entry) }
 }
 
@@ -236,9 +284,23 @@ pub struct TurnGuard<H> {
     book: Arc<SessionBook<H>>,
     key: SessionKey,
     id: TurnId,
+    /// The bytes that it is going to add.
+    reserved: Option<Charge>,
 }
 
 impl<H> TurnGuard<H> {
+    /// Changes the bytes that it is going to add.
+    ///
+    /// # Errors
+    /// The session or its owner would hold more than a limit, or the session was deleted.
+    pub fn reserve(&mut self, bytes: usize) -> Result<(), Error> {
+        self.reserved = None;
+        let owned = self.book.owners.get(&self.key.owner).ok_or_else(deleted)?;
+        let entry = owned.entries.get(&self.key.name).ok_or_else(deleted)?;
+        self.reserved = Some(self.book.reserve(&owned.held, &entry.session, bytes)?);
+        Ok(())
+    }
+
     /// Returns the key of its session.
     #[must_use]
     pub fn key(&self) -> &SessionKey {
@@ -251,11 +313,7 @@ impl<H> TurnGuard<H> {
         let token_count = tokens.len();
         let committed =
             self.book.end_turn(&self.key, |session, now| session.commit(self.id, tokens, content, now));
-        if committed == Some(true) {
-            Ok(token_count)
-        } else {
-            Err(Error::Cancelled("the session was deleted".into()))
-        }
+        if committed == Some(true) { Ok(token_count) } else { Err(deleted()) }
     }
 }
 

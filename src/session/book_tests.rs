@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::clock::Moment;
-use crate::session::InputKind;
+use crate::session::{InputKind, Message, Role};
 
 struct Hand(Mutex<SystemTime>);
 
@@ -27,7 +27,8 @@ impl Clock for Hand {
 
 fn book(sessions_max: u32) -> (Arc<SessionBook<Arc<()>>>, Arc<Hand>) {
     let clock = Arc::new(Hand(Mutex::new(SystemTime::UNIX_EPOCH)));
-    (Arc::new(SessionBook::new(sessions_max, clock.clone())), clock)
+    let limits = SessionLimits { sessions_max, session_bytes_max: 100_000, sessions_bytes_max: 200_000 };
+    (Arc::new(SessionBook::new(limits, clock.clone())), clock)
 }
 
 fn key(owner: &str, name: &str) -> SessionKey {
@@ -39,7 +40,8 @@ fn create(book: &SessionBook<Arc<()>>, owner: &str, name: &str) -> Result<Sessio
     book.create(NewSession { key: key(owner, name), model: "m".into(), ttl })
 }
 
-const RAW: TurnRequest = TurnRequest { model: None, input: InputKind::Raw, expected_token_count: None };
+const RAW: TurnRequest =
+    TurnRequest { model: None, input: InputKind::Raw, expected_token_count: None, input_bytes: 0 };
 
 #[test]
 fn names_are_unique_within_an_owner_and_limited() {
@@ -48,7 +50,7 @@ fn names_are_unique_within_an_owner_and_limited() {
     assert_eq!(create(&book, "uid:1", "a"), Err(Error::SessionExists("a".into())));
     create(&book, "uid:2", "a").unwrap();
     create(&book, "uid:1", "b").unwrap();
-    assert_eq!(create(&book, "uid:1", "c"), Err(Error::SessionLimit { limit: 2 }));
+    assert_eq!(create(&book, "uid:1", "c"), Err(Error::SessionLimit { limit: "sessions_max", value: 2 }));
     assert_eq!(book.count(), 3);
 }
 
@@ -143,4 +145,68 @@ fn pages_follow_one_another_in_order() {
     page.after = Some("b".into());
     let (last, more) = book.list(&"uid:1".into(), &page);
     assert_eq!((last.len(), more), (1, false));
+}
+
+fn named(bytes: usize) -> Message {
+    Message { name: "x".repeat(bytes), ..Message::text(Role::User, "hi") }
+}
+
+/// Commits a chat turn whose message has a name of `bytes`.
+fn say(book: &Arc<SessionBook<Arc<()>>>, name: &str, bytes: usize) -> Result<(), Error> {
+    let request = TurnRequest { input: InputKind::Chat, input_bytes: bytes, ..RAW };
+    let (guard, start) = book.begin(&key("uid:1", name), &request, Arc::new(()))?;
+    let tokens = [&*start.tokens, &[1, 2]].concat();
+    let content = TurnContent::Chat { messages: vec![named(bytes)], text: "hi".into(), text_is_whole: true };
+    guard.commit(tokens, content).map(drop)
+}
+
+fn held(book: &SessionBook<Arc<()>>) -> u64 {
+    book.owners.get(&"uid:1".into()).unwrap().held.bytes()
+}
+
+#[test]
+fn forks_share_their_bytes_and_the_last_one_gives_them_back() {
+    let (book, _) = book(100);
+    create(&book, "uid:1", "a").unwrap();
+    say(&book, "a", 50_000).unwrap();
+    let before = held(&book);
+    let fork = |name: &str| book.fork(&key("uid:1", "a"), name.into(), None, None).map(drop);
+    (0..30).for_each(|at| fork(&format!("f{at}")).unwrap());
+    assert!(held(&book) < before + 30 * 1000, "{before} {}", held(&book));
+    // What a fork adds is its own.
+    say(&book, "f0", 20_000).unwrap();
+    assert!(held(&book) > before + 20_000);
+    let delete = |name: &str| drop(book.delete(&key("uid:1", name)).unwrap());
+    (0..30).for_each(|at| delete(&format!("f{at}")));
+    assert_eq!(held(&book), before);
+    delete("a");
+    assert_eq!(held(&book), 0);
+}
+
+#[test]
+fn a_session_and_its_owner_hold_limited_bytes_of_every_field() {
+    let (book, _) = book(100);
+    let refused = |outcome: Result<(), Error>| match outcome {
+        Err(Error::SessionLimit { limit, .. }) => limit,
+        other => panic!("{other:?}"),
+    };
+    for name in ["a", "b", "c"] {
+        create(&book, "uid:1", name).unwrap();
+    }
+    say(&book, "a", 60_000).unwrap();
+    assert_eq!(refused(say(&book, "a", 60_000)), "session_bytes_max");
+    say(&book, "a", 30_000).unwrap();
+    say(&book, "b", 90_000).unwrap();
+    assert_eq!(refused(say(&book, "c", 50_000)), "sessions_bytes_max");
+    // Others have their own room, and a turn that is rolled back takes none.
+    create(&book, "uid:2", "a").unwrap();
+    let before = held(&book);
+    let (mut guard, _) = book.begin(&key("uid:1", "c"), &RAW, Arc::new(())).unwrap();
+    guard.reserve(10_000).unwrap();
+    assert_eq!(held(&book), before + 10_000);
+    assert_eq!(refused(guard.reserve(90_000)), "sessions_bytes_max");
+    drop(guard);
+    assert_eq!(held(&book), before);
+    book.with(&key("uid:1", "a"), |session, now| session.truncate_turns(0, now)).unwrap();
+    say(&book, "c", 50_000).unwrap();
 }

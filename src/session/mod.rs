@@ -5,11 +5,13 @@
 //! [`SessionBook`] is what the service holds; [`Session`] is the logic inside an entry.
 
 mod book;
+mod bytes;
 mod context;
 mod message;
 mod state;
 
-pub use book::{ListPage, NewSession, SessionBook, TurnGuard};
+pub use book::{ListPage, NewSession, SessionBook, SessionLimits, TurnGuard};
+pub use bytes::{messages_bytes, tokens_bytes};
 pub use context::{chat_rest, chat_text, joined};
 pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
 pub use state::{InputKind, Session, SessionView, TurnContent, TurnEnd, TurnId, TurnRequest, TurnStart};

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::bytes::{Charge, Held, SESSION_BYTES, TURN_BYTES, messages_bytes, tokens_bytes};
 use super::message::Message;
 use crate::count::count;
 use crate::error::Error;
@@ -32,6 +33,8 @@ pub struct TurnRequest {
     pub input: InputKind,
     /// The token count the caller saw last.
     pub expected_token_count: Option<u32>,
+    /// Bytes of its input that the session would keep.
+    pub input_bytes: usize,
 }
 
 /// The content that a turn builds on. Shares the session's content, so that no lock is held while the turn
@@ -109,6 +112,13 @@ pub struct Session {
     text: Arc<str>,
     tokens: Arc<[u32]>,
     turns: Vec<TurnEnd>,
+    /// The bytes of each turn.
+    turn_bytes: Vec<Arc<Charge>>,
+    /// The bytes of text and tokens.
+    content_bytes: Arc<Charge>,
+    /// The bytes that no fork shares.
+    own_bytes: Arc<Charge>,
+    held: Held,
     busy: Option<TurnId>,
     ttl: Duration,
     created: SystemTime,
@@ -119,15 +129,48 @@ impl Session {
     /// Returns an empty session.
     #[must_use]
     pub fn new(key: SessionKey, model: ModelName, ttl: Duration, now: SystemTime) -> Self {
-        let (messages, text, tokens, turns) = (Vec::new(), "".into(), [].into(), Vec::new());
-        Self { key, model, messages, text, tokens, turns, busy: None, ttl, created: now, used: now }
+        Self::held(Held::default(), key, model, ttl, now)
+    }
+
+    /// Returns an empty session whose bytes are counted in `held`.
+    pub(super) fn held(
+        held: Held,
+        key: SessionKey,
+        model: ModelName,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Self {
+        Self {
+            key,
+            model,
+            messages: Vec::new(),
+            text: "".into(),
+            tokens: [].into(),
+            turns: Vec::new(),
+            turn_bytes: Vec::new(),
+            content_bytes: Arc::new(held.charge(0)),
+            own_bytes: Arc::new(held.charge(SESSION_BYTES)),
+            held,
+            busy: None,
+            ttl,
+            created: now,
+            used: now,
+        }
     }
 
     /// Returns a copy under a new name, without the turn that may run. The content is shared.
     #[must_use]
     pub fn fork(&self, key: SessionKey, ttl: Option<Duration>, now: SystemTime) -> Self {
         let ttl = ttl.unwrap_or(self.ttl);
-        Self { key, busy: None, ttl, created: now, used: now, ..self.clone() }
+        let lists = size_of_val(self.messages.as_slice()) + size_of_val(self.turns.as_slice());
+        let own_bytes = Arc::new(self.held.charge(SESSION_BYTES + lists));
+        Self { key, own_bytes, busy: None, ttl, created: now, used: now, ..self.clone() }
+    }
+
+    /// Returns the bytes that a further turn does not replace: everything but text and tokens.
+    #[must_use]
+    pub fn lasting_bytes(&self) -> u64 {
+        self.own_bytes.bytes() + self.turn_bytes.iter().map(|turn| turn.bytes()).sum::<u64>()
     }
 
     /// Returns its public facts.
@@ -233,16 +276,19 @@ impl Session {
             return false;
         }
         let raw = matches!(content, TurnContent::Raw);
-        let mut text_bytes = None;
+        let (mut text_bytes, mut kept) = (None, TURN_BYTES);
         if let TurnContent::Chat { messages, text, text_is_whole } = content {
             self.forget_rewritten(&tokens, &text);
+            kept += messages_bytes(&messages);
             self.messages.extend(messages.into_iter().map(Arc::new));
             text_bytes = text_is_whole.then_some(text.len());
             self.text = text;
         }
         let (message_count, token_count) = (self.messages.len(), tokens.len());
         self.turns.push(TurnEnd { message_count, token_count, text_bytes, raw });
+        self.turn_bytes.push(Arc::new(self.held.charge(kept)));
         self.tokens = tokens;
+        self.count_content();
         self.busy = None;
         self.used = now;
         true
@@ -283,6 +329,8 @@ impl Session {
         if let Some(turn) = shortened {
             self.tokens = tokens[..token_count].into();
             self.turns.push(TurnEnd { token_count, ..turn });
+            self.turn_bytes.push(Arc::new(self.held.charge(TURN_BYTES)));
+            self.count_content();
         }
         Ok(())
     }
@@ -297,6 +345,7 @@ impl Session {
 
     fn cut(&mut self, turn_count: usize, now: SystemTime) {
         self.turns.truncate(turn_count);
+        self.turn_bytes.truncate(turn_count);
         let (messages, tokens) =
             self.turns.last().map_or((0, 0), |last| (last.message_count, last.token_count));
         self.messages.truncate(messages);
@@ -305,7 +354,14 @@ impl Session {
         }
         let text_bytes = self.turns.iter().filter_map(|turn| turn.text_bytes).max().unwrap_or(0);
         self.text = shared_start(&self.text, text_bytes).unwrap_or_default();
+        self.count_content();
         self.used = now;
+    }
+
+    /// Charges text and tokens as they are now.
+    fn count_content(&mut self) {
+        let bytes = self.text.len() + tokens_bytes(self.tokens.len());
+        self.content_bytes = Arc::new(self.held.charge(bytes));
     }
 
     /// Moves the ends of earlier turns back to where a turn rewrote what came before (a template that drops

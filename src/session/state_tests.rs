@@ -15,7 +15,7 @@ fn session() -> Session {
 }
 
 fn request(input: InputKind) -> TurnRequest {
-    TurnRequest { model: None, input, expected_token_count: None }
+    TurnRequest { model: None, input, expected_token_count: None, input_bytes: 0 }
 }
 
 fn chat(text: &str) -> TurnContent {

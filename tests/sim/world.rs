@@ -18,7 +18,7 @@ use crate::engine::{
 use crate::error::Error;
 use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
 use crate::sched::Priority;
-use crate::session::{InputKind, NewSession, SessionBook, TurnRequest};
+use crate::session::{InputKind, NewSession, SessionBook, SessionLimits, TurnRequest};
 use crate::text::Tokenizer;
 
 const MODELS: [&str; 2] = ["m", "other"];
@@ -103,7 +103,10 @@ impl World {
         fake.state_bytes = state_bytes;
         let mut world = Self {
             engine: Engine::new(fake, clock.clone(), settings, budget),
-            book: Arc::new(SessionBook::new(6, clock.clone())),
+            book: Arc::new(SessionBook::new(
+                SessionLimits { sessions_max: 6, session_bytes_max: 1 << 20, sessions_bytes_max: 1 << 22 },
+                clock.clone(),
+            )),
             clock,
             running_max,
             queue_max,
@@ -330,8 +333,12 @@ impl World {
         let known = self.kept[&key].len();
         let stale = self.random.once_in(6);
         let expected = u32::try_from(known + usize::from(stale)).unwrap();
-        let request =
-            TurnRequest { model: None, input: InputKind::Raw, expected_token_count: Some(expected) };
+        let request = TurnRequest {
+            model: None,
+            input: InputKind::Raw,
+            expected_token_count: Some(expected),
+            input_bytes: 0,
+        };
         let (hold, stopped) = oneshot::channel();
         match self.book.begin(&key, &request, hold) {
             Ok((guard, start)) => {

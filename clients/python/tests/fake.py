@@ -216,9 +216,13 @@ class Fake(
         self._note(request, context)
         if request.name not in self.sessions:
             abort(context, grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
-        messages = [pb.Message(role=pb.ROLE_USER)] if request.include_messages else []
+        # Two messages, each a page.
+        is_last = request.message_page_token == "1"
+        role = pb.ROLE_ASSISTANT if is_last else pb.ROLE_USER
         return session_pb2.GetSessionResponse(
-            session=self.sessions[request.name], messages=messages
+            session=self.sessions[request.name],
+            messages=[pb.Message(role=role)] if request.include_messages else [],
+            next_message_page_token="1" if request.include_messages and not is_last else "",
         )
 
     def ListSessions(self, request, context):

@@ -86,7 +86,7 @@ def test_a_session_runs_forks_truncates_and_deletes(address, fake):
         copy = await session.fork("copy")
         assert copy.token_count == session.token_count == 16
         assert (await session.truncate(turns=1)).token_count == 9
-        assert len(await session.messages()) == 1
+        assert len(await session.messages()) == 2
         assert (await client.session("talk", model=MODEL)).token_count == 9
         assert len(await client.list_sessions()) == 2
         await copy.delete()

@@ -198,7 +198,7 @@ def test_a_session_runs_forks_truncates_and_deletes(client, fake):
     copy = session.fork("copy")
     assert (copy.name, copy.model, copy.token_count) == ("copy", MODEL, 17)
     assert session.truncate(turns=1).token_count == session.token_count == 9
-    assert session.messages()[0].role == pb.ROLE_USER
+    assert [message.role for message in session.messages()] == [pb.ROLE_USER, pb.ROLE_ASSISTANT]
     assert [info.name for info in client.list_sessions()] == ["talk", "copy"]
     with pytest.raises(mlxd.SessionMovedError) as caught:
         session.generate("late", expected_token_count=17)

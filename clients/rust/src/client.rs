@@ -25,7 +25,7 @@ use crate::v1::{
     DeleteSessionRequest, DeleteSessionResponse, ForkSessionRequest, GenerateRequest, GenerateResponse,
     GetModelRequest, GetSessionRequest, GetSessionResponse, GetStatsRequest, GetStatsResponse,
     ListModelsRequest, ListModelsResponse, ListSessionsRequest, ListSessionsResponse, LoadModelRequest,
-    ModelInfo, ScoreRequest, ScoreResponse, Session, TruncateSessionRequest, UnloadModelRequest,
+    Message, ModelInfo, ScoreRequest, ScoreResponse, Session, TruncateSessionRequest, UnloadModelRequest,
     UnloadModelResponse,
 };
 
@@ -173,7 +173,7 @@ impl Client {
         models.list_models(ListModelsRequest) -> ListModelsResponse;
         /// Creates an empty session.
         sessions.create_session(CreateSessionRequest) -> Session, via session;
-        /// Describes a session.
+        /// Describes a session, with one page of its messages if asked for.
         sessions.get_session(GetSessionRequest) -> GetSessionResponse;
         /// Lists one page of the caller's sessions.
         sessions.list_sessions(ListSessionsRequest) -> ListSessionsResponse;
@@ -245,6 +245,24 @@ impl Client {
                 return Ok(sessions);
             }
             request.page_token = page.next_page_token;
+        }
+    }
+
+    /// Returns all messages of a session, oldest first, reading every page.
+    ///
+    /// # Errors
+    /// As [`Client::get_session`].
+    pub async fn session_messages(&self, name: &str) -> Result<Vec<Message>> {
+        let mut request =
+            GetSessionRequest { name: name.to_owned(), include_messages: true, ..Default::default() };
+        let mut messages = Vec::new();
+        loop {
+            let page = self.get_session(request.clone()).await?;
+            messages.extend(page.messages);
+            if page.next_message_page_token.is_empty() {
+                return Ok(messages);
+            }
+            request.message_page_token = page.next_message_page_token;
         }
     }
 

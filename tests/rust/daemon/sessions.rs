@@ -5,9 +5,10 @@ use std::time::Duration;
 use mlxd_client::Error;
 use mlxd_client::v1::inference_service_client::InferenceServiceClient;
 use mlxd_client::v1::{
-    CreateSessionRequest, DeleteSessionRequest, ErrorReason, ForkSessionRequest, GenerateRequest,
-    GetSessionRequest, ListSessionsRequest, ScoreRequest, Session, StreamGenerateResponse,
-    TruncateSessionRequest, score_request, stream_generate_response::Event, truncate_session_request::To,
+    ChatInput, CreateSessionRequest, DeleteSessionRequest, ErrorReason, ForkSessionRequest, GenerateRequest,
+    GetSessionRequest, ListSessionsRequest, Message, ScoreRequest, Session, StreamGenerateResponse,
+    TruncateSessionRequest, generate_request::Input, score_request, stream_generate_response::Event,
+    truncate_session_request::To,
 };
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -22,7 +23,8 @@ async fn create(daemon: &Daemon, name: &str) -> Result<Session, Error> {
 
 async fn get(daemon: &Daemon, name: &str) -> mlxd_client::v1::GetSessionResponse {
     let name = name.into();
-    let request = GetSessionRequest { name, include_messages: true, include_token_ids: true };
+    let request =
+        GetSessionRequest { name, include_messages: true, include_token_ids: true, ..Default::default() };
     daemon.client.get_session(request).await.unwrap()
 }
 
@@ -244,4 +246,55 @@ async fn a_session_needs_a_model_that_exists_and_a_lifetime_in_range() {
     for seconds in [-1, 0, i64::MAX] {
         assert_eq!(call(request(MODEL, seconds)).await, ErrorReason::InvalidField);
     }
+}
+
+#[tokio::test]
+async fn fields_that_the_template_ignores_count_towards_the_session() {
+    let daemon = Daemon::with(|config| config.limits.session_bytes_max = 65_536).await;
+    create(&daemon, "s").await.unwrap();
+    let named = |bytes: usize| {
+        let message = Message { name: "x".repeat(bytes), ..Message::user("hi") };
+        let chat = ChatInput { messages: vec![message], ..Default::default() };
+        GenerateRequest { input: Some(Input::Chat(chat)), ..turn("s", "") }
+    };
+    daemon.client.generate(named(40_000)).await.unwrap();
+    let before = get(&daemon, "s").await.token_ids;
+    let error = daemon.client.generate(named(40_000)).await.unwrap_err();
+    let call = error.call().unwrap();
+    assert_eq!((call.code, call.reason), (Code::ResourceExhausted, ErrorReason::SessionLimit));
+    assert_eq!(
+        (call.metadata["limit"].as_str(), call.metadata["value"].as_str()),
+        ("session_bytes_max", "65536")
+    );
+    let session = get(&daemon, "s").await;
+    assert!(session.token_ids == before && !session.session.unwrap().busy);
+    daemon.client.generate(named(10)).await.unwrap();
+}
+
+#[tokio::test]
+async fn messages_come_in_pages_that_fit_an_answer() {
+    let daemon = Daemon::with(|config| config.limits.answer_bytes_max = 65_536).await;
+    create(&daemon, "s").await.unwrap();
+    for at in 0..4 {
+        let message = Message { name: format!("{at}{}", "x".repeat(25_000)), ..Message::user("hi") };
+        let chat = ChatInput { messages: vec![message], ..Default::default() };
+        let request = GenerateRequest { input: Some(Input::Chat(chat)), ..turn("s", "") };
+        daemon.client.generate(request).await.unwrap();
+    }
+    let request = GetSessionRequest { name: "s".into(), include_messages: true, ..Default::default() };
+    let first = daemon.client.get_session(request.clone()).await.unwrap();
+    assert_eq!((first.messages.len(), first.next_message_page_token.as_str()), (4, "4"));
+    let small = GetSessionRequest { message_page_size: 1, message_page_token: "1".into(), ..request.clone() };
+    let second = daemon.client.get_session(small).await.unwrap();
+    assert_eq!((second.messages[0].text(), second.next_message_page_token.as_str()), ("yes".into(), "2"));
+    let all = daemon.client.session_messages("s").await.unwrap();
+    let firsts: Vec<_> = all.iter().map(|message| message.name.chars().next()).collect();
+    assert_eq!(firsts, [Some('0'), None, Some('1'), None, Some('2'), None, Some('3'), None]);
+    let bad = GetSessionRequest { message_page_token: "x".into(), ..request };
+    assert_eq!(reason(daemon.client.get_session(bad).await), ErrorReason::InvalidField);
+    // A message that no page could hold is refused before its turn.
+    let message = Message { name: "x".repeat(40_000), ..Message::user("hi") };
+    let chat = ChatInput { messages: vec![message], ..Default::default() };
+    let large = GenerateRequest { input: Some(Input::Chat(chat)), ..turn("s", "") };
+    assert_eq!(reason(daemon.client.generate(large).await), ErrorReason::InvalidField);
 }

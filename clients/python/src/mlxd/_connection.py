@@ -324,7 +324,7 @@ class Connection:
         include_token_ids: bool = False,
         **options: Unpack[CallOptions],
     ) -> GetSessionResponse:
-        """Describes a session."""
+        """Describes a session; its messages are those of all pages."""
         request = convert.request(
             session_pb2.GetSessionRequest,
             name=name,
@@ -332,6 +332,12 @@ class Connection:
             include_token_ids=include_token_ids,
         )
         response: GetSessionResponse = self._call(self._stubs.session.GetSession, request, options)
+        request.include_token_ids = False
+        while response.next_message_page_token:
+            request.message_page_token = response.next_message_page_token
+            page = self._call(self._stubs.session.GetSession, request, options)
+            response.messages.extend(page.messages)
+            response.next_message_page_token = page.next_message_page_token
         return response
 
     def list_sessions(

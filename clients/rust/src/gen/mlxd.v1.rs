@@ -62,8 +62,8 @@ pub enum ErrorReason {
     SessionWrongModel = 24,
     /// FAILED_PRECONDITION: a chat turn cannot follow raw turns; metadata session.
     SessionNotChat = 25,
-    /// RESOURCE_EXHAUSTED + QuotaFailure: the caller has reached sessions_max;
-    /// metadata limit, value.
+    /// RESOURCE_EXHAUSTED + QuotaFailure: the caller has reached sessions_max,
+    /// session_bytes_max or sessions_bytes_max; metadata limit, value.
     SessionLimit = 26,
     /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
     /// or of all clients is full, or too many connections or files are open;
@@ -2051,6 +2051,12 @@ pub struct GetSessionRequest {
     /// Returns the token ids as well. Default false.
     #[prost(bool, tag = "3")]
     pub include_token_ids: bool,
+    /// Maximum number of messages to return; 0 means as many as fit in an answer.
+    #[prost(uint32, tag = "4")]
+    pub message_page_size: u32,
+    /// The next_message_page_token of the previous page; empty for the first page.
+    #[prost(string, tag = "5")]
+    pub message_page_token: ::prost::alloc::string::String,
 }
 /// Response of GetSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2058,12 +2064,16 @@ pub struct GetSessionResponse {
     /// The session.
     #[prost(message, optional, tag = "1")]
     pub session: ::core::option::Option<Session>,
-    /// Messages of the session, if requested; empty if its last turn was raw.
+    /// One page of the session's messages, oldest first, if requested; empty if its
+    /// last turn was raw.
     #[prost(message, repeated, tag = "2")]
     pub messages: ::prost::alloc::vec::Vec<Message>,
     /// Token ids of the session, if requested.
     #[prost(uint32, repeated, tag = "3")]
     pub token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// Token of the next page of messages; empty on the last page.
+    #[prost(string, tag = "4")]
+    pub next_message_page_token: ::prost::alloc::string::String,
 }
 /// Request of ListSessions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

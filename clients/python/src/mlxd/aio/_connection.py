@@ -323,7 +323,7 @@ class AsyncConnection:
         include_token_ids: bool = False,
         **options: Unpack[CallOptions],
     ) -> GetSessionResponse:
-        """Describes a session."""
+        """Describes a session; its messages are those of all pages."""
         request = convert.request(
             session_pb2.GetSessionRequest,
             name=name,
@@ -333,6 +333,12 @@ class AsyncConnection:
         response: GetSessionResponse = await self._call(
             self._stubs.session.GetSession, request, options
         )
+        request.include_token_ids = False
+        while response.next_message_page_token:
+            request.message_page_token = response.next_message_page_token
+            page = await self._call(self._stubs.session.GetSession, request, options)
+            response.messages.extend(page.messages)
+            response.next_message_page_token = page.next_message_page_token
         return response
 
     async def list_sessions(

@@ -28,24 +28,30 @@ class CreateSessionResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
-    __slots__ = ("name", "include_messages", "include_token_ids")
+    __slots__ = ("name", "include_messages", "include_token_ids", "message_page_size", "message_page_token")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     include_messages: bool
     include_token_ids: bool
-    def __init__(self, name: _Optional[str] = ..., include_messages: bool = ..., include_token_ids: bool = ...) -> None: ...
+    message_page_size: int
+    message_page_token: str
+    def __init__(self, name: _Optional[str] = ..., include_messages: bool = ..., include_token_ids: bool = ..., message_page_size: _Optional[int] = ..., message_page_token: _Optional[str] = ...) -> None: ...
 
 class GetSessionResponse(_message.Message):
-    __slots__ = ("session", "messages", "token_ids")
+    __slots__ = ("session", "messages", "token_ids", "next_message_page_token")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_MESSAGE_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     session: Session
     messages: _containers.RepeatedCompositeFieldContainer[_inference_pb2.Message]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[_inference_pb2.Message, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    next_message_page_token: str
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[_inference_pb2.Message, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_message_page_token: _Optional[str] = ...) -> None: ...
 
 class ListSessionsRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "model")
