@@ -48,6 +48,7 @@ fn feature(feature: Feature) -> i32 {
         Feature::Score => pb::Feature::Score,
         Feature::Sessions => pb::Feature::Sessions,
         Feature::Seed => pb::Feature::Seed,
+        Feature::SystemPrompt => pb::Feature::SystemPrompt,
     };
     feature.into()
 }

@@ -27,12 +27,21 @@ pub enum Feature {
     Score,
     Sessions,
     Seed,
+    SystemPrompt,
 }
 
 impl Feature {
     /// Everything this daemon implements.
-    pub const ALL: [Self; 7] =
-        [Self::Streaming, Self::Chat, Self::Tools, Self::Logprobs, Self::Score, Self::Sessions, Self::Seed];
+    pub const ALL: [Self; 8] = [
+        Self::Streaming,
+        Self::Chat,
+        Self::Tools,
+        Self::Logprobs,
+        Self::Score,
+        Self::Sessions,
+        Self::Seed,
+        Self::SystemPrompt,
+    ];
 }
 
 /// A model's capabilities.
@@ -97,6 +106,7 @@ impl Service {
         let has = |feature: &Feature| match feature {
             Feature::Chat => template.is_some(),
             Feature::Tools => template.is_some_and(ChatTemplate::writes_tools),
+            Feature::SystemPrompt => template.is_some_and(ChatTemplate::writes_system),
             Feature::Streaming | Feature::Logprobs | Feature::Score | Feature::Sessions | Feature::Seed => {
                 true
             }

@@ -196,6 +196,13 @@ def test_errors_become_abstractllms(llm, fake, code, reason, metadata, kind):
         assert isinstance(caught.value.original_exception, mlxd.MlxdError)
 
 
+def test_the_template_says_whether_system_prompts_are_taken(llm, fake):
+    assert llm.get_capabilities()[ModelCapability.SYSTEM_PROMPT] is False
+    fake.features.append(server_pb2.FEATURE_SYSTEM_PROMPT)
+    assert llm.get_capabilities()[ModelCapability.SYSTEM_PROMPT] is True
+
+
+
 def test_a_refused_field_names_its_parameter(llm, fake):
     violation = error_details_pb2.BadRequest.FieldViolation(field="sampling.top_p", description="d")
     bad = error_details_pb2.BadRequest(field_violations=[violation])

@@ -141,6 +141,7 @@ async fn capabilities_describe_the_daemon_and_the_models() {
     let model = daemon.client.capabilities(request).await.unwrap().models.remove(0);
     assert!(model.has_chat_template && model.features.contains(&Feature::Chat.into()));
     assert!(!model.features.contains(&Feature::Tools.into()));
+    assert!(model.features.contains(&Feature::SystemPrompt.into()));
     assert_eq!(model.eos_token_ids, [END]);
     assert_eq!(model.default_sampling.unwrap().max_tokens, 399);
 }

@@ -3,8 +3,8 @@
 use std::fs;
 
 use mlxd_client::v1::{
-    CapabilitiesRequest, ChatInput, CreateSessionRequest, ErrorReason, FinishReason, GenerateRequest,
-    Message, ModelCapabilities, Role, ToolDefinition, generate_request::Input,
+    CapabilitiesRequest, ChatInput, CreateSessionRequest, ErrorReason, Feature, FinishReason,
+    GenerateRequest, Message, ModelCapabilities, Role, ToolDefinition, generate_request::Input,
 };
 use serde_json::{Value, json};
 use tonic::Code;
@@ -71,6 +71,21 @@ async fn what_a_template_would_leave_out_is_refused_with_its_field() {
         let call = error.call().unwrap();
         assert_eq!((call.code, call.reason), (Code::InvalidArgument, ErrorReason::InvalidField));
         assert_eq!(call.field_violations[0].field, field, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn capabilities_say_what_the_template_writes() {
+    let daemon = Daemon::start().await;
+    let refuses =
+        "{{ raise_exception('no system') if messages[0].role == 'system' }}{{ messages[0].content }}";
+    let writes = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}";
+    for (model, template, expected) in [("refuses", refuses, false), ("writes", writes, true)] {
+        add(&daemon, model, &json!(template));
+        let features = capabilities(&daemon, model).await.features;
+        for feature in [Feature::SystemPrompt, Feature::Tools] {
+            assert_eq!(features.contains(&feature.into()), expected, "{model} {feature:?}");
+        }
     }
 }
 

@@ -229,8 +229,8 @@ pub mod generate_request {
     /// turn adds. Required; an input without tokens is EMPTY_PROMPT.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Input {
-        /// Raw text, tokenized with the model's special tokens and without a template.
-        /// At most text_bytes_max bytes.
+        /// Raw text, tokenized with the model's special tokens and without a template;
+        /// in a session it continues the text before. At most text_bytes_max bytes.
         #[prost(string, tag = "2")]
         Prompt(::prost::alloc::string::String),
         /// Token ids, used unchanged.
@@ -249,7 +249,9 @@ pub struct TokenIds {
     #[prost(uint32, repeated, tag = "1")]
     pub ids: ::prost::alloc::vec::Vec<u32>,
 }
-/// The messages of a conversation, or those that a turn adds to it.
+/// The messages of a conversation, or those that a turn adds to it. What the chat
+/// template would leave out (a role, the tools, an argument) is INVALID_FIELD.
+/// Text of users, tools and the system that looks like a control token stays text.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ChatInput {
     /// Messages, oldest first; at least one.
@@ -258,7 +260,8 @@ pub struct ChatInput {
     /// Tools that the model may call, rendered by the chat template.
     #[prost(message, repeated, tag = "2")]
     pub tools: ::prost::alloc::vec::Vec<ToolDefinition>,
-    /// Additional variables for the chat template, such as `enable_thinking`.
+    /// Additional variables for the chat template, such as `enable_thinking`; each
+    /// must be one that it reads.
     #[prost(message, optional, tag = "3")]
     pub template_arguments: ::core::option::Option<::prost_types::Struct>,
 }
@@ -308,7 +311,7 @@ pub struct ToolCall {
     /// Name of the function. Required.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// Arguments as a JSON object; empty for none.
+    /// Arguments as a JSON object; empty or `null` for none.
     #[prost(string, tag = "3")]
     pub arguments_json: ::prost::alloc::string::String,
 }
@@ -786,7 +789,8 @@ pub enum Role {
     Assistant = 3,
     /// The result of a tool call.
     Tool = 4,
-    /// Instructions that some models rank between system and user messages.
+    /// Instructions that some models rank between system and user messages; system
+    /// messages for a chat template that knows only those.
     Developer = 5,
 }
 impl Role {
@@ -1811,6 +1815,8 @@ pub enum Feature {
     Sessions = 6,
     /// Reproducible sampling by seed.
     Seed = 7,
+    /// System messages. Of a model: its chat template renders them.
+    SystemPrompt = 8,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1827,6 +1833,7 @@ impl Feature {
             Self::Score => "FEATURE_SCORE",
             Self::Sessions => "FEATURE_SESSIONS",
             Self::Seed => "FEATURE_SEED",
+            Self::SystemPrompt => "FEATURE_SYSTEM_PROMPT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1840,6 +1847,7 @@ impl Feature {
             "FEATURE_SCORE" => Some(Self::Score),
             "FEATURE_SESSIONS" => Some(Self::Sessions),
             "FEATURE_SEED" => Some(Self::Seed),
+            "FEATURE_SYSTEM_PROMPT" => Some(Self::SystemPrompt),
             _ => None,
         }
     }

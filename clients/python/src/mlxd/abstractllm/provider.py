@@ -20,7 +20,7 @@ from mlxd.abstractllm.errors import PROVIDER, mapped
 from mlxd.abstractllm.messages import Conversation, conversation, is_text_file
 from mlxd.abstractllm.parameters import Parameters, check, merge, plain
 from mlxd.types import GenerateDelta, GenerateOptions, ModelCapabilities
-from mlxd.v1.server_pb2 import FEATURE_CHAT, FEATURE_TOOLS
+from mlxd.v1.server_pb2 import FEATURE_CHAT, FEATURE_SYSTEM_PROMPT, FEATURE_TOOLS
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class MlxdProvider(BaseProvider):
             ModelCapability.STREAMING: True,
             ModelCapability.ASYNC: True,
             ModelCapability.MAX_TOKENS: described.model.context_length,
-            ModelCapability.SYSTEM_PROMPT: chat,
+            ModelCapability.SYSTEM_PROMPT: FEATURE_SYSTEM_PROMPT in described.features,
             ModelCapability.MULTI_TURN: chat,
             ModelCapability.FUNCTION_CALLING: chat,
             ModelCapability.TOOL_USE: chat,

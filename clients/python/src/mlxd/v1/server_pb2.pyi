@@ -22,6 +22,7 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FEATURE_SCORE: _ClassVar[Feature]
     FEATURE_SESSIONS: _ClassVar[Feature]
     FEATURE_SEED: _ClassVar[Feature]
+    FEATURE_SYSTEM_PROMPT: _ClassVar[Feature]
 
 class Modality(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -35,6 +36,7 @@ FEATURE_LOGPROBS: Feature
 FEATURE_SCORE: Feature
 FEATURE_SESSIONS: Feature
 FEATURE_SEED: Feature
+FEATURE_SYSTEM_PROMPT: Feature
 MODALITY_UNSPECIFIED: Modality
 MODALITY_TEXT: Modality
 
