@@ -83,22 +83,28 @@ impl ModelFiles {
 /// Reads the files of a folder that the text modules need. Those that a model does without may be absent.
 ///
 /// # Errors
-/// A file is too large, unreadable or damaged.
+/// A file of the tokenizer is too large, unreadable or damaged.
 pub fn read_text_files(folder: &Path) -> Result<TextFiles, HubError> {
     let json = |name: &str| read_json(&folder.join(name), CONFIG_BYTES_MAX);
-    let text = |name: &str| read_text(&folder.join(name), CONFIG_BYTES_MAX);
     let mut files = TextFiles {
         tokenizer: read_bytes(&folder.join("tokenizer.json"), TOKENIZER_BYTES_MAX)?,
         tokenizer_config: json("tokenizer_config.json")?,
         special_tokens_map: json("special_tokens_map.json")?,
-        chat_template: text("chat_template.jinja")?,
         ..TextFiles::default()
     };
+    files.template_fault = read_templates(folder, &mut files).err().map(|error| error.to_string());
+    Ok(files)
+}
+
+/// Reads the files that only a chat template may be in.
+fn read_templates(folder: &Path, files: &mut TextFiles) -> Result<(), HubError> {
+    let text = |name: &str| read_text(&folder.join(name), CONFIG_BYTES_MAX);
+    files.chat_template = text("chat_template.jinja")?;
     // A model with a template ignores what stands in the older places.
     if files.chat_template.is_some() {
         files.tool_use_template = text("additional_chat_templates/tool_use.jinja")?;
     } else if files.tokenizer_config.as_ref().is_none_or(|config| config["chat_template"].is_null()) {
-        files.chat_template_json = json("chat_template.json")?;
+        files.chat_template_json = read_json(&folder.join("chat_template.json"), CONFIG_BYTES_MAX)?;
     }
-    Ok(files)
+    Ok(())
 }

@@ -17,4 +17,6 @@ pub struct TextFiles {
     pub tool_use_template: Option<String>,
     /// `chat_template.json`.
     pub chat_template_json: Option<Value>,
+    /// What is wrong with one of the last three; chat needs them, raw prompts do not.
+    pub template_fault: Option<String>,
 }

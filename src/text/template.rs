@@ -327,6 +327,9 @@ type Source = (String, String);
 
 /// Returns a model's templates and the name of the file that has them.
 fn sources(files: &TextFiles) -> Result<(&'static str, Vec<Source>), TextError> {
+    if let Some(why) = &files.template_fault {
+        return Err(TextError::Invalid { file: "the chat template", why: why.clone() });
+    }
     if let Some(source) = &files.chat_template {
         let default = (DEFAULT.to_owned(), source.clone());
         let tool_use = files.tool_use_template.clone().map(|source| (TOOL_USE.to_owned(), source));

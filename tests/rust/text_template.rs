@@ -301,6 +301,7 @@ fn damaged_templates_are_errors_that_name_the_file() {
         ("tokenizer_config.json", json!({"chat_template": []})),
         ("tokenizer_config.json", json!({"chat_template": ""})),
         ("tokenizer_config.json", json!("{\"chat_template\": ")),
+        ("chat_template.json", json!("{\"chat_template\": ")),
     ] {
         let error = template(&[(file, content)]).unwrap_err().to_string();
         assert!(error.contains(file), "{error}");

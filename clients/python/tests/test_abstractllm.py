@@ -202,7 +202,6 @@ def test_the_template_says_whether_system_prompts_are_taken(llm, fake):
     assert llm.get_capabilities()[ModelCapability.SYSTEM_PROMPT] is True
 
 
-
 def test_a_refused_field_names_its_parameter(llm, fake):
     violation = error_details_pb2.BadRequest.FieldViolation(field="sampling.top_p", description="d")
     bad = error_details_pb2.BadRequest(field_violations=[violation])

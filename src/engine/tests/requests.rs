@@ -26,6 +26,26 @@ fn output_in_a_crowd_equals_output_alone() {
 }
 
 #[test]
+fn output_goes_on_from_the_text_of_a_raw_prompt() {
+    let mut bench = Bench::new();
+    let prompt = prompt(1, 20);
+    let (mut work, mut events) = bench.work(&prompt, 5);
+    work.detokenizer = bench.tokenizer.detokenizer_after(&prompt);
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.run();
+    let (mut output, mut tokens) = (String::new(), prompt.clone());
+    while let Ok(event) = events.try_recv() {
+        if let GenerateEvent::Delta(delta) = event {
+            output.push_str(&delta.text);
+            tokens.extend(delta.tokens);
+        }
+    }
+    let text = |tokens: &[u32]| bench.tokenizer.decode(tokens).unwrap();
+    assert!(output.starts_with(' '), "{output:?}");
+    assert_eq!(text(&prompt) + &output, text(&tokens));
+}
+
+#[test]
 fn a_sequence_moves_to_a_larger_slot_when_it_outgrows_its_own() {
     let mut bench = Bench::new();
     let events = bench.submit(&[1, 2, 3], 1500);

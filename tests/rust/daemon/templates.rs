@@ -36,6 +36,12 @@ async fn capabilities(daemon: &Daemon, model: &str) -> ModelCapabilities {
 #[tokio::test]
 async fn a_damaged_template_is_a_fault_of_chat_only() {
     let daemon = Daemon::start().await;
+    add(&daemon, "cut", &Value::Null);
+    let cut = daemon.folder.path().join("models/cut/chat_template.json");
+    fs::write(cut, "{\"chat_template\": ").unwrap();
+    daemon.client.generate(to("cut", prompt("a"))).await.unwrap();
+    let error = daemon.client.generate(to("cut", chat("a"))).await.unwrap_err();
+    assert!(error.to_string().contains("chat_template.json"), "{error}");
     let named = json!([{"name": "rag", "template": "a"}, {"name": "tool_use", "template": "b"}]);
     for (index, template) in [json!("{% if %}"), json!(""), json!(7), named].iter().enumerate() {
         let model = format!("odd{index}");
