@@ -5,6 +5,7 @@
 //! A failing seed names itself: `MLXD_SIM_SEED=<seed> cargo test --release --lib sim` runs it alone.
 
 mod invariants;
+mod random;
 mod request;
 mod world;
 

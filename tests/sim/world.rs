@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::random::Random;
 use super::request::{Inbox, Request, Turn};
 use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
@@ -28,32 +29,6 @@ const PRINCIPALS: u64 = 2;
 const POISON: u32 = 999;
 /// Ticks within which a drained world comes to rest.
 const REST_TICKS: u32 = 20_000;
-
-/// Random numbers of a seed (splitmix64).
-pub(super) struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn small(&mut self, end: u64) -> u32 {
-        u32::try_from(self.below(end)).unwrap()
-    }
-
-    /// Returns true once in `times` times.
-    fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
 
 pub(super) struct World {
     pub(super) engine: Engine<Fake>,
