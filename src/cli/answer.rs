@@ -4,20 +4,23 @@ use std::io;
 
 use clap::{Args, ValueEnum};
 use mlxd_client::v1::{
-    CreateSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, Priority, SamplingOptions,
-    Session, StoppingOptions, stream_generate_response::Event,
+    CapabilitiesRequest, CreateSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest,
+    Priority, SamplingOptions, Session, StoppingOptions, stream_generate_response::Event,
 };
 use mlxd_client::{Client, ErrorReason};
 
 use super::connect::choose_model;
-use super::failure::Result;
+use super::failure::{Failure, Result};
 use super::out;
+
+/// Temperature for models whose files name none: AbstractLLM's.
+const TEMPERATURE: f32 = 0.7;
 
 /// Sampling and stopping options; an unset one is the model's default.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
-    /// Softmax temperature, 0 to 100; 0 is greedy
+    /// Softmax temperature, 0 to 100; 0 is greedy [default: the model's, 0.7 if its files name none]
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
     /// Nucleus sampling: keep the most likely tokens whose probabilities sum to at least P, 0 to 1
@@ -55,6 +58,18 @@ enum Class {
 }
 
 impl SamplingArgs {
+    /// Sets the temperature for a model whose files name none, unless one is given. The API's default is
+    /// greedy, with which small models repeat themselves to the limit.
+    pub(crate) async fn settle(&mut self, client: &Client, model: &str) -> Result<()> {
+        if self.temperature.is_none() {
+            let request = CapabilitiesRequest { models: vec![model.to_owned()] };
+            let models = client.capabilities(request).await?.models;
+            let own = models.first().and_then(|model| model.default_sampling).unwrap_or_default();
+            self.temperature = (own.temperature <= 0.0).then_some(TEMPERATURE);
+        }
+        Ok(())
+    }
+
     /// Copies the options into `request`.
     pub(crate) fn apply(&self, request: &mut GenerateRequest) {
         let Self { temperature, top_p, top_k, min_p, seed, max_tokens, ref stop, priority } = *self;
@@ -73,15 +88,26 @@ impl SamplingArgs {
 }
 
 /// Returns the session `name`; creates it, bound to `model` or the only resident one, if it does not exist.
+/// One that is bound to another model is refused.
 pub(crate) async fn open_session(client: &Client, name: &str, model: Option<&str>) -> Result<Session> {
     let get =
         || client.get_session(GetSessionRequest { name: name.to_owned(), ..GetSessionRequest::default() });
     match get().await {
-        Ok(found) => return Ok(found.session.unwrap_or_default()),
+        Ok(found) => return bound_to(found.session.unwrap_or_default(), model),
         Err(error) if error.reason() == ErrorReason::SessionNotFound => {}
         Err(error) => return Err(error.into()),
     }
     create_session(client, name, model).await
+}
+
+fn bound_to(session: Session, model: Option<&str>) -> Result<Session> {
+    match model {
+        Some(asked) if asked != session.model => Err(Failure::Usage(format!(
+            "the session {} is bound to {}: omit -m, or use another --session",
+            session.name, session.model
+        ))),
+        Some(_) | None => Ok(session),
+    }
 }
 
 /// Creates a session; for an empty `name` the daemon chooses one.

@@ -2,13 +2,14 @@
 //! editing on a terminal; in a pipe each line is a turn.
 
 use std::io::{self, BufRead as _, IsTerminal as _};
+use std::time::Duration;
 
 use clap::Args;
-use mlxd_client::Client;
 use mlxd_client::v1::{
     DeleteSessionRequest, ForkSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, Message,
     TruncateSessionRequest, truncate_session_request,
 };
+use mlxd_client::{Client, Request};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use tokio::runtime::Runtime;
@@ -34,6 +35,9 @@ const HELP: &str = "\
 /stats       show the speed of the last answer and the size of the session
 /exit        quit, like Ctrl-D; Ctrl-C stops an answer
 ";
+
+/// Longest wait for the session to be deleted at the end, lest a daemon that stands still hold the program.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Chat with a model.
 #[derive(Args, Debug)]
@@ -85,19 +89,22 @@ enum Lines {
 
 /// Runs the command.
 pub(crate) fn run(runtime: &Runtime, args: ChatArgs) -> Result<()> {
-    let ChatArgs { model, session, system, sampling, connect } = args;
+    let ChatArgs { model, session, system, mut sampling, connect } = args;
     let client = runtime.block_on(connect.connect())?;
     let opened = runtime.block_on(async {
-        match &session {
-            Some(name) => open_session(&client, name, model.as_deref()).await,
-            None => create_session(&client, "", model.as_deref()).await,
-        }
+        let opened = match &session {
+            Some(name) => open_session(&client, name, model.as_deref()).await?,
+            None => create_session(&client, "", model.as_deref()).await?,
+        };
+        sampling.settle(&client, &opened.model).await?;
+        Result::Ok(opened)
     })?;
     let turns = u32::try_from(opened.turns.len()).unwrap_or(u32::MAX);
     let mut chat = Chat { client, session: opened.name, turns, system, sampling, last: None };
     let outcome = converse(runtime, &mut chat, &opened.model);
     if session.is_none() {
-        let request = DeleteSessionRequest { name: chat.session };
+        let mut request = Request::new(DeleteSessionRequest { name: chat.session });
+        request.set_timeout(DELETE_TIMEOUT);
         // Best effort: a session that stays behind expires by its ttl.
         _ = runtime.block_on(chat.client.delete_session(request));
     }

@@ -98,6 +98,9 @@ fn hint(error: &Error) -> Option<String> {
     if matches!(error, Error::Connect { .. }) {
         return Some("start a daemon with `mlxd serve`, or give another address with --address".into());
     }
+    if matches!(error, Error::Disconnected { .. }) {
+        return Some("if the daemon has ended, so have its sessions; `mlxd serve` starts another".into());
+    }
     let text = match error.reason() {
         ErrorReason::ModelNotFound => "`mlxd ps --all` lists the available models",
         ErrorReason::ModelNotLoaded => "`mlxd load MODEL` makes it resident",

@@ -1,6 +1,9 @@
 //! `mlxd generate`: generates one answer.
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 
 use clap::Args;
 use mlxd_client::Client;
@@ -15,7 +18,8 @@ const EXAMPLES: &str = "\
 Examples:
   mlxd generate \"What is the capital of France?\"
   mlxd generate -m SmolLM2-135M-Instruct --raw --max-tokens 20 \"Once upon a time\"
-  git diff | mlxd generate --system \"Write a commit message.\" -
+  git diff | mlxd generate --system \"Write a commit message.\"
+  mlxd generate \"Summarize this:\" < notes.txt
   mlxd generate --session trip \"Name a city.\" && mlxd generate --session trip \"And its river?\"
   mlxd generate --json \"Hi\" | jq .usage";
 
@@ -23,7 +27,7 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GenerateArgs {
-    /// Prompt; `-`, or none when stdin is a pipe, reads it from stdin
+    /// Prompt. The text of a pipe or file on stdin follows it; with `-`, or without a prompt, it is all
     prompt: Option<String>,
     /// Model to use [default: the session's, else the only resident one]
     #[arg(short, long, value_name = "MODEL")]
@@ -50,10 +54,10 @@ pub(crate) struct GenerateArgs {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: GenerateArgs) -> Result<()> {
+pub(crate) async fn run(mut args: GenerateArgs) -> Result<()> {
     let prompt = read_prompt(args.prompt.as_deref())?;
     let client = args.connect.connect().await?;
-    let request = request(&client, &args, prompt).await?;
+    let request = request(&client, &mut args, prompt).await?;
 
     let (usage, timings) = if args.json {
         let response = client.generate(request).await?;
@@ -70,38 +74,56 @@ pub(crate) async fn run(args: GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-async fn request(client: &Client, args: &GenerateArgs, prompt: String) -> Result<GenerateRequest> {
+async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Result<GenerateRequest> {
     let mut request = if args.raw {
         GenerateRequest::prompt(prompt)
     } else {
         let system = args.system.as_ref().map(Message::system);
         GenerateRequest::messages(system.into_iter().chain([Message::user(prompt)]))
     };
-    args.sampling.apply(&mut request);
     if let Some(name) = &args.session {
-        open_session(client, name, args.model.as_deref()).await?;
+        request.model = open_session(client, name, args.model.as_deref()).await?.model;
         request.session.clone_from(name);
-        // The daemon refuses a model that is not the session's.
-        request.model = args.model.clone().unwrap_or_default();
     } else {
         request.model = choose_model(client, args.model.as_deref()).await?;
     }
+    args.sampling.settle(client, &request.model).await?;
+    args.sampling.apply(&mut request);
     Ok(request)
 }
 
+/// Returns the prompt: the one given, what stdin holds, or both.
 fn read_prompt(given: Option<&str>) -> Result<String> {
-    let mut stdin = io::stdin();
-    match given {
-        Some("-") => {}
-        Some(prompt) => return Ok(prompt.to_owned()),
-        None if stdin.is_terminal() => {
+    let prompt = match given {
+        None if io::stdin().is_terminal() => {
             return Err(Failure::Usage("a prompt is required; `-` reads it from stdin".into()));
         }
-        None => {}
+        None | Some("-") => read_stdin()?,
+        Some(prompt) if !stdin_has_text()? => prompt.to_owned(),
+        Some(prompt) => format!("{prompt}\n\n{}", read_stdin()?),
+    };
+    if prompt.is_empty() {
+        return Err(Failure::Usage("the prompt is empty".into()));
     }
-    let mut prompt = String::new();
-    stdin.read_to_string(&mut prompt)?;
-    // Only the final line end, which every text file has, is not part of the prompt.
-    prompt.truncate(prompt.strip_suffix('\n').unwrap_or(&prompt).len());
     Ok(prompt)
+}
+
+/// Tells whether stdin is a pipe or a file. Anything else, such as the socket or the null device that a
+/// service manager gives to its programs, is left unread.
+fn stdin_has_text() -> io::Result<bool> {
+    let kind = File::from(io::stdin().as_fd().try_clone_to_owned()?).metadata()?.file_type();
+    Ok(kind.is_fifo() || kind.is_file())
+}
+
+/// Reads stdin to its end.
+fn read_stdin() -> Result<String> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text)?;
+    if text.is_empty() {
+        // A command before the pipe failed, or the wrong file was named: nobody wants an answer to nothing.
+        return Err(Failure::Usage("stdin is empty; `< /dev/null` leaves it aside".into()));
+    }
+    // Only the final line end, which every text file has, is not part of the prompt.
+    text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
+    Ok(text)
 }

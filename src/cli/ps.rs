@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use mlxd_client::v1::{GetStatsRequest, GetStatsResponse, ModelInfo, Session};
 
-use super::connect::ConnectArgs;
+use super::connect::{ConnectArgs, NO_MODELS};
 use super::failure::Result;
 use super::{format, json, out};
 
@@ -45,13 +45,15 @@ pub(crate) async fn run(args: PsArgs) -> Result<()> {
         }))?;
         return Ok(());
     }
-    let page = page(&models, &sessions, &stats);
+    let page = page(&models, args.all, &sessions, &stats);
     out::data(&page)?;
     Ok(())
 }
 
-fn page(models: &[ModelInfo], sessions: &[Session], stats: &GetStatsResponse) -> String {
-    let mut page = if models.is_empty() {
+fn page(models: &[ModelInfo], all: bool, sessions: &[Session], stats: &GetStatsResponse) -> String {
+    let mut page = if models.is_empty() && all {
+        format!("{NO_MODELS}\n")
+    } else if models.is_empty() {
         "no model is resident; `mlxd load MODEL` loads one, `mlxd ps --all` lists those on disk\n".to_owned()
     } else {
         let header = ["MODEL", "STATE", "PARAMETERS", "STORED AS", "COMPUTES IN", "WEIGHTS", "KV", "RUNNING"];
@@ -86,7 +88,7 @@ fn model_row(info: &ModelInfo) -> Vec<String> {
         text(&info.stored_as),
         text(&info.computes_in),
         bytes(info.weight_bytes),
-        bytes(info.kv_slab_bytes),
+        bytes(info.kv_slab_bytes + info.kv_idle_bytes),
         format!("{}{waiting}", info.running_sequences),
     ]
 }
@@ -103,7 +105,8 @@ fn session_row(session: &Session) -> Vec<String> {
 
 fn summary(stats: &GetStatsResponse) -> String {
     let memory = stats.memory.unwrap_or_default();
-    let used = memory.weight_bytes + memory.kv_slab_bytes;
+    // Parked caches lie outside the slabs.
+    let kv_bytes = memory.kv_slab_bytes + memory.kv_idle_bytes;
     let process = if memory.process_resident_bytes == 0 {
         String::new()
     } else {
@@ -111,12 +114,12 @@ fn summary(stats: &GetStatsResponse) -> String {
     };
     let uptime = Duration::from_secs_f64(format::seconds(stats.uptime.as_ref()).max(0.0));
     format!(
-        "memory: {} of {} (weights {}, KV {}, of it {} idle){process}\nup {}: {} requests, {} tokens \
+        "memory: {} of {} (weights {}, KV {}, of it {} parked){process}\nup {}: {} requests, {} tokens \
          generated, {} prefilled, {} found in the cache; {} running, {} waiting\n",
-        format::bytes(used),
+        format::bytes(memory.weight_bytes + kv_bytes),
         format::bytes(memory.budget_bytes),
         format::bytes(memory.weight_bytes),
-        format::bytes(memory.kv_slab_bytes),
+        format::bytes(kv_bytes),
         format::bytes(memory.kv_idle_bytes),
         format::duration(uptime),
         stats.requests_total,

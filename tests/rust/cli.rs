@@ -5,7 +5,10 @@
 #[path = "../../clients/rust/tests/fake/mod.rs"]
 mod fake;
 
-use std::io::{Read as _, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use fake::FakeDaemon;
@@ -254,21 +257,202 @@ async fn chat_in_a_pipe_stops_at_the_first_failure() {
 #[tokio::test(flavor = "multi_thread")]
 async fn output_that_cannot_be_written_is_an_error_and_a_note_is_not() {
     let fake = FakeDaemon::start();
-    let gone = || {
-        let (reader, writer) = std::io::pipe().expect("a pipe");
-        drop(reader);
-        writer
-    };
-    let output = mlxd(&fake, &["generate", "--stats", "Hi"]).stderr(gone()).output().expect("mlxd runs");
+    let output =
+        mlxd(&fake, &["generate", "--stats", "Hi"]).stderr(closed_pipe()).output().expect("mlxd runs");
     assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "You said: Hi\n"));
     for arguments in [&["generate", "Hi"][..], &["generate", "--json", "Hi"], &["ps"], &["ps", "--json"]] {
-        let output = mlxd(&fake, arguments).stdout(gone()).output().expect("mlxd runs");
+        let output = mlxd(&fake, arguments).stdout(closed_pipe()).output().expect("mlxd runs");
         assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(1), ""), "{arguments:?}");
-        let both = mlxd(&fake, arguments).stdout(gone()).stderr(gone()).status().expect("mlxd runs");
+        let both =
+            mlxd(&fake, arguments).stdout(closed_pipe()).stderr(closed_pipe()).status().expect("mlxd runs");
         assert_eq!(both.code(), Some(1), "{arguments:?}");
     }
-    let usage = mlxd(&fake, &["generate", "--no-such-flag"]).stderr(gone()).status().expect("mlxd runs");
+    let usage =
+        mlxd(&fake, &["generate", "--no-such-flag"]).stderr(closed_pipe()).status().expect("mlxd runs");
     assert_eq!(usage.code(), Some(2));
-    let help = mlxd(&fake, &["--help"]).stdout(gone()).status().expect("mlxd runs");
+    let help = mlxd(&fake, &["--help"]).stdout(closed_pipe()).status().expect("mlxd runs");
     assert_eq!(help.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_text_of_a_pipe_or_a_file_follows_the_prompt() {
+    let fake = FakeDaemon::start();
+    let output = run_with_input(&fake, &["generate", "Summarize this:"], "one\ntwo\n");
+    assert_eq!(stdout(&output), "You said: Summarize this:\n\none\ntwo\n", "{}", stderr(&output));
+
+    let notes = fake.folder().join("notes.txt");
+    std::fs::write(&notes, "three\n").unwrap();
+    let mut command = mlxd(&fake, &["generate", "Summarize this:"]);
+    let output = command.stdin(File::open(&notes).unwrap()).output().expect("mlxd runs");
+    assert_eq!(stdout(&output), "You said: Summarize this:\n\nthree\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_pipe_or_prompt_is_an_error_and_asks_nothing() {
+    let fake = FakeDaemon::start();
+    for arguments in [&["generate"][..], &["generate", "-"], &["generate", "Summarize this:"]] {
+        let output = run_with_input(&fake, arguments, "");
+        assert!(stderr(&output).starts_with("error: stdin is empty"), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+    let output = run(&fake, &["generate", ""]);
+    assert_eq!((stderr(&output).as_str(), output.status.code()), ("error: the prompt is empty\n", Some(2)));
+    assert!(fake.state().generations.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_temperature_is_the_one_given_else_the_models_else_seven_tenths() {
+    let fake = FakeDaemon::start();
+    let sent = || fake.state().generations.last().unwrap().sampling.as_ref().unwrap().temperature;
+    for command in [&["generate", "hi"][..], &["generate", "--session", "a", "hi"]] {
+        run(&fake, command);
+        assert_eq!(sent(), Some(0.7));
+    }
+    run_with_input(&fake, &["chat"], "hi\n");
+    assert_eq!(sent(), Some(0.7));
+    run(&fake, &["generate", "--temperature", "0", "hi"]);
+    assert_eq!(sent(), Some(0.0));
+    fake.state().temperature = 0.3;
+    run(&fake, &["generate", "hi"]);
+    assert_eq!(sent(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_another_model_is_refused() {
+    let fake = FakeDaemon::start();
+    run(&fake, &["generate", "--session", "trip", "hi"]);
+    for arguments in [
+        &["generate", "-m", "owner/large", "--session", "trip", "hi"][..],
+        &["chat", "-m", "owner/large", "--session", "trip"],
+    ] {
+        let output = run(&fake, arguments);
+        let line = "error: the session trip is bound to tiny: omit -m, or use another --session\n";
+        assert_eq!((stderr(&output).as_str(), output.status.code()), (line, Some(2)));
+    }
+    assert_eq!(fake.state().generations.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_lost_in_the_middle_of_a_chat_is_named() {
+    let fake = FakeDaemon::start();
+    let wire = fake.wire();
+    let mut command = mlxd(&fake, &["chat"]);
+    command.env("MLXD_ADDRESS", wire.socket());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("mlxd starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let mut answers = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut answer = String::new();
+    stdin.write_all(b"one\n").expect("input is written");
+    answers.read_line(&mut answer).expect("an answer");
+    assert_eq!(answer, "You said: one\n");
+    wire.cut().await;
+    stdin.write_all(b"two\n").expect("input is written");
+    assert_lost(child);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_lost_in_the_middle_of_an_answer_is_named() {
+    let fake = FakeDaemon::start();
+    let wire = fake.wire();
+    let mut command = mlxd(&fake, &["generate", "hang"]);
+    command.env("MLXD_ADDRESS", wire.socket()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("mlxd starts");
+    let mut first = [0; 4];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("the first delta");
+    wire.cut().await;
+    assert_lost(child);
+}
+
+fn assert_lost(child: Child) {
+    let output = child.wait_with_output().expect("mlxd ends");
+    let lines = stderr(&output);
+    assert!(lines.starts_with("error: the connection to the daemon is lost: "), "{lines}");
+    assert!(lines.contains("hint: ") && lines.contains("`mlxd serve`"), "{lines}");
+    assert!(!lines.contains("h2"), "{lines}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_to_a_daemon_that_stands_still_ends_at_its_timeout() {
+    let fake = FakeDaemon::start();
+    let socket = fake.folder().join("silent");
+    let _silent = UnixListener::bind(&socket).unwrap();
+    let address = socket.to_str().unwrap();
+    let output = run(&fake, &["ps", "--timeout", "0.1", "--address", address]);
+    assert!(stderr(&output).contains("(DEADLINE)"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(run(&fake, &["ps", "--timeout", "-1"]).status.code(), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_model_is_the_hints_say_how_to_get_one() {
+    let fake = FakeDaemon::start();
+    fake.state().models.remove("tiny");
+    let output = run(&fake, &["generate", "hi"]);
+    assert_eq!(stderr(&output), "error: no model is resident; name one with -m: owner/large\n");
+    fake.state().models.clear();
+    for arguments in [&["generate", "hi"][..], &["chat"], &["bench"]] {
+        let output = run(&fake, arguments);
+        assert!(stderr(&output).contains("`mlxd serve --model-root DIR`"), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("mlxd ps"), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(2));
+    }
+    let shown = stdout(&run(&fake, &["ps", "--all"]));
+    assert!(shown.starts_with("the daemon finds no model: "), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bench_finds_a_path_that_cannot_be_written_before_the_run() {
+    let fake = FakeDaemon::start();
+    for option in ["--svg", "--json"] {
+        let output = run(&fake, &["bench", option, "/nonexistent/sweep"]);
+        assert!(stderr(&output).contains("/nonexistent/sweep: No such file"), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(1));
+    }
+    assert!(fake.state().generations.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_that_cannot_be_written_is_an_error_and_no_panic() {
+    let fake = FakeDaemon::start();
+    let commands = [
+        &["generate", "hi"][..],
+        &["generate", "--json", "--stats", "hi"],
+        &["generate", "overflow"],
+        &["ps"],
+        &["ps", "--json"],
+        &["load", "owner/large"],
+        &["load", "owner/large", "--dry-run"],
+        &["unload", "owner/large"],
+        &["bench", "-m", "tiny", "--concurrency", "1", "--requests", "1", "--warmup", "0"],
+        &["--help"],
+        &["--version"],
+        &["fly"],
+    ];
+    for arguments in commands {
+        for (what, output) in [("a closed pipe", closed_pipe as fn() -> Stdio), ("a full disk", full_disk)] {
+            let mut command = mlxd(&fake, arguments);
+            let status = command.stdout(output()).stderr(output()).status().expect("mlxd runs");
+            let code = status.code().expect("an exit, no signal");
+            assert!(code <= 2, "{arguments:?} into {what} ended with {code}");
+        }
+    }
+    if Path::new("/dev/full").exists() {
+        let output = mlxd(&fake, &["generate", "hi"]).stdout(full_disk()).output().expect("mlxd runs");
+        assert!(stderr(&output).starts_with("error: No space left on device"), "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
+
+/// An output whose reader has left.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+/// An output without room, on systems that have such a device.
+fn full_disk() -> Stdio {
+    File::options().write(true).open("/dev/full").map_or_else(|_| Stdio::null(), Stdio::from)
 }

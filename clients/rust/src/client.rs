@@ -1,19 +1,17 @@
 //! One connection to a daemon and a method for every RPC. A method takes the message itself, or a
 //! [`tonic::Request`] around it for a deadline or further metadata.
 
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher as _;
 use std::path::Path;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{IntoRequest, Request, Response, Status};
+use tonic::{IntoRequest, Request};
 
 use crate::address::{Address, default_address};
+use crate::call::{Call, TIMEOUT_HEADER};
 use crate::error::{Error, Result};
 use crate::stream::{GenerateStream, LoadStream};
 use crate::v1::inference_service_client::InferenceServiceClient;
@@ -33,6 +31,9 @@ use crate::v1::{
 /// 64 MiB hold 20 alternatives for each of about 150,000 tokens.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// Longest timeout of a connection's calls; a longer one is this one. A year: no call lasts as long.
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Time to wait for a connection; a socket of this machine answers at once or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,13 +42,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct BearerToken(String);
 
 impl BearerToken {
-    /// Wraps a token, as it is in the daemon's token file.
+    /// Wraps a token; white space around it, such as a file's last line end, is not part of it.
     #[must_use]
-    pub fn new(token: impl Into<String>) -> Self {
-        Self(token.into())
+    pub fn new(token: &str) -> Self {
+        Self(token.trim().to_owned())
     }
 
-    /// Reads a token file and trims the white space around the token.
+    /// Reads a token file, as [`BearerToken::new`].
     ///
     /// # Errors
     /// The file cannot be read.
@@ -56,7 +57,7 @@ impl BearerToken {
             option: "token file",
             why: format!("{}: {error}", path.display()),
         })?;
-        Ok(Self(token.trim().to_owned()))
+        Ok(Self::new(&token))
     }
 }
 
@@ -75,6 +76,9 @@ pub struct ConnectOptions {
     pub token: Option<BearerToken>,
     /// Names this client among those of the same principal, for fairness; the connection if unset.
     pub client_name: Option<String>,
+    /// Deadline of each call that sets none of its own with [`Request::set_timeout`], all its requests
+    /// and its whole stream included; none if unset.
+    pub timeout: Option<Duration>,
 }
 
 /// A connection to a daemon. Clones share it; calls run concurrently.
@@ -83,6 +87,7 @@ pub struct Client {
     channel: Channel,
     address: Address,
     metadata: MetadataMap,
+    timeout: Option<Duration>,
 }
 
 /// Defines methods for unary RPCs; `via field` takes the one field out of the response.
@@ -94,10 +99,10 @@ macro_rules! unary {
             /// # Errors
             /// The call failed; [`Error::reason`] tells why.
             pub async fn $method(&self, request: impl IntoRequest<$request>) -> Result<$response> {
-                let (request, request_id) = self.prepare(request);
-                let answer = self.$service().$method(request).await;
-                let response = answer.map_err(|status| Error::from_status(&status, &request_id))?.into_inner();
+                let (request, call) = self.prepare(request);
+                let response = call.answer(self.$service().$method(request)).await?.into_inner();
                 $(
+                    let request_id = call.request_id;
                     let response = response
                         .$field
                         .ok_or(Error::Incomplete { missing: stringify!($field), request_id })?;
@@ -131,7 +136,7 @@ impl Client {
     /// # Errors
     /// An option is invalid, or no daemon answers.
     pub async fn connect_with(options: ConnectOptions) -> Result<Self> {
-        let ConnectOptions { address, token, client_name } = options;
+        let ConnectOptions { address, token, client_name, timeout } = options;
         let address = address.map_or_else(default_address, Ok)?;
         let mut metadata = MetadataMap::new();
         if let Some(BearerToken(token)) = token {
@@ -149,7 +154,8 @@ impl Client {
             .connect()
             .await
             .map_err(|source| Error::Connect { address: address.to_string(), source })?;
-        Ok(Self { channel, address, metadata })
+        let timeout = timeout.map(|timeout| timeout.min(TIMEOUT_MAX));
+        Ok(Self { channel, address, metadata, timeout })
     }
 
     /// The daemon's address.
@@ -197,10 +203,10 @@ impl Client {
         &self,
         request: impl IntoRequest<GenerateRequest>,
     ) -> Result<GenerateStream> {
-        let (request, request_id) = self.prepare(request);
-        let answer = self.inference().stream_generate(request).await;
-        let (stream, request_id) = opened(answer, request_id)?;
-        Ok(GenerateStream::new(stream, request_id))
+        let (request, call) = self.prepare(request);
+        let answer = call.answer(self.inference().stream_generate(request)).await?;
+        let call = call.accepted(answer.metadata());
+        Ok(GenerateStream::new(answer.into_inner(), call))
     }
 
     /// Loads a model and streams its progress.
@@ -208,10 +214,10 @@ impl Client {
     /// # Errors
     /// The request was refused; later failures come out of the stream.
     pub async fn load_model(&self, request: impl IntoRequest<LoadModelRequest>) -> Result<LoadStream> {
-        let (request, request_id) = self.prepare(request);
-        let answer = self.models().load_model(request).await;
-        let (stream, request_id) = opened(answer, request_id)?;
-        Ok(LoadStream::new(stream, request_id))
+        let (request, call) = self.prepare(request);
+        let answer = call.answer(self.models().load_model(request)).await?;
+        let call = call.accepted(answer.metadata());
+        Ok(LoadStream::new(answer.into_inner(), call))
     }
 
     /// Lists all models, reading every page.
@@ -220,9 +226,10 @@ impl Client {
     /// As [`Client::list_models`].
     pub async fn list_all_models(&self, resident_only: bool) -> Result<Vec<ModelInfo>> {
         let mut request = ListModelsRequest { resident_only, ..ListModelsRequest::default() };
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut models = Vec::new();
         loop {
-            let page = self.list_models(request.clone()).await?;
+            let page = self.list_models(within(deadline, request.clone())).await?;
             models.extend(page.models);
             if page.next_page_token.is_empty() {
                 return Ok(models);
@@ -237,9 +244,10 @@ impl Client {
     /// As [`Client::list_sessions`].
     pub async fn list_all_sessions(&self) -> Result<Vec<Session>> {
         let mut request = ListSessionsRequest::default();
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut sessions = Vec::new();
         loop {
-            let page = self.list_sessions(request.clone()).await?;
+            let page = self.list_sessions(within(deadline, request.clone())).await?;
             sessions.extend(page.sessions);
             if page.next_page_token.is_empty() {
                 return Ok(sessions);
@@ -255,9 +263,10 @@ impl Client {
     pub async fn session_messages(&self, name: &str) -> Result<Vec<Message>> {
         let mut request =
             GetSessionRequest { name: name.to_owned(), include_messages: true, ..Default::default() };
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut messages = Vec::new();
         loop {
-            let page = self.get_session(request.clone()).await?;
+            let page = self.get_session(within(deadline, request.clone())).await?;
             messages.extend(page.messages);
             if page.next_message_page_token.is_empty() {
                 return Ok(messages);
@@ -266,24 +275,23 @@ impl Client {
         }
     }
 
-    /// Adds the connection's metadata and a request id, unless the caller set their own.
-    fn prepare<T>(&self, request: impl IntoRequest<T>) -> (Request<T>, String) {
+    /// Adds the connection's metadata, its timeout and a request id, unless the caller set their own.
+    fn prepare<T>(&self, request: impl IntoRequest<T>) -> (Request<T>, Call) {
         let mut request = request.into_request();
-        let metadata = request.metadata_mut();
         for name in ["authorization", "x-mlxd-client"] {
             if let Some(value) = self.metadata.get(name)
-                && !metadata.contains_key(name)
+                && !request.metadata().contains_key(name)
             {
-                metadata.insert(name, value.clone());
+                request.metadata_mut().insert(name, value.clone());
             }
         }
-        if let Some(id) = metadata.get("x-request-id").and_then(|value| value.to_str().ok()) {
-            let id = id.to_owned();
-            return (request, id);
+        if let Some(timeout) = self.timeout
+            && !request.metadata().contains_key(TIMEOUT_HEADER)
+        {
+            request.set_timeout(timeout);
         }
-        let (id, value) = next_request_id();
-        metadata.insert("x-request-id", value);
-        (request, id)
+        let call = Call::new(request.metadata_mut());
+        (request, call)
     }
 
     fn inference(&self) -> InferenceServiceClient<Channel> {
@@ -303,27 +311,16 @@ impl Client {
     }
 }
 
-/// Returns the stream of an accepted call, and the daemon's request id for it.
-fn opened<S>(answer: Result<Response<S>, Status>, sent_id: String) -> Result<(S, String)> {
-    let response = answer.map_err(|status| Error::from_status(&status, &sent_id))?;
-    let answered_id = response.metadata().get("x-request-id").and_then(|value| value.to_str().ok());
-    let request_id = answered_id.map_or(sent_id, str::to_owned);
-    Ok((response.into_inner(), request_id))
+/// Wraps a message in a request that ends with the deadline.
+fn within<T>(deadline: Option<Instant>, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(deadline) = deadline {
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+    request
 }
 
 fn header(option: &'static str, text: &str) -> Result<MetadataValue<Ascii>> {
     text.parse()
         .map_err(|_| Error::InvalidOption { option, why: "has characters that a header cannot carry".into() })
-}
-
-/// Returns an id that is unique on this machine with near certainty: 64 random bits for the process
-/// and a counter.
-fn next_request_id() -> (String, MetadataValue<Ascii>) {
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let id = format!("{:016x}-{count}", *PROCESS);
-    // Hexadecimal digits are always a valid header; the fallback is a number, which is valid by type.
-    let value = id.parse().unwrap_or_else(|_| MetadataValue::from(count));
-    (id, value)
 }

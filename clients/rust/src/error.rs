@@ -2,10 +2,11 @@
 //! transport failures have none.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 
 use crate::v1::ErrorReason;
@@ -39,6 +40,12 @@ pub enum Error {
         /// The transport's error.
         source: tonic::transport::Error,
     },
+    /// The connection broke during the call; the daemon may have ended.
+    #[error("the connection to the daemon is lost: {cause}")]
+    Disconnected {
+        /// The transport's innermost error.
+        cause: String,
+    },
     /// The call ended with an error status.
     #[error(transparent)]
     Call(Box<CallError>),
@@ -58,9 +65,10 @@ impl Error {
     pub fn reason(&self) -> ErrorReason {
         match self {
             Self::Call(call) => call.reason,
-            Self::InvalidOption { .. } | Self::Connect { .. } | Self::Incomplete { .. } => {
-                ErrorReason::Unspecified
-            }
+            Self::InvalidOption { .. }
+            | Self::Connect { .. }
+            | Self::Disconnected { .. }
+            | Self::Incomplete { .. } => ErrorReason::Unspecified,
         }
     }
 
@@ -69,7 +77,10 @@ impl Error {
     pub fn call(&self) -> Option<&CallError> {
         match self {
             Self::Call(call) => Some(call),
-            Self::InvalidOption { .. } | Self::Connect { .. } | Self::Incomplete { .. } => None,
+            Self::InvalidOption { .. }
+            | Self::Connect { .. }
+            | Self::Disconnected { .. }
+            | Self::Incomplete { .. } => None,
         }
     }
 
@@ -79,13 +90,40 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Call(call) => call.retry_after.is_some() || call.code == Code::Unavailable,
-            Self::Connect { .. } => true,
+            Self::Connect { .. } | Self::Disconnected { .. } => true,
             Self::InvalidOption { .. } | Self::Incomplete { .. } => false,
         }
     }
 
+    /// Converts the status of a call. One that has a source was made on this side, not by the daemon.
     pub(crate) fn from_status(status: &Status, request_id: &str) -> Self {
-        Self::Call(Box::new(CallError::new(status, request_id)))
+        let mut cause = status.source();
+        let mut last = None;
+        while let Some(error) = cause {
+            if error.is::<TimeoutExpired>() {
+                return Self::deadline(request_id);
+            }
+            last = Some(error);
+            cause = error.source();
+        }
+        match last {
+            Some(root) => Self::Disconnected { cause: root.to_string() },
+            None => Self::Call(Box::new(CallError::new(status, request_id))),
+        }
+    }
+
+    /// Makes the error of a call whose deadline this side saw expire, which is the daemon's for it.
+    pub(crate) fn deadline(request_id: &str) -> Self {
+        Self::Call(Box::new(CallError {
+            reason: ErrorReason::Deadline,
+            reason_name: "DEADLINE".to_owned(),
+            code: Code::DeadlineExceeded,
+            message: "the call's deadline expired".to_owned(),
+            metadata: BTreeMap::new(),
+            retry_after: None,
+            field_violations: Vec::new(),
+            request_id: request_id.to_owned(),
+        }))
     }
 }
 
@@ -93,8 +131,8 @@ impl Error {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CallError {
-    /// The daemon's reason; `Unspecified` if the transport failed, or if a newer daemon gave a reason
-    /// unknown to this client.
+    /// The daemon's reason; `Unspecified` if a newer daemon gave a reason unknown to this client. An
+    /// expired deadline is `Deadline`, whichever side noticed.
     pub reason: ErrorReason,
     /// Name of the reason as sent, without prefix, such as `CONTEXT_OVERFLOW`; empty without a reason.
     pub reason_name: String,
@@ -203,6 +241,20 @@ mod tests {
         let future = Error::from_status(&status(Code::Internal, "FLUX", ERROR_DOMAIN), "");
         assert_eq!(future.reason(), ErrorReason::Unspecified);
         assert_eq!(future.call().unwrap().reason_name, "FLUX");
+    }
+
+    #[test]
+    fn an_expired_timer_is_a_deadline_and_another_local_failure_a_lost_connection() {
+        let expired = Status::from_error(Box::new(TimeoutExpired(())));
+        let error = Error::from_status(&expired, "sent-id");
+        assert_eq!(error.reason(), ErrorReason::Deadline);
+        let call = error.call().unwrap();
+        assert_eq!((call.code, call.request_id.as_str()), (Code::DeadlineExceeded, "sent-id"));
+
+        let broken = Status::from_error("pipe".into());
+        let error = Error::from_status(&broken, "");
+        assert_eq!(error.to_string(), "the connection to the daemon is lost: pipe");
+        assert!(error.is_retryable());
     }
 
     #[test]

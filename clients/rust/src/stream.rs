@@ -4,9 +4,11 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use tokio::time::{Sleep, sleep_until};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Streaming;
 
+use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::v1::{
     GenerateFinished, LoadModelResponse, StreamGenerateResponse, load_model_response,
@@ -69,19 +71,26 @@ impl EventMessage for LoadModelResponse {
 pub struct EventStream<M> {
     inner: Streaming<M>,
     request_id: String,
+    expiry: Option<Pin<Box<Sleep>>>,
     complete: bool,
     ended: bool,
 }
 
 impl<M: EventMessage> EventStream<M> {
-    pub(crate) fn new(inner: Streaming<M>, request_id: String) -> Self {
-        Self { inner, request_id, complete: false, ended: false }
+    pub(crate) fn new(inner: Streaming<M>, call: Call) -> Self {
+        let Call { request_id, deadline } = call;
+        let expiry = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+        Self { inner, request_id, expiry, complete: false, ended: false }
     }
 
     /// Id of the request in the daemon's log.
     #[must_use]
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    fn is_expired(&mut self, context: &mut Context<'_>) -> bool {
+        self.expiry.as_mut().is_some_and(|expiry| expiry.as_mut().poll(context).is_ready())
     }
 
     /// Returns the next event, `None` after the last one.
@@ -120,7 +129,12 @@ impl<M: EventMessage> Stream for EventStream<M> {
             return Poll::Ready(None);
         }
         loop {
-            match ready!(Pin::new(&mut self.inner).poll_next(context)) {
+            let polled = Pin::new(&mut self.inner).poll_next(context);
+            if polled.is_pending() && self.is_expired(context) {
+                self.ended = true;
+                return Poll::Ready(Some(Err(Error::deadline(&self.request_id))));
+            }
+            match ready!(polled) {
                 Some(Ok(message)) => {
                     let Some(event) = message.into_event() else { continue };
                     self.complete |= M::is_last(&event);

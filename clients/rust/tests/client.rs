@@ -81,6 +81,7 @@ async fn every_call_carries_the_connections_metadata_and_an_id_of_its_own() {
         address: Some(fake.socket().display().to_string().parse().unwrap()),
         token: Some(BearerToken::new("secret")),
         client_name: Some("tests".into()),
+        timeout: Some(Duration::from_secs(1000)),
     };
     assert!(!format!("{options:?}").contains("secret"));
     let client = Client::connect_with(options).await.unwrap();
@@ -96,7 +97,8 @@ async fn every_call_carries_the_connections_metadata_and_an_id_of_its_own() {
     assert_eq!(field(0, "authorization").unwrap(), "Bearer secret");
     assert_eq!(field(0, "x-mlxd-client").unwrap(), "tests");
     assert_eq!(field(0, "x-request-id").unwrap(), "mine");
-    assert!(field(0, "grpc-timeout").is_some());
+    assert_eq!(field(0, "grpc-timeout").unwrap(), "9000000u", "the call's own outranks the connection's");
+    assert!(field(1, "grpc-timeout").is_some());
     let drawn: Vec<_> = (1..state.calls.len()).map(|call| field(call, "x-request-id").unwrap()).collect();
     assert_eq!(drawn.len(), 2, "two pages");
     assert_ne!(drawn[0], drawn[1]);
@@ -187,4 +189,61 @@ async fn a_token_that_a_header_cannot_carry_is_refused_before_anything_is_sent()
     let options = ConnectOptions { address: Some("/x".parse().unwrap()), ..options };
     let error = Client::connect_with(options).await.unwrap_err();
     assert!(matches!(error, Error::InvalidOption { option: "token", .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_tokens_last_line_end_is_not_sent() {
+    let fake = FakeDaemon::start();
+    let address = Some(fake.socket().display().to_string().parse().unwrap());
+    let options =
+        ConnectOptions { address, token: Some(BearerToken::new("secret\n")), ..ConnectOptions::default() };
+    Client::connect_with(options).await.unwrap().list_all_sessions().await.unwrap();
+    assert_eq!(fake.state().calls[0].1.get("authorization").unwrap(), "Bearer secret");
+}
+
+#[tokio::test]
+async fn a_stream_that_outlasts_its_timeout_ends_with_deadline() {
+    let (_fake, client) = start().await;
+    let mut request = Request::new(chat("hang"));
+    request.set_timeout(Duration::from_millis(100));
+    let ended = async { client.stream_generate(request).await?.collect_text().await };
+    assert_deadline(&ended.await.unwrap_err());
+}
+
+#[tokio::test]
+async fn every_call_to_a_daemon_that_stands_still_ends_with_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let options = ConnectOptions {
+        address: Some(socket.display().to_string().parse().unwrap()),
+        timeout: Some(Duration::from_millis(100)),
+        ..ConnectOptions::default()
+    };
+    let client = Client::connect_with(options).await.unwrap();
+    assert_deadline(&client.generate(chat("x")).await.unwrap_err());
+    assert_deadline(&client.stream_generate(chat("x")).await.unwrap_err());
+    assert_deadline(&client.load_model(LoadModelRequest::default()).await.unwrap_err());
+    assert_deadline(&client.list_all_models(false).await.unwrap_err());
+    assert_deadline(&client.list_all_sessions().await.unwrap_err());
+}
+
+fn assert_deadline(error: &Error) {
+    assert_eq!(error.reason(), ErrorReason::Deadline, "{error}");
+    assert_eq!(error.call().expect("a status").code, mlxd_client::Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_named_as_such_in_a_stream_and_after_it() {
+    let fake = FakeDaemon::start();
+    let wire = fake.wire();
+    let client = Client::connect(&wire.socket().display().to_string()).await.unwrap();
+    let mut stream = client.stream_generate(chat("hang")).await.unwrap();
+    stream.next_event().await.unwrap();
+    wire.cut().await;
+    let error = stream.collect_text().await.unwrap_err();
+    assert!(matches!(error, Error::Disconnected { .. }), "{error}");
+    let error = client.generate(chat("x")).await.unwrap_err();
+    assert!(matches!(error, Error::Disconnected { .. }), "{error}");
+    assert!(error.is_retryable());
 }

@@ -159,9 +159,10 @@ fn request(model: &str, plan: Plan) -> GenerateRequest {
 
 /// Returns the daemon's reason, else the status code of a transport failure.
 fn reason(error: &Error) -> String {
-    match error.call() {
-        Some(call) if !call.reason_name.is_empty() => call.reason_name.clone(),
-        Some(call) => format!("{:?}", call.code),
-        None => "INCOMPLETE".into(),
+    match error {
+        Error::Call(call) if !call.reason_name.is_empty() => call.reason_name.clone(),
+        Error::Call(call) => format!("{:?}", call.code),
+        Error::Connect { .. } | Error::Disconnected { .. } => "DISCONNECTED".into(),
+        _ => "INCOMPLETE".into(),
     }
 }

@@ -12,11 +12,12 @@ use std::collections::hash_map::RandomState;
 use std::fs;
 use std::future::Future;
 use std::hash::BuildHasher as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use mlxd::clock::{Clock as _, SystemClock};
 use mlxd_client::Client;
@@ -126,6 +127,9 @@ pub(crate) async fn run(args: BenchArgs) -> Result<()> {
         _ = &mut interrupt => return Err(Failure::Interrupted),
     };
     let workload = args.workload(&subject.model)?;
+    for file in [&args.json, &args.svg].into_iter().flatten() {
+        check_writable(file)?;
+    }
     let driver = Driver {
         client: subject.client.clone(),
         model: subject.model.name.clone(),
@@ -255,10 +259,11 @@ impl BenchArgs {
                 "rows": report::rows(rows),
                 "definitions": report::definitions(),
             });
-            fs::write(file, format!("{result:#}\n"))?;
+            fs::write(file, format!("{result:#}\n")).with_context(|| file.display().to_string())?;
         }
         if let Some(file) = &self.svg {
-            fs::write(file, svg::plot(&title, &setting, rows))?;
+            let plot = svg::plot(&title, &setting, rows);
+            fs::write(file, plot).with_context(|| file.display().to_string())?;
         }
         Ok(())
     }
@@ -279,6 +284,13 @@ impl BenchArgs {
             "seed": seed,
         })
     }
+}
+
+/// Finds a path that cannot be written before anything is measured. Changes no existing file.
+fn check_writable(file: &Path) -> Result<()> {
+    let opened = fs::OpenOptions::new().append(true).create(true).open(file);
+    opened.with_context(|| file.display().to_string())?;
+    Ok(())
 }
 
 fn describe(load: Load) -> String {

@@ -55,12 +55,13 @@ class Place:
     environment: dict[str, str]
 
     def run(self, words: list[str], typed: str = "") -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end."""
+        """Runs a command to its end; without a typed line there is nothing on stdin."""
+        stdin = {"input": typed} if typed else {"stdin": subprocess.DEVNULL}
         return subprocess.run(
             words,
             cwd=self.home,
             env=self.environment,
-            input=typed,
+            **stdin,
             capture_output=True,
             text=True,
             timeout=COMMAND_S,
@@ -174,6 +175,12 @@ def convert(place: Place, words: list[str]) -> None:
     assert words[2] in done.stderr
 
 
+def generate(place: Place, words: list[str]) -> None:
+    """Runs as it stands, and ends however the model answers."""
+    assert "--max-tokens" in words, "bound the example: a sampled answer may be long"
+    runs(place, words)
+
+
 def runs(place: Place, words: list[str]) -> None:
     """Runs as it stands."""
     done = place.run(words)
@@ -184,7 +191,7 @@ MLXD: dict[str, Callable[[Place, list[str]], None]] = {
     "bench": bench,
     "chat": chat,
     "convert": convert,
-    "generate": runs,
+    "generate": generate,
     "load": load,
     "ps": runs,
     "serve": serve,

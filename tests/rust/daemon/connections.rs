@@ -31,7 +31,7 @@ async fn on_tcp(change: impl FnOnce(&mut Config)) -> (Daemon, tempfile::TempDir)
 async fn client(daemon: &Daemon, token: &str) -> Client {
     let address = Some(format!("http://{}", daemon.bound.tcp.unwrap()).parse().unwrap());
     let token = Some(BearerToken::new(token));
-    Client::connect_with(ConnectOptions { address, token, client_name: None }).await.unwrap()
+    Client::connect_with(ConnectOptions { address, token, ..ConnectOptions::default() }).await.unwrap()
 }
 
 async fn raw(daemon: &Daemon) -> Raw<UnixStream> {

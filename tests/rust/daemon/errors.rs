@@ -186,7 +186,7 @@ async fn tcp_needs_the_token() {
     let connect = async |token: Option<&str>| {
         let address = Some(address.parse().unwrap());
         let token = token.map(BearerToken::new);
-        Client::connect_with(ConnectOptions { address, token, client_name: None }).await.unwrap()
+        Client::connect_with(ConnectOptions { address, token, ..ConnectOptions::default() }).await.unwrap()
     };
     connect(Some("secret")).await.generate(chat("hi")).await.unwrap();
     for wrong in [Some("wrong"), None] {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use mlxd_client::v1::{ModelInfo, ModelState, Session};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
@@ -41,6 +41,8 @@ pub struct State {
     pub models: BTreeMap<String, ModelInfo>,
     /// Sessions by name.
     pub sessions: BTreeMap<String, Session>,
+    /// Temperature that the models' files name; 0 if they name none.
+    pub temperature: f32,
 }
 
 /// A running fake; it stops when dropped.
@@ -48,6 +50,26 @@ pub struct FakeDaemon {
     state: Arc<Mutex<State>>,
     folder: tempfile::TempDir,
     task: tokio::task::JoinHandle<()>,
+}
+
+/// A second socket that passes everything on to the fake's, until it is cut.
+pub struct Wire {
+    socket: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Wire {
+    /// The path of its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Breaks every connection, as the end of a daemon does.
+    pub async fn cut(self) {
+        std::fs::remove_file(&self.socket).expect("the socket exists");
+        self.task.abort();
+        _ = self.task.await;
+    }
 }
 
 /// The four services.
@@ -75,6 +97,7 @@ impl FakeDaemon {
                 file_bytes: 269_060_552,
                 weight_bytes: if resident { 538_060_032 } else { 0 },
                 kv_slab_bytes: if resident { 48 << 20 } else { 0 },
+                kv_idle_bytes: if resident { 12 << 20 } else { 0 },
                 ..ModelInfo::default()
             };
             (name.to_owned(), info)
@@ -98,6 +121,23 @@ impl FakeDaemon {
     /// The path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
+    }
+
+    /// Opens a second socket for it.
+    pub fn wire(&self) -> Wire {
+        let (socket, target) = (self.folder.path().join("w"), self.socket());
+        let listener = UnixListener::bind(&socket).expect("the socket binds");
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let target = target.clone();
+                connections.spawn(async move {
+                    let mut far = UnixStream::connect(target).await.expect("the fake accepts");
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        Wire { socket, task }
     }
 
     /// A folder for the test's files.

@@ -1,8 +1,8 @@
 //! The daemon itself.
 
 use mlxd_client::v1::{
-    CapabilitiesRequest, CapabilitiesResponse, GetStatsRequest, GetStatsResponse, MemoryStats,
-    ServerCapabilities,
+    CapabilitiesRequest, CapabilitiesResponse, EffectiveSampling, GetStatsRequest, GetStatsResponse,
+    MemoryStats, ModelCapabilities, ServerCapabilities,
 };
 use tonic::{Request, Response, Status};
 
@@ -15,14 +15,21 @@ impl ServerService for Fake {
         &self,
         request: Request<CapabilitiesRequest>,
     ) -> Result<Response<CapabilitiesResponse>, Status> {
-        self.note("Capabilities", request);
+        let request = self.note("Capabilities", request);
         let server = ServerCapabilities {
             version: "0.1.0".into(),
             mlx_version: "0.0.0".into(),
             device: "none".into(),
             ..ServerCapabilities::default()
         };
-        Ok(Response::new(CapabilitiesResponse { server: Some(server), models: vec![] }))
+        let sampling =
+            EffectiveSampling { temperature: self.state().temperature, ..EffectiveSampling::default() };
+        let describe = |name: &String| {
+            let model = Some(self.model(name)?);
+            Ok(ModelCapabilities { model, default_sampling: Some(sampling), ..ModelCapabilities::default() })
+        };
+        let models = request.models.iter().map(describe).collect::<Result<_, Status>>()?;
+        Ok(Response::new(CapabilitiesResponse { server: Some(server), models }))
     }
 
     async fn get_stats(
