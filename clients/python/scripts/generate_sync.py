@@ -21,6 +21,7 @@ ASYNC = PACKAGE / "src" / "mlxd" / "aio"
 SYNC = PACKAGE / "src" / "mlxd"
 MARK = "# async only"
 NAMES = {
+    "AioLink": "SyncLink",
     "AsyncClient": "Client",
     "AsyncConnection": "Connection",
     "AsyncGenerateStream": "GenerateStream",
@@ -31,12 +32,11 @@ NAMES = {
     "__aexit__": "__exit__",
     "__aiter__": "__iter__",
     "__anext__": "__next__",
-    "aio_channel": "sync_channel",
     "aiter": "iter",
     "anext": "next",
 }
 SENTENCES = {
-    "The asyncio client. It belongs to the event loop in which it is created.": (
+    "The asyncio client. It can be made before an event loop runs, and used in several.": (
         "The synchronous client. Several threads may share one Client, which is one connection."
     ),
     "An asynchronous iterator over": "An iterator over",

@@ -1,6 +1,7 @@
 """Fixtures: a home of its own for each run, and a fake daemon for each test."""
 
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -37,3 +38,15 @@ def address(daemon):
 def client(address):
     with mlxd.Client(address, timeout=10) as client:
         yield client
+
+
+@pytest.fixture
+def silent():
+    """The address of a daemon that stands still: it listens and answers nothing."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mlxd-") as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        listener.bind(f"{folder}/d.sock")
+        listener.listen()
+        yield f"unix://{folder}/d.sock"

@@ -52,6 +52,9 @@ class Fake(
         self.deadlines = []
         self.answers = []
         self.error = None  # (code, reason, message, metadata, *details)
+        self.refusals = 0  # Number of turns to refuse because the queue is full.
+        self.retry_s = 0.01  # When a refused caller is told to try again.
+        self.lock = threading.Lock()
         self.hang = False  # Stream one delta, then wait for the caller to leave.
         self.left = threading.Event()
         self.answer = PARIS
@@ -70,8 +73,19 @@ class Fake(
 
     # Inference
 
+    def _refuse_when_full(self, context):
+        with self.lock:
+            full = self.refusals > 0
+            self.refusals -= full
+        if full:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromNanoseconds(round(self.retry_s * 1e9))
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            abort(context, code, "QUEUE_FULL", "the queue is full", {}, retry)
+
     def _turn(self, request, context):
         self._note(request, context)
+        self._refuse_when_full(context)
         name = request.model
         if not name and not request.session:
             abort(context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")

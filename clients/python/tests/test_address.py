@@ -79,5 +79,6 @@ def test_a_token_comes_from_argument_file_or_environment(tmp_path, monkeypatch):
     assert find_token(None, None) is None
     assert find_token("given", file) == "given"
     assert find_token(None, file) == "secret"
+    assert find_token("given\n", None) == "given", "as read from a file by the caller"
     monkeypatch.setenv("MLXD_TOKEN_FILE", str(file))
     assert find_token(None, None) == "secret"

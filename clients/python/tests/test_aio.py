@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import threading
 
 import pytest
 from fake import MODEL, PARIS
@@ -34,6 +35,37 @@ def test_every_call_returns_what_the_sync_one_does(address, fake):
 
     assert run(address, body).text == PARIS
     assert fake.metadata[-1]["x-request-id"] == "mine"
+
+
+def test_a_client_made_before_any_loop_serves_one_loop_after_another(address):
+    client = mlxd.AsyncClient(address, timeout=10)
+
+    async def whole():
+        return (await client.chat("x", model=MODEL)).text
+
+    async def streamed():
+        async with client:
+            return (await client.stream(model=MODEL, messages="x").result()).text
+
+    assert [asyncio.run(main()) for main in (whole, streamed, whole)] == [PARIS] * 3
+
+
+def test_a_client_serves_two_loops_at_once(address):
+    client = mlxd.AsyncClient(address, timeout=10)
+    both = threading.Barrier(2, timeout=10)
+    texts = []
+
+    async def ask():
+        await client.stats()
+        await asyncio.to_thread(both.wait)
+        texts.append((await client.chat("x", model=MODEL)).text)
+
+    threads = [threading.Thread(target=asyncio.run, args=(ask(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert texts == [PARIS, PARIS]
 
 
 def test_two_streams_run_at_once(address):

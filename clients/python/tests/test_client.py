@@ -149,7 +149,7 @@ def test_metadata_names_request_and_client_and_carries_the_token():
     running, port = server(fake, "127.0.0.1:0")
     address = f"http://127.0.0.1:{port}"
     extra = [("traceparent", "00-1")]
-    with mlxd.Client(address, token="t0", client_name="me", metadata=extra) as client:
+    with mlxd.Client(address, token="t0\n", client_name="me", metadata=extra) as client:
         client.stats(request_id="mine")
     running.stop(None)
     metadata = fake.metadata[-1]
@@ -157,6 +157,26 @@ def test_metadata_names_request_and_client_and_carries_the_token():
     assert metadata["x-mlxd-client"] == "me"
     assert metadata["x-request-id"] == "mine"
     assert metadata["traceparent"] == "00-1"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"token": "se\ncret"}, "token"),
+        ({"client_name": "m\u00e9"}, "client_name"),
+        ({"metadata": [("traceparent", "\t")]}, "traceparent"),
+    ],
+)
+def test_what_a_header_cannot_carry_is_refused_unseen(address, options, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        mlxd.Client(address, **options)
+    assert "cret" not in str(caught.value)
+
+
+def test_a_request_id_that_a_header_cannot_carry_is_refused(client, fake):
+    with pytest.raises(ValueError, match="request_id"):
+        client.stats(request_id="a\nb")
+    assert fake.requests == []
 
 
 def test_model_calls_load_unload_describe_and_list(client, fake):
@@ -214,6 +234,14 @@ def test_session_opens_what_exists_and_create_does_not(client):
         client.create_session("talk", model=MODEL)
     with pytest.raises(TypeError, match="turns, tokens"):
         client.truncate_session("talk")
+
+
+def test_a_session_of_another_model_is_refused(client):
+    client.session("talk", model=MODEL)
+    with pytest.raises(mlxd.StateError, match="bound to the model") as caught:
+        client.session("talk", model="other")
+    assert caught.value.reason == "SESSION_WRONG_MODEL"
+    assert caught.value.metadata == {"session": "talk", "model": MODEL}
 
 
 def test_priority_and_xtc_reach_the_request(client, fake):

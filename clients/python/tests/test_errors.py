@@ -1,5 +1,6 @@
 import asyncio
 import time
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -96,15 +97,17 @@ def test_no_daemon_is_a_connection_error_that_does_not_wait_for_the_deadline(tmp
     with mlxd.Client(f"unix://{tmp_path}/none.sock", timeout=60) as client:
         with pytest.raises(mlxd.ConnectionFailedError) as caught:
             client.stats()
-        with pytest.raises(ConnectionError):
+        with pytest.raises(ConnectionError, match="mlxd serve"):
             list(client.stream(model="m", prompt="x"))
     assert caught.value.reason == ""
+    assert f"no daemon answers at {client.address}: " in caught.value.message
+    assert "start one with `mlxd serve`" in caught.value.message
 
     async def ask():
         async with mlxd.AsyncClient(f"unix://{tmp_path}/none.sock", timeout=60) as client:
             await client.stats()
 
-    with pytest.raises(mlxd.ConnectionFailedError):
+    with pytest.raises(mlxd.ConnectionFailedError, match="mlxd serve"):
         asyncio.run(ask())
 
 
@@ -132,3 +135,32 @@ def test_a_timeout_is_the_calls_deadline(client, fake):
     with pytest.raises(TimeoutError) as caught:
         client.stream(model="SmolLM2-135M-Instruct", prompt="x", timeout=0.3).result()
     assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+def test_every_call_to_a_daemon_that_stands_still_ends_at_its_timeout(silent):
+    with mlxd.Client(silent, timeout=0.1) as client:
+        for call in (
+            lambda: client.stats(),
+            lambda: client.list_models(),
+            lambda: client.load_model("m"),
+            lambda: client.session("talk", model="m"),
+            lambda: client.stream(model="m", prompt="x").result(),
+        ):
+            with pytest.raises(mlxd.DeadlineError) as caught:
+                call()
+            assert caught.value.reason == "DEADLINE"
+
+
+@pytest.mark.parametrize("call", ["list_models", "session"])
+def test_a_timeout_is_for_a_call_with_all_its_requests(client, fake, monkeypatch, call):
+    client.session("talk", model="m")
+    seconds = iter([0.0, 0.0, 4.0] if call == "list_models" else [0.0, 4.0])
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("mlxd._deadline.time", clock)
+    if call == "list_models":
+        client.list_models(timeout=6)
+    else:
+        client.session("talk", model="m", timeout=6)
+    first, second = fake.deadlines[-2:]
+    assert 2 < first < 7
+    assert second < 3

@@ -101,9 +101,12 @@ def _parse_unix(text: str) -> Target:
 
 
 def find_token(token: str | None, token_file: str | os.PathLike[str] | None) -> str | None:
-    """Returns the given token, else the one in the given file or in that of `MLXD_TOKEN_FILE`."""
+    """Returns the given token, else the one in the given file or in that of `MLXD_TOKEN_FILE`.
+
+    White space around it, such as the last line end of a file, is not part of a token.
+    """
     if token is not None:
-        return token or None
+        return token.strip() or None
     path = token_file or os.environ.get("MLXD_TOKEN_FILE")
     if not path:
         return None

@@ -13,7 +13,8 @@ from typing_extensions import Self, Unpack
 
 from mlxd import _convert as convert
 from mlxd._address import default_address, find_token, parse
-from mlxd._channel import Stubs, sync_channel
+from mlxd._channel import Stubs, SyncLink, call_metadata
+from mlxd._deadline import Deadline
 from mlxd._stream import GenerateStream, Stream
 from mlxd.errors import ServerError, from_call
 from mlxd.types import (
@@ -54,12 +55,16 @@ class Connection:
         found = find_token(token, token_file)
         self.address = os.fspath(address or default_address())
         self.timeout = timeout
-        self._channel = sync_channel(parse(address or self.address, token=found))
-        self._stubs = Stubs(self._channel, found, client_name, metadata)
+        target = parse(address or self.address, token=found)
+        self._link = SyncLink(target, call_metadata(found, client_name, metadata))
+
+    @property
+    def _stubs(self) -> Stubs:
+        return self._link.stubs()
 
     def close(self) -> None:
         """Closes the connection and cancels the calls that run on it."""
-        self._channel.close()
+        self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +76,11 @@ class Connection:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _deadline(self, options: CallOptions) -> Deadline:
+        """Returns the end of a call that sends several requests."""
+        timeout = options.get("timeout")
+        return Deadline(self.timeout if timeout is None else timeout)
 
     def _start(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
         unknown = options.keys() - convert.OPTIONS
@@ -87,7 +97,7 @@ class Connection:
         try:
             return self._start(method, request, options)
         except grpc.RpcError as error:
-            raise from_call(error, options.get("request_id") or "") from error
+            raise from_call(error, options.get("request_id") or "", self.address) from error
 
     # Generation
 
@@ -151,7 +161,7 @@ class Connection:
             options=options,
         )
         call = self._start(self._stubs.inference.StreamGenerate, request, options)
-        return GenerateStream(call, options.get("request_id"), on_end)
+        return GenerateStream(call, options.get("request_id"), self.address, on_end)
 
     def chat(
         self, messages: Messages, *, model: str, **options: Unpack[GenerateOptions]
@@ -262,7 +272,7 @@ class Connection:
             kv_dtype=convert.kv_dtype(kv_dtype),
         )
         call = self._start(self._stubs.model.LoadModel, request, options)
-        return Stream(call, options.get("request_id"))
+        return Stream(call, options.get("request_id"), self.address)
 
     def validate_model(
         self,
@@ -307,7 +317,9 @@ class Connection:
         request = convert.request(
             model_pb2.ListModelsRequest, page_size=page_size, resident_only=resident_only
         )
+        deadline = self._deadline(options)
         while True:
+            options["timeout"] = deadline.left()
             page = self._call(self._stubs.model.ListModels, request, options)
             models.extend(page.models)
             if not page.next_page_token:
@@ -331,10 +343,12 @@ class Connection:
             include_messages=include_messages,
             include_token_ids=include_token_ids,
         )
+        deadline = self._deadline(options)
         response: GetSessionResponse = self._call(self._stubs.session.GetSession, request, options)
         request.include_token_ids = False
         while response.next_message_page_token:
             request.message_page_token = response.next_message_page_token
+            options["timeout"] = deadline.left()
             page = self._call(self._stubs.session.GetSession, request, options)
             response.messages.extend(page.messages)
             response.next_message_page_token = page.next_message_page_token
@@ -349,7 +363,9 @@ class Connection:
         """
         sessions: list[SessionInfo] = []
         request = convert.request(session_pb2.ListSessionsRequest, page_size=page_size, model=model)
+        deadline = self._deadline(options)
         while True:
+            options["timeout"] = deadline.left()
             page = self._call(self._stubs.session.ListSessions, request, options)
             sessions.extend(page.sessions)
             if not page.next_page_token:

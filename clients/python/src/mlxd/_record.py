@@ -22,9 +22,10 @@ class StreamingCall:
 
     _call: Any = None  # For __del__, should __init__ fail.
 
-    def __init__(self, call: Any, request_id: str | None) -> None:
+    def __init__(self, call: Any, request_id: str | None, address: str) -> None:
         self._call = call
         self._request_id = request_id or ""
+        self._address = address
 
     def close(self) -> None:
         """Cancels the call unless it has ended, without waiting for the daemon.

@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 
 from mlxd import _convert as convert
 from mlxd._connection import Connection
-from mlxd.errors import AlreadyExistsError
+from mlxd.errors import AlreadyExistsError, wrong_model
 from mlxd.session import Session
 from mlxd.types import CallOptions
 from mlxd.v1 import session_pb2
@@ -22,7 +22,7 @@ class Client(Connection):
         token: the bearer token, which TCP requires. Default: read from `token_file`, else from the
             file that the environment's `MLXD_TOKEN_FILE` names.
         token_file: a file that contains the token.
-        timeout: default deadline of a call, in seconds; None sets no deadline.
+        timeout: default deadline of a call, in seconds, whatever the call does; None sets none.
         client_name: sent as `x-mlxd-client`: the daemon is fair between clients of one user.
         metadata: further metadata for every call, such as `traceparent`.
     """
@@ -38,12 +38,19 @@ class Client(Connection):
         """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
         `ttl`, in seconds, applies only to a session that is created.
+
+        Raises:
+            StateError: the session exists and is bound to another model.
         """
+        deadline = self._deadline(options)
         try:
             return self.create_session(name, model=model, ttl=ttl, **options)
         except AlreadyExistsError:
+            options["timeout"] = deadline.left()
             response = self.get_session(name, **options)
-            return Session(self, response.session, model)
+            if response.session.model != model:
+                raise wrong_model(name, response.session.model, model) from None
+            return Session(self, response.session)
 
     def create_session(
         self,
@@ -71,7 +78,7 @@ class Client(Connection):
             ttl=convert.duration(ttl, "ttl"),
         )
         response = self._call(self._stubs.session.CreateSession, request, options)
-        return Session(self, response.session, model)
+        return Session(self, response.session)
 
     def fork_session(
         self,
@@ -88,4 +95,4 @@ class Client(Connection):
             SessionMovedError: the session does not have `expected_token_count` tokens.
         """
         info = self._fork_session(name, new_name, ttl, expected_token_count, options)
-        return Session(self, info, info.model)
+        return Session(self, info)

@@ -31,7 +31,8 @@ class MlxdError(Exception):
     Attributes:
         message: the daemon's description of the failure.
         code: the canonical gRPC status code.
-        reason: name of the daemon's reason, empty if the error did not come from the daemon.
+        reason: name of the daemon's reason, empty if the connection failed. A deadline that
+            expired is DEADLINE, whoever noticed.
         metadata: details of the reason, such as `prompt_tokens`.
         retry_after: seconds to wait before trying again; None if the daemon names no time.
         field_violations: the fields that were refused.
@@ -222,6 +223,17 @@ def invalid(field: str, description: str) -> InvalidRequestError:
     )
 
 
+def wrong_model(session: str, bound: str, asked: str) -> StateError:
+    """Makes the error for a session that is bound to another model than the caller names."""
+    return StateError(
+        f"the session {session!r} is bound to the model {bound!r}, not to {asked!r}",
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+        reason="SESSION_WRONG_MODEL",
+        metadata={"session": session, "model": bound},
+        resource=session,
+    )
+
+
 def _status_details(trailing: Iterable[tuple[str, str | bytes]]) -> status_pb2.Status:
     status = status_pb2.Status()
     for key, value in trailing:
@@ -237,8 +249,11 @@ def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return next((str(value) for key, value in metadata if key == "x-request-id"), "")
 
 
-def from_call(error: grpc.RpcError, request_id: str = "") -> MlxdError:
-    """Converts the error of a failed call, sync or asyncio; `request_id` is the one sent."""
+def from_call(error: grpc.RpcError, request_id: str = "", address: str = "") -> MlxdError:
+    """Converts the error of a failed call, sync or asyncio.
+
+    `request_id` is the one sent, `address` the daemon's.
+    """
     call: Any = error  # Both clients' errors are calls too: code, details, trailing metadata.
     code = call.code() or grpc.StatusCode.UNKNOWN
     trailing = tuple(call.trailing_metadata() or ())
@@ -256,10 +271,18 @@ def from_call(error: grpc.RpcError, request_id: str = "") -> MlxdError:
             detail.Unpack(message)
     reason = info.reason if info.domain == DOMAIN else ""
     kind = error_class(code, reason)
+    message = status.message or call.details() or "no details"
+    # The daemon never answers without details: gRPC itself ended these calls.
     if code is grpc.StatusCode.UNAVAILABLE and not status.details:
-        kind = ConnectionFailedError  # The daemon never answers without details.
+        kind = ConnectionFailedError
+        message = (
+            f"no daemon answers at {address}: {message}; "
+            "start one with `mlxd serve`, or name another address"
+        )
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not status.details:
+        reason, message = "DEADLINE", "the call's deadline expired"
     return kind(
-        status.message or call.details() or "no details",
+        message,
         code=code,
         reason=reason,
         metadata=info.metadata,

@@ -30,10 +30,10 @@ class Session:
             `expected_token_count`, it makes a retry of that turn safe.
     """
 
-    def __init__(self, connection: Connection, info: SessionInfo, model: str) -> None:
+    def __init__(self, connection: Connection, info: SessionInfo) -> None:
         self._connection = connection
         self.name = info.name
-        self.model = model
+        self.model = info.model
         self.token_count = info.token_count
 
     def __repr__(self) -> str:
@@ -117,7 +117,7 @@ class Session:
         info = self._connection._fork_session(
             self.name, new_name, ttl, expected_token_count, options
         )
-        return Session(self._connection, info, info.model)
+        return Session(self._connection, info)
 
     def truncate(
         self,

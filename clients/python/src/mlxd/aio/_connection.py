@@ -12,7 +12,8 @@ from typing_extensions import Self, Unpack
 
 from mlxd import _convert as convert
 from mlxd._address import default_address, find_token, parse
-from mlxd._channel import Stubs, aio_channel
+from mlxd._channel import AioLink, Stubs, call_metadata
+from mlxd._deadline import Deadline
 from mlxd.aio._stream import AsyncGenerateStream, AsyncStream
 from mlxd.errors import ServerError, from_call
 from mlxd.types import (
@@ -53,12 +54,16 @@ class AsyncConnection:
         found = find_token(token, token_file)
         self.address = os.fspath(address or default_address())
         self.timeout = timeout
-        self._channel = aio_channel(parse(address or self.address, token=found))
-        self._stubs = Stubs(self._channel, found, client_name, metadata)
+        target = parse(address or self.address, token=found)
+        self._link = AioLink(target, call_metadata(found, client_name, metadata))
+
+    @property
+    def _stubs(self) -> Stubs:
+        return self._link.stubs()
 
     async def close(self) -> None:
         """Closes the connection and cancels the calls that run on it."""
-        await self._channel.close()
+        await self._link.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,6 +75,11 @@ class AsyncConnection:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def _deadline(self, options: CallOptions) -> Deadline:
+        """Returns the end of a call that sends several requests."""
+        timeout = options.get("timeout")
+        return Deadline(self.timeout if timeout is None else timeout)
 
     def _start(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
         unknown = options.keys() - convert.OPTIONS
@@ -86,7 +96,7 @@ class AsyncConnection:
         try:
             return await self._start(method, request, options)
         except grpc.RpcError as error:
-            raise from_call(error, options.get("request_id") or "") from error
+            raise from_call(error, options.get("request_id") or "", self.address) from error
 
     # Generation
 
@@ -150,7 +160,7 @@ class AsyncConnection:
             options=options,
         )
         call = self._start(self._stubs.inference.StreamGenerate, request, options)
-        return AsyncGenerateStream(call, options.get("request_id"), on_end)
+        return AsyncGenerateStream(call, options.get("request_id"), self.address, on_end)
 
     async def chat(
         self, messages: Messages, *, model: str, **options: Unpack[GenerateOptions]
@@ -261,7 +271,7 @@ class AsyncConnection:
             kv_dtype=convert.kv_dtype(kv_dtype),
         )
         call = self._start(self._stubs.model.LoadModel, request, options)
-        return AsyncStream(call, options.get("request_id"))
+        return AsyncStream(call, options.get("request_id"), self.address)
 
     async def validate_model(
         self,
@@ -306,7 +316,9 @@ class AsyncConnection:
         request = convert.request(
             model_pb2.ListModelsRequest, page_size=page_size, resident_only=resident_only
         )
+        deadline = self._deadline(options)
         while True:
+            options["timeout"] = deadline.left()
             page = await self._call(self._stubs.model.ListModels, request, options)
             models.extend(page.models)
             if not page.next_page_token:
@@ -330,12 +342,14 @@ class AsyncConnection:
             include_messages=include_messages,
             include_token_ids=include_token_ids,
         )
+        deadline = self._deadline(options)
         response: GetSessionResponse = await self._call(
             self._stubs.session.GetSession, request, options
         )
         request.include_token_ids = False
         while response.next_message_page_token:
             request.message_page_token = response.next_message_page_token
+            options["timeout"] = deadline.left()
             page = await self._call(self._stubs.session.GetSession, request, options)
             response.messages.extend(page.messages)
             response.next_message_page_token = page.next_message_page_token
@@ -350,7 +364,9 @@ class AsyncConnection:
         """
         sessions: list[SessionInfo] = []
         request = convert.request(session_pb2.ListSessionsRequest, page_size=page_size, model=model)
+        deadline = self._deadline(options)
         while True:
+            options["timeout"] = deadline.left()
             page = await self._call(self._stubs.session.ListSessions, request, options)
             sessions.extend(page.sessions)
             if not page.next_page_token:

@@ -23,8 +23,8 @@ Event = TypeVar("Event")
 class AsyncStream(StreamingCall, Generic[Event]):
     """An asynchronous iterator over the events of one call."""
 
-    def __init__(self, call: Any, request_id: str | None) -> None:
-        super().__init__(call, request_id)
+    def __init__(self, call: Any, request_id: str | None, address: str) -> None:
+        super().__init__(call, request_id, address)
         self._events = aiter(call)
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -35,7 +35,7 @@ class AsyncStream(StreamingCall, Generic[Event]):
             try:
                 event = event_of(await anext(self._events))
             except grpc.RpcError as error:
-                raise from_call(error, self._request_id) from error
+                raise from_call(error, self._request_id, self._address) from error
             if event is not None:
                 return self._seen(event)
 
@@ -62,9 +62,13 @@ class AsyncGenerateStream(AsyncStream[GenerateEvent]):
     """The events of one generation, and what they add up to."""
 
     def __init__(
-        self, call: Any, request_id: str | None, on_end: Callable[[Completion], None] | None = None
+        self,
+        call: Any,
+        request_id: str | None,
+        address: str,
+        on_end: Callable[[Completion], None] | None,
     ) -> None:
-        super().__init__(call, request_id)
+        super().__init__(call, request_id, address)
         self._record = Record(on_end)
 
     def _seen(self, event: GenerateEvent) -> GenerateEvent:

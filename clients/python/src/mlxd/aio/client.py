@@ -1,4 +1,4 @@
-"""The asyncio client. It belongs to the event loop in which it is created."""
+"""The asyncio client. It can be made before an event loop runs, and used in several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 from mlxd import _convert as convert
 from mlxd.aio._connection import AsyncConnection
 from mlxd.aio.session import AsyncSession
-from mlxd.errors import AlreadyExistsError
+from mlxd.errors import AlreadyExistsError, wrong_model
 from mlxd.types import CallOptions
 from mlxd.v1 import session_pb2
 
@@ -21,7 +21,7 @@ class AsyncClient(AsyncConnection):
         token: the bearer token, which TCP requires. Default: read from `token_file`, else from the
             file that the environment's `MLXD_TOKEN_FILE` names.
         token_file: a file that contains the token.
-        timeout: default deadline of a call, in seconds; None sets no deadline.
+        timeout: default deadline of a call, in seconds, whatever the call does; None sets none.
         client_name: sent as `x-mlxd-client`: the daemon is fair between clients of one user.
         metadata: further metadata for every call, such as `traceparent`.
     """
@@ -37,12 +37,19 @@ class AsyncClient(AsyncConnection):
         """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
         `ttl`, in seconds, applies only to a session that is created.
+
+        Raises:
+            StateError: the session exists and is bound to another model.
         """
+        deadline = self._deadline(options)
         try:
             return await self.create_session(name, model=model, ttl=ttl, **options)
         except AlreadyExistsError:
+            options["timeout"] = deadline.left()
             response = await self.get_session(name, **options)
-            return AsyncSession(self, response.session, model)
+            if response.session.model != model:
+                raise wrong_model(name, response.session.model, model) from None
+            return AsyncSession(self, response.session)
 
     async def create_session(
         self,
@@ -70,7 +77,7 @@ class AsyncClient(AsyncConnection):
             ttl=convert.duration(ttl, "ttl"),
         )
         response = await self._call(self._stubs.session.CreateSession, request, options)
-        return AsyncSession(self, response.session, model)
+        return AsyncSession(self, response.session)
 
     async def fork_session(
         self,
@@ -87,4 +94,4 @@ class AsyncClient(AsyncConnection):
             SessionMovedError: the session does not have `expected_token_count` tokens.
         """
         info = await self._fork_session(name, new_name, ttl, expected_token_count, options)
-        return AsyncSession(self, info, info.model)
+        return AsyncSession(self, info)

@@ -29,10 +29,10 @@ class AsyncSession:
             `expected_token_count`, it makes a retry of that turn safe.
     """
 
-    def __init__(self, connection: AsyncConnection, info: SessionInfo, model: str) -> None:
+    def __init__(self, connection: AsyncConnection, info: SessionInfo) -> None:
         self._connection = connection
         self.name = info.name
-        self.model = model
+        self.model = info.model
         self.token_count = info.token_count
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class AsyncSession:
         info = await self._connection._fork_session(
             self.name, new_name, ttl, expected_token_count, options
         )
-        return AsyncSession(self._connection, info, info.model)
+        return AsyncSession(self._connection, info)
 
     async def truncate(
         self,
