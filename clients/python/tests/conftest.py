@@ -12,7 +12,7 @@ for _name in ("XDG_RUNTIME_DIR", "MLXD_ADDRESS", "MLXD_TOKEN_FILE"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
-from fake import running  # noqa: E402
+from fake import MODEL, running  # noqa: E402
 
 import mlxd  # noqa: E402
 
@@ -50,3 +50,13 @@ def silent():
         listener.bind(f"{folder}/d.sock")
         listener.listen()
         yield f"unix://{folder}/d.sock"
+
+
+@pytest.fixture
+def llm(address):
+    """The provider for AbstractLLM, on the fake daemon."""
+    host = pytest.importorskip("abstractllm", reason="the abstractllm extra is not installed")
+
+    llm = host.create_llm("mlxd", model=MODEL, base_url=address)
+    yield llm
+    llm.close()

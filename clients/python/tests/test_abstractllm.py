@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 
 import grpc
 import pytest
@@ -14,7 +15,8 @@ from abstractllm.session import Session
 from google.rpc import error_details_pb2
 
 import mlxd.abstractllm
-from mlxd.v1 import server_pb2
+from mlxd.abstractllm.messages import conversation
+from mlxd.v1 import inference_pb2, server_pb2
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
 
@@ -22,13 +24,6 @@ CALL = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
 def add(a: int, b: int) -> int:
     """Adds two numbers."""
     return a + b
-
-
-@pytest.fixture
-def llm(address):
-    llm = create_llm("mlxd", model=MODEL, base_url=address)
-    yield llm
-    llm.close()
 
 
 def chat(fake, index=-1):
@@ -114,6 +109,17 @@ def test_config_gives_defaults_and_a_calls_none_is_unset(address, fake):
     assert fake.requests[-1].stopping.max_tokens == 3
 
 
+def test_logprobs_and_priority_reach_the_request(llm, fake):
+    llm.generate("x", logprobs=2, priority="background")
+    assert fake.requests[-1].output.logprobs == 2
+    assert fake.requests[-1].priority == inference_pb2.PRIORITY_BACKGROUND
+    llm.generate("x", logprobs=True)
+    assert fake.requests[-1].output.HasField("logprobs")
+    assert fake.requests[-1].output.logprobs == 0
+    llm.generate("x", logprobs=False)
+    assert not fake.requests[-1].output.HasField("logprobs")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -121,7 +127,6 @@ def test_config_gives_defaults_and_a_calls_none_is_unset(address, fake):
         ("device", "cuda"),
         ("images", ["a.png"]),
         ("user", "u"),
-        ("max_retries", 3),
         ("context_window", 10),
         ("tool_choice", "required"),
     ],
@@ -164,9 +169,10 @@ def test_capabilities_are_the_daemons(llm):
     ("code", "reason", "metadata", "kind"),
     [
         ("UNAUTHENTICATED", "UNAUTHENTICATED", {}, exceptions.AuthenticationError),
-        ("RESOURCE_EXHAUSTED", "QUEUE_FULL", {}, exceptions.QuotaExceededError),
+        ("RESOURCE_EXHAUSTED", "SESSION_LIMIT", {}, exceptions.ResourceExceededError),
         ("RESOURCE_EXHAUSTED", "MEMORY_BUDGET", {"needed_bytes": "9"},
          exceptions.MemoryExceededError),
+        ("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE", {}, exceptions.ResourceExceededError),
         ("FAILED_PRECONDITION", "MODEL_TOO_LARGE", {"needed_bytes": "9"},
          exceptions.MemoryExceededError),
         ("FAILED_PRECONDITION", "MODEL_UNSUPPORTED", {}, exceptions.UnsupportedModelError),
@@ -211,10 +217,47 @@ def test_a_refused_field_names_its_parameter(llm, fake):
     assert caught.value.parameter == "top_p"
 
 
-def test_no_daemon_is_a_connection_error(tmp_path):
-    llm = create_llm("mlxd", model=MODEL, base_url=f"unix://{tmp_path}/none.sock")
-    with pytest.raises(exceptions.ProviderConnectionError):
-        llm.generate("x")
+# The prompt
+
+RESULT = {"role": "user", "content": "[Tool Result: add]\n5"}
+
+
+def said(role, content="yes"):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("history", "repeated"),
+    [
+        ([said("user")], False),
+        ([said("user"), said("assistant", CALL), said("tool", "5")], False),
+        ([said("user"), said("assistant", CALL), RESULT, said("assistant", CALL), RESULT], False),
+        ([said("user"), said("assistant", "Sure?")], True),
+        ([said("user"), said("assistant")], True),
+        ([said("user"), said("assistant", CALL), said("tool", "5"), said("assistant", "5.")], True),
+        ([said("user"), said("assistant", "Sure?"), said("user", "no")], True),
+        ([said("system"), said("assistant", "Hello.")], True),
+        ([], True),
+    ],
+)
+def test_only_the_message_that_awaits_an_answer_is_the_prompt(history, repeated):
+    sent = conversation("yes", None, history, None, lambda text: text)
+    assert sent == [*history, said("user")] if repeated else history
+
+
+def test_files_belong_to_the_users_message_and_not_to_a_tools_result(tmp_path):
+    notes = tmp_path / "n.txt"
+    notes.write_text("blue")
+    history = [said("user", "Add."), said("assistant", CALL), dict(RESULT)]
+    sent = conversation(None, None, history, [notes], lambda text: text)
+    assert "blue" in sent[0]["content"]
+    assert sent[2] == RESULT
+
+
+def test_a_prompt_that_repeats_an_older_one_is_sent(llm, fake):
+    history = [said("user"), said("assistant", "Sure?")]
+    llm.generate("yes", messages=history)
+    assert chat(fake) == [("user", "yes"), ("assistant", "Sure?"), ("user", "yes")]
 
 
 # Media
@@ -295,6 +338,23 @@ def test_a_saved_session_finds_its_provider_again(llm, fake, tmp_path):
     again.generate("And then?")
     assert chat(fake)[0] == ("user", "Where?")
     assert fake.requests[-1].sampling.temperature == 0.5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_session_can_store_what_was_sent(llm, fake, caplog, stream):
+    logger = logging.getLogger("abstractllm.session")
+    logger.addHandler(caplog.handler)
+    llm.set_config(api_key="secret")
+    session = Session(system_prompt="Be brief.", provider=llm, enable_memory=False)
+    answer = session.generate("Where?", stream=stream)
+    if stream:
+        list(answer)
+    logger.removeHandler(caplog.handler)
+    assert "Failed to capture" not in caplog.text
+    captured = llm.get_last_verbatim_context()["context"]
+    assert captured.startswith("ENDPOINT: unix://")
+    assert '"content": "Where?"' in captured
+    assert "secret" not in captured
 
 
 # Tools

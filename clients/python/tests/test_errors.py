@@ -154,7 +154,7 @@ def test_every_call_to_a_daemon_that_stands_still_ends_at_its_timeout(silent):
 @pytest.mark.parametrize("call", ["list_models", "session"])
 def test_a_timeout_is_for_a_call_with_all_its_requests(client, fake, monkeypatch, call):
     client.session("talk", model="m")
-    seconds = iter([0.0, 0.0, 4.0] if call == "list_models" else [0.0, 4.0])
+    seconds = iter([0.0, 0.0, 4.0] if call == "list_models" else [0.0, 4.0, 4.0])
     clock = SimpleNamespace(monotonic=lambda: next(seconds))
     monkeypatch.setattr("mlxd._deadline.time", clock)
     if call == "list_models":

@@ -18,6 +18,13 @@ _BY_REASON = {
     "MODEL_UNLOADED": host.ModelLoadingError,
     "MODEL_UNSUPPORTED": host.UnsupportedModelError,
     "NON_FINITE_LOGITS": host.GenerationError,
+    "ANSWER_TOO_LARGE": host.ResourceExceededError,
+}
+# Session retries by words of the text, so the text of what passes by itself has the right one.
+_WORDS = {
+    host.QuotaExceededError: "rate limit",
+    host.RequestTimeoutError: "timed out",
+    host.ProviderConnectionError: "connection",
 }
 # The first match wins, so a class precedes its base.
 _BY_CLASS = (
@@ -59,7 +66,10 @@ def map_error(error: mlxd.MlxdError, model: str) -> Exception:
     kind = _BY_REASON.get(error.reason)
     if kind is None:
         kind = next(host_class for ours, host_class in _BY_CLASS if isinstance(error, ours))
-    mapped_error: Exception = kind(error.message, **common)
+    if isinstance(error, mlxd.CapacityError) and error.retry_after is None:
+        kind = host.ResourceExceededError
+    word = _WORDS.get(kind)
+    mapped_error: Exception = kind(f"{word}: {error.message}" if word else error.message, **common)
     return mapped_error
 
 
@@ -75,7 +85,7 @@ def _special(error: mlxd.MlxdError, model: str, common: dict[str, Any]) -> Excep
     if isinstance(error, mlxd.ContextOverflowError):
         window, length = error.context_length or 0, error.prompt_tokens or 0
         return host.ContextWindowExceededError(window, length, message=text, **common)
-    if isinstance(error, mlxd.TooLargeError) or error.reason == "MEMORY_BUDGET":
+    if error.reason in ("MEMORY_BUDGET", "MODEL_TOO_LARGE", "KV_TOO_LARGE"):
         return host.MemoryExceededError(
             text,
             required_memory=error.number("needed_bytes"),

@@ -29,9 +29,9 @@ def conversation(
 ) -> Conversation:
     """Returns the conversation to answer.
 
-    A caller may pass the prompt and, like Session, messages that already contain it; it is not
-    repeated. `expand` replaces `@file` references by text, as was done with the prompt: the message
-    that expands to the prompt is that prompt.
+    A caller may pass the prompt and, like Session, messages that already end with it; it is not
+    repeated. An older message of the same text is another one. `expand` replaces `@file` references
+    by text, as was done with the prompt: the message that expands to the prompt is that prompt.
 
     Raises:
         InvalidRequestError: there is nothing to answer.
@@ -54,18 +54,40 @@ def _place_prompt(
     result: Conversation, prompt: str | None, expand: Callable[[str], str]
 ) -> dict[str, Any] | None:
     """Puts the prompt into the messages and returns the user message that takes the files."""
-    users = [message for message in result if message["role"] == "user"]
+    asked = _unanswered(result)
     if not prompt:
-        return users[-1] if users else None
-    text = prompt.strip()
-    for message in reversed(users):
-        content = message["content"]
+        users = (m for m in reversed(result) if m["role"] == "user" and not _is_tool_result(m))
+        return asked or next(users, None)
+    if asked is not None:
+        text, content = prompt.strip(), asked["content"]
         if content.strip() == text or ("@" in content and expand(content).strip() == text):
-            message["content"] = prompt
-            return message
+            asked["content"] = prompt
+            return asked
     added = {"role": "user", "content": prompt}
     result.append(added)
     return added
+
+
+def _unanswered(result: Conversation) -> dict[str, Any] | None:
+    """Returns the user message that the model has yet to answer, None if it answered the last one.
+
+    In a tool loop only calls and their results follow that message.
+    """
+    follower = None
+    for message in reversed(result):
+        called = follower is not None and _is_tool_result(follower)
+        if message["role"] == "assistant" and not called:
+            return None
+        if message["role"] == "user" and not _is_tool_result(message):
+            return message
+        follower = message
+    return None
+
+
+def _is_tool_result(message: dict[str, Any]) -> bool:
+    """Tells whether a message is a tool's result, which Session writes as the user's."""
+    starts = ("[Tool Result: ", "[SYSTEM: Tool execution result]")
+    return message["role"] == "tool" or message["content"].startswith(starts)
 
 
 def _place_system(result: Conversation, system_prompt: str | None) -> None:

@@ -10,32 +10,48 @@ from typing import Any, cast
 from abstractllm.exceptions import InvalidParameterError, UnsupportedFeatureError
 
 from mlxd._convert import SAMPLING
+from mlxd.abstractllm.budget import Budget
 from mlxd.abstractllm.errors import PROVIDER
 from mlxd.types import GenerateOptions
 
+# What AbstractLLM's own local providers use where neither the caller nor the configuration says.
+DEFAULTS = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 4096}
 # Parameters that are options of a generation, under the same name.
-_OPTIONS = (*SAMPLING, "max_tokens", "stop", "stop_token_ids", "ignore_eos", "template_arguments")
+_OPTIONS = (
+    *SAMPLING,
+    "max_tokens",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "template_arguments",
+    "return_token_ids",
+    "priority",
+    "request_id",
+)
 # Parameters with a special meaning here.
 _OWN = (
     "model",
     "base_url",
     "api_key",
     "timeout",
-    "request_timeout",
+    "max_retries",
     "system_prompt",
     "tools",
     "tool_choice",
     "logit_bias",
-    "max_output_tokens",
+    "logprobs",
     "max_input_tokens",
-    "request_id",
 )
+# Second names of parameters. Of both, the one named here counts.
+_ALIASES = {
+    "max_output_tokens": "max_tokens",
+    "request_timeout": "timeout",
+    "retry_count": "max_retries",
+}
 # Parameters without an equivalent in the daemon. False, 0 and empty values are accepted.
 _REFUSED = {
     "context_window": "the daemon takes the context window from the model",
     "truncation_strategy": "the daemon refuses an input that is too long and never truncates it",
-    "retry_count": "retryable errors carry retry_after",
-    "max_retries": "retryable errors carry retry_after",
     "device": "the daemon chooses the device",
     "device_map": "the daemon chooses the device",
     "load_in_8bit": "a model is loaded as its files are quantized",
@@ -62,15 +78,20 @@ class Parameters:
     tools: list[Any] | None
     max_input_tokens: int | None
     options: GenerateOptions
+    budget: Budget
 
 
 def plain(config: Mapping[Any, Any]) -> dict[str, Any]:
     """Returns the parameters by plain name, without the unset ones, which are None."""
-    return {
+    given = {
         str(key.value) if isinstance(key, Enum) else str(key): value
         for key, value in config.items()
         if value is not None
     }
+    for alias, name in _ALIASES.items():
+        if alias in given:
+            given.setdefault(name, given.pop(alias))
+    return given
 
 
 def check(given: Mapping[str, Any]) -> None:
@@ -104,31 +125,30 @@ def merge(
     system_prompt: str | None,
     tools: list[Any] | None,
 ) -> Parameters:
-    """Merges the provider's configuration with a call's parameters, which win.
+    """Merges the provider's configuration with a call's parameters, which win. The call begins now.
 
     Raises:
-        UnsupportedFeatureError, InvalidParameterError: see check.
+        UnsupportedFeatureError, InvalidParameterError: see check, or a value is refused.
     """
     given = {**plain(config), **plain(call)}
     check(given)
     model = given.get("model")
     if not model:
         raise InvalidParameterError("model", model, message="name a model", provider=PROVIDER)
-    options = {name: given[name] for name in (*_OPTIONS, "request_id") if name in given}
-    if "max_output_tokens" in given:
-        options.setdefault("max_tokens", given["max_output_tokens"])
+    options = {name: given[name] for name in _OPTIONS if name in given}
     if "logit_bias" in given:
         options["logit_bias"] = _logit_bias(given["logit_bias"])
-    timeout = given.get("timeout", given.get("request_timeout"))
-    if timeout is not None:
-        options["timeout"] = timeout
+    # By OpenAI's convention a bool turns them on, without alternatives.
+    if (logprobs := given.get("logprobs", False)) is not False:
+        options["logprobs"] = 0 if logprobs is True else logprobs
     offered = tools if tools is not None else given.get("tools")
     return Parameters(
         model=str(model),
         system_prompt=system_prompt if system_prompt is not None else given.get("system_prompt"),
         tools=None if given.get("tool_choice") == "none" else offered or None,
         max_input_tokens=given.get("max_input_tokens"),
-        options=cast(GenerateOptions, options),
+        options=cast(GenerateOptions, {**DEFAULTS, **options}),
+        budget=Budget.of(given),
     )
 
 

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from abstractllm.enums import ModelCapability, ModelParameter
-from abstractllm.exceptions import ContextWindowExceededError
+from abstractllm.exceptions import ContextWindowExceededError, UnsupportedFeatureError
 from abstractllm.providers.base import BaseProvider
 from abstractllm.tools import ToolCall, UniversalToolHandler
 from abstractllm.tools.parser import detect_tool_calls, parse_tool_calls
 from abstractllm.types import GenerateResponse
 
 import mlxd
+from mlxd.abstractllm.budget import Budget
 from mlxd.abstractllm.errors import PROVIDER, mapped
 from mlxd.abstractllm.messages import Conversation, conversation, is_text_file
 from mlxd.abstractllm.parameters import Parameters, check, merge, plain
 from mlxd.types import GenerateDelta, GenerateOptions, ModelCapabilities
 from mlxd.v1.server_pb2 import FEATURE_CHAT, FEATURE_SYSTEM_PROMPT, FEATURE_TOOLS
 
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class _Clients:
+    """Both clients of one daemon; each connects at its first call."""
+
+    address: str | None
+    token: str | None
+    sync: mlxd.Client
+    aio: mlxd.AsyncClient
+
 
 @dataclass(frozen=True)
 class _Call:
-    """A request, ready to send."""
+    """A request, ready to send, and what it may still spend."""
 
     model: str
     messages: Conversation
     options: GenerateOptions
     with_tools: bool
     max_input_tokens: int | None
+    budget: Budget
 
 
 class MlxdProvider(BaseProvider):
@@ -40,53 +56,73 @@ class MlxdProvider(BaseProvider):
     Configuration: `model`; `base_url`, an address as `mlxd.Client` takes it (default: the daemon's
     default socket); `api_key`, the token, which TCP requires. Sampling parameters given here are
     defaults for calls. Parameters that cannot be honoured are refused.
+
+    Each method takes at most `timeout` seconds, whatever it asks of the daemon. While the daemon's
+    queue is full it tries again, as often as `max_retries` and `timeout` allow.
     """
 
     _tool_handler: UniversalToolHandler | None
 
     def __init__(self, config: dict[Any, Any] | None = None) -> None:
         super().__init__(config)
-        check(plain(self.config_manager.get_config()))
-        self._client: mlxd.Client | None = None
-        self._client_key: tuple[str | None, str | None] | None = None
+        check(self._configured())
+        self._connected: _Clients | None = None
+
+    def _configured(self) -> dict[str, Any]:
+        return plain(self.config_manager.get_config())
 
     @property
     def config(self) -> dict[str, Any]:
         """The configuration by plain names, for Session.save: everything but the token."""
-        config = plain(self.config_manager.get_config())
-        return {key: value for key, value in config.items() if key != "api_key"}
+        return {key: value for key, value in self._configured().items() if key != "api_key"}
 
-    def _connection(self) -> tuple[str | None, str | None]:
-        address = self.get_param(ModelParameter.BASE_URL)
-        token = self.get_param(ModelParameter.API_KEY)
-        return (str(address) if address else None, token)
-
-    def _sync(self) -> mlxd.Client:
-        key = self._connection()
-        if self._client is None or key != self._client_key:
+    def _clients(self) -> _Clients:
+        given = self._configured()
+        address, token = given.get("base_url"), given.get("api_key")
+        address = str(address) if address else None
+        found = self._connected
+        if found is None or (found.address, found.token) != (address, token):
             self.close()
-            self._client, self._client_key = mlxd.Client(key[0], token=key[1]), key
-        return self._client
-
-    def _async(self) -> mlxd.AsyncClient:
-        """Makes a client for the running event loop; it is not reused, because loops end."""
-        address, token = self._connection()
-        return mlxd.AsyncClient(address, token=token)
+            sync = mlxd.Client(address, token=token)
+            found = _Clients(address, token, sync, mlxd.AsyncClient(address, token=token))
+            self._connected = found
+        return found
 
     def close(self) -> None:
         """Closes the connection; the next call opens another."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        found, self._connected = self._connected, None
+        if found is not None:
+            found.sync.close()
+
+    def _ask(self, model: str, budget: Budget, ask: Callable[[float | None], Answer]) -> Answer:
+        """Calls `ask` with the seconds left, again while the daemon is full and budget is left."""
+        with mapped(model):
+            while True:
+                try:
+                    return ask(budget.left())
+                except mlxd.CapacityError as error:
+                    time.sleep(budget.pause(error))
+
+    async def _ask_async(
+        self, model: str, budget: Budget, ask: Callable[[float | None], Awaitable[Answer]]
+    ) -> Answer:
+        """As `_ask`."""
+        with mapped(model):
+            while True:
+                try:
+                    return await ask(budget.left())
+                except mlxd.CapacityError as error:
+                    await asyncio.sleep(budget.pause(error))
 
     # The model
 
     def _model(self) -> str:
         return str(self.get_param(ModelParameter.MODEL) or "")
 
-    def _described(self, model: str) -> ModelCapabilities:
-        with mapped(model):
-            return self._sync().capabilities(*([model] if model else [])).models[0]
+    def _described(self, model: str, budget: Budget) -> ModelCapabilities:
+        client, names = self._clients().sync, [model] if model else []
+        found = self._ask(model, budget, lambda left: client.capabilities(*names, timeout=left))
+        return found.models[0]
 
     def get_capabilities(self) -> dict[Any, Any]:
         """Returns the model's capabilities, as the daemon reports them.
@@ -94,7 +130,7 @@ class MlxdProvider(BaseProvider):
         Raises:
             AbstractLLMError: no daemon answers, or the model is unknown.
         """
-        described = self._described(self._model())
+        described = self._described(self._model(), Budget.of(self._configured()))
         chat = FEATURE_CHAT in described.features
         return {
             ModelCapability.STREAMING: True,
@@ -111,32 +147,23 @@ class MlxdProvider(BaseProvider):
 
     def get_model_limits(self) -> dict[str, int]:
         """Returns the model's limits in tokens, from the daemon, not from AbstractLLM's table."""
-        described = self._described(self._model())
+        described = self._described(self._model(), Budget.of(self._configured()))
         output = described.default_sampling.max_tokens or described.model.context_length
         return {"input": described.model.context_length, "output": output}
 
     def load_model(self) -> None:
         """Loads the model and returns once it is resident."""
-        with mapped(self._model()):
-            self._sync().load_model(self._model())
+        client, model = self._clients().sync, self._model()
+        budget = Budget.of(self._configured())
+        self._ask(model, budget, lambda left: client.load_model(model, timeout=left))
 
     def unload_model(self) -> None:
         """Unloads the model, for every client of the daemon."""
-        with mapped(self._model()):
-            self._sync().unload_model(self._model())
+        client, model = self._clients().sync, self._model()
+        budget = Budget.of(self._configured())
+        self._ask(model, budget, lambda left: client.unload_model(model, timeout=left))
 
     # Preparing a call
-
-    def _get_tool_handler(self) -> UniversalToolHandler:
-        """Returns AbstractLLM's handler; the daemon tells whether the template takes tools."""
-        model = self._model()
-        handler = self._tool_handler
-        if handler is None or handler.model_name != model:
-            handler = UniversalToolHandler(model)
-            handler.supports_native = FEATURE_TOOLS in self._described(model).features
-            handler.supports_prompted = True
-            self._tool_handler = handler
-        return handler
 
     def _parse_file_references(self, text: str) -> tuple[str, list[str]]:
         """As the base, which inlines text files and also lists them as files: drops those."""
@@ -148,28 +175,47 @@ class MlxdProvider(BaseProvider):
 
     def _prepare(
         self,
+        asked: Parameters,
         prompt: str | None,
-        system_prompt: str | None,
+        messages: list[Any] | None,
         files: list[str | Path] | None,
-        tools: list[Any] | None,
-        kwargs: dict[str, Any],
     ) -> _Call:
-        messages = kwargs.pop("messages", None)
-        asked = merge(self.config_manager.get_config(), kwargs, system_prompt, tools)
         system, definitions = self._tool_context(asked)
         chat = conversation(prompt, system, messages, files, self._expanded)
         options = asked.options
         if definitions:
             options = {**options, "tools": definitions}
         with_tools = asked.tools is not None
-        return _Call(asked.model, chat, options, with_tools, asked.max_input_tokens)
+        call = _Call(asked.model, chat, options, with_tools, asked.max_input_tokens, asked.budget)
+        self._capture_verbatim_context(self._verbatim(call))
+        return call
+
+    def _verbatim(self, call: _Call) -> str:
+        """Shows what is sent, as Session stores it beside its interactions."""
+        shown = json.dumps(_generated(call), indent=2, ensure_ascii=False, default=str)
+        return f"ENDPOINT: {self._clients().sync.address}\n\nREQUEST PAYLOAD:\n{shown}"
 
     def _tool_context(self, asked: Parameters) -> tuple[str | None, list[dict[str, Any]] | None]:
-        """Returns the system prompt, and the tools if the model's template takes them."""
+        """Returns the system prompt, and the tools if the model's template takes them.
+
+        As the base's `_prepare_tool_context`, within the call's budget.
+        """
         if asked.tools is None:
             return asked.system_prompt, None
-        system, definitions, mode = self._prepare_tool_context(asked.tools, asked.system_prompt)
-        return system, definitions if mode == "native" else None
+        features = self._described(asked.model, asked.budget).features
+        if FEATURE_CHAT not in features:
+            text = f"the model {asked.model} has no chat template"
+            raise UnsupportedFeatureError("tools", message=text, provider=PROVIDER)
+        handler = self._tool_handler
+        if handler is None or handler.model_name != asked.model:
+            handler = self._tool_handler = UniversalToolHandler(asked.model)
+        handler.supports_native = FEATURE_TOOLS in features
+        tools = self._process_tools(asked.tools)
+        if handler.supports_native:
+            definitions = handler.prepare_tools_for_native(tools)
+            return asked.system_prompt, self._format_tools_for_provider(definitions)
+        parts = (asked.system_prompt, handler.format_tools_prompt(tools))
+        return "\n\n".join(filter(None, parts)), None
 
     def _response(self, call: _Call, done: mlxd.Completion, content: str) -> GenerateResponse:
         found = _tool_calls(content) if call.with_tools else None
@@ -199,26 +245,40 @@ class MlxdProvider(BaseProvider):
         tools: list[Any] | None = None,
         **kwargs: Any,
     ) -> GenerateResponse | Generator[GenerateResponse, None, None]:
-        call = self._prepare(prompt, system_prompt, files, tools, kwargs)
+        messages = kwargs.pop("messages", None)
+        asked = merge(self.config_manager.get_config(), kwargs, system_prompt, tools)
+        call = self._prepare(asked, prompt, messages, files)
+        client = self._clients().sync
         if call.max_input_tokens is not None:
-            with mapped(call.model):
-                counted = self._sync().count_tokens(**_count(call))
+            counted = self._ask(
+                call.model,
+                call.budget,
+                lambda left: client.count_tokens(**_counted(call), timeout=left),
+            )
             _check_input(call.max_input_tokens, counted.token_count)
         if stream:
             return self._stream(call)
-        with mapped(call.model):
-            done = self._sync().generate(model=call.model, messages=call.messages, **call.options)
+        done = self._ask(
+            call.model, call.budget, lambda left: client.generate(**_generated(call), timeout=left)
+        )
         return self._response(call, done, done.text)
 
     def _stream(self, call: _Call) -> Generator[GenerateResponse, None, None]:
-        with (
-            mapped(call.model),
-            self._sync().stream(model=call.model, messages=call.messages, **call.options) as events,
-        ):
-            for event in events:
-                if isinstance(event, GenerateDelta) and event.text:
-                    yield GenerateResponse(content=event.text, raw_response=event, model=call.model)
-            done = events.result()
+        client, begun = self._clients().sync, False
+        with mapped(call.model):
+            while True:
+                try:
+                    with client.stream(**_generated(call), timeout=call.budget.left()) as events:
+                        for event in events:
+                            begun = True
+                            if isinstance(event, GenerateDelta) and event.text:
+                                yield _chunk(call, event)
+                        done = events.result()
+                    break
+                except mlxd.CapacityError as error:
+                    if begun:
+                        raise
+                    time.sleep(call.budget.pause(error))
         yield self._last(call, done)
 
     def _last(self, call: _Call, done: mlxd.Completion) -> GenerateResponse:
@@ -237,37 +297,45 @@ class MlxdProvider(BaseProvider):
         **kwargs: Any,
     ) -> GenerateResponse | AsyncGenerator[GenerateResponse, None]:
         """As `generate`, without blocking the event loop."""
+        messages = kwargs.pop("messages", None)
+        asked = merge(self.config_manager.get_config(), kwargs, system_prompt, tools)
         if prompt:
             prompt, named = self._parse_file_references(prompt)
             files = [*(files or []), *named]
         # Reads files, and may ask the daemon about the model.
-        call = await asyncio.to_thread(self._prepare, prompt, system_prompt, files, tools, kwargs)
+        call = await asyncio.to_thread(self._prepare, asked, prompt, messages, files)
+        client = self._clients().aio
         if call.max_input_tokens is not None:
-            with mapped(call.model):
-                async with self._async() as client:
-                    counted = await client.count_tokens(**_count(call))
+            counted = await self._ask_async(
+                call.model,
+                call.budget,
+                lambda left: client.count_tokens(**_counted(call), timeout=left),
+            )
             _check_input(call.max_input_tokens, counted.token_count)
         if stream:
             return self._stream_async(call)
-        with mapped(call.model):
-            async with self._async() as client:
-                done = await client.generate(
-                    model=call.model, messages=call.messages, **call.options
-                )
+        done = await self._ask_async(
+            call.model, call.budget, lambda left: client.generate(**_generated(call), timeout=left)
+        )
         return self._response(call, done, done.text)
 
     async def _stream_async(self, call: _Call) -> AsyncGenerator[GenerateResponse, None]:
+        client, begun = self._clients().aio, False
         with mapped(call.model):
-            async with (
-                self._async() as client,
-                client.stream(model=call.model, messages=call.messages, **call.options) as events,
-            ):
-                async for event in events:
-                    if isinstance(event, GenerateDelta) and event.text:
-                        yield GenerateResponse(
-                            content=event.text, raw_response=event, model=call.model
-                        )
-                done = await events.result()
+            while True:
+                left = call.budget.left()
+                try:
+                    async with client.stream(**_generated(call), timeout=left) as events:
+                        async for event in events:
+                            begun = True
+                            if isinstance(event, GenerateDelta) and event.text:
+                                yield _chunk(call, event)
+                        done = await events.result()
+                    break
+                except mlxd.CapacityError as error:
+                    if begun:
+                        raise
+                    await asyncio.sleep(call.budget.pause(error))
         yield self._last(call, done)
 
 
@@ -281,8 +349,16 @@ def _tool_calls(text: str) -> list[ToolCall] | None:
     return parse_tool_calls(text) or None
 
 
-def _count(call: _Call) -> dict[str, Any]:
-    names = ("tools", "template_arguments", "timeout", "request_id")
+def _chunk(call: _Call, event: GenerateDelta) -> GenerateResponse:
+    return GenerateResponse(content=event.text, raw_response=event, model=call.model)
+
+
+def _generated(call: _Call) -> dict[str, Any]:
+    return {"model": call.model, "messages": call.messages, **call.options}
+
+
+def _counted(call: _Call) -> dict[str, Any]:
+    names = ("tools", "template_arguments", "request_id")
     shared = {name: value for name, value in call.options.items() if name in names}
     return {"model": call.model, "messages": call.messages, **shared}
 
