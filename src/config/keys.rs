@@ -127,7 +127,8 @@ fn calls() -> Vec<Key> {
         number("answer_bytes_max", 4 << 20, 65_536..=GIB, |c, n| c.limits.answer_bytes_max = n.get()),
         number("text_bytes_max", 16 << 20, 1024..=GIB, |c, n| c.limits.text_bytes_max = n.get()),
         number("connections_max", 256, 1..=65_536, |c, n| c.limits.connections_max = n.get()),
-        number("connections_unproven_max", 64, 1..=65_536, |c, n| {
+        // As many as may come at once after a restart.
+        number("connections_unproven_max", 256, 1..=65_536, |c, n| {
             c.limits.connections_unproven_max = n.get();
         }),
         number("first_call_s", 20, 1..=DAY_S, |c, n| c.limits.first_call = n.seconds()),

@@ -1,6 +1,7 @@
 //! Connections that misbehave, and what the others notice of it: nothing.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mlxd::config::Config;
@@ -9,7 +10,7 @@ use mlxd_client::{BearerToken, Client, ConnectOptions};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::daemon::harness::{Daemon, prompt};
+use crate::daemon::harness::{Daemon, MODEL, prompt};
 use crate::daemon::raw::{
     CANCEL, DATA, GENERATE, HEADERS, HEALTH, RST_STREAM, Raw, SERVING, call, frame, headers, same_authority,
 };
@@ -61,6 +62,25 @@ async fn silent_connections_do_not_shut_the_port() {
         client(&daemon, "secret").await.generate(prompt("a")).await.unwrap();
     }
     drop((silent, strangers));
+}
+
+#[tokio::test]
+async fn clients_that_all_come_at_once_are_all_served() {
+    let daemon = Daemon::with(|config| config.models = vec![MODEL.into()]).await;
+    let address = format!("unix://{}", daemon.bound.socket.display());
+    // None calls before all have connected, as after a restart.
+    let all = Arc::new(tokio::sync::Barrier::new(100));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let (address, all) = (address.clone(), Arc::clone(&all));
+        clients.spawn(async move {
+            let client = Client::connect(&address).await.unwrap();
+            all.wait().await;
+            client.generate(prompt("a")).await
+        });
+    }
+    let answers = clients.join_all().await;
+    assert!(answers.iter().all(Result::is_ok), "{:?}", answers.into_iter().find_map(Result::err));
 }
 
 #[tokio::test]
