@@ -1,6 +1,6 @@
-//! Generates the code of `mlxd.v1` and the descriptor set for reflection from the files under `proto/`, without
-//! protoc: the daemon's server code, and beside it what is committed under `clients/rust`, which a test compares
-//! (`tests/rust/codegen.rs`). With `MLXD_REGENERATE` set, the committed files are written anew.
+//! Generates the code of `mlxd.v1` and the descriptor set for reflection from the files under `proto/`,
+//! without protoc: the daemon's server code, and beside it what is committed under `clients/rust`, which a
+//! test compares (`tests/rust/codegen.rs`). With `MLXD_REGENERATE` set, the committed files are written anew.
 
 use std::error::Error;
 use std::fs;
@@ -32,9 +32,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = protox::compile(PROTO_FILES, [PROTO_ROOT])?;
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::write(out_dir.join("mlxd_descriptor.bin"), files.encode_to_vec())?;
-    configure().build_client(false).compile_fds(files.clone())?;
+    let server = configure().build_client(false).codec_path("crate::rpc::codec::CountingCodec");
+    server.compile_fds(files.clone())?;
 
-    // The client's fake server speaks the client's own message types, so that its tests compare them directly.
+    // The client's fake server speaks the client's own message types, so that its tests compare them
+    // directly.
     let client = configure().build_server(false);
     let fake = configure().build_client(false).extern_path(".mlxd.v1", "::mlxd_client::v1");
     for (name, builder, committed) in [

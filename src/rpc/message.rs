@@ -146,6 +146,18 @@ mod tests {
     }
 
     #[test]
+    fn template_arguments_are_in_the_order_of_their_names_however_they_were_sent() {
+        use prost::Message as _;
+        use prost_types::{Struct, Value as Wire};
+        let one = |name: &str| Struct { fields: [(name.to_owned(), Wire { kind: None })].into() };
+        for order in [["b", "a", "c"], ["c", "b", "a"]] {
+            let sent = order.map(|name| one(name).encode_to_vec()).concat();
+            let arguments = json::from_struct("a", Struct::decode(&*sent).unwrap()).unwrap();
+            assert_eq!(arguments.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+        }
+    }
+
+    #[test]
     fn template_arguments_keep_whole_numbers_whole_and_refuse_nan() {
         use prost_types::{Struct, Value as Wire, value::Kind};
         let arguments = |number| Struct {

@@ -6,6 +6,7 @@
 //! Nothing outside this folder names tonic's server or the generated types.
 
 mod body;
+mod codec;
 mod event;
 mod gate;
 mod health;

@@ -73,7 +73,7 @@ impl Encoding {
     /// The tokenizer has no token for a part of the text, or a run of it is too long to be tokenized at once.
     pub fn advance(&mut self) -> Result<bool, TextError> {
         let rest = &self.text[self.done..];
-        let piece = &rest[..self.tokenizer.piece_end(rest)?];
+        let piece = &rest[..self.tokenizer.piece_end(rest, self.mark())?];
         let (is_first, is_last) = (self.done == 0, piece.len() == rest.len());
         let mut ids = match self.kind {
             Kind::Rendered { mark, last } => {
@@ -96,6 +96,14 @@ impl Encoding {
             self.ids.append(&mut self.closing);
         }
         Ok(is_last)
+    }
+
+    /// Returns the character that is dropped before the text is tokenized.
+    fn mark(&self) -> Option<char> {
+        match self.kind {
+            Kind::Rendered { mark, .. } => mark,
+            Kind::Prompt | Kind::More => None,
+        }
     }
 
     /// Returns the tokens.

@@ -142,3 +142,13 @@ fn a_tokenizer_that_looks_back_gets_the_whole_text() {
 fn the_longest_token_bounds_the_bytes_of_a_token() {
     assert_eq!(tokenizer(&split(GPT2)).token_bytes_max(), Some("<|im_start|>".len()));
 }
+
+#[test]
+fn a_long_text_with_marks_is_not_parted_at_one() {
+    let tokenizer = tokenizer(&split(LLAMA3));
+    let mark = Some('\u{e000}');
+    let text = mixed(&["[\u{e000}INST]", "<\u{e000}|im_start|>", "the"], 3 * PIECE_BYTES);
+    let rendered = Rendered { text: text.clone(), mark };
+    let (ids, pieces) = in_pieces(Encoding::of_rendered(&tokenizer, rendered, None));
+    assert!(pieces > 1 && ids == tokenizer.encode_rendered(&text, mark, None).unwrap());
+}

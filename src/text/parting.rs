@@ -47,15 +47,20 @@ impl Parting {
         Self { is_local, token_bytes_max }
     }
 
-    /// Returns the end of a text's first piece, in bytes.
+    /// Returns the end of a text's first piece, in bytes; `mark` is not part of what is tokenized.
     ///
     /// # Errors
     /// The text is too long, and there is no such place.
-    pub(super) fn piece_end(self, encoder: &Encoder, text: &str) -> Result<usize, TextError> {
+    pub(super) fn piece_end(
+        self,
+        encoder: &Encoder,
+        text: &str,
+        mark: Option<char>,
+    ) -> Result<usize, TextError> {
         let mut bytes = PIECE_BYTES;
         // A text of one piece and a bit is not worth parting.
         while self.is_local && text.len() > bytes + bytes / 2 && bytes <= UNPARTED_BYTES_MAX {
-            if let Some(end) = last_end(encoder, &text[..floor(text, bytes)])? {
+            if let Some(end) = last_end(encoder, &text[..floor(text, bytes)], mark)? {
                 return Ok(end);
             }
             bytes *= 2;
@@ -67,8 +72,9 @@ impl Parting {
     }
 }
 
-/// Returns the last place where a text is parted whatever follows it; none if there is no such place.
-fn last_end(encoder: &Encoder, text: &str) -> Result<Option<usize>, TextError> {
+/// Returns the last place where a text is parted whatever follows it; none if there is no such place. Beside
+/// `mark`, which is dropped before a text is tokenized, there is none.
+fn last_end(encoder: &Encoder, text: &str, mark: Option<char>) -> Result<Option<usize>, TextError> {
     let mut parts = encoder.get_added_vocabulary().extract_and_normalize(encoder.get_normalizer(), text);
     if let Some(stages) = encoder.get_pre_tokenizer() {
         stages.pre_tokenize(&mut parts).map_err(|error| TextError::Encode(error.to_string()))?;
@@ -76,8 +82,10 @@ fn last_end(encoder: &Encoder, text: &str) -> Result<Option<usize>, TextError> {
     let splits = parts.get_splits(OffsetReferential::Original, OffsetType::Byte);
     let end_max = text.len().saturating_sub(MARGIN_BYTES);
     let before = |end: usize| text.get(..end).and_then(|start| start.chars().next_back());
+    let after = |end: usize| text.get(end..).and_then(|rest| rest.chars().next());
+    let is_marked = |end: usize| mark.is_some() && (before(end) == mark || after(end) == mark);
     let mut ends = splits.iter().rev().map(|(_, (_, end), _)| *end).filter(|end| *end <= end_max);
-    Ok(ends.find(|end| before(*end).is_some_and(is_ink)))
+    Ok(ends.find(|end| before(*end).is_some_and(is_ink) && !is_marked(*end)))
 }
 
 /// White space may be part of what follows it.

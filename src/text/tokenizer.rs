@@ -175,8 +175,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// The text is too long, and cannot be parted.
-    pub(super) fn piece_end(&self, text: &str) -> Result<usize, TextError> {
-        self.0.parting.piece_end(self.0.encoder.tokenizer(), text)
+    pub(super) fn piece_end(&self, text: &str, mark: Option<char>) -> Result<usize, TextError> {
+        self.0.parting.piece_end(self.0.encoder.tokenizer(), text, mark)
     }
 
     /// Returns the names and texts of special tokens.

@@ -6,7 +6,17 @@ use crate::backend::fake::next_token;
 use crate::engine::{GenerateEvent, Scored};
 use crate::error::Error;
 use crate::ids::SessionKey;
-use crate::session::{TurnContent, TurnGuard};
+use crate::session::{InputKind, SessionLimits, TurnContent, TurnGuard, TurnRequest};
+
+/// Few sessions, with room for all that a day brings.
+pub(super) const SESSION_LIMITS: SessionLimits =
+    SessionLimits { sessions_max: 6, session_bytes_max: 1 << 20, sessions_bytes_max: 1 << 22 };
+
+/// Returns the request of a raw turn after `expected` tokens.
+pub(super) fn raw_turn(expected: u32) -> TurnRequest {
+    let expected_token_count = Some(expected);
+    TurnRequest { model: None, input: InputKind::Raw, expected_token_count, input_bytes: 0 }
+}
 
 /// A session's turn that a request is.
 pub(super) struct Turn {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::random::Random;
-use super::request::{Inbox, Request, Turn};
+use super::request::{Inbox, Request, SESSION_LIMITS, Turn, raw_turn};
 use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
 use crate::engine::core::Engine;
@@ -19,7 +19,7 @@ use crate::engine::{
 use crate::error::Error;
 use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
 use crate::sched::Priority;
-use crate::session::{InputKind, NewSession, SessionBook, SessionLimits, TurnRequest};
+use crate::session::{NewSession, SessionBook};
 use crate::text::Tokenizer;
 
 const MODELS: [&str; 2] = ["m", "other"];
@@ -78,10 +78,7 @@ impl World {
         fake.state_bytes = state_bytes;
         let mut world = Self {
             engine: Engine::new(fake, clock.clone(), settings, budget),
-            book: Arc::new(SessionBook::new(
-                SessionLimits { sessions_max: 6, session_bytes_max: 1 << 20, sessions_bytes_max: 1 << 22 },
-                clock.clone(),
-            )),
+            book: Arc::new(SessionBook::new(SESSION_LIMITS, clock.clone())),
             clock,
             running_max,
             queue_max,
@@ -308,12 +305,7 @@ impl World {
         let known = self.kept[&key].len();
         let stale = self.random.once_in(6);
         let expected = u32::try_from(known + usize::from(stale)).unwrap();
-        let request = TurnRequest {
-            model: None,
-            input: InputKind::Raw,
-            expected_token_count: Some(expected),
-            input_bytes: 0,
-        };
+        let request = raw_turn(expected);
         let (hold, stopped) = oneshot::channel();
         match self.book.begin(&key, &request, hold) {
             Ok((guard, start)) => {

@@ -138,3 +138,18 @@ async fn a_deadline_ends_the_tokenizing_of_a_long_text() {
     // The only place is free again after the piece that was being done.
     daemon.client.generate(prompt("a")).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_message_of_too_many_parts_is_refused_before_it_is_decoded() {
+    let daemon = Daemon::start().await;
+    // In `chat`, the field 4, a million empty messages of two bytes each.
+    let messages = [0x0a, 0].repeat(1_000_000);
+    let chat = GenerateRequest { input: Some(Input::Chat(ChatInput::default())), ..Default::default() };
+    let field = prost::Message::encode_to_vec(&chat)[0];
+    let mut body = vec![field];
+    prost::encoding::encode_varint(messages.len() as u64, &mut body);
+    body.extend(messages);
+    let outcome = daemon.call("/mlxd.v1.InferenceService/Generate", body).await;
+    assert_eq!(outcome, (Code::InvalidArgument, "INVALID_FIELD".into()));
+    daemon.client.generate(prompt("a")).await.unwrap();
+}

@@ -85,7 +85,7 @@ pub(super) const CRATES: &[Crate] = &[
     home("tokio_stream",       &["rpc"], &[]),
     home("tonic",              &["rpc"], &[]),
     home("tonic_health",       &["rpc"], &[]),
-    home("tonic_prost",        &[], &[]),
+    home("tonic_prost",        &["rpc"], &[]),
     home("tonic_reflection",   &["rpc"], &[]),
     home("tonic_types",        &["rpc"], &[]),
     home("tower",              &["net", "rpc"], &[]),
@@ -116,4 +116,4 @@ pub(super) const CRATES: &[Crate] = &[
 pub(super) const WORDS: &[(&str, &str)] = &[("unsafe", "src/mlx/ffi/"), ("include_proto", "src/rpc/")];
 
 /// Dependencies that only generated code names.
-pub(super) const GENERATED: &[&str] = &["tonic_prost"];
+pub(super) const GENERATED: &[&str] = &[];
