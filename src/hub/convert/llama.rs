@@ -80,7 +80,7 @@ impl Llama {
         };
         let rotated = gguf.uint("llama.rope.dimension_count")?.unwrap_or(head_dim as u64);
         let value = gguf.uint("llama.attention.value_length")?.unwrap_or(head_dim as u64);
-        if rotated != head_dim as u64 || value != head_dim as u64 || head_dim % 2 != 0 {
+        if rotated != head_dim as u64 || value != head_dim as u64 || head_dim < 2 || head_dim % 2 != 0 {
             let why = format!("heads of {head_dim}, of which {rotated} rotate, with values of {value}");
             return Err(HubError::unsupported(why));
         }

@@ -95,7 +95,7 @@ fn quantization(gguf: &Gguf, sources: &[Source]) -> Result<Option<(usize, Value)
         if tensor.dims.len() == 2 {
             modules.push((&source.module, bits));
             *counts.entry(bits.unwrap_or(0)).or_default() += usize::from(bits.is_some());
-        } else if bits.is_some() {
+        } else if tensor.kind.block().0 > 1 {
             return Err(HubError::unsupported(format!("tensor {} is quantized, but no matrix", source.from)));
         }
     }

@@ -141,6 +141,44 @@ fn q6_k_is_named_as_rounded() {
 }
 
 #[test]
+fn a_quantized_tensor_of_one_dimension_is_refused() {
+    // Rows of a whole block of every format.
+    let hidden = 256;
+    for (kind, code) in [(blocks::Kind::Q6K, 14), (blocks::Kind::Q4K, 12), (blocks::Kind::Q8_0, 8)] {
+        let mut builder = llama();
+        builder.uint("llama.embedding_length", 256).uint("llama.attention.key_length", 32);
+        for (name, dims) in shapes(hidden) {
+            builder.tensor(&name, &dims, 0, data(blocks::Kind::F32, &dims));
+        }
+        Run::new().convert(&builder).unwrap();
+        builder.tensor("blk.1.ffn_norm.weight", &[hidden], code, data(kind, &[hidden]));
+        assert_eq!(refusal(&builder), "tensor blk.1.ffn_norm.weight is quantized, but no matrix");
+    }
+}
+
+/// The tensors of the test's llama with another hidden size.
+fn shapes(hidden: u64) -> Vec<(String, Vec<u64>)> {
+    let layer = |layer: u32| {
+        let matrices = [
+            ("attn_q", [hidden, 64]),
+            ("attn_k", [hidden, 32]),
+            ("attn_v", [hidden, 32]),
+            ("attn_output", [64, hidden]),
+            ("ffn_gate", [hidden, 96]),
+            ("ffn_up", [hidden, 96]),
+            ("ffn_down", [96, hidden]),
+        ];
+        let matrices = matrices.map(|(part, dims)| (format!("blk.{layer}.{part}.weight"), dims.to_vec()));
+        let norms =
+            ["attn_norm", "ffn_norm"].map(|part| (format!("blk.{layer}.{part}.weight"), vec![hidden]));
+        matrices.into_iter().chain(norms)
+    };
+    let ends = [("token_embd.weight", vec![hidden, 264]), ("output_norm.weight", vec![hidden])];
+    let ends = ends.map(|(name, dims)| (name.to_owned(), dims));
+    (0..2).flat_map(layer).chain(ends).collect()
+}
+
+#[test]
 fn the_tokenizer_encodes_as_its_pre_tokenizer_says() {
     let encode = |pre: &str, text: &str| {
         let run = Run::new();
