@@ -13,6 +13,7 @@ use crate::backend::{
 use crate::device::{machine, plan};
 use crate::error::Error;
 use crate::mlx::batch::{Batch, StepShape};
+use crate::mlx::dim;
 use crate::mlx::ffi::{self, DeviceFact};
 use crate::mlx::kernels::{self, KernelSet, Selection};
 use crate::mlx::kv::Kv;
@@ -54,7 +55,7 @@ struct LoadingModel {
     loader: Box<dyn Loading>,
     weights: TensorCursor,
     /// Files that were not opened yet, the last one first.
-    unopened: Vec<PathBuf>,
+    unopened: Vec<(PathBuf, bool)>,
     /// Number of pieces taken.
     done: u64,
 }
@@ -65,6 +66,8 @@ struct ReadyModel {
     /// The set that attends over `kv`, and the layout that it takes.
     attention: KernelSet,
     step_shape: StepShape,
+    /// Number of tokens; logits beyond are those of rows that only pad the embedding.
+    vocabulary: i32,
     running: Option<Running>,
 }
 
@@ -164,7 +167,12 @@ impl Backend for MlxBackend {
         })?;
         let policy = plan::policy(&plan, self.kernels);
         let loader = plan::open(&plan.spec, policy)?;
-        let unopened = files.weights.files.iter().rev().map(|file| file.path.clone()).collect();
+        if let Some(warning) = &files.weights.warning {
+            tracing::warn!(model = %files.name, "{warning}");
+        }
+        let named = files.weights.files.iter().map(|file| (file.path.clone(), false));
+        let spare = files.weights.spare.iter().map(|file| (file.path.clone(), true));
+        let unopened = spare.rev().chain(named.rev()).collect();
         let weights = TensorCursor::new(&files.name, policy);
         let id = ModelId(self.model_next);
         self.model_next += 1;
@@ -178,8 +186,8 @@ impl Backend for MlxBackend {
             return Err(Error::Internal(format!("model {model:?} is not loading")));
         };
         let LoadingModel { plan, policy, loader, weights, unopened, done } = &mut **loading;
-        if let Some(file) = unopened.pop() {
-            weights.open(&file, &self.streams.files)?;
+        if let Some((file, is_spare)) = unopened.pop() {
+            weights.open(&file, is_spare, &self.streams.files)?;
             return Ok(LoadStep::Pending);
         }
         if weights.is_reading()? {
@@ -201,7 +209,7 @@ impl Backend for MlxBackend {
         let step_shape = attention.step_shape(kv.shape());
         let shape = ModelShape {
             context_length: facts.context_length,
-            vocabulary_size: facts.vocabulary_size,
+            vocabulary_size: plan.spec.assets.vocabulary_size,
             kv_bytes_per_token: kv.shape().bytes_per_token(),
             state_bytes: kv.shape().bytes_per_sequence(),
             weight_bytes: bytes_of(ready.arrays()),
@@ -217,7 +225,8 @@ impl Backend for MlxBackend {
             computes_in = shape.computes_in,
             "kernels"
         );
-        let ready = ReadyModel { model: ready, kv, attention, step_shape, running: None };
+        let vocabulary = dim(shape.vocabulary_size);
+        let ready = ReadyModel { model: ready, kv, attention, step_shape, vocabulary, running: None };
         self.models.insert(model, Entry::Ready(Box::new(ready)));
         Ok(LoadStep::Ready(shape))
     }
@@ -287,7 +296,7 @@ impl Backend for MlxBackend {
         assert!(ready.running.is_none(), "a step is launched before the last one was collected");
         let batch = Batch::new(&step, &ready.step_shape);
         let logits = ready.model.forward(&batch, &mut ready.kv, ready.attention)?;
-        let drawn = logits.map(|logits| sampler::draw(&step, &logits)).transpose()?;
+        let drawn = logits.map(|logits| sampler::draw(&step, &logits, ready.vocabulary)).transpose()?;
         let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch.slabs));
         async_eval(outputs)?;
         ready.running = Some(Running { step, drawn, slabs: batch.slabs });

@@ -26,6 +26,7 @@ fn write(folder: &Path, recurrent: bool) {
     let config = if recurrent {
         serde_json::json!({
             "model_type": "lfm2", "norm_eps": 1e-5, "conv_L_cache": 3, "block_ff_dim": 48,
+            "block_auto_adjust_ff_dim": false,
             "full_attn_idxs": [1], "rope_theta": 1e4,
         })
     } else {
@@ -97,7 +98,8 @@ struct Device {
 fn spec(folder: &Path) -> LoadSpec {
     let at = ModelFolder { name: "m".into(), path: folder.into(), revision: "1".into() };
     let files = Arc::new(ModelFiles::read(&at).unwrap());
-    let assets = Arc::new(ModelAssets { files, ..ModelAssets::fake("m") });
+    let vocabulary_size = files.facts.vocabulary_size;
+    let assets = Arc::new(ModelAssets { files, vocabulary_size, ..ModelAssets::fake("m") });
     LoadSpec { assets, dtype: ComputeDtype::Float32, kv: KvDtype::Compute }
 }
 

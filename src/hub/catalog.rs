@@ -29,6 +29,9 @@ pub struct ModelAssets {
     pub chat_template: Result<ChatTemplate, TextError>,
     /// The tokens that end its output.
     pub eos_token_ids: Vec<u32>,
+    /// Number of ids that are both the model's and the tokenizer's. Embeddings are often padded: their rows
+    /// beyond the tokenizer are not tokens.
+    pub vocabulary_size: u32,
 }
 
 /// The models under the configured roots, with the assets that were used last.
@@ -114,9 +117,14 @@ impl ModelAssets {
         let end_of_turn = chat_template.as_ref().ok().and_then(ChatTemplate::end_of_turn);
         let generation_config = files.generation_config.as_ref();
         let mut eos_token_ids = eos_token_ids(&files.config, generation_config, &tokenizer, end_of_turn);
-        // An id beyond the logits can never be drawn.
-        eos_token_ids.retain(|id| *id < files.facts.vocabulary_size);
-        Ok(Self { files: Arc::new(files), tokenizer, chat_template, eos_token_ids })
+        let vocabulary_size = files.facts.vocabulary_size.min(tokenizer.vocabulary_size());
+        if vocabulary_size == 0 {
+            let why = "tokenizer.json has no tokens".to_owned();
+            return Err(Error::ModelInvalid { model: files.name.clone(), why });
+        }
+        // An id beyond can never be drawn.
+        eos_token_ids.retain(|id| *id < vocabulary_size);
+        Ok(Self { files: Arc::new(files), tokenizer, chat_template, eos_token_ids, vocabulary_size })
     }
 
     /// Makes assets of a model that is on no disk.
@@ -130,6 +138,7 @@ impl ModelAssets {
             tokenizer: Tokenizer::new(&text).unwrap(),
             chat_template: Err(TextError::NoTemplate),
             eos_token_ids: Vec::new(),
+            vocabulary_size: 0,
         }
     }
 }

@@ -1,31 +1,30 @@
-//! Makes one flat config of the forms in which `config.json` is published: models of several parts, rotations
-//! as transformers 5 writes them, numbers that JSON cannot write.
+//! Makes one flat config of the forms in which `config.json` is published: models of several parts, numbers
+//! that JSON cannot write.
 
 use serde_json::{Map, Value};
 
-/// Values that mlx-lm supplies for configs of several parts that leave them out (models/gemma3.py,
-/// gemma4.py); the context of Gemma 3 is that of its release.
-const TEXT_DEFAULTS: &[(&str, &str, u64)] = &[
+/// Sizes that configs of several parts may leave out, as releases of Gemma 3 do.
+const TEXT_DEFAULTS: [(&str, &str, u32); 3] = [
     ("gemma3", "vocab_size", 262_208),
-    ("gemma3", "num_attention_heads", 8),
-    ("gemma3", "num_key_value_heads", 4),
     ("gemma3", "max_position_embeddings", 131_072),
     ("gemma4", "vocab_size", 262_144),
-    ("gemma4", "num_attention_heads", 8),
-    ("gemma4", "num_key_value_heads", 1),
 ];
+
+/// Returns the size that a model of this type has where its config does not say.
+#[must_use]
+pub fn text_default(model_type: &str, key: &str) -> Option<u32> {
+    let known = TEXT_DEFAULTS.iter().find(|(kind, name, _)| (*kind, *name) == (model_type, key));
+    known.map(|(.., size)| *size)
+}
 
 /// Returns the config of the text model: for a model of several parts `text_config`, completed from the keys
 /// beside it. `model_type` is the whole model's, `text_model_type` that of its text part.
 #[must_use]
 pub fn text_part(config: &Value) -> Value {
-    let mut part = match (config.as_object(), config.get("text_config").and_then(Value::as_object)) {
-        (Some(whole), Some(text)) => joined(whole, text),
-        (Some(whole), None) => whole.clone(),
-        (None, _) => return config.clone(),
-    };
-    spread_rope(&mut part);
-    Value::Object(part)
+    match (config.as_object(), config.get("text_config").and_then(Value::as_object)) {
+        (Some(whole), Some(text)) => Value::Object(joined(whole, text)),
+        (Some(_), None) | (None, _) => config.clone(),
+    }
 }
 
 fn joined(whole: &Map<String, Value>, text: &Map<String, Value>) -> Map<String, Value> {
@@ -34,37 +33,19 @@ fn joined(whole: &Map<String, Value>, text: &Map<String, Value>) -> Map<String, 
         part.insert("text_model_type".into(), own);
     }
     for (key, value) in whole.iter().filter(|(key, _)| *key != "text_config") {
-        // The whole model's vocabulary takes precedence.
-        if key == "vocab_size" || !part.contains_key(key) {
+        if !part.contains_key(key) {
             part.insert(key.clone(), value.clone());
         }
     }
-    let kind = whole.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    if kind == "mistral3" {
-        part.entry("tie_word_embeddings").or_insert(Value::Bool(false));
-    }
-    for (_, key, value) in TEXT_DEFAULTS.iter().filter(|(known, ..)| *known == kind) {
-        part.entry(*key).or_insert_with(|| (*value).into());
+    // Written beside the text part or in it, and in one of both as a default: where they differ, the files
+    // decide.
+    let key = "tie_word_embeddings";
+    if let (Some(Value::Bool(outer)), Some(Value::Bool(inner))) = (whole.get(key), text.get(key))
+        && outer != inner
+    {
+        part.remove(key);
     }
     part
-}
-
-/// Fills in the separate keys of rotations from `rope_parameters`, where transformers 5 writes them (for
-/// Gemma 3 by kind of layer), unless they are there.
-fn spread_rope(part: &mut Map<String, Value>) {
-    let Some(nested) = part.get("rope_parameters").cloned() else { return };
-    let of = |kind: &str| nested.get(kind).filter(|of| of.is_object()).cloned();
-    let (full, sliding) = (of("full_attention").unwrap_or_else(|| nested.clone()), of("sliding_attention"));
-    let theta = |of: &Value| of.get("rope_theta").filter(|theta| theta.is_number()).cloned();
-    let mut fill = |key: &str, value: Option<Value>| {
-        if let Some(value) = value.filter(|_| part.get(key).is_none_or(Value::is_null)) {
-            part.insert(key.into(), value);
-        }
-    };
-    fill("rope_theta", theta(&full));
-    fill("rope_local_base_freq", sliding.as_ref().and_then(theta));
-    let kind = full.get("rope_type").or_else(|| full.get("type")).and_then(Value::as_str);
-    fill("rope_scaling", kind.filter(|kind| *kind != "default").map(|_| full.clone()));
 }
 
 /// Returns a number of a config, plain or tagged; `None` for anything else.
@@ -110,19 +91,20 @@ mod tests {
             (&"gemma3".into(), &"gemma3_text".into())
         );
         assert_eq!((&text["hidden_size"], &text["eos_token_id"]), (&8.into(), &1.into()));
-        assert_eq!(text["vocab_size"], 262_208);
+        assert_eq!(text_default("gemma3", "vocab_size"), Some(262_208));
         assert_eq!(text_part(&text), text);
     }
 
     #[test]
-    fn rotations_are_found_where_transformers_5_writes_them() {
-        let yarn = serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "rope_theta": 5.0 });
-        let text = text_part(&serde_json::json!({ "rope_parameters": yarn }));
-        assert_eq!((&text["rope_theta"], &text["rope_scaling"]), (&5.0.into(), &yarn));
-        let plain = serde_json::json!({ "rope_type": "default", "rope_theta": 5.0 });
-        let kinds = serde_json::json!({ "full_attention": yarn, "sliding_attention": plain });
-        let text = text_part(&serde_json::json!({ "rope_theta": 7.0, "rope_parameters": kinds }));
-        assert_eq!((&text["rope_theta"], &text["rope_local_base_freq"]), (&7.0.into(), &5.0.into()));
-        assert!(text_part(&serde_json::json!({ "rope_parameters": plain }))["rope_scaling"].is_null());
+    fn parts_that_contradict_each_other_leave_it_to_the_files_whether_the_head_is_tied() {
+        let tied = |outer: Value, inner: Value| {
+            let config = serde_json::json!({
+                "model_type": "mistral3", "tie_word_embeddings": outer,
+                "text_config": { "model_type": "mistral", "tie_word_embeddings": inner },
+            });
+            text_part(&config).get("tie_word_embeddings").cloned()
+        };
+        assert_eq!(tied(true.into(), true.into()), Some(Value::Bool(true)));
+        assert_eq!(tied(true.into(), false.into()), None);
     }
 }

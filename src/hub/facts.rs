@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::{HubError, TensorInfo, WeightIndex, config_f64};
+use super::{HubError, TensorInfo, WeightIndex, config_f64, text_default};
 
 /// Context length of a config that does not name one, as in transformers' `LlamaConfig`.
 const CONTEXT_LENGTH_DEFAULT: u32 = 2048;
@@ -71,14 +71,13 @@ impl ModelFacts {
         let damaged = |why: &str| HubError::Damaged { file: "config.json".into(), why: why.into() };
         let count = |key: &str| config[key].as_u64().and_then(|count| u32::try_from(count).ok());
         let architecture = config["model_type"].as_str().ok_or_else(|| damaged("has no model_type"))?;
-        let vocabulary_size =
-            count("vocab_size").filter(|size| *size > 0).ok_or_else(|| damaged("has no valid vocab_size"))?;
-        let context_length = match &config["max_position_embeddings"] {
-            Value::Null => CONTEXT_LENGTH_DEFAULT,
-            _ => count("max_position_embeddings")
-                .filter(|length| *length > 0)
-                .ok_or_else(|| damaged("max_position_embeddings is not a length"))?,
+        let size = |key: &str, default: Option<u32>| match config.get(key) {
+            None => text_default(architecture, key).or(default),
+            Some(_) => count(key).filter(|size| *size > 0),
         };
+        let vocabulary_size = size("vocab_size", None).ok_or_else(|| damaged("has no valid vocab_size"))?;
+        let context_length = size("max_position_embeddings", Some(CONTEXT_LENGTH_DEFAULT))
+            .ok_or_else(|| damaged("max_position_embeddings is not a length"))?;
         let quantization = &config["quantization"];
         refuse_unknown_quantization(quantization, &config["quantization_config"])?;
         Ok(Self {

@@ -21,6 +21,8 @@ use super::read::{open_regular, read_object};
 const HEADER_BYTES_MAX: u64 = 32 << 20;
 /// Large enough for the headers of all shards.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// Says which file has which tensor, where a model has several files.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// MLX counts dimensions in 32 bits.
 const DIMENSION_MAX: usize = i32::MAX as usize;
 
@@ -29,10 +31,15 @@ const DIMENSION_MAX: usize = i32::MAX as usize;
 pub struct WeightIndex {
     /// The files, sorted by name.
     pub files: Vec<WeightFile>,
-    /// Number of tensors.
+    /// Files that `model.safetensors.index.json` does not name. A tensor of theirs counts only where no other
+    /// file has one of its name.
+    pub spare: Vec<WeightFile>,
+    /// Number of tensors in `files`.
     pub tensors_count: usize,
-    /// Bytes of all tensors, as stored.
+    /// Bytes of their tensors, as stored.
     pub bytes: u64,
+    /// What is odd about the files and does no harm.
+    pub warning: Option<String>,
 }
 
 /// One safetensors file.
@@ -63,7 +70,7 @@ pub struct TensorInfo {
 }
 
 impl WeightIndex {
-    /// Returns every tensor of every file.
+    /// Returns every tensor of `files`.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
         self.files.iter().flat_map(|file| &file.tensors)
     }
@@ -73,7 +80,7 @@ impl WeightIndex {
     /// # Errors
     /// `Changed`, naming the file; `Io`.
     pub fn check_unchanged(&self) -> Result<(), HubError> {
-        for WeightFile { path, stamp, .. } in &self.files {
+        for WeightFile { path, stamp, .. } in self.files.iter().chain(&self.spare) {
             let now = match fs::metadata(path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 found => Some(stamp_of(&found.map_err(HubError::io(path))?)),
@@ -103,6 +110,15 @@ pub(super) fn is_weight_file(name: &str) -> bool {
     name.starts_with("model") && name.ends_with(".safetensors")
 }
 
+/// The weight files of a folder.
+struct Chosen {
+    names: Vec<String>,
+    spare: Vec<String>,
+    warning: Option<String>,
+    /// The file that has a tensor, as the index promises.
+    promised: Vec<(String, String)>,
+}
+
 /// Checks the weight files of a model's folder and lists their tensors.
 ///
 /// # Errors
@@ -110,55 +126,89 @@ pub(super) fn is_weight_file(name: &str) -> bool {
 /// repeats a name, or is missing from what the index promises; `Unsupported` for a dtype MLX does not have;
 /// `Io`.
 pub fn inspect(folder: &Path) -> Result<WeightIndex, HubError> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(HubError::io(folder))? {
-        let path = entry.map_err(HubError::io(folder))?.path();
-        if is_weight_file(&file_name(&path)) {
-            paths.push(path);
-        }
-    }
-    if paths.is_empty() {
-        return Err(HubError::damaged(&folder.join("model.safetensors"), "is missing"));
-    }
-    paths.sort();
+    let Chosen { names, spare, warning, promised } = choose(folder)?;
     let mut places: BTreeMap<String, String> = BTreeMap::new();
-    let mut files = Vec::with_capacity(paths.len());
-    for path in paths {
+    let mut files = Vec::with_capacity(names.len());
+    for name in names {
+        let path = folder.join(&name);
         let (tensors, stamp) = read_header(&path)?;
         for tensor in &tensors {
-            if let Some(other) = places.insert(tensor.name.clone(), file_name(&path)) {
+            if let Some(other) = places.insert(tensor.name.clone(), name.clone()) {
                 return Err(HubError::damaged(&path, format!("tensor {} is in {other} too", tensor.name)));
             }
         }
         files.push(WeightFile { path, tensors, stamp: Some(stamp) });
     }
-    check_index(folder, &places)?;
+    let spare = spare.into_iter().map(|name| {
+        let path = folder.join(name);
+        read_header(&path).map(|(tensors, stamp)| WeightFile { path, tensors, stamp: Some(stamp) })
+    });
+    // What is not needed may be damaged.
+    let spare: Vec<WeightFile> = spare.filter_map(Result::ok).collect();
+    let has = |tensor: &str| spare.iter().any(|file| file.tensors.iter().any(|known| known.name == tensor));
+    if let Some((tensor, file)) =
+        promised.iter().find(|(tensor, _)| !places.contains_key(tensor) && !has(tensor))
+    {
+        let why = format!("promises tensor {tensor} in {file}; it is not there");
+        return Err(HubError::damaged(&folder.join(INDEX), why));
+    }
     let bytes = files.iter().flat_map(|file| &file.tensors).map(|tensor| tensor.bytes).sum();
-    Ok(WeightIndex { files, tensors_count: places.len(), bytes })
+    Ok(WeightIndex { files, spare, tensors_count: places.len(), bytes, warning })
 }
 
-/// Compares the files with `model.safetensors.index.json`, if there is one: reveals a shard that was never
-/// copied.
-fn check_index(folder: &Path, places: &BTreeMap<String, String>) -> Result<(), HubError> {
-    let path = folder.join("model.safetensors.index.json");
-    if !path.exists() {
-        return Ok(());
-    }
-    let index = read_object(&path, INDEX_BYTES_MAX)?;
-    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
-        return Err(HubError::damaged(&path, "has no weight_map"));
-    };
-    for (tensor, file) in map {
-        let place = places.get(tensor).map(String::as_str);
-        if place != file.as_str() {
-            let file = file.as_str().unwrap_or("no file");
-            return Err(HubError::damaged(
-                &path,
-                format!("promises tensor {tensor} in {file}; it is not there"),
-            ));
+/// Finds the weight files, and those that the index does not name.
+fn choose(folder: &Path) -> Result<Chosen, HubError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(HubError::io(folder))? {
+        let name = file_name(&entry.map_err(HubError::io(folder))?.path());
+        if is_weight_file(&name) {
+            found.push(name);
         }
     }
-    Ok(())
+    found.sort();
+    let promised = read_index(&folder.join(INDEX))?;
+    let named: BTreeSet<String> = promised.iter().map(|(_, file)| file.clone()).collect();
+    let (there, missing): (Vec<String>, Vec<String>) =
+        named.into_iter().partition(|name| is_plain(name) && fs::symlink_metadata(folder.join(name)).is_ok());
+    if there.is_empty() && !found.is_empty() {
+        let warning = missing
+            .first()
+            .map(|first| format!("{INDEX} is not used: no file that it names is there, {first} for one"));
+        return Ok(Chosen { names: found, spare: Vec::new(), warning, promised: Vec::new() });
+    }
+    match missing.first() {
+        Some(first) => {
+            let why = format!("names {first} among {} files; it is not there", there.len() + missing.len());
+            Err(HubError::damaged(&folder.join(INDEX), why))
+        }
+        None if there.is_empty() => Err(HubError::damaged(&folder.join("model.safetensors"), "is missing")),
+        None => {
+            found.retain(|name| !there.contains(name));
+            let warning = found.first().map(|first| format!("{first} is not used: {INDEX} does not name it"));
+            Ok(Chosen { names: there, spare: found, warning, promised })
+        }
+    }
+}
+
+/// Reads the file of each tensor from the index; nothing if there is none.
+fn read_index(path: &Path) -> Result<Vec<(String, String)>, HubError> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(Vec::new());
+    }
+    let index = read_object(path, INDEX_BYTES_MAX)?;
+    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+        return Err(HubError::damaged(path, "has no weight_map"));
+    };
+    let places = map.iter().map(|(tensor, file)| match file.as_str() {
+        Some(file) => Ok((tensor.clone(), file.to_owned())),
+        None => Err(HubError::damaged(path, format!("names no file for tensor {tensor}"))),
+    });
+    places.collect()
+}
+
+/// Whether a name is that of a file in the folder itself.
+fn is_plain(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.contains(['/', '\0'])
 }
 
 /// Reads and checks one file's header: its length (8 bytes, little-endian), then JSON; the data follows.

@@ -91,26 +91,90 @@ fn a_header_length_is_not_believed() {
     assert!(message(file("\u{0}{}", 0)).contains("not valid"));
 }
 
+fn shard(name: &str) -> Vec<u8> {
+    file(&format!("{{\"{name}\":{{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}}}"), 1)
+}
+
+fn index(map: &str) -> (&'static str, Vec<u8>) {
+    (INDEX, format!("{{\"weight_map\":{map}}}").into_bytes())
+}
+
+/// An index of two shards, with a tensor each.
+fn two() -> (&'static str, Vec<u8>) {
+    index(r#"{"a":"model-1.safetensors","b":"model-2.safetensors"}"#)
+}
+
+fn names(weights: &WeightIndex) -> Vec<&str> {
+    weights.tensors().map(|tensor| tensor.name.as_str()).collect()
+}
+
 #[test]
-fn shards_must_not_repeat_and_must_be_what_the_index_says() {
-    let shard = |name: &str| {
-        file(&format!("{{\"{name}\":{{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}}}"), 1)
-    };
-    let index = |map: &str| map.as_bytes().to_vec();
+fn shards_must_not_repeat_a_tensor() {
     let both = inspect_files(&[("model-1.safetensors", shard("a")), ("model-2.safetensors", shard("a"))]);
     assert!(both.unwrap_err().to_string().contains("tensor a is in model-1.safetensors too"));
-    let whole = r#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
-    let name = "model.safetensors.index.json";
-    inspect_files(&[
-        ("model-1.safetensors", shard("a")),
-        ("model-2.safetensors", shard("b")),
-        (name, index(whole)),
-    ])
-    .unwrap();
-    let missing = inspect_files(&[("model-1.safetensors", shard("a")), (name, index(whole))]).unwrap_err();
-    assert!(missing.to_string().contains("tensor b in model-2.safetensors"), "{missing}");
+}
+
+#[test]
+fn an_index_whose_shards_are_all_there_is_taken_at_its_word() {
+    let shards = [("model-1.safetensors", shard("a")), ("model-2.safetensors", shard("b"))];
+    let weights = inspect_files(&[shards[0].clone(), shards[1].clone(), two()]).unwrap();
+    assert_eq!((names(&weights), &weights.warning), (vec!["a", "b"], &None));
+    let other = [("model-1.safetensors", shard("a")), ("model-2.safetensors", shard("c")), two()];
+    let why = inspect_files(&other).unwrap_err().to_string();
+    assert!(why.contains("promises tensor b in model-2.safetensors"), "{why}");
     for broken in ["{}", "{\"weight_map\":{\"a\":3}}", "[", "\u{fffd}"] {
-        assert!(inspect_files(&[("model-1.safetensors", shard("a")), (name, index(broken))]).is_err());
+        let broken = [("model-1.safetensors", shard("a")), (INDEX, broken.as_bytes().to_vec())];
+        assert!(inspect_files(&broken).is_err());
+    }
+}
+
+#[test]
+fn one_missing_shard_of_an_index_is_named() {
+    let why = inspect_files(&[("model-1.safetensors", shard("a")), two()]).unwrap_err().to_string();
+    assert_eq!(why, format!("{INDEX}: names model-2.safetensors among 2 files; it is not there"));
+    let why = inspect_files(&[two()]).unwrap_err().to_string();
+    assert_eq!(why, format!("{INDEX}: names model-1.safetensors among 2 files; it is not there"));
+}
+
+#[test]
+fn an_index_whose_shards_are_all_absent_does_not_stop_a_whole_file() {
+    let weights = inspect_files(&[("model.safetensors", shard("a")), two()]).unwrap();
+    assert_eq!(names(&weights), ["a"]);
+    let warning = weights.warning.unwrap();
+    assert!(warning.contains("is not used") && warning.contains("model-1.safetensors"), "{warning}");
+}
+
+#[test]
+fn a_file_that_the_index_does_not_name_is_spare() {
+    let stray = |tensor: &str| {
+        let shards = [("model-1.safetensors", shard("a")), ("model-2.safetensors", shard("b"))];
+        inspect_files(&[shards[0].clone(), shards[1].clone(), ("model.safetensors", shard(tensor)), two()])
+            .unwrap()
+    };
+    for tensor in ["a", "c"] {
+        let weights = stray(tensor);
+        assert_eq!((names(&weights), weights.tensors_count, weights.bytes), (vec!["a", "b"], 2, 2));
+        assert_eq!(weights.spare[0].tensors[0].name, tensor);
+        assert_eq!(
+            weights.warning.unwrap(),
+            format!("model.safetensors is not used: {INDEX} does not name it")
+        );
+    }
+    // It has what is missing elsewhere.
+    let lacks = [("model-1.safetensors", shard("a")), ("model-2.safetensors", shard("c"))];
+    inspect_files(&[lacks[0].clone(), lacks[1].clone(), ("model.safetensors", shard("b")), two()]).unwrap();
+    // Damage to it does not damage the model.
+    let whole = [("model-1.safetensors", shard("a")), ("model-2.safetensors", shard("b"))];
+    inspect_files(&[whole[0].clone(), whole[1].clone(), ("model.safetensors", vec![1]), two()]).unwrap();
+}
+
+#[test]
+fn an_index_names_its_files_as_it_likes_but_in_the_folder() {
+    let own = index(r#"{"a":"weights.00.safetensors"}"#);
+    assert_eq!(names(&inspect_files(&[("weights.00.safetensors", shard("a")), own]).unwrap()), ["a"]);
+    for outside in ["../model.safetensors", "/etc/passwd", "..", ""] {
+        let index = index(&format!("{{\"a\":\"{outside}\"}}"));
+        assert!(inspect_files(&[index]).unwrap_err().to_string().contains("it is not there"), "{outside}");
     }
 }
 

@@ -16,7 +16,7 @@ mod resolve;
 mod sizes;
 
 pub use catalog::{ModelAssets, ModelCatalog};
-pub use config::{config_f64, text_part};
+pub use config::{config_f64, text_default, text_part};
 pub use convert::{Converted, convert};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};

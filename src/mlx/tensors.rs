@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::ids::ModelName;
 use crate::mlx::ffi;
 use crate::mlx::kernels::KernelSet;
+use crate::mlx::rope::Rope;
 
 /// How stored tensors become a model's weights.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct TensorCursor {
     model: ModelName,
     policy: Policy,
     tensors: HashMap<String, Array>,
+    /// Tensors of files that the index does not name: each counts where the others have none of its name.
+    spare: HashMap<String, Array>,
     parameters: u64,
     /// Arrays that are being evaluated.
     reading: Vec<Array>,
@@ -42,13 +45,19 @@ pub(crate) struct TensorCursor {
 impl TensorCursor {
     /// Returns a cursor without tensors.
     pub(crate) fn new(model: &ModelName, policy: Policy) -> Self {
-        let (tensors, reading) = (HashMap::new(), Vec::new());
-        Self { model: model.clone(), policy, tensors, parameters: 0, reading }
+        let (tensors, spare, reading) = (HashMap::new(), HashMap::new(), Vec::new());
+        Self { model: model.clone(), policy, tensors, spare, parameters: 0, reading }
     }
 
-    /// Opens a file of the model, whose tensors are read on the stream `on`.
-    pub(crate) fn open(&mut self, file: &Path, on: &Stream) -> Result<(), Error> {
-        self.tensors.extend(with_stream(on, || Array::load_safetensors(file))?);
+    /// Opens a file of the model, whose tensors are read on the stream `on`. Spare files come last.
+    pub(crate) fn open(&mut self, file: &Path, is_spare: bool, on: &Stream) -> Result<(), Error> {
+        let mut read = with_stream(on, || Array::load_safetensors(file))?;
+        if is_spare {
+            read.retain(|name, _| !self.tensors.contains_key(name));
+            self.spare.extend(read);
+        } else {
+            self.tensors.extend(read);
+        }
         Ok(())
     }
 
@@ -84,12 +93,47 @@ impl TensorCursor {
         self.tensors.retain(|name, _| !unused(name));
     }
 
-    /// Drops layers from `first` on, whose names begin with a prefix and their index.
-    pub(crate) fn discard_layers(&mut self, prefix: &str, first: usize) {
-        self.discard(|name| {
-            let number = name.strip_prefix(prefix).and_then(|rest| rest.split('.').next());
-            number.and_then(|number| number.parse::<usize>().ok()).is_some_and(|layer| layer >= first)
-        });
+    /// Drops layers from `first` on that predict further tokens, whose names begin with a prefix and their
+    /// index. What tells them from the model's own layers is the projection of hidden state and next token.
+    pub(crate) fn discard_predictors(&mut self, prefix: &str, first: usize) {
+        let layer = |name: &str| {
+            let (number, part) = name.strip_prefix(prefix)?.split_once('.')?;
+            Some((number.parse::<usize>().ok().filter(|&layer| layer >= first)?, part == "eh_proj.weight"))
+        };
+        let found = self.tensors.keys().filter_map(|name| layer(name).filter(|(_, projects)| *projects));
+        let predictors: Vec<usize> = found.map(|(layer, _)| layer).collect();
+        self.discard(|name| layer(name).is_some_and(|(layer, _)| predictors.contains(&layer)));
+    }
+
+    /// Drops frequencies of rotations that old exporters stored, if they are those of `ropes`.
+    pub(crate) fn discard_frequencies(&mut self, ropes: &[Rope]) -> Result<(), Error> {
+        let is_stored = |name: &str| name.ends_with("rotary_emb.inv_freq");
+        for (name, array) in self.tensors.iter().filter(|(name, _)| is_stored(name)) {
+            let stored = array.as_dtype(Dtype::Float32)?;
+            let stored = stored.to_vec_exact::<f32>().map_err(|error| self.invalid(error.to_string()))?;
+            if !ropes.iter().any(|rope| rope.has_frequencies(&stored)) {
+                let why = format!("{name} is not the rotation of config.json (rope_theta, rope_scaling)");
+                return Err(self.invalid(why));
+            }
+        }
+        self.discard(is_stored);
+        Ok(())
+    }
+
+    /// Whether two modules have the same tensors.
+    pub(crate) fn are_same(&self, one: &str, other: &str) -> Result<bool, Error> {
+        for kind in ["weight", "scales", "biases", "bias"] {
+            let tensors = [one, other].map(|module| self.tensors.get(&format!("{module}.{kind}")));
+            let same = match tensors {
+                [None, None] => true,
+                [Some(a), Some(b)] if a.shape() == b.shape() && a.dtype() == b.dtype() => a.eq_values(b)?,
+                _ => false,
+            };
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Renames tensors; None keeps a name.
@@ -195,6 +239,11 @@ impl TensorCursor {
         self.tensors.contains_key(name)
     }
 
+    /// Whether a tensor can be taken, be it from a file that the index does not name.
+    pub(crate) fn can_take(&self, name: &str) -> bool {
+        self.has(name) || self.spare.contains_key(name)
+    }
+
     /// Returns the kernels of the layers.
     pub(crate) fn kernels(&self) -> KernelSet {
         self.policy.kernels
@@ -239,7 +288,8 @@ impl TensorCursor {
 
     /// Takes a tensor as it is stored.
     pub(super) fn take(&mut self, name: &str) -> Result<Array, Error> {
-        self.tensors.remove(name).ok_or_else(|| self.invalid(format!("the tensor {name} is missing")))
+        let found = self.tensors.remove(name).or_else(|| self.spare.remove(name));
+        found.ok_or_else(|| self.invalid(format!("the tensor {name} is missing")))
     }
 
     /// Counts parameters that were taken packed.

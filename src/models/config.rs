@@ -1,12 +1,16 @@
 //! Reads config.json: the keys that most architectures have (`Common`, read as an architecture's `Keys` say),
 //! and the checks that they share. A value out of range is invalid; an option that is not implemented is
-//! unsupported, by its name. A key that has no effect here has none in mlx-lm either.
+//! unsupported, by its name. A missing key has its default where transformers and mlx-lm agree on one;
+//! elsewhere it is invalid.
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::OpenError;
+use super::given::Given;
+pub(super) use super::given::{invalid, unsupported};
+use super::rotation::Rotation;
 use crate::mlx::kv::TokenState;
 use crate::mlx::layers::Rope;
 
@@ -25,6 +29,13 @@ pub(super) fn or<const N: u16, T: From<u16>>() -> T {
     N.into()
 }
 
+/// Reads a key that may be null and may not be missing, for serde.
+pub(super) fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<T>, D::Error> {
+    Option::deserialize(value)
+}
+
 /// How a key is read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Key<T> {
@@ -32,11 +43,11 @@ pub(super) enum Key<T> {
     Required,
     /// This value if the key is missing.
     Or(T),
-    /// This value whatever the config says: mlx-lm does not read the key.
+    /// This value whatever the config says: the architecture has no such key.
     Always(T),
 }
 
-/// How an architecture reads the common keys, as its `ModelArgs` in mlx-lm does.
+/// How an architecture reads the common keys.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keys {
     pub(super) hidden_size: Key<i32>,
@@ -55,7 +66,6 @@ pub(super) struct Keys {
     pub(super) mlp_bias: Key<bool>,
     pub(super) rope_theta: Key<f64>,
     pub(super) rope_traditional: Key<bool>,
-    pub(super) tie_word_embeddings: Key<bool>,
     /// The only activation of the MLPs that is implemented.
     pub(super) activation: &'static str,
     /// The keys that may name it; the first one present counts.
@@ -79,12 +89,11 @@ impl Keys {
         mlp_bias: Key::Always(false),
         rope_theta: Key::Required,
         rope_traditional: Key::Always(false),
-        tie_word_embeddings: Key::Required,
         activation: "silu",
         activation_keys: &["hidden_act"],
     };
 
-    /// Llama's (mlx-lm's models/llama.py), which several others share.
+    /// Llama's, which several others share.
     pub(super) const LLAMA: Self = Self {
         num_key_value_heads: Key::Or(None),
         head_dim: Key::Or(None),
@@ -92,7 +101,6 @@ impl Keys {
         mlp_bias: Key::Or(false),
         rope_theta: Key::Or(1e4),
         rope_traditional: Key::Or(false),
-        tie_word_embeddings: Key::Or(true),
         ..Self::USUAL
     };
 }
@@ -115,8 +123,8 @@ pub(super) struct Common {
     /// Whether the projection after attention has a bias.
     pub(super) output_bias: bool,
     pub(super) mlp_bias: bool,
-    /// Whether the embedding serves as head.
-    pub(super) tied: bool,
+    /// Whether the embedding serves as head; None: the files say.
+    pub(super) tied: Option<bool>,
     pub(super) rope_theta: f64,
     pub(super) rope_traditional: bool,
     /// The rotations, which attention names by index. `read` leaves them to the architecture.
@@ -125,43 +133,61 @@ pub(super) struct Common {
 
 impl<T: Copy + DeserializeOwned> Key<T> {
     /// Reads the key of this name.
-    pub(super) fn read(self, config: &Value, name: &str) -> Result<T, OpenError> {
-        match (self, config.get(name)) {
+    pub(super) fn read(self, given: &Given<'_>, name: &'static str) -> Result<T, OpenError> {
+        if let Self::Always(value) = self {
+            return Ok(value);
+        }
+        match (self, given.get(name)) {
+            (Self::Always(value) | Self::Or(value), None) => Ok(value),
+            (Self::Required, None) => invalid(format!("{} is missing", Given::called(name))),
+            (Self::Required, Some(Value::Null)) => invalid(format!("{} is null", Given::called(name))),
+            (_, Some(value)) => T::deserialize(value).or_else(|error| match value {
+                Value::Null => invalid(format!("{} is null", Given::called(name))),
+                _ => invalid(format!("{name}: {error}")),
+            }),
+        }
+    }
+
+    /// Returns what was read elsewhere, or the default.
+    pub(super) fn or(self, read: Option<T>, name: &str) -> Result<T, OpenError> {
+        match (self, read) {
             (Self::Always(value), _) | (Self::Or(value), None) => Ok(value),
-            (Self::Required, None | Some(Value::Null)) => invalid(format!("{name} is missing")),
-            (Self::Required | Self::Or(_), Some(given)) => {
-                T::deserialize(given).or_else(|error| invalid(format!("{name}: {error}")))
-            }
+            (_, Some(value)) => Ok(value),
+            (Self::Required, None) => invalid(format!("{name} is missing")),
         }
     }
 }
 
 impl Common {
     /// Reads and checks the common keys.
-    pub(super) fn read(config: &Value, keys: &Keys) -> Result<Self, OpenError> {
-        let hidden = keys.hidden_size.read(config, "hidden_size")?;
-        let inner = keys.intermediate_size.read(config, "intermediate_size")?;
-        let vocabulary = keys.vocab_size.read(config, "vocab_size")?;
+    pub(super) fn read(given: &Given<'_>, keys: &Keys) -> Result<(Self, Rotation), OpenError> {
+        let hidden = keys.hidden_size.read(given, "hidden_size")?;
+        let inner = keys.intermediate_size.read(given, "intermediate_size")?;
+        let vocabulary = keys.vocab_size.read(given, "vocab_size")?;
         sizes(&[("hidden_size", hidden), ("intermediate_size", inner), ("vocab_size", vocabulary)])?;
-        let layers = keys.num_hidden_layers.read(config, "num_hidden_layers")?;
+        let layers = keys.num_hidden_layers.read(given, "num_hidden_layers")?;
         if !(1..=1024).contains(&layers) {
             return invalid(format!("num_hidden_layers is {layers}, not between 1 and 1024"));
         }
-        let query_heads = keys.num_attention_heads.read(config, "num_attention_heads")?;
-        let kv_heads = keys.num_key_value_heads.read(config, "num_key_value_heads")?.unwrap_or(query_heads);
-        let head_dim = keys.head_dim.read(config, "head_dim")?.unwrap_or(hidden / query_heads.max(1));
+        let query_heads = keys.num_attention_heads.read(given, "num_attention_heads")?;
+        let kv_heads = keys.num_key_value_heads.read(given, "num_key_value_heads")?.unwrap_or(query_heads);
+        let head_dim = match (keys.head_dim, given.get("head_dim")) {
+            (Key::Or(Some(_)), Some(Value::Null)) => return invalid("head_dim is null"),
+            (key, _) => key.read(given, "head_dim")?.unwrap_or(hidden / query_heads.max(1)),
+        };
         heads(query_heads, kv_heads, head_dim)?;
-        let eps: f32 = keys.rms_norm_eps.read(config, keys.eps_key)?;
+        let eps: f32 = keys.rms_norm_eps.read(given, keys.eps_key)?;
         if !(eps >= 0.0 && eps.is_finite()) {
             return invalid(format!("{} is {eps}", keys.eps_key));
         }
-        let given =
-            keys.activation_keys.iter().find_map(|key| config.get(*key).filter(|given| !given.is_null()));
-        if let Some(other) = given.filter(|given| given.as_str() != Some(keys.activation)) {
-            return unsupported(format!("{} {other}", keys.activation_keys[0]));
-        }
-        let attention_bias = keys.attention_bias.read(config, "attention_bias")?;
-        Ok(Self {
+        activation(given, keys)?;
+        let attention_bias = keys.attention_bias.read(given, "attention_bias")?;
+        let rotation = match keys.rope_theta {
+            // Whatever stands in the keys of rotations, they are not this architecture's.
+            Key::Always(theta) => Rotation { theta: Some(theta), part: None, scaling: Value::Null },
+            Key::Required | Key::Or(_) => Rotation::read(given)?,
+        };
+        let common = Self {
             hidden,
             layers,
             inner,
@@ -170,41 +196,44 @@ impl Common {
             attention: TokenState::new(query_heads, kv_heads, head_dim),
             qkv_bias: attention_bias,
             output_bias: attention_bias,
-            mlp_bias: keys.mlp_bias.read(config, "mlp_bias")?,
-            tied: keys.tie_word_embeddings.read(config, "tie_word_embeddings")?,
-            rope_theta: keys.rope_theta.read(config, "rope_theta")?,
-            rope_traditional: keys.rope_traditional.read(config, "rope_traditional")?,
+            mlp_bias: keys.mlp_bias.read(given, "mlp_bias")?,
+            tied: match given.get("tie_word_embeddings") {
+                Some(_) => Some(Key::Required.read(given, "tie_word_embeddings")?),
+                None => None,
+            },
+            rope_theta: keys.rope_theta.or(rotation.theta, "rope_theta, in rope_parameters or beside it,")?,
+            rope_traditional: keys.rope_traditional.read(given, "rope_traditional")?,
             ropes: Vec::new(),
-        })
+        };
+        Ok((common, rotation))
     }
 
-    /// Reads and checks the common keys of a model that rotates whole heads by `rope_theta` and
-    /// `rope_scaling`.
-    pub(super) fn rotated(config: &Value, keys: &Keys) -> Result<Self, OpenError> {
-        let mut common = Self::read(config, keys)?;
-        common.ropes = vec![common.rope(common.attention.head_dim, config.get("rope_scaling"), config)?];
+    /// Reads and checks the common keys of a model that rotates whole heads, all layers alike.
+    pub(super) fn rotated(given: &Given<'_>, keys: &Keys) -> Result<Self, OpenError> {
+        let (mut common, rotation) = Self::read(given, keys)?;
+        if rotation.part.is_some_and(|part| part != 1.0) {
+            return unsupported("partial_rotary_factor");
+        }
+        common.ropes = vec![common.rope(common.attention.head_dim, &rotation, given)?];
         Ok(common)
     }
 
-    /// Returns the rotation of the first `dims` elements of a head with this scaling.
-    pub(super) fn rope(&self, dims: i32, scaling: Option<&Value>, config: &Value) -> Result<Rope, OpenError> {
-        rope(dims, self.rope_theta, self.rope_traditional, scaling, config)
+    /// Returns the rotation of the first `dims` elements of a head.
+    pub(super) fn rope(&self, dims: i32, rotation: &Rotation, given: &Given<'_>) -> Result<Rope, OpenError> {
+        rope(dims, self.rope_theta, self.rope_traditional, &rotation.scaling, given)
     }
 }
 
-/// Reads an architecture's own keys.
-pub(super) fn parse<C: DeserializeOwned>(config: &Value) -> Result<C, OpenError> {
-    C::deserialize(config).or_else(invalid)
-}
-
-/// Refuses a config that is missing something, malformed or contradictory.
-pub(super) fn invalid<T>(why: impl std::fmt::Display) -> Result<T, OpenError> {
-    Err(OpenError::Invalid(format!("config.json: {why}")))
-}
-
-/// Refuses an option that is not implemented.
-pub(super) fn unsupported<T>(option: impl Into<String>) -> Result<T, OpenError> {
-    Err(OpenError::Unsupported(option.into()))
+/// Refuses an activation that is not the architecture's.
+fn activation(given: &Given<'_>, keys: &Keys) -> Result<(), OpenError> {
+    let Some((key, value)) = keys.activation_keys.iter().find_map(|&key| Some((key, given.get(key)?))) else {
+        return Ok(());
+    };
+    match value {
+        Value::Null => invalid(format!("{key} is null")),
+        value if value.as_str() == Some(keys.activation) => Ok(()),
+        value => unsupported(format!("{key} {value}")),
+    }
 }
 
 /// Checks sizes of matrices: between 1 and 2^24.
@@ -225,7 +254,9 @@ pub(super) fn heads(heads: i32, kv_heads: i32, head_dim: i32) -> Result<(), Open
         return invalid(format!("{heads} heads of {head_dim} are more than 2^24 elements"));
     }
     if heads % kv_heads != 0 {
-        return invalid(format!("{heads} heads do not share {kv_heads} key heads"));
+        return invalid(format!(
+            "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        ));
     }
     Ok(())
 }
@@ -274,8 +305,8 @@ pub(super) fn root(size: i32) -> f32 {
 }
 
 /// Refuses options that are on.
-pub(super) fn off(config: &Value, options: &[&str]) -> Result<(), OpenError> {
-    let on = options.iter().find(|option| match config.get(**option) {
+pub(super) fn off(given: &Given<'_>, options: &[&'static str]) -> Result<(), OpenError> {
+    let on = options.iter().find(|option| match given.get(option) {
         None | Some(Value::Null | Value::Bool(false)) => false,
         Some(Value::Number(number)) => number.as_f64() != Some(0.0),
         Some(_) => true,
@@ -289,7 +320,7 @@ pub(super) fn layer_kinds(kinds: &[String], layers: usize, known: &[&str]) -> Re
         return unsupported(format!("layer type {other:?}"));
     }
     if kinds.len() != layers {
-        return invalid("layer_types does not name every layer");
+        return invalid(format!("num_hidden_layers is {layers}, and layer_types names {}", kinds.len()));
     }
     Ok(())
 }
@@ -303,22 +334,45 @@ pub(super) fn window(kind: &str, sliding_window: Option<i32>) -> Result<i32, Ope
     }
 }
 
-/// Returns the window of each layer by `layer_types`; without that key the kinds of `pattern` repeat.
+/// Returns the window of each layer by `layer_types`; without that key by the rule `slides`.
 pub(super) fn windows(
-    config: &Value,
+    given: &Given<'_>,
     layers: usize,
-    pattern: &[&str],
-    sliding_window: Key<Option<i32>>,
+    slides: impl Fn(usize) -> bool,
+    sliding_window: Option<i32>,
 ) -> Result<Vec<i32>, OpenError> {
+    let by_rule = |layer| (if slides(layer) { SLIDING } else { FULL }).to_owned();
+    let kinds = match listed_kinds(given)? {
+        Some(kinds) => kinds,
+        None => (0..layers).map(by_rule).collect(),
+    };
+    layer_kinds(&kinds, layers, &[FULL, SLIDING])?;
+    kinds.iter().map(|kind| window(kind, sliding_window)).collect()
+}
+
+/// Returns `layer_types`.
+pub(super) fn listed_kinds(given: &Given<'_>) -> Result<Option<Vec<String>>, OpenError> {
     #[derive(Deserialize)]
     struct Listed {
         layer_types: Option<Vec<String>>,
     }
-    let sliding_window = sliding_window.read(config, "sliding_window")?;
-    let repeated = || pattern.iter().cycle().take(layers).map(|kind| (*kind).to_owned()).collect();
-    let kinds = parse::<Listed>(config)?.layer_types.unwrap_or_else(repeated);
-    layer_kinds(&kinds, layers, &[FULL, SLIDING])?;
-    kinds.iter().map(|kind| window(kind, sliding_window)).collect()
+    Ok(given.parse::<Listed>()?.layer_types)
+}
+
+/// Returns the windows of a Qwen, whose layers have one by the rule `slides`, which gets `max_window_layers`,
+/// if `use_sliding_window` says so.
+pub(super) fn qwen_windows(
+    given: &Given<'_>,
+    layers: usize,
+    slides: impl Fn(usize, usize) -> bool,
+) -> Result<Vec<i32>, OpenError> {
+    let uses = Key::Or(false).read(given, "use_sliding_window")?;
+    let first = if uses { Key::Required } else { Key::Or(0) }.read(given, "max_window_layers")?;
+    if !uses {
+        return windows(given, layers, |_| false, None);
+    }
+    let window = Key::Required.read(given, "sliding_window")?;
+    windows(given, layers, |layer| slides(layer, first), Some(window))
 }
 
 /// Returns the rotation of the first `dims` elements of a head.
@@ -326,13 +380,13 @@ pub(super) fn rope(
     dims: i32,
     theta: f64,
     traditional: bool,
-    scaling: Option<&Value>,
-    config: &Value,
+    scaling: &Value,
+    given: &Given<'_>,
 ) -> Result<Rope, OpenError> {
     positive(&[("rope_theta", theta)])?;
-    let context = config.get("max_position_embeddings").and_then(Value::as_u64);
+    let context = given.get("max_position_embeddings").and_then(Value::as_u64);
     let context = context.and_then(|context| u32::try_from(context).ok());
-    Rope::new(dims, theta, traditional, scaling, context).map_err(OpenError::Unsupported)
+    Rope::new(dims, theta, traditional, Some(scaling), context).or_else(unsupported)
 }
 
 /// Returns the elements of a head that are rotated where only a part of it is.

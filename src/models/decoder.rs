@@ -107,8 +107,8 @@ pub(super) struct EmbeddingAndHead {
     pub(super) norm_eps: f32,
     /// Whether the norm's weights are stored less 1.
     pub(super) norm_plus_one: bool,
-    /// The head's module; None if the embedding serves as head.
-    pub(super) head: Option<&'static str>,
+    /// Whether the embedding serves as head; None: if the files have no other, or the same again.
+    pub(super) tied: Option<bool>,
     /// Factor of embedded tokens.
     pub(super) embedding_scale: f32,
     /// Factor of logits.
@@ -127,13 +127,43 @@ impl EmbeddingAndHead {
             norm: "model.norm",
             norm_eps: common.eps,
             norm_plus_one: false,
-            head: if common.tied { None } else { Some("lm_head") },
+            tied: common.tied,
             embedding_scale: 1.0,
             logit_scale: 1.0,
             softcap: 0.0,
         }
     }
+
+    /// Drops a head that is the embedding once more. Another one is the model's, unless the config ties it.
+    fn drop_repeated_head(&self, weights: &mut TensorCursor) -> Result<(), Error> {
+        if self.tied == Some(false) || !weights.has(&format!("{HEAD}.weight")) {
+            return Ok(());
+        }
+        if weights.are_same(HEAD, self.embedding)? {
+            weights.discard(|name| name.strip_prefix(HEAD).is_some_and(|rest| rest.starts_with('.')));
+        } else if self.tied == Some(true) {
+            let why = "config.json: tie_word_embeddings is true, but lm_head.weight is not the embedding";
+            return Err(weights.invalid(why));
+        }
+        Ok(())
+    }
+
+    /// Takes the head; None if the embedding serves as head.
+    fn head(&self, weights: &mut TensorCursor) -> Result<Option<Matrix>, Error> {
+        let name = format!("{HEAD}.weight");
+        if !weights.has(&name) && self.tied != Some(false) {
+            return Ok(None);
+        }
+        if !weights.can_take(&name) {
+            let why = "config.json: tie_word_embeddings is false, but lm_head.weight is missing";
+            return Err(weights.invalid(why));
+        }
+        weights.matrix(HEAD, self.vocabulary, self.hidden).map(Some)
+    }
 }
+
+/// The head's module, where it has one.
+const HEAD: &str = "lm_head";
 
 struct Decoder {
     ends: EmbeddingAndHead,
@@ -178,12 +208,10 @@ impl<A: Architecture> Loading for Loader<A> {
         }
         let ends = self.architecture.ends();
         let Some(embedding) = &self.embedding else {
-            weights.discard(|name| name.contains("rotary_emb.inv_freq"));
+            weights.discard_frequencies(&self.architecture.common().ropes)?;
             weights.take_text_part();
             self.architecture.adapt(weights)?;
-            if ends.head.is_none() {
-                weights.discard(|name| name.starts_with("lm_head."));
-            }
+            ends.drop_repeated_head(weights)?;
             let embedding = weights.matrix(ends.embedding, ends.vocabulary, ends.hidden)?;
             weights.begin(embedding.arrays())?;
             self.embedding = Some(embedding);
@@ -199,7 +227,7 @@ impl<A: Architecture> Loading for Loader<A> {
         }
         let norm = weights.rms_norm(ends.norm, ends.hidden, ends.norm_eps)?;
         let norm = if ends.norm_plus_one { norm.plus_one()? } else { norm };
-        let head = ends.head.map(|head| weights.matrix(head, ends.vocabulary, ends.hidden)).transpose()?;
+        let head = ends.head(weights)?;
         weights.finish()?;
         let decoder = Decoder {
             ropes: self.architecture.common().ropes.clone(),

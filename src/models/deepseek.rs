@@ -1,12 +1,12 @@
 //! DeepSeek-V3 (<https://arxiv.org/abs/2412.19437>), Kimi K2, and GLM-4.7 Flash, which shares its shape:
-//! latent attention and many small experts. Defaults for missing keys are mlx-lm's (models/deepseek_v3.py,
-//! glm4_moe_lite.py).
+//! latent attention and many small experts.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::{ExpertSizes, GroupedExperts, Layer};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -18,8 +18,6 @@ const KEYS: Keys = Keys {
     // The vector that is cached is the key of one head.
     num_key_value_heads: Key::Always(Some(1)),
     attention_bias: Key::Or(false),
-    rope_traditional: Key::Always(true),
-    tie_word_embeddings: Key::Or(false),
     ..Keys::USUAL
 };
 
@@ -28,10 +26,12 @@ struct Config {
     model_type: String,
     moe_intermediate_size: i32,
     n_shared_experts: Option<i32>,
+    /// None: all layers are dense.
+    #[serde(deserialize_with = "config::nullable")]
     n_routed_experts: Option<i32>,
-    #[serde(default = "config::or::<1, _>")]
     routed_scaling_factor: f32,
     kv_lora_rank: i32,
+    #[serde(deserialize_with = "config::nullable")]
     q_lora_rank: Option<i32>,
     qk_rope_head_dim: i32,
     qk_nope_head_dim: i32,
@@ -40,20 +40,23 @@ struct Config {
     scoring_func: Option<String>,
     #[serde(default = "config::yes")]
     norm_topk_prob: bool,
-    #[serde(default = "config::or::<1, _>")]
     n_group: i32,
-    #[serde(default = "config::or::<1, _>")]
     topk_group: i32,
-    num_experts_per_tok: Option<i32>,
+    num_experts_per_tok: i32,
     #[serde(default = "config::or::<1, _>")]
     moe_layer_freq: i32,
-    #[serde(default)]
-    first_k_dense_replace: usize,
+    first_k_dense_replace: Option<usize>,
+    /// Kinds of the layers: "dense" or "sparse".
+    mlp_layer_types: Option<Vec<String>>,
+    #[serde(default = "config::yes")]
+    rope_interleave: bool,
 }
 
 struct DeepSeek {
     common: Common,
     config: Config,
+    /// Whether each layer has a mixture.
+    mixes: Vec<bool>,
     /// None: all layers are dense.
     experts: Option<GroupedExperts>,
 }
@@ -62,29 +65,34 @@ struct DeepSeek {
 const LATENT_EPS: f32 = 1e-6;
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let config: Config = config::parse(value)?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let config: Config = given.parse()?;
     config.check()?;
     let head_dim = Key::Always(Some(config.qk_rope_head_dim + config.kv_lora_rank));
-    let rope_theta = Key::Or(if config.is_lite() { 1e6 } else { 1e4 });
-    let mut common = Common::read(value, &Keys { head_dim, rope_theta, ..KEYS })?;
+    let rope_theta = if config.is_lite() { Key::Required } else { Key::Or(1e4) };
+    let rope_traditional = Key::Always(config.rope_interleave);
+    let keys = Keys { head_dim, rope_theta, rope_traditional, ..KEYS };
+    let (mut common, rotation) = Common::read(given, &keys)?;
     let heads = common.attention.heads;
     config::heads(heads, 1, config.qk_nope_head_dim)?;
     config::heads(heads, 1, config.v_head_dim)?;
     if !setup.kernels.serves_latent_attention() {
         return config::unsupported("latent attention on CUDA");
     }
-    let scaling = value.get("rope_scaling");
-    common.ropes = vec![common.rope(config.qk_rope_head_dim, scaling, value)?];
-    common.tied &= config.is_lite();
-    let number = |key: &str| scaling.and_then(|scaling| scaling.get(key)).and_then(Value::as_f64);
-    let weight = number("mscale_all_dim").unwrap_or(0.0);
+    let rotated = config::rotated_part(config.qk_rope_head_dim, rotation.part.unwrap_or(1.0))?;
+    if rotated != config.qk_rope_head_dim {
+        return config::unsupported("partial_rotary_factor");
+    }
+    common.ropes = vec![common.rope(rotated, &rotation, given)?];
+    let number = |key: &str| rotation.scaling.get(key).and_then(Value::as_f64);
+    let weight = number("mscale_all_dim").filter(|_| !rotation.is_plain()).unwrap_or(0.0);
     let stretch = if weight == 0.0 { 1.0 } else { yarn_magnitude(number("factor").unwrap_or(1.0), weight) };
     let query_dim = config.qk_nope_head_dim + config.qk_rope_head_dim;
     common.attention.values_from = config.qk_rope_head_dim;
     common.attention.scale = inverse_root(query_dim) * config::single(stretch * stretch);
     let experts = config.experts()?;
-    Ok(loader(DeepSeek { common, config, experts }, setup))
+    let mixes = config.mixes(common.layers)?;
+    Ok(loader(DeepSeek { common, config, mixes, experts }, setup))
 }
 
 impl Config {
@@ -111,7 +119,7 @@ impl Config {
             return config::invalid(format!("n_shared_experts is {shared}, not between 0 and 1024"));
         }
         let Some(experts) = self.n_routed_experts.filter(|&experts| experts > 0) else { return Ok(None) };
-        let chosen = self.num_experts_per_tok.unwrap_or(if self.is_lite() { 4 } else { 1 });
+        let chosen = self.num_experts_per_tok;
         config::experts(experts, chosen, (self.n_group, self.topk_group))?;
         let inner = self.moe_intermediate_size;
         let shared = (shared > 0).then(|| inner.saturating_mul(shared));
@@ -126,10 +134,21 @@ impl Config {
         }))
     }
 
-    /// Whether a layer has a mixture.
-    fn mixes(&self, layer: usize) -> bool {
+    /// Returns whether each layer has a mixture.
+    fn mixes(&self, layers: usize) -> Result<Vec<bool>, OpenError> {
         let every = usize::try_from(self.moe_layer_freq).unwrap_or(1).max(1);
-        layer >= self.first_k_dense_replace && layer.is_multiple_of(every)
+        let by_rule =
+            |first: usize| (0..layers).map(|layer| layer >= first && layer.is_multiple_of(every)).collect();
+        let ruled: Option<Vec<bool>> = self.first_k_dense_replace.map(by_rule);
+        let Some(kinds) = &self.mlp_layer_types else {
+            return ruled.map_or_else(|| config::invalid("first_k_dense_replace is missing"), Ok);
+        };
+        config::layer_kinds(kinds, layers, &["dense", "sparse"])?;
+        let listed: Vec<bool> = kinds.iter().map(|kind| kind == "sparse").collect();
+        match ruled.filter(|ruled| *ruled != listed) {
+            Some(_) => config::invalid("mlp_layer_types and first_k_dense_replace contradict each other"),
+            None => Ok(listed),
+        }
     }
 }
 
@@ -195,8 +214,7 @@ impl Architecture for DeepSeek {
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
-        // Layers past the last one predict several tokens at once.
-        weights.discard_layers("model.layers.", self.common.layers);
+        weights.discard_predictors("model.layers.", self.common.layers);
         weights.stack_gated_experts(self.common.layers, self.config.n_routed_experts.unwrap_or(0))
     }
 
@@ -205,7 +223,7 @@ impl Architecture for DeepSeek {
     }
 
     fn mixture(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Option<Mixture>, Error> {
-        let experts = self.experts.filter(|_| self.config.mixes(layer.index));
+        let experts = self.experts.filter(|_| self.mixes[layer.index]);
         experts.map(|experts| experts.load(&self.common, layer, weights)).transpose()
     }
 }

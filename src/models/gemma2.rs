@@ -1,12 +1,9 @@
 //! Gemma 2 (<https://arxiv.org/abs/2408.00118>): norms before and after each sublayer, capped scores and
-//! logits, and always tied embeddings. Defaults for missing config keys are mlx-lm's (models/gemma2.py). As
-//! there, `rope_scaling` and `sliding_window` are not read: every layer attends to all positions, which is
-//! the same within a window (4096 in the releases).
-
-use serde_json::Value;
+//! logits; every other layer has a window.
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
+use super::given::Given;
 use super::parts::Layer;
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -14,9 +11,9 @@ use crate::mlx::layers::{Attention, Gate, Residual};
 use crate::mlx::tensors::TensorCursor;
 
 const KEYS: Keys = Keys {
+    attention_bias: Key::Or(false),
     rope_theta: Key::Or(1e4),
     rope_traditional: Key::Or(false),
-    tie_word_embeddings: Key::Always(true),
     activation: "gelu_pytorch_tanh",
     activation_keys: &["hidden_activation", "hidden_act"],
     ..Keys::USUAL
@@ -24,21 +21,24 @@ const KEYS: Keys = Keys {
 
 struct Gemma2 {
     common: Common,
+    windows: Vec<i32>,
     logit_softcap: f32,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let mut common = Common::read(value, &KEYS)?;
-    common.ropes = vec![common.rope(common.attention.head_dim, None, value)?];
-    let positive = |name: &str, default: f32| {
-        let number = Key::Or(default).read(value, name)?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let mut common = Common::rotated(given, &KEYS)?;
+    let positive = |name: &'static str, key: Key<f32>| {
+        let number = key.read(given, name)?;
         config::positive(&[(name, number.into())]).map(|()| number)
     };
-    common.attention.scale = positive("query_pre_attn_scalar", 144.0)?.sqrt().recip();
-    common.attention.softcap = positive("attn_logit_softcapping", 50.0)?;
-    let logit_softcap = positive("final_logit_softcapping", 30.0)?;
-    Ok(loader(Gemma2 { common, logit_softcap }, setup))
+    common.attention.scale = positive("query_pre_attn_scalar", Key::Required)?.sqrt().recip();
+    common.attention.softcap = positive("attn_logit_softcapping", Key::Or(50.0))?;
+    let logit_softcap = positive("final_logit_softcapping", Key::Or(30.0))?;
+    config::off(given, &["use_bidirectional_attention"])?;
+    let window = Key::Or(Some(4096)).read(given, "sliding_window")?;
+    let windows = config::windows(given, common.layers, |layer| layer.is_multiple_of(2), window)?;
+    Ok(loader(Gemma2 { common, windows, logit_softcap }, setup))
 }
 
 /// Takes a layer of Gemma 2 or 3 with this attention; norms are stored less 1.
@@ -64,6 +64,10 @@ pub(super) fn normed_twice(
 impl Architecture for Gemma2 {
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn window(&self, layer: usize) -> i32 {
+        self.windows[layer]
     }
 
     fn ends(&self) -> EmbeddingAndHead {

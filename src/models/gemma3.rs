@@ -1,91 +1,116 @@
 //! Gemma 3's text model (<https://arxiv.org/abs/2503.19786>): norms before and after each sublayer and of
 //! each head's queries and keys; one layer in `sliding_window_pattern` attends to all positions, the others
-//! to a window, each kind with a rotation of its own. Defaults for missing config keys are mlx-lm's
-//! (models/gemma3_text.py).
+//! to a window, each kind with a rotation of its own.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
+use super::given::Given;
 use super::parts::Layer;
+use super::rotation::Rotation;
 use super::{Loading, OpenError, Setup, gemma2};
 use crate::error::Error;
+use crate::hub;
 use crate::mlx::layers::{Attention, Residual};
 use crate::mlx::tensors::TensorCursor;
 
 const KEYS: Keys = Keys {
-    hidden_size: Key::Or(1152),
     num_hidden_layers: Key::Or(26),
-    intermediate_size: Key::Or(6912),
-    num_attention_heads: Key::Or(4),
     head_dim: Key::Or(Some(256)),
     rms_norm_eps: Key::Or(1e-6),
-    vocab_size: Key::Or(262_144),
-    num_key_value_heads: Key::Or(Some(1)),
-    rope_theta: Key::Or(1e6),
-    // mlx-lm looks for lm_head in the files instead; releases have none.
-    tie_word_embeddings: Key::Or(true),
+    attention_bias: Key::Or(false),
+    // Each kind of layer has its own.
+    rope_theta: Key::Always(1e6),
     activation: "gelu_pytorch_tanh",
     activation_keys: &["hidden_activation", "hidden_act"],
     ..Keys::USUAL
 };
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
 struct Config {
-    rope_local_base_freq: f64,
+    #[serde(default = "config::or::<256, _>")]
     query_pre_attn_scalar: f32,
     sliding_window: i32,
-    sliding_window_pattern: usize,
+    sliding_window_pattern: Option<usize>,
     layer_types: Option<Vec<String>>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            rope_local_base_freq: 1e4,
-            query_pre_attn_scalar: 256.0,
-            sliding_window: 512,
-            sliding_window_pattern: 6,
-            layer_types: None,
-        }
-    }
 }
 
 struct Gemma3 {
     common: Common,
-    config: Config,
+    windows: Vec<i32>,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let mut common = Common::rotated(value, &KEYS)?;
-    let config: Config = config::parse(value)?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let mut keys = KEYS;
+    if given.get("model_type").is_some_and(|kind| kind == "gemma3") {
+        // Releases of several parts leave these out.
+        keys.vocab_size = hub::text_default("gemma3", "vocab_size")
+            .and_then(|size| size.try_into().ok())
+            .map_or(Key::Required, Key::Or);
+        keys.num_attention_heads = Key::Or(8);
+        keys.num_key_value_heads = Key::Or(Some(4));
+    }
+    let (mut common, _) = Common::read(given, &keys)?;
+    let config: Config = given.parse()?;
     config::sizes(&[("sliding_window", config.sliding_window)])?;
     config::positive(&[("query_pre_attn_scalar", config.query_pre_attn_scalar.into())])?;
     config::off(
-        value,
+        given,
         &["attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"],
     )?;
-    if config.sliding_window_pattern == 0 {
-        return config::invalid("sliding_window_pattern is 0");
-    }
-    let kind = |layer| if config.slides(layer) { config::SLIDING } else { config::FULL };
-    let listed = config.layer_types.as_ref();
-    if listed.is_some_and(|listed| !listed.iter().map(String::as_str).eq((0..listed.len()).map(kind))) {
-        return config::unsupported("layer_types that are not those of sliding_window_pattern");
-    }
+    let windows = config.windows(given, common.layers)?;
     common.attention.scale = config.query_pre_attn_scalar.sqrt().recip();
+    let (theta, scaling) = full_rotation(given)?;
+    let dims = common.attention.head_dim;
     // The rotation of layers with a window comes first.
-    let local = config::rope(common.attention.head_dim, config.rope_local_base_freq, false, None, value)?;
-    common.ropes.insert(0, local);
-    Ok(loader(Gemma3 { common, config }, setup))
+    common.ropes = vec![
+        config::rope(dims, local_theta(given)?, false, &Value::Null, given)?,
+        config::rope(dims, theta, false, &scaling, given)?,
+    ];
+    Ok(loader(Gemma3 { common, windows }, setup))
 }
 
 impl Config {
-    fn slides(&self, layer: usize) -> bool {
-        !(layer + 1).is_multiple_of(self.sliding_window_pattern.max(1))
+    /// Returns the window of each layer: by `layer_types`, by `sliding_window_pattern`, or by both if they
+    /// agree.
+    fn windows(&self, given: &Given<'_>, layers: usize) -> Result<Vec<i32>, OpenError> {
+        let pattern = self.sliding_window_pattern.unwrap_or(6);
+        if pattern == 0 {
+            return config::invalid("sliding_window_pattern is 0");
+        }
+        let slides = |layer: usize| !(layer + 1).is_multiple_of(pattern);
+        let windows = config::windows(given, layers, slides, Some(self.sliding_window))?;
+        let agree = windows.iter().enumerate().all(|(layer, &window)| (window > 0) == slides(layer));
+        if self.sliding_window_pattern.is_some() && self.layer_types.is_some() && !agree {
+            return config::unsupported("layer_types that are not those of sliding_window_pattern");
+        }
+        Ok(windows)
+    }
+}
+
+/// Returns the base of the rotation of layers without a window, and its scaling.
+fn full_rotation(given: &Given<'_>) -> Result<(f64, Value), OpenError> {
+    let kind = Rotation::of_kind(given, config::FULL)?;
+    let beside = Key::Or(1e6).read(given, "rope_theta")?;
+    let theta = kind.as_ref().and_then(|kind| kind.theta).unwrap_or(beside);
+    let scaling = match given.get("rope_scaling").filter(|scaling| !scaling.is_null()) {
+        Some(scaling) => scaling.clone(),
+        None => kind.map_or(Value::Null, |kind| kind.scaling),
+    };
+    Ok((theta, scaling))
+}
+
+/// Returns the base of the rotation of layers with a window.
+fn local_theta(given: &Given<'_>) -> Result<f64, OpenError> {
+    let kind = Rotation::of_kind(given, config::SLIDING)?;
+    let beside = Key::Or(1e4).read(given, "rope_local_base_freq")?;
+    let Some(Rotation { theta, scaling, .. }) = kind else { return Ok(beside) };
+    match scaling.get("rope_type").and_then(Value::as_str) {
+        None | Some("default") => Ok(theta.unwrap_or(beside)),
+        Some(other) => config::unsupported(format!("rope_parameters.sliding_attention of type {other:?}")),
     }
 }
 
@@ -110,13 +135,13 @@ impl Architecture for Gemma3 {
     }
 
     fn window(&self, layer: usize) -> i32 {
-        if self.config.slides(layer) { self.config.sliding_window } else { 0 }
+        self.windows[layer]
     }
 
     fn layer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
         let attention = Attention {
             norms: self.common.head_norms(layer, weights)?.plus_one()?,
-            rope: Some(usize::from(!self.config.slides(layer.index))),
+            rope: Some(usize::from(self.windows[layer.index] == 0)),
             ..self.common.attention(layer, weights)?
         };
         gemma2::normed_twice(&self.common, layer, attention, weights)

@@ -1,18 +1,20 @@
 //! Gemma 4 (Google, 2026), its text part: layers that attend to a window and layers that attend to all
 //! positions, with heads of different sizes; last layers that read the cache of an earlier one; in the small
-//! models an input of each token for every layer, in one a mixture of experts beside the MLP. Defaults are
-//! mlx-lm's (models/gemma4_text.py).
+//! models an input of each token for every layer, in one a mixture of experts beside the MLP.
 
 use mlx_rs::ops;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, Prelude, loader};
 use super::gemma4_parts::{LayerInput, LayerInputs, Parallel};
+use super::given::Given;
 use super::parts::{ExpertSizes, Layer};
+use super::rotation::Rotation;
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
+use crate::hub;
 use crate::mlx::dim;
 use crate::mlx::kv::{LayerState, TokenState};
 use crate::mlx::layers::{Attention, Fused, Gate, HeadNorms, Residual, RmsNorm, Rope, Router, Scoring};
@@ -21,11 +23,9 @@ use crate::mlx::tensors::TensorCursor;
 const KEYS: Keys = Keys {
     head_dim: Key::Or(Some(256)),
     rms_norm_eps: Key::Or(1e-6),
-    num_key_value_heads: Key::Or(Some(1)),
     // Each kind of layer has its own in `rope_parameters`.
     rope_theta: Key::Always(1e4),
     rope_traditional: Key::Or(false),
-    tie_word_embeddings: Key::Or(true),
     activation: "gelu_pytorch_tanh",
     activation_keys: &["hidden_activation"],
     ..Keys::USUAL
@@ -33,30 +33,28 @@ const KEYS: Keys = Keys {
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
+    model_type: String,
     #[serde(default = "global_head_dim")]
     global_head_dim: Option<i32>,
-    vocab_size_per_layer_input: Option<i32>,
+    #[serde(default = "vocabulary")]
+    vocab_size_per_layer_input: i32,
     num_global_key_value_heads: Option<i32>,
-    #[serde(default = "config::or::<20, _>")]
+    /// What sets single layers apart, by their index: as transformers writes the two keys above.
+    per_layer_config: Option<Map<String, Value>>,
     num_kv_shared_layers: usize,
-    #[serde(default = "config::or::<256, _>")]
-    hidden_size_per_layer_input: i32,
-    rope_parameters: Option<Value>,
-    sliding_window: Option<i32>,
-    #[serde(default = "config::or::<5, _>")]
-    sliding_window_pattern: usize,
+    hidden_size_per_layer_input: Option<i32>,
+    sliding_window: i32,
     #[serde(default)]
     attention_k_eq_v: bool,
-    #[serde(default = "softcap")]
+    #[serde(deserialize_with = "config::nullable")]
     final_logit_softcapping: Option<f32>,
-    #[serde(default = "config::yes")]
     use_double_wide_mlp: bool,
     #[serde(default)]
     enable_moe_block: bool,
     num_experts: Option<i32>,
     top_k_experts: Option<i32>,
     moe_intermediate_size: Option<i32>,
-    layer_types: Option<Vec<String>>,
+    layer_types: Vec<String>,
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "null: all layers have heads of one size")]
@@ -64,9 +62,8 @@ fn global_head_dim() -> Option<i32> {
     Some(512)
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "null is off")]
-fn softcap() -> Option<f32> {
-    Some(30.0)
+fn vocabulary() -> i32 {
+    262_144
 }
 
 struct Gemma4 {
@@ -81,34 +78,83 @@ struct Gemma4 {
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let mut common = Common::read(value, &KEYS)?;
-    let config: Config = config::parse(value)?;
-    let inputs = config.hidden_size_per_layer_input.max(1).saturating_mul(dim(common.layers));
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let mut keys = KEYS;
+    if given.get("model_type").is_some_and(|kind| kind == "gemma4") {
+        keys.vocab_size = hub::text_default("gemma4", "vocab_size")
+            .and_then(|size| size.try_into().ok())
+            .map_or(Key::Required, Key::Or);
+        keys.num_attention_heads = Key::Or(8);
+    }
+    let (mut common, _) = Common::read(given, &keys)?;
+    let mut config: Config = given.parse()?;
+    let inputs = config.layer_inputs().max(1).saturating_mul(dim(common.layers));
     config::sizes(&[
-        ("vocab_size_per_layer_input", config.vocab_size_per_layer_input.unwrap_or(1)),
+        ("vocab_size_per_layer_input", config.vocab_size_per_layer_input),
         ("hidden_size_per_layer_input * num_hidden_layers", inputs),
     ])?;
-    let pattern = config.sliding_window_pattern.max(1);
-    let by_pattern =
-        |layer: usize| if layer.is_multiple_of(pattern) { config::FULL } else { config::SLIDING };
-    let kinds: Vec<String> = match &config.layer_types {
-        Some(kinds) => kinds.clone(),
-        None => (1..=common.layers).map(|layer| by_pattern(layer).to_owned()).collect(),
-    };
+    if Key::Or(false).read(given, "attention_bias")? {
+        return config::unsupported("attention_bias");
+    }
+    if given.get("use_bidirectional_attention").is_some_and(|kind| kind == "all") {
+        return config::unsupported("use_bidirectional_attention \"all\"");
+    }
+    let kinds = config.layer_types.clone();
     config::layer_kinds(&kinds, common.layers, &[config::FULL, config::SLIDING])?;
+    if kinds.last().is_some_and(|last| last != config::FULL) {
+        return config::unsupported("layer_types that do not end with full_attention");
+    }
+    config.join_layers(&common)?;
     let states = kinds.iter().map(|kind| config.state(&common, kind)).collect::<Result<Vec<_>, _>>()?;
     let caches = config.caches(&kinds)?;
     // By index: 0 for layers with a window, 1 for the others.
     common.ropes = vec![
-        config.rope(&common, config::SLIDING, common.attention.head_dim, value)?,
-        config.rope(&common, config::FULL, config.full_head_dim(&common), value)?,
+        config.rope(&common, config::SLIDING, common.attention.head_dim, given)?,
+        config.rope(&common, config::FULL, config.full_head_dim(&common), given)?,
     ];
     let experts = if config.enable_moe_block { Some(config.experts()?) } else { None };
     Ok(loader(Gemma4 { common, config, states, caches, experts }, setup))
 }
 
 impl Config {
+    /// Returns the elements of a token's input to a layer; 0 without such inputs.
+    fn layer_inputs(&self) -> i32 {
+        let default = if self.model_type == "gemma4_unified" { 0 } else { 256 };
+        self.hidden_size_per_layer_input.unwrap_or(default)
+    }
+
+    /// Brings `per_layer_config` back to the keys for all layers without a window.
+    fn join_layers(&mut self, common: &Common) -> Result<(), OpenError> {
+        let Some(layers) = &self.per_layer_config else { return Ok(()) };
+        let of = |layer: usize| {
+            let named = layers.iter().find(|(name, _)| name.parse() == Ok(layer));
+            named.and_then(|(_, own)| own.as_object()).cloned().unwrap_or_default()
+        };
+        let kinds = || self.layer_types.iter().enumerate();
+        let full =
+            kinds().rfind(|(_, kind)| *kind == config::FULL).map_or_else(Map::new, |(last, _)| of(last));
+        let alike = kinds()
+            .all(|(layer, kind)| of(layer) == if kind == config::FULL { full.clone() } else { Map::new() });
+        let known = full.keys().all(|key| ["head_dim", "num_key_value_heads"].contains(&key.as_str()));
+        if !alike || !known || layers.values().any(|own| !own.is_object()) {
+            return config::unsupported("per_layer_config other than of all layers with full_attention");
+        }
+        let size = |key: &str| -> Result<Option<i32>, OpenError> {
+            let Some(value) = full.get(key) else { return Ok(None) };
+            match value.as_i64().and_then(|size| i32::try_from(size).ok()) {
+                Some(size) => Ok(Some(size)),
+                None => config::invalid(format!("per_layer_config: {key} is {value}")),
+            }
+        };
+        let (head_dim, kv_heads) = (size("head_dim")?, size("num_key_value_heads")?);
+        self.global_head_dim = head_dim.or(Some(common.attention.head_dim));
+        self.num_global_key_value_heads = kv_heads;
+        if kv_heads.is_some() && !self.attention_k_eq_v {
+            return config::unsupported("per_layer_config: num_key_value_heads without attention_k_eq_v");
+        }
+        Ok(())
+    }
+
     fn full_head_dim(&self, common: &Common) -> i32 {
         self.global_head_dim.filter(|&size| size > 0).unwrap_or(common.attention.head_dim)
     }
@@ -120,13 +166,18 @@ impl Config {
         let global = self.num_global_key_value_heads.filter(|_| full && self.attention_k_eq_v);
         let kv_heads = global.unwrap_or(kv_heads);
         config::heads(heads, kv_heads, head_dim)?;
-        let window = config::window(kind, self.sliding_window)?;
+        let window = config::window(kind, Some(self.sliding_window))?;
         Ok(TokenState { window, scale: 1.0, ..TokenState::new(heads, kv_heads, head_dim) })
     }
 
     fn experts(&self) -> Result<ExpertSizes, OpenError> {
-        let (experts, chosen) = (self.num_experts.unwrap_or(0), self.top_k_experts.unwrap_or(0));
-        let inner = self.moe_intermediate_size.unwrap_or(0);
+        let named = |name: &str, size: Option<i32>| match size {
+            Some(size) => Ok(size),
+            None => config::invalid(format!("{} is missing", Given::called(name))),
+        };
+        let experts = named("num_experts", self.num_experts)?;
+        let chosen = named("top_k_experts", self.top_k_experts)?;
+        let inner = named("moe_intermediate_size", self.moe_intermediate_size)?;
         config::experts(experts, chosen, (1, 1))?;
         config::sizes(&[("moe_intermediate_size", inner)])?;
         Ok(ExpertSizes { experts, chosen, inner })
@@ -148,16 +199,22 @@ impl Config {
         }
     }
 
-    fn rope(&self, common: &Common, kind: &str, dims: i32, value: &Value) -> Result<Rope, OpenError> {
-        let default = if kind == config::FULL {
-            json!({ "partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional" })
-        } else {
-            json!({ "rope_theta": 1e4, "rope_type": "default" })
+    fn rope(&self, common: &Common, kind: &str, dims: i32, given: &Given<'_>) -> Result<Rope, OpenError> {
+        let traditional = common.rope_traditional;
+        if given.get("rope_parameters").is_none_or(Value::is_null) {
+            let (theta, scaling) = match kind {
+                config::FULL => (1e6, json!({ "partial_rotary_factor": 0.25, "rope_type": "proportional" })),
+                _ => (1e4, Value::Null),
+            };
+            return config::rope(dims, theta, traditional, &scaling, given);
+        }
+        let Some(Rotation { theta, scaling, .. }) = Rotation::of_kind(given, kind)? else {
+            return config::invalid(format!("rope_parameters.{kind} is missing"));
         };
-        let given = self.rope_parameters.as_ref().map(|all| all.get(kind).cloned().unwrap_or(Value::Null));
-        let parameters = given.unwrap_or(default);
-        let theta = parameters.get("rope_theta").and_then(Value::as_f64).unwrap_or(common.rope_theta);
-        config::rope(dims, theta, common.rope_traditional, Some(&parameters), value)
+        let Some(theta) = theta else {
+            return config::invalid(format!("rope_parameters.{kind}.rope_theta is missing"));
+        };
+        config::rope(dims, theta, traditional, &scaling, given)
     }
 }
 
@@ -254,8 +311,6 @@ impl Architecture for Gemma4 {
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
-        const BOUNDS: [&str; 4] = ["input_max", "input_min", "output_max", "output_min"];
-        weights.discard(|name| BOUNDS.iter().any(|bound| name.contains(bound)));
         for (layer, &cache) in self.caches.iter().enumerate() {
             let prefix = format!("model.layers.{layer}");
             if cache != layer {
@@ -271,12 +326,12 @@ impl Architecture for Gemma4 {
     }
 
     fn prelude(&self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Prelude>>, Error> {
-        let Common { hidden, eps, vocabulary, .. } = self.common;
-        let size = self.config.hidden_size_per_layer_input;
+        let Common { hidden, eps, .. } = self.common;
+        let size = self.config.layer_inputs();
         if size <= 0 {
             return Ok(None);
         }
-        let vocabulary = self.config.vocab_size_per_layer_input.unwrap_or(vocabulary);
+        let vocabulary = self.config.vocab_size_per_layer_input;
         let layers = dim(self.common.layers);
         let (embedding, projection) = ("model.embed_tokens_per_layer", "model.per_layer_model_projection");
         Ok(Some(Box::new(LayerInputs {
@@ -290,7 +345,7 @@ impl Architecture for Gemma4 {
     }
 
     fn layer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Vec<Residual>, Error> {
-        let (hidden, size) = (self.common.hidden, self.config.hidden_size_per_layer_input);
+        let (hidden, size) = (self.common.hidden, self.config.layer_inputs());
         let before = self.norm(layer, "input_layernorm", weights)?;
         let after = Some(self.norm(layer, "post_attention_layernorm", weights)?);
         let attention = self.attention(layer, weights)?;

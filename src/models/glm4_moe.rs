@@ -1,12 +1,11 @@
 //! GLM-4.5 and GLM-4.6 (<https://arxiv.org/abs/2508.06471>): partial rotation, some dense layers, then
-//! mixtures of experts with shared ones, routed as in DeepSeek-V3. Required config keys are mlx-lm's
-//! (models/glm4_moe.py), but `rope_scaling` and `tie_word_embeddings` count, where mlx-lm does not read them.
+//! mixtures of experts with shared ones, routed as in DeepSeek-V3.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::{ExpertSizes, GroupedExperts, Layer};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -23,12 +22,12 @@ struct Config {
     topk_group: i32,
     n_shared_experts: Option<i32>,
     /// None: all layers are dense.
+    #[serde(deserialize_with = "config::nullable")]
     n_routed_experts: Option<i32>,
     routed_scaling_factor: f32,
     num_experts_per_tok: i32,
     first_k_dense_replace: usize,
     use_qk_norm: bool,
-    partial_rotary_factor: f64,
     scoring_func: Option<String>,
     topk_method: Option<String>,
 }
@@ -40,11 +39,12 @@ struct Glm4Moe {
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let mut common = Common::read(value, &KEYS)?;
-    let config: Config = config::parse(value)?;
-    let dims = config::rotated_part(common.attention.head_dim, config.partial_rotary_factor)?;
-    common.ropes = vec![common.rope(dims, value.get("rope_scaling"), value)?];
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let (mut common, rotation) = Common::read(given, &KEYS)?;
+    let config: Config = given.parse()?;
+    let part = Key::Required.or(rotation.part, "partial_rotary_factor")?;
+    let dims = config::rotated_part(common.attention.head_dim, part)?;
+    common.ropes = vec![common.rope(dims, &rotation, given)?];
     common.output_bias = false;
     let experts = config.experts()?;
     Ok(loader(Glm4Moe { common, config, experts }, setup))
@@ -78,8 +78,7 @@ impl Architecture for Glm4Moe {
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
-        // The layer after the last one predicts a second token.
-        weights.discard_layers("model.layers.", self.common.layers);
+        weights.discard_predictors("model.layers.", self.common.layers);
         let Some(experts) = self.config.n_routed_experts else { return Ok(()) };
         weights.stack_gated_experts(self.common.layers, experts)
     }

@@ -1,7 +1,6 @@
 //! gpt-oss (<https://arxiv.org/abs/2508.10925>): a mixture of experts in each layer, biases everywhere,
-//! attention with sinks, every other layer with a window. Defaults for missing config keys are mlx-lm's
-//! (models/gpt_oss.py). The release's own files are taken too: their experts are MXFP4 as MLX has it, with
-//! the rows of gate and up interleaved.
+//! attention with sinks, every other layer with a window. The release's own files are taken too: their
+//! experts are MXFP4 as MLX has it, with the rows of gate and up interleaved.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype};
@@ -9,6 +8,7 @@ use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::Layer;
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -26,7 +26,6 @@ const KEYS: Keys = Keys {
     num_key_value_heads: Key::Or(Some(8)),
     attention_bias: Key::Always(true),
     rope_theta: Key::Or(150_000.0),
-    tie_word_embeddings: Key::Always(false),
     ..Keys::USUAL
 };
 
@@ -39,17 +38,27 @@ struct GptOss {
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let mut common = Common::rotated(value, &KEYS)?;
-    common.attention.sinks = true;
-    let experts = Key::Or(128).read(value, "num_local_experts")?;
-    let chosen = Key::Or(4).read(value, "num_experts_per_tok")?;
-    config::experts(experts, chosen, (1, 1))?;
-    if let Some(limit) = Key::Or(None::<f64>).read(value, "swiglu_limit")?.filter(|&limit| limit != 7.0) {
-        return config::unsupported(format!("swiglu_limit {limit}"));
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    // Without one, the two readers rotate differently.
+    if ["rope_scaling", "rope_parameters"].iter().all(|key| given.get(key).is_none_or(Value::is_null)) {
+        return config::invalid("rope_parameters is missing");
     }
-    let alternating = [config::SLIDING, config::FULL];
-    let windows = config::windows(value, common.layers, &alternating, Key::Or(Some(128)))?;
+    let mut common = Common::rotated(given, &KEYS)?;
+    common.attention.sinks = true;
+    if !Key::Or(true).read(given, "attention_bias")? {
+        return config::unsupported("attention_bias false");
+    }
+    let experts = Key::Or(128).read(given, "num_local_experts")?;
+    let chosen = Key::Or(4).read(given, "num_experts_per_tok")?;
+    config::experts(experts, chosen, (1, 1))?;
+    for (name, known) in [("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)] {
+        let value: f64 = Key::Or(known).read(given, name)?;
+        if value != known {
+            return config::unsupported(format!("{name} {value}"));
+        }
+    }
+    let window = Key::Or(Some(128)).read(given, "sliding_window")?;
+    let windows = config::windows(given, common.layers, |layer| layer.is_multiple_of(2), window)?;
     Ok(loader(GptOss { common, experts, chosen, windows }, setup))
 }
 

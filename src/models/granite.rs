@@ -1,25 +1,19 @@
 //! Granite 3 (<https://github.com/ibm-granite/granite-3.0-language-models>): Llama with factors at the
-//! embedding, the scores, the output of each sublayer, and the logits. Required config keys are mlx-lm's
-//! (models/granite.py).
+//! embedding, the scores, the output of each sublayer, and the logits.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader, usual_layer};
+use super::given::Given;
 use super::parts::Layer;
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::layers::Residual;
 use crate::mlx::tensors::TensorCursor;
 
-const KEYS: Keys = Keys {
-    head_dim: Key::Always(None),
-    attention_bias: Key::Required,
-    mlp_bias: Key::Required,
-    tie_word_embeddings: Key::Or(true),
-    ..Keys::USUAL
-};
+const KEYS: Keys =
+    Keys { head_dim: Key::Or(None), attention_bias: Key::Required, mlp_bias: Key::Required, ..Keys::USUAL };
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -35,9 +29,9 @@ struct Granite {
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let mut common = Common::rotated(value, &KEYS)?;
-    let config: Config = config::parse(value)?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let mut common = Common::rotated(given, &KEYS)?;
+    let config: Config = given.parse()?;
     config::positive(&[
         ("logits_scaling", config.logits_scaling.into()),
         ("1 / logits_scaling", config.logits_scaling.recip().into()),

@@ -1,11 +1,10 @@
-//! LFM2 (Liquid AI, 2025): gated short convolutions, and attention in some layers. Defaults are mlx-lm's
-//! (models/lfm2.py).
+//! LFM2 (Liquid AI, 2025): gated short convolutions, and attention in some layers.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
+use super::given::Given;
 use super::parts::{Layer, convolution, mlx_kernels};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -16,10 +15,9 @@ use crate::mlx::layers::{
 use crate::mlx::tensors::TensorCursor;
 
 const KEYS: Keys = Keys {
-    num_key_value_heads: Key::Or(None),
-    head_dim: Key::Always(None),
+    head_dim: Key::Or(None),
     eps_key: "norm_eps",
-    tie_word_embeddings: Key::Always(true),
+    rope_theta: Key::Or(1e6),
     activation_keys: &[],
     ..Keys::USUAL
 };
@@ -33,13 +31,12 @@ struct Config {
     block_dim: Option<i32>,
     #[serde(default = "config::or::<256, _>")]
     block_multiple_of: i32,
-    block_ffn_dim_multiplier: Option<f64>,
-    #[serde(default)]
+    #[serde(default = "config::or::<1, _>")]
+    block_ffn_dim_multiplier: f64,
     block_auto_adjust_ff_dim: bool,
     block_ff_dim: Option<i32>,
     intermediate_size: Option<i32>,
-    rope_theta: Option<f64>,
-    rope_parameters: Option<Value>,
+    tie_embedding: Option<bool>,
     full_attn_idxs: Option<Vec<usize>>,
     layer_types: Option<Vec<String>>,
 }
@@ -53,14 +50,11 @@ struct Lfm2 {
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let config: Config = config::parse(value)?;
-    let parameters = config.rope_parameters.as_ref();
-    let theta = parameters.and_then(|parameters| parameters.get("rope_theta")).and_then(Value::as_f64);
-    let rope_theta = Key::Always(theta.or(config.rope_theta).unwrap_or(1e6));
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let config: Config = given.parse()?;
     let intermediate_size = Key::Always(config.inner()?);
-    let mut common = Common::read(value, &Keys { intermediate_size, rope_theta, ..KEYS })?;
-    common.ropes = vec![common.rope(common.attention.head_dim, parameters, value)?];
+    let mut common = Common::rotated(given, &Keys { intermediate_size, ..KEYS })?;
+    common.tied = config.tie_embedding.or(common.tied);
     config::kernel("conv_L_cache", config.kernel)?;
     if config.block_dim.is_some_and(|size| size != common.hidden) {
         return config::unsupported("a block_dim that is not hidden_size");
@@ -79,7 +73,7 @@ impl Config {
         if !self.block_auto_adjust_ff_dim {
             return Ok(size);
         }
-        let factor = self.block_ffn_dim_multiplier.unwrap_or(1.0);
+        let factor = self.block_ffn_dim_multiplier;
         if !(0.0..=64.0).contains(&factor) {
             return config::invalid(format!("block_ffn_dim_multiplier is {factor}"));
         }
@@ -88,12 +82,17 @@ impl Config {
     }
 
     fn attends(&self, layers: usize) -> Result<Vec<bool>, OpenError> {
-        if let Some(indices) = &self.full_attn_idxs {
-            return Ok((0..layers).map(|layer| indices.contains(&layer)).collect());
+        let indices = self.full_attn_idxs.as_ref();
+        let indexed = indices.map(|all| (0..layers).map(|layer| all.contains(&layer)).collect::<Vec<_>>());
+        let Some(kinds) = &self.layer_types else {
+            return indexed.map_or_else(|| config::invalid("layer_types is missing"), Ok);
+        };
+        config::layer_kinds(kinds, layers, &[config::FULL, "conv"])?;
+        let listed = kinds.iter().map(|kind| kind == config::FULL).collect();
+        match indexed.filter(|indexed| *indexed != listed) {
+            Some(_) => config::invalid("layer_types and full_attn_idxs contradict each other"),
+            None => Ok(listed),
         }
-        let kinds = self.layer_types.clone().unwrap_or_default();
-        config::layer_kinds(&kinds, layers, &[config::FULL, "conv"])?;
-        Ok(kinds.iter().map(|kind| kind == config::FULL).collect())
     }
 }
 

@@ -1,33 +1,21 @@
 //! Ministral 3 (<https://arxiv.org/abs/2601.08584>): Mistral with YaRN and queries that grow with their
-//! position, as in Llama 4. Defaults for missing config keys are mlx-lm's (models/ministral3.py).
+//! position, as in Llama 4.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::Layer;
+use super::rotation::Rotation;
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::layers::{Attention, QueryScale, Sublayer};
 use crate::mlx::tensors::TensorCursor;
 
-const KEYS: Keys = Keys {
-    num_key_value_heads: Key::Or(None),
-    head_dim: Key::Or(None),
-    tie_word_embeddings: Key::Or(true),
-    ..Keys::USUAL
-};
-
-#[derive(Clone, Debug, Deserialize)]
-struct Config {
-    rope_parameters: Value,
-}
-
 /// Required parts of `rope_parameters` beside its kind of scaling.
 #[derive(Clone, Debug, Deserialize)]
 struct RopeParameters {
-    rope_theta: f64,
     llama_4_scaling_beta: f32,
     original_max_position_embeddings: i32,
 }
@@ -39,18 +27,20 @@ struct Ministral3 {
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let Config { rope_parameters } = config::parse(value)?;
-    let parameters: RopeParameters = config::parse(&rope_parameters)?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let common = Common::rotated(given, &Keys::USUAL)?;
+    let scaling = Rotation::read(given)?.scaling;
+    if scaling.is_null() {
+        return config::invalid("rope_parameters is missing");
+    }
+    let parameters: RopeParameters = Given::new(&scaling)?.parse()?;
     let (beta, original) = (parameters.llama_4_scaling_beta, parameters.original_max_position_embeddings);
     config::sizes(&[("original_max_position_embeddings", original)])?;
     if !beta.is_finite() {
         return config::invalid(format!("llama_4_scaling_beta is {beta}"));
     }
-    let rope_theta = Key::Always(parameters.rope_theta);
-    let mut common = Common::read(value, &Keys { rope_theta, ..KEYS })?;
-    common.ropes = vec![common.rope(common.attention.head_dim, Some(&rope_parameters), value)?];
-    let windows = config::windows(value, common.layers, &[config::FULL], Key::Or(None))?;
+    let window = Key::Or(None).read(given, "sliding_window")?;
+    let windows = config::windows(given, common.layers, |_| window.is_some(), window)?;
     Ok(loader(Ministral3 { common, windows, query_scale: QueryScale { beta, original } }, setup))
 }
 

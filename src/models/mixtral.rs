@@ -1,11 +1,8 @@
-//! Mixtral (<https://arxiv.org/abs/2401.04088>): Mistral with a mixture of experts in each layer. Defaults
-//! for missing config keys are mlx-lm's (models/mixtral.py), but `rope_scaling` counts, where mlx-lm does not
-//! read it. As there, `sliding_window` is not read: releases have none.
-
-use serde_json::Value;
+//! Mixtral (<https://arxiv.org/abs/2401.04088>): Mistral with a mixture of experts in each layer.
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::{ExpertSizes, Layer};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -18,33 +15,39 @@ const KEYS: Keys = Keys {
     intermediate_size: Key::Or(14336),
     num_attention_heads: Key::Or(32),
     num_key_value_heads: Key::Or(Some(8)),
-    head_dim: Key::Always(None),
+    head_dim: Key::Or(None),
     rms_norm_eps: Key::Or(1e-5),
     vocab_size: Key::Or(32000),
     rope_theta: Key::Or(1e6),
     rope_traditional: Key::Or(false),
-    tie_word_embeddings: Key::Or(false),
     ..Keys::USUAL
 };
 
 struct Mixtral {
     common: Common,
+    windows: Vec<i32>,
     sizes: ExpertSizes,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let common = Common::rotated(value, &KEYS)?;
-    let experts = Key::Or(8).read(value, "num_local_experts")?;
-    let chosen = Key::Or(2).read(value, "num_experts_per_tok")?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let common = Common::rotated(given, &KEYS)?;
+    let window = Key::Or(None).read(given, "sliding_window")?;
+    let windows = config::windows(given, common.layers, |_| window.is_some(), window)?;
+    let experts = Key::Or(8).read(given, "num_local_experts")?;
+    let chosen = Key::Or(2).read(given, "num_experts_per_tok")?;
     config::experts(experts, chosen, (1, 1))?;
     let sizes = ExpertSizes { experts, chosen, inner: common.inner };
-    Ok(loader(Mixtral { common, sizes }, setup))
+    Ok(loader(Mixtral { common, windows, sizes }, setup))
 }
 
 impl Architecture for Mixtral {
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn window(&self, layer: usize) -> i32 {
+        self.windows[layer]
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {

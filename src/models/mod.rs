@@ -8,6 +8,7 @@ mod gemma2;
 mod gemma3;
 mod gemma4;
 mod gemma4_parts;
+mod given;
 mod glm4_moe;
 mod gpt_oss;
 mod granite;
@@ -23,6 +24,7 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_next;
+mod rotation;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +36,7 @@ use crate::mlx::batch::Batch;
 use crate::mlx::kernels::KernelSet;
 use crate::mlx::kv::{Kv, KvShape};
 use crate::mlx::tensors::TensorCursor;
+use given::Given;
 
 /// A model that can run.
 pub(crate) trait Model {
@@ -84,7 +87,33 @@ pub(crate) enum OpenError {
     Invalid(String),
 }
 
-type Open = fn(&Value, Setup) -> Result<Box<dyn Loading>, OpenError>;
+type Open = fn(&Given<'_>, Setup) -> Result<Box<dyn Loading>, OpenError>;
+
+/// A loader that blames the keys that its config leaves out, beside the weights that do not fit it.
+struct Blaming {
+    loading: Box<dyn Loading>,
+    silent: Vec<&'static str>,
+}
+
+impl Loading for Blaming {
+    fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error> {
+        self.loading.next(weights).map_err(|error| match error {
+            Error::ModelInvalid { model, why } if !self.silent.is_empty() => {
+                let keys = self.silent.join(", ");
+                Error::ModelInvalid { model, why: format!("{why}; config.json leaves to defaults: {keys}") }
+            }
+            other => other,
+        })
+    }
+
+    fn pieces(&self) -> usize {
+        self.loading.pieces()
+    }
+
+    fn kv_shape(&self) -> KvShape {
+        self.loading.kv_shape()
+    }
+}
 
 /// An architecture as the registry knows it.
 struct Registration {
@@ -107,7 +136,10 @@ const REGISTRY: &[Registration] = &[
     Registration { model_types: &["gpt_oss"], open: gpt_oss::open },
     Registration { model_types: &["ministral3"], open: ministral3::open },
     Registration { model_types: &["gemma4", "gemma4_text", "gemma4_unified"], open: gemma4::open },
-    Registration { model_types: &["qwen3_next", "qwen3_5", "qwen3_5_moe"], open: qwen3_next::open },
+    Registration {
+        model_types: &["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"],
+        open: qwen3_next::open,
+    },
     Registration { model_types: &["mixtral"], open: mixtral::open },
     Registration { model_types: &["glm4_moe"], open: glm4_moe::open },
     Registration {
@@ -134,11 +166,19 @@ pub(crate) fn open(config: &Value, setup: Setup) -> Result<Box<dyn Loading>, Ope
     let Some(model_type) = config.get("model_type").and_then(Value::as_str) else {
         return Err(OpenError::Invalid("config.json has no model_type".into()));
     };
-    let own = config.get("text_model_type").and_then(Value::as_str).unwrap_or(MIXED.1);
+    let own = match config.get("text_model_type") {
+        None => MIXED.1,
+        Some(Value::String(own)) => own.as_str(),
+        Some(other) => {
+            return Err(OpenError::Invalid(format!("config.json: text_config.model_type is {other}")));
+        }
+    };
     let model_type = if model_type == MIXED.0 { own } else { model_type };
     let architecture = REGISTRY.iter().find(|known| known.model_types.contains(&model_type));
     let Some(architecture) = architecture else {
         return Err(OpenError::Unsupported(format!("model_type {model_type:?}")));
     };
-    (architecture.open)(config, setup)
+    let given = Given::new(config)?;
+    let loading = (architecture.open)(&given, setup)?;
+    Ok(Box::new(Blaming { loading, silent: given.silent() }))
 }

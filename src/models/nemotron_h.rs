@@ -1,13 +1,14 @@
 //! Nemotron-H (NVIDIA, <https://arxiv.org/abs/2504.03624>): layers of one kind each, Mamba-2 mixers,
-//! attention without positions, MLPs or mixtures of experts. Defaults are mlx-lm's (models/nemotron_h.py).
+//! attention without positions, MLPs or mixtures of experts.
 
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, EmbeddingAndHead, loader};
+use super::given::Given;
 use super::parts::{ExpertSizes, GroupedExperts, Layer, convolution, mlx_kernels};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -18,14 +19,11 @@ use crate::mlx::layers::{
 use crate::mlx::tensors::TensorCursor;
 
 const KEYS: Keys = Keys {
-    intermediate_size: Key::Or(1),
-    head_dim: Key::Or(None),
     eps_key: "layer_norm_epsilon",
     attention_bias: Key::Or(false),
     mlp_bias: Key::Or(false),
     // Attention does not rotate.
     rope_theta: Key::Always(0.0),
-    tie_word_embeddings: Key::Always(false),
     activation: "relu2",
     activation_keys: &["mlp_hidden_act"],
     ..Keys::USUAL
@@ -55,11 +53,23 @@ struct Config {
     #[serde(default = "config::or::<1, _>")]
     topk_group: i32,
     num_experts_per_tok: Option<i32>,
+    norm_topk_prob: Option<bool>,
+    #[serde(default = "config::or::<1, _>")]
+    routed_scaling_factor: f32,
+    #[serde(default = "unlimited")]
+    time_step_limit: (Value, Value),
+    #[serde(default = "silu")]
+    mamba_hidden_act: String,
     #[serde(default)]
-    norm_topk_prob: bool,
-    routed_scaling_factor: Option<f32>,
-    time_step_limit: Option<(Value, Value)>,
-    mamba_hidden_act: Option<String>,
+    use_bias: bool,
+}
+
+fn unlimited() -> (Value, Value) {
+    (json!(0.0), json!({ "__float__": "Infinity" }))
+}
+
+fn silu() -> String {
+    "silu".into()
 }
 
 /// The kind of a layer.
@@ -80,10 +90,10 @@ struct NemotronH {
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let config: Config = config::parse(value)?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let config: Config = given.parse()?;
     let kinds = config.kinds()?;
-    let common = Common::read(value, &Keys { num_hidden_layers: Key::Always(kinds.len()), ..KEYS })?;
+    let (common, _) = Common::read(given, &Keys { num_hidden_layers: Key::Always(kinds.len()), ..KEYS })?;
     config.check(&kinds)?;
     let step_limit = config.step_limit()?;
     Ok(loader(NemotronH { common, config, kinds, step_limit, dtype: setup.dtype }, setup))
@@ -118,17 +128,32 @@ impl Config {
         ])?;
         config::heads(self.mamba_num_heads, self.n_groups, self.mamba_head_dim)?;
         config::heads(self.mamba_num_heads, self.n_groups, self.ssm_state_size)?;
-        config::choice("mamba_hidden_act", self.mamba_hidden_act.as_deref(), "silu")?;
+        config::choice("mamba_hidden_act", Some(&self.mamba_hidden_act), "silu")?;
+        // Two names that two readers have for the same.
+        if self.use_bias != self.mamba_proj_bias {
+            return config::unsupported("use_bias other than mamba_proj_bias");
+        }
         config::kernel("conv_kernel", self.conv_kernel)?;
         if !kinds.contains(&Kind::Experts) {
             return Ok(());
+        }
+        for (key, silent) in [
+            ("n_routed_experts", self.n_routed_experts.is_none()),
+            ("num_experts_per_tok", self.num_experts_per_tok.is_none()),
+            ("moe_intermediate_size", self.moe_intermediate_size.is_none()),
+            ("norm_topk_prob", self.norm_topk_prob.is_none()),
+            ("n_shared_experts", self.n_shared_experts.is_none()),
+        ] {
+            if silent {
+                return config::invalid(format!("{key} is missing"));
+            }
         }
         let (all, chosen) = (self.n_routed_experts.unwrap_or(0), self.num_experts_per_tok.unwrap_or(0));
         config::experts(all, chosen, (self.n_group, self.topk_group))
     }
 
     fn step_limit(&self) -> Result<(f32, f32), OpenError> {
-        let Some((low, high)) = &self.time_step_limit else { return Ok((0.0, f32::INFINITY)) };
+        let (low, high) = &self.time_step_limit;
         let limit = |value: &Value| crate::hub::config_f64(value).filter(|limit| !limit.is_nan());
         match limit(low).zip(limit(high)) {
             Some((low, high)) => Ok((config::single(low), config::single(high))),
@@ -145,8 +170,8 @@ impl Config {
             },
             groups: self.n_group,
             groups_kept: self.topk_group,
-            normed: self.norm_topk_prob,
-            scale: self.routed_scaling_factor.unwrap_or(1.0),
+            normed: self.norm_topk_prob.unwrap_or(true),
+            scale: self.routed_scaling_factor,
             shared: self.n_shared_experts.map(|_| self.moe_shared_expert_intermediate_size.unwrap_or(1)),
         }
     }

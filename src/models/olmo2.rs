@@ -1,11 +1,9 @@
 //! OLMo 2 (<https://arxiv.org/abs/2501.00656>): Llama that norms what comes out of a sublayer, not what goes
-//! in, and queries and keys over all heads together. Defaults for missing config keys are mlx-lm's
-//! (models/olmo2.py).
-
-use serde_json::Value;
+//! in, and queries and keys over all heads together.
 
 use super::config::{Common, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::Layer;
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -16,8 +14,8 @@ use crate::mlx::tensors::TensorCursor;
 struct Olmo2(Common);
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    Ok(loader(Olmo2(Common::rotated(value, &Keys::LLAMA)?), setup))
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    Ok(loader(Olmo2(Common::rotated(given, &Keys::LLAMA)?), setup))
 }
 
 impl Architecture for Olmo2 {

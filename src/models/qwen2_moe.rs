@@ -1,26 +1,18 @@
 //! Qwen1.5-MoE and Qwen2-MoE (<https://arxiv.org/abs/2407.10671>): Qwen2 with many small experts and one that
-//! every token goes through. Defaults are mlx-lm's (models/qwen2_moe.py), which does not read `rope_scaling`;
-//! here it counts.
+//! every token goes through.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::{ExpertSizes, Layer};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::layers::{Mixture, Scoring};
 use crate::mlx::tensors::TensorCursor;
 
-const KEYS: Keys = Keys {
-    num_key_value_heads: Key::Or(None),
-    head_dim: Key::Always(None),
-    rope_theta: Key::Or(1e6),
-    rope_traditional: Key::Or(false),
-    tie_word_embeddings: Key::Always(false),
-    ..Keys::USUAL
-};
+const KEYS: Keys = Keys { head_dim: Key::Or(None), rope_traditional: Key::Or(false), ..Keys::USUAL };
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -32,35 +24,48 @@ struct Config {
     norm_topk_prob: bool,
     #[serde(default = "config::or::<1, _>")]
     decoder_sparse_step: usize,
-    #[serde(default)]
-    mlp_only_layers: Vec<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
+    #[serde(default = "config::yes")]
+    qkv_bias: bool,
 }
 
 struct Qwen2Moe {
     common: Common,
+    windows: Vec<i32>,
     sizes: ExpertSizes,
     shared: i32,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let config: Config = config::parse(value)?;
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let config: Config = given.parse()?;
     let (inner, shared) = (config.moe_intermediate_size, config.shared_expert_intermediate_size);
     let (experts, chosen) = (config.num_experts, config.num_experts_per_tok);
     // No layer is dense.
-    let common = Common::rotated(value, &Keys { intermediate_size: Key::Always(inner), ..KEYS })?;
+    let _: i32 = Key::Or(inner).read(given, "intermediate_size")?;
+    let common = Common::rotated(given, &Keys { intermediate_size: Key::Always(inner), ..KEYS })?;
     config::sizes(&[("shared_expert_intermediate_size", shared)])?;
     config::experts(experts, chosen, (1, 1))?;
-    if config.norm_topk_prob || config.decoder_sparse_step != 1 || !config.mlp_only_layers.is_empty() {
+    if config.norm_topk_prob
+        || config.decoder_sparse_step != 1
+        || config.mlp_only_layers.is_some_and(|listed| !listed.is_empty())
+    {
         return config::unsupported("norm_topk_prob, decoder_sparse_step or mlp_only_layers");
     }
+    let slides = |layer: usize, first| layer.is_multiple_of(2) && layer < first;
+    let windows = config::qwen_windows(given, common.layers, slides)?;
     let sizes = ExpertSizes { experts, chosen, inner };
-    Ok(loader(Qwen2Moe { common: Common { qkv_bias: true, ..common }, sizes, shared }, setup))
+    let common = Common { qkv_bias: config.qkv_bias, ..common };
+    Ok(loader(Qwen2Moe { common, windows, sizes, shared }, setup))
 }
 
 impl Architecture for Qwen2Moe {
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn window(&self, layer: usize) -> i32 {
+        self.windows[layer]
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {

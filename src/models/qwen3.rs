@@ -1,46 +1,57 @@
 //! Qwen3 (<https://arxiv.org/abs/2505.09388>), dense and as a mixture of experts: Llama with a norm of each
-//! head's queries and keys. Required config keys are mlx-lm's (models/qwen3.py, qwen3_moe.py), but
-//! `rope_scaling` counts for mixtures too, where mlx-lm does not read it.
+//! head's queries and keys.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{self, Common, Keys};
+use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::{ExpertSizes, Layer};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
 use crate::mlx::layers::{Attention, Mixture, Scoring, Sublayer};
 use crate::mlx::tensors::TensorCursor;
 
+const KEYS: Keys = Keys { attention_bias: Key::Or(false), ..Keys::USUAL };
+
 #[derive(Clone, Debug, Deserialize)]
 struct Moe {
     num_experts: i32,
     num_experts_per_tok: i32,
+    #[serde(default = "config::or::<1, _>")]
     decoder_sparse_step: usize,
-    mlp_only_layers: Vec<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
     moe_intermediate_size: i32,
     norm_topk_prob: bool,
 }
 
 struct Qwen3 {
     common: Common,
+    windows: Vec<i32>,
     /// None if all layers are dense.
     moe: Option<Moe>,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let common = Common::rotated(value, &Keys::USUAL)?;
-    let is_moe = value.get("model_type").and_then(Value::as_str) == Some("qwen3_moe");
-    let moe = if is_moe { Moe::read(value)? } else { None };
-    Ok(loader(Qwen3 { common, moe }, setup))
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let common = Common::rotated(given, &KEYS)?;
+    let is_moe = given.get("model_type").and_then(Value::as_str) == Some("qwen3_moe");
+    let moe = if is_moe { Moe::read(given)? } else { None };
+    let windows = match is_moe && Key::Or(false).read(given, "use_sliding_window")? {
+        true => {
+            let window = Key::Required.read(given, "sliding_window")?;
+            config::windows(given, common.layers, |_| true, Some(window))?
+        }
+        false => config::qwen_windows(given, common.layers, |layer, first| layer >= first)?,
+    };
+    Ok(loader(Qwen3 { common, windows, moe }, setup))
 }
 
 impl Moe {
     /// Reads what mixtures need; None without experts.
-    fn read(value: &Value) -> Result<Option<Self>, OpenError> {
-        let moe: Self = config::parse(value)?;
+    fn read(given: &Given<'_>) -> Result<Option<Self>, OpenError> {
+        let moe: Self = given.parse()?;
         if moe.num_experts <= 0 {
             return Ok(None);
         }
@@ -53,7 +64,8 @@ impl Moe {
     }
 
     fn mixes(&self, layer: usize) -> bool {
-        !self.mlp_only_layers.contains(&layer) && (layer + 1).is_multiple_of(self.decoder_sparse_step.max(1))
+        let dense = self.mlp_only_layers.as_ref().is_some_and(|listed| listed.contains(&layer));
+        !dense && (layer + 1).is_multiple_of(self.decoder_sparse_step.max(1))
     }
 
     fn sizes(&self) -> ExpertSizes {
@@ -66,6 +78,10 @@ impl Moe {
 impl Architecture for Qwen3 {
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn window(&self, layer: usize) -> i32 {
+        self.windows[layer]
     }
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {

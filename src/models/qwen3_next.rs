@@ -1,11 +1,11 @@
 //! Qwen3-Next (Alibaba, 2025) and the text part of Qwen3.5: gated delta nets, gated attention in every fourth
-//! layer, and in most of them a mixture of experts. Defaults are mlx-lm's (models/qwen3_next.py, qwen3_5.py).
+//! layer, and in most of them a mixture of experts.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::config::{self, Common, Key, Keys};
 use super::decoder::{Architecture, loader};
+use super::given::Given;
 use super::parts::{ExpertSizes, Layer, convolution, mlx_kernels};
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
@@ -13,12 +13,10 @@ use crate::mlx::kv::{LayerState, TokenState};
 use crate::mlx::layers::{Attention, DeltaNet, Fused, Linear, Mixture, Scoring, Sublayer};
 use crate::mlx::tensors::TensorCursor;
 
-const KEYS: Keys = Keys {
-    head_dim: Key::Or(None),
-    attention_bias: Key::Or(false),
-    tie_word_embeddings: Key::Or(false),
-    ..Keys::USUAL
-};
+/// The size of the expert that every token goes through.
+const SHARED: &str = "shared_expert_intermediate_size";
+
+const KEYS: Keys = Keys { attention_bias: Key::Or(false), ..Keys::USUAL };
 
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -35,43 +33,39 @@ struct Config {
     num_experts_per_tok: i32,
     #[serde(default = "config::or::<1, _>")]
     decoder_sparse_step: usize,
-    #[serde(default)]
-    mlp_only_layers: Vec<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
     #[serde(default)]
     shared_expert_intermediate_size: i32,
     #[serde(default)]
     moe_intermediate_size: i32,
     norm_topk_prob: Option<bool>,
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    rope_scaling: Option<Value>,
-    rope_parameters: Option<Value>,
     full_attention_interval: Option<usize>,
+    layer_types: Option<Vec<String>>,
 }
 
 struct Qwen3Next {
     common: Common,
     config: Config,
+    /// Whether each layer attends.
+    attends: Vec<bool>,
     dtype: mlx_rs::Dtype,
 }
 
 /// Reads the config.
-pub(super) fn open(value: &Value, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
-    let config: Config = config::parse(value)?;
-    config.check()?;
-    let parameters = config.rope_parameters.as_ref();
-    let nested = |key: &str| parameters.and_then(|parameters| parameters.get(key)).and_then(Value::as_f64);
-    let rope_theta = Key::Always(nested("rope_theta").or(config.rope_theta).unwrap_or(100_000.0));
+pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
+    let config: Config = given.parse()?;
+    config.check(given)?;
     let intermediate_size = Key::Always(config.intermediate_size.unwrap_or(1));
-    let mut common = Common::read(value, &Keys { intermediate_size, rope_theta, ..KEYS })?;
-    let part = nested("partial_rotary_factor").or(config.partial_rotary_factor).unwrap_or(0.25);
+    let (mut common, rotation) = Common::read(given, &Keys { intermediate_size, ..KEYS })?;
+    let part = rotation.part.unwrap_or(0.25);
     let dims = config::rotated_part(common.attention.head_dim, part)?;
-    common.ropes = vec![common.rope(dims, parameters.or(config.rope_scaling.as_ref()), value)?];
-    Ok(loader(Qwen3Next { common, config, dtype: setup.dtype }, setup))
+    common.ropes = vec![common.rope(dims, &rotation, given)?];
+    let attends = config.attends(common.layers)?;
+    Ok(loader(Qwen3Next { common, config, attends, dtype: setup.dtype }, setup))
 }
 
 impl Config {
-    fn check(&self) -> Result<(), OpenError> {
+    fn check(&self, given: &Given<'_>) -> Result<(), OpenError> {
         config::sizes(&[
             ("moe_intermediate_size", self.moe_intermediate_size.max(1)),
             ("shared_expert_intermediate_size", self.shared_expert_intermediate_size.max(1)),
@@ -81,6 +75,14 @@ impl Config {
         config::kernel("linear_conv_kernel_dim", self.linear_conv_kernel_dim)?;
         if self.full_attention_interval == Some(0) || self.decoder_sparse_step == 0 {
             return config::invalid("an interval of layers is 0");
+        }
+        if self.has_experts() {
+            for key in ["num_experts", "num_experts_per_tok", "moe_intermediate_size", SHARED] {
+                Key::<i32>::Required.read(given, key)?;
+            }
+        }
+        if self.is_next() {
+            Key::<bool>::Required.read(given, "norm_topk_prob")?;
         }
         if self.num_experts == 0 {
             return Ok(());
@@ -92,13 +94,30 @@ impl Config {
         self.model_type == "qwen3_next"
     }
 
-    fn attends(&self, layer: usize) -> bool {
-        (layer + 1).is_multiple_of(self.full_attention_interval.unwrap_or(4))
+    /// Whether the architecture has mixtures.
+    fn has_experts(&self) -> bool {
+        self.is_next() || self.model_type.contains("_moe")
+    }
+
+    /// Returns whether each layer attends: by `layer_types`, by `full_attention_interval`, or by both if they
+    /// agree.
+    fn attends(&self, layers: usize) -> Result<Vec<bool>, OpenError> {
+        let every =
+            |interval: usize| (1..=layers).map(|layer| layer.is_multiple_of(interval)).collect::<Vec<_>>();
+        let Some(kinds) = &self.layer_types else {
+            return Ok(every(self.full_attention_interval.unwrap_or(4)));
+        };
+        config::layer_kinds(kinds, layers, &[config::FULL, "linear_attention"])?;
+        let listed: Vec<bool> = kinds.iter().map(|kind| kind == config::FULL).collect();
+        match self.full_attention_interval.filter(|&interval| every(interval) != listed) {
+            Some(_) => config::invalid("layer_types and full_attention_interval contradict each other"),
+            None => Ok(listed),
+        }
     }
 
     fn mixes(&self, layer: usize) -> bool {
         let listed = self.is_next()
-            && (self.mlp_only_layers.contains(&layer)
+            && (self.mlp_only_layers.as_ref().is_some_and(|listed| listed.contains(&layer))
                 || !(layer + 1).is_multiple_of(self.decoder_sparse_step));
         self.num_experts > 0 && !listed
     }
@@ -197,7 +216,7 @@ impl Architecture for Qwen3Next {
         let dims = (config.linear_key_head_dim, config.linear_value_head_dim);
         let recurrent = DeltaNet::state(heads, dims, config.linear_conv_kernel_dim, self.dtype);
         let state = |layer| {
-            if config.attends(layer) { LayerState::Tokens(self.common.attention) } else { recurrent.clone() }
+            if self.attends[layer] { LayerState::Tokens(self.common.attention) } else { recurrent.clone() }
         };
         (0..self.common.layers).map(state).collect()
     }
@@ -207,7 +226,7 @@ impl Architecture for Qwen3Next {
         let raw = weights.any(|name, array| {
             name.ends_with("conv1d.weight") && matches!(array.shape(), &[_, _, last] if last != 1)
         });
-        weights.discard(|name| name.contains("mtp."));
+        weights.discard(|name| name.starts_with("mtp.") || name.starts_with("model.mtp."));
         weights.stack_gated_experts(self.common.layers, self.config.num_experts)?;
         for layer in 0..self.common.layers {
             let mlp = format!("model.layers.{layer}.mlp");
@@ -235,7 +254,7 @@ impl Architecture for Qwen3Next {
     }
 
     fn mixer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
-        if self.config.attends(layer.index) {
+        if self.attends[layer.index] {
             return Ok(Box::new(self.attention(layer, weights)?));
         }
         Ok(Box::new(self.delta_net(layer, weights)?))

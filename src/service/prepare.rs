@@ -104,7 +104,7 @@ impl Preparation<'_> {
 
     /// Renders and tokenizes an input after what its session holds.
     pub(super) async fn context(self, input: Input, start: Option<TurnStart>) -> Result<Context, Error> {
-        let vocabulary = self.assets.files.facts.vocabulary_size;
+        let vocabulary = self.assets.vocabulary_size;
         let context = match input {
             Input::Chat(chat) => self.chat(chat, start).await?,
             Input::Text(text) => self.text(text, start).await?,

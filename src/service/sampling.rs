@@ -118,10 +118,10 @@ impl SamplingOptions {
     fn resolve(
         &self,
         facts: &ModelFacts,
+        vocabulary: u32,
         spared: impl FnOnce() -> Result<Arc<[u32]>, Error>,
     ) -> Result<Sampling, Error> {
         let defaults = &facts.default_sampling;
-        let vocabulary = facts.vocabulary_size;
         if let Some(id) = self.logit_bias.keys().find(|id| **id >= vocabulary) {
             let path = format!("sampling.logit_bias[{id}]");
             return Err(Error::field(path, format!("the vocabulary has {vocabulary} tokens")));
@@ -162,7 +162,7 @@ impl SamplingOptions {
 fn xtc_spared(assets: &ModelAssets) -> Result<Arc<[u32]>, Error> {
     let newline = assets.tokenizer.encode("\n", false);
     let newline = newline.map_err(|error| Error::field("sampling.xtc_probability", error.to_string()))?;
-    let known = |id: &u32| *id < assets.files.facts.vocabulary_size;
+    let known = |id: &u32| *id < assets.vocabulary_size;
     Ok(assets.eos_token_ids.iter().copied().chain(newline).filter(known).collect())
 }
 
@@ -187,7 +187,7 @@ impl StoppingOptions {
     /// Adds the model's end tokens, and cuts `max_tokens` to what the context leaves: the output then ends
     /// with the reason Length.
     fn resolve(&self, assets: &ModelAssets, prompt_tokens: u32, limits: &Limits) -> Result<Stopping, Error> {
-        let ModelFacts { context_length, vocabulary_size, .. } = assets.files.facts;
+        let (context_length, vocabulary_size) = (assets.files.facts.context_length, assets.vocabulary_size);
         if let Some(index) = self.stop_token_ids.iter().position(|id| *id >= vocabulary_size) {
             let path = format!("stopping.stop_token_ids[{index}]");
             return Err(Error::field(path, format!("the vocabulary has {vocabulary_size} tokens")));
@@ -214,7 +214,10 @@ impl Resolved {
         limits: &Limits,
     ) -> Result<Self, Error> {
         let stopping = stopping.resolve(assets, prompt_tokens, limits)?;
-        Ok(Self { sampling: sampling.resolve(&assets.files.facts, || xtc_spared(assets))?, stopping })
+        Ok(Self {
+            sampling: sampling.resolve(&assets.files.facts, assets.vocabulary_size, || xtc_spared(assets))?,
+            stopping,
+        })
     }
 
     /// Returns the values in force, as the caller is told.

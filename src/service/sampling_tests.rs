@@ -52,7 +52,7 @@ fn facts() -> ModelFacts {
 }
 
 fn refused(sent: &SamplingOptions) -> String {
-    match sent.check(&LIMITS).and_then(|()| sent.resolve(&facts(), || Ok([].into()))) {
+    match sent.check(&LIMITS).and_then(|()| sent.resolve(&facts(), 50, || Ok([].into()))) {
         Err(Error::InvalidField { field, .. }) => field,
         other => panic!("{other:?}"),
     }
@@ -60,7 +60,7 @@ fn refused(sent: &SamplingOptions) -> String {
 
 fn resolved(sent: &SamplingOptions) -> Sampling {
     sent.check(&LIMITS).unwrap();
-    sent.resolve(&facts(), || Ok([].into())).unwrap()
+    sent.resolve(&facts(), 50, || Ok([].into())).unwrap()
 }
 
 #[test]

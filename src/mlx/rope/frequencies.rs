@@ -1,5 +1,6 @@
 //! Frequencies of rotation: the variants of rotary embedding that a config's `rope_scaling` or
-//! `rope_parameters` can name, as mlx-lm reads them (rope_utils.py): `type` before `rope_type`.
+//! `rope_parameters` can name, as transformers reads them (modeling_rope_utils.py). A parameter that
+//! transformers and mlx-lm supply with different values must be there.
 
 use serde_json::Value;
 
@@ -25,13 +26,21 @@ impl Parameters<'_> {
     /// Returns a required number above zero.
     fn positive(&self, key: &str) -> Result<f64, String> {
         let number = self.number(key).filter(|&number| number > 0.0);
-        number.ok_or_else(|| format!("rope_scaling of type {:?} without a positive {key}", self.kind))
+        number.ok_or_else(|| format!("rope parameters of type {:?} without a positive {key}", self.kind))
+    }
+
+    /// Returns a number above zero that may be left out.
+    fn optional(&self, key: &str) -> Result<Option<f64>, String> {
+        match self.of.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => self.positive(key).map(Some),
+        }
     }
 
     /// Returns one factor for each pair.
     fn factors(&self, key: &str, pairs: usize) -> Result<Vec<f64>, String> {
         let wrong =
-            || format!("rope_scaling of type {:?}: {key} must be {pairs} positive numbers", self.kind);
+            || format!("rope parameters of type {:?}: {key} must be {pairs} positive numbers", self.kind);
         let given = self.of.get(key).ok_or_else(wrong)?;
         let factors: Option<Vec<f64>> = match given {
             Value::Array(list) => list.iter().map(Value::as_f64).collect(),
@@ -54,22 +63,43 @@ pub(super) fn scaled(
     let plain: Vec<f64> =
         (0..dims / 2).map(|pair| theta.powf(-2.0 * f64::from(pair) / f64::from(dims))).collect();
     let Some(of) = scaling.filter(|scaling| !scaling.is_null()) else { return Ok(finish(plain, 1.0)) };
-    let kind = of.get("type").or_else(|| of.get("rope_type")).and_then(Value::as_str).unwrap_or("default");
+    let kind = kind_of(of)?;
     let parameters = Parameters { kind, of };
     match kind {
         // A plain rotation up to the model's own context, beyond which nothing is served.
         "default" | "dynamic" => Ok(finish(plain, 1.0)),
-        // Positions in three directions, which are the same for text.
-        "mrope" => Ok(finish(plain, 1.0)),
         "linear" => {
             let factor = parameters.positive("factor")?;
             Ok(finish(plain.into_iter().map(|frequency| frequency / factor).collect(), 1.0))
         }
         "llama3" => llama3(&parameters, plain),
-        "yarn" | "deepseek_yarn" => yarn(&parameters, plain, theta),
-        "longrope" | "su" => long(&parameters, plain, pairs, context),
+        "yarn" => yarn(&parameters, plain, theta),
+        "longrope" => long(&parameters, plain, pairs, context),
         "proportional" => proportional(&parameters, plain, theta, dims),
-        other => Err(format!("rope_scaling of type {other:?}")),
+        other => Err(format!("rope parameters of type {other:?}")),
+    }
+}
+
+/// Returns the kind of a scaling by its newer name. Old files name it by `type`, newer ones by `rope_type`,
+/// some by both.
+fn kind_of(of: &Value) -> Result<&str, String> {
+    let named = |key: &str| match of.get(key) {
+        None => Ok(None),
+        Some(Value::String(kind)) => Ok(Some(match kind.as_str() {
+            // Positions in three directions, which are the same for text.
+            "mrope" => "default",
+            "su" => "longrope",
+            "deepseek_yarn" => "yarn",
+            other => other,
+        })),
+        Some(other) => Err(format!("rope parameters: {key} is {other}")),
+    };
+    match (named("rope_type")?, named("type")?) {
+        (Some(kind), Some(other)) if kind != other => {
+            Err(format!("rope parameters of rope_type {kind:?} and of type {other:?}"))
+        }
+        (Some(kind), _) | (None, Some(kind)) => Ok(kind),
+        (None, None) => Ok("default"),
     }
 }
 
@@ -81,11 +111,10 @@ fn finish(frequencies: Vec<f64>, magnitude: f64) -> Scaled {
 /// formula is in mlx-lm's rope_utils.py).
 fn llama3(parameters: &Parameters<'_>, plain: Vec<f64>) -> Result<Scaled, String> {
     let factor = parameters.positive("factor")?;
-    let low = parameters.number("low_freq_factor").unwrap_or(1.0);
-    let high = parameters.number("high_freq_factor").unwrap_or(4.0);
-    let original = parameters.number("original_max_position_embeddings").unwrap_or(8192.0);
+    let (low, high) = (parameters.positive("low_freq_factor")?, parameters.positive("high_freq_factor")?);
+    let original = parameters.positive("original_max_position_embeddings")?;
     if high <= low {
-        return Err("rope_scaling: high_freq_factor must exceed low_freq_factor".into());
+        return Err("rope parameters: high_freq_factor must exceed low_freq_factor".into());
     }
     let slowed = |frequency: f64| {
         let wavelength = 2.0 * std::f64::consts::PI / frequency;
@@ -110,14 +139,17 @@ pub(crate) fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
 /// are unchanged, those that do not are slowed, those between are blended.
 fn yarn(parameters: &Parameters<'_>, plain: Vec<f64>, theta: f64) -> Result<Scaled, String> {
     let factor = parameters.positive("factor")?;
-    let or = |key: &str, default: f64| parameters.number(key).unwrap_or(default);
-    let original = or("original_max_position_embeddings", 4096.0);
+    let original = parameters.positive("original_max_position_embeddings")?;
     let dims = f64::from(u32::try_from(plain.len() * 2).unwrap_or(u32::MAX));
     let pair_at = |rotations: f64| {
         dims * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
     };
-    let low = pair_at(or("beta_fast", 32.0)).floor().max(0.0);
-    let mut high = pair_at(or("beta_slow", 1.0)).ceil().min(dims - 1.0);
+    let low = pair_at(parameters.optional("beta_fast")?.unwrap_or(32.0));
+    let high = pair_at(parameters.optional("beta_slow")?.unwrap_or(1.0));
+    // OpenAI's own models are trained without whole numbers here.
+    let whole = parameters.of.get("truncate") != Some(&Value::Bool(false));
+    let (low, high) = if whole { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, mut high) = (low.max(0.0), high.min(dims - 1.0));
     if low == high {
         high += 0.001;
     }
@@ -125,9 +157,22 @@ fn yarn(parameters: &Parameters<'_>, plain: Vec<f64>, theta: f64) -> Result<Scal
         let slowed = ((f64::from(pair) - low) / (high - low)).clamp(0.0, 1.0);
         frequency * (1.0 - slowed) + frequency / factor * slowed
     });
-    let magnitude =
-        yarn_magnitude(factor, or("mscale", 1.0)) / yarn_magnitude(factor, or("mscale_all_dim", 0.0));
-    Ok(finish(blended.collect(), magnitude))
+    Ok(finish(blended.collect(), yarn_factor(parameters, factor)?))
+}
+
+/// Returns the factor of rotated elements: given, or by the factor of the context. With only one of `mscale`
+/// and `mscale_all_dim`, transformers and mlx-lm compute two different ones.
+fn yarn_factor(parameters: &Parameters<'_>, factor: f64) -> Result<f64, String> {
+    if let Some(given) = parameters.optional("attention_factor")? {
+        return Ok(given);
+    }
+    let weight = |key: &str| parameters.number(key).filter(|&weight| weight != 0.0);
+    match (weight("mscale"), weight("mscale_all_dim")) {
+        (Some(of), Some(all)) => Ok(yarn_magnitude(factor, of) / yarn_magnitude(factor, all)),
+        (None | Some(1.0), None) => Ok(yarn_magnitude(factor, 1.0)),
+        (Some(_), None) => Err("rope parameters: mscale without mscale_all_dim".into()),
+        (None, Some(_)) => Err("rope parameters: mscale_all_dim without mscale".into()),
+    }
 }
 
 /// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors always, as in mlx-lm: keys
@@ -139,10 +184,21 @@ fn long(
     context: Option<u32>,
 ) -> Result<Scaled, String> {
     let factors = parameters.factors("long_factor", pairs)?;
-    let original = parameters.number("original_max_position_embeddings").filter(|&original| original > 1.0);
-    let original = original.ok_or("rope_scaling: longrope without original_max_position_embeddings")?;
-    let factor = context.map_or(1.0, f64::from) / original;
-    let magnitude = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+    parameters.factors("short_factor", pairs)?;
+    let original = parameters.positive("original_max_position_embeddings")?;
+    let factor = match (parameters.optional("factor")?, context) {
+        (Some(factor), _) => factor,
+        (None, Some(context)) => f64::from(context) / original,
+        (None, None) => return Err("rope parameters: longrope without max_position_embeddings".into()),
+    };
+    let magnitude = match parameters.optional("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None if original <= 1.0 => {
+            return Err("rope parameters: original_max_position_embeddings is 1".into());
+        }
+        None => (1.0 + factor.ln() / original.ln()).sqrt(),
+    };
     let slowed = plain.into_iter().zip(factors).map(|(frequency, factor)| frequency / factor);
     Ok(finish(slowed.collect(), magnitude))
 }
@@ -157,7 +213,7 @@ fn proportional(
     let part = parameters.number("partial_rotary_factor").unwrap_or(1.0);
     let factor = parameters.number("factor").unwrap_or(1.0);
     if !(0.0..=1.0).contains(&part) || factor <= 0.0 || theta <= 0.0 {
-        return Err("rope_scaling of type \"proportional\": a factor is out of range".into());
+        return Err("rope parameters of type \"proportional\": a factor is out of range".into());
     }
     let rotated = (f64::from(dims) * part).floor();
     let paced = plain

@@ -23,6 +23,8 @@ pub(crate) struct Rope {
     pub(crate) magnitude: f32,
     /// Radians per position of each pair.
     frequencies: Vec<f32>,
+    /// The same before they are scaled.
+    plain: Vec<f32>,
     /// Their reciprocals `[dims / 2]`, as MLX's kernel takes them.
     pub(crate) wavelengths: Array,
 }
@@ -52,9 +54,22 @@ impl Rope {
             return Err(format!("rotary embedding of {dims} dimensions"));
         }
         let Scaled { frequencies, magnitude } = scaled(dims, theta, scaling, context)?;
+        let plain = scaled(dims, theta, None, context)?.frequencies;
         let wavelengths: Vec<f32> = frequencies.iter().map(|frequency| frequency.recip()).collect();
         let wavelengths = Array::from_slice(&wavelengths, &[dim(wavelengths.len())]);
-        Ok(Self { dims, traditional, magnitude, frequencies, wavelengths })
+        Ok(Self { dims, traditional, magnitude, frequencies, plain, wavelengths })
+    }
+
+    /// Whether these are the frequencies, scaled or not, but for the rounding of short floats.
+    pub(crate) fn has_frequencies(&self, stored: &[f32]) -> bool {
+        let near = |known: &[f32]| {
+            known.len() == stored.len()
+                && known
+                    .iter()
+                    .zip(stored)
+                    .all(|(known, stored)| (known - stored).abs() <= 0.01 * known + 1e-7)
+        };
+        near(&self.frequencies) || near(&self.plain)
     }
 
     /// Whether whole heads are rotated by halves and not scaled: the only rotation of our CUDA kernels.

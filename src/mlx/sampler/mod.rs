@@ -10,7 +10,7 @@
 mod filter;
 
 use mlx_rs::error::Result;
-use mlx_rs::ops::indexing::argmax_axis;
+use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, ops};
 
@@ -132,9 +132,13 @@ fn outputs(step: &Step) -> impl Iterator<Item = &Want> {
     step.spans.iter().flat_map(|span| &span.outputs).map(|RowOutput { want, .. }| want)
 }
 
-/// Draws a token for every row of `logits` `[rows, vocabulary]`.
-pub(crate) fn draw(step: &Step, logits: &Array) -> Result<Drawn> {
-    let logits = &logits.as_dtype(Dtype::Float32)?;
+/// Draws one of the first `vocabulary` tokens for every row of `logits` `[rows, at least vocabulary]`.
+pub(crate) fn draw(step: &Step, logits: &Array, vocabulary: i32) -> Result<Drawn> {
+    let logits = if vocabulary < logits.dim(1) {
+        &logits.try_index((.., ..vocabulary))?.as_dtype(Dtype::Float32)?
+    } else {
+        &logits.as_dtype(Dtype::Float32)?
+    };
     let rows = rows(step, logits.dim(1).unsigned_abs());
     let edited = edit(logits, &rows)?;
     let finite = edited.sum_axis(-1, None)?.is_finite()?;

@@ -38,10 +38,15 @@ fn step(samples: &[Sample]) -> Step {
 }
 
 fn results(logits: &[f32], samples: &[Sample]) -> Vec<RowResult> {
+    results_among(logits, samples, dim(logits.len()))
+}
+
+/// Draws among the first `vocabulary` tokens.
+fn results_among(logits: &[f32], samples: &[Sample], vocabulary: i32) -> Vec<RowResult> {
     let rows: Vec<f32> = samples.iter().flat_map(|_| logits.iter().copied()).collect();
     let logits = Array::from_slice(&rows, &[dim(samples.len()), dim(logits.len())]);
     let step = step(samples);
-    draw(&step, &logits).unwrap().read(&step).unwrap()
+    draw(&step, &logits, vocabulary).unwrap().read(&step).unwrap()
 }
 
 fn drawn(logits: &[f32], samples: &[Sample]) -> Vec<usize> {
@@ -169,6 +174,25 @@ fn a_nucleus_beyond_the_candidates_is_drawn_from_all_tokens() {
     let tokens = drawn(&logits, &[late.clone(), first]);
     assert!(is_right(&logits, &late, tokens[0]) && tokens[0] > 2000, "{tokens:?}");
     assert_eq!(tokens[1], 0);
+}
+
+#[test]
+fn rows_that_only_pad_the_vocabulary_are_neither_drawn_nor_listed() {
+    // The largest logits are beyond the vocabulary.
+    let logits: Vec<f32> = (0..8u8).map(f32::from).collect();
+    let greedy = Sample { temperature: 0.0, top_logprobs: Some(20), ..sample() };
+    let free = Sample { uniform: 0.999_999, ..greedy.clone() };
+    let sorted = Sample { temperature: 1.0, top_k: 7, ..free.clone() };
+    let nucleus = Sample { temperature: 1.0, top_p: 0.999, ..free.clone() };
+    let samples = [greedy, Sample { temperature: 1.0, ..free }, sorted, nucleus];
+    for result in results_among(&logits, &samples, 5) {
+        let RowResult::Token(token, Some(logprobs)) = result else { panic!("{result:?}") };
+        assert!(token < 5);
+        let ids: Vec<u32> = logprobs.top.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [4, 3, 2, 1, 0]);
+        let mass: f32 = logprobs.top.iter().map(|(_, logprob)| logprob.exp()).sum();
+        assert!((mass - 1.0).abs() < 1e-5);
+    }
 }
 
 #[test]

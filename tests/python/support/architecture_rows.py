@@ -91,7 +91,7 @@ LATENT = {
     "qk_nope_head_dim": [32],
     "v_head_dim": [32, 64],
     "heads": [(4, 4), (2, 2)],
-    "rope_scaling": [None, {**YARN, "type": "yarn", "mscale_all_dim": 1.0}],
+    "rope_scaling": [None, {**YARN, "type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0}],
 }
 GEMMA4 = {
     "num_hidden_layers": 6,
@@ -101,6 +101,7 @@ GEMMA4 = {
     "num_kv_shared_layers": 2,
     "hidden_size_per_layer_input": 16,
     "vocab_size_per_layer_input": VOCABULARY,
+    "use_double_wide_mlp": True,
     "sliding_window": 11,
     "sliding_window_pattern": 2,
     "layer_types": ["sliding_attention", "full_attention"] * 3,
@@ -190,12 +191,12 @@ ROWS = [
     Architecture("gemma3", GEMMA3, {**WINDOWS, "num_hidden_layers": [3, 4]}, text="gemma3_text"),
     Architecture(
         "gemma2",
-        {"head_dim": 32, "query_pre_attn_scalar": 24.0},
+        {"head_dim": 32, "query_pre_attn_scalar": 24, "tie_word_embeddings": True},
         {
             **HEAD_DIM,
             "attn_logit_softcapping": [2.0, 50.0],
             "final_logit_softcapping": [5.0, 30.0],
-            "query_pre_attn_scalar": [16.0, 40.0],
+            "query_pre_attn_scalar": [16, 40],
         },
     ),
     Architecture(
@@ -229,7 +230,7 @@ ROWS = [
             "sliding_window": 11,
             "num_local_experts": 8,
             "num_experts_per_tok": 2,
-            "rope_scaling": {**YARN, "factor": 32.0, "truncate": False},
+            "rope_scaling": {**YARN, "factor": 32.0},
         },
         {
             **HEAD_DIM,
@@ -237,7 +238,7 @@ ROWS = [
             "num_local_experts": [4, 8],
             "num_experts_per_tok": [1, 3],
             "num_hidden_layers": [2, 4],
-            "rope_scaling": [None, YARN],
+            "rope_scaling": [{"rope_type": "default"}, YARN],
         },
     ),
     Architecture(
@@ -445,7 +446,7 @@ ROWS = [
             "ssm_state_size": [8, 32],
             "n_groups": [1, 2],
             "conv_kernel": [2, 4],
-            "mamba_proj_bias": [True, False],
+            "layers": [{"mamba_proj_bias": bias, "use_bias": bias} for bias in (True, False)],
             "mlp_bias": [True, False],
             "use_conv_bias": [True, False],
             "hybrid_override_pattern": [list("M*"), list("MM-E*M"), list("*-M")],

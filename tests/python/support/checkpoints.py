@@ -60,7 +60,7 @@ class Checkpoint:
     quantized: tuple[int, int] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     shards: int = 1
-    # Tensors that old exporters leave in a file and that a loader must ignore.
+    # Tensors that old exporters leave in a file and that say nothing new.
     leftovers: bool = False
 
 
@@ -163,8 +163,9 @@ def build(checkpoint: Checkpoint, root: Path, seed: int = 0) -> Path:
         config["quantization_config"] = config["quantization"]
     weights = dict(tree_flatten(model.parameters()))
     if checkpoint.leftovers:
-        weights["lm_head.weight"] = mx.zeros((VOCABULARY, config["hidden_size"]))
-        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = mx.ones((8,))
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        inv_freq = 1e4 ** (mx.arange(8) / -8)
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = inv_freq.astype(mx.float16)
     folder = root / checkpoint.name
     write(folder, config, weights, checkpoint.shards)
     return folder

@@ -81,14 +81,14 @@ def lfm2(tensors: Tensors) -> Tensors:
 
 
 def gemma4(tensors: Tensors) -> Tensors:
-    """Gate and up of all experts in one tensor, and redundant bounds."""
+    """Gate and up of all experts in one tensor."""
     raw = dict(tensors)
     for name in [name for name in raw if name.endswith("switch_glu.gate_proj.weight")]:
         prefix = name.removesuffix("switch_glu.gate_proj.weight")
         up, down = (raw.pop(f"{prefix}switch_glu.{part}_proj.weight") for part in ("up", "down"))
         raw[f"{prefix}gate_up_proj"] = mx.concatenate([raw.pop(name), up], axis=-2)
         raw[f"{prefix}down_proj"] = down
-    return {**raw, "model.layers.0.self_attn.input_max": mx.ones((1,))}
+    return raw
 
 
 def gemma3(tensors: Tensors) -> Tensors:
