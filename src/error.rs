@@ -47,8 +47,13 @@ pub enum Error {
         limit_bytes: u64,
     },
     /// There is no model of this name.
-    #[error("no model named {0:?} under the model roots or in the Hugging Face cache")]
-    ModelNotFound(String),
+    #[error("{problems}no model named {name:?} under the model roots or in the Hugging Face cache")]
+    ModelNotFound {
+        /// The name asked for.
+        name: String,
+        /// What is wrong with the model roots; empty or sentences that end with `; `.
+        problems: String,
+    },
     /// The model is not resident, and loading on demand is off.
     #[error("the model {0} is not loaded")]
     ModelNotLoaded(ModelName),

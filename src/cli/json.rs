@@ -82,6 +82,7 @@ pub(crate) fn model(info: &ModelInfo) -> Value {
         "kv_bytes_per_token": info.kv_bytes_per_token,
         "running_sequences": info.running_sequences,
         "queued_sequences": info.queued_sequences,
+        "problem": info.problem,
     })
 }
 

@@ -59,6 +59,9 @@ fn page(models: &[ModelInfo], all: bool, sessions: &[Session], stats: &GetStatsR
         let header = ["MODEL", "STATE", "PARAMETERS", "STORED AS", "COMPUTES IN", "WEIGHTS", "KV", "RUNNING"];
         table(&header, models.iter().map(model_row))
     };
+    for model in models.iter().filter(|model| !model.problem.is_empty()) {
+        page.push_str(&format!("! {}\n", model.problem));
+    }
     if !sessions.is_empty() {
         page.push('\n');
         let header = ["SESSION", "MODEL", "TURNS", "TOKENS", "STATE"];
@@ -83,7 +86,11 @@ fn model_row(info: &ModelInfo) -> Vec<String> {
         if info.queued_sequences == 0 { String::new() } else { format!(" +{}", info.queued_sequences) };
     vec![
         info.name.clone(),
-        json::enum_name(info.state().as_str_name(), "MODEL_STATE_"),
+        if info.problem.is_empty() {
+            json::enum_name(info.state().as_str_name(), "MODEL_STATE_")
+        } else {
+            "unusable".to_owned()
+        },
         if info.parameter_count == 0 { "-".to_owned() } else { format::count(info.parameter_count) },
         text(&info.stored_as),
         text(&info.computes_in),

@@ -68,6 +68,7 @@ fn start() -> Vec<Key> {
         text("listen", "", |_, _| {}),
         text("token_file", "", |_, _| {}),
         list("model_roots", ':', |_, _| {}),
+        flag("model_links_anywhere", false, |c, flag| c.model_links_anywhere = flag),
         text("hf_cache", "", |_, _| {}),
         list("models", ',', |c, names| c.models = names),
         flag("auto_load", true, |c, flag| c.auto_load = flag),

@@ -75,6 +75,8 @@ pub struct Config {
     pub token_file: Option<PathBuf>,
     /// Folders with models in them.
     pub model_roots: Vec<PathBuf>,
+    /// Whether links in a model root may lead out of it.
+    pub model_links_anywhere: bool,
     /// The Hugging Face cache.
     pub hf_cache: Option<PathBuf>,
     /// Models to load at start.

@@ -100,7 +100,7 @@ pub async fn serve(
 ) -> Result<(), DaemonError> {
     let lock = SocketLock::take(&config.socket)?;
     let token = config.token_file.as_deref().map(token::read).transpose()?;
-    let catalog = ModelCatalog::new(ModelRoots::new(config.model_roots.clone(), config.hf_cache.clone()));
+    let catalog = catalog(config);
     let of_calls = Arc::clone(&clock);
     let service = Service::new(engine.clone(), catalog, config.limits.clone(), config.auto_load, of_calls);
     let service = Arc::new(service);
@@ -125,6 +125,22 @@ pub async fn serve(
     while open.accepting.join_next().await.is_some() {}
     drop(open.file);
     ended
+}
+
+/// Returns the models on this machine. What is wrong with them is logged by a thread that nobody waits for.
+fn catalog(config: &Config) -> ModelCatalog {
+    let Config { model_roots, hf_cache, model_links_anywhere, .. } = config;
+    let roots = ModelRoots::new(model_roots.clone(), hf_cache.clone(), *model_links_anywhere);
+    let looked_at = ModelCatalog::new(roots.clone());
+    let look = move || {
+        for problem in looked_at.problems() {
+            tracing::warn!("{problem}");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("models".into()).spawn(look) {
+        tracing::warn!(%error, "the models are not looked at");
+    }
+    ModelCatalog::new(roots)
 }
 
 /// A daemon that accepts connections.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::cache::RevisionCache;
-use super::{HubError, ModelFacts, ModelFiles, ModelFolder, ModelRoots, read_text_files};
+use super::{HubError, Listed, ModelFacts, ModelFiles, ModelFolder, ModelRoots, read_text_files};
 use crate::error::Error;
 use crate::ids::ModelName;
 #[cfg(test)]
@@ -84,10 +84,20 @@ impl ModelCatalog {
         Ok(facts)
     }
 
-    /// Lists every model that could be loaded, by name.
+    /// Lists every model that looks as if it could be loaded, by name.
     #[must_use]
-    pub fn list(&self) -> Vec<ModelFolder> {
+    pub fn list(&self) -> Listed {
         self.roots.list()
+    }
+
+    /// Says what is wrong with the model roots and the models in them, for the log.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let models = self.list().into_iter().filter_map(|(name, found)| {
+            let checked = found.map_err(|error| error.into_error(&name.as_str().into()));
+            checked.and_then(|folder| self.facts_of(&folder)).err().map(|error| error.to_string())
+        });
+        self.roots.problems().into_iter().chain(models).collect()
     }
 
     /// Finds the folder of a model.

@@ -18,10 +18,12 @@ const OPEN_FILES_RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// No folder of that name under a root, and no such repo in the Hugging Face cache.
-    #[error("no model named {name:?} under the model roots or in the Hugging Face cache")]
+    #[error("{}no model named {name:?} under the model roots or in the Hugging Face cache", joined(.problems))]
     NotFound {
         /// The name asked for.
         name: String,
+        /// What is wrong with the model roots.
+        problems: Vec<String>,
     },
     /// The name cannot be a model's: it is empty, leaves the root, or has odd characters.
     #[error("{name:?} cannot name a model: {why}")]
@@ -67,7 +69,7 @@ impl HubError {
     #[must_use]
     pub fn into_error(self, model: &ModelName) -> Error {
         match self {
-            Self::NotFound { name } => Error::ModelNotFound(name),
+            Self::NotFound { name, problems } => Error::ModelNotFound { name, problems: joined(&problems) },
             Self::InvalidName { name, why } => Error::field("model", format!("{name:?}: {why}")),
             Self::Changed { .. } => Error::ModelUnloaded(model.clone()),
             Self::Unsupported { why } => Error::ModelUnsupported { model: model.clone(), why },
@@ -100,6 +102,11 @@ impl HubError {
 /// Returns whether the process, or the system, may not open more files now.
 fn is_out_of_files(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// Sentences before another one.
+fn joined(problems: &[String]) -> String {
+    problems.iter().map(|problem| format!("{problem}; ")).collect()
 }
 
 /// The last part of a path, as text that can be shown.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::read::{
-    CONFIG_BYTES_MAX, TOKENIZER_BYTES_MAX, read_bytes, read_config, read_generation_config, read_json,
-    read_text,
+    CONFIG_BYTES_MAX, TOKENIZER_BYTES_MAX, open_regular, read_bytes, read_config, read_generation_config,
+    read_json, read_text,
 };
 use super::{HubError, ModelFacts, ModelFolder, WeightIndex, WeightSizes, inspect, text_part};
 use crate::ids::ModelName;
@@ -45,6 +45,8 @@ impl ModelFiles {
     pub fn read(folder: &ModelFolder) -> Result<Self, HubError> {
         let ModelFolder { name, path, revision } = folder;
         let config = read_config(path)?;
+        // It is read later, and by then by a caller who waits.
+        open_regular(&path.join("tokenizer.json"))?;
         let text_config = text_part(&config);
         let generation_config = read_generation_config(path);
         let weights = inspect(path)?;

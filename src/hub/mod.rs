@@ -22,6 +22,6 @@ pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
 pub use files::{ModelFiles, read_text_files};
 pub use inspect::{TensorInfo, WeightFile, WeightIndex, inspect};
-pub use resolve::{ModelFolder, ModelRoots, check_model_name};
+pub use resolve::{Listed, ModelFolder, ModelRoots, check_model_name};
 pub use safetensors::Dtype;
 pub use sizes::WeightSizes;

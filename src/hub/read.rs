@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde_json::Value;
@@ -16,6 +17,12 @@ pub(super) const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
 /// Limit of `tokenizer.json`. The largest known (Gemma 3) has 33 MB.
 pub(super) const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
+
+/// How the files begin that stand for those that Git LFS has not fetched (git-lfs' docs/spec.md).
+const LFS_POINTER: &[u8; 39] = b"version https://git-lfs.github.com/spec";
+
+/// The mark before a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads `config.json`: always an object. Numbers that JSON cannot write stay as mlx-lm tags them
 /// (`{"__float__": "Infinity"}`); [`super::config_f64`] reads both forms.
@@ -52,7 +59,7 @@ pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<Option<String>, H
     String::from_utf8(bytes).map(Some).map_err(|_| HubError::damaged(path, "is not UTF-8"))
 }
 
-/// Reads a file's bytes; `None` if there is no such file.
+/// Reads a file's bytes, without the mark that some editors put before them; `None` if there is no such file.
 pub(super) fn read_bytes(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, HubError> {
     let Some((file, _)) = open_regular(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
@@ -61,19 +68,32 @@ pub(super) fn read_bytes(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>,
     if bytes.len() as u64 > bytes_max {
         return Err(HubError::damaged(path, format!("is larger than {bytes_max} bytes")));
     }
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
     Ok(Some(bytes))
 }
 
 /// Opens a regular file and returns it with its metadata; `None` if there is no such file. Other kinds are
-/// refused: opening a named pipe would block until somebody writes to it.
+/// refused: opening a named pipe would block until somebody writes to it. So is what Git LFS puts in place of
+/// a file that it has not fetched.
 pub(super) fn open_regular(path: &Path) -> Result<Option<(File, fs::Metadata)>, HubError> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {
             let file = File::open(path).map_err(HubError::io(path))?;
+            let mut start = [0; LFS_POINTER.len()];
+            if file.read_exact_at(&mut start, 0).is_ok() && start == *LFS_POINTER {
+                return Err(HubError::damaged(path, "is a Git LFS pointer: the file itself was not fetched"));
+            }
             Ok(Some((file, metadata)))
         }
         Ok(_) => Err(HubError::damaged(path, "is not a regular file")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if fs::symlink_metadata(path).is_ok() {
+                return Err(HubError::damaged(path, "is a link that leads nowhere"));
+            }
+            Ok(None)
+        }
         Err(error) => Err(HubError::io(path)(error)),
     }
 }
@@ -153,6 +173,40 @@ mod tests {
         assert_eq!(value["b"], "\"Infinity");
         assert_eq!(config_f64(&value["c"]), Some(f64::NEG_INFINITY));
         assert!(config_f64(&value["NaN"]).is_some_and(f64::is_nan));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_left_out_of_the_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        fs::write(&path, "\u{feff}{\"a\": 1}").unwrap();
+        assert_eq!(read_config(folder.path()).unwrap()["a"], 1);
+        assert_eq!(read_bytes(&path, 100).unwrap().unwrap()[0], b'{');
+    }
+
+    #[test]
+    fn what_git_lfs_has_not_fetched_is_named() {
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n";
+        assert_eq!(why(pointer.as_bytes()), "is a Git LFS pointer: the file itself was not fetched");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_not_a_missing_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::os::unix::fs::symlink("/nonexistent", &path).unwrap();
+        let error = read_bytes(&path, 100).unwrap_err();
+        assert_eq!(error.to_string(), "tokenizer.json: is a link that leads nowhere");
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_a_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let error = read_bytes(&path, 100).unwrap_err();
+        assert_eq!(error.to_string(), "tokenizer.json: is not a regular file");
     }
 
     #[test]

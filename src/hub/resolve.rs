@@ -1,28 +1,35 @@
-//! From a model's name to its folder. A name is a folder under a configured root (`name` or `owner/name`), or
-//! a repo id in the local Hugging Face cache; roots come first, in their order.
+//! From a model's name to its folder. A name is a folder under a configured root (`name` or `owner/name`),
+//! the name of a root that is a model itself, or a repo id in the local Hugging Face cache; roots come first,
+//! in their order.
 //!
-//! Names come from clients. What a name leads to, links included, lies under a root or in the cache, or it is
-//! not found.
+//! Names come from clients. What a name leads to, links included, lies under a root or in the cache, unless
+//! the owner lets links of a root lead elsewhere. What looks like a model and cannot be used is named for
+//! what it is.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use hf_hub::Cache;
 use sha2::{Digest, Sha256};
 
 use super::HubError;
-use super::inspect::is_weight_file;
+use super::inspect::{INDEX, is_weight_file};
+use super::read::read_text;
 
 /// Longer than any repo id, which has at most 96 bytes a part.
 const NAME_BYTES_MAX: usize = 256;
+
+/// Limit of `refs/main`; a commit has 40.
+const COMMIT_BYTES_MAX: u64 = 256;
 
 /// Where models are looked for.
 #[derive(Clone, Debug)]
 pub struct ModelRoots {
     roots: Vec<PathBuf>,
     hf_cache: Option<PathBuf>,
+    /// Whether links in a root may lead out of it.
+    links_anywhere: bool,
 }
 
 /// A model's folder.
@@ -37,106 +44,235 @@ pub struct ModelFolder {
     pub revision: String,
 }
 
+/// Names of models that could be loaded, each with its folder or with what is wrong.
+pub type Listed = BTreeMap<String, Result<ModelFolder, HubError>>;
+
 impl ModelRoots {
     /// Looks in `roots`, then in the Hugging Face cache (the folder that holds `models--owner--name`).
-    /// Folders that do not exist (yet) are allowed.
+    /// Folders that do not exist (yet) are allowed. `links_anywhere` lets links in a root lead out of it.
     #[must_use]
-    pub fn new(roots: Vec<PathBuf>, hf_cache: Option<PathBuf>) -> Self {
-        Self { roots, hf_cache }
+    pub fn new(roots: Vec<PathBuf>, hf_cache: Option<PathBuf>, links_anywhere: bool) -> Self {
+        Self { roots, hf_cache, links_anywhere }
     }
 
     /// Finds the folder of a model.
     ///
     /// # Errors
-    /// `InvalidName` for what cannot be a name, `NotFound`, and `Io` if the folder cannot be read.
+    /// `InvalidName` for what cannot be a name, `Damaged` for what cannot be reached, `NotFound`, and `Io` if
+    /// the folder cannot be read.
     pub fn resolve(&self, name: &str) -> Result<ModelFolder, HubError> {
         check_model_name(name)?;
+        let mut wrong = None;
         for root in &self.roots {
-            if let Some(path) = self.contained(&root.join(name))
-                && has_model_file(&path)
-            {
-                let revision = local_revision(&path)?;
-                return Ok(ModelFolder { name: name.to_owned(), path, revision });
+            match self.under(root, name) {
+                Ok(Some(path)) => {
+                    let revision = local_revision(&path)?;
+                    return Ok(ModelFolder { name: name.to_owned(), path, revision });
+                }
+                Ok(None) => {}
+                Err(error) => wrong = wrong.or(Some(error)),
             }
         }
-        if let Some(cached) = self.cached(name) {
-            return Ok(cached);
-        }
+        let wrong = match self.cached(name) {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => wrong,
+            Err(error) => wrong.or(Some(error)),
+        };
         check_open_files()?;
-        Err(HubError::NotFound { name: name.to_owned() })
+        Err(wrong.unwrap_or_else(|| self.not_found(name)))
     }
 
-    /// Every model that can be loaded, sorted by name: those with a `config.json` and safetensors. What
-    /// cannot be read is left out.
+    /// Every model that looks as if it could be loaded, by name: those with a `config.json` and safetensors,
+    /// and those that cannot be reached.
     #[must_use]
-    pub fn list(&self) -> Vec<ModelFolder> {
-        let mut found = BTreeMap::new();
+    pub fn list(&self) -> Listed {
+        let mut found = Listed::new();
         for name in self.candidates() {
             if found.contains_key(&name) {
                 continue;
             }
-            if let Ok(folder) = self.resolve(&name)
-                && folder.path.join("config.json").is_file()
-                && file_names(&folder.path).iter().any(|file| is_weight_file(file))
-            {
-                found.insert(name, folder);
+            match self.resolve(&name) {
+                Ok(folder) if is_whole(&folder.path) => drop(found.insert(name, Ok(folder))),
+                Ok(_) | Err(HubError::NotFound { .. } | HubError::InvalidName { .. }) => {}
+                Err(error) => drop(found.insert(name, Err(error))),
             }
         }
-        found.into_values().collect()
+        found
     }
 
-    /// Names worth resolving: folders one and two levels below a root, and the cache's repos.
+    /// What is wrong with the roots themselves, for people.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let problem = |root: &PathBuf| match fs::read_dir(root) {
+            Ok(_) => None,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Some(format!("the model root {} does not exist", shown(root)))
+            }
+            Err(error) => Some(format!("the model root {} cannot be read: {error}", shown(root))),
+        };
+        self.roots.iter().filter_map(problem).collect()
+    }
+
+    fn not_found(&self, name: &str) -> HubError {
+        HubError::NotFound { name: name.to_owned(), problems: self.problems() }
+    }
+
+    /// Names worth resolving: folders one and two levels below a root, a root that is a model, and the repos
+    /// of the cache.
     fn candidates(&self) -> Vec<String> {
         let mut names = Vec::new();
         for root in &self.roots {
+            names.extend(own_name(root).map(str::to_owned));
             for outer in file_names(root) {
-                for inner in file_names(&root.join(&outer)) {
-                    names.push(format!("{outer}/{inner}"));
-                }
+                let folder = root.join(&outer);
+                let is_model = has_model_file(&folder);
+                let inner = file_names(&folder).into_iter();
+                // The files of a model are none.
+                let inner = inner.filter(|inner| !is_model || folder.join(inner).is_dir());
+                names.extend(inner.map(|inner| format!("{outer}/{inner}")));
                 names.push(outer);
             }
         }
-        for folder in self.hf_cache.iter().flat_map(|cache| file_names(cache)) {
-            if let Some(repo) = folder.strip_prefix("models--") {
-                names.push(repo.replacen("--", "/", 1));
-            }
+        if let Some(cache) = &self.hf_cache {
+            let repos = file_names(cache).into_iter().filter(|repo| has_weights(&cache.join(repo)));
+            names
+                .extend(repos.filter_map(|repo| Some(repo.strip_prefix("models--")?.replacen("--", "/", 1))));
         }
         names
     }
 
-    fn cached(&self, name: &str) -> Option<ModelFolder> {
-        let cache = self.hf_cache.as_ref()?;
-        // The cache writes `/` as `--`; a name that has one itself would reach another repo's folder.
-        if name.contains("--") {
-            return None;
+    /// Finds a model's folder under a root; None if nothing of that name looks like a model.
+    fn under(&self, root: &Path, name: &str) -> Result<Option<PathBuf>, HubError> {
+        let path = root.join(name);
+        let Ok(entry) = fs::symlink_metadata(&path) else {
+            let own = own_name(root).filter(|own| *own == name).and_then(|_| root.canonicalize().ok());
+            return own.map(|root| self.check_links(&root, name).map(|()| root)).transpose();
+        };
+        let Ok(real) = path.canonicalize() else {
+            let why = if entry.is_symlink() { "is a link that leads nowhere" } else { "cannot be reached" };
+            return Err(HubError::damaged(Path::new(name), why));
+        };
+        if !real.is_dir() || !has_model_file(&real) {
+            return Ok(None);
         }
-        let file = Cache::new(cache.clone()).model(name.to_owned()).get("config.json")?;
-        let snapshot = file.parent()?;
-        let commit = snapshot.file_name()?.to_str()?;
-        // The commit is read from a file and joined to a path; a hash has no dots and no slashes.
-        if !commit.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return None;
+        if !self.allows(&real) {
+            return Err(leads_out(name));
         }
-        let path = self.contained(snapshot)?;
-        Some(ModelFolder { name: name.to_owned(), path, revision: commit.to_owned() })
+        self.check_links(&real, name)?;
+        Ok(Some(real))
     }
 
-    /// The folder with links resolved, if it and all its files lie in the places we were given.
-    fn contained(&self, folder: &Path) -> Option<PathBuf> {
-        let places: Vec<PathBuf> =
-            self.roots.iter().chain(&self.hf_cache).filter_map(|place| place.canonicalize().ok()).collect();
-        let inside = |path: &Path| places.iter().any(|place| path.starts_with(place) && path != place);
-        let folder = folder.canonicalize().ok().filter(|path| path.is_dir() && inside(path))?;
-        for file in file_names(&folder) {
-            // A dangling link leads nowhere; the reader of the file reports that it is missing.
-            if let Ok(target) = folder.join(file).canonicalize()
-                && !inside(&target)
+    /// Finds a repo in the cache; None if it is not there.
+    fn cached(&self, name: &str) -> Result<Option<ModelFolder>, HubError> {
+        let Some(cache) = &self.hf_cache else { return Ok(None) };
+        // The cache writes `/` as `--`; a name that has one itself would reach another repo's folder.
+        if name.contains("--") {
+            return Ok(None);
+        }
+        let repo = cache.join(format!("models--{}", name.replace('/', "--")));
+        if !repo.is_dir() {
+            return Ok(None);
+        }
+        let commit = commit_of(&repo, name)?;
+        let snapshot = repo.join("snapshots").join(&commit);
+        let Ok(path) = snapshot.canonicalize() else {
+            let why = format!("its snapshot {commit} is not in the Hugging Face cache");
+            return Err(HubError::damaged(Path::new(name), why));
+        };
+        if let Some(why) = incomplete(&path) {
+            return Err(HubError::damaged(
+                Path::new(name),
+                format!("its snapshot {commit} is incomplete: {why}"),
+            ));
+        }
+        if !self.is_inside(&path) {
+            return Err(leads_out(name));
+        }
+        self.check_links(&path, name)?;
+        Ok(Some(ModelFolder { name: name.to_owned(), path, revision: commit }))
+    }
+
+    /// Checks that no file of a folder is a link out of the places we were given, unless that is allowed.
+    fn check_links(&self, folder: &Path, name: &str) -> Result<(), HubError> {
+        for file in file_names(folder) {
+            // A dangling link leads nowhere; the reader of the file reports it.
+            if let Ok(target) = folder.join(&file).canonicalize()
+                && !self.allows(&target)
             {
-                return None;
+                return Err(leads_out(&format!("{name}/{file}")));
             }
         }
-        Some(folder)
+        Ok(())
     }
+
+    fn allows(&self, path: &Path) -> bool {
+        self.links_anywhere || self.is_inside(path)
+    }
+
+    /// Whether a path, links resolved, lies in a root or in the cache.
+    fn is_inside(&self, path: &Path) -> bool {
+        let places = self.roots.iter().chain(&self.hf_cache).filter_map(|place| place.canonicalize().ok());
+        places.into_iter().any(|place| path.starts_with(&place) && path != place)
+    }
+}
+
+fn leads_out(name: &str) -> HubError {
+    HubError::Damaged {
+        file: name.to_owned(),
+        why: "is a link out of the model roots, which `model_links_anywhere` would allow".into(),
+    }
+}
+
+/// Returns the name of a root that is a model itself.
+fn own_name(root: &Path) -> Option<&str> {
+    let files = file_names(root);
+    let is_model =
+        files.iter().any(|file| file == "config.json") && files.iter().any(|file| is_weight_file(file));
+    root.file_name().and_then(|name| name.to_str()).filter(|_| is_model)
+}
+
+/// Returns the commit of a repo: the one that `refs/main` names, else that of its only complete snapshot.
+fn commit_of(repo: &Path, name: &str) -> Result<String, HubError> {
+    let damaged = |why: String| HubError::damaged(Path::new(name), why);
+    if let Some(main) = read_text(&repo.join("refs/main"), COMMIT_BYTES_MAX)? {
+        // The commit is joined to a path; a hash has no dots and no slashes.
+        let commit = main.trim();
+        let is_hash = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let why = || damaged("refs/main names no commit in the Hugging Face cache".into());
+        return if is_hash { Ok(commit.to_owned()) } else { Err(why()) };
+    }
+    let snapshots = file_names(&repo.join("snapshots"));
+    let complete = |commit: &&String| incomplete(&repo.join("snapshots").join(commit)).is_none();
+    let mut whole = snapshots.iter().filter(complete);
+    match (whole.next(), whole.next(), snapshots.first()) {
+        (Some(only), None, _) => Ok(only.clone()),
+        (Some(_), Some(_), _) => Err(damaged(
+            "has several snapshots in the Hugging Face cache, and no refs/main to choose one".into(),
+        )),
+        // What is wrong with it is said where it is opened.
+        (None, _, Some(first)) => Ok(first.clone()),
+        (None, _, None) => Err(damaged("has no snapshot in the Hugging Face cache".into())),
+    }
+}
+
+/// Whether a repo in the cache has, or began to have, weights that could be loaded.
+fn has_weights(repo: &Path) -> bool {
+    let snapshots = repo.join("snapshots");
+    let files = file_names(&snapshots).into_iter().flat_map(|commit| file_names(&snapshots.join(commit)));
+    files.into_iter().any(|file| file.ends_with(".safetensors") || file == INDEX)
+}
+
+/// Says what a snapshot lacks; nothing if it can be a whole model.
+fn incomplete(snapshot: &Path) -> Option<String> {
+    let files = file_names(snapshot);
+    if let Some(file) = files.iter().find(|file| !snapshot.join(file).exists()) {
+        return Some(format!("{file} is a link that leads nowhere"));
+    }
+    if !files.iter().any(|file| file == "config.json") {
+        return Some("it has no config.json".into());
+    }
+    let has_weights = files.iter().any(|file| file.ends_with(".safetensors"));
+    (!has_weights).then(|| "it has no weight file".into())
 }
 
 /// Whether a name can be a model's, wherever one is looked for.
@@ -178,6 +314,17 @@ fn check_open_files() -> Result<(), HubError> {
 /// says what is missing.
 fn has_model_file(folder: &Path) -> bool {
     file_names(folder).iter().any(|file| file == "config.json" || is_weight_file(file))
+}
+
+/// Whether a folder has what every model has.
+fn is_whole(folder: &Path) -> bool {
+    let files = file_names(folder);
+    files.iter().any(|file| file == "config.json") && files.iter().any(|file| file.ends_with(".safetensors"))
+}
+
+/// The last part of a root's path: clients need not know where it lies.
+fn shown(root: &Path) -> String {
+    format!("{:?}", super::error::file_name(root))
 }
 
 /// Names of a folder's entries, sorted; hidden ones and those that are not text are left out.

@@ -38,8 +38,16 @@ fn world() -> World {
         fs::write(repo.join("blobs").join(blob), "{}").unwrap();
         symlink(Path::new("../../blobs").join(blob), snapshot.join(file)).unwrap();
     }
-    let roots = ModelRoots::new(vec![at("missing"), at("root")], Some(at("hub")));
+    let roots = ModelRoots::new(vec![at("root")], Some(at("hub")), false);
     World { folder, roots }
+}
+
+/// Why a name cannot be used.
+fn damage(roots: &ModelRoots, name: &str) -> String {
+    match roots.resolve(name) {
+        Err(error @ HubError::Damaged { .. }) => error.to_string(),
+        other => panic!("{name}: {other:?}"),
+    }
 }
 
 #[test]
@@ -55,16 +63,53 @@ fn names_resolve_in_roots_then_in_the_cache() {
 }
 
 #[test]
-fn list_is_sorted_and_skips_what_cannot_be_loaded() {
+fn list_is_sorted_and_skips_what_is_not_a_model() {
     let world = world();
     let at = |path: &str| world.folder.path().join(path);
     fs::create_dir_all(at("root/empty")).unwrap();
     fs::create_dir_all(at("root/no-weights")).unwrap();
     fs::write(at("root/no-weights/config.json"), "{}").unwrap();
     fs::create_dir_all(at("hub/models--owner--empty/refs")).unwrap();
-    symlink(at("outside"), at("root/escape")).unwrap();
-    let names: Vec<_> = world.roots.list().into_iter().map(|folder| folder.name).collect();
+    let names: Vec<_> = world.roots.list().into_keys().collect();
     assert_eq!(names, ["owner/cached", "owner/small", "tiny"]);
+}
+
+#[test]
+fn a_model_that_cannot_be_reached_is_listed_with_what_is_wrong() {
+    let world = world();
+    let at = |path: &str| world.folder.path().join(path);
+    symlink(at("outside"), at("root/escape")).unwrap();
+    symlink(at("nowhere"), at("root/dangling")).unwrap();
+    let listed = world.roots.list();
+    let names: Vec<_> = listed.keys().map(String::as_str).collect();
+    assert_eq!(names, ["dangling", "escape", "owner/cached", "owner/small", "tiny"]);
+    let why = |name: &str| listed[name].as_ref().unwrap_err().to_string();
+    assert_eq!(why("dangling"), "dangling: is a link that leads nowhere");
+    assert!(why("escape").starts_with("escape: is a link out of the model roots"), "{}", why("escape"));
+}
+
+#[test]
+fn a_root_that_does_not_exist_is_named_with_every_model_that_is_not_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path);
+    model(&at("there/tiny"));
+    fs::write(at("file"), "").unwrap();
+    let roots = ModelRoots::new(vec![at("missing"), at("file"), at("there")], None, false);
+    roots.resolve("tiny").unwrap();
+    let why = roots.resolve("small").unwrap_err().to_string();
+    assert!(why.starts_with("the model root \"missing\" does not exist; the model root \"file\""), "{why}");
+    assert_eq!(roots.problems().len(), 2);
+}
+
+#[test]
+fn a_root_that_is_a_model_has_the_name_of_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("tiny");
+    model(&root);
+    let roots = ModelRoots::new(vec![root.clone()], None, false);
+    assert_eq!(roots.resolve("tiny").unwrap().path, root.canonicalize().unwrap());
+    assert_eq!(roots.list().into_keys().collect::<Vec<_>>(), ["tiny"]);
+    assert!(matches!(roots.resolve("config.json"), Err(HubError::NotFound { .. })));
 }
 
 #[test]
@@ -109,7 +154,7 @@ fn hostile_names_are_refused() {
 }
 
 #[test]
-fn links_may_not_leave_the_roots() {
+fn links_may_leave_the_roots_only_if_the_owner_says_so() {
     let world = world();
     let at = |path: &str| world.folder.path().join(path);
     symlink(at("outside"), at("root/folder-link")).unwrap();
@@ -117,9 +162,17 @@ fn links_may_not_leave_the_roots() {
     model(&at("root/file-link"));
     fs::remove_file(at("root/file-link/config.json")).unwrap();
     symlink(at("outside/config.json"), at("root/file-link/config.json")).unwrap();
-    for name in ["folder-link", "itself", "file-link", "itself/folder-link"] {
-        assert!(matches!(world.roots.resolve(name), Err(HubError::NotFound { .. })), "{name}");
+    let anywhere = ModelRoots { links_anywhere: true, ..world.roots.clone() };
+    for (name, link) in [
+        ("folder-link", "folder-link"),
+        ("file-link", "file-link/config.json"),
+        ("itself/folder-link", "itself/folder-link"),
+    ] {
+        let why = damage(&world.roots, name);
+        assert!(why.starts_with(&format!("{link}: is a link out of the model roots")), "{why}");
+        anywhere.resolve(name).unwrap();
     }
+    assert!(matches!(world.roots.resolve("itself"), Err(HubError::NotFound { .. })));
     symlink(at("root/tiny"), at("root/alias")).unwrap();
     symlink(at("hub/models--owner--cached/snapshots").join(COMMIT), at("root/cached-alias")).unwrap();
     assert_eq!(world.roots.resolve("alias").unwrap().path, world.roots.resolve("tiny").unwrap().path);
@@ -132,8 +185,41 @@ fn a_commit_that_is_a_path_is_not_followed() {
     let main = world.folder.path().join("hub/models--owner--cached/refs/main");
     for commit in ["../../../outside", "..", "", "/"] {
         fs::write(&main, commit).unwrap();
-        assert!(matches!(world.roots.resolve("owner/cached"), Err(HubError::NotFound { .. })), "{commit:?}");
+        assert!(damage(&world.roots, "owner/cached").contains("refs/main names no commit"), "{commit:?}");
     }
+}
+
+#[test]
+fn the_only_complete_snapshot_is_used_without_refs_main() {
+    let world = world();
+    let repo = world.folder.path().join("hub/models--owner--cached");
+    let snapshot = |commit: &str| repo.join("snapshots").join(commit);
+    fs::remove_dir_all(repo.join("refs")).unwrap();
+    assert_eq!(world.roots.resolve("owner/cached").unwrap().revision, COMMIT);
+    // One that was not downloaded to its end does not count.
+    fs::create_dir_all(snapshot("half")).unwrap();
+    fs::write(snapshot("half").join("config.json"), "{}").unwrap();
+    assert_eq!(world.roots.resolve("owner/cached").unwrap().revision, COMMIT);
+    fs::write(snapshot("half").join("model.safetensors"), "{}").unwrap();
+    assert!(damage(&world.roots, "owner/cached").contains("has several snapshots"));
+}
+
+#[test]
+fn snapshots_that_are_not_whole_are_named_as_such() {
+    let world = world();
+    let repo = world.folder.path().join("hub/models--owner--cached");
+    let weights = repo.join("snapshots").join(COMMIT).join("model.safetensors");
+    fs::remove_file(repo.join("blobs/2")).unwrap();
+    let why = damage(&world.roots, "owner/cached");
+    assert!(why.contains("is incomplete: model.safetensors is a link that leads nowhere"), "{why}");
+    assert!(world.roots.list()["owner/cached"].is_err());
+    fs::remove_file(weights).unwrap();
+    assert!(damage(&world.roots, "owner/cached").contains("is incomplete: it has no weight file"));
+    fs::write(repo.join("refs/main"), "0123").unwrap();
+    assert!(damage(&world.roots, "owner/cached").contains("its snapshot 0123 is not in the"));
+    fs::remove_dir_all(repo.join("refs")).unwrap();
+    fs::remove_dir_all(repo.join("snapshots")).unwrap();
+    assert!(damage(&world.roots, "owner/cached").contains("has no snapshot"));
 }
 
 #[test]

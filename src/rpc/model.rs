@@ -117,13 +117,13 @@ fn update(update: LoadUpdate) -> Event {
 
 /// Returns a model's facts; those of the resident weights replace those of the files.
 pub(super) fn info(model: ModelInfo) -> pb::ModelInfo {
-    let ModelInfo { name, revision, state, facts, resident } = model;
+    let ModelInfo { name, revision, state, facts, problem, resident } = model;
     let state = match state {
         ModelState::Available => pb::ModelState::Available,
         ModelState::Loading => pb::ModelState::Loading,
         ModelState::Resident => pb::ModelState::Resident,
     };
-    let mut info = pb::ModelInfo { name, revision, state: state.into(), ..Default::default() };
+    let mut info = pb::ModelInfo { name, revision, state: state.into(), problem, ..Default::default() };
     if let Some(facts) = facts {
         info.architecture = facts.architecture;
         info.context_length = facts.context_length;

@@ -90,7 +90,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
             details.add_bad_request_violation("input", error.to_string());
         }
         Error::TemplateFailed(why) => drop(details.add_bad_request_violation("chat", why)),
-        Error::ModelNotFound(name) => {
+        Error::ModelNotFound { name, .. } => {
             details.set_resource_info("mlxd.v1.Model", name, "", error.to_string());
         }
         Error::SessionNotFound(name) | Error::SessionExists(name) => {

@@ -1,7 +1,7 @@
 //! Models: loading, unloading, describing, and the lease that a call holds. Which models are in memory is the
 //! engine's to say; it publishes a table, which is read here without a round trip.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
@@ -10,7 +10,7 @@ use super::fields::{model_name, page_size, page_token};
 use super::{Service, blocking};
 use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadEvent, LoadSpec, ResidentModel};
 use crate::error::Error;
-use crate::hub::{ModelAssets, ModelCatalog, ModelFacts, ModelFolder};
+use crate::hub::{HubError, Listed, ModelAssets, ModelCatalog, ModelFacts, ModelFolder};
 use crate::ids::ModelName;
 use crate::residency::{Fit, ModelLease, ModelState};
 
@@ -67,6 +67,8 @@ pub struct ModelInfo {
     pub state: ModelState,
     /// Facts from its files; none where they are damaged.
     pub facts: Option<ModelFacts>,
+    /// What keeps it from being loaded, as far as its files were looked at; empty if nothing.
+    pub problem: String,
     /// Its memory and sequences; none unless resident.
     pub resident: Option<ResidentModel>,
 }
@@ -244,7 +246,7 @@ impl Models {
             Ok((folder, facts))
         })
         .await?;
-        Ok(self.info(folder, Some(facts), resident))
+        Ok(self.info(Described::of(folder, Ok(facts)), resident))
     }
 
     async fn list(
@@ -254,42 +256,37 @@ impl Models {
         resident_only: bool,
     ) -> Result<(Vec<ModelInfo>, Option<String>), Error> {
         let resident = self.engine.stats().await?.models;
-        let mut folders: BTreeMap<String, ModelFolder> =
-            resident.iter().map(|model| (model.model.to_string(), folder_of(model))).collect();
+        let mut folders: Listed =
+            resident.iter().map(|model| (model.model.to_string(), Ok(folder_of(model)))).collect();
         if !resident_only {
             let catalog = Arc::clone(&self.catalog);
-            for folder in blocking(move || Ok(catalog.list())).await? {
-                folders.entry(folder.name.clone()).or_insert(folder);
+            for (name, found) in blocking(move || Ok(catalog.list())).await? {
+                folders.entry(name).or_insert(found);
             }
         }
-        let mut rest = folders.into_values().skip_while(|folder| folder.name.as_str() <= after).peekable();
-        let chosen: Vec<ModelFolder> = rest.by_ref().take(size).collect();
-        let next = rest.peek().and(chosen.last()).map(|last| last.name.clone());
+        let mut rest = folders.into_iter().skip_while(|(name, _)| name.as_str() <= after).peekable();
+        let chosen: Vec<_> = rest.by_ref().take(size).collect();
+        let next = rest.peek().and(chosen.last()).map(|(last, _)| last.clone());
         let catalog = Arc::clone(&self.catalog);
         let described = blocking(move || Ok(facts_of(&catalog, chosen))).await?;
-        let models = described.into_iter().map(|(folder, facts)| {
-            let resident = resident.iter().find(|resident| resident.model.as_str() == folder.name);
-            self.info(folder, facts, resident.cloned())
+        let models = described.into_iter().map(|described| {
+            let resident = resident.iter().find(|resident| resident.model.as_str() == described.name);
+            self.info(described, resident.cloned())
         });
         Ok((models.collect(), next))
     }
 
-    fn info(
-        &self,
-        folder: ModelFolder,
-        facts: Option<ModelFacts>,
-        resident: Option<ResidentModel>,
-    ) -> ModelInfo {
+    fn info(&self, described: Described, resident: Option<ResidentModel>) -> ModelInfo {
+        let Described { name, revision, facts, problem } = described;
         match resident {
             Some(resident) => ModelInfo::of_resident(resident, facts),
             None => {
-                let ModelFolder { name, revision, .. } = folder;
                 let state = match self.engine.state(&ModelName::from(name.as_str())) {
                     ModelState::Loading => ModelState::Loading,
                     // Loaded since the engine was asked: described as it was then.
                     ModelState::Available | ModelState::Resident => ModelState::Available,
                 };
-                ModelInfo { name, revision, state, facts, resident: None }
+                ModelInfo { name, revision, state, facts, problem, resident: None }
             }
         }
     }
@@ -299,7 +296,8 @@ impl ModelInfo {
     /// Describes a resident model, whose folder may have changed or gone since.
     fn of_resident(resident: ResidentModel, facts: Option<ModelFacts>) -> Self {
         let (name, revision) = (resident.model.to_string(), resident.revision.clone());
-        Self { name, revision, state: ModelState::Resident, facts, resident: Some(resident) }
+        let problem = String::new();
+        Self { name, revision, state: ModelState::Resident, facts, problem, resident: Some(resident) }
     }
 }
 
@@ -311,16 +309,40 @@ fn folder_of(resident: &ResidentModel) -> ModelFolder {
     }
 }
 
-/// Adds what the files say; a model whose files are damaged is listed without.
-fn facts_of(catalog: &ModelCatalog, folders: Vec<ModelFolder>) -> Vec<(ModelFolder, Option<ModelFacts>)> {
-    let with_facts = folders.into_iter().map(|mut folder| {
+/// A model as its files describe it.
+struct Described {
+    name: String,
+    revision: String,
+    facts: Option<ModelFacts>,
+    /// What is wrong with its files; empty if nothing.
+    problem: String,
+}
+
+impl Described {
+    fn of(folder: ModelFolder, facts: Result<ModelFacts, Error>) -> Self {
+        let ModelFolder { name, revision, .. } = folder;
+        let problem = facts.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        Self { name, revision, facts: facts.ok(), problem }
+    }
+}
+
+/// Adds what the files say, or what is wrong with them.
+fn facts_of(catalog: &ModelCatalog, models: Vec<(String, Result<ModelFolder, HubError>)>) -> Vec<Described> {
+    let described = models.into_iter().map(|(name, found)| {
+        let mut folder = match found {
+            Ok(folder) => folder,
+            Err(error) => {
+                let problem = error.into_error(&name.as_str().into()).to_string();
+                return Described { name, revision: String::new(), facts: None, problem };
+            }
+        };
         if folder.path.as_os_str().is_empty()
-            && let Ok(found) = catalog.resolve(&folder.name.as_str().into())
+            && let Ok(found) = catalog.resolve(&name.as_str().into())
         {
             folder.path = found.path;
         }
-        let facts = catalog.facts_of(&folder).ok();
-        (folder, facts)
+        let facts = catalog.facts_of(&folder);
+        Described::of(folder, facts)
     });
-    with_facts.collect()
+    described.collect()
 }

@@ -59,7 +59,7 @@ impl Reason {
             Error::TemplateFailed(_) => Self::TemplateFailed,
             Error::MessageTooLarge { .. } => Self::MessageTooLarge,
             Error::AnswerTooLarge { .. } => Self::AnswerTooLarge,
-            Error::ModelNotFound(_) => Self::ModelNotFound,
+            Error::ModelNotFound { .. } => Self::ModelNotFound,
             Error::ModelNotLoaded(_) => Self::ModelNotLoaded,
             Error::ModelInvalid { .. } => Self::ModelInvalid,
             Error::ModelUnsupported { .. } => Self::ModelUnsupported,
@@ -104,7 +104,7 @@ impl Error {
             | Self::TemplateFailed(_)
             | Self::MessageTooLarge { .. }
             | Self::AnswerTooLarge { .. }
-            | Self::ModelNotFound(_)
+            | Self::ModelNotFound { .. }
             | Self::ModelNotLoaded(_)
             | Self::ModelInvalid { .. }
             | Self::ModelUnsupported { .. }
@@ -145,7 +145,7 @@ impl Error {
             Self::MessageTooLarge { limit_bytes } | Self::AnswerTooLarge { limit_bytes } => {
                 vec![("limit_bytes", limit_bytes.to_string())]
             }
-            Self::ModelNotFound(model) => vec![("model", model.clone())],
+            Self::ModelNotFound { name, .. } => vec![("model", name.clone())],
             Self::ModelNotLoaded(model)
             | Self::ModelInvalid { model, .. }
             | Self::ModelUnsupported { model, .. }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +17,16 @@ pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 import mlx.core as mx
 
 from architecture_rows import ROWS
-from daemon import Daemon
+from daemon import Daemon, wait_for
+from mlxd.v1 import model_pb2 as model
 from oracle import TOLERANCE, Oracle
 from tiny_models import build
 from tiny_tokenizer import VOCABULARY
-from wire import Wire, refused
+from wire import CALL_S, Wire, refused
 
 TEXT = list(range(20, 60))
 INDEX = "model.safetensors.index.json"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n"
 Tensors = dict[str, mx.array]
 
 
@@ -97,6 +100,12 @@ def why(wire: Wire, name: str) -> str:
     return refusal.failure.message
 
 
+def listed(wire: Wire) -> dict[str, str]:
+    """Returns what is wrong with each model on disk."""
+    found = wire.models.ListModels(model.ListModelsRequest(), timeout=CALL_S).models
+    return {entry.name: entry.problem for entry in found}
+
+
 def assert_same(wire: Wire, name: str, other: str) -> None:
     """Checks that two models give the same numbers."""
     np.testing.assert_allclose(scores(wire, name), scores(wire, other), rtol=0, atol=1e-5)
@@ -155,6 +164,7 @@ def test_a_stale_index_beside_a_whole_file_is_not_used(
     with Daemon([root]) as daemon, daemon.wire() as wire:
         assert_same(wire, "stale", "llama")
         assert "model-00001-of-00002.safetensors" in daemon.log
+        assert listed(wire)["stale"] == ""
 
 
 def test_the_index_decides_and_a_stray_file_helps_out(
@@ -212,3 +222,88 @@ def test_rows_beyond_the_tokenizer_are_no_tokens(
             wire.generate("padded", [5], max_tokens=1, sampling={"logit_bias": {id_: 1.0}})
     wire.unload("padded")
     wire.unload("llama")
+
+
+def test_odd_files_are_named_for_what_they_are(
+    root: Path, copied: Callable[[str, str], Path]
+) -> None:
+    for name in ("pipe", "tokenizer-pointer", "weights-pointer", "config-pointer"):
+        copied("llama", name)
+    (root / "pipe" / "tokenizer.json").unlink()
+    os.mkfifo(root / "pipe" / "tokenizer.json")
+    (root / "tokenizer-pointer" / "tokenizer.json").write_text(POINTER)
+    (root / "weights-pointer" / "model.safetensors").write_text(POINTER)
+    (root / "config-pointer" / "config.json").write_text(POINTER)
+    words = {
+        "pipe": "tokenizer.json: is not a regular file",
+        "tokenizer-pointer": "tokenizer.json: is a Git LFS pointer",
+        "weights-pointer": "model.safetensors: is a Git LFS pointer",
+        "config-pointer": "config.json: is a Git LFS pointer",
+    }
+    with Daemon([root]) as daemon, daemon.wire() as wire:
+        found = listed(wire)
+        for name, word in words.items():
+            assert word in why(wire, name)
+            assert word in found[name]
+            wait_for(lambda word=word: word in daemon.log, "the log names it")
+        assert found["llama"] == ""
+
+
+def test_a_byte_order_mark_before_json_changes_nothing(
+    wire: Wire, copied: Callable[[str, str], Path]
+) -> None:
+    folder = copied("llama", "marked")
+    for file in folder.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert_same(wire, "marked", "llama")
+
+
+def test_links_out_of_a_root_are_the_owners_choice(root: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "disk" / "llama"
+    shutil.copytree(root / "llama", elsewhere)
+    linked = tmp_path / "linked"
+    (linked / "weights").mkdir(parents=True)
+    (linked / "folder").symlink_to(elsewhere)
+    for file in elsewhere.iterdir():
+        (linked / "weights" / file.name).symlink_to(file)
+    (linked / "dangling").symlink_to(tmp_path / "nowhere")
+    with Daemon([linked]) as daemon, daemon.wire() as wire:
+        for name in ("folder", "weights"):
+            assert "model_links_anywhere" in why(wire, name)
+            assert "model_links_anywhere" in listed(wire)[name]
+        assert "leads nowhere" in why(wire, "dangling")
+        wait_for(lambda: "dangling: is a link that leads nowhere" in daemon.log, "it is logged")
+    with Daemon([linked], {"model_links_anywhere": True}) as daemon, daemon.wire() as wire:
+        assert_same(wire, "folder", "weights")
+
+
+def test_a_root_that_does_not_exist_is_named_and_one_that_is_a_model_serves_it(
+    root: Path, tmp_path: Path
+) -> None:
+    missing = tmp_path / "unplugged"
+    with Daemon([missing, root / "llama"]) as daemon, daemon.wire() as wire:
+        with refused("NOT_FOUND", "MODEL_NOT_FOUND") as refusal:
+            wire.load("other")
+        assert 'the model root "unplugged" does not exist' in refusal.failure.message
+        wait_for(lambda: 'the model root "unplugged" does not exist' in daemon.log, "it is logged")
+        assert listed(wire) == {"llama": ""}
+        wire.load("llama")
+
+
+def test_the_cache_gives_its_only_whole_snapshot_and_names_half_ones(
+    root: Path, tmp_path: Path
+) -> None:
+    def snapshot(repo: str, commit: str) -> Path:
+        folder = tmp_path / f"models--owner--{repo}" / "snapshots" / commit
+        shutil.copytree(root / "llama", folder)
+        return folder
+
+    snapshot("whole", "a1")
+    half = snapshot("half", "b2")
+    (half / "model.safetensors").unlink()
+    (half / "model.safetensors").symlink_to("../../blobs/gone")
+    environment = {"MLXD_HF_CACHE": str(tmp_path)}
+    with Daemon([], environment=environment) as daemon, daemon.wire() as wire:
+        assert wire.load("owner/whole")[-1].loaded.model.revision == "a1"
+        assert "b2 is incomplete: model.safetensors is a link" in why(wire, "owner/half")
+        assert "is incomplete" in listed(wire)["owner/half"]

@@ -98,7 +98,6 @@ pub(super) const CRATES: &[Crate] = &[
     home("tokenizers",         &["text"], &["hub"]),
     home("dashmap",            &["hub", "session"], &[]),
     home("half",               &["hub"], &[]),
-    home("hf_hub",             &["hub"], &[]),
     home("safetensors",        &["hub"], &[]),
     home("sha2",               &["hub", "net"], &[]),
     home("libc",               &["mlx::ffi"], &[]),

@@ -1242,6 +1242,10 @@ pub struct ModelInfo {
     /// Time of its last use; unset unless resident.
     #[prost(message, optional, tag = "18")]
     pub last_use_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why the model cannot be loaded, as far as its files tell without reading
+    /// them whole; empty if nothing is known to be wrong.
+    #[prost(string, tag = "19")]
+    pub problem: ::prost::alloc::string::String,
 }
 /// Number format of a model's computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

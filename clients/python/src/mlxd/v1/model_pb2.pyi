@@ -143,7 +143,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "revision", "state", "architecture", "context_length", "vocabulary_size", "parameter_count", "stored_as", "computes_in", "file_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "kv_bytes_per_token", "running_sequences", "queued_sequences", "load_time", "last_use_time")
+    __slots__ = ("name", "revision", "state", "architecture", "context_length", "vocabulary_size", "parameter_count", "stored_as", "computes_in", "file_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "kv_bytes_per_token", "running_sequences", "queued_sequences", "load_time", "last_use_time", "problem")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,7 @@ class ModelInfo(_message.Message):
     QUEUED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     LOAD_TIME_FIELD_NUMBER: _ClassVar[int]
     LAST_USE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     state: ModelState
@@ -180,4 +181,5 @@ class ModelInfo(_message.Message):
     queued_sequences: int
     load_time: _timestamp_pb2.Timestamp
     last_use_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., stored_as: _Optional[str] = ..., computes_in: _Optional[str] = ..., file_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    problem: str
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., stored_as: _Optional[str] = ..., computes_in: _Optional[str] = ..., file_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
