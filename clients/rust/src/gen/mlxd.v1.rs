@@ -354,8 +354,8 @@ pub struct SamplingOptions {
     /// GPUs. Default: random.
     #[prost(uint64, optional, tag = "5")]
     pub seed: ::core::option::Option<u64>,
-    /// Repetition penalty, 0 to 100: positive logits of recent tokens are divided
-    /// by it, negative ones multiplied; 0 and 1 disable it. Default 1.
+    /// Repetition penalty, 0 or 0.01 to 100: positive logits of recent tokens are
+    /// divided by it, negative ones multiplied; 0 and 1 disable it. Default 1.
     #[prost(float, optional, tag = "6")]
     pub repetition_penalty: ::core::option::Option<f32>,
     /// Number of most recent tokens that repetition_penalty examines; 0 is all.
