@@ -15,7 +15,7 @@ use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::residency::ModelTable;
-use crate::sched::{self, Allowance, Blocked, Entry, Waiter};
+use crate::sched::{self, Allowance, Blocked, Entry, Timeline, Waiter};
 
 /// Everything the engine thread owns.
 pub(super) struct Engine<B: Backend> {
@@ -32,7 +32,7 @@ pub(super) struct Engine<B: Backend> {
     pub(super) blocked: Option<Blocked>,
     sequence_next: u64,
     allowance: Allowance,
-    device_free: Moment,
+    timeline: Timeline,
     drain: Option<(Moment, oneshot::Sender<()>)>,
     draining: bool,
 }
@@ -57,7 +57,7 @@ impl<B: Backend> Engine<B> {
             blocked: None,
             sequence_next: 0,
             allowance: Allowance::default(),
-            device_free: Moment::default(),
+            timeline: Timeline::default(),
             drain: None,
             draining: false,
         }
@@ -164,7 +164,7 @@ impl<B: Backend> Engine<B> {
             blocked: &mut self.blocked,
             sequence_next: &mut self.sequence_next,
             allowance: &mut self.allowance,
-            device_free: &mut self.device_free,
+            timeline: &mut self.timeline,
             now: self.clock.now(),
             bytes_max: 0,
         };

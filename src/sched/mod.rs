@@ -13,6 +13,7 @@ mod pace;
 mod plan;
 mod queue;
 mod shares;
+mod timeline;
 
 pub use allowance::{Allowance, Demand};
 pub use blocked::{Blocked, Claims, Passer};
@@ -21,6 +22,7 @@ pub use pace::{Pace, PaceLimits, StepLoad};
 pub use plan::{Runnable, Scheduler};
 pub use queue::{Queue, Ticket};
 pub use shares::{Candidate, Running, Shares, victim};
+pub use timeline::Timeline;
 
 use std::time::Duration;
 

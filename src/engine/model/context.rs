@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::cache::Hit;
 use crate::clock::{Clock, Moment};
 use crate::engine::api::{Counters, EngineSettings};
-use crate::sched::{Allowance, Blocked, Claims};
+use crate::sched::{Allowance, Blocked, Claims, Timeline};
 
 /// The engine's parts that a model uses.
 pub(crate) struct Context<'a, B: Backend> {
@@ -18,9 +18,8 @@ pub(crate) struct Context<'a, B: Backend> {
     pub(crate) sequence_next: &'a mut u64,
     /// The time for prefill in this tick, all models together.
     pub(crate) allowance: &'a mut Allowance,
-    /// When the device was seen to have ended the last step, of whichever model, or something else that steps
-    /// had to wait for.
-    pub(crate) device_free: &'a mut Moment,
+    /// The steps of all models on the device.
+    pub(crate) timeline: &'a mut Timeline,
     /// Time of the tick; later once a step was waited for.
     pub(crate) now: Moment,
     /// Most bytes that the model of this tick may hold and promise: the budget less what others have.

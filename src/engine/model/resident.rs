@@ -36,6 +36,8 @@ pub(super) struct Launched {
     pub(super) spans: Vec<LaunchedSpan>,
     /// Time of the launch.
     pub(super) at: Moment,
+    /// Its number on the device.
+    pub(super) step: u64,
     /// Whether the device ran something besides, so that its time tells nothing.
     pub(super) disturbed: bool,
 }

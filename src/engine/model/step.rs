@@ -12,10 +12,11 @@ use crate::sched::{Demand, Runnable, StepLoad};
 impl Resident {
     /// Waits for the step that runs, if any, and commits it.
     pub(crate) fn collect<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
-        let Some(Launched { spans, at, disturbed }) = self.launched.take() else { return Ok(()) };
+        let Some(Launched { spans, at, step, disturbed }) = self.launched.take() else { return Ok(()) };
+        let asked = cx.clock.now();
         let mut results = cx.backend.collect(self.id)?.into_iter();
         cx.now = cx.clock.now();
-        let took = cx.now - at;
+        let (took, on_device) = (cx.now - at, cx.timeline.collect(step, asked, cx.now));
         let mut load = StepLoad::default();
         let mut ended = Vec::new();
         for LaunchedSpan { sequence: id, kind, tokens, outputs } in spans {
@@ -43,10 +44,8 @@ impl Resident {
             }
         }
         if !disturbed {
-            // Before the device was free, it ran other models' steps.
-            self.pace.observe(load, cx.now - at.max(*cx.device_free));
+            self.pace.observe(load, on_device);
         }
-        *cx.device_free = cx.now;
         self.end(cx, ended)
     }
 
@@ -125,8 +124,9 @@ impl Resident {
             tokens: u32::try_from(span.tokens.len()).unwrap_or(u32::MAX),
             outputs: span.outputs.len(),
         };
-        let spans_launched = spans.iter().map(launched).collect();
-        let launched = Launched { spans: spans_launched, at: cx.clock.now(), disturbed: false };
+        let (spans_launched, at) = (spans.iter().map(launched).collect(), cx.clock.now());
+        let step = cx.timeline.launch(at);
+        let launched = Launched { spans: spans_launched, at, step, disturbed: false };
         let step = Step { spans: spans.into_iter().map(|(_, span)| span).collect() };
         cx.backend.launch(self.id, step)?;
         cx.counters.steps_total += 1;
