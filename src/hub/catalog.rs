@@ -164,7 +164,8 @@ fn unusable(model: &ModelName, error: &TextError) -> Error {
         | TextError::TooLong { .. }
         | TextError::Render(_)
         | TextError::Role { .. }
-        | TextError::Tools
-        | TextError::Argument(_) => Error::ModelInvalid { model: model.clone(), why: error.to_string() },
+        | TextError::Tools { .. }
+        | TextError::Argument { .. }
+        | TextError::FixedArgument(_) => Error::ModelInvalid { model: model.clone(), why: error.to_string() },
     }
 }

@@ -258,8 +258,10 @@ fn refusal(error: TextError, old: usize) -> Error {
         TextError::Role { index, .. } => {
             Error::field(format!("chat.messages[{}].role", index.saturating_sub(old)), why)
         }
-        TextError::Tools => Error::field("chat.tools", why),
-        TextError::Argument(name) => Error::field(format!("chat.template_arguments.{name}"), why),
+        TextError::Tools { .. } => Error::field("chat.tools", why),
+        TextError::Argument { name, .. } | TextError::FixedArgument(name) => {
+            Error::field(format!("chat.template_arguments.{name}"), why)
+        }
         TextError::Invalid { .. }
         | TextError::Unsupported { .. }
         | TextError::Encode(_)

@@ -45,11 +45,24 @@ pub enum TextError {
         late: bool,
     },
     /// The chat template would leave the tools out.
-    #[error("the model's chat template writes no tools")]
-    Tools,
+    #[error("the model's chat template writes no tools{}", first.as_ref().map_or_else(String::new, |role| {
+        format!(" where the first message is of role {role}")
+    }))]
+    Tools {
+        /// The first message's role, if the tools would be written after one of another.
+        first: Option<String>,
+    },
     /// The chat template does not read an argument.
-    #[error("the model's chat template has no variable {0}")]
-    Argument(
+    #[error("the model's chat template has no variable {name}; it reads {variables}")]
+    Argument {
+        /// Its name.
+        name: String,
+        /// Variables that the template reads.
+        variables: String,
+    },
+    /// An argument has the name of a variable that is not the caller's to set.
+    #[error("{0} is set by the daemon")]
+    FixedArgument(
         /// Its name.
         String,
     ),

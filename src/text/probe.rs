@@ -26,18 +26,36 @@ pub(super) enum Fate {
 pub(super) struct Traits {
     /// Whether contents are lists of parts; a text by itself would be left out.
     pub(super) parts: bool,
-    /// A system message that comes first.
-    pub(super) system: Fate,
-    /// One that comes later.
-    pub(super) late_system: Fate,
-    /// A developer message that comes first.
-    pub(super) developer: Fate,
-    /// The result of a tool call.
-    pub(super) tool: Fate,
+    /// Messages of conversations without tools.
+    pub(super) roles: Roles,
+    /// Those of conversations with tools, for which a model may have a template of its own.
+    pub(super) roles_with_tools: Roles,
     /// The definitions of tools.
     pub(super) tools: Fate,
+    /// The same where a system message comes first.
+    pub(super) tools_with_system: Fate,
+    /// The same where a developer message comes first.
+    pub(super) tools_with_developer: Fate,
     /// What follows the model's answer, up to the end.
     pub(super) after_answer: String,
+}
+
+/// The fates of messages.
+#[derive(Debug)]
+pub(super) struct Roles {
+    pub(super) system: Places,
+    pub(super) developer: Places,
+    /// The result of a tool call.
+    pub(super) tool: Fate,
+}
+
+/// The fates of a role's messages by their places.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    /// The conversation's first message.
+    pub(super) first: Fate,
+    /// One that comes later.
+    pub(super) late: Fate,
 }
 
 /// Renders messages with tools; the last argument says whether contents are lists of parts.
@@ -50,30 +68,43 @@ impl Traits {
         let asked = [message("user", WORD)];
         let parts = fate(render(&asked, &[], false), WORD) == Fate::Skipped
             && fate(render(&asked, &[], true), WORD) == Fate::Written;
-        let with_tools = render;
-        let render = |messages: &[Value], tools: &[Value]| render(messages, tools, parts);
-        let of = |messages: &[Value]| fate(render(messages, &[]), WORD);
-        let answer = || message("assistant", "Hello.");
-        let late = [message("system", "Be brief."), user(), answer(), message("system", WORD), user()];
-        let answered = render(&[user(), message("assistant", WORD)], &[]).unwrap_or_default();
+        let tools = |messages: &[Value]| fate(render(messages, &[tool()], parts), TOOL);
+        let answered = render(&[user(), message("assistant", WORD)], &[], parts).unwrap_or_default();
         Self {
             parts,
-            system: of(&[message("system", WORD), user()]),
-            late_system: of(&late),
-            developer: of(&[message("developer", WORD), user()]),
-            tool: fate(render(&called(), &[tool()]), WORD),
-            tools: tools(with_tools, parts),
+            roles: Roles::new(&|messages| fate(render(messages, &[], parts), WORD)),
+            roles_with_tools: Roles::new(&|messages| fate(render(messages, &[tool()], parts), WORD)),
+            tools: tools(&[user()]),
+            tools_with_system: tools(&[message("system", "Be brief."), user()]),
+            tools_with_developer: tools(&[message("developer", "Be brief."), user()]),
             after_answer: answered.rsplit_once(WORD).map_or_else(String::new, |(_, after)| after.to_owned()),
         }
     }
 }
 
-/// Templates write tools before a system message, in it, or in the user's.
-fn tools(render: Render<'_>, parts: bool) -> Fate {
-    let user = message("user", "Hello.");
-    let alone = fate(render(std::slice::from_ref(&user), &[tool()], parts), TOOL);
-    let with_system = fate(render(&[message("system", "Be brief."), user], &[tool()], parts), TOOL);
-    if alone == Fate::Written || with_system == Fate::Refused { alone } else { with_system }
+impl Roles {
+    fn new(of: &dyn Fn(&[Value]) -> Fate) -> Self {
+        Self {
+            system: Places::new("system", of),
+            developer: Places::new("developer", of),
+            tool: of(&called()),
+        }
+    }
+}
+
+impl Places {
+    fn new(role: &str, of: &dyn Fn(&[Value]) -> Fate) -> Self {
+        let user = || message("user", "Hello.");
+        let first = of(&[message(role, WORD), user()]);
+        let opening = (first == Fate::Written).then(|| message(role, "Be brief."));
+        let late = [user(), message("assistant", "Hello."), message(role, WORD), user()];
+        Self { first, late: of(&opening.into_iter().chain(late).collect::<Vec<_>>()) }
+    }
+
+    /// Returns the fate of the message at this index.
+    pub(super) fn at(self, index: usize) -> Fate {
+        if index == 0 { self.first } else { self.late }
+    }
 }
 
 fn fate(rendered: Option<String>, word: &str) -> Fate {

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use time::{OffsetDateTime, UtcOffset};
 
 use super::marks::{Marked, Marks};
-use super::probe::{Fate, Traits};
+use super::probe::{Fate, Places, Roles, Traits};
 use super::{TextError, TextFiles, Tokenizer, jinja, python, source, tojson};
 
 /// Limit of instructions in a render. Real templates take some hundreds for a message; this is about a second
@@ -33,6 +33,8 @@ const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 /// Variables that every render sets.
 const FIXED: [&str; 4] = ["messages", "tools", "add_generation_prompt", "strftime_now"];
+/// Limit of names in the refusal of an argument that the templates do not read.
+const VARIABLES_NAMED: usize = 20;
 /// Keys of a message's reasoning; the first one present counts (transformers).
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
@@ -45,6 +47,8 @@ struct Inner {
     writer: Writer,
     /// Names that the templates read.
     names: BTreeSet<String>,
+    /// Those of variables that a caller may set, for people.
+    variables: String,
     traits: Traits,
     marks: Marks,
     end_of_turn: Option<u32>,
@@ -120,11 +124,12 @@ impl ChatTemplate {
             writer.write(&conversation, Form { parts, json_arguments: false }, PROBE_BYTES_MAX).ok()
         });
         writer.environment.set_fuel(Some(FUEL));
+        let variables = writer.variables();
         let marks = Marks::new(tokenizer.control_tokens().map(|(text, _)| text))?;
         let after = traits.after_answer.trim_start();
         let ends = tokenizer.control_tokens().filter(|(text, _)| after.starts_with(text.as_str()));
         let end_of_turn = ends.max_by_key(|(text, _)| text.len()).map(|(_, id)| id);
-        Ok(Self(Arc::new(Inner { writer, names, traits, marks, end_of_turn })))
+        Ok(Self(Arc::new(Inner { writer, names, variables, traits, marks, end_of_turn })))
     }
 
     /// Returns the text of the prompt, of at most `bytes_max` bytes. A developer message becomes a system
@@ -136,7 +141,7 @@ impl ChatTemplate {
     /// (`raise_exception`), failed on it, wrote more, or used up its budget.
     pub fn render(&self, conversation: &Conversation<'_>, bytes_max: usize) -> Result<Rendered, TextError> {
         let inner = &*self.0;
-        let messages = inner.known_roles(conversation.messages);
+        let messages = inner.known_roles(conversation);
         inner.check(&Conversation { messages: &messages, ..*conversation })?;
         let Marked { messages, tools, mark } = inner.marks.apply(&messages, conversation.tools)?;
         let conversation = Conversation { messages: &messages, tools: &tools, ..*conversation };
@@ -153,16 +158,17 @@ impl ChatTemplate {
         Ok(Rendered { text, mark })
     }
 
-    /// Returns whether the template writes tools.
+    /// Returns whether the template writes tools, in conversations with a system message or in those without.
     #[must_use]
     pub fn writes_tools(&self) -> bool {
-        self.0.traits.tools == Fate::Written
+        let Traits { tools, tools_with_system, .. } = self.0.traits;
+        tools == Fate::Written || tools_with_system == Fate::Written
     }
 
     /// Returns whether the template writes a system message.
     #[must_use]
     pub fn writes_system(&self) -> bool {
-        self.0.traits.system == Fate::Written
+        self.0.traits.roles.system.first == Fate::Written
     }
 
     /// Returns the control token that the template writes after the model's answer.
@@ -173,47 +179,77 @@ impl ChatTemplate {
 }
 
 impl Inner {
+    fn roles(&self, tools: &[Value]) -> &Roles {
+        if tools.is_empty() { &self.traits.roles } else { &self.traits.roles_with_tools }
+    }
+
     /// Replaces the role developer where the template knows only system messages.
-    fn known_roles<'a>(&self, messages: &'a [Value]) -> Cow<'a, [Value]> {
-        let Traits { developer, system, .. } = self.traits;
-        let replaces = developer != Fate::Written && system == Fate::Written;
-        if !replaces || !messages.iter().any(|message| message["role"] == "developer") {
+    fn known_roles<'a>(&self, conversation: &Conversation<'a>) -> Cow<'a, [Value]> {
+        let Conversation { messages, tools, .. } = *conversation;
+        let Roles { system, developer, .. } = self.roles(tools);
+        let replaces = |index: usize, message: &Value| {
+            message["role"] == "developer"
+                && developer.at(index) != Fate::Written
+                && system.at(index) == Fate::Written
+        };
+        if !messages.iter().enumerate().any(|(index, message)| replaces(index, message)) {
             return messages.into();
         }
-        let system = |message: &Value| {
-            let mut message = message.clone();
-            if message["role"] == "developer" {
+        let mut messages = messages.to_vec();
+        for (index, message) in messages.iter_mut().enumerate() {
+            if replaces(index, message) {
                 message["role"] = "system".into();
             }
-            message
-        };
-        messages.iter().map(system).collect()
+        }
+        messages.into()
     }
 
     /// Refuses what the template would leave out.
     fn check(&self, conversation: &Conversation<'_>) -> Result<(), TextError> {
         let Conversation { messages, tools, arguments, .. } = *conversation;
-        let reads = |name: &String| self.names.contains(name) && !FIXED.contains(&name.as_str());
-        if let Some(name) = arguments.keys().find(|name| !reads(name)) {
-            return Err(TextError::Argument(name.clone()));
+        for name in arguments.keys() {
+            if FIXED.contains(&name.as_str()) {
+                return Err(TextError::FixedArgument(name.clone()));
+            }
+            if !self.names.contains(name) {
+                return Err(TextError::Argument { name: name.clone(), variables: self.variables.clone() });
+            }
         }
-        if !tools.is_empty() && self.traits.tools == Fate::Skipped {
-            return Err(TextError::Tools);
-        }
+        self.check_tools(conversation)?;
+        let Roles { system, developer, tool } = *self.roles(tools);
         for (index, message) in messages.iter().enumerate() {
             let role = message["role"].as_str().unwrap_or_default();
-            let (fate, late) = match role {
-                "system" if index == 0 || self.traits.system == Fate::Skipped => (self.traits.system, false),
-                "system" => (self.traits.late_system, true),
-                "developer" => (self.traits.developer, false),
-                "tool" => (self.traits.tool, false),
+            let places = match role {
+                "system" => system,
+                "developer" => developer,
+                "tool" => Places { first: tool, late: tool },
                 _ => continue,
             };
-            if fate == Fate::Skipped {
+            if places.at(index) == Fate::Skipped {
+                // A developer message may become a system message.
+                let late = places.first == Fate::Written
+                    || (role == "developer" && index > 0 && system.first == Fate::Written);
                 return Err(TextError::Role { index, role: role.to_owned(), late });
             }
         }
         Ok(())
+    }
+
+    /// Refuses tools that the template would leave out: some write them only with a system message, or only
+    /// without.
+    fn check_tools(&self, conversation: &Conversation<'_>) -> Result<(), TextError> {
+        let Traits { tools, tools_with_system, tools_with_developer, .. } = self.traits;
+        let role = conversation.messages.first().and_then(|message| message["role"].as_str());
+        let fate = match role {
+            Some("system") => tools_with_system,
+            Some("developer") => tools_with_developer,
+            _ => tools,
+        };
+        if conversation.tools.is_empty() || fate != Fate::Skipped {
+            return Ok(());
+        }
+        let is_written = [tools, tools_with_system, tools_with_developer].contains(&Fate::Written);
+        Err(TextError::Tools { first: role.filter(|_| is_written).map(str::to_owned) })
     }
 }
 
@@ -227,6 +263,25 @@ struct Form {
 }
 
 impl Writer {
+    /// Returns the names of the variables that a caller may set, up to a limit.
+    fn variables(&self) -> String {
+        let templates = self.environment.templates().map(|(_, template)| template);
+        let mut names: BTreeSet<String> =
+            templates.flat_map(|template| template.undeclared_variables(false)).collect();
+        let set = self.environment.globals().map(|(name, _)| name);
+        let set = set.chain(self.special_tokens.iter().map(|(name, _)| name.as_str()));
+        for name in set.chain(FIXED) {
+            names.remove(name);
+        }
+        let more = names.len().saturating_sub(VARIABLES_NAMED);
+        let listed = names.into_iter().take(VARIABLES_NAMED).collect::<Vec<_>>().join(", ");
+        match more {
+            _ if listed.is_empty() => "none".to_owned(),
+            0 => listed,
+            more => format!("{listed} and {more} more"),
+        }
+    }
+
     fn write(
         &self,
         conversation: &Conversation<'_>,
