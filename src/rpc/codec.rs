@@ -1,5 +1,6 @@
 //! The codec of the contract's messages: prost's, which is given a message only after its parts were counted.
-//! An empty part of two bytes becomes a hundred in memory, before anything could be checked.
+//! An empty part of two bytes becomes a hundred in memory, before anything could be checked; so does a value
+//! in a text that is JSON.
 
 use std::any::type_name;
 use std::collections::HashMap;
@@ -8,6 +9,7 @@ use std::sync::LazyLock;
 
 use bytes::Buf as _;
 use prost::Message;
+use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
@@ -17,7 +19,8 @@ use super::pb::DESCRIPTOR_SET;
 use super::status::status;
 use crate::error::Error;
 
-/// Limit of the texts, messages and lists of numbers in one message, at every depth; above `chat_parts_max`.
+/// Limit of the texts, messages, lists of numbers and JSON values in one message, at every depth; above
+/// `chat_parts_max`.
 const PARTS_MAX: usize = 1 << 18;
 
 /// Limit of depth, as prost's.
@@ -26,7 +29,10 @@ const DEPTH_MAX: usize = 100;
 /// Length-delimited, in the lowest three bits of a key.
 const DELIMITED: u64 = 2;
 
-/// By message and field: the message that is its type.
+/// The type of a text that is JSON.
+const JSON: &str = "JSON";
+
+/// By message and field: the message that is its type, or [`JSON`].
 type Fields = HashMap<String, HashMap<u64, String>>;
 
 static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
@@ -41,13 +47,13 @@ static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
 fn note(fields: &mut Fields, scope: &str, message: &DescriptorProto) {
     let name = format!("{scope}.{}", message.name());
     message.nested_type.iter().for_each(|nested| note(fields, &name, nested));
-    let typed = message
-        .field
-        .iter()
-        .filter(|field| field.r#type() == prost_types::field_descriptor_proto::Type::Message);
-    let typed = typed.filter_map(|field| {
-        let number = u64::try_from(field.number()).ok()?;
-        Some((number, field.type_name().trim_start_matches('.').to_owned()))
+    let typed = message.field.iter().filter_map(|field| {
+        let kind = match field.r#type() {
+            Type::Message => field.type_name().trim_start_matches('.'),
+            Type::String if field.name().ends_with("_json") => JSON,
+            _ => return None,
+        };
+        Some((u64::try_from(field.number()).ok()?, kind.to_owned()))
     });
     let typed = typed.collect();
     fields.insert(name, typed);
@@ -94,7 +100,7 @@ impl<U: Message + Default> Decoder for CountingDecoder<U> {
         let name = type_name::<U>().rsplit("::").next().unwrap_or_default();
         let mut left = PARTS_MAX;
         if count(bytes.chunk(), &format!("mlxd.v1.{name}"), DEPTH_MAX, &mut left).is_none() && left == 0 {
-            let why = format!("at most {PARTS_MAX} texts and messages in one message");
+            let why = format!("at most {PARTS_MAX} texts, messages and JSON values in one message");
             return Err(status(&Error::field("message", why)));
         }
         self.0.decode(bytes)
@@ -122,12 +128,22 @@ fn count(mut bytes: &[u8], message: &str, depth: usize, left: &mut usize) -> Opt
         bytes = rest;
         if key & 7 == DELIMITED {
             *left = left.checked_sub(1)?;
-            if let Some(kind) = fields.and_then(|fields| fields.get(&(key >> 3))) {
-                count(content, kind, depth.checked_sub(1)?, left)?;
+            match fields.and_then(|fields| fields.get(&(key >> 3))).map(String::as_str) {
+                Some(JSON) => take_values(content, left)?,
+                Some(kind) => count(content, kind, depth.checked_sub(1)?, left)?,
+                None => {}
             }
         }
     }
     Some(())
+}
+
+/// Takes the values of a JSON text from `left`: no more than the marks that may stand before one.
+fn take_values(json: &[u8], left: &mut usize) -> Option<()> {
+    let values = json.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
+    let enough = left.checked_sub(values);
+    *left = enough.unwrap_or(0);
+    enough.map(drop)
 }
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
@@ -165,6 +181,23 @@ mod tests {
         let request = pb::GenerateRequest { input: Some(Input::Chat(chat)), ..Default::default() };
         // The chat, and in each message itself, two parts and their texts.
         assert_eq!(parts(&request), 1 + 3 * 5);
+    }
+
+    #[test]
+    fn values_in_json_texts_are_counted_over_all_of_them() {
+        let tool =
+            |json: String| pb::ToolDefinition { parameters_json: json, ..pb::ToolDefinition::default() };
+        let taken = |tools| {
+            let chat = pb::ChatInput { tools, ..Default::default() };
+            let mut left = PARTS_MAX;
+            let counted = count(&chat.encode_to_vec(), "mlxd.v1.ChatInput", DEPTH_MAX, &mut left);
+            counted.map(|()| PARTS_MAX - left).ok_or(left)
+        };
+        // The tool, its text, and in that the marks.
+        assert_eq!(taken(vec![tool(r#"{"a":[0,0]}"#.into())]), Ok(2 + 4));
+        let half = tool(format!("[{}0]", "0,".repeat(PARTS_MAX / 2)));
+        assert!(taken(vec![half.clone()]).is_ok());
+        assert_eq!(taken(vec![half; 2]), Err(0));
     }
 
     #[test]

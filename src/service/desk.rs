@@ -108,6 +108,7 @@ impl Drop for Waiter {
 impl State {
     /// Calls those whose turn it is.
     fn call(&mut self) {
+        self.waiting.retain(|waiting| !waiting.go.is_closed());
         while let Some(next) = self.next() {
             let Waiting { connection, bytes, go } = self.waiting.remove(next);
             if go.send(()).is_err() {

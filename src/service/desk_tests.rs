@@ -82,3 +82,14 @@ fn who_leaves_takes_no_place_along() {
     let state = desk.state();
     assert_eq!((state.free, state.waiting.len()), (1, 0));
 }
+
+#[test]
+fn who_left_is_forgotten_while_all_places_are_taken() {
+    let desk = desk(1);
+    let _place = now(pin!(desk.place(ConnectionId(1), 1)));
+    for _ in 0..10 {
+        assert!(now(pin!(desk.place(ConnectionId(2), 1))).is_none());
+    }
+    // The last has left since.
+    assert_eq!(desk.state().waiting.len(), 1);
+}

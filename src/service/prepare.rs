@@ -140,6 +140,8 @@ impl Preparation<'_> {
 
     /// Appends new tokens to those of a session.
     async fn appended(&self, start: Option<TurnStart>, new: Vec<u32>) -> Result<Context, Error> {
+        let before = start.as_ref().map_or(0, |start| start.tokens.len());
+        self.refuse_tokens(before + new.len())?;
         let tokens: Arc<[u32]> = match start {
             Some(start) => joined(&start.tokens, &new),
             None => new.into(),

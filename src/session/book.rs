@@ -295,7 +295,8 @@ impl<H> TurnGuard<H> {
     /// The session or its owner would hold more than a limit, or the session was deleted.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), Error> {
         self.reserved = None;
-        let owned = self.book.owners.get(&self.key.owner).ok_or_else(deleted)?;
+        // Held alone: another turn would find the same room.
+        let owned = self.book.owners.get_mut(&self.key.owner).ok_or_else(deleted)?;
         let entry = owned.entries.get(&self.key.name).ok_or_else(deleted)?;
         self.reserved = Some(self.book.reserve(&owned.held, &entry.session, bytes)?);
         Ok(())
