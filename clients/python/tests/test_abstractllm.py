@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import weakref
 
 import grpc
 import pytest
@@ -78,6 +79,29 @@ def test_async_calls_may_use_different_loops(llm):
 
     assert asyncio.run(whole()) == PARIS
     assert "".join(asyncio.run(streamed())) == PARIS
+
+
+def _close(llm):
+    llm.close()
+
+
+def _move(llm):
+    llm.set_config(api_key="another")
+    llm.get_capabilities()
+
+
+@pytest.mark.parametrize("leave", [_close, _move])
+def test_asyncio_connections_close_with_the_provider_and_when_it_moves(llm, leave):
+    async def ask():
+        assert (await llm.generate_async("Where?")).content == PARIS
+        held = llm._clients()  # As by a stream that is still read.
+        (opened,) = [weakref.ref(channel) for channel, _ in held.aio._link._open.values()]
+        assert opened() is not None
+        leave(llm)
+        assert opened() is None
+        assert held.aio is not llm._clients().aio
+
+    asyncio.run(ask())
 
 
 def test_config_gives_defaults_and_a_calls_none_is_unset(address, fake):
@@ -242,7 +266,7 @@ def said(role, content="yes"):
 )
 def test_only_the_message_that_awaits_an_answer_is_the_prompt(history, repeated):
     sent = conversation("yes", None, history, None, lambda text: text)
-    assert sent == [*history, said("user")] if repeated else history
+    assert sent == ([*history, said("user")] if repeated else history)
 
 
 def test_files_belong_to_the_users_message_and_not_to_a_tools_result(tmp_path):
@@ -386,6 +410,16 @@ def test_tools_reach_the_model_by_template_or_by_prompt(llm, fake, native):
     assert [(call.name, call.arguments) for call in response.tool_calls] == [
         ("add", {"a": 2, "b": 3})
     ]
+
+
+@pytest.mark.parametrize("system_prompt", [None, "Be brief."])
+def test_a_prompt_with_tools_keeps_the_conversations_system_message(llm, fake, system_prompt):
+    history = [said("system", "Be brief. You are a tax adviser."), said("user", "2 + 3?")]
+    llm.generate("2 + 3?", messages=history, system_prompt=system_prompt, tools=[add])
+    role, text = chat(fake)[0]
+    assert (role, chat(fake)[1:]) == ("system", [("user", "2 + 3?")])
+    assert text.startswith("Be brief. You are a tax adviser.\n\n")
+    assert text.count("Available tools:") == 1
 
 
 def test_without_tool_calls_they_are_none(llm):

@@ -136,3 +136,7 @@ class AioLink:
         opened = self._open.pop(asyncio.get_running_loop(), None)
         if opened is not None:
             await opened[0].close()
+
+    def drop(self) -> None:
+        """Lets go of every loop's channel, in any thread, without a loop; running calls go on."""
+        self._open.clear()  # gRPC closes a channel that nothing holds.

@@ -26,12 +26,14 @@ def conversation(
     messages: Sequence[Any] | None,
     files: Sequence[Any] | None,
     expand: Callable[[str], str],
+    tools_prompt: str | None = None,
 ) -> Conversation:
     """Returns the conversation to answer.
 
     A caller may pass the prompt and, like Session, messages that already end with it; it is not
     repeated. An older message of the same text is another one. `expand` replaces `@file` references
     by text, as was done with the prompt: the message that expands to the prompt is that prompt.
+    `tools_prompt` describes tools to a model whose template has none; it ends the system message.
 
     Raises:
         InvalidRequestError: there is nothing to answer.
@@ -47,6 +49,7 @@ def conversation(
     if not result:
         raise InvalidRequestError("neither prompt nor messages", provider=PROVIDER)
     _place_system(result, system_prompt)
+    _place_tools(result, tools_prompt)
     return result
 
 
@@ -98,6 +101,16 @@ def _place_system(result: Conversation, system_prompt: str | None) -> None:
         result.insert(0, {"role": "system", "content": system_prompt})
     elif not result[0]["content"].startswith(system_prompt.strip()):
         result[0]["content"] = system_prompt
+
+
+def _place_tools(result: Conversation, tools_prompt: str | None) -> None:
+    """Ends the system message, the conversation's own too, with the tools' description."""
+    if not tools_prompt:
+        return
+    if result[0]["role"] != "system":
+        result.insert(0, {"role": "system", "content": tools_prompt})
+    elif tools_prompt not in result[0]["content"]:
+        result[0]["content"] = "\n\n".join(filter(None, (result[0]["content"], tools_prompt)))
 
 
 def _message(message: Any) -> dict[str, Any]:

@@ -89,10 +89,11 @@ class MlxdProvider(BaseProvider):
         return found
 
     def close(self) -> None:
-        """Closes the connection; the next call opens another."""
+        """Closes the connections, those of asyncio too; the next call opens another."""
         found, self._connected = self._connected, None
         if found is not None:
             found.sync.close()
+            found.aio._drop()
 
     def _ask(self, model: str, budget: Budget, ask: Callable[[float | None], Answer]) -> Answer:
         """Calls `ask` with the seconds left, again while the daemon is full and budget is left."""
@@ -180,8 +181,9 @@ class MlxdProvider(BaseProvider):
         messages: list[Any] | None,
         files: list[str | Path] | None,
     ) -> _Call:
-        system, definitions = self._tool_context(asked)
-        chat = conversation(prompt, system, messages, files, self._expanded)
+        described, definitions = self._tool_context(asked)
+        system = asked.system_prompt
+        chat = conversation(prompt, system, messages, files, self._expanded, described)
         options = asked.options
         if definitions:
             options = {**options, "tools": definitions}
@@ -196,12 +198,12 @@ class MlxdProvider(BaseProvider):
         return f"ENDPOINT: {self._clients().sync.address}\n\nREQUEST PAYLOAD:\n{shown}"
 
     def _tool_context(self, asked: Parameters) -> tuple[str | None, list[dict[str, Any]] | None]:
-        """Returns the system prompt, and the tools if the model's template takes them.
+        """Returns the tools as text for the system message, or as the model's template takes them.
 
         As the base's `_prepare_tool_context`, within the call's budget.
         """
         if asked.tools is None:
-            return asked.system_prompt, None
+            return None, None
         features = self._described(asked.model, asked.budget).features
         if FEATURE_CHAT not in features:
             text = f"the model {asked.model} has no chat template"
@@ -213,9 +215,8 @@ class MlxdProvider(BaseProvider):
         tools = self._process_tools(asked.tools)
         if handler.supports_native:
             definitions = handler.prepare_tools_for_native(tools)
-            return asked.system_prompt, self._format_tools_for_provider(definitions)
-        parts = (asked.system_prompt, handler.format_tools_prompt(tools))
-        return "\n\n".join(filter(None, parts)), None
+            return None, self._format_tools_for_provider(definitions)
+        return handler.format_tools_prompt(tools), None
 
     def _response(self, call: _Call, done: mlxd.Completion, content: str) -> GenerateResponse:
         found = _tool_calls(content) if call.with_tools else None

@@ -65,6 +65,10 @@ class AsyncConnection:
         """Closes the connection and cancels the calls that run on it."""
         await self._link.close()
 
+    def _drop(self) -> None:  # async only
+        """Lets go of the connections of every event loop, from outside of them."""
+        self._link.drop()
+
     async def __aenter__(self) -> Self:
         return self
 
