@@ -27,8 +27,11 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GenerateArgs {
-    /// Prompt. The text of a pipe or file on stdin follows it; with `-`, or without a prompt, it is all
+    /// Prompt. The text of a pipe, socket or file on stdin follows it; with `-`, or without one, it is all
     prompt: Option<String>,
+    /// Leave stdin unread
+    #[arg(long, requires = "prompt")]
+    no_stdin: bool,
     /// Model to use [default: the session's, else the only resident one]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
@@ -55,7 +58,7 @@ pub(crate) struct GenerateArgs {
 
 /// Runs the command.
 pub(crate) async fn run(mut args: GenerateArgs) -> Result<()> {
-    let prompt = read_prompt(args.prompt.as_deref())?;
+    let prompt = read_prompt(args.prompt.as_deref(), args.no_stdin)?;
     let client = args.connect.connect().await?;
     let request = request(&client, &mut args, prompt).await?;
 
@@ -93,14 +96,18 @@ async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Re
 }
 
 /// Returns the prompt: the one given, what stdin holds, or both.
-fn read_prompt(given: Option<&str>) -> Result<String> {
+fn read_prompt(given: Option<&str>, no_stdin: bool) -> Result<String> {
     let prompt = match given {
         None if io::stdin().is_terminal() => {
             return Err(Failure::Usage("a prompt is required; `-` reads it from stdin".into()));
         }
-        None | Some("-") => read_stdin()?,
-        Some(prompt) if !stdin_has_text()? => prompt.to_owned(),
-        Some(prompt) => format!("{prompt}\n\n{}", read_stdin()?),
+        Some("-") if no_stdin => {
+            return Err(Failure::Usage("`-` reads stdin, which --no-stdin leaves unread".into()));
+        }
+        // A command before the pipe failed, or the wrong file was named: nobody wants an answer to nothing.
+        None | Some("-") => read_stdin()?.ok_or_else(|| Failure::Usage("stdin is empty".into()))?,
+        Some(prompt) if no_stdin || !stdin_may_have_text()? => prompt.to_owned(),
+        Some(prompt) => with_stdin(prompt)?,
     };
     if prompt.is_empty() {
         return Err(Failure::Usage("the prompt is empty".into()));
@@ -108,22 +115,28 @@ fn read_prompt(given: Option<&str>) -> Result<String> {
     Ok(prompt)
 }
 
-/// Tells whether stdin is a pipe or a file. Anything else, such as the socket or the null device that a
-/// service manager gives to its programs, is left unread.
-fn stdin_has_text() -> io::Result<bool> {
+/// Tells whether stdin is a pipe, a socket (sshd and some programs make one where others make a pipe) or a
+/// file. A terminal or the null device is left unread.
+fn stdin_may_have_text() -> io::Result<bool> {
     let kind = File::from(io::stdin().as_fd().try_clone_to_owned()?).metadata()?.file_type();
-    Ok(kind.is_fifo() || kind.is_file())
+    Ok(kind.is_fifo() || kind.is_socket() || kind.is_file())
 }
 
-/// Reads stdin to its end.
-fn read_stdin() -> Result<String> {
+/// Returns the prompt and the text of stdin. An empty stdin, which cron gives to its jobs, adds nothing; a
+/// note says so, since it may also come from a command that failed.
+fn with_stdin(prompt: &str) -> Result<String> {
+    if let Some(text) = read_stdin()? {
+        return Ok(format!("{prompt}\n\n{text}"));
+    }
+    out::note("stdin is empty: only the prompt is sent\n");
+    Ok(prompt.to_owned())
+}
+
+/// Reads stdin to its end; None if there is no text but white space.
+fn read_stdin() -> Result<Option<String>> {
     let mut text = String::new();
     io::stdin().read_to_string(&mut text)?;
-    if text.is_empty() {
-        // A command before the pipe failed, or the wrong file was named: nobody wants an answer to nothing.
-        return Err(Failure::Usage("stdin is empty; `< /dev/null` leaves it aside".into()));
-    }
     // Only the final line end, which every text file has, is not part of the prompt.
     text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
-    Ok(text)
+    Ok((!text.trim().is_empty()).then_some(text))
 }

@@ -7,7 +7,8 @@ mod fake;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -285,15 +286,49 @@ async fn the_text_of_a_pipe_or_a_file_follows_the_prompt() {
     let mut command = mlxd(&fake, &["generate", "Summarize this:"]);
     let output = command.stdin(File::open(&notes).unwrap()).output().expect("mlxd runs");
     assert_eq!(stdout(&output), "You said: Summarize this:\n\nthree\n");
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (&ours).write_all(b"four\n").unwrap();
+    drop(ours);
+    let mut command = mlxd(&fake, &["generate", "Summarize this:"]);
+    let output = command.stdin(OwnedFd::from(theirs)).output().expect("mlxd runs");
+    assert_eq!(stdout(&output), "You said: Summarize this:\n\nfour\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_pipe_adds_nothing_to_a_prompt_and_a_note_says_so() {
+    let fake = FakeDaemon::start();
+    for input in ["", "\n", " \r\n\n"] {
+        let output = run_with_input(&fake, &["generate", "Hi"], input);
+        let found = (stdout(&output), output.status.code());
+        assert_eq!(found, ("You said: Hi\n".into(), Some(0)), "{input:?}");
+        assert_eq!(stderr(&output), "stdin is empty: only the prompt is sent\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_stdin_leaves_stdin_unread() {
+    let fake = FakeDaemon::start();
+    // A pipe that stays open: reading it would never end.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = mlxd(&fake, &["generate", "--no-stdin", "Hi"]);
+    let output = command.stdin(reader).output().expect("mlxd runs");
+    drop(writer);
+    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("You said: Hi\n", ""));
+    for arguments in [&["generate", "--no-stdin"][..], &["generate", "--no-stdin", "-"]] {
+        assert_eq!(run_with_input(&fake, arguments, "Hi").status.code(), Some(2), "{arguments:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_pipe_or_prompt_is_an_error_and_asks_nothing() {
     let fake = FakeDaemon::start();
-    for arguments in [&["generate"][..], &["generate", "-"], &["generate", "Summarize this:"]] {
-        let output = run_with_input(&fake, arguments, "");
-        assert!(stderr(&output).starts_with("error: stdin is empty"), "{}", stderr(&output));
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    for input in ["", "\n", " \r\n\n"] {
+        for arguments in [&["generate"][..], &["generate", "-"]] {
+            let output = run_with_input(&fake, arguments, input);
+            let found = (stderr(&output), output.status.code());
+            assert_eq!(found, ("error: stdin is empty\n".into(), Some(2)), "{arguments:?} {input:?}");
+        }
     }
     let output = run(&fake, &["generate", ""]);
     assert_eq!((stderr(&output).as_str(), output.status.code()), ("error: the prompt is empty\n", Some(2)));
