@@ -147,3 +147,27 @@ fn prose_is_plain() {
         files.filter(|(name, _)| !["prose.rs", "breaches.rs"].iter().any(|file| name.ends_with(file)));
     assert_none(&files.flat_map(|(name, text)| prose::faults(&name, &text)).collect::<Vec<_>>());
 }
+
+/// Decisions whose number is not their own, or not that of their title.
+fn misnumbered(decisions: &Sources) -> Vec<String> {
+    let number = |name: &str| name.rsplit('/').next().and_then(|file| file.get(..4)).map(str::to_owned);
+    let mut wrong = Vec::new();
+    for (name, text) in decisions {
+        let own = number(name).unwrap_or_default();
+        let holders = decisions.keys().filter(|other| number(other).as_ref() == Some(&own)).count();
+        if holders > 1 || !text.starts_with(&format!("# {own} ")) {
+            wrong.push(name.clone());
+        }
+    }
+    wrong
+}
+
+#[test]
+fn each_decision_has_a_number_of_its_own() {
+    let mut decisions = sources("docs/decisions", &["md"]);
+    decisions.remove("docs/decisions/README.md").unwrap();
+    assert_none(&misnumbered(&decisions));
+    let twice = |name: &str| (name.to_owned(), "# 0001 A title\n".to_owned());
+    let breaches: Sources = ["0001-a.md", "0001-b.md", "0002-c.md"].into_iter().map(twice).collect();
+    assert_eq!(misnumbered(&breaches).len(), 3);
+}
