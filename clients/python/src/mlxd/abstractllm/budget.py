@@ -30,7 +30,7 @@ class Budget(Deadline):
         timeout, retries = given.get("timeout"), given.get("max_retries")
         if timeout is not None and not (_is_number(timeout) and timeout >= 0):
             raise _invalid("timeout", timeout, "a number of seconds")
-        if retries is not None and not (_is_number(retries) and retries in range(2**31)):
+        if retries is not None and not (_is_number(retries) and _is_count(retries)):
             raise _invalid("max_retries", retries, "a number of tries")
         return cls(timeout, retries)
 
@@ -50,6 +50,10 @@ class Budget(Deadline):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: float) -> bool:
+    return value == int(value) and 0 <= value < 2**31
 
 
 def _invalid(name: str, value: Any, expected: str) -> InvalidParameterError:
