@@ -1,5 +1,6 @@
 """Fixtures: a home of its own for each run, and a fake daemon for each test."""
 
+import importlib
 import os
 import socket
 import tempfile
@@ -56,6 +57,7 @@ def silent():
 def llm(address):
     """The provider for AbstractLLM, on the fake daemon."""
     host = pytest.importorskip("abstractllm", reason="the abstractllm extra is not installed")
+    importlib.import_module("mlxd.abstractllm")  # registers it
 
     llm = host.create_llm("mlxd", model=MODEL, base_url=address)
     yield llm
