@@ -278,6 +278,9 @@ impl Backend for Fake {
     }
 
     fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
+        if self.faults.parking_fails {
+            return Err(Error::Internal("the cache that a test does not park".into()));
+        }
         let id = self.copy_out(model, slot, tokens);
         let slab = self.slabs.remove(&(model, slot.slab));
         let in_use = slab.iter().flat_map(|slab| &slab.slots).filter(|content| !content.is_empty()).count();

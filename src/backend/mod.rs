@@ -44,7 +44,7 @@ pub struct DeviceMemory {
 
 /// A device that runs models. An error of any method from `load_more` on means that the model can no longer
 /// be trusted; the engine ends its sequences and unloads it. The exceptions are [`Backend::open_slab`] and
-/// [`Backend::park`]: where they fail, they have done nothing.
+/// [`Backend::park`], which have done nothing where they fail, and [`Backend::park_slab`].
 pub trait Backend {
     /// Plans a load, given `free_bytes`. Reads no file.
     fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan;
@@ -84,7 +84,7 @@ pub trait Backend {
     fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
 
     /// Parks a slot and frees its slab, in which no other slot is in use: piece by piece, so that the device
-    /// never holds both whole.
+    /// never holds both whole. Where it fails, nothing is parked, and the slab has yet to be closed.
     fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
 
     /// Copies the first `tokens` of a parked cache into a clear slot, with the checkpoints up to there. With

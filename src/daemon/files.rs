@@ -19,7 +19,10 @@ pub(super) fn raise_limit(config: &Config) {
     let found = getrlimit(Resource::Nofile);
     let raise = |current| setrlimit(Resource::Nofile, Rlimit { current, ..found }).is_ok();
     if found.current != found.maximum && !raise(found.maximum) {
-        raise(Some(UNNAMED_MAX.min(found.maximum.unwrap_or(UNNAMED_MAX))));
+        let most = UNNAMED_MAX.min(found.maximum.unwrap_or(UNNAMED_MAX));
+        if found.current.is_some_and(|current| current < most) {
+            raise(Some(most));
+        }
     }
     let limits = &config.limits;
     let connections = u64::from(limits.connections_max) + u64::from(limits.connections_unproven_max);

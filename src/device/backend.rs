@@ -277,8 +277,9 @@ impl Backend for MlxBackend {
     }
 
     fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
-        let parked = self.ready(model)?.kv.park_slab(slot, tokens)?;
-        memory::clear_cache()?;
+        let kv = &mut self.ready(model)?.kv;
+        let parked = kv.park_slab(slot, tokens)?;
+        memory::clear_cache().inspect_err(|_| kv.drop_parked(parked))?;
         Ok(parked)
     }
 

@@ -48,6 +48,12 @@ impl Load {
         Self { spec, listeners: vec![listener], begun: None, warming: None }
     }
 
+    /// Adds one who is told; those who left are forgotten.
+    pub(super) fn join(&mut self, listener: mpsc::Sender<LoadEvent>) {
+        self.listeners.retain(|listener| !listener.is_closed());
+        self.listeners.push(listener);
+    }
+
     /// Returns whether the backend has opened the model.
     pub(super) fn has_begun(&self) -> bool {
         self.begun.is_some()
@@ -107,15 +113,15 @@ impl Load {
     fn progress(&self, event: impl Fn() -> LoadEvent) {
         for listener in &self.listeners {
             // The last place in the channel is for the end.
-            if listener.capacity() > 1 {
+            if listener.capacity() > 1 && !listener.is_closed() {
                 let _ = listener.try_send(event());
             }
         }
     }
 
-    /// Tells every listener the end.
+    /// Tells the end to every listener that has not left.
     pub(super) fn end(self, event: impl Fn() -> LoadEvent) {
-        for listener in self.listeners {
+        for listener in self.listeners.into_iter().filter(|listener| !listener.is_closed()) {
             let _ = listener.try_send(event());
         }
     }

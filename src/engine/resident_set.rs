@@ -136,7 +136,7 @@ impl<B: Backend> Engine<B> {
             }
             Decision::Wait => {
                 let running = self.loads.iter_mut().find(|load| load.spec.model() == spec.model());
-                running.into_iter().for_each(|load| load.listeners.push(events.clone()));
+                running.into_iter().for_each(|load| load.join(events.clone()));
             }
             Decision::Load => {
                 if spec.kv == KvDtype::Auto {

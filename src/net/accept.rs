@@ -2,7 +2,7 @@
 //! listener; `standing` has the limits of connections.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -104,10 +104,12 @@ pub async fn accept<S, B>(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                if !std::mem::replace(&mut is_failing, true) {
-                    tracing::warn!(%error, "no connection can be accepted now");
+                if !is_of_one_peer(&error) {
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(%error, "no connection can be accepted now");
+                    }
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                 }
-                tokio::time::sleep(ACCEPT_RETRY).await;
                 continue;
             }
         };
@@ -130,6 +132,12 @@ pub async fn accept<S, B>(
     }
 }
 
+/// Returns whether an accept failed because one peer had left. Other faults, such as too many open files,
+/// stay for a while.
+fn is_of_one_peer(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+}
+
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
@@ -144,8 +152,8 @@ impl Listener {
             }
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Deltas are small and must not wait for one another.
-                stream.set_nodelay(true)?;
+                // Deltas are small and must not wait for one another. It fails where the peer has left.
+                let _ = stream.set_nodelay(true);
                 Ok((Box::new(stream), Peer::Tcp))
             }
         }

@@ -76,10 +76,9 @@ pub fn enter(newcomer: Owner<'_>, waiting: &[Waiter<'_>], count_max: u32, of_cli
 fn replaced(newcomer: Owner<'_>, waiting: &[Waiter<'_>]) -> Option<usize> {
     let mut group: Vec<usize> = (0..waiting.len()).collect();
     for depth in 0..CIRCLES {
-        let counts = counts(&group, waiting, depth);
         let own = newcomer.circle(depth);
-        let mine = counts.get(&own).copied().unwrap_or(0);
-        let most = counts.values().copied().max()?;
+        let mine = group.iter().filter(|place| waiting[**place].owner.circle(depth) == own).count();
+        let (_, most) = largest(&group, waiting, depth)?;
         // Otherwise the two would only have changed places.
         if most > mine + 1 {
             return last_of_largest(group, waiting, depth);
@@ -92,21 +91,24 @@ fn replaced(newcomer: Owner<'_>, waiting: &[Waiter<'_>]) -> Option<usize> {
 /// Returns the last request of the largest circle in the largest circle, and so on.
 fn last_of_largest(mut group: Vec<usize>, waiting: &[Waiter<'_>], depth: usize) -> Option<usize> {
     for depth in depth..CIRCLES {
-        let counts = counts(&group, waiting, depth);
-        let (largest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        let (largest, _) = largest(&group, waiting, depth)?;
         group.retain(|place| waiting[*place].owner.circle(depth) == largest);
     }
     let may_go = group.into_iter().filter(|place| !waiting[*place].has_begun);
     may_go.max_by_key(|place| (waiting[*place].priority, waiting[*place].since, *place))
 }
 
-/// Counts those of a group by circle.
-fn counts<'a>(group: &[usize], waiting: &[Waiter<'a>], depth: usize) -> BTreeMap<Circle<'a>, usize> {
+/// Returns the circle of a group that has most requests, and their number, among those with one that has not
+/// begun.
+fn largest<'a>(group: &[usize], waiting: &[Waiter<'a>], depth: usize) -> Option<(Circle<'a>, usize)> {
     let mut counts = BTreeMap::new();
-    for place in group {
-        *counts.entry(waiting[*place].owner.circle(depth)).or_insert(0) += 1;
+    for waiter in group.iter().map(|place| &waiting[*place]) {
+        let (count, may_go) = counts.entry(waiter.owner.circle(depth)).or_insert((0, false));
+        *count += 1;
+        *may_go |= !waiter.has_begun;
     }
-    counts
+    let open = counts.into_iter().filter(|(_, (_, may_go))| *may_go);
+    open.map(|(circle, (count, _))| (circle, count)).max_by_key(|(_, count)| *count)
 }
 
 #[cfg(test)]
@@ -189,5 +191,17 @@ mod tests {
         assert_eq!(door.enter(("u", 2, "b")), Entry::Replaces(1));
         door.begun = vec![0, 1, 2, 3];
         assert_eq!(door.enter(("u", 2, "b")), Entry::Full);
+    }
+
+    #[test]
+    fn where_all_of_the_largest_have_begun_one_of_another_that_is_large_goes() {
+        let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 2, "b"), ("u", 2, "b")]);
+        for (begun, goes) in [([0, 1], 3), ([2, 3], 1)] {
+            door.begun = begun.to_vec();
+            assert_eq!(door.enter(("u", 3, "c")), Entry::Replaces(goes));
+        }
+        let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a"), ("u", 2, "b")]);
+        door.begun = vec![0, 1, 2];
+        assert_eq!(door.enter(("u", 3, "c")), Entry::Full, "they would have changed places");
     }
 }

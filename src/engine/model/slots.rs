@@ -99,8 +99,15 @@ impl Resident {
                 }
             }
         } else if self.slots.is_alone(slot) {
-            cache.id = cx.backend.park_slab(self.id, slot, *computed)?;
+            let parked = cx.backend.park_slab(self.id, slot, *computed);
             self.slots.close(slot.slab);
+            match parked {
+                Ok(id) => cache.id = id,
+                Err(error) => {
+                    tracing::warn!(%error, tokens = *computed, "a slab did not become a KV cache");
+                    return cx.backend.close_slab(self.id, slot.slab);
+                }
+            }
         } else {
             return self.free_slot(cx, slot, *computed);
         }

@@ -1,7 +1,7 @@
 //! From a request's sampling values to those of one token: its uniform number, and the changes that
 //! biases and penalties make to single logits. Formulas are mlx-lm's (sample_utils.py).
 //!
-//! What penalties count is kept from token to token: a step costs as much after many tokens as after few.
+//! What penalties count is kept from token to token; a step copies the changes, one for each different token.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -199,3 +199,35 @@ fn a_cache_that_is_not_parked_ends_nothing() {
     }
     assert_eq!(bench.stats().models[0].kv_idle_bytes, 0);
 }
+
+#[test]
+fn a_slab_that_does_not_become_a_cache_ends_nothing() {
+    let room = 300 * KV_BYTES;
+    let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + room, |settings| {
+        settings.kv_idle_bytes_max = Some(room);
+    });
+    for parking_fails in [true, true, false] {
+        bench.engine.backend.faults.parking_fails = parking_fails;
+        let events = bench.submit(&prompt(1, 200), 20);
+        bench.run();
+        assert_eq!(drain(events).tokens, alone(&prompt(1, 200), 20));
+        let model = &bench.stats().models[0];
+        assert_eq!((model.kv_slab_bytes, model.kv_idle_bytes == 0), (0, parking_fails));
+    }
+}
+
+#[test]
+fn whoever_left_a_running_load_is_forgotten() {
+    let mut bench = with_room(WEIGHT_BYTES);
+    let (sender, mut stays) = mpsc::channel(8);
+    bench.engine.command(Command::Load(spec("other"), sender));
+    for _ in 0..5 {
+        let (sender, leaves) = mpsc::channel(8);
+        bench.engine.command(Command::Load(spec("other"), sender));
+        drop(leaves);
+    }
+    assert_eq!(bench.engine.loads[0].listeners.len(), 2, "the one who stays, and the last");
+    bench.run();
+    let events: Vec<LoadEvent> = std::iter::from_fn(|| stays.try_recv().ok()).collect();
+    assert!(matches!(events.last(), Some(LoadEvent::Loaded(..))));
+}
