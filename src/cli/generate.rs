@@ -132,7 +132,7 @@ fn with_stdin(prompt: &str) -> Result<String> {
     Ok(prompt.to_owned())
 }
 
-/// Reads stdin to its end; None if there is no text but white space.
+/// Reads stdin to its end; None if it holds only white space.
 fn read_stdin() -> Result<Option<String>> {
     let mut text = String::new();
     io::stdin().read_to_string(&mut text)?;

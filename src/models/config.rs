@@ -11,6 +11,7 @@ use super::OpenError;
 use super::given::Given;
 pub(super) use super::given::{invalid, unsupported};
 use super::rotation::Rotation;
+use crate::hub;
 use crate::mlx::kv::TokenState;
 use crate::mlx::layers::Rope;
 
@@ -45,6 +46,12 @@ pub(super) enum Key<T> {
     Or(T),
     /// This value whatever the config says: the architecture has no such key.
     Always(T),
+}
+
+/// Returns how a release of several parts gives the size of the vocabulary: many leave it out.
+pub(super) fn vocabulary_of_release(model_type: &str) -> Key<i32> {
+    let size = hub::text_default(model_type, "vocab_size").and_then(|size| size.try_into().ok());
+    size.map_or(Key::Required, Key::Or)
 }
 
 /// How an architecture reads the common keys.

@@ -12,7 +12,6 @@ use super::parts::Layer;
 use super::rotation::Rotation;
 use super::{Loading, OpenError, Setup, gemma2};
 use crate::error::Error;
-use crate::hub;
 use crate::mlx::layers::{Attention, Residual};
 use crate::mlx::tensors::TensorCursor;
 
@@ -47,9 +46,7 @@ pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, 
     let mut keys = KEYS;
     if given.get("model_type").is_some_and(|kind| kind == "gemma3") {
         // Releases of several parts leave these out.
-        keys.vocab_size = hub::text_default("gemma3", "vocab_size")
-            .and_then(|size| size.try_into().ok())
-            .map_or(Key::Required, Key::Or);
+        keys.vocab_size = config::vocabulary_of_release("gemma3");
         keys.num_attention_heads = Key::Or(8);
         keys.num_key_value_heads = Key::Or(Some(4));
     }

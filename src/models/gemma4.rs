@@ -14,7 +14,6 @@ use super::parts::{ExpertSizes, Layer};
 use super::rotation::Rotation;
 use super::{Loading, OpenError, Setup};
 use crate::error::Error;
-use crate::hub;
 use crate::mlx::dim;
 use crate::mlx::kv::{LayerState, TokenState};
 use crate::mlx::layers::{Attention, Fused, Gate, HeadNorms, Residual, RmsNorm, Rope, Router, Scoring};
@@ -81,9 +80,7 @@ struct Gemma4 {
 pub(super) fn open(given: &Given<'_>, setup: Setup) -> Result<Box<dyn Loading>, OpenError> {
     let mut keys = KEYS;
     if given.get("model_type").is_some_and(|kind| kind == "gemma4") {
-        keys.vocab_size = hub::text_default("gemma4", "vocab_size")
-            .and_then(|size| size.try_into().ok())
-            .map_or(Key::Required, Key::Or);
+        keys.vocab_size = config::vocabulary_of_release("gemma4");
         keys.num_attention_heads = Key::Or(8);
     }
     let (mut common, _) = Common::read(given, &keys)?;

@@ -105,21 +105,23 @@ impl Preparation<'_> {
     /// Renders and tokenizes an input after what its session holds.
     pub(super) async fn context(self, input: Input, start: Option<TurnStart>) -> Result<Context, Error> {
         let vocabulary = self.assets.vocabulary_size;
+        let is_unknown = |id: &u32| *id >= vocabulary;
+        let unknown = |field: &str, id: &u32| {
+            Error::field(field, format!("token id {id}: the vocabulary has {vocabulary} tokens"))
+        };
         let context = match input {
             Input::Chat(chat) => self.chat(chat, start).await?,
             Input::Text(text) => self.text(text, start).await?,
             Input::Ids(ids) => {
-                if let Some((index, id)) = ids.iter().enumerate().find(|(_, id)| **id >= vocabulary) {
-                    let why = format!("token id {id}: the vocabulary has {vocabulary} tokens");
-                    return Err(Error::field(format!("token_ids.ids[{index}]"), why));
+                if let Some((index, id)) = ids.iter().enumerate().find(|(_, id)| is_unknown(id)) {
+                    return Err(unknown(&format!("token_ids.ids[{index}]"), id));
                 }
                 self.appended(start, ids).await?
             }
         };
         // A tokenizer may know tokens that its model does not.
-        if let Some(id) = context.prompt.tokens.iter().find(|id| **id >= vocabulary) {
-            let why = format!("token id {id}: the vocabulary has {vocabulary} tokens");
-            return Err(Error::field("input", why));
+        if let Some(id) = context.prompt.tokens.iter().find(|id| is_unknown(id)) {
+            return Err(unknown("input", id));
         }
         if context.prompt.is_empty() { Err(Error::EmptyPrompt) } else { Ok(context) }
     }

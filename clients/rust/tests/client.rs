@@ -111,6 +111,13 @@ async fn lists_read_every_page() {
         |models: Vec<mlxd_client::v1::ModelInfo>| models.into_iter().map(|m| m.name).collect::<Vec<_>>();
     assert_eq!(names(client.list_all_models(false).await.unwrap()), ["owner/large", "tiny"]);
     assert_eq!(names(client.list_all_models(true).await.unwrap()), ["tiny"]);
+    // All pages may be read on any thread.
+    let read = tokio::spawn(async move {
+        client.session_messages("none").await.unwrap_err();
+        client.list_all_sessions().await.unwrap();
+        client.list_all_models(true).await
+    });
+    assert_eq!(names(read.await.unwrap().unwrap()), ["tiny"]);
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ enum Verdict {
     Done,
     /// It cannot start now; another may.
     Held,
-    /// Nothing else can start in this tick: there is no place, or these bytes are to be freed elsewhere.
+    /// Nothing else can start in this tick: all places are taken, or these bytes are to be freed elsewhere.
     Stop(u64),
 }
 
