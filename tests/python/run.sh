@@ -16,5 +16,8 @@ python=$("$here/venv.sh" test)
 export PYTHONPATH=$client/src:$here/support
 # By itself: its tests have a home folder of their own, where no cache is.
 (cd "$client" && "$python" -m pytest)
+if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
+  "$here/host.sh"
+fi
 exec "$python" -m pytest --config-file "$here/pytest.ini" --rootdir "$here" \
   "$here/parity" "$here/e2e" "$@"

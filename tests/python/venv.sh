@@ -3,6 +3,7 @@
 #
 #   tests/python/venv.sh test    the oracle, the gRPC tools, pytest, linters
 #   tests/python/venv.sh demo    what `make demo` needs
+#   tests/python/venv.sh host    the Python client's tests, for Python 3.12: host.sh
 #
 # Keyed by Python and requirements, so a second call only prints. Two callers at
 # once are safe. Nothing of the clone is in it: callers set PYTHONPATH.
@@ -12,7 +13,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 kind=${1:-}
 requirements="$here/requirements-$kind.txt"
 if [[ $# -ne 1 || ! -f $requirements ]]; then
-  echo "usage: tests/python/venv.sh test|demo" >&2
+  echo "usage: tests/python/venv.sh test|demo|host" >&2
   exit 2
 fi
 

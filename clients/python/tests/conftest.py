@@ -3,7 +3,10 @@
 import importlib
 import os
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 # Before anything imports abstractllm, which writes below the home folder.
@@ -51,6 +54,39 @@ def silent():
         listener.bind(f"{folder}/d.sock")
         listener.listen()
         yield f"unix://{folder}/d.sock"
+
+
+@pytest.fixture
+def mortal():
+    """A daemon in a process of its own and its address: no stream ends, and it dies of Generate."""
+    with tempfile.TemporaryDirectory(prefix="mlxd-") as folder:
+        (Path(folder) / MODEL).mkdir()
+        program = Path(__file__).with_name("fake_mlxd.py")
+        command = [sys.executable, program, "serve", "--model", MODEL]
+        process = subprocess.Popen(
+            [*command, "--model-root", folder, "--socket", f"{folder}/d.sock"],
+            env={**os.environ, "FAKE_MLXD": "mortal"},
+        )
+        address = f"unix://{folder}/d.sock"
+        try:
+            _answers(address)
+            yield process, address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(address):
+    """Waits until a daemon answers."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with mlxd.Client(address, timeout=30) as client:
+                client.stats()
+            return
+        except mlxd.ConnectionFailedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 @pytest.fixture

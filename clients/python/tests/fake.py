@@ -46,6 +46,8 @@ class Fake(
 ):
     """The services, and what tests look at or set."""
 
+    hang = False  # Stream one delta, then wait for the caller to leave.
+
     def __init__(self):
         self.requests = []
         self.metadata = []
@@ -55,7 +57,6 @@ class Fake(
         self.refusals = 0  # Number of turns to refuse because the queue is full.
         self.retry_s = 0.01  # When a refused caller is told to try again.
         self.lock = threading.Lock()
-        self.hang = False  # Stream one delta, then wait for the caller to leave.
         self.left = threading.Event()
         self.answer = PARIS
         self.delay = 0.0  # Seconds between deltas.

@@ -1,6 +1,7 @@
 """A stand-in for the mlxd binary, for a test of the demo: serve, generate, ps.
 
-`FAKE_MLXD` breaks it: "die" at start, "wrong" answer, "cold" sessions, "unclean" exit at SIGTERM.
+`FAKE_MLXD` breaks it: "die" at start, "wrong" answer, "cold" sessions, "unclean" exit at SIGTERM;
+"mortal" streams do not end, and Generate kills it.
 """
 
 import argparse
@@ -17,10 +18,17 @@ import mlxd
 BROKEN = os.environ.get("FAKE_MLXD", "")
 
 
+class Mortal(Fake):
+    hang = True
+
+    def Generate(self, request, context):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def serve(arguments):
     if BROKEN == "die":
         sys.exit("error: the model root is on fire")
-    fake = Fake()
+    fake = Mortal() if BROKEN == "mortal" else Fake()
     fake.delay = 0.02
     fake.cold = BROKEN == "cold"
     if BROKEN == "wrong":

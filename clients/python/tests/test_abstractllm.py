@@ -348,6 +348,9 @@ def test_a_session_with_memory_works(llm, fake, tmp_path, monkeypatch):
     session = Session(provider=llm, enable_memory=True)
     assert session.generate("Where?").content == PARIS
     assert [role for role, _ in chat(fake)][-1] == "user"
+    session.generate("And then?")
+    assert PARIS in chat(fake)[-1][1]
+    assert "GenerateResponse" not in str(chat(fake)), "memory remembers the text of an answer"
 
 
 def test_a_saved_session_finds_its_provider_again(llm, fake, tmp_path):

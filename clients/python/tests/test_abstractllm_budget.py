@@ -10,6 +10,8 @@ pytest.importorskip("abstractllm", reason="the abstractllm extra is not installe
 from abstractllm import create_llm, exceptions
 from abstractllm.retry_strategies import RetryableError, RetryManager
 
+import mlxd.abstractllm  # registers the provider
+
 
 def add(a: int, b: int) -> int:
     """Adds two numbers."""
@@ -54,6 +56,18 @@ def test_no_daemon_is_a_connection_error(tmp_path):
     llm = create_llm("mlxd", model=MODEL, base_url=f"unix://{tmp_path}/none.sock")
     with pytest.raises(exceptions.ProviderConnectionError, match="mlxd serve") as caught:
         llm.generate("x")
+    assert sorted_as(caught.value) is RetryableError.NETWORK
+
+
+def test_a_daemon_that_dies_during_a_call_is_a_connection_error(mortal):
+    process, address = mortal
+    llm = create_llm("mlxd", model=MODEL, base_url=address)
+    stream = llm.generate("x", stream=True)
+    next(stream)
+    process.kill()
+    with pytest.raises(exceptions.ProviderConnectionError, match="is lost") as caught:
+        list(stream)
+    assert isinstance(caught.value.original_exception, mlxd.ConnectionLostError)
     assert sorted_as(caught.value) is RetryableError.NETWORK
 
 

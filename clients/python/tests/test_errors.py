@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
-from fake import running
+from fake import MODEL, running
 from google.rpc import error_details_pb2 as details
 
 import mlxd
@@ -109,6 +109,57 @@ def test_no_daemon_is_a_connection_error_that_does_not_wait_for_the_deadline(tmp
 
     with pytest.raises(mlxd.ConnectionFailedError, match="mlxd serve"):
         asyncio.run(ask())
+
+
+def assert_lost(error, address):
+    assert type(error) is mlxd.ConnectionLostError
+    assert isinstance(error, mlxd.UnavailableError)
+    assert isinstance(error, ConnectionError)
+    assert not isinstance(error, mlxd.ConnectionFailedError)
+    assert (error.code, error.reason, error.retry_after) == (Code.UNAVAILABLE, "", None)
+    assert f"the connection to the daemon at {address} is lost: " in error.message
+    assert "no daemon answers" not in error.message
+
+
+def test_a_stream_whose_daemon_dies_ends_with_a_lost_connection(mortal):
+    process, address = mortal
+    with mlxd.Client(address, timeout=60) as client:
+        stream = client.stream(model=MODEL, prompt="x")
+        next(stream)
+        process.kill()
+        with pytest.raises(mlxd.ConnectionLostError) as caught:
+            stream.result()
+        assert_lost(caught.value, address)
+        with pytest.raises(mlxd.ConnectionFailedError, match="no daemon answers"):
+            client.stats()
+
+
+def test_a_call_whose_daemon_dies_ends_with_a_lost_connection(mortal):
+    _, address = mortal
+    with (
+        mlxd.Client(address, timeout=60) as client,
+        pytest.raises(mlxd.ConnectionLostError) as caught,
+    ):
+        client.generate(model=MODEL, prompt="x")
+    assert_lost(caught.value, address)
+
+
+def test_asyncio_calls_whose_daemon_dies_end_with_a_lost_connection(mortal):
+    process, address = mortal
+
+    async def ask():
+        async with mlxd.AsyncClient(address, timeout=60) as client:
+            stream = client.stream(model=MODEL, prompt="x")
+            await anext(stream)
+            with pytest.raises(mlxd.ConnectionLostError) as unary:
+                await client.generate(model=MODEL, prompt="x")
+            process.wait()
+            with pytest.raises(mlxd.ConnectionLostError) as streamed:
+                await stream.result()
+            return unary.value, streamed.value
+
+    for error in asyncio.run(ask()):
+        assert_lost(error, address)
 
 
 def test_a_daemon_that_starts_later_is_found(tmp_path):

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Response, Status};
 
+use crate::address::Address;
 use crate::error::{Error, Result};
 
 /// Header of a call's time limit.
@@ -25,20 +26,22 @@ pub(crate) struct Call {
     pub(crate) request_id: String,
     /// Its end, if it has one.
     pub(crate) deadline: Option<Instant>,
+    /// The daemon's address, for errors.
+    pub(crate) address: Address,
 }
 
 impl Call {
     /// Reads a call's id and time limit from its metadata; draws an id if there is none.
-    pub(crate) fn new(metadata: &mut MetadataMap) -> Self {
+    pub(crate) fn new(metadata: &mut MetadataMap, address: Address) -> Self {
         let limit = metadata.get(TIMEOUT_HEADER).and_then(|value| time_limit(value.to_str().ok()?));
         // A limit beyond what a clock can hold is none.
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         if let Some(id) = id_in(metadata) {
-            return Self { request_id: id, deadline };
+            return Self { request_id: id, deadline, address };
         }
         let (request_id, value) = next_request_id();
         metadata.insert(ID_HEADER, value);
-        Self { request_id, deadline }
+        Self { request_id, deadline, address }
     }
 
     /// Waits for the answer until the deadline.
@@ -52,7 +55,7 @@ impl Call {
             }
             None => answer.await,
         };
-        answered.map_err(|status| Error::from_status(&status, &self.request_id))
+        answered.map_err(|status| Error::from_status(&status, &self.request_id, &self.address))
     }
 
     /// Takes the id of an accepted call from the daemon's answer.

@@ -153,7 +153,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .connect()
             .await
-            .map_err(|source| Error::Connect { address: address.to_string(), source })?;
+            .map_err(|source| Error::Connect { address: address.to_string(), source: Box::new(source) })?;
         let timeout = timeout.map(|timeout| timeout.min(TIMEOUT_MAX));
         Ok(Self { channel, address, metadata, timeout })
     }
@@ -290,7 +290,7 @@ impl Client {
         {
             request.set_timeout(timeout);
         }
-        let call = Call::new(request.metadata_mut());
+        let call = Call::new(request.metadata_mut(), self.address.clone());
         (request, call)
     }
 

@@ -6,9 +6,10 @@ use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
-use tonic::{Code, Status, TimeoutExpired};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 
+use crate::address::Address;
 use crate::v1::ErrorReason;
 
 /// The domain of the daemon's reasons.
@@ -32,15 +33,16 @@ pub enum Error {
         /// The fault.
         why: String,
     },
-    /// No daemon could be reached.
+    /// No daemon could be reached, at the start or by a later call; nothing was sent.
     #[error("no daemon answers at {address}")]
     Connect {
         /// The address that was tried.
         address: String,
         /// The transport's error.
-        source: tonic::transport::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The connection broke during the call; the daemon may have ended.
+    /// The connection broke during the call; the daemon may have ended, and its sessions with it. It may have
+    /// carried the call out all the same.
     #[error("the connection to the daemon is lost: {cause}")]
     Disconnected {
         /// The transport's innermost error.
@@ -95,13 +97,17 @@ impl Error {
         }
     }
 
-    /// Converts the status of a call. One that has a source was made on this side, not by the daemon.
-    pub(crate) fn from_status(status: &Status, request_id: &str) -> Self {
+    /// Converts the status of a call to the daemon at `address`. One that has a source was made on this side,
+    /// not by the daemon.
+    pub(crate) fn from_status(status: &Status, request_id: &str, address: &Address) -> Self {
         let mut cause = status.source();
         let mut last = None;
         while let Some(error) = cause {
             if error.is::<TimeoutExpired>() {
                 return Self::deadline(request_id);
+            }
+            if error.is::<ConnectError>() {
+                return Self::Connect { address: address.to_string(), source: Box::new(status.clone()) };
             }
             last = Some(error);
             cause = error.source();
@@ -204,6 +210,10 @@ mod tests {
 
     use super::*;
 
+    fn error(status: &Status, request_id: &str) -> Error {
+        Error::from_status(status, request_id, &Address::Http("http://127.0.0.1:7070".to_owned()))
+    }
+
     fn status(code: Code, reason: &str, domain: &str) -> Status {
         let mut details = ErrorDetails::new();
         details.set_error_info(reason, domain, [("limit".to_owned(), "8".to_owned())]);
@@ -214,8 +224,7 @@ mod tests {
 
     #[test]
     fn every_detail_of_a_status_survives() {
-        let error =
-            Error::from_status(&status(Code::ResourceExhausted, "QUEUE_FULL", ERROR_DOMAIN), "sent-id");
+        let error = error(&status(Code::ResourceExhausted, "QUEUE_FULL", ERROR_DOMAIN), "sent-id");
         let call = error.call().unwrap();
         assert_eq!(call.reason, ErrorReason::QueueFull);
         assert_eq!(call.metadata["limit"], "8");
@@ -230,15 +239,15 @@ mod tests {
     fn an_answered_request_id_outranks_the_sent_one() {
         let mut status = Status::internal("x");
         status.metadata_mut().insert("x-request-id", "theirs".parse().unwrap());
-        assert_eq!(Error::from_status(&status, "ours").call().unwrap().request_id, "theirs");
+        assert_eq!(error(&status, "ours").call().unwrap().request_id, "theirs");
     }
 
     #[test]
     fn reasons_of_others_and_of_the_future_are_unspecified() {
-        let foreign = Error::from_status(&status(Code::Internal, "INTERNAL", "proxy.example"), "");
+        let foreign = error(&status(Code::Internal, "INTERNAL", "proxy.example"), "");
         assert_eq!(foreign.reason(), ErrorReason::Unspecified);
         assert_eq!(foreign.call().unwrap().reason_name, "");
-        let future = Error::from_status(&status(Code::Internal, "FLUX", ERROR_DOMAIN), "");
+        let future = error(&status(Code::Internal, "FLUX", ERROR_DOMAIN), "");
         assert_eq!(future.reason(), ErrorReason::Unspecified);
         assert_eq!(future.call().unwrap().reason_name, "FLUX");
     }
@@ -246,20 +255,28 @@ mod tests {
     #[test]
     fn an_expired_timer_is_a_deadline_and_another_local_failure_a_lost_connection() {
         let expired = Status::from_error(Box::new(TimeoutExpired(())));
-        let error = Error::from_status(&expired, "sent-id");
-        assert_eq!(error.reason(), ErrorReason::Deadline);
-        let call = error.call().unwrap();
+        let late = error(&expired, "sent-id");
+        assert_eq!(late.reason(), ErrorReason::Deadline);
+        let call = late.call().unwrap();
         assert_eq!((call.code, call.request_id.as_str()), (Code::DeadlineExceeded, "sent-id"));
 
         let broken = Status::from_error("pipe".into());
-        let error = Error::from_status(&broken, "");
-        assert_eq!(error.to_string(), "the connection to the daemon is lost: pipe");
+        let lost = error(&broken, "");
+        assert_eq!(lost.to_string(), "the connection to the daemon is lost: pipe");
+        assert!(lost.is_retryable());
+    }
+
+    #[test]
+    fn a_call_that_finds_no_connection_is_not_one_that_lost_it() {
+        let refused = ConnectError(Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
+        let error = error(&Status::from_error(Box::new(refused)), "");
+        assert_eq!(error.to_string(), "no daemon answers at http://127.0.0.1:7070");
         assert!(error.is_retryable());
     }
 
     #[test]
     fn only_temporary_conditions_are_retryable() {
-        let retryable = |code| Error::from_status(&Status::new(code, ""), "").is_retryable();
+        let retryable = |code| error(&Status::new(code, ""), "").is_retryable();
         assert!(retryable(Code::Unavailable));
         for code in [Code::InvalidArgument, Code::Aborted, Code::Internal, Code::ResourceExhausted] {
             assert!(!retryable(code), "{code:?}");

@@ -8,6 +8,7 @@ use tokio::time::{Sleep, sleep_until};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Streaming;
 
+use crate::address::Address;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::v1::{
@@ -71,6 +72,7 @@ impl EventMessage for LoadModelResponse {
 pub struct EventStream<M> {
     inner: Streaming<M>,
     request_id: String,
+    address: Address,
     expiry: Option<Pin<Box<Sleep>>>,
     complete: bool,
     ended: bool,
@@ -78,9 +80,9 @@ pub struct EventStream<M> {
 
 impl<M: EventMessage> EventStream<M> {
     pub(crate) fn new(inner: Streaming<M>, call: Call) -> Self {
-        let Call { request_id, deadline } = call;
+        let Call { request_id, deadline, address } = call;
         let expiry = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-        Self { inner, request_id, expiry, complete: false, ended: false }
+        Self { inner, request_id, address, expiry, complete: false, ended: false }
     }
 
     /// Id of the request in the daemon's log.
@@ -142,7 +144,11 @@ impl<M: EventMessage> Stream for EventStream<M> {
                 }
                 Some(Err(status)) => {
                     self.ended = true;
-                    return Poll::Ready(Some(Err(Error::from_status(&status, &self.request_id))));
+                    return Poll::Ready(Some(Err(Error::from_status(
+                        &status,
+                        &self.request_id,
+                        &self.address,
+                    ))));
                 }
                 None => {
                     self.ended = true;

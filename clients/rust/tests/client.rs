@@ -241,7 +241,7 @@ fn assert_deadline(error: &Error) {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_named_as_such_in_a_stream_and_after_it() {
+async fn a_connection_that_breaks_is_lost_and_after_it_no_daemon_answers() {
     let fake = FakeDaemon::start();
     let wire = fake.wire();
     let client = Client::connect(&wire.socket().display().to_string()).await.unwrap();
@@ -250,7 +250,8 @@ async fn a_connection_that_breaks_is_named_as_such_in_a_stream_and_after_it() {
     wire.cut().await;
     let error = stream.collect_text().await.unwrap_err();
     assert!(matches!(error, Error::Disconnected { .. }), "{error}");
+    assert!(error.is_retryable());
     let error = client.generate(chat("x")).await.unwrap_err();
-    assert!(matches!(error, Error::Disconnected { .. }), "{error}");
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
     assert!(error.is_retryable());
 }

@@ -155,6 +155,14 @@ class ConnectionFailedError(UnavailableError, ConnectionError):
     """No daemon answers at the address: start it, or name another address."""
 
 
+class ConnectionLostError(UnavailableError, ConnectionError):
+    """The connection broke during the call; the daemon may have ended, and its sessions with it.
+
+    The daemon may have carried the call out all the same. Repeat it where that does no harm: a turn
+    of a session only with `expected_token_count`.
+    """
+
+
 class DeadlineError(MlxdError, TimeoutError):
     """The call's deadline has expired, or is too close to start."""
 
@@ -198,6 +206,9 @@ _BY_CODE: dict[grpc.StatusCode, type[MlxdError]] = {
     grpc.StatusCode.UNAUTHENTICATED: AuthError,
 }
 
+# How gRPC begins what it says of a call for which it found no connection.
+_UNREACHED = ("failed to connect to all addresses", "DNS resolution failed", "empty address list")
+
 # Reasons that are more specific than their status code.
 _BY_REASON: dict[str, type[MlxdError]] = {
     "CONTEXT_OVERFLOW": ContextOverflowError,
@@ -211,6 +222,16 @@ _BY_REASON: dict[str, type[MlxdError]] = {
 def error_class(code: grpc.StatusCode, reason: str) -> type[MlxdError]:
     """Returns the class for an error of this code and reason."""
     return _BY_REASON.get(reason) or _BY_CODE.get(code, ServerError)
+
+
+def _disconnected(details: str, address: str) -> tuple[type[MlxdError], str]:
+    """Returns class and message for a call that gRPC ended: it had no connection, or lost it."""
+    if details.startswith(_UNREACHED):
+        hint = "start one with `mlxd serve`, or name another address"
+        return ConnectionFailedError, f"no daemon answers at {address}: {details}; {hint}"
+    hint = "if the daemon has ended, so have its sessions; `mlxd serve` starts another"
+    lost = f"the connection to the daemon at {address} is lost"
+    return ConnectionLostError, f"{lost}: {details}; {hint}"
 
 
 def invalid(field: str, description: str) -> InvalidRequestError:
@@ -274,11 +295,7 @@ def from_call(error: grpc.RpcError, request_id: str = "", address: str = "") -> 
     message = status.message or call.details() or "no details"
     # The daemon never answers without details: gRPC itself ended these calls.
     if code is grpc.StatusCode.UNAVAILABLE and not status.details:
-        kind = ConnectionFailedError
-        message = (
-            f"no daemon answers at {address}: {message}; "
-            "start one with `mlxd serve`, or name another address"
-        )
+        kind, message = _disconnected(message, address)
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not status.details:
         reason, message = "DEADLINE", "the call's deadline expired"
     return kind(

@@ -50,6 +50,13 @@ class _Call:
     budget: Budget
 
 
+class _Response(GenerateResponse):
+    """A response whose text is its content: Session's memory shows the model what `str` gives."""
+
+    def __str__(self) -> str:
+        return self.content or ""
+
+
 class MlxdProvider(BaseProvider):
     """Generates through a running mlxd.
 
@@ -221,7 +228,7 @@ class MlxdProvider(BaseProvider):
     def _response(self, call: _Call, done: mlxd.Completion, content: str) -> GenerateResponse:
         found = _tool_calls(content) if call.with_tools else None
         reason = "stop" if done.finish_reason == "stop_string" else done.finish_reason
-        return GenerateResponse(
+        return _Response(
             content=content,
             raw_response=done,
             usage={
@@ -351,7 +358,7 @@ def _tool_calls(text: str) -> list[ToolCall] | None:
 
 
 def _chunk(call: _Call, event: GenerateDelta) -> GenerateResponse:
-    return GenerateResponse(content=event.text, raw_response=event, model=call.model)
+    return _Response(content=event.text, raw_response=event, model=call.model)
 
 
 def _generated(call: _Call) -> dict[str, Any]:
