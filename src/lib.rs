@@ -20,6 +20,7 @@ mod mlx;
 mod models;
 pub mod net;
 pub mod prompt;
+pub mod quantize;
 pub mod residency;
 pub mod rpc;
 pub mod sched;

@@ -1,49 +1,220 @@
-//! `mlxd convert`: converts a GGUF file into a model folder for MLX. Works without a daemon.
+//! `mlxd convert`: converts a GGUF file, a Hugging Face folder or a repo of the local cache into a model
+//! folder for MLX. Works without a daemon.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use mlxd::hub;
+use clap::{Args, ValueEnum};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use mlxd::config::{Config, Overrides};
+use mlxd::device::{self, Conversion, ConvertError};
+use mlxd::hub::{self, HubError, ModelFolder, ModelRoots};
+use mlxd::quantize::{QuantMode, Quantization, Recipe};
 
-use super::failure::Result;
-use super::out;
+use super::failure::{Failure, Result};
+use super::{out, runtime};
 
 const EXAMPLES: &str = "\
 Examples:
-  mlxd convert SmolLM2-135M-Instruct.Q8_0.gguf ~/models/SmolLM2-135M-Instruct";
+  mlxd convert ~/Downloads/SmolLM2-135M-Instruct ~/models/SmolLM2-135M-Instruct-4bit --quantize 4
+  mlxd convert Qwen/Qwen3-0.6B ~/models/Qwen3-0.6B-mixed --recipe mixed_3_6
+  mlxd convert SmolLM2-135M-Instruct.Q8_0.gguf ~/models/SmolLM2-135M-Instruct
 
-/// Convert a GGUF file into an MLX model folder.
+Quantized weights are those of `mlx_lm.convert` to the last bit. Without a daemon; nothing is downloaded.";
+
+/// Convert a Hugging Face model or a GGUF file into an MLX model folder.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ConvertArgs {
-    /// GGUF file to read
-    gguf: PathBuf,
+    /// Folder with config.json and safetensors, repo id in the local Hugging Face cache, or GGUF file
+    source: String,
     /// Model folder to write
     out: PathBuf,
     /// Replace the folder if it exists
     #[arg(long)]
     overwrite: bool,
+    /// Type of the floats [default: what the config names, else as stored]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<FloatType>,
+    /// Quantize to this many bits: 2, 3, 4, 5, 6 or 8
+    #[arg(short, long, value_name = "BITS")]
+    quantize: Option<u32>,
+    /// Weights that share a scale: 32, 64 or 128 [default: 64, or the only one of --mode]
+    #[arg(long, value_name = "WEIGHTS")]
+    group_size: Option<u32>,
+    /// Quantize to this format [default: affine]; all but affine have only one size
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// Quantize with more bits for the matrices that matter more
+    #[arg(long, conflicts_with = "quantize")]
+    recipe: Option<RecipeName>,
+}
+
+/// Type of floats.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FloatType {
+    Float32,
+    Float16,
+    Bfloat16,
+}
+
+/// Format of quantized elements.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    Affine,
+    Mxfp4,
+    Mxfp8,
+    Nvfp4,
+}
+
+/// Mixed recipe.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RecipeName {
+    #[value(name = "mixed_2_6")]
+    Mixed2And6,
+    #[value(name = "mixed_3_4")]
+    Mixed3And4,
+    #[value(name = "mixed_3_6")]
+    Mixed3And6,
+    #[value(name = "mixed_4_6")]
+    Mixed4And6,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
-    let bar = out::notes_are_watched().then(|| {
-        let style =
-            ProgressStyle::with_template("converting {wide_bar} {binary_bytes} of {binary_total_bytes}");
-        let bar = ProgressBar::new(0);
-        style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+    let quantization = args.quantization()?;
+    let dtype = args.dtype.map(|dtype| match dtype {
+        FloatType::Float32 => hub::Dtype::F32,
+        FloatType::Float16 => hub::Dtype::F16,
+        FloatType::Bfloat16 => hub::Dtype::BF16,
     });
-    let converted = hub::convert(&args.gguf, &args.out, args.overwrite, &mut |done_bytes, total_bytes| {
-        if let Some(bar) = &bar {
+    let bar = Bar::new();
+    let stop = stopped_by_signals()?;
+    let mut watch = |done_bytes, total_bytes| {
+        bar.show(done_bytes, total_bytes);
+        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let path = Path::new(&args.source);
+    let written = if path.is_file() {
+        if quantization.is_some() || dtype.is_some() {
+            let why =
+                "a GGUF file is converted as it is: no --dtype, --quantize, --mode, --recipe or --group-size";
+            return Err(Failure::Usage(why.into()));
+        }
+        hub::convert_gguf(path, &args.out, args.overwrite, &mut watch)
+            .map(|done| done.bytes)
+            .map_err(refused)?
+    } else {
+        let source = folder(&args.source).map_err(refused)?;
+        let job =
+            Conversion { source: &source, out: &args.out, overwrite: args.overwrite, dtype, quantization };
+        let converted = device::convert(&job, &mut watch).map_err(|error| match error {
+            ConvertError::Hub(error) => refused(error),
+            other => Failure::Local(other.into()),
+        })?;
+        converted.bytes
+    };
+    drop(bar);
+    out::data(&format!("wrote {} ({})\n", args.out.display(), HumanBytes(written)))?;
+    Ok(())
+}
+
+impl ConvertArgs {
+    /// Returns the quantization that any of the options asks for.
+    fn quantization(&self) -> Result<Option<Quantization>> {
+        let mode = self.mode.map_or(QuantMode::Affine, |mode| match mode {
+            Mode::Affine => QuantMode::Affine,
+            Mode::Mxfp4 => QuantMode::Mxfp4,
+            Mode::Mxfp8 => QuantMode::Mxfp8,
+            Mode::Nvfp4 => QuantMode::Nvfp4,
+        });
+        let recipe = self.recipe.map(|recipe| match recipe {
+            RecipeName::Mixed2And6 => Recipe::Mixed2And6,
+            RecipeName::Mixed3And4 => Recipe::Mixed3And4,
+            RecipeName::Mixed3And6 => Recipe::Mixed3And6,
+            RecipeName::Mixed4And6 => Recipe::Mixed4And6,
+        });
+        if self.quantize.is_none() && self.mode.is_none() && recipe.is_none() {
+            return match self.group_size {
+                Some(_) => Err(Failure::Usage("--group-size needs --quantize, --mode or --recipe".into())),
+                None => Ok(None),
+            };
+        }
+        let quantization = Quantization::new(mode, self.quantize, self.group_size, recipe);
+        quantization.map(Some).map_err(|error| Failure::Usage(error.to_string()))
+    }
+}
+
+/// Returns the folder of a source: a path, else the name of a model as the daemon finds it.
+fn folder(source: &str) -> std::result::Result<ModelFolder, HubError> {
+    let path = Path::new(source);
+    if path.is_dir() {
+        let real = fs::canonicalize(path).map_err(|source| HubError::Io { path: path.into(), source })?;
+        let name = real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned();
+        return Ok(ModelFolder { name, path: real, revision: String::new() });
+    }
+    let config = Config::load(&Overrides::default()).unwrap_or_default();
+    ModelRoots::new(config.model_roots, config.hf_cache, config.model_links_anywhere).resolve(source)
+}
+
+fn refused(error: HubError) -> Failure {
+    match error {
+        HubError::Io { source, .. } if source.kind() == io::ErrorKind::Interrupted => Failure::Interrupted,
+        other => Failure::Local(other.into()),
+    }
+}
+
+/// Returns a flag that Ctrl-C and SIGTERM set: the conversion ends at the next tensor and cleans up.
+fn stopped_by_signals() -> Result<Arc<AtomicBool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let runtime = runtime()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        flag.store(true, Ordering::Relaxed);
+    })?;
+    Ok(stop)
+}
+
+/// The progress on a terminal; vanishes when it is dropped.
+struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    fn new() -> Self {
+        Self(out::notes_are_watched().then(|| {
+            let style =
+                ProgressStyle::with_template("converting {wide_bar} {binary_bytes} of {binary_total_bytes}");
+            let bar = ProgressBar::new(0);
+            style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+        }))
+    }
+
+    fn show(&self, done_bytes: u64, total_bytes: u64) {
+        if let Some(bar) = &self.0 {
             bar.set_length(total_bytes);
             bar.set_position(done_bytes);
         }
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
     }
-    converted.map_err(anyhow::Error::from)?;
-    out::data(&format!("wrote {}\n", args.out.display()))?;
-    Ok(())
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
 }

@@ -1,12 +1,14 @@
 //! The MLX backend: the plan of a load (`plan`), the memory that there is (`machine`), and the border that
 //! the engine drives (`backend`), on top of `mlx` and the architectures of `models`. Runs on the engine
-//! thread only.
+//! thread only; `convert` runs where there is no engine.
 
 mod backend;
 #[cfg(test)]
 mod backend_tests;
+mod convert;
 mod machine;
 mod plan;
 
 pub use crate::mlx::prepare;
 pub use backend::MlxBackend;
+pub use convert::{Conversion, ConvertError, FolderConverted, convert};

@@ -17,7 +17,7 @@ mod sizes;
 
 pub use catalog::{ModelAssets, ModelCatalog};
 pub use config::{config_f64, text_default, text_part};
-pub use convert::{Converted, convert};
+pub use convert::{Converted, Draft, Watch, WeightsWriter, convert_gguf, told};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
 pub use files::{ModelFiles, read_text_files};

@@ -6,7 +6,7 @@
 //! before (by `hub`), because MLX trusts them. Evaluation is begun here and goes on by itself, on a stream of
 //! its own: nobody waits for it, neither the thread nor the steps of other models.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use mlx_rs::transforms::async_eval;
@@ -38,6 +38,10 @@ pub(crate) struct TensorCursor {
     /// Tensors of files that the index does not name: each counts where the others have none of its name.
     spare: HashMap<String, Array>,
     parameters: u64,
+    /// Modules whose matrices were taken.
+    matrices: BTreeSet<String>,
+    /// Whether tensors are taken to see that they fit, and none is read.
+    is_dry: bool,
     /// Arrays that are being evaluated.
     reading: Vec<Array>,
 }
@@ -45,8 +49,22 @@ pub(crate) struct TensorCursor {
 impl TensorCursor {
     /// Returns a cursor without tensors.
     pub(crate) fn new(model: &ModelName, policy: Policy) -> Self {
-        let (tensors, spare, reading) = (HashMap::new(), HashMap::new(), Vec::new());
-        Self { model: model.clone(), policy, tensors, spare, parameters: 0, reading }
+        Self {
+            model: model.clone(),
+            policy,
+            tensors: HashMap::new(),
+            spare: HashMap::new(),
+            parameters: 0,
+            matrices: BTreeSet::new(),
+            is_dry: false,
+            reading: Vec::new(),
+        }
+    }
+
+    /// Returns a cursor that reads no tensor but those that must be compared: what takes from it learns
+    /// whether names and shapes fit.
+    pub(crate) fn dry(model: &ModelName, policy: Policy) -> Self {
+        Self { is_dry: true, ..Self::new(model, policy) }
     }
 
     /// Opens a file of the model, whose tensors are read on the stream `on`. Spare files come last.
@@ -63,6 +81,9 @@ impl TensorCursor {
 
     /// Begins to evaluate arrays, and returns while they are read.
     pub(crate) fn begin<'a>(&mut self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<(), Error> {
+        if self.is_dry {
+            return Ok(());
+        }
         self.reading.extend(arrays.into_iter().cloned());
         Ok(async_eval(&self.reading)?)
     }
@@ -81,6 +102,18 @@ impl TensorCursor {
     /// Returns the number of parameters taken so far; packed ones count one by one.
     pub(crate) fn parameters(&self) -> u64 {
         self.parameters
+    }
+
+    /// Returns the modules whose matrices were taken, dense or quantized.
+    pub(crate) fn matrices_taken(&self) -> &BTreeSet<String> {
+        &self.matrices
+    }
+
+    /// Takes every tensor that is left, by name; a spare one where the others lack it.
+    pub(crate) fn take_all(&mut self) -> HashMap<String, Array> {
+        let mut all = std::mem::take(&mut self.spare);
+        all.extend(std::mem::take(&mut self.tensors));
+        all
     }
 
     /// Returns an error that blames the model's files.
@@ -234,6 +267,20 @@ impl TensorCursor {
         Ok(())
     }
 
+    /// Puts tensors that are made of another one in its place; leaves all as they are if it does not exist.
+    pub(crate) fn replace<const N: usize>(
+        &mut self,
+        name: &str,
+        names: [String; N],
+        make: impl Fn(&Array) -> mlx_rs::error::Result<[Array; N]>,
+    ) -> Result<(), Error> {
+        let Some(array) = self.tensors.get(name) else { return Ok(()) };
+        let made = make(array).map_err(|error| self.invalid(format!("{name} {error}")))?;
+        self.tensors.remove(name);
+        self.tensors.extend(names.into_iter().zip(made));
+        Ok(())
+    }
+
     /// Whether a tensor exists and has not been taken.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -290,6 +337,11 @@ impl TensorCursor {
     pub(super) fn take(&mut self, name: &str) -> Result<Array, Error> {
         let found = self.tensors.remove(name).or_else(|| self.spare.remove(name));
         found.ok_or_else(|| self.invalid(format!("the tensor {name} is missing")))
+    }
+
+    /// Notes that a module's matrix is taken.
+    pub(super) fn note_matrix(&mut self, module: &str) {
+        self.matrices.insert(module.to_owned());
     }
 
     /// Counts parameters that were taken packed.

@@ -202,16 +202,20 @@ pub(super) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -
 }
 
 impl<A: Architecture> Loading for Loader<A> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
+        weights.discard_frequencies(&self.architecture.common().ropes)?;
+        weights.take_text_part();
+        self.architecture.adapt(weights)?;
+        self.architecture.ends().drop_repeated_head(weights)
+    }
+
     fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error> {
         if let Some(decoder) = self.decoder.take() {
             return Ok(Some(Box::new(decoder)));
         }
         let ends = self.architecture.ends();
         let Some(embedding) = &self.embedding else {
-            weights.discard_frequencies(&self.architecture.common().ropes)?;
-            weights.take_text_part();
-            self.architecture.adapt(weights)?;
-            ends.drop_repeated_head(weights)?;
+            self.adapt(weights)?;
             let embedding = weights.matrix(ends.embedding, ends.vocabulary, ends.hidden)?;
             weights.begin(embedding.arrays())?;
             self.embedding = Some(embedding);
@@ -244,7 +248,11 @@ impl<A: Architecture> Loading for Loader<A> {
     }
 
     fn pieces(&self) -> usize {
-        self.architecture.common().layers + 2
+        self.layers() + 2
+    }
+
+    fn layers(&self) -> usize {
+        self.architecture.common().layers
     }
 
     fn kv_shape(&self) -> KvShape {

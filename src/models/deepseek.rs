@@ -1,6 +1,7 @@
 //! DeepSeek-V3 (<https://arxiv.org/abs/2412.19437>), Kimi K2, and GLM-4.7 Flash, which shares its shape:
 //! latent attention and many small experts.
 
+use mlx_rs::error::Exception;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -192,8 +193,27 @@ impl DeepSeek {
         })
     }
 
-    /// Takes the matrices around the cached vector: as mlx-lm stores them, or from one matrix as DeepSeek
-    /// does.
+    /// Splits the matrix that DeepSeek has around the cached vector into the two that mlx-lm stores.
+    fn split_latent(&self, prefix: &str, weights: &mut TensorCursor) -> Result<(), Error> {
+        let both = format!("{prefix}.kv_b_proj");
+        if weights.has(&format!("{both}.scales")) {
+            return Ok(());
+        }
+        let TokenState { heads, .. } = self.common.attention;
+        let Config { kv_lora_rank: rank, qk_nope_head_dim: plain, v_head_dim: value, .. } = self.config;
+        let names = ["embed_q", "unembed_out"].map(|part| format!("{prefix}.{part}.weight"));
+        let expected = [heads * (plain + value), rank];
+        weights.replace(&format!("{both}.weight"), names, |both| {
+            if both.shape() != expected {
+                return Err(Exception::custom(format!("has shape {:?}, not {expected:?}", both.shape())));
+            }
+            let both = both.reshape(&[heads, plain + value, rank])?;
+            let parts = both.split_at_indices(&[plain], 1)?;
+            Ok([parts[0].swap_axes(-1, -2)?, parts[1].clone()])
+        })
+    }
+
+    /// Takes the matrices around the cached vector: as mlx-lm stores them, or from one quantized matrix.
     fn latent(&self, prefix: &str, weights: &mut TensorCursor) -> Result<(Matrix, Matrix), Error> {
         let TokenState { heads, .. } = self.common.attention;
         let Config { kv_lora_rank: rank, qk_nope_head_dim: plain, v_head_dim: value, .. } = self.config;
@@ -215,6 +235,9 @@ impl Architecture for DeepSeek {
 
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
         weights.discard_predictors("model.layers.", self.common.layers);
+        for layer in 0..self.common.layers {
+            self.split_latent(&Layer::new(layer).name("self_attn"), weights)?;
+        }
         weights.stack_gated_experts(self.common.layers, self.config.n_routed_experts.unwrap_or(0))
     }
 

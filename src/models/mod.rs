@@ -25,6 +25,7 @@ mod qwen2_moe;
 mod qwen3;
 mod qwen3_next;
 mod rotation;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,7 @@ use crate::mlx::kernels::KernelSet;
 use crate::mlx::kv::{Kv, KvShape};
 use crate::mlx::tensors::TensorCursor;
 use given::Given;
+pub(crate) use stored::{keeps_dtype, prefix};
 
 /// A model that can run.
 pub(crate) trait Model {
@@ -56,12 +58,18 @@ pub(crate) trait Model {
 
 /// A model that is being loaded.
 pub(crate) trait Loading {
+    /// Brings the tensors to the names and shapes that mlx-lm writes, and drops those that are not used.
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error>;
+
     /// Takes the next piece and begins to evaluate it; returns the model after the last one. The piece before
     /// has been read.
     fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error>;
 
     /// Returns the number of pieces.
     fn pieces(&self) -> usize;
+
+    /// Returns the number of layers.
+    fn layers(&self) -> usize;
 
     /// Returns the shape of its KV cache.
     fn kv_shape(&self) -> KvShape;
@@ -95,19 +103,34 @@ struct Blaming {
     silent: Vec<&'static str>,
 }
 
-impl Loading for Blaming {
-    fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error> {
-        self.loading.next(weights).map_err(|error| match error {
+impl Blaming {
+    /// Returns an error that also blames the keys that the config leaves out.
+    fn blame(&self, error: Error) -> Error {
+        match error {
             Error::ModelInvalid { model, why } if !self.silent.is_empty() => {
                 let keys = self.silent.join(", ");
                 Error::ModelInvalid { model, why: format!("{why}; config.json leaves to defaults: {keys}") }
             }
             other => other,
-        })
+        }
+    }
+}
+
+impl Loading for Blaming {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
+        self.loading.adapt(weights).map_err(|error| self.blame(error))
+    }
+
+    fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error> {
+        self.loading.next(weights).map_err(|error| self.blame(error))
     }
 
     fn pieces(&self) -> usize {
         self.loading.pieces()
+    }
+
+    fn layers(&self) -> usize {
+        self.loading.layers()
     }
 
     fn kv_shape(&self) -> KvShape {

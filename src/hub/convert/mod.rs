@@ -1,14 +1,20 @@
-//! `mlxd convert`: a GGUF file becomes a folder that MLX, mlx-lm and this daemon load. Formats that MLX can
-//! express are carried over to the last bit; Q6_K is rounded to f16; anything else is refused by name.
+//! Conversion to a folder that MLX, mlx-lm and this daemon load. The folder itself is made here, whatever is
+//! converted (`draft`, `shards`). A GGUF file is converted here too: formats that MLX can express are carried
+//! over to the last bit; Q6_K is rounded to f16; anything else is refused by name. Hugging Face folders are
+//! read by the architectures, and so converted by the device.
 
 mod blocks;
+mod draft;
 mod gguf;
 mod llama;
 mod rope;
+mod shards;
 mod tokenizer;
 mod write;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -17,6 +23,25 @@ use self::blocks::{GROUP, Stored};
 use self::gguf::Gguf;
 use self::llama::{Llama, Source};
 use super::HubError;
+
+pub use self::draft::Draft;
+pub use self::shards::WeightsWriter;
+
+/// Is told bytes of tensors done and in all, and may stop the conversion.
+pub type Watch<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
+
+/// Tells how far a conversion is.
+///
+/// # Errors
+/// `Io` with the kind `Interrupted` if it is to stop.
+pub fn told(watch: &mut Watch<'_>, done_bytes: u64, total_bytes: u64) -> Result<(), HubError> {
+    match watch(done_bytes, total_bytes) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => {
+            Err(HubError::io(Path::new("conversion"))(io::Error::from(io::ErrorKind::Interrupted)))
+        }
+    }
+}
 
 /// What a conversion wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,20 +58,20 @@ pub struct Converted {
     pub rounded: Vec<String>,
 }
 
-/// Converts a GGUF file (llama architecture, byte-level BPE tokenizer) to an MLX folder at `out`. `progress`
-/// is told bytes of tensors done and in all. `overwrite` lets an existing model's folder be replaced, once
-/// the new one is complete.
+/// Converts a GGUF file (llama architecture, byte-level BPE tokenizer) to an MLX folder at `out`. `overwrite`
+/// lets an existing model's folder be replaced, once the new one is complete.
 ///
 /// # Errors
 /// `Damaged` if the file contradicts itself, `Unsupported` naming what cannot be converted, `Io`; with the
-/// kind `AlreadyExists` if `out` has files and may not be replaced. `out` is then as it was.
-pub fn convert(
-    gguf: &Path,
+/// kind `AlreadyExists` if `out` has files and may not be replaced, `Interrupted` if `watch` stops it. `out`
+/// is then as it was.
+pub fn convert_gguf(
+    file: &Path,
     out: &Path,
     overwrite: bool,
-    progress: &mut dyn FnMut(u64, u64),
+    watch: &mut Watch<'_>,
 ) -> Result<Converted, HubError> {
-    let gguf = Gguf::open(gguf)?;
+    let gguf = Gguf::open(file)?;
     let llama = Llama::read(&gguf)?;
     let sources = llama.sources(&gguf)?;
     let tokenizer = tokenizer::build(&gguf, llama.context_length)?;
@@ -56,23 +81,22 @@ pub fn convert(
         config["quantization"] = table.clone();
         config["quantization_config"] = table.clone();
     }
-    let draft = write::Draft::new(out, overwrite)?;
-    let path = draft.path.join("model.safetensors");
-    let written = write::weights(&path, &gguf, &sources, llama.head_dim, progress)?;
+    let draft = Draft::new(file, out, overwrite)?;
+    let (tensors_count, bytes) = write::weights(&draft, &gguf, &sources, llama.head_dim, watch)?;
     for (name, value, pretty) in [
         ("config.json", &config, true),
         ("generation_config.json", &tokenizer.generation, true),
         ("tokenizer.json", &tokenizer.tokenizer, false),
         ("tokenizer_config.json", &tokenizer.config, true),
     ] {
-        write::json_file(&draft.path.join(name), value, pretty)?;
+        draft.json(name, value, pretty)?;
     }
     draft.finish()?;
     let rounded = sources.iter().filter(|source| stored(&gguf, source) == Some(Stored::Rounded));
     Ok(Converted {
         path: out.to_path_buf(),
-        tensors_count: written.tensors_count,
-        bytes: written.bytes,
+        tensors_count,
+        bytes,
         bits: quantization.map(|(bits, _)| bits),
         rounded: rounded.map(|source| source.from.clone()).collect(),
     })

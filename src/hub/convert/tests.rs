@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::testing::{Builder, data, llama};
-use super::*;
+use super::{convert_gguf as convert, *};
 use crate::hub::read::read_config;
 use crate::hub::{Dtype, inspect};
 
@@ -26,7 +26,7 @@ impl Run {
     fn convert(&self, builder: &Builder) -> Result<Converted, HubError> {
         let path = self.folder.path().join("m.gguf");
         builder.write(&path);
-        convert(&path, &self.out(), false, &mut |_, _| {})
+        convert(&path, &self.out(), false, &mut |_, _| ControlFlow::Continue(()))
     }
 
     fn bytes(&self, tensor: &str) -> Vec<u8> {
@@ -50,7 +50,11 @@ fn a_model_becomes_a_folder_that_inspect_accepts() {
     let mut seen = Vec::new();
     let path = run.folder.path().join("m.gguf");
     llama().write(&path);
-    let converted = convert(&path, &run.out(), false, &mut |done, total| seen.push((done, total))).unwrap();
+    let mut watch = |done, total| {
+        seen.push((done, total));
+        ControlFlow::Continue(())
+    };
+    let converted = convert(&path, &run.out(), false, &mut watch).unwrap();
     assert_eq!((converted.bits, converted.rounded.len()), (Some(4), 0));
     assert!(seen.is_sorted() && seen[0].0 == 0 && seen.last().unwrap().0 == seen[0].1);
     let weights = inspect(&run.out()).unwrap();
@@ -291,12 +295,12 @@ fn a_folder_with_files_is_replaced_only_when_asked_and_only_a_model() {
     );
     assert_eq!(fs::metadata(out.join("model.safetensors")).unwrap().modified().unwrap(), before);
     fs::write(out.join("mine.txt"), "old").unwrap();
-    convert(&path, &out, true, &mut |_, _| {}).unwrap();
+    convert(&path, &out, true, &mut |_, _| ControlFlow::Continue(())).unwrap();
     assert!(!out.join("mine.txt").exists());
     let other = run.folder.path().join("documents");
     fs::create_dir(&other).unwrap();
     fs::write(other.join("letter.txt"), "dear").unwrap();
-    assert!(convert(&path, &other, true, &mut |_, _| {}).is_err());
+    assert!(convert(&path, &other, true, &mut |_, _| ControlFlow::Continue(())).is_err());
     assert!(other.join("letter.txt").exists());
     assert_eq!(fs::read_dir(run.folder.path()).unwrap().count(), 3, "no hidden folder stays");
 }
@@ -346,7 +350,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf");
         fs::write(&path, bytes).unwrap();
-        let _ = convert(&path, &folder.path().join("out"), false, &mut |_, _| {});
+        let _ = convert(&path, &folder.path().join("out"), false, &mut |_, _| ControlFlow::Continue(()));
     }
 
     #[test]

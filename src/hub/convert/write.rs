@@ -1,97 +1,59 @@
-//! Writes the folder of a converted model. Tensors stream from the GGUF file to their places in
-//! `model.safetensors`, a few megabytes at a time. Everything is written beside the destination, under a
-//! hidden name, and takes its own name when it is complete and on disk.
-
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+//! Streams the tensors of a GGUF file to their places in the weight files, a few megabytes at a time.
 
 use safetensors::Dtype;
-use serde_json::{Map, Value, json};
 
 use super::super::HubError;
 use super::blocks::{GROUP, Parts, Stored};
+use super::draft::Draft;
 use super::gguf::{Gguf, Tensor};
 use super::llama::Source;
+use super::shards::WeightsWriter;
+use super::{Watch, told};
+use crate::hub::TensorInfo;
 
 /// Bytes of the GGUF file converted at a time, or one head's rows if they are more.
 const CHUNK_BYTES: usize = 1 << 20;
-
-/// A tensor of the output.
-struct Placed {
-    /// From the start of the data.
-    offset: u64,
-    bytes: u64,
-}
 
 /// A source and where its parts go: the weight, then scales and biases if it is affine.
 struct Job<'a> {
     source: &'a Source,
     tensor: &'a Tensor,
-    parts: Vec<Placed>,
+    parts: Vec<TensorInfo>,
 }
 
-/// Writes bytes of a part: its number in [`Job::parts`], and where in it.
-type WritePart<'a> = dyn FnMut(usize, u64, &[u8]) -> Result<(), HubError> + 'a;
-
-/// Sizes of what was written.
-pub(super) struct Written {
-    pub(super) tensors_count: usize,
-    pub(super) bytes: u64,
-}
-
-/// Writes `model.safetensors`.
+/// Writes the weight files; returns the number of tensors and their bytes.
 pub(super) fn weights(
-    path: &Path,
+    draft: &Draft,
     gguf: &Gguf,
     sources: &[Source],
     head_dim: usize,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Written, HubError> {
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({"format": "mlx"}));
-    let mut data_bytes = 0;
+    watch: &mut Watch<'_>,
+) -> Result<(usize, u64), HubError> {
     let mut jobs = Vec::with_capacity(sources.len());
     for source in sources {
         let Some(tensor) = gguf.tensors.get(&source.from) else {
             return Err(gguf.damaged(format!("has no tensor {}", source.from)));
         };
-        let mut parts = Vec::with_capacity(3);
-        for (leaf, dtype, shape) in outputs(source, tensor) {
+        let parts = outputs(source, tensor).into_iter().map(|(leaf, dtype, shape)| {
             let bytes = (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64;
-            let entry = json!({
-                "dtype": dtype.to_string(),
-                "shape": shape,
-                "data_offsets": [data_bytes, data_bytes + bytes],
-            });
-            header.insert(format!("{}.{leaf}", source.module), entry);
-            parts.push(Placed { offset: data_bytes, bytes });
-            data_bytes += bytes;
-        }
-        jobs.push(Job { source, tensor, parts });
+            TensorInfo { name: format!("{}.{leaf}", source.module), dtype, shape, bytes }
+        });
+        jobs.push(Job { source, tensor, parts: parts.collect() });
     }
-    let mut bytes = vec![0; 8];
-    serde_json::to_writer(&mut bytes, &header).map_err(|error| HubError::io(path)(error.into()))?;
-    // Spaces align the data, as every writer of the format does.
-    bytes.resize(bytes.len().next_multiple_of(8), b' ');
-    let length = (bytes.len() - 8) as u64;
-    bytes[..8].copy_from_slice(&length.to_le_bytes());
-    let file = File::create_new(path).map_err(HubError::io(path))?;
-    file.write_all_at(&bytes, 0).map_err(HubError::io(path))?;
+    let parameters = jobs.iter().map(|job| job.tensor.dims.iter().map(|&dim| dim as u64).product::<u64>());
+    let tensors: Vec<TensorInfo> = jobs.iter().flat_map(|job| job.parts.clone()).collect();
+    let writer = draft.weights(&tensors, parameters.sum())?;
     let total = jobs.iter().map(|job| job.tensor.bytes).sum();
     let mut done = 0;
-    progress(done, total);
+    told(watch, done, total)?;
     for job in &jobs {
-        let start = bytes.len() as u64;
-        job.run(gguf, head_dim, &mut |part, offset, bytes| {
-            file.write_all_at(bytes, start + job.parts[part].offset + offset).map_err(HubError::io(path))
-        })?;
+        job.run(gguf, head_dim, &writer)?;
         done += job.tensor.bytes;
-        progress(done, total);
+        told(watch, done, total)?;
     }
-    file.sync_all().map_err(HubError::io(path))?;
-    Ok(Written { tensors_count: header.len() - 1, bytes: data_bytes })
+    let written = (writer.tensors_count(), writer.bytes());
+    writer.finish()?;
+    Ok(written)
 }
 
 /// Names, dtypes and shapes of what a source becomes.
@@ -118,7 +80,7 @@ fn outputs(source: &Source, tensor: &Tensor) -> Vec<(&'static str, Dtype, Vec<us
 
 impl Job<'_> {
     /// Converts the tensor chunk by chunk.
-    fn run(&self, gguf: &Gguf, head_dim: usize, write: &mut WritePart<'_>) -> Result<(), HubError> {
+    fn run(&self, gguf: &Gguf, head_dim: usize, writer: &WeightsWriter) -> Result<(), HubError> {
         let (elements, block_bytes) = self.tensor.kind.block();
         // A bias is one row to GGUF; its elements move like rows.
         let row_len = if self.tensor.dims.len() == 1 { 1 } else { self.tensor.dims[0] };
@@ -144,9 +106,9 @@ impl Job<'_> {
                 self.tensor.kind.convert(&input, &mut parts);
             }
             let outputs = [&parts.weight, &parts.scales, &parts.biases];
-            for (part, bytes) in outputs.into_iter().enumerate().take(self.parts.len()) {
-                write(part, written[part], bytes)?;
-                written[part] += bytes.len() as u64;
+            for ((part, bytes), at) in self.parts.iter().zip(outputs).zip(&mut written) {
+                writer.write(&part.name, *at, bytes)?;
+                *at += bytes.len() as u64;
             }
         }
         // A defect here would leave zeros in a model that looks whole.
@@ -162,84 +124,4 @@ fn unpermute(head: &[u8], row_bytes: usize, ordered: &mut Vec<u8>) {
             ordered.extend_from_slice(row);
         }
     }
-}
-
-/// Writes a JSON file, `pretty` if people read it.
-pub(super) fn json_file(path: &Path, value: &Value, pretty: bool) -> Result<(), HubError> {
-    let text = if pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) };
-    let text = text.map_err(|error| HubError::io(path)(error.into()))?;
-    let file = File::create_new(path).map_err(HubError::io(path))?;
-    file.write_all_at(&text, 0).and_then(|()| file.sync_all()).map_err(HubError::io(path))
-}
-
-/// A folder that takes its name when it is complete, and vanishes if it never is.
-pub(super) struct Draft {
-    pub(super) path: PathBuf,
-    out: PathBuf,
-}
-
-impl Draft {
-    /// Makes the hidden folder beside `out`. `out` may be an empty folder, or, to be replaced, a model's.
-    pub(super) fn new(out: &Path, overwrite: bool) -> Result<Self, HubError> {
-        let refuse = |why: &str| Err(HubError::io(out)(io::Error::new(io::ErrorKind::AlreadyExists, why)));
-        if out.exists() && !is_empty(out)? {
-            if !overwrite {
-                return refuse("exists and has files in it");
-            }
-            // Whoever names a wrong folder must not lose it.
-            if !out.join("config.json").is_file() {
-                return refuse("is not a model's folder, so it is not replaced");
-            }
-        }
-        let path = beside(out, "partial")?;
-        fs::create_dir_all(&path).map_err(HubError::io(&path))?;
-        Ok(Self { path, out: out.to_path_buf() })
-    }
-
-    /// Puts the folder in its place.
-    pub(super) fn finish(self) -> Result<(), HubError> {
-        let sync = |path: &Path| File::open(path)?.sync_all();
-        sync(&self.path).map_err(HubError::io(&self.path))?;
-        let old = beside(&self.out, "old")?;
-        let replaces = self.out.exists();
-        if replaces {
-            fs::rename(&self.out, &old).map_err(HubError::io(&self.out))?;
-        }
-        if let Err(error) = fs::rename(&self.path, &self.out) {
-            if replaces {
-                // The first error is what the caller must hear; the old folder is back or under its hidden
-                // name.
-                let _ = fs::rename(&old, &self.out);
-            }
-            return Err(HubError::io(&self.out)(error));
-        }
-        if replaces {
-            fs::remove_dir_all(&old).map_err(HubError::io(&old))?;
-        }
-        let parent = self.out.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync(parent.unwrap_or(Path::new("."))).map_err(HubError::io(&self.out))
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        // After `finish` it is gone; before, nobody can use it.
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-fn is_empty(folder: &Path) -> Result<bool, HubError> {
-    Ok(fs::read_dir(folder).map_err(HubError::io(folder))?.next().is_none())
-}
-
-/// A hidden name beside `out` that is free. Model roots skip hidden names.
-fn beside(out: &Path, what: &str) -> Result<PathBuf, HubError> {
-    let Some(name) = out.file_name() else {
-        return Err(HubError::io(out)(io::Error::new(io::ErrorKind::InvalidInput, "names no folder")));
-    };
-    let process = std::process::id();
-    let free = (0..1000)
-        .map(|i| out.with_file_name(format!(".{}.{what}-{process}-{i}", name.to_string_lossy())))
-        .find(|path| !path.exists());
-    free.ok_or_else(|| HubError::io(out)(io::Error::from(io::ErrorKind::AlreadyExists)))
 }

@@ -20,7 +20,7 @@ pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
     instruction_set, instruction_sets, leave_products_to_blas, limit_threads, use_instruction_set,
 };
-pub(crate) use quantized::{Packed, QuantMode};
+pub(crate) use quantized::{Packed, quantize};
 
 /// A fact of a device that MLX reports.
 #[derive(Clone, Debug, PartialEq, Eq)]

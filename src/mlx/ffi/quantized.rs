@@ -1,4 +1,5 @@
-//! Products with quantized matrices in every format that MLX has; mlx-rs's functions know the affine one.
+//! Quantization, and products with quantized matrices, in every format that MLX has; mlx-rs's functions know
+//! the affine one.
 
 use std::ffi::CStr;
 
@@ -6,20 +7,8 @@ use mlx_rs::error::Result;
 use mlx_rs::{Array, Stream};
 use mlx_sys::mlx_array;
 
-use super::Handle;
-
-/// The format of packed elements, as MLX names it (mlx/ops.h, `quantize`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum QuantMode {
-    /// `scale * q + bias`, both floats.
-    Affine,
-    /// E2M1 elements with E8M0 scales.
-    Mxfp4,
-    /// E4M3 elements with E8M0 scales.
-    Mxfp8,
-    /// E2M1 elements with E4M3 scales.
-    Nvfp4,
-}
+use super::{Handle, take_all};
+use crate::quantize::{QuantFormat, QuantMode};
 
 /// A quantized matrix `[.., out, in]` as MLX's operations take it.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +22,40 @@ pub(crate) struct Packed<'a> {
     pub(crate) mode: QuantMode,
 }
 
+/// Returns MLX's name of a mode.
+fn word(mode: QuantMode) -> &'static CStr {
+    match mode {
+        QuantMode::Affine => c"affine",
+        QuantMode::Mxfp4 => c"mxfp4",
+        QuantMode::Mxfp8 => c"mxfp8",
+        QuantMode::Nvfp4 => c"nvfp4",
+    }
+}
+
+/// Returns bits or columns as MLX counts them; a `QuantFormat` has few of either.
+fn count_of(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// Quantizes floats `[.., out, in]`: packed elements and scales, and biases in the affine mode.
+pub(crate) fn quantize(matrix: &Array, format: QuantFormat) -> Result<Vec<Array>> {
+    let QuantFormat { mode, bits, group_size } = format;
+    let number = |value: u32| mlx_sys::mlx_optional_int { value: count_of(value), has_value: true };
+    let none = Handle::new();
+    let count = if mode == QuantMode::Affine { 3 } else { 2 };
+    // SAFETY: all handles live through the call; the vector is made, filled and freed here.
+    unsafe {
+        let stream = Stream::thread_local_or_default();
+        let mut made = mlx_sys::mlx_vector_array_new();
+        let (group, bits, stream) = (number(group_size), number(bits), stream.as_ref().as_ptr());
+        let mode = word(mode).as_ptr();
+        let status = mlx_sys::mlx_quantize(&raw mut made, matrix.as_ptr(), group, bits, mode, none.0, stream);
+        let arrays = take_all(status, made, count, "quantize");
+        mlx_sys::mlx_vector_array_free(made);
+        arrays
+    }
+}
+
 impl Packed<'_> {
     /// Returns the C arguments that all operations share: biases, group size, bits, mode.
     fn arguments(
@@ -40,14 +63,8 @@ impl Packed<'_> {
         none: &Handle,
     ) -> (mlx_array, mlx_sys::mlx_optional_int, mlx_sys::mlx_optional_int, &'static CStr) {
         let number = |value| mlx_sys::mlx_optional_int { value, has_value: true };
-        let mode = match self.mode {
-            QuantMode::Affine => c"affine",
-            QuantMode::Mxfp4 => c"mxfp4",
-            QuantMode::Mxfp8 => c"mxfp8",
-            QuantMode::Nvfp4 => c"nvfp4",
-        };
         let biases = self.biases.map_or(none.0, Array::as_ptr);
-        (biases, number(self.group_size), number(self.bits), mode)
+        (biases, number(self.group_size), number(self.bits), word(self.mode))
     }
 
     /// Returns the matrix as floats.

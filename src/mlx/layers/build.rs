@@ -5,8 +5,9 @@ use mlx_rs::Dtype;
 
 use super::{Activation, ExpertMatrix, Experts, Fused, Linear, Matrix, Mlp, Quantized, RmsNorm};
 use crate::error::Error;
-use crate::mlx::ffi::{Gate, QuantMode};
+use crate::mlx::ffi::Gate;
 use crate::mlx::tensors::TensorCursor;
+use crate::quantize::QuantMode;
 
 impl TensorCursor {
     /// Takes a norm's weight.
@@ -29,6 +30,7 @@ impl TensorCursor {
     /// follow from the shapes, as in mlx-lm (utils.py, infer_quant_config).
     pub(crate) fn matrices(&mut self, prefix: &str, shape: &[i32]) -> Result<Matrix, Error> {
         let name = format!("{prefix}.weight");
+        self.note_matrix(prefix);
         if !self.has(&format!("{prefix}.scales")) {
             return Ok(Matrix::Dense(self.floats(&name, shape)?));
         }

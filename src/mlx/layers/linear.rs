@@ -6,8 +6,9 @@ use mlx_rs::{Array, Dtype, ops};
 
 use super::RmsNorm;
 use crate::mlx::dim;
-use crate::mlx::ffi::{Packed, QuantMode};
+use crate::mlx::ffi::Packed;
 use crate::mlx::kernels::KernelSet;
+use crate::quantize::QuantMode;
 
 /// A quantized matrix `[out, in]`, or a stack of them `[matrices, out, in]`: elements of few bits, and a
 /// scale for each group of columns.

@@ -37,7 +37,7 @@ const fn home(name: &'static str, homes: &'static [&'static str], tests: &'stati
 
 #[rustfmt::skip]
 pub(super) const ROOMS: &[Room] = &[
-    room("cli",       &["clock", "config", "daemon", "device", "hub"], &[]),
+    room("cli",       &["clock", "config", "daemon", "device", "hub", "quantize"], &[]),
     room("daemon",    &["clock", "config", "device", "engine", "error", "hub", "net", "rpc", "service", "telemetry"], &[]),
     room("rpc",       &["clock", "count", "error", "hub", "ids", "limits", "net", "service"], &[]),
     room("net",       &["error", "ids", "limits"], &[]),
@@ -45,9 +45,9 @@ pub(super) const ROOMS: &[Room] = &[
     room("telemetry", &["config"], &[]),
     room("config",    &["backend", "engine", "limits"], &[]),
     room("engine",    &["backend", "cache", "clock", "count", "error", "ids", "prompt", "residency", "sched", "text"], &["session"]),
-    room("device",    &["backend", "error", "hub", "mlx", "models"], &[]),
+    room("device",    &["backend", "error", "hub", "mlx", "models", "quantize"], &[]),
     room("models",    &["error", "hub", "mlx"], &[]),
-    room("mlx",       &["backend", "error", "ids"], &[]),
+    room("mlx",       &["backend", "error", "ids", "quantize"], &[]),
     room("residency", &["backend", "error", "hub", "ids"], &[]),
     room("sched",     &["backend", "clock", "ids"], &[]),
     room("cache",     &["backend", "clock", "count", "ids", "prompt"], &[]),
@@ -57,6 +57,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("session",   &["clock", "count", "error", "ids"], &[]),
     room("prompt",    &[], &[]),
     room("limits",    &[], &[]),
+    room("quantize",  &[], &[]),
     room("error",     &["ids"], &[]),
     room("clock",     &[], &[]),
     room("count",     &[], &[]),

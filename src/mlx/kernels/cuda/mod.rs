@@ -15,8 +15,9 @@ use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype, ops};
 
 use crate::mlx::batch::Places;
-use crate::mlx::ffi::{self, CudaKernel, CudaLaunch, DeviceFact, Packed, QuantMode};
+use crate::mlx::ffi::{self, CudaKernel, CudaLaunch, DeviceFact, Packed};
 use crate::mlx::kv::KvShape;
+use crate::quantize::QuantMode;
 
 const COMMON: &str = include_str!("common.cuh");
 const PRODUCT: &str = include_str!("product.cuh");
