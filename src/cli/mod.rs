@@ -1,5 +1,5 @@
-//! The command line. Every command except `serve` and `convert` is a client of a daemon, through the public
-//! crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by `main`.
+//! The command line. Every command except `serve`, `convert` and `pull` is a client of a daemon, through the
+//! public crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by `main`.
 
 mod answer;
 mod bench;
@@ -13,7 +13,9 @@ mod json;
 mod load;
 mod out;
 mod ps;
+mod pull;
 mod serve;
+mod transfer_bars;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -32,6 +34,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  mlxd pull mlx-community/SmolLM2-135M-Instruct
   mlxd serve --model-root ~/models --model SmolLM2-135M-Instruct
   mlxd generate \"What is the capital of France?\"
   mlxd chat
@@ -49,6 +52,7 @@ enum Command {
     Ps(ps::PsArgs),
     Bench(bench::BenchArgs),
     Convert(convert::ConvertArgs),
+    Pull(pull::PullArgs),
 }
 
 /// Runs the command given by the process's arguments.
@@ -74,6 +78,7 @@ pub(crate) fn main() -> ExitCode {
         // Handles Ctrl-C itself, to show the measurements taken so far.
         Command::Bench(args) => runtime().and_then(|runtime| runtime.block_on(bench::run(args))),
         Command::Convert(args) => convert::run(&args),
+        Command::Pull(args) => wait(pull::run(args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -214,14 +214,15 @@ fn default_socket(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     Some(runtime.or_else(|| folder("HOME").map(|home| home.join(".mlxd")))?.join("mlxd.sock"))
 }
 
-/// Returns the cache of the Hugging Face tools.
+/// Returns the cache of the Hugging Face tools, by their rules (huggingface_hub's constants.py).
 fn default_hf_cache(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    if let Some(cache) = env("HF_HUB_CACHE") {
-        return Some(cache.into());
+    let user = env("HOME").map(PathBuf::from);
+    let path = |name| env(name).map(|text| expand_home(&text, user.as_deref()));
+    if let Some(cache) = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")) {
+        return Some(cache);
     }
-    let home = env("HF_HOME").map(PathBuf::from);
-    let home = home.or_else(|| env("HOME").map(|home| Path::new(&home).join(".cache/huggingface")))?;
-    Some(home.join("hub"))
+    let caches = path("XDG_CACHE_HOME").or_else(|| Some(user.as_ref()?.join(".cache")));
+    Some(path("HF_HOME").or_else(|| Some(caches?.join("huggingface")))?.join("hub"))
 }
 
 fn config_file(overrides: &Overrides, env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {

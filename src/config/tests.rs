@@ -139,6 +139,8 @@ fn the_hugging_face_cache_is_where_its_tools_keep_it() {
     assert_eq!(cache(&[]), Path::new("/home/me/.cache/huggingface/hub"));
     assert_eq!(cache(&[("HF_HOME", "/hf")]), Path::new("/hf/hub"));
     assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
+    assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
+    assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "~/c"), ("HOME", "/home/ada")]), Path::new("/home/ada/c"));
     assert_eq!(cache(&[("MLXD_HF_CACHE", "/m")]), Path::new("/m"));
 }
 

@@ -20,7 +20,7 @@ use super::read::{open_regular, read_object};
 /// The format allows 100 MB; a model with 100,000 tensors needs about 12.
 const HEADER_BYTES_MAX: u64 = 32 << 20;
 /// Large enough for the headers of all shards.
-const INDEX_BYTES_MAX: u64 = 64 << 20;
+pub(super) const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// Says which file has which tensor, where a model has several files.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// MLX counts dimensions in 32 bits.

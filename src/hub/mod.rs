@@ -1,7 +1,7 @@
-//! Model files: local folders, the Hugging Face cache, conversion from GGUF.
+//! Model files: local folders, the Hugging Face cache, downloads into it, conversion from GGUF.
 //!
-//! Everything here blocks on the file system and knows neither tokio nor MLX; callers run it on a thread that
-//! may block. Files come from strangers: every size is checked before it is used.
+//! Everything here blocks and knows nothing of MLX; callers run it on a thread that may block. Only `fetch`
+//! uses tokio, inside. Files come from strangers: every size is checked before it is used.
 
 mod cache;
 mod catalog;
@@ -9,6 +9,7 @@ mod config;
 mod convert;
 mod error;
 mod facts;
+mod fetch;
 mod files;
 mod inspect;
 mod read;
@@ -20,6 +21,7 @@ pub use config::{config_f64, text_default, text_part};
 pub use convert::{Converted, Draft, Watch, WeightsWriter, convert_gguf, told};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
+pub use fetch::{FetchError, Fetched, FileProgress, FileState, HubSettings, Progress, RepoName, Stop, fetch};
 pub use files::{ModelFiles, read_text_files};
 pub use inspect::{TensorInfo, WeightFile, WeightIndex, inspect};
 pub use resolve::{Listed, ModelFolder, ModelRoots, check_model_name};

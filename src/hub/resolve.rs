@@ -263,7 +263,7 @@ fn has_weights(repo: &Path) -> bool {
 }
 
 /// Says what a snapshot lacks; nothing if it can be a whole model.
-fn incomplete(snapshot: &Path) -> Option<String> {
+pub(super) fn incomplete(snapshot: &Path) -> Option<String> {
     let files = file_names(snapshot);
     if let Some(file) = files.iter().find(|file| !snapshot.join(file).exists()) {
         return Some(format!("{file} is a link that leads nowhere"));

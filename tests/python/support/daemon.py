@@ -82,6 +82,8 @@ class Daemon:
         # Without the variables of the person's own set-up, with an empty Hugging Face cache.
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MLXD_")}
         self.environment["HF_HOME"] = str(self.folder / "huggingface")
+        # No test reaches a real hub.
+        self.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
         self.environment.update(environment or {})
         # Where stdout and stderr go instead of the log's file.
         self.output: int | None = None

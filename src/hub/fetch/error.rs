@@ -1,0 +1,116 @@
+//! What can go wrong with a download, by what the caller can do about it. `Display` goes to clients: no
+//! token, no signed address and no folder of the owner is in it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::hub::error::file_name;
+
+/// Why a repo was not downloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The text cannot name a repo or a revision.
+    #[error("{text:?} cannot name a repo: {why}")]
+    Invalid {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A setting of the environment cannot be used.
+    #[error("{variable}: {why}")]
+    Setting {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// `HF_HUB_OFFLINE` is set.
+    #[error("HF_HUB_OFFLINE is set, and {repo} is not in the Hugging Face cache")]
+    Offline {
+        /// The repo.
+        repo: String,
+    },
+    /// The hub has no such repo, revision or file, or does not show it to this caller.
+    #[error("the hub has no {what}")]
+    NotFound {
+        /// The repo, revision or file.
+        what: String,
+    },
+    /// The hub refuses this caller.
+    #[error("the hub refuses {repo}: {why}")]
+    Denied {
+        /// The repo.
+        repo: String,
+        /// What the hub said, and what the owner can do.
+        why: String,
+    },
+    /// The hub, or the way to it, does not answer now.
+    #[error("the hub does not answer: {why}")]
+    Unreachable {
+        /// What failed.
+        why: String,
+        /// When to try again, as the hub says.
+        retry_after: Option<Duration>,
+    },
+    /// An answer of the hub contradicts itself or is not what its interface promises.
+    #[error("{what}: the hub {why}")]
+    BadAnswer {
+        /// The file or list.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The repo has nothing that could be loaded.
+    #[error("{repo} {why}")]
+    Unsupported {
+        /// The repo.
+        repo: String,
+        /// What it lacks.
+        why: String,
+    },
+    /// The disk of the cache has no room for the files.
+    #[error("the download needs {needed_bytes} bytes; the disk has {available_bytes} free")]
+    DiskFull {
+        /// Bytes still to write.
+        needed_bytes: u64,
+        /// Bytes free.
+        available_bytes: u64,
+    },
+    /// The operating system refused.
+    #[error("{}: {source}", file_name(.path))]
+    Io {
+        /// The whole path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nobody waits for the download any more.
+    #[error("the download was stopped; the next one goes on where it ended")]
+    Stopped,
+}
+
+impl FetchError {
+    /// For `map_err`: the path joins the system's error.
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(super) fn bad(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::BadAnswer { what: what.into(), why: why.into() }
+    }
+
+    pub(super) fn unreachable(why: impl Into<String>) -> Self {
+        Self::Unreachable { why: why.into(), retry_after: None }
+    }
+
+    /// Returns whether the disk ran full while the file was written.
+    pub(super) fn is_out_of_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. }
+            if matches!(Errno::from_io_error(source), Some(Errno::NOSPC | Errno::DQUOT)))
+    }
+}

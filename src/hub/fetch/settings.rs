@@ -1,0 +1,164 @@
+//! Where the hub is, where its cache is, and the token: from the environment, by the names and rules of
+//! Python's huggingface_hub (constants.py, utils/_auth.py).
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use reqwest::Url;
+use reqwest::header::HeaderValue;
+
+use super::FetchError;
+
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Connections of a download at one time.
+const CONNECTIONS: usize = 8;
+
+/// Words that mean yes in a variable.
+const YES: [&str; 4] = ["1", "ON", "YES", "TRUE"];
+
+/// The `Authorization` header. Its text is in no log, message or debug output.
+#[derive(Clone)]
+pub(super) struct Token(pub(super) HeaderValue);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// Settings of downloads.
+#[derive(Clone, Debug)]
+pub struct HubSettings {
+    /// The Hugging Face cache: the folder that holds `models--owner--name`.
+    pub cache: PathBuf,
+    pub(super) endpoint: Url,
+    pub(super) token: Option<Token>,
+    pub(super) offline: bool,
+    /// Connections at one time.
+    pub connections: usize,
+    /// Returns the bytes free on the disk of a folder.
+    pub(super) free_bytes: fn(&Path) -> io::Result<u64>,
+}
+
+impl HubSettings {
+    /// Reads the environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_OFFLINE`,
+    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`. Reads the file of the token.
+    ///
+    /// # Errors
+    /// `Setting` for an endpoint that is not an address, or a token that cannot be sent.
+    pub fn from_environment(cache: PathBuf) -> Result<Self, FetchError> {
+        Self::from_variables(cache, &|name| std::env::var(name).ok().filter(|text| !text.is_empty()))
+    }
+
+    pub(super) fn from_variables(
+        cache: PathBuf,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, FetchError> {
+        let is_set = |name: &str| env(name).is_some_and(|text| YES.contains(&text.to_uppercase().as_str()));
+        let endpoint = env("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        let not_an_address = |why: &str| FetchError::Setting { variable: "HF_ENDPOINT", why: why.to_owned() };
+        let url =
+            Url::parse(endpoint.trim_end_matches('/')).map_err(|error| not_an_address(&error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(not_an_address("must be an http or https address"));
+        }
+        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+            return Err(not_an_address("must have no name, password or query"));
+        }
+        let token = if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") { None } else { token(env)? };
+        Ok(Self {
+            cache,
+            endpoint: url,
+            token,
+            offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
+            connections: CONNECTIONS,
+            free_bytes,
+        })
+    }
+}
+
+fn token(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<Token>, FetchError> {
+    let stored = || {
+        let home = env("HF_HOME").map(PathBuf::from);
+        let home = home.or_else(|| env("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("huggingface")));
+        let home = home.or_else(|| env("HOME").map(|home| Path::new(&home).join(".cache/huggingface")));
+        let path = env("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home?.join("token")))?;
+        fs::read_to_string(path).ok()
+    };
+    let text = env("HF_TOKEN").or_else(|| env("HUGGING_FACE_HUB_TOKEN")).or_else(stored);
+    let text: String = text.unwrap_or_default().replace(['\r', '\n'], "").trim().to_owned();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let why =
+        || FetchError::Setting { variable: "HF_TOKEN", why: "has characters that cannot be sent".into() };
+    let mut value = HeaderValue::from_str(&format!("Bearer {text}")).map_err(|_| why())?;
+    value.set_sensitive(true);
+    Ok(Some(Token(value)))
+}
+
+fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<HubSettings, FetchError> {
+        let env = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, text)| (*text).to_owned())
+        };
+        HubSettings::from_variables("/cache".into(), &env)
+    }
+
+    fn sent(settings: &HubSettings) -> Option<&str> {
+        settings.token.as_ref().map(|token| token.0.to_str().unwrap())
+    }
+
+    #[test]
+    fn the_token_is_the_variables_else_the_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().to_str().unwrap();
+        assert_eq!(sent(&read(&[("HF_HOME", home)]).unwrap()), None);
+        fs::write(folder.path().join("token"), "hf_file\n").unwrap();
+        assert_eq!(sent(&read(&[("HF_HOME", home)]).unwrap()), Some("Bearer hf_file"));
+        assert_eq!(sent(&read(&[("HF_HOME", home), ("HF_TOKEN", "hf_env")]).unwrap()), Some("Bearer hf_env"));
+        let off = [("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")];
+        assert_eq!(sent(&read(&off).unwrap()), None);
+        let path = folder.path().join("token");
+        let path = [("HF_TOKEN_PATH", path.to_str().unwrap())];
+        assert_eq!(sent(&read(&path).unwrap()), Some("Bearer hf_file"));
+    }
+
+    #[test]
+    fn the_token_is_in_no_debug_output() {
+        let settings = read(&[("HF_TOKEN", "hf_secret")]).unwrap();
+        assert!(!format!("{settings:?}").contains("secret"));
+        let error = read(&[("HF_TOKEN", "hf_secret\u{1}")]).unwrap_err();
+        assert!(!format!("{error:?} {error}").contains("secret"));
+    }
+
+    #[test]
+    fn the_endpoint_is_an_http_address() {
+        assert_eq!(read(&[]).unwrap().endpoint.as_str(), "https://huggingface.co/");
+        assert_eq!(read(&[("HF_ENDPOINT", "http://127.0.0.1:1/x/")]).unwrap().endpoint.path(), "/x");
+        for wrong in ["huggingface.co", "file:///x", "http://user:pass@host", "http://host/?a=b"] {
+            assert!(read(&[("HF_ENDPOINT", wrong)]).is_err(), "{wrong}");
+        }
+        assert!(read(&[("HF_HUB_OFFLINE", "true")]).unwrap().offline);
+        assert!(!read(&[("HF_HUB_OFFLINE", "0")]).unwrap().offline);
+    }
+
+    #[test]
+    fn the_disk_of_a_folder_has_room() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(free_bytes(folder.path()).unwrap() > 0);
+        assert!(free_bytes(Path::new("/nonexistent")).is_err());
+    }
+}
