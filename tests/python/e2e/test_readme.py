@@ -23,6 +23,7 @@ import pytest
 
 from checkpoints import Checkpoint, build
 from daemon import REPOSITORY, Daemon, binary, default_model, wait_for
+from loopback_hub import LoopbackHub
 
 COMMAND_S = 240.0
 DOCUMENTS = sorted(
@@ -167,6 +168,14 @@ def load(place: Place, words: list[str]) -> None:
     return None
 
 
+def pull(place: Place, words: list[str]) -> None:
+    """Downloads the named repository from a hub on loopback."""
+    repository = next(word for word in words[2:] if not word.startswith("-")).partition("@")[0]
+    with LoopbackHub() as hub, tempfile.TemporaryDirectory(prefix="mlxd-") as folder:
+        hub.add(repository, {"config.json": b"{}", "model.safetensors": bytes(1000)})
+        runs(Place(place.home, hub.environment(Path(folder))), words)
+
+
 def convert(place: Place, words: list[str]) -> None:
     """There is no GGUF file of the name shown: that must be its only complaint."""
     assert not (place.home / words[2]).exists()
@@ -194,6 +203,7 @@ MLXD: dict[str, Callable[[Place, list[str]], None]] = {
     "generate": generate,
     "load": load,
     "ps": runs,
+    "pull": pull,
     "serve": serve,
     "unload": runs,
 }
