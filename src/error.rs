@@ -1,9 +1,75 @@
 //! The errors of calls, by what the caller can do about them. `service/reason.rs` gives each its reason and
 //! metadata, `rpc/status.rs` its status. `Display` goes to the caller; causes go to the log.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::ids::{ModelName, SessionName};
+
+/// Why a model is not loaded: the numbers, the rule, and what is in the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// The model.
+    pub model: ModelName,
+    /// Bytes it needs, with the KV cache that it must have room for.
+    pub needed_bytes: u64,
+    /// Bytes it could have, those that evictions free included.
+    pub available_bytes: u64,
+    /// The whole budget.
+    pub budget_bytes: u64,
+    /// The rule that refuses it.
+    pub rule: MemoryRule,
+    /// Models that would have to go.
+    pub in_the_way: Vec<ModelName>,
+}
+
+/// A rule that keeps a model out of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryRule {
+    /// It exceeds the budget even alone.
+    WholeBudget,
+    /// Pinned models stay.
+    Pinned {
+        /// Bytes that they hold.
+        held_bytes: u64,
+    },
+    /// Models in use stay, and a load that runs keeps its bytes.
+    InUse {
+        /// Bytes that they hold.
+        held_bytes: u64,
+    },
+    /// The system would not give the memory, whatever the budget says.
+    System,
+}
+
+impl fmt::Display for MemoryRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WholeBudget => f.write_str("larger than the whole budget"),
+            Self::Pinned { held_bytes } => write!(f, "pinned models hold {held_bytes} bytes"),
+            Self::InUse { held_bytes } => write!(f, "models in use hold {held_bytes} bytes"),
+            Self::System => f.write_str("the system has no more memory"),
+        }
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, needed_bytes, available_bytes, budget_bytes, rule, in_the_way } = self;
+        write!(f, "the model {model} needs {needed_bytes} bytes; ")?;
+        match rule {
+            MemoryRule::WholeBudget => write!(f, "the whole budget is {budget_bytes}")?,
+            MemoryRule::Pinned { .. } | MemoryRule::InUse { .. } | MemoryRule::System => {
+                write!(f, "{available_bytes} of a budget of {budget_bytes} can be made free: {rule}")?;
+            }
+        }
+        for (index, model) in in_the_way.iter().enumerate() {
+            let before = if index == 0 { "; these would have to go: " } else { ", " };
+            write!(f, "{before}{model}")?;
+        }
+        Ok(())
+    }
+}
 
 /// The cause of a failed call.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -82,15 +148,8 @@ pub enum Error {
         why: String,
     },
     /// The model exceeds the whole memory budget.
-    #[error("the model {model} needs {needed_bytes} bytes; the whole budget is {available_bytes}")]
-    ModelTooLarge {
-        /// The model.
-        model: ModelName,
-        /// Bytes it needs.
-        needed_bytes: u64,
-        /// Bytes of the whole budget.
-        available_bytes: u64,
-    },
+    #[error("{0}")]
+    ModelTooLarge(Box<Shortage>),
     /// Requests for the model run or wait.
     #[error("the model {model} is busy: {running} requests run or wait")]
     ModelBusy {
@@ -99,16 +158,9 @@ pub enum Error {
         /// Their number.
         running: u32,
     },
-    /// The model does not fit beside those that are resident.
-    #[error("the model {model} needs {needed_bytes} bytes; {available_bytes} are free")]
-    MemoryBudget {
-        /// The model.
-        model: ModelName,
-        /// Bytes it needs.
-        needed_bytes: u64,
-        /// Bytes that are free.
-        available_bytes: u64,
-    },
+    /// The model does not fit beside those that stay.
+    #[error("{0}")]
+    MemoryBudget(Box<Shortage>),
     /// The model was unloaded while the request waited.
     #[error("the model {0} was unloaded while the request waited")]
     ModelUnloaded(ModelName),

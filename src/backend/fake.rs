@@ -9,6 +9,7 @@ use super::{
     add_checkpoint,
 };
 use crate::error::Error;
+use crate::ids::ModelName;
 
 /// Bytes of one token in the fake's KV cache.
 pub(crate) const KV_BYTES: u64 = 10;
@@ -31,7 +32,18 @@ pub(crate) fn spec(model: &str) -> LoadSpec {
 
 #[derive(Default)]
 pub(crate) struct Fake {
-    models: u32,
+    /// Number of loads that it has begun.
+    pub(crate) models: u32,
+    /// Budget that it suggests.
+    pub(crate) budget_bytes: u64,
+    /// Bytes of weights by model; others have [`WEIGHT_BYTES`].
+    pub(crate) weights: BTreeMap<ModelName, u64>,
+    /// Bytes of KV cache that a load must have room for.
+    pub(crate) kv_reserve_bytes: u64,
+    /// Most bytes of weights that it held, those of loads included.
+    pub(crate) weight_bytes_peak: u64,
+    /// Bytes of weights that it holds; of a load that runs, all.
+    held: BTreeMap<ModelId, u64>,
     slabs: BTreeMap<(ModelId, u32), Slab>,
     parked: BTreeMap<(ModelId, ParkedId), (Vec<u32>, Vec<u32>)>,
     checkpoints: BTreeMap<(ModelId, SlotId), Vec<u32>>,
@@ -82,13 +94,18 @@ impl Fake {
         Self { faults, ..Self::default() }
     }
 
-    pub(crate) fn info(budget_bytes: u64) -> DeviceInfo {
-        DeviceInfo { device: "fake".into(), mlx_version: "0".into(), budget_bytes, architectures: vec![] }
+    pub(crate) fn info() -> DeviceInfo {
+        DeviceInfo {
+            device: "fake".into(),
+            mlx_version: "0".into(),
+            memory_bytes: None,
+            architectures: vec![],
+        }
     }
 
     /// Bytes of all that it holds of a model.
     pub(crate) fn bytes(&self, model: ModelId) -> u64 {
-        WEIGHT_BYTES + self.kv_bytes(|of| of == model)
+        self.held[&model] + self.kv_bytes(|of| of == model)
     }
 
     /// Bytes of the slabs and parked caches of some models.
@@ -106,6 +123,12 @@ impl Fake {
     /// Notes how much it holds now.
     fn note_peak(&mut self) {
         self.kv_bytes_peak = self.kv_bytes_peak.max(self.kv_bytes(|_| true));
+        self.weight_bytes_peak = self.weight_bytes_peak.max(self.held.values().sum());
+    }
+
+    /// Number of models that it holds, loading ones included.
+    pub(crate) fn held(&self) -> usize {
+        self.held.len()
     }
 
     /// Number of parked caches.
@@ -172,17 +195,30 @@ fn check(span: &Span) {
 }
 
 impl Backend for Fake {
+    fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
     fn plan(&self, spec: &LoadSpec, _: u64) -> LoadPlan {
-        let dtype = ComputeDtype::Float32;
-        LoadPlan { spec: spec.clone(), dtype, dequantize: false, needed_bytes: WEIGHT_BYTES }
+        let needed_bytes = self.weights.get(spec.model()).copied().unwrap_or(WEIGHT_BYTES);
+        LoadPlan {
+            spec: spec.clone(),
+            dtype: ComputeDtype::Float32,
+            dequantize: false,
+            needed_bytes,
+            kv_bytes: self.kv_reserve_bytes,
+        }
     }
 
-    fn load(&mut self, _: LoadPlan) -> Result<ModelId, Error> {
+    fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
         self.models += 1;
-        Ok(ModelId(self.models))
+        let id = ModelId(self.models);
+        self.held.insert(id, plan.needed_bytes);
+        self.note_peak();
+        Ok(id)
     }
 
-    fn load_more(&mut self, _: ModelId) -> Result<LoadStep, Error> {
+    fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error> {
         self.is_reading = !self.is_reading;
         if self.is_reading {
             return Ok(LoadStep::Pending);
@@ -195,7 +231,7 @@ impl Backend for Fake {
             vocabulary_size: 1000,
             kv_bytes_per_token: KV_BYTES,
             state_bytes: self.state_bytes,
-            weight_bytes: WEIGHT_BYTES,
+            weight_bytes: self.held[&model],
             parameter_count: 250,
             prefill_tokens_min: 16,
             prepares_steps: true,
@@ -204,6 +240,7 @@ impl Backend for Fake {
     }
 
     fn unload(&mut self, model: ModelId) -> Result<(), Error> {
+        assert!(self.held.remove(&model).is_some(), "the model is held");
         self.slabs.retain(|(of, _), _| *of != model);
         self.parked.retain(|(of, _), _| *of != model);
         self.results.remove(&model);

@@ -25,8 +25,8 @@ pub struct DeviceInfo {
     pub device: String,
     /// Version of MLX.
     pub mlx_version: String,
-    /// Byte budget for weights and KV caches.
-    pub budget_bytes: u64,
+    /// Bytes of memory that it has, or that this process may use of the machine's; None if unknown.
+    pub memory_bytes: Option<u64>,
     /// Values of model_type that can be loaded.
     pub architectures: Vec<&'static str>,
 }
@@ -46,6 +46,9 @@ pub struct DeviceMemory {
 /// be trusted; the engine ends its sequences and unloads it. The exceptions are [`Backend::open_slab`] and
 /// [`Backend::park`], which have done nothing where they fail, and [`Backend::park_slab`].
 pub trait Backend {
+    /// Returns the byte budget for weights and KV caches that the device suggests now.
+    fn budget_bytes(&self) -> u64;
+
     /// Plans a load, given `free_bytes`. Reads no file.
     fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan;
 

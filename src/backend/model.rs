@@ -112,4 +112,6 @@ pub struct LoadPlan {
     pub dequantize: bool,
     /// Bytes that the weights will take.
     pub needed_bytes: u64,
+    /// Bytes of the KV cache that there must be room for besides, so that a first request can run.
+    pub kv_bytes: u64,
 }

@@ -79,7 +79,7 @@ fn engine() -> Vec<Key> {
     vec![
         // 0 leaves it to the engine, which knows the device.
         number("memory_budget_bytes", 0, 0..=i64::MAX, |c, n| {
-            c.engine.memory_budget_bytes = n.unless_zero();
+            c.residency.memory_budget_bytes = n.unless_zero();
         }),
         number("kv_idle_bytes_max", 0, 0..=i64::MAX, |c, n| c.engine.kv_idle_bytes_max = n.unless_zero()),
         // Each is two buffers a layer or more, of which Metal has some 499,000 in all.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use layers::Layers;
 
 use crate::backend::KernelChoice;
-use crate::engine::EngineSettings;
+use crate::engine::{EngineSettings, ResidencySettings};
 use crate::limits::Limits;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
@@ -85,6 +85,8 @@ pub struct Config {
     pub auto_load: bool,
     /// The engine's settings.
     pub engine: EngineSettings,
+    /// Who stays in memory, and for how long.
+    pub residency: ResidencySettings,
     /// Kernels that models compute with.
     pub kernels: KernelChoice,
     /// Limits of calls.

@@ -66,10 +66,10 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     let runtime = builder.enable_all().thread_name("edge").build().map_err(setup)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let kernels = config.kernels;
-    let (engine, thread) = engine::start(config.engine, Arc::clone(&clock), move |settings| {
-        MlxBackend::new(settings.memory_budget_bytes, kernels)
-    })
-    .map_err(DaemonError::Engine)?;
+    let residency = config.residency.clone();
+    let make = move || MlxBackend::new(kernels);
+    let (engine, thread) =
+        engine::start(config.engine, residency, Arc::clone(&clock), make).map_err(DaemonError::Engine)?;
     let ended = runtime.block_on(async {
         let stop = signals::stop().map_err(setup)?;
         serve(engine, config, clock, stop, |bound| announce(config, bound)).await

@@ -11,7 +11,7 @@ use crate::backend::{
     ParkedId, RowResult, SlotId, Step, TruncateError,
 };
 use crate::device::{machine, plan};
-use crate::error::Error;
+use crate::error::{Error, MemoryRule, Shortage};
 use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::dim;
 use crate::mlx::ffi::{self, DeviceFact};
@@ -30,6 +30,8 @@ const GPU_CACHE_LIMIT_BYTES: usize = 1 << 30;
 /// MLX on this thread.
 pub struct MlxBackend {
     kernels: Selection,
+    /// Bytes of freed buffers that MLX keeps.
+    cache_limit: u64,
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
     streams: LoadStreams,
@@ -80,11 +82,11 @@ struct Running {
 }
 
 impl MlxBackend {
-    /// Takes MLX into use on this thread. Without `budget_bytes` the budget is what the machine suggests.
+    /// Takes MLX into use on this thread.
     ///
     /// # Errors
     /// MLX does not work here, or the machine does not have the `kernels`.
-    pub fn new(budget_bytes: Option<u64>, kernels: KernelChoice) -> Result<(Self, DeviceInfo), Error> {
+    pub fn new(kernels: KernelChoice) -> Result<(Self, DeviceInfo), Error> {
         // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
         ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
         let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
@@ -95,13 +97,6 @@ impl MlxBackend {
             // The cores, or as many as a control group's quota is worth.
             ffi::limit_threads(std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
         }
-        let memory =
-            if on_cpu { cpu_memory() } else { device_size("total_memory").or(device_size("memory_size")) };
-        let recommended = device_size("max_recommended_working_set_size");
-        let budget = budget_bytes.unwrap_or_else(|| machine::budget(recommended, memory, cache_limit as u64));
-        if let Some(memory) = memory.filter(|&memory| budget > memory) {
-            tracing::warn!(budget, memory, "memory_budget_bytes is more than the memory that there is");
-        }
         let name = match ffi::device_fact("device_name") {
             Some(DeviceFact::Text(name)) if !on_cpu => name,
             _ => if on_cpu { "cpu" } else { "gpu" }.to_owned(),
@@ -109,7 +104,7 @@ impl MlxBackend {
         let info = DeviceInfo {
             device: name,
             mlx_version: ffi::mlx_version(),
-            budget_bytes: budget,
+            memory_bytes: device_memory(on_cpu),
             architectures: models::model_types(),
         };
         let available = selection.available().join(" ");
@@ -117,7 +112,8 @@ impl MlxBackend {
         let files = Stream::new_with_device(&Device::cpu());
         let weights = if on_cpu { files.clone() } else { Stream::new_with_device(&Device::try_default()?) };
         let streams = LoadStreams { files, weights };
-        Ok((Self { kernels: selection, models: BTreeMap::new(), model_next: 0, streams }, info))
+        let cache_limit = cache_limit as u64;
+        Ok((Self { kernels: selection, cache_limit, models: BTreeMap::new(), model_next: 0, streams }, info))
     }
 
     /// Checks that the system would give `bytes`: on the CPU, MLX does not.
@@ -142,12 +138,22 @@ fn device_size(key: &str) -> Option<u64> {
     }
 }
 
+/// Returns the bytes of memory that models may be in.
+fn device_memory(on_cpu: bool) -> Option<u64> {
+    if on_cpu { cpu_memory() } else { device_size("total_memory").or(device_size("memory_size")) }
+}
+
 /// Returns the bytes that a process on the CPU may use.
 fn cpu_memory() -> Option<u64> {
     machine::memory_bytes(Path::new("/")).into_iter().chain(ffi::address_limit()).min()
 }
 
 impl Backend for MlxBackend {
+    fn budget_bytes(&self) -> u64 {
+        let recommended = device_size("max_recommended_working_set_size");
+        machine::budget(recommended, device_memory(self.kernels.on_cpu), self.cache_limit)
+    }
+
     fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan {
         plan::plan(spec, self.kernels.on_cpu, free_bytes)
     }
@@ -155,10 +161,17 @@ impl Backend for MlxBackend {
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
         let files = plan.spec.files();
         let (model, needed_bytes) = (files.name.clone(), plan.needed_bytes);
-        self.reserve(needed_bytes, |available_bytes| Error::MemoryBudget {
-            model,
-            needed_bytes,
-            available_bytes,
+        self.reserve(needed_bytes, |available_bytes| {
+            let (rule, in_the_way) = (MemoryRule::System, Vec::new());
+            let budget_bytes = self.budget_bytes();
+            Error::MemoryBudget(Box::new(Shortage {
+                model,
+                needed_bytes,
+                available_bytes,
+                budget_bytes,
+                rule,
+                in_the_way,
+            }))
         })?;
         // MLX reads the headers again and trusts them.
         files.weights.check_unchanged().map_err(|error| {

@@ -107,7 +107,7 @@ fn spec(folder: &Path) -> LoadSpec {
 fn prompted(recurrent: bool) -> Device {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), recurrent);
-    let (mut backend, _) = MlxBackend::new(Some(1 << 30), KernelChoice::Auto).unwrap();
+    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
     let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();
@@ -210,7 +210,7 @@ fn a_load_goes_on_by_itself_and_a_file_that_is_cut_meanwhile_fails_it() {
     for cut in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), false);
-        let (mut backend, _) = MlxBackend::new(Some(1 << 30), KernelChoice::Auto).unwrap();
+        let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
         let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
         // Its only file is opened now.
         assert_eq!(backend.load_more(model), Ok(LoadStep::Pending));

@@ -28,7 +28,7 @@ pub(crate) fn plan(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> LoadPlan {
     let quantized = sizes.packed_bytes > 0;
     let dequantize = quantized && on_cpu && dense_bytes <= free_bytes;
     let needed_bytes = if dequantize || !quantized { dense_bytes } else { packed_bytes };
-    LoadPlan { spec: spec.clone(), dtype, dequantize, needed_bytes }
+    LoadPlan { spec: spec.clone(), dtype, dequantize, needed_bytes, kv_bytes: 0 }
 }
 
 /// Returns how the weights become arrays.

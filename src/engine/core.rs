@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 use crate::ids::ModelName;
-use crate::residency::ModelTable;
+use crate::residency::{KeepAlive, ModelTable, ResidencySettings, Stay};
 use crate::sched::{self, Allowance, Blocked, Entry, Timeline, Waiter};
 
 /// Everything the engine thread owns.
@@ -25,16 +25,18 @@ pub(super) struct Engine<B: Backend> {
     pub(super) models: BTreeMap<ModelName, Resident>,
     pub(super) loads: VecDeque<Load>,
     pub(super) settings: EngineSettings,
+    /// The configuration of who stays in memory, and for how long.
+    pub(super) residency: ResidencySettings,
     /// Published for the callers.
     table: watch::Sender<ModelTable>,
-    counters: Counters,
+    pub(super) counters: Counters,
     /// The request that waits for memory.
     pub(super) blocked: Option<Blocked>,
     sequence_next: u64,
     allowance: Allowance,
     timeline: Timeline,
     drain: Option<(Moment, oneshot::Sender<()>)>,
-    draining: bool,
+    pub(super) draining: bool,
 }
 
 impl<B: Backend> Engine<B> {
@@ -52,6 +54,10 @@ impl<B: Backend> Engine<B> {
             models: BTreeMap::new(),
             loads: VecDeque::new(),
             settings,
+            residency: ResidencySettings {
+                memory_budget_bytes: Some(budget_bytes),
+                ..ResidencySettings::default()
+            },
             table: watch::Sender::default(),
             counters: Counters::default(),
             blocked: None,
@@ -83,11 +89,15 @@ impl<B: Backend> Engine<B> {
     /// Carries out a command, or takes it on.
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Generate(work) => self.submit(Sequence::generate(*work)),
-            Command::Score(work) => self.submit(Sequence::score(*work)),
-            Command::Load(spec, events) => self.request_load(spec, events, self.draining),
+            Command::Generate(work) => {
+                let keep_alive = work.keep_alive;
+                self.submit(Sequence::generate(*work), keep_alive);
+            }
+            Command::Score(work) => self.submit(Sequence::score(*work), None),
+            Command::Load(work) => self.request_load(work),
             Command::Fits(spec, reply) => drop(reply.send(self.fits(&spec))),
-            Command::Unload(model, reply) => drop(reply.send(self.unload(&model))),
+            Command::Configure(settings) => self.configure(*settings),
+            Command::Unload(model, reply) => drop(reply.send(self.unload_on_request(&model))),
             Command::Forget(session) => {
                 self.each_model(|resident, cx| resident.forget(cx, &session));
             }
@@ -103,6 +113,7 @@ impl<B: Backend> Engine<B> {
     /// if not, everything waits for a reader, for memory, for weights to be read or for the end of a drain.
     pub(super) fn tick(&mut self) -> bool {
         let mut busy = false;
+        self.shrink();
         self.share_out();
         let names: Vec<ModelName> = self.models.keys().cloned().collect();
         for name in names {
@@ -112,6 +123,7 @@ impl<B: Backend> Engine<B> {
             }
         }
         busy |= self.advance_load();
+        self.expire();
         self.advance_drain();
         busy
     }
@@ -201,7 +213,7 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn submit(&mut self, sequence: Sequence) {
+    fn submit(&mut self, sequence: Sequence, keep_alive: Option<KeepAlive>) {
         self.counters.requests_total += 1;
         let now = self.clock.now();
         let entered = self.enter(&sequence);
@@ -213,7 +225,10 @@ impl<B: Backend> Engine<B> {
             (Ok(_), None) => Error::ModelUnloaded(sequence.lease.model().clone()),
             (Ok(replaced), Some(resident)) => match resident.out_of_reach(&sequence, now) {
                 Some(refused) => refused,
-                None => return self.enqueue(sequence, replaced),
+                None => {
+                    resident.lifetime.ask(Stay { keep_alive, pin: None });
+                    return self.enqueue(sequence, replaced);
+                }
             },
         };
         let outcome = Err(error);
@@ -275,11 +290,12 @@ impl<B: Backend> Engine<B> {
     }
 
     fn stats(&self) -> EngineStats {
+        let models = self.models.values();
         EngineStats {
             counters: self.counters,
             budget_bytes: self.budget_bytes,
             memory: self.backend.memory(),
-            models: self.models.values().map(Resident::describe).collect(),
+            models: models.map(|resident| resident.describe(&self.residency, &*self.clock)).collect(),
         }
     }
 }

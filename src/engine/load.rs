@@ -3,12 +3,13 @@
 
 use tokio::sync::mpsc;
 
-use super::api::LoadEvent;
+use super::api::{LoadEvent, LoadWork};
 use crate::backend::{
     Backend, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, RowOutput, Sample, SlotId, Span, SpanKind,
     Step, Want,
 };
 use crate::error::Error;
+use crate::residency::{ModelLease, Stay};
 
 /// The steps that warm a model up, by sequences and tokens of each: what a GPU compiles differs with the
 /// rows.
@@ -35,23 +36,48 @@ pub(super) enum Advance {
 /// A load that waits or runs.
 pub(super) struct Load {
     pub(super) spec: LoadSpec,
-    pub(super) listeners: Vec<mpsc::Sender<LoadEvent>>,
+    /// What those who wait say about the model's stay.
+    pub(super) stay: Stay,
+    listeners: Vec<Listener>,
     /// The model and the bytes reserved for it, once it has begun.
     begun: Option<(ModelId, u64)>,
     /// The model's shape and the warm-up steps taken, once it is read.
     warming: Option<(ModelShape, usize)>,
 }
 
+/// Somebody who waits for a load.
+struct Listener {
+    events: mpsc::Sender<LoadEvent>,
+    wants_lease: bool,
+}
+
 impl Load {
     /// Returns a load that waits.
-    pub(super) fn new(spec: LoadSpec, listener: mpsc::Sender<LoadEvent>) -> Self {
-        Self { spec, listeners: vec![listener], begun: None, warming: None }
+    pub(super) fn new(work: LoadWork) -> Self {
+        let spec = work.spec.clone();
+        let mut load =
+            Self { spec, stay: Stay::default(), listeners: Vec::new(), begun: None, warming: None };
+        load.join(work);
+        load
     }
 
     /// Adds one who is told; those who left are forgotten.
-    pub(super) fn join(&mut self, listener: mpsc::Sender<LoadEvent>) {
-        self.listeners.retain(|listener| !listener.is_closed());
-        self.listeners.push(listener);
+    pub(super) fn join(&mut self, work: LoadWork) {
+        let LoadWork { spec: _, stay, wants_lease, events } = work;
+        self.stay.renew(stay);
+        self.listeners.retain(|listener| !listener.events.is_closed());
+        self.listeners.push(Listener { events, wants_lease });
+    }
+
+    /// Returns the number of those who are told.
+    #[cfg(test)]
+    pub(super) fn listeners(&self) -> usize {
+        self.listeners.len()
+    }
+
+    /// Returns whether anybody still waits for it.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.listeners.iter().any(|listener| !listener.events.is_closed())
     }
 
     /// Returns whether the backend has opened the model.
@@ -66,7 +92,7 @@ impl Load {
 
     /// Opens the model and reserves the bytes that it needs.
     pub(super) fn begin<B: Backend>(&mut self, backend: &mut B, plan: LoadPlan) -> Result<(), Error> {
-        let needed_bytes = plan.needed_bytes;
+        let needed_bytes = plan.needed_bytes + plan.kv_bytes;
         self.begun = Some((backend.load(plan)?, needed_bytes));
         Ok(())
     }
@@ -111,18 +137,27 @@ impl Load {
 
     /// Tells every listener; a slow one misses progress.
     fn progress(&self, event: impl Fn() -> LoadEvent) {
-        for listener in &self.listeners {
+        for Listener { events, .. } in &self.listeners {
             // The last place in the channel is for the end.
-            if listener.capacity() > 1 && !listener.is_closed() {
-                let _ = listener.try_send(event());
+            if events.capacity() > 1 && !events.is_closed() {
+                let _ = events.try_send(event());
             }
         }
     }
 
-    /// Tells the end to every listener that has not left.
-    pub(super) fn end(self, event: impl Fn() -> LoadEvent) {
-        for listener in self.listeners.into_iter().filter(|listener| !listener.is_closed()) {
-            let _ = listener.try_send(event());
+    /// Tells the end to every listener that has not left; those who asked for a lease get one.
+    pub(super) fn end(self, event: impl Fn(Option<ModelLease>) -> LoadEvent, lease: &ModelLease) {
+        for Listener { events, wants_lease } in self.listeners {
+            if !events.is_closed() {
+                let _ = events.try_send(event(wants_lease.then(|| lease.clone())));
+            }
+        }
+    }
+
+    /// Tells every listener that has not left why it failed.
+    pub(super) fn fail(self, error: &Error) {
+        for Listener { events, .. } in self.listeners {
+            let _ = events.try_send(LoadEvent::Failed(error.clone()));
         }
     }
 }

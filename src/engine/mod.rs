@@ -1,10 +1,11 @@
 //! The engine: one OS thread that owns the device and everything of every model. `api` is what crosses its
-//! border, `task` one request, `model` one resident model; `core` drives them, `resident_set` loads and frees
-//! models and `load` is one load. What it decides is pure (`residency`, `sched`, `cache`); what it does goes
-//! through a [`crate::backend::Backend`].
+//! border, `task` one request, `model` one resident model; `core` drives them, `resident_set` loads models,
+//! `departures` frees them and `load` is one load. What it decides is pure (`residency`, `sched`, `cache`);
+//! what it does goes through a [`crate::backend::Backend`].
 
 mod api;
 mod core;
+mod departures;
 mod load;
 mod model;
 mod resident_set;
@@ -18,8 +19,8 @@ mod thread;
 
 pub use api::{
     Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, Finish,
-    GenerateEvent, GenerateWork, Generated, LoadEvent, Penalty, Pulse, ResidentModel, Sampling, ScoreWork,
-    Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    GenerateEvent, GenerateWork, Generated, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel, Sampling,
+    ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 
@@ -27,5 +28,8 @@ pub use thread::start;
 pub use crate::backend::{ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadSpec, TokenLogprobs};
 pub use crate::cache::SlabClass;
 pub use crate::prompt::Prompt;
-pub use crate::residency::{Fit, ModelLease, ModelState, ModelTable, Tenancy};
+pub use crate::residency::{
+    Fit, KeepAlive, ModelLease, ModelSettings, ModelState, ModelTable, NotAKeepAlive, ResidencySettings,
+    Stay, Tenancy,
+};
 pub use crate::sched::Priority;

@@ -1,15 +1,18 @@
-//! Carries out what `residency` decides: loads and unloads, and what is evicted for whom.
+//! Carries out what `residency` decides about loads, and shares memory among models. How models leave is in
+//! `departures`.
 
-use tokio::sync::mpsc;
+use std::collections::VecDeque;
 
-use super::api::LoadEvent;
+use super::api::{LoadEvent, LoadWork};
 use super::core::Engine;
 use super::load::{Advance, Load};
 use super::model::{Resident, Room};
-use crate::backend::{Backend, KvDtype, LoadSpec};
+use crate::backend::{Backend, KvDtype, LoadPlan, LoadSpec};
 use crate::error::Error;
 use crate::ids::ModelName;
-use crate::residency::{Decision, Demand, Fit, Memory, Standing, decide};
+use crate::residency::{
+    Demand, Evictions, Fit, Formats, Lifetime, Memory, ModelLease, Plan, State, Tenant, available_bytes, plan,
+};
 use crate::sched::{Blocked, Claims};
 
 impl<B: Backend> Engine<B> {
@@ -25,12 +28,13 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Returns the byte budget and its use.
-    fn memory(&self) -> Memory {
-        Memory {
-            budget_bytes: self.budget_bytes,
-            used_bytes: self.used_bytes(),
-            reclaimable_bytes: self.models.values().map(Resident::reclaimable_bytes).sum(),
-        }
+    pub(super) fn memory(&self) -> Memory {
+        Memory { budget_bytes: self.budget_bytes, used_bytes: self.used_bytes() }
+    }
+
+    /// Returns the resident models as the policy sees them.
+    pub(super) fn tenants(&self) -> Vec<Tenant> {
+        self.models.values().map(|resident| resident.tenant(&self.residency)).collect()
     }
 
     /// Returns the bytes that a model may use in a tick.
@@ -111,58 +115,106 @@ impl<B: Backend> Engine<B> {
         oldest.min().map(|(_, name)| name.clone())
     }
 
-    /// Answers whether a model would fit.
-    pub(super) fn fits(&self, spec: &LoadSpec) -> Fit {
-        let available_bytes = self.memory().available_bytes();
-        let needed_bytes = match self.models.get(spec.model()) {
-            Some(_) => 0,
-            None => self.backend.plan(spec, available_bytes).needed_bytes,
+    /// Answers whether a model would fit now, and what its load would evict.
+    pub(super) fn fits(&mut self, spec: &LoadSpec) -> Result<Fit, Error> {
+        self.renew_budget();
+        let tenants = self.tenants();
+        let memory = self.memory();
+        let state = State { tenants: &tenants, draining: self.draining, ..State::default() };
+        let (load, decided) = self.plan_load(spec, &state);
+        let fit = Fit {
+            needed_bytes: load.needed_bytes + load.kv_bytes,
+            available_bytes: available_bytes(&tenants, &memory),
+            budget_bytes: memory.budget_bytes,
+            ..Fit::default()
         };
-        Fit { needed_bytes, available_bytes }
+        let bytes = |model: &ModelName| self.models.get(model).map_or(0, Resident::bytes);
+        Ok(match decided {
+            Plan::Ready => Fit { needed_bytes: 0, ..fit },
+            Plan::Wait => fit,
+            Plan::Load(Evictions { models, .. }) => {
+                let evictions = models.into_iter().map(|model| (model.clone(), bytes(&model)));
+                Fit { evictions: evictions.collect(), ..fit }
+            }
+            Plan::Refuse(Error::ModelTooLarge(shortage) | Error::MemoryBudget(shortage)) => {
+                Fit { refused: Some((shortage.rule, shortage.in_the_way)), ..fit }
+            }
+            Plan::Refuse(error) => return Err(error),
+        })
     }
 
-    /// Queues a load, joins the one that runs, or answers at once if the model is resident.
-    pub(super) fn request_load(
-        &mut self,
-        mut spec: LoadSpec,
-        events: mpsc::Sender<LoadEvent>,
-        draining: bool,
-    ) {
-        let demand = Demand { dtype: spec.dtype, kv: spec.kv };
-        match decide(self.standing(spec.model()), demand, draining) {
-            Decision::Ready => {
-                let resident = self.models.get(spec.model());
-                drop(resident.map(|resident| events.try_send(loaded(resident))));
-            }
-            Decision::Wait => {
-                let running = self.loads.iter_mut().find(|load| load.spec.model() == spec.model());
-                running.into_iter().for_each(|load| load.join(events.clone()));
-            }
-            Decision::Load => {
-                if spec.kv == KvDtype::Auto {
-                    spec.kv = self.settings.kv_dtype;
+    /// Decides on the load of a model, and how it is loaded.
+    fn plan_load(&self, spec: &LoadSpec, state: &State<'_>) -> (LoadPlan, Plan) {
+        let (memory, now) = (self.memory(), self.clock.now());
+        let decide = |load: &LoadPlan| {
+            let demand = Demand {
+                model: spec.model().clone(),
+                formats: Formats { dtype: spec.dtype, kv: spec.kv },
+                weight_bytes: load.needed_bytes,
+                kv_bytes: load.kv_bytes,
+            };
+            plan(state, &demand, &memory, now)
+        };
+        let cached = |tenant: &Tenant| tenant.empty_bytes + tenant.parked_bytes;
+        let cached_bytes: u64 = state.tenants.iter().map(cached).sum();
+        let load = self.backend.plan(spec, memory.free_bytes() + cached_bytes);
+        let decided = decide(&load);
+        let Plan::Load(Evictions { models, .. }) = &decided else { return (load, decided) };
+        if models.is_empty() {
+            return (load, decided);
+        }
+        // Models that must go may leave room for a faster format than the smallest.
+        let goes = |tenant: &&Tenant| models.contains(&tenant.model);
+        let freed_bytes: u64 = state.tenants.iter().filter(goes).map(|tenant| tenant.bytes).sum();
+        let left = Memory { used_bytes: memory.used_bytes - freed_bytes, ..memory };
+        let load = self.backend.plan(spec, left.free_bytes());
+        let decided = decide(&load);
+        (load, decided)
+    }
+
+    /// Queues a load, joins the one that runs, or answers at once.
+    pub(super) fn request_load(&mut self, work: LoadWork) {
+        self.renew_budget();
+        let tenants = self.tenants();
+        let model = work.spec.model().clone();
+        let running = self.loads.iter().position(|load| *load.spec.model() == model);
+        let state = State {
+            tenants: &tenants,
+            is_loading: running.is_some(),
+            others_first: !self.loads.is_empty(),
+            draining: self.draining,
+        };
+        match (self.plan_load(&work.spec, &state).1, running) {
+            (Plan::Refuse(error), _) => drop(work.events.try_send(LoadEvent::Failed(error))),
+            (Plan::Ready, _) => self.answer(&model, &work),
+            (Plan::Wait | Plan::Load(_), Some(running)) => self.loads[running].join(work),
+            (Plan::Wait | Plan::Load(_), None) => {
+                let mut load = Load::new(work);
+                if load.spec.kv == KvDtype::Auto {
+                    load.spec.kv = self.settings.kv_dtype;
                 }
-                self.loads.push_back(Load::new(spec, events));
+                self.loads.push_back(load);
                 self.publish();
             }
-            Decision::Refuse(error) => drop(events.try_send(LoadEvent::Failed(error))),
         }
     }
 
-    fn standing(&self, model: &ModelName) -> Standing<'_> {
-        if let Some(Resident { spec, shape, .. }) = self.models.get(model) {
-            let loaded = Demand { dtype: spec.dtype, kv: spec.kv };
-            return Standing::Resident { loaded, computes_in: &shape.computes_in };
-        }
-        let is_loading = self.loads.iter().any(|load| load.spec.model() == model);
-        if is_loading { Standing::Loading } else { Standing::Absent }
+    /// Answers a wish for a resident model, which is a use of it.
+    fn answer(&mut self, model: &ModelName, work: &LoadWork) {
+        let now = self.clock.now();
+        let Some(resident) = self.models.get_mut(model) else { return };
+        resident.lifetime.ask(work.stay);
+        resident.lifetime.touch(now);
+        let lease = work.wants_lease.then(|| resident.tenancy.lease());
+        drop(work.events.try_send(self.loaded(model, lease)));
     }
 
     /// Moves the first load on; it stays in the published table until it ends. Returns whether there was
     /// something to do.
     pub(super) fn advance_load(&mut self) -> bool {
+        let abandoned = self.abandon_unwanted();
         let outcome = match self.advance_first() {
-            Ok(Advance::Waited) => return false,
+            Ok(Advance::Waited) => return abandoned,
             Ok(Advance::Read) => return true,
             Ok(Advance::Warmed) => {
                 self.models.values_mut().for_each(Resident::disturb);
@@ -171,64 +223,80 @@ impl<B: Backend> Engine<B> {
             Ok(Advance::Ready(id, shape)) => Ok((id, shape)),
             Err(error) => Err(error),
         };
-        let Some(load) = self.loads.pop_front() else { return false };
+        let Some(load) = self.loads.pop_front() else { return abandoned };
         match outcome {
             Ok((id, shape)) => {
-                tracing::info!(model = %load.spec.model(), bytes = shape.weight_bytes, "loaded");
-                let resident = Resident::new(id, load.spec.clone(), shape, self.clock.wall());
-                self.models.insert(load.spec.model().clone(), resident);
+                let model = load.spec.model().clone();
+                tracing::info!(%model, bytes = shape.weight_bytes, "loaded");
+                let lifetime = Lifetime::new(load.stay, self.clock.now());
+                let resident = Resident::new(id, load.spec.clone(), shape, (self.clock.wall(), lifetime));
+                let tenancy = resident.tenancy.lease();
+                self.models.insert(model.clone(), resident);
                 self.publish();
-                if let Some(resident) = self.models.get(load.spec.model()) {
-                    load.end(|| loaded(resident));
-                }
+                load.end(|lease| self.loaded(&model, lease), &tenancy);
             }
             Err(error) => {
                 tracing::warn!(model = %load.spec.model(), ?error, "the load failed");
                 load.abandon(&mut self.backend);
                 self.publish();
-                load.end(|| LoadEvent::Failed(error.clone()));
+                load.fail(&error);
             }
         }
         true
     }
 
+    /// Ends the loads that nobody waits for any more; returns whether there was one.
+    fn abandon_unwanted(&mut self) -> bool {
+        if self.loads.iter().all(Load::is_wanted) {
+            return false;
+        }
+        let (wanted, unwanted): (VecDeque<Load>, VecDeque<Load>) =
+            std::mem::take(&mut self.loads).into_iter().partition(Load::is_wanted);
+        self.loads = wanted;
+        for load in unwanted {
+            tracing::info!(model = %load.spec.model(), "nobody waits for the load any more");
+            load.abandon(&mut self.backend);
+        }
+        self.publish();
+        true
+    }
+
     fn advance_first(&mut self) -> Result<Advance, Error> {
         let Self { loads, backend, .. } = self;
-        if let Some(load) = loads.front_mut().filter(|load| load.has_begun()) {
-            return load.advance(backend);
+        match loads.front_mut() {
+            None => return Ok(Advance::Waited),
+            Some(load) if load.has_begun() => return load.advance(backend),
+            Some(_) => self.renew_budget(),
         }
-        let memory = self.memory();
-        let available_bytes = memory.available_bytes();
         let Some(load) = self.loads.front() else { return Ok(Advance::Waited) };
-        let plan = self.backend.plan(&load.spec, available_bytes);
-        let (model, needed_bytes) = (load.spec.model(), plan.needed_bytes);
-        let missing = memory.admit(model, needed_bytes)?;
-        tracing::info!(%model, needed_bytes, available_bytes, "loading");
-        self.give_back(missing, None);
+        let (spec, tenants) = (load.spec.clone(), self.tenants());
+        let state = State { tenants: &tenants, draining: self.draining, ..State::default() };
+        let (load, evictions) = match self.plan_load(&spec, &state) {
+            (load, Plan::Load(evictions)) => (load, evictions),
+            (_, Plan::Refuse(error)) => return Err(error),
+            (_, Plan::Ready | Plan::Wait) => {
+                return Err(Error::Internal("a load of a resident model".into()));
+            }
+        };
+        let model = spec.model();
+        if !self.make_room(&evictions, model)? {
+            return Ok(Advance::Waited);
+        }
+        tracing::info!(%model, needed_bytes = load.needed_bytes, kv_bytes = load.kv_bytes, "loading");
+        self.counters.loads_total += 1;
         let Self { loads, backend, .. } = self;
-        loads.front_mut().map_or(Ok(()), |load| load.begin(backend, plan))?;
+        loads.front_mut().map_or(Ok(()), |front| front.begin(backend, load))?;
         Ok(Advance::Read)
     }
 
-    /// Frees a model; returns the bytes that were freed. A model that is in use stays.
-    pub(super) fn unload(&mut self, model: &ModelName) -> Result<u64, Error> {
-        let Some(resident) = self.models.remove(model) else {
-            return Err(Error::ModelNotLoaded(model.clone()));
-        };
-        let freed = resident.bytes();
-        match resident.retire() {
-            Err(resident) => {
-                // The last caller may have gone since.
-                let running = resident.users().max(1);
-                self.models.insert(model.clone(), *resident);
-                Err(Error::ModelBusy { model: model.clone(), running })
+    /// Returns the last event of a load.
+    fn loaded(&self, model: &ModelName, lease: Option<ModelLease>) -> LoadEvent {
+        match self.models.get(model) {
+            Some(resident) => {
+                let described = resident.describe(&self.residency, &*self.clock);
+                LoadEvent::Loaded(Box::new(described), resident.tenancy.door(), lease)
             }
-            Ok(id) => {
-                self.publish();
-                self.backend.unload(id)?;
-                tracing::info!(%model, freed, "unloaded");
-                Ok(freed)
-            }
+            None => LoadEvent::Failed(Error::ModelUnloaded(model.clone())),
         }
     }
 }
@@ -241,9 +309,4 @@ fn freed(
     let before = resident.bytes();
     act(resident)?;
     Ok(before - resident.bytes())
-}
-
-/// Returns the last event of a load.
-fn loaded(resident: &Resident) -> LoadEvent {
-    LoadEvent::Loaded(Box::new(resident.describe()), resident.tenancy.door())
 }

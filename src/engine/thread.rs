@@ -15,6 +15,7 @@ use crate::backend::Backend;
 use crate::backend::DeviceInfo;
 use crate::clock::Clock;
 use crate::error::Error;
+use crate::residency::ResidencySettings;
 
 /// Pause between two ticks that only wait: for readers, memory, or the end of a drain.
 const WAIT: Duration = Duration::from_millis(2);
@@ -24,6 +25,9 @@ const COMMANDS_PER_TICK_MAX: usize = 64;
 
 /// Time without work after which memory that is cached for reuse is freed.
 const REST: Duration = Duration::from_secs(1);
+
+/// Shortest wait for a model to expire.
+const EXPIRY_WAIT_MIN: Duration = Duration::from_millis(20);
 
 /// Tells that the thread has ended, also when it unwinds.
 struct Alive(watch::Sender<bool>);
@@ -38,12 +42,13 @@ impl Drop for Alive {
 /// ready. The thread ends when every handle is gone.
 pub fn start<B, F>(
     settings: EngineSettings,
+    residency: ResidencySettings,
     clock: Arc<dyn Clock>,
     make: F,
 ) -> Result<(EngineHandle, JoinHandle<()>), Error>
 where
     B: Backend,
-    F: FnOnce(&EngineSettings) -> Result<(B, DeviceInfo), Error> + Send + 'static,
+    F: FnOnce() -> Result<(B, DeviceInfo), Error> + Send + 'static,
 {
     let (commands, receiver) = mpsc::channel(command_capacity(settings.queue_length_max));
     let (alive, watch) = watch::channel(true);
@@ -54,9 +59,10 @@ where
         let _alive = Alive(alive);
         let timer = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let timer = timer.map_err(|error| Error::Internal(format!("the engine's timer: {error}")));
-        match timer.and_then(|timer| Ok((timer, make(&settings)?))) {
+        match timer.and_then(|timer| Ok((timer, make()?))) {
             Ok((timer, (backend, info))) => {
-                let engine = Engine::new(backend, clock, settings, info.budget_bytes);
+                let mut engine = Engine::new(backend, clock, settings, 0);
+                engine.configure(residency);
                 if ready.send(Ok((info, engine.table()))).is_ok() {
                     run(engine, receiver, &timer, &pulse);
                 }
@@ -82,10 +88,11 @@ fn run<B: Backend>(
         let mut worked = !engine.is_idle();
         if engine.is_idle() {
             pulse.wait();
-            let command = match rest_at {
+            let command = match rest_at.into_iter().chain(engine.next_expiry()).min() {
                 None => Ok(commands.blocking_recv()),
                 Some(at) => {
-                    let left = at - engine.clock.now();
+                    // A model may have expired and be in use by a call that is not here yet.
+                    let left = (at - engine.clock.now()).max(EXPIRY_WAIT_MIN);
                     timer.block_on(async { timeout(left, commands.recv()).await })
                 }
             };
@@ -97,8 +104,12 @@ fn run<B: Backend>(
                 }
                 Ok(None) => return,
                 Err(_) => {
-                    engine.rest();
-                    rest_at = None;
+                    let now = engine.clock.now();
+                    let rests = rest_at.is_some_and(|at| at <= now);
+                    if engine.expire() || rests {
+                        engine.rest();
+                        rest_at = None;
+                    }
                     continue;
                 }
             }
@@ -146,12 +157,13 @@ mod tests {
         let info = DeviceInfo {
             device: "fake".into(),
             mlx_version: "0".into(),
-            budget_bytes: 1000,
+            memory_bytes: None,
             architectures: vec![],
         };
         let made = (Fake::default(), info);
         let clock_of_engine = Arc::clone(&clock) as Arc<dyn Clock>;
-        let (engine, thread) = start(settings(), clock_of_engine, move |_| Ok(made)).unwrap();
+        let (engine, thread) =
+            start(settings(), ResidencySettings::default(), clock_of_engine, move || Ok(made)).unwrap();
         reached(|| engine.turn().is_none());
         // A drain asks for the time, which it does not get.
         let held = clock.0.lock().unwrap();

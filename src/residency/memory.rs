@@ -1,6 +1,6 @@
-//! The byte budget that all models share.
+//! The byte budget that all models share, and how a load stands to it.
 
-use crate::error::Error;
+use crate::error::MemoryRule;
 use crate::ids::ModelName;
 
 /// Bytes of the budget and their use.
@@ -10,17 +10,21 @@ pub struct Memory {
     pub budget_bytes: u64,
     /// Bytes in use by models, promised to running sequences, or reserved for loads.
     pub used_bytes: u64,
-    /// Bytes in use that can be evicted: parked caches and empty slabs.
-    pub reclaimable_bytes: u64,
 }
 
-/// Whether a model would fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether a model would fit, and what a load would evict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fit {
-    /// Bytes that the load takes.
+    /// Bytes that the load takes; 0 for a model that is resident.
     pub needed_bytes: u64,
-    /// Bytes available for it, reclaimable ones included.
+    /// Bytes available to it, those that evictions free included.
     pub available_bytes: u64,
+    /// The whole budget.
+    pub budget_bytes: u64,
+    /// Models that would be evicted, in this order, and the bytes that each frees.
+    pub evictions: Vec<(ModelName, u64)>,
+    /// The rule that forbids the load, and the models that would have to go first.
+    pub refused: Option<(MemoryRule, Vec<ModelName>)>,
 }
 
 impl Memory {
@@ -30,70 +34,22 @@ impl Memory {
         self.budget_bytes.saturating_sub(self.used_bytes)
     }
 
-    /// Returns the free bytes and the reclaimable ones.
+    /// Returns the bytes that must be freed before `needed_bytes` more are used.
     #[must_use]
-    pub fn available_bytes(&self) -> u64 {
-        self.free_bytes() + self.reclaimable_bytes
-    }
-
-    /// Admits a load of `needed_bytes`; returns the bytes to evict for it.
-    ///
-    /// # Errors
-    /// `ModelTooLarge` if it exceeds the whole budget, `MemoryBudget` if it does not fit beside what is
-    /// resident.
-    pub fn admit(&self, model: &ModelName, needed_bytes: u64) -> Result<u64, Error> {
-        let (model, available_bytes) = (model.clone(), self.available_bytes());
-        if needed_bytes > self.budget_bytes {
-            return Err(Error::ModelTooLarge { model, needed_bytes, available_bytes: self.budget_bytes });
-        }
-        if needed_bytes > available_bytes {
-            return Err(Error::MemoryBudget { model, needed_bytes, available_bytes });
-        }
-        Ok(needed_bytes.saturating_sub(self.free_bytes()))
+    pub fn missing_bytes(&self, needed_bytes: u64) -> u64 {
+        self.used_bytes.saturating_add(needed_bytes).saturating_sub(self.budget_bytes)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    const MEMORY: Memory = Memory { budget_bytes: 100, used_bytes: 70, reclaimable_bytes: 20 };
-
     #[test]
-    fn a_load_evicts_only_what_is_missing() {
-        assert_eq!(MEMORY.admit(&"m".into(), 30), Ok(0));
-        assert_eq!(MEMORY.admit(&"m".into(), 45), Ok(15));
-        assert_eq!(MEMORY.admit(&"m".into(), 50), Ok(20));
-    }
-
-    #[test]
-    fn a_load_that_does_not_fit_is_refused_with_numbers() {
-        let model = ModelName::from("m");
-        let beside = Error::MemoryBudget { model: model.clone(), needed_bytes: 51, available_bytes: 50 };
-        assert_eq!(MEMORY.admit(&model, 51), Err(beside));
-        let whole = Error::ModelTooLarge { model: model.clone(), needed_bytes: 101, available_bytes: 100 };
-        assert_eq!(MEMORY.admit(&model, 101), Err(whole));
-    }
-
-    #[test]
-    fn a_budget_that_shrank_has_nothing_free() {
-        let memory = Memory { budget_bytes: 50, ..MEMORY };
-        assert_eq!((memory.free_bytes(), memory.available_bytes()), (0, 20));
-    }
-
-    proptest! {
-        #[test]
-        fn an_admitted_load_never_exceeds_the_budget(
-            budget_bytes in 0..1000_u64, used in 0..1000_u64, part in 0..=100_u64, needed in 0..1000_u64,
-        ) {
-            let used_bytes = used.min(budget_bytes);
-            let memory = Memory { budget_bytes, used_bytes, reclaimable_bytes: used_bytes * part / 100 };
-            if let Ok(evicted) = memory.admit(&"m".into(), needed) {
-                prop_assert!(evicted <= memory.reclaimable_bytes);
-                prop_assert!(used_bytes - evicted + needed <= budget_bytes);
-            }
-        }
+    fn a_budget_that_shrank_has_nothing_free_and_its_overdraft_is_missing() {
+        let memory = Memory { budget_bytes: 50, used_bytes: 70 };
+        assert_eq!((memory.free_bytes(), memory.missing_bytes(10)), (0, 30));
+        let memory = Memory { budget_bytes: 100, ..memory };
+        assert_eq!((memory.free_bytes(), memory.missing_bytes(30), memory.missing_bytes(31)), (30, 0, 1));
     }
 }

@@ -81,7 +81,7 @@ fn load_request(request: pb::LoadModelRequest) -> Result<LoadRequest, Error> {
     Ok(LoadRequest { model, validate_only, dtype, kv })
 }
 
-/// The stream that the caller reads; the load goes on when it is dropped.
+/// The stream that the caller reads. When it is dropped, the load goes on if others wait for it.
 fn updates(mut load: Load) -> impl Stream<Item = Result<pb::LoadModelResponse, Status>> + Send {
     async_stream::stream! {
         loop {
@@ -102,8 +102,9 @@ fn update(update: LoadUpdate) -> Event {
         Event::Progress(pb::LoadProgress { phase: phase.into(), done_bytes, total_bytes })
     };
     match update {
-        LoadUpdate::Validated(Fit { needed_bytes, available_bytes }) => {
-            let fits = needed_bytes <= available_bytes;
+        LoadUpdate::Validated(fit) => {
+            let Fit { needed_bytes, available_bytes, refused, .. } = fit;
+            let fits = refused.is_none();
             Event::Validated(pb::LoadValidated { fits, needed_bytes, available_bytes })
         }
         LoadUpdate::Resolving => progress(pb::LoadPhase::Resolving, 0, 0),

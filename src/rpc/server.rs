@@ -24,10 +24,14 @@ impl ServerService for Server {
         request: Request<pb::CapabilitiesRequest>,
     ) -> Result<Response<pb::CapabilitiesResponse>, Status> {
         let (_, request) = open(request)?;
-        answer(self.0.capabilities(&request.models).await.map(|models| pb::CapabilitiesResponse {
-            server: Some(server_capabilities(&self.0)),
-            models: models.into_iter().map(model_capabilities).collect(),
-        }))
+        let described = async {
+            let (models, budget_bytes) = self.0.capabilities(&request.models).await?;
+            Ok(pb::CapabilitiesResponse {
+                server: Some(server_capabilities(&self.0, budget_bytes)),
+                models: models.into_iter().map(model_capabilities).collect(),
+            })
+        };
+        answer(described.await)
     }
 
     async fn get_stats(
@@ -53,7 +57,7 @@ fn feature(feature: Feature) -> i32 {
     feature.into()
 }
 
-fn server_capabilities(service: &Service) -> pb::ServerCapabilities {
+fn server_capabilities(service: &Service, memory_budget_bytes: u64) -> pb::ServerCapabilities {
     let (device, limits, engine) = (service.device(), service.limits(), service.engine_settings());
     pb::ServerCapabilities {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -68,7 +72,7 @@ fn server_capabilities(service: &Service) -> pb::ServerCapabilities {
             queue_length_max: engine.queue_length_max,
             queue_length_per_client_max: engine.queue_length_per_client_max,
             running_sequences_max: engine.running_sequences_max,
-            memory_budget_bytes: device.budget_bytes,
+            memory_budget_bytes,
             score_tokens_max: limits.score_tokens_max,
             top_logprobs_max: limits.top_logprobs_max,
         }),
@@ -112,6 +116,9 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         cached_tokens_total,
         decode_tokens_total,
         steps_total,
+        loads_total: _,
+        evictions_total: _,
+        expirations_total: _,
     } = *counters;
     let bytes = |of: fn(&ResidentModel) -> u64| models.iter().map(of).sum();
     let sequences = |of: fn(&ResidentModel) -> u32| models.iter().map(of).sum();

@@ -96,8 +96,8 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         Error::SessionNotFound(name) | Error::SessionExists(name) => {
             details.set_resource_info("mlxd.v1.Session", name, "", error.to_string());
         }
-        Error::MemoryBudget { model, .. } => {
-            details.add_quota_failure_violation(format!("model:{model}"), error.to_string());
+        Error::MemoryBudget(shortage) => {
+            details.add_quota_failure_violation(format!("model:{}", shortage.model), error.to_string());
         }
         Error::SessionLimit { limit, .. } => {
             details.add_quota_failure_violation(*limit, error.to_string());
@@ -112,7 +112,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         | Error::ModelInvalid { .. }
         | Error::ModelUnsupported { .. }
         | Error::NoChatTemplate { .. }
-        | Error::ModelTooLarge { .. }
+        | Error::ModelTooLarge(_)
         | Error::ModelBusy { .. }
         | Error::SessionBusy(_)
         | Error::SessionMoved { .. }
@@ -175,6 +175,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::error::{MemoryRule, Shortage};
 
     fn reason_of(status: &Status) -> String {
         status.get_error_details().error_info().unwrap().reason.clone()
@@ -198,8 +199,22 @@ mod tests {
         assert_eq!(retry, Some(Duration::from_secs(1)));
         let field = status(&Error::field("sampling.top_p", "must be 0 to 1")).get_error_details();
         assert_eq!(field.bad_request().unwrap().field_violations[0].field, "sampling.top_p");
-        let bytes = Error::MemoryBudget { model: "m".into(), needed_bytes: 2, available_bytes: 1 };
-        assert!(status(&bytes).get_error_details().quota_failure().is_some());
+        let shortage = Shortage {
+            model: "m".into(),
+            needed_bytes: 3,
+            available_bytes: 1,
+            budget_bytes: 4,
+            rule: MemoryRule::InUse { held_bytes: 3 },
+            in_the_way: vec!["a".into(), "b".into()],
+        };
+        let details = status(&Error::MemoryBudget(Box::new(shortage.clone()))).get_error_details();
+        assert!(details.quota_failure().is_some() && details.retry_info().is_some());
+        let metadata = &details.error_info().unwrap().metadata;
+        let values = ["budget_bytes", "rule", "in_the_way"].map(|key| metadata[key].as_str());
+        assert_eq!(values, ["4", "models in use hold 3 bytes", "a,b"]);
+        let pinned = Shortage { rule: MemoryRule::Pinned { held_bytes: 3 }, ..shortage };
+        let details = status(&Error::MemoryBudget(Box::new(pinned))).get_error_details();
+        assert!(details.retry_info().is_none(), "a pin does not pass by itself");
     }
 
     #[test]

@@ -77,16 +77,18 @@ impl Service {
         self.engine.device()
     }
 
-    /// Returns what the named models can do, or the resident ones if none is named.
+    /// Returns what the named models can do, or the resident ones if none is named, and the byte budget for
+    /// all of them.
     ///
     /// # Errors
     /// A name is refused, or a model's files cannot be used.
-    pub async fn capabilities(&self, models: &[String]) -> Result<Vec<ModelCapabilities>, Error> {
+    pub async fn capabilities(&self, models: &[String]) -> Result<(Vec<ModelCapabilities>, u64), Error> {
         if models.len() > MODELS_MAX as usize {
             return Err(Error::field("models", format!("at most {MODELS_MAX} entries")));
         }
+        let EngineStats { budget_bytes, models: resident, .. } = self.engine.stats().await?;
         let names: Vec<ModelName> = if models.is_empty() {
-            self.engine.stats().await?.models.into_iter().map(|resident| resident.model).collect()
+            resident.into_iter().map(|resident| resident.model).collect()
         } else {
             let named = models.iter().enumerate();
             let named = named.map(|(index, name)| model_name(&format!("models[{index}]"), name));
@@ -98,7 +100,7 @@ impl Service {
             let info = self.models.describe(&name).await?;
             models.push(self.model_capabilities(assets, info));
         }
-        Ok(models)
+        Ok((models, budget_bytes))
     }
 
     fn model_capabilities(&self, assets: Arc<ModelAssets>, info: ModelInfo) -> ModelCapabilities {

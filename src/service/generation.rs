@@ -246,6 +246,7 @@ async fn submit(
         top_logprobs: output.top_logprobs,
         tokenizer: assets.tokenizer.clone(),
         detokenizer: context.detokenizer.clone(),
+        keep_alive: None,
         events,
     };
     service.engine.generate(work).await?;

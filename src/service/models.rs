@@ -12,7 +12,7 @@ use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadEvent, LoadSpec, Re
 use crate::error::Error;
 use crate::hub::{HubError, Listed, ModelAssets, ModelCatalog, ModelFacts, ModelFolder};
 use crate::ids::ModelName;
-use crate::residency::{Fit, ModelLease, ModelState};
+use crate::residency::{Fit, ModelLease, ModelState, Stay};
 
 /// A load, or the question whether one would fit.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ pub enum LoadUpdate {
     Loaded(Box<ModelInfo>),
 }
 
-/// A load that the engine has taken. It goes on when this is dropped.
+/// A load that the engine has taken. When this is dropped, it goes on if others wait for it.
 #[derive(Debug)]
 pub struct Load {
     /// Comes before the engine's events.
@@ -109,7 +109,7 @@ impl Service {
             return Ok(Load { first: Some(LoadUpdate::Validated(fit)), events: None });
         }
         let was_resident = self.engine.state(&model) == ModelState::Resident;
-        let events = self.engine.load(spec).await?;
+        let events = self.engine.load(spec, Stay::default()).await?;
         let first = (!was_resident).then_some(LoadUpdate::Resolving);
         Ok(Load { first, events: Some(events) })
     }
@@ -158,7 +158,7 @@ impl Load {
             }
             LoadEvent::Warming => LoadUpdate::Warming,
             LoadEvent::Failed(error) => return Err(error),
-            LoadEvent::Loaded(resident, door) => {
+            LoadEvent::Loaded(resident, door, _) => {
                 self.events = None;
                 let facts = door.assets().files.facts.clone();
                 LoadUpdate::Loaded(Box::new(ModelInfo::of_resident(*resident, Some(facts))))
@@ -209,17 +209,8 @@ impl Models {
     }
 
     async fn load(&self, assets: Arc<ModelAssets>) -> Result<ModelLease, Error> {
-        let model = assets.files.name.clone();
         let spec = LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto };
-        let mut events = self.engine.load(spec).await?;
-        loop {
-            match events.recv().await.ok_or(Error::EngineDead)? {
-                // It may have been unloaded since it was loaded.
-                LoadEvent::Loaded(_, door) => return door.lease().ok_or(Error::ModelUnloaded(model)),
-                LoadEvent::Failed(error) => return Err(error),
-                LoadEvent::Progress { .. } | LoadEvent::Warming => {}
-            }
-        }
+        self.engine.load_to_use(spec).await
     }
 
     /// Refuses the name of an unknown model.

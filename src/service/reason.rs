@@ -3,10 +3,14 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::{Error, MemoryRule, Shortage};
+use crate::ids::ModelName;
 
 /// When to try again after the daemon shut down or a model was unloaded: a restart and a load take seconds.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
+
+/// When to try again where models in use leave no room: an answer takes seconds.
+const MEMORY_RETRY: Duration = Duration::from_secs(5);
 
 /// The kind of an error, by which a client decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,9 +68,9 @@ impl Reason {
             Error::ModelInvalid { .. } => Self::ModelInvalid,
             Error::ModelUnsupported { .. } => Self::ModelUnsupported,
             Error::NoChatTemplate { .. } => Self::NoChatTemplate,
-            Error::ModelTooLarge { .. } => Self::ModelTooLarge,
+            Error::ModelTooLarge(_) => Self::ModelTooLarge,
             Error::ModelBusy { .. } => Self::ModelBusy,
-            Error::MemoryBudget { .. } => Self::MemoryBudget,
+            Error::MemoryBudget(_) => Self::MemoryBudget,
             Error::ModelUnloaded(_) => Self::ModelUnloaded,
             Error::SessionNotFound(_) => Self::SessionNotFound,
             Error::SessionExists(_) => Self::SessionExists,
@@ -98,6 +102,11 @@ impl Error {
         match self {
             Self::QueueFull { retry_after, .. } | Self::TooManyOpen { retry_after, .. } => Some(*retry_after),
             Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
+            Self::MemoryBudget(shortage) => match shortage.rule {
+                MemoryRule::InUse { .. } => Some(MEMORY_RETRY),
+                // A pin, the budget and the machine do not change by themselves.
+                MemoryRule::Pinned { .. } | MemoryRule::WholeBudget | MemoryRule::System => None,
+            },
             Self::InvalidField { .. }
             | Self::EmptyPrompt
             | Self::ContextOverflow { .. }
@@ -109,9 +118,8 @@ impl Error {
             | Self::ModelInvalid { .. }
             | Self::ModelUnsupported { .. }
             | Self::NoChatTemplate { .. }
-            | Self::ModelTooLarge { .. }
+            | Self::ModelTooLarge(_)
             | Self::ModelBusy { .. }
-            | Self::MemoryBudget { .. }
             | Self::SessionNotFound(_)
             | Self::SessionExists(_)
             | Self::SessionBusy(_)
@@ -154,12 +162,7 @@ impl Error {
             Self::ModelBusy { model, running } => {
                 vec![("model", model.to_string()), ("running", running.to_string())]
             }
-            Self::ModelTooLarge { model, needed_bytes, available_bytes }
-            | Self::MemoryBudget { model, needed_bytes, available_bytes } => vec![
-                ("model", model.to_string()),
-                ("needed_bytes", needed_bytes.to_string()),
-                ("available_bytes", available_bytes.to_string()),
-            ],
+            Self::ModelTooLarge(shortage) | Self::MemoryBudget(shortage) => shortage_metadata(shortage),
             Self::KvTooLarge { needed_bytes, available_bytes } => vec![
                 ("needed_bytes", needed_bytes.to_string()),
                 ("available_bytes", available_bytes.to_string()),
@@ -207,4 +210,17 @@ impl Error {
             | Self::PermissionDenied => Vec::new(),
         }
     }
+}
+
+fn shortage_metadata(shortage: &Shortage) -> Vec<(&'static str, String)> {
+    let Shortage { model, needed_bytes, available_bytes, budget_bytes, rule, in_the_way } = shortage;
+    let in_the_way: Vec<_> = in_the_way.iter().map(ModelName::as_str).collect();
+    vec![
+        ("model", model.to_string()),
+        ("needed_bytes", needed_bytes.to_string()),
+        ("available_bytes", available_bytes.to_string()),
+        ("budget_bytes", budget_bytes.to_string()),
+        ("rule", rule.to_string()),
+        ("in_the_way", in_the_way.join(",")),
+    ]
 }

@@ -14,7 +14,8 @@ use crate::clock::Clock;
 use crate::engine::core::Engine;
 use crate::engine::tests::{HandClock, settings, tokenizer};
 use crate::engine::{
-    Command, GenerateWork, ModelLease, Penalty, Sampling, ScoreWork, Stopping, Tenancy, WorkOrigin,
+    Command, GenerateWork, LoadEvent, LoadWork, ModelLease, Penalty, ResidencySettings, Sampling, ScoreWork,
+    Stopping, Tenancy, WorkOrigin,
 };
 use crate::error::Error;
 use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
@@ -48,6 +49,8 @@ pub(super) struct World {
     pub(super) ended: BTreeMap<String, u32>,
     /// Leases of calls that have not reached the engine.
     leases: Vec<ModelLease>,
+    /// Those who wait for a load.
+    loading: Vec<mpsc::Receiver<LoadEvent>>,
     random: Random,
     requests: Vec<Request>,
     tokenizer: Tokenizer,
@@ -88,6 +91,7 @@ impl World {
             kept: BTreeMap::new(),
             ended: BTreeMap::new(),
             leases: vec![],
+            loading: vec![],
             random,
             requests: vec![],
             tokenizer,
@@ -250,6 +254,7 @@ impl World {
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),
+            keep_alive: None,
             events,
         };
         self.engine.command(Command::Generate(Box::new(work)));
@@ -371,8 +376,13 @@ impl World {
     }
 
     fn load(&mut self, model: &str) {
-        let (events, _) = mpsc::channel(8);
-        self.engine.command(Command::Load(spec(model), events));
+        // At times everybody who waits for a load leaves.
+        if self.random.once_in(4) {
+            self.loading.clear();
+        }
+        let (events, listener) = mpsc::channel(8);
+        self.engine.command(Command::Load(LoadWork::new(spec(model), events)));
+        self.loading.push(listener);
     }
 
     /// A call takes a lease before it tokenizes, or ends without work.
@@ -398,7 +408,7 @@ impl World {
     fn fits(&mut self) {
         let (reply, mut answer) = oneshot::channel();
         self.engine.command(Command::Fits(spec("new"), reply));
-        assert_eq!(answer.try_recv().unwrap().needed_bytes, WEIGHT_BYTES);
+        assert_eq!(answer.try_recv().unwrap().unwrap().needed_bytes, WEIGHT_BYTES);
     }
 
     fn budget_changes(&mut self) {
@@ -407,7 +417,9 @@ impl World {
     }
 
     fn set_budget(&mut self, bytes: u64) {
-        self.engine.budget_bytes = bytes;
+        let settings =
+            ResidencySettings { memory_budget_bytes: Some(bytes), ..self.engine.residency.clone() };
+        self.engine.command(Command::Configure(Box::new(settings)));
         self.shrunk |= self.engine.used_bytes() > self.engine.budget_bytes;
     }
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::{EngineStats, GenerateWork, LoadEvent, ScoreWork};
+use super::{EngineStats, GenerateWork, LoadWork, ScoreWork};
 use crate::backend::LoadSpec;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
-use crate::residency::Fit;
+use crate::residency::{Fit, ResidencySettings};
 
 /// A message to the engine thread.
 #[derive(Debug)]
@@ -17,10 +17,12 @@ pub enum Command {
     Generate(Box<GenerateWork>),
     /// Runs a score.
     Score(Box<ScoreWork>),
-    /// Makes a model resident. The load continues when its listener is gone.
-    Load(LoadSpec, mpsc::Sender<LoadEvent>),
-    /// Asks whether a model would fit.
-    Fits(LoadSpec, oneshot::Sender<Fit>),
+    /// Makes a model resident. A load ends when all who wait for it have left.
+    Load(LoadWork),
+    /// Asks whether a model would fit, and what its load would evict.
+    Fits(LoadSpec, oneshot::Sender<Result<Fit, Error>>),
+    /// Changes the configuration of the policy.
+    Configure(Box<ResidencySettings>),
     /// Frees a model; answers with the bytes that were freed.
     Unload(ModelName, oneshot::Sender<Result<u64, Error>>),
     /// Drops the KV caches of a session that is gone.
@@ -37,9 +39,10 @@ impl Command {
         match self {
             Self::Generate(_)
             | Self::Score(_)
-            | Self::Load(..)
+            | Self::Load(_)
             | Self::Unload(..)
             | Self::Forget(_)
+            | Self::Configure(_)
             | Self::Drain(..) => true,
             Self::Fits(..) | Self::Stats(_) => false,
         }

@@ -26,6 +26,12 @@ pub struct Counters {
     pub decode_tokens_total: u64,
     /// Steps launched.
     pub steps_total: u64,
+    /// Loads that were begun.
+    pub loads_total: u64,
+    /// Models evicted for another, or because the budget shrank.
+    pub evictions_total: u64,
+    /// Models unloaded because nobody had used them for their time.
+    pub expirations_total: u64,
 }
 
 impl Counters {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::ResidentModel;
 use crate::backend::TokenLogprobs;
 use crate::error::Error;
-use crate::residency::Door;
+use crate::residency::{Door, ModelLease};
 
 /// Most events that an engine's sender may buffer for one request; past that, deltas coalesce in the
 /// sequence.
@@ -90,8 +90,8 @@ pub enum LoadEvent {
     },
     /// The model runs its first steps.
     Warming,
-    /// The model is resident. An unread event holds no lease.
-    Loaded(Box<ResidentModel>, Door),
+    /// The model is resident. Brings a lease only to those who asked for one.
+    Loaded(Box<ResidentModel>, Door, Option<ModelLease>),
     /// It could not be loaded.
     Failed(Error),
 }

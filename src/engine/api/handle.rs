@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, Pulse, ScoreWork};
+use super::{Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, LoadWork, Pulse, ScoreWork};
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
-use crate::residency::{Door, Fit, ModelLease, ModelState, ModelTable};
+use crate::residency::{Door, Fit, ModelLease, ModelState, ModelTable, ResidencySettings, Stay};
 
 /// Load events that may wait for their reader; progress beyond that is skipped.
 const LOAD_EVENTS_BUFFERED_MAX: usize = 16;
@@ -103,16 +103,43 @@ impl EngineHandle {
         self.send(Command::Score(Box::new(work))).await
     }
 
-    /// Starts a load, or joins the one that runs.
-    pub async fn load(&self, spec: LoadSpec) -> Result<mpsc::Receiver<LoadEvent>, Error> {
+    /// Starts a load, or joins the one that runs. The load ends when all who wait for it drop their events.
+    pub async fn load(&self, spec: LoadSpec, stay: Stay) -> Result<mpsc::Receiver<LoadEvent>, Error> {
+        self.begin_load(spec, stay, false).await
+    }
+
+    /// Returns a lease of a model, which is loaded first unless it is resident.
+    pub async fn load_to_use(&self, spec: LoadSpec) -> Result<ModelLease, Error> {
+        let model = spec.model().clone();
+        let mut events = self.begin_load(spec, Stay::default(), true).await?;
+        loop {
+            match events.recv().await.ok_or(Error::EngineDead)? {
+                LoadEvent::Loaded(_, _, lease) => return lease.ok_or(Error::ModelUnloaded(model)),
+                LoadEvent::Failed(error) => return Err(error),
+                LoadEvent::Progress { .. } | LoadEvent::Warming => {}
+            }
+        }
+    }
+
+    async fn begin_load(
+        &self,
+        spec: LoadSpec,
+        stay: Stay,
+        wants_lease: bool,
+    ) -> Result<mpsc::Receiver<LoadEvent>, Error> {
         let (events, receiver) = mpsc::channel(LOAD_EVENTS_BUFFERED_MAX);
-        self.send(Command::Load(spec, events)).await?;
+        self.send(Command::Load(LoadWork { spec, stay, wants_lease, events })).await?;
         Ok(receiver)
     }
 
-    /// Returns whether a model would fit now.
+    /// Returns whether a model would fit now, and what its load would evict.
     pub async fn fits(&self, spec: LoadSpec) -> Result<Fit, Error> {
-        self.ask(|reply| Command::Fits(spec, reply)).await
+        self.ask(|reply| Command::Fits(spec, reply)).await?
+    }
+
+    /// Changes the configuration of the policy; a smaller budget evicts at once.
+    pub async fn configure(&self, settings: ResidencySettings) -> Result<(), Error> {
+        self.send(Command::Configure(Box::new(settings))).await
     }
 
     /// Frees a model; returns the bytes that were freed.
@@ -170,7 +197,7 @@ mod tests {
         let device = DeviceInfo {
             device: "d".into(),
             mlx_version: "0".into(),
-            budget_bytes: 0,
+            memory_bytes: None,
             architectures: vec![],
         };
         let (_, models) = watch::channel(ModelTable::default());

@@ -18,4 +18,6 @@ pub(super) use handle::{QUEUE_RETRY, command_capacity};
 pub use pulse::Pulse;
 pub use settings::EngineSettings;
 pub use stats::{EngineStats, ResidentModel};
-pub use work::{GenerateWork, Penalty, Sampling, ScoreWork, Stopping, TurnTie, WorkOrigin, XtcSampling};
+pub use work::{
+    GenerateWork, LoadWork, Penalty, Sampling, ScoreWork, Stopping, TurnTie, WorkOrigin, XtcSampling,
+};

@@ -8,8 +8,6 @@ use crate::sched::PaceLimits;
 /// What the engine may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineSettings {
-    /// Byte budget for weights and KV caches; None lets the device say.
-    pub memory_budget_bytes: Option<u64>,
     /// Most bytes of parked KV caches, per model; None is a quarter of the budget.
     pub kv_idle_bytes_max: Option<u64>,
     /// Most parked KV caches, per model.

@@ -1,11 +1,13 @@
 //! What the engine holds and has done, as its callers see it.
 
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::Counters;
 use crate::backend::DeviceMemory;
 use crate::cache::SlabClass;
 use crate::ids::ModelName;
+use crate::residency::KeepAlive;
 
 /// Counts since the engine's start, and what it holds now.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,6 +55,14 @@ pub struct ResidentModel {
     pub loaded: SystemTime,
     /// Time when it last ran.
     pub last_used: SystemTime,
+    /// Whether it is pinned.
+    pub pinned: bool,
+    /// How long it stays after its last use.
+    pub keep_alive: KeepAlive,
+    /// Time when it is unloaded if nobody uses it from now on; None is never.
+    pub expires: Option<SystemTime>,
+    /// The folder of its files.
+    pub path: PathBuf,
     /// Its KV slabs by capacity.
     pub slabs: Vec<SlabClass>,
 }

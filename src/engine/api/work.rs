@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{GenerateEvent, Scored};
+use super::{GenerateEvent, LoadEvent, Scored};
+use crate::backend::LoadSpec;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{ClientId, ConnectionId, Principal, RequestId, SessionKey};
 use crate::prompt::Prompt;
-use crate::residency::ModelLease;
+use crate::residency::{KeepAlive, ModelLease, Stay};
 use crate::sched::Priority;
 use crate::text::{Detokenizer, Tokenizer};
 
@@ -131,6 +132,8 @@ pub struct GenerateWork {
     pub tokenizer: Tokenizer,
     /// Turns the output into text; it knows what stands before.
     pub detokenizer: Detokenizer,
+    /// How long the model stays after it; None leaves that as it is.
+    pub keep_alive: Option<KeepAlive>,
     /// Receiver of events: `Started`, any number of `Progress`, then `Delta`, then one `Ended`.
     pub events: mpsc::Sender<GenerateEvent>,
 }
@@ -150,4 +153,26 @@ pub struct ScoreWork {
     pub top_logprobs: u32,
     /// Receiver of the scores; closing it cancels the work.
     pub reply: oneshot::Sender<Result<Scored, Error>>,
+}
+
+/// The wish to have a model in memory.
+#[derive(Debug)]
+pub struct LoadWork {
+    /// The model.
+    pub spec: LoadSpec,
+    /// What the caller says about its stay.
+    pub stay: Stay,
+    /// Whether the last event brings a lease, so that the model cannot go before the caller uses it. Only for
+    /// those who read their events at once: an unread lease keeps the model.
+    pub wants_lease: bool,
+    /// Receiver of events; closing it ends the wish.
+    pub events: mpsc::Sender<LoadEvent>,
+}
+
+impl LoadWork {
+    /// Returns the wish for a model, whose stay is as configured.
+    #[must_use]
+    pub fn new(spec: LoadSpec, events: mpsc::Sender<LoadEvent>) -> Self {
+        Self { spec, stay: Stay::default(), wants_lease: false, events }
+    }
 }

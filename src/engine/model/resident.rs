@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use crate::backend::{CHECKPOINTS_MAX, LoadSpec, ModelId, ModelShape, SpanKind};
 use crate::cache::{Parked, Slots};
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::engine::api::ResidentModel;
 use crate::engine::task::Sequence;
-use crate::residency::Tenancy;
+use crate::residency::{Formats, Lifetime, ResidencySettings, Tenancy, Tenant};
 use crate::sched::{Claims, Pace, Queue, Scheduler, Shares};
 
 /// A model that runs.
@@ -29,6 +29,7 @@ pub(crate) struct Resident {
     pub(super) launched: Option<Launched>,
     pub(super) last_used: SystemTime,
     loaded: SystemTime,
+    pub(crate) lifetime: Lifetime,
 }
 
 /// A step that runs.
@@ -55,7 +56,12 @@ pub(super) struct LaunchedSpan {
 
 impl Resident {
     /// Returns the model without sequences or slabs.
-    pub(crate) fn new(id: ModelId, spec: LoadSpec, shape: ModelShape, loaded: SystemTime) -> Self {
+    pub(crate) fn new(
+        id: ModelId,
+        spec: LoadSpec,
+        shape: ModelShape,
+        (loaded, lifetime): (SystemTime, Lifetime),
+    ) -> Self {
         let slots = Slots::new(shape.context_length, shape.kv_bytes_per_token, shape.state_bytes);
         let parked = Parked::new(shape.kv_bytes_per_token, shape.state_bytes);
         Self {
@@ -73,6 +79,7 @@ impl Resident {
             launched: None,
             last_used: loaded,
             loaded,
+            lifetime,
         }
     }
 
@@ -99,6 +106,28 @@ impl Resident {
     /// Returns the number of calls that use it, those that have not reached the engine included.
     pub(crate) fn users(&self) -> u32 {
         self.tenancy.leases()
+    }
+
+    /// Returns whether a call uses it, or a step of it runs.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.users() > 0 || !self.is_idle()
+    }
+
+    /// Returns it as the policy sees it.
+    pub(crate) fn tenant(&self, settings: &ResidencySettings) -> Tenant {
+        let model = self.spec.model();
+        Tenant {
+            model: model.clone(),
+            formats: Formats { dtype: self.spec.dtype, kv: self.spec.kv },
+            computes_in: self.shape.computes_in.clone(),
+            bytes: self.bytes() + self.promised_bytes(),
+            empty_bytes: self.slots.empty_bytes(),
+            parked_bytes: self.parked.bytes(),
+            users: self.users().max(u32::from(self.is_in_use())),
+            pinned: self.lifetime.is_pinned(model, settings),
+            used: self.lifetime.used(),
+            expires: self.lifetime.expires(model, settings),
+        }
     }
 
     /// Ends the tenancy of an idle model; returns what the backend is to free.
@@ -182,13 +211,19 @@ impl Resident {
     }
 
     /// Returns its description for callers.
-    pub(crate) fn describe(&self) -> ResidentModel {
+    pub(crate) fn describe(&self, settings: &ResidencySettings, clock: &dyn Clock) -> ResidentModel {
+        let (model, now) = (self.spec.model(), clock.now());
+        let mut lifetime = self.lifetime;
+        if self.is_in_use() {
+            lifetime.touch(now);
+        }
+        let left = lifetime.expires(model, settings).map(|expires| expires - now);
         let count = |condition: fn(&Sequence) -> bool| {
             let meeting = self.running.values().filter(|sequence| condition(sequence)).count();
             u32::try_from(meeting).unwrap_or(u32::MAX)
         };
         ResidentModel {
-            model: self.spec.model().clone(),
+            model: model.clone(),
             revision: self.spec.files().revision.clone(),
             computes_in: self.shape.computes_in.clone(),
             parameter_count: self.shape.parameter_count,
@@ -203,6 +238,10 @@ impl Resident {
             queued_sequences: self.queued(),
             loaded: self.loaded,
             last_used: self.last_used,
+            pinned: lifetime.is_pinned(model, settings),
+            keep_alive: lifetime.keep_alive(model, settings),
+            expires: left.and_then(|left| clock.wall().checked_add(left)),
+            path: self.spec.files().folder.clone(),
             slabs: self.slots.classes(),
         }
     }

@@ -112,7 +112,7 @@ fn a_giant_that_needs_everything_waits_for_those_before_it_and_no_longer() {
 fn another_models_requests_do_not_starve_a_giant() {
     let mut bench = Bench::with(Fake::default(), 2 * WEIGHT_BYTES + LARGE + SMALL, |_| {});
     let (sender, _events) = mpsc::channel(8);
-    bench.engine.command(Command::Load(spec("other"), sender));
+    bench.engine.command(Command::Load(LoadWork::new(spec("other"), sender)));
     bench.run();
     let elsewhere = |bench: &mut Bench, max_tokens| {
         let (mut work, events) = bench.work(&[5, 6], max_tokens);
@@ -148,7 +148,7 @@ fn a_running_load_is_waited_for_not_counted_as_permanent() {
         bench.engine.backend.faults.loads_fail = fails;
         bench.engine.rest();
         let (sender, mut load) = mpsc::channel(8);
-        bench.engine.command(Command::Load(spec("other"), sender));
+        bench.engine.command(Command::Load(LoadWork::new(spec("other"), sender)));
         bench.ticks(1);
         let mut events = bench.request("a", Priority::Normal, 1000);
         bench.ticks(1);
@@ -220,13 +220,13 @@ fn a_slab_that_does_not_become_a_cache_ends_nothing() {
 fn whoever_left_a_running_load_is_forgotten() {
     let mut bench = with_room(WEIGHT_BYTES);
     let (sender, mut stays) = mpsc::channel(8);
-    bench.engine.command(Command::Load(spec("other"), sender));
+    bench.engine.command(Command::Load(LoadWork::new(spec("other"), sender)));
     for _ in 0..5 {
         let (sender, leaves) = mpsc::channel(8);
-        bench.engine.command(Command::Load(spec("other"), sender));
+        bench.engine.command(Command::Load(LoadWork::new(spec("other"), sender)));
         drop(leaves);
     }
-    assert_eq!(bench.engine.loads[0].listeners.len(), 2, "the one who stays, and the last");
+    assert_eq!(bench.engine.loads[0].listeners(), 2, "the one who stays, and the last");
     bench.run();
     let events: Vec<LoadEvent> = std::iter::from_fn(|| stays.try_recv().ok()).collect();
     assert!(matches!(events.last(), Some(LoadEvent::Loaded(..))));

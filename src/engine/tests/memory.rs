@@ -54,7 +54,7 @@ fn empty_slabs_of_all_models_go_before_any_cache() {
         settings.kv_idle_bytes_max = Some(room);
     });
     let (sender, _events) = mpsc::channel(8);
-    bench.engine.command(Command::Load(spec("other"), sender));
+    bench.engine.command(Command::Load(LoadWork::new(spec("other"), sender)));
     bench.run();
     let other = |bench: &mut Bench, tokens: &[u32], max_tokens| {
         let (work, events) = bench.work(tokens, max_tokens);

@@ -5,6 +5,7 @@ mod memory;
 mod pace;
 mod requests;
 mod sharing;
+mod stays;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -22,7 +23,6 @@ use crate::text::{TextFiles, Tokenizer};
 
 pub(super) fn settings() -> EngineSettings {
     EngineSettings {
-        memory_budget_bytes: None,
         kv_idle_bytes_max: None,
         kv_idle_caches_max: 1024,
         kv_dtype: KvDtype::Compute,
@@ -109,7 +109,7 @@ impl Bench {
 
     fn load(&mut self) -> Vec<LoadEvent> {
         let (sender, mut events) = mpsc::channel(8);
-        self.engine.command(Command::Load(spec("m"), sender));
+        self.engine.command(Command::Load(LoadWork::new(spec("m"), sender)));
         self.run();
         std::iter::from_fn(|| events.try_recv().ok()).collect()
     }
@@ -134,6 +134,16 @@ impl Bench {
 
     fn work(&self, tokens: &[u32], max_tokens: u32) -> (GenerateWork, Events) {
         let (events, receiver) = mpsc::channel(EVENTS);
+        (self.work_with(self.lease("m"), tokens, max_tokens, events), receiver)
+    }
+
+    fn work_with(
+        &self,
+        model: ModelLease,
+        tokens: &[u32],
+        max_tokens: u32,
+        events: mpsc::Sender<GenerateEvent>,
+    ) -> GenerateWork {
         let off = |value| Penalty { value, context_size: 0 };
         let sampling = Sampling {
             temperature: 0.0,
@@ -148,18 +158,18 @@ impl Bench {
             xtc: None,
         };
         let stopping = Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] };
-        let work = GenerateWork {
+        GenerateWork {
             origin: self.origin("c"),
-            model: self.lease("m"),
+            model,
             prompt: tokens.to_vec().into(),
             sampling,
             stopping,
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),
+            keep_alive: None,
             events,
-        };
-        (work, receiver)
+        }
     }
 
     fn submit(&mut self, tokens: &[u32], max_tokens: u32) -> Events {

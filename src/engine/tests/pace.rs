@@ -16,7 +16,7 @@ fn two_models() -> Bench {
     bench.engine.backend.pass =
         Some(Box::new(move |prefilled| *clock.0.lock().unwrap() += DECODE + TOKEN * prefilled));
     let (sender, _events) = mpsc::channel(8);
-    bench.engine.command(Command::Load(spec("other"), sender));
+    bench.engine.command(Command::Load(LoadWork::new(spec("other"), sender)));
     bench.run();
     bench
 }

@@ -250,7 +250,7 @@ fn what_can_never_fit_is_refused_and_what_fits_later_waits() {
 fn a_model_that_needs_room_gets_what_another_caches() {
     let mut bench = Bench::with(Fake::default(), 2 * WEIGHT_BYTES + 300 * KV_BYTES, |_| {});
     let (sender, _events) = mpsc::channel(8);
-    bench.engine.command(Command::Load(spec("other"), sender));
+    bench.engine.command(Command::Load(LoadWork::new(spec("other"), sender)));
     bench.run();
     let first = bench.submit(&[1, 2, 3], 5);
     bench.run();
@@ -260,22 +260,6 @@ fn a_model_that_needs_room_gets_what_another_caches() {
     bench.engine.command(Command::Generate(Box::new(GenerateWork { model, ..work })));
     bench.run();
     assert_eq!(drain(events).tokens, alone(&[4, 5], 5));
-}
-
-#[test]
-fn a_load_that_does_not_fit_is_refused_with_numbers() {
-    let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + 500, |_| {});
-    let (sender, mut events) = mpsc::channel(8);
-    let other = spec("other");
-    bench.engine.command(Command::Load(other.clone(), sender));
-    bench.run();
-    let Ok(LoadEvent::Failed(error)) = events.try_recv() else { panic!("the load is refused") };
-    let expected = Error::MemoryBudget {
-        model: other.model().clone(),
-        needed_bytes: WEIGHT_BYTES,
-        available_bytes: 500,
-    };
-    assert_eq!(error, expected);
 }
 
 #[test]
@@ -340,16 +324,18 @@ fn output_ends_at_the_context() {
 #[test]
 fn the_handle_learns_of_a_panic() {
     let fake = Fake::with(Faults { panic_at: Some(1), ..Faults::default() });
-    let make = move |_: &EngineSettings| Ok((fake, Fake::info(1_000_000)));
-    let (handle, thread) = start(settings(), Arc::new(HandClock::default()), make).unwrap();
+    let make = move || Ok((fake, Fake::info()));
+    let residency =
+        ResidencySettings { memory_budget_bytes: Some(1_000_000), ..ResidencySettings::default() };
+    let (handle, thread) = start(settings(), residency, Arc::new(HandClock::default()), make).unwrap();
     assert!(handle.is_alive());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut events = runtime.block_on(handle.load(spec("m"))).unwrap();
+    let mut events = runtime.block_on(handle.load(spec("m"), Stay::default())).unwrap();
     // The warming run is the first step.
     while events.blocking_recv().is_some() {}
     assert!(thread.join().is_err());
     assert!(!handle.is_alive());
-    assert_eq!(runtime.block_on(handle.load(spec("m"))).map(drop), Err(Error::EngineDead));
+    assert_eq!(runtime.block_on(handle.load(spec("m"), Stay::default())).map(drop), Err(Error::EngineDead));
 }
 
 #[test]
@@ -379,11 +365,11 @@ fn a_reader_that_stalls_holds_its_model_no_longer_than_the_limit() {
 fn the_end_of_a_load_that_nobody_reads_holds_nothing() {
     let mut bench = Bench::new();
     let (sender, mut unread) = mpsc::channel(8);
-    bench.engine.command(Command::Load(spec("m"), sender));
+    bench.engine.command(Command::Load(LoadWork::new(spec("m"), sender)));
     let (reply, mut answer) = oneshot::channel();
     bench.engine.command(Command::Unload("m".into(), reply));
     assert_eq!(answer.try_recv().unwrap(), Ok(WEIGHT_BYTES));
-    let Ok(LoadEvent::Loaded(_, door)) = unread.try_recv() else { panic!("the model was resident") };
+    let Ok(LoadEvent::Loaded(_, door, None)) = unread.try_recv() else { panic!("the model was resident") };
     assert!(door.lease().is_none());
 }
 

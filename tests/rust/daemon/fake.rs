@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use mlxd::engine::{
     Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats, Finish, Fit,
-    GenerateEvent, GenerateWork, Generated, LoadEvent, LoadSpec, ModelTable, Pulse, ResidentModel, ScoreWork,
-    Scored, Tenancy, TokenLogprobs,
+    GenerateEvent, GenerateWork, Generated, KeepAlive, LoadEvent, LoadSpec, LoadWork, ModelTable, Pulse,
+    ResidentModel, ScoreWork, Scored, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
 use mlxd::ids::{ConnectionId, ModelName, SessionKey};
@@ -55,7 +55,7 @@ impl Fake {
         let device = DeviceInfo {
             device: "fake".into(),
             mlx_version: "0".into(),
-            budget_bytes: 1000,
+            memory_bytes: None,
             architectures: vec!["llama"],
         };
         let engine = fake.clone();
@@ -150,21 +150,25 @@ impl Fake {
                 state.contexts.push(scoring.prompt.tokens.to_vec());
                 score(*scoring);
             }
-            Command::Load(spec, events) => {
+            Command::Load(LoadWork { spec, stay: _, wants_lease, events }) => {
                 state.loads += 1;
                 let loaded = resident(&spec);
                 let tenancy = Tenancy::new(spec.assets.clone());
-                let door = tenancy.door();
+                let (door, lease) = (tenancy.door(), wants_lease.then(|| tenancy.lease()));
                 state.resident.insert(spec.model().clone(), (loaded.clone(), tenancy));
                 self.publish(&state);
                 let all = [
                     LoadEvent::Progress { done_bytes: 8, total_bytes: 8 },
                     LoadEvent::Warming,
-                    LoadEvent::Loaded(Box::new(loaded), door),
+                    LoadEvent::Loaded(Box::new(loaded), door, lease),
                 ];
                 all.into_iter().for_each(|event| drop(events.try_send(event)));
             }
-            Command::Fits(_, reply) => drop(reply.send(Fit { needed_bytes: 8, available_bytes: 1000 })),
+            Command::Fits(_, reply) => {
+                let fit = Fit { needed_bytes: 8, available_bytes: 1000, ..Fit::default() };
+                drop(reply.send(Ok(fit)));
+            }
+            Command::Configure(_) => {}
             Command::Unload(model, reply) => {
                 let gone = state.resident.remove(&model);
                 self.publish(&state);
@@ -176,7 +180,12 @@ impl Fake {
                 let models = state.resident.values().map(|(model, _)| model.clone()).collect();
                 let requests_total = state.contexts.len() as u64;
                 let counters = Counters { requests_total, ..Counters::default() };
-                drop(reply.send(EngineStats { counters, models, ..EngineStats::default() }));
+                drop(reply.send(EngineStats {
+                    counters,
+                    models,
+                    budget_bytes: 1000,
+                    ..EngineStats::default()
+                }));
             }
             Command::Drain(limit, reply) => {
                 let mut running = self.running.subscribe();
@@ -288,6 +297,10 @@ fn resident(spec: &LoadSpec) -> ResidentModel {
         queued_sequences: 0,
         loaded: SystemTime::UNIX_EPOCH,
         last_used: SystemTime::UNIX_EPOCH,
+        pinned: false,
+        keep_alive: KeepAlive::Forever,
+        expires: None,
+        path: spec.files().folder.clone(),
         slabs: Vec::new(),
     }
 }

@@ -48,7 +48,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("device",    &["backend", "error", "hub", "mlx", "models", "quantize"], &[]),
     room("models",    &["error", "hub", "mlx"], &[]),
     room("mlx",       &["backend", "error", "ids", "quantize"], &[]),
-    room("residency", &["backend", "error", "hub", "ids"], &[]),
+    room("residency", &["backend", "clock", "error", "hub", "ids"], &[]),
     room("sched",     &["backend", "clock", "ids"], &[]),
     room("cache",     &["backend", "clock", "count", "ids", "prompt"], &[]),
     room("backend",   &["error", "hub", "ids"], &[]),

@@ -1,0 +1,125 @@
+//! How models leave: evicted for another, unloaded with time or on request, or because the budget shrank. Who
+//! goes is `residency`'s to say.
+
+use super::core::Engine;
+use crate::backend::Backend;
+use crate::clock::Moment;
+use crate::error::Error;
+use crate::ids::ModelName;
+use crate::residency::{Evictions, ResidencySettings, evictions_towards};
+
+impl<B: Backend> Engine<B> {
+    /// Changes the configuration of the policy. What follows from it is done in the next tick.
+    pub(super) fn configure(&mut self, settings: ResidencySettings) {
+        self.residency = settings;
+        self.renew_budget();
+    }
+
+    /// Reads the byte budget again, which the device may have changed.
+    pub(super) fn renew_budget(&mut self) {
+        let budget_bytes = self.residency.memory_budget_bytes;
+        self.budget_bytes = budget_bytes.unwrap_or_else(|| self.backend.budget_bytes());
+    }
+
+    /// Evicts models and frees cached KV for the load of `wanted`. Returns false if a model was leased since
+    /// this was decided: the load is to be planned again.
+    pub(super) fn make_room(&mut self, evictions: &Evictions, wanted: &ModelName) -> Result<bool, Error> {
+        for model in &evictions.models {
+            match self.unload(model) {
+                Ok(freed) => {
+                    self.counters.evictions_total += 1;
+                    tracing::info!(%model, freed, %wanted, "evicted");
+                }
+                Err(Error::ModelBusy { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        self.give_back(evictions.cached_bytes, None);
+        Ok(true)
+    }
+
+    /// Frees what exceeds the budget, models included, as far as the policy allows it.
+    pub(super) fn shrink(&mut self) {
+        let missing = self.memory().missing_bytes(0);
+        if missing == 0 {
+            return;
+        }
+        let evictions = evictions_towards(&self.tenants(), missing, self.clock.now());
+        for model in &evictions.models {
+            // One that was leased since stays; what it holds is missing in the next tick.
+            match self.unload(model) {
+                Ok(freed) => {
+                    self.counters.evictions_total += 1;
+                    tracing::info!(%model, freed, budget = self.budget_bytes, "evicted: the budget is smaller");
+                }
+                Err(Error::ModelBusy { .. }) => {}
+                Err(error) => tracing::error!(%model, ?error, "the model could not be unloaded"),
+            }
+        }
+        self.give_back(evictions.cached_bytes, None);
+    }
+
+    /// Unloads the models that nobody has used for their time. Returns whether there was one.
+    pub(super) fn expire(&mut self) -> bool {
+        let now = self.clock.now();
+        let mut expired = Vec::new();
+        for (model, resident) in &mut self.models {
+            if resident.is_in_use() {
+                resident.lifetime.touch(now);
+            } else if resident.lifetime.expires(model, &self.residency).is_some_and(|expires| expires <= now)
+            {
+                expired.push(model.clone());
+            }
+        }
+        let mut unloaded = false;
+        for model in expired {
+            match self.unload(&model) {
+                Ok(freed) => {
+                    (unloaded, self.counters.expirations_total) = (true, self.counters.expirations_total + 1);
+                    tracing::info!(%model, freed, "unloaded: nobody has used it for its keep_alive");
+                }
+                // Leased since.
+                Err(Error::ModelBusy { .. }) => {}
+                Err(error) => tracing::error!(%model, ?error, "the model could not be unloaded"),
+            }
+        }
+        unloaded
+    }
+
+    /// Returns when the first model expires, unless it is used before.
+    pub(super) fn next_expiry(&self) -> Option<Moment> {
+        let models = self.models.iter();
+        models.filter_map(|(model, resident)| resident.lifetime.expires(model, &self.residency)).min()
+    }
+
+    /// Frees a model because a caller asks for it.
+    pub(super) fn unload_on_request(&mut self, model: &ModelName) -> Result<u64, Error> {
+        let unloaded = self.unload(model);
+        if let Ok(freed) = unloaded {
+            tracing::info!(%model, freed, "unloaded");
+        }
+        unloaded
+    }
+
+    /// Frees a model; returns the bytes that were freed. A model that is in use stays.
+    pub(super) fn unload(&mut self, model: &ModelName) -> Result<u64, Error> {
+        let Some(resident) = self.models.remove(model) else {
+            return Err(Error::ModelNotLoaded(model.clone()));
+        };
+        let freed = resident.bytes();
+        match resident.retire() {
+            Err(resident) => {
+                // The last caller may have gone since.
+                let running = resident.users().max(1);
+                self.models.insert(model.clone(), *resident);
+                Err(Error::ModelBusy { model: model.clone(), running })
+            }
+            Ok(id) => {
+                self.blocked.take_if(|blocked| blocked.model == *model);
+                self.publish();
+                self.backend.unload(id)?;
+                Ok(freed)
+            }
+        }
+    }
+}
