@@ -26,7 +26,7 @@ use crate::device::MlxBackend;
 use crate::engine::{self, EngineHandle};
 use crate::error::Error;
 use crate::hub::{ModelCatalog, ModelRoots};
-use crate::net::{self, Authenticator, Listener, Phase};
+use crate::net::{self, Authenticator, Connection, Listener, Phase};
 use crate::rpc::{self, Gate, Health};
 use crate::service::Service;
 use crate::telemetry;
@@ -175,12 +175,12 @@ async fn open(
     for listener in listeners {
         let (routes, service) = (routes.clone(), Arc::clone(service));
         let gatekeeper = Arc::clone(authenticator);
-        let gate = move |connection| Gate {
+        let gate = move |connection: Connection| Gate {
             routes: routes.clone(),
             service: Arc::clone(&service),
             authenticator: Arc::clone(&gatekeeper),
+            intake: service.intake(connection.id),
             connection,
-            intake: service.intake(),
         };
         let (limits, authenticator) = (config.limits.clone(), Arc::clone(authenticator));
         accepting.spawn(net::accept(listener, limits, authenticator, phase.subscribe(), gate));

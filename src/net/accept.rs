@@ -36,6 +36,10 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Delay after a failed accept, which means too many open files.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Bytes that a peer may send of a body that nobody reads. A connection may send 1 MiB in all: with a window
+/// as large for each body, one that waits for its claim would hold up all others.
+const BODY_WINDOW_BYTES: u32 = 64 << 10;
+
 /// Calls that a peer of our own user may cancel before we have seen them, in multiples of those it may have
 /// open. The HTTP/2 library's 20 are for strangers; agents cancel whole batches in one write, and each waits
 /// with its headers until it is seen.
@@ -219,6 +223,7 @@ fn builder(limits: &Limits, is_known: bool) -> Builder<TokioExecutor> {
     http2
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_per_connection_max)
+        .initial_stream_window_size(BODY_WINDOW_BYTES)
         .keep_alive_interval(limits.keep_alive)
         .keep_alive_timeout(limits.keep_alive);
     if is_known {

@@ -80,7 +80,7 @@ fn who_leaves_takes_no_place_along() {
     drop(called_too_late);
     assert!(now(pin!(desk.place(ConnectionId(4), 1))).is_some());
     let state = desk.state();
-    assert_eq!((state.free, state.waiting.len()), (1, 0));
+    assert_eq!((state.free, state.line.len()), (1, 0));
 }
 
 #[test]
@@ -91,5 +91,5 @@ fn who_left_is_forgotten_while_all_places_are_taken() {
         assert!(now(pin!(desk.place(ConnectionId(2), 1))).is_none());
     }
     // The last has left since.
-    assert_eq!(desk.state().waiting.len(), 1);
+    assert_eq!(desk.state().line.len(), 1);
 }

@@ -1,49 +1,127 @@
-//! The bytes of requests from their arrival until they are prepared. Long messages claim theirs before they
-//! are read: there is a limit for each connection, and one for all together; the rest waits at the sender.
-//! Short ones need no claim, so that nobody's long ones keep them out: the calls of a connection bound them.
+//! The bytes of requests from their arrival until they are prepared. A message claims its bytes before it is
+//! read. The first bytes of a connection are its own: whatever others send, they never wait. The others come
+//! from two pools, one of them kept from large messages. In each a connection has a limit, and free bytes go
+//! to the connection that was served least; the rest waits at the sender.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
-use crate::count::count;
+use super::line::{Front, Line};
+use crate::ids::ConnectionId;
 use crate::limits::Limits;
 
-/// A message up to this is short.
+/// A message up to this costs less than the call that brings it, and claims nothing.
+const TINY_BYTES: usize = 1 << 10;
+
+/// A message up to this does not wait behind a longer one of its connection.
 const SHORT_BYTES: usize = 64 << 10;
 
-/// Semaphores count in these units, so that every configured limit fits.
-const UNIT_BYTES: usize = 1 << 10;
+/// A message above this is large.
+const LARGE_BYTES: usize = 1 << 20;
+
+/// A connection's own bytes: two short messages, or a long chat.
+const OWN_BYTES: usize = 128 << 10;
+
+/// Part of each limit that is kept from large messages.
+const KEPT_DIVISOR: usize = 4;
 
 /// The bytes of all connections.
 #[derive(Clone, Debug)]
-pub(super) struct IntakeOfAll {
-    all: Arc<Semaphore>,
-    all_units: u32,
-    connection_units: u32,
-}
+pub(super) struct IntakeOfAll(Arc<Mutex<State>>);
 
 /// The bytes of one connection.
 #[derive(Clone, Debug)]
 pub struct Intake {
     of_all: IntakeOfAll,
-    own: Arc<Semaphore>,
+    connection: ConnectionId,
 }
 
 /// The claim of one call, from the length of its message until it is prepared; shared by those who make and
 /// release it.
 #[derive(Clone, Debug, Default)]
-pub struct Claim(Arc<Mutex<Vec<OwnedSemaphorePermit>>>);
+pub struct Claim(Arc<Mutex<Option<Grant>>>);
+
+#[derive(Debug)]
+struct State {
+    own: Pool,
+    kept: Pool,
+    large: Pool,
+    line: Line<Size, Grant>,
+}
+
+/// Bytes that connections share.
+#[derive(Debug)]
+struct Pool {
+    free: usize,
+    of_connection_max: usize,
+    used: HashMap<ConnectionId, usize>,
+}
+
+/// Which pool bytes are of.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Own,
+    Kept,
+    Large,
+}
+
+/// The lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Size {
+    Short,
+    Middle,
+    Large,
+}
+
+/// Bytes that a call has until it is dropped.
+#[derive(Debug)]
+struct Grant {
+    of_all: IntakeOfAll,
+    connection: ConnectionId,
+    source: Source,
+    bytes: usize,
+}
+
+/// One whose turn it is.
+struct Turn {
+    go: oneshot::Sender<Grant>,
+    connection: ConnectionId,
+    source: Source,
+    bytes: usize,
+}
 
 impl IntakeOfAll {
     pub(super) fn new(limits: &Limits) -> Self {
-        let all_units = units(limits.receive_bytes_max);
-        let connection_units = units(limits.receive_bytes_per_connection_max);
-        Self { all: Arc::new(Semaphore::new(all_units as usize)), all_units, connection_units }
+        let Limits { receive_bytes_max: all, receive_bytes_per_connection_max: of_connection, .. } = *limits;
+        let (kept, of_connection_kept) = (all / KEPT_DIVISOR, of_connection / KEPT_DIVISOR);
+        Self(Arc::new(Mutex::new(State {
+            own: Pool::new(usize::MAX, OWN_BYTES),
+            kept: Pool::new(kept, of_connection_kept),
+            large: Pool::new(all - kept, of_connection - of_connection_kept),
+            line: Line::new(),
+        })))
     }
 
-    pub(super) fn connection(&self) -> Intake {
-        Intake { own: Arc::new(Semaphore::new(self.connection_units as usize)), of_all: self.clone() }
+    pub(super) fn connection(&self, connection: ConnectionId) -> Intake {
+        Intake { of_all: self.clone(), connection }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives bytes to those whose turn it is. Who has left by then gives them back.
+    fn call(&self) {
+        while let Some(turn) = self.take() {
+            let Turn { go, connection, source, bytes } = turn;
+            drop(go.send(Grant { of_all: self.clone(), connection, source, bytes }));
+        }
+    }
+
+    fn take(&self) -> Option<Turn> {
+        self.state().take()
     }
 }
 
@@ -51,14 +129,24 @@ impl Intake {
     /// Claims the bytes of a message that is about to be read; waits until they are free. A message above a
     /// limit takes all of it.
     pub async fn claim(self, bytes: usize, claim: Claim) {
-        if bytes <= SHORT_BYTES {
+        let Self { of_all, connection } = self;
+        if bytes <= TINY_BYTES {
             return;
         }
-        let IntakeOfAll { all, all_units, connection_units } = self.of_all;
-        for (permits, limit) in [(self.own, connection_units), (all, all_units)] {
-            // Neither is ever closed.
-            if let Ok(permit) = permits.acquire_many_owned(units(bytes).min(limit)).await {
-                claim.permits().push(permit);
+        let lane = if bytes <= SHORT_BYTES {
+            Size::Short
+        } else if bytes <= LARGE_BYTES {
+            Size::Middle
+        } else {
+            Size::Large
+        };
+        loop {
+            let called = of_all.state().line.join(Front { connection, lane, bytes });
+            of_all.call();
+            // The line forgets only who has left.
+            if let Ok(grant) = called.await {
+                *claim.grant() = Some(grant);
+                return;
             }
         }
     }
@@ -67,69 +155,90 @@ impl Intake {
 impl Claim {
     /// Gives the bytes back.
     pub fn release(&self) {
-        self.permits().clear();
+        let grant = self.grant().take();
+        drop(grant);
     }
 
-    fn permits(&self) -> std::sync::MutexGuard<'_, Vec<OwnedSemaphorePermit>> {
+    fn grant(&self) -> MutexGuard<'_, Option<Grant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Saturates far above any limit.
-fn units(bytes: usize) -> u32 {
-    count(bytes.div_ceil(UNIT_BYTES))
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.of_all.state().pool(self.source).give_back(self.connection, self.bytes);
+        self.of_all.call();
+    }
+}
+
+impl State {
+    /// Takes bytes for whoever is next. Where a pool has too few for the one whose turn it is, the others
+    /// wait behind it: it would never get them otherwise.
+    fn take(&mut self) -> Option<Turn> {
+        let (front, source) = self.next()?;
+        let go = self.line.call(front)?;
+        let bytes = self.pool(source).take(front);
+        Some(Turn { go, connection: front.connection, source, bytes })
+    }
+
+    fn next(&mut self) -> Option<(Front<Size>, Source)> {
+        let Self { own, kept, large, line } = self;
+        if let Some(front) = line.next(|front| front.bytes <= OWN_BYTES && own.has_left(front)) {
+            return Some((front, Source::Own));
+        }
+        for (pool, source) in [(kept, Source::Kept), (large, Source::Large)] {
+            let is_for = |front: Front<Size>| (front.lane == Size::Large) == matches!(source, Source::Large);
+            let next = line.next(|front| is_for(front) && pool.has_left(front));
+            if let Some(front) = next.filter(|front| pool.taken_by(*front) <= pool.free) {
+                return Some((front, source));
+            }
+        }
+        None
+    }
+
+    fn pool(&mut self, source: Source) -> &mut Pool {
+        match source {
+            Source::Own => &mut self.own,
+            Source::Kept => &mut self.kept,
+            Source::Large => &mut self.large,
+        }
+    }
+}
+
+impl Pool {
+    fn new(all: usize, of_connection: usize) -> Self {
+        Self { free: all, of_connection_max: of_connection.min(all), used: HashMap::new() }
+    }
+
+    /// Returns what a message takes.
+    fn taken_by(&self, front: Front<Size>) -> usize {
+        front.bytes.min(self.of_connection_max)
+    }
+
+    /// Returns whether the connection's limit leaves room for one of its messages.
+    fn has_left(&self, front: Front<Size>) -> bool {
+        let used = self.used.get(&front.connection).copied().unwrap_or(0);
+        used + self.taken_by(front) <= self.of_connection_max
+    }
+
+    fn take(&mut self, front: Front<Size>) -> usize {
+        let bytes = self.taken_by(front);
+        self.free -= bytes;
+        *self.used.entry(front.connection).or_default() += bytes;
+        bytes
+    }
+
+    fn give_back(&mut self, connection: ConnectionId, bytes: usize) {
+        self.free += bytes;
+        if let Some(used) = self.used.get_mut(&connection) {
+            *used -= bytes;
+            if *used == 0 {
+                self.used.remove(&connection);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::pin::pin;
-    use std::task::{Context, Waker};
-
-    use super::*;
-
-    fn intake() -> IntakeOfAll {
-        let (receive_bytes_max, receive_bytes_per_connection_max) = (400 << 10, 200 << 10);
-        IntakeOfAll::new(&Limits { receive_bytes_max, receive_bytes_per_connection_max, ..Limits::default() })
-    }
-
-    fn is_ready(claiming: std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
-        claiming.poll(&mut Context::from_waker(Waker::noop())).is_ready()
-    }
-
-    #[test]
-    fn long_messages_wait_for_their_own_connection_first() {
-        let intake = intake();
-        let (one, two) = (intake.connection(), intake.connection());
-        let held = Claim::default();
-        assert!(is_ready(pin!(one.clone().claim(150 << 10, held.clone()))));
-        let mut second = pin!(one.clone().claim(100 << 10, Claim::default()));
-        assert!(!is_ready(second.as_mut()));
-        assert!(is_ready(pin!(two.claim(200 << 10, Claim::default()))), "another connection");
-        assert!(is_ready(pin!(one.claim(SHORT_BYTES, Claim::default()))), "a short one");
-        held.release();
-        assert!(is_ready(second.as_mut()));
-    }
-
-    #[test]
-    fn all_connections_share_one_limit() {
-        let intake = intake();
-        let claims = [Claim::default(), Claim::default()];
-        for claim in &claims {
-            assert!(is_ready(pin!(intake.connection().claim(200 << 10, claim.clone()))));
-        }
-        let mut third = pin!(intake.connection().claim(100 << 10, Claim::default()));
-        assert!(!is_ready(third.as_mut()));
-        drop(claims);
-        assert!(is_ready(third.as_mut()));
-    }
-
-    #[test]
-    fn a_message_above_a_limit_takes_all_of_it() {
-        let intake = intake();
-        let claim = Claim::default();
-        assert!(is_ready(pin!(intake.connection().claim(1 << 30, claim.clone()))));
-        assert_eq!(intake.all.available_permits(), 0);
-        claim.release();
-        assert_eq!(intake.all.available_permits(), 400);
-    }
-}
+#[path = "intake_tests.rs"]
+mod tests;

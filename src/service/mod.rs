@@ -12,6 +12,7 @@ mod event;
 mod fields;
 mod generation;
 mod intake;
+mod line;
 mod models;
 mod prepare;
 mod reason;
@@ -28,7 +29,7 @@ use crate::clock::{Clock, Moment};
 use crate::engine::{EngineHandle, EngineSettings};
 use crate::error::Error;
 use crate::hub::ModelCatalog;
-use crate::ids::ModelName;
+use crate::ids::{ConnectionId, ModelName};
 use crate::limits::Limits;
 use crate::session::{SessionBook, SessionLimits};
 use desk::Desk;
@@ -99,10 +100,10 @@ impl Service {
         &self.limits
     }
 
-    /// Returns the bytes that the requests of a new connection may have.
+    /// Returns the bytes that the requests of a connection may have.
     #[must_use]
-    pub fn intake(&self) -> Intake {
-        self.intake.connection()
+    pub fn intake(&self, connection: ConnectionId) -> Intake {
+        self.intake.connection(connection)
     }
 
     /// Returns the engine's settings.

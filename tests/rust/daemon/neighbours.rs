@@ -8,8 +8,10 @@ use bytes::Bytes;
 use http_body::Frame;
 use mlxd_client::v1::{
     ChatInput, CountTokensRequest, ErrorReason, GenerateRequest, Message, TokenIds, ToolDefinition,
-    generate_request::Input,
+    generate_request::Input, inference_service_client::InferenceServiceClient,
 };
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::{Service, ServiceExt};
@@ -33,7 +35,10 @@ impl http_body::Body for Half {
 
 /// Sends the start of a message that is said to have `length` bytes; returns the status once there is one.
 async fn half_sent(daemon: &Daemon, length: u32, sent: usize) -> Status {
-    let mut channel = daemon.channel().await;
+    half_sent_on(daemon.channel().await, length, sent).await
+}
+
+async fn half_sent_on(mut channel: Channel, length: u32, sent: usize) -> Status {
     let message = [&[0][..], &length.to_be_bytes(), &vec![0; sent]].concat();
     let request = http::Request::post("http://localhost/mlxd.v1.InferenceService/CountTokens")
         .header("content-type", "application/grpc")
@@ -71,6 +76,60 @@ async fn half_sent_messages_keep_no_short_one_out() {
     };
     tokio::select! {
         () = half => panic!("nothing ends before its time"),
+        () = honest => {}
+    }
+}
+
+#[tokio::test]
+async fn large_announcements_keep_no_chat_out() {
+    let daemon = Daemon::with(|config| {
+        config.limits.receive_bytes_max = 8 << 20;
+        config.limits.receive_bytes_per_connection_max = 4 << 20;
+    })
+    .await;
+    // The first of two connections have all bytes for large messages.
+    let mut announced = JoinSet::new();
+    for _ in 0..4 {
+        let channel = daemon.channel().await;
+        announced.spawn(half_sent_on(channel.clone(), 15_000_000, 1_000_000));
+        announced.spawn(half_sent_on(channel, 15_000_000, 1_000_000));
+    }
+    let honest = async {
+        for words in [16_000, 16_000, 16_000, 16_000, 100_000] {
+            let request = CountTokensRequest {
+                model: MODEL.into(),
+                ..CountTokensRequest::prompt("word ".repeat(words))
+            };
+            assert_eq!(daemon.client.count_tokens(request).await.unwrap().token_count as usize, 5 * words);
+        }
+    };
+    tokio::select! {
+        _ = announced.join_next() => panic!("nothing ends before its time"),
+        () = honest => {}
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_waits_for_its_bytes_holds_up_no_other_call_of_its_connection() {
+    let daemon = Daemon::with(|config| config.limits.receive_bytes_per_connection_max = 4 << 20).await;
+    let channel = daemon.channel().await;
+    let mut waiting: JoinSet<Status> =
+        (0..3).map(|_| half_sent_on(channel.clone(), 15_000_000, 1_500_000)).collect();
+    let honest = async {
+        let mut client = InferenceServiceClient::new(channel.clone());
+        for words in [10, 16_000, 16_000, 16_000] {
+            let request = CountTokensRequest {
+                model: MODEL.into(),
+                ..CountTokensRequest::prompt("word ".repeat(words))
+            };
+            assert_eq!(
+                client.count_tokens(request).await.unwrap().into_inner().token_count as usize,
+                5 * words
+            );
+        }
+    };
+    tokio::select! {
+        _ = waiting.join_next() => panic!("nothing ends before its time"),
         () = honest => {}
     }
 }
