@@ -54,7 +54,7 @@ name_type! {
     Principal
 }
 name_type! {
-    /// Unit of fair scheduling: a connection, or `x-mlxd-client` within a principal.
+    /// Unit of fair scheduling within a connection: all its calls, or those with this `x-mlxd-client`.
     ClientId
 }
 

@@ -246,7 +246,7 @@ impl<B: Backend> Engine<B> {
         }
         let EngineSettings { queue_length_max, queue_length_per_client_max, .. } = self.settings;
         let waiting: Vec<Waiter<'_>> = self.models.values().flat_map(Resident::waiters).collect();
-        match sched::enter(sequence.owner(), &waiting, queue_length_max, queue_length_per_client_max) {
+        match sched::enter(&sequence.origin.owner, &waiting, queue_length_max, queue_length_per_client_max) {
             Entry::Waits => Ok(None),
             Entry::Replaces(place) => Ok(Some(place)),
             Entry::Full => Err(queue_full("queue_length_max", queue_length_max)),

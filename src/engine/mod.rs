@@ -32,4 +32,4 @@ pub use crate::residency::{
     Fit, KeepAlive, ModelLease, ModelSettings, ModelState, ModelTable, NotAKeepAlive, ResidencySettings,
     Stay, Tenancy,
 };
-pub use crate::sched::Priority;
+pub use crate::sched::{Owner, Priority};

@@ -81,12 +81,13 @@ mod tests {
 
     use super::*;
     use crate::clock::Moment;
+    use crate::sched::owner::owner;
     use crate::sched::{Priority, Queue, Shares};
 
     fn ticket(priority: Priority, since: u64) -> Ticket {
         let mut queue = Queue::default();
         let since = Moment::at(Duration::from_secs(since));
-        queue.push("c".into(), priority, since, ());
+        queue.push(owner("c"), priority, since, ());
         queue.head(&Shares::default(), since, Duration::from_secs(10)).unwrap()
     }
 

@@ -5,25 +5,14 @@
 use std::collections::BTreeMap;
 
 use super::Priority;
+use super::owner::{CIRCLES, Circle, Owner};
 use crate::clock::Moment;
-use crate::ids::{ClientId, ConnectionId, Principal};
-
-/// Whose a request is, from the widest circle to the narrowest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner<'a> {
-    /// The user, or the token.
-    pub principal: &'a Principal,
-    /// The connection it came on.
-    pub connection: ConnectionId,
-    /// The name that the client gave itself.
-    pub client: &'a ClientId,
-}
 
 /// A request that waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiter<'a> {
     /// Whose it is.
-    pub owner: Owner<'a>,
+    pub owner: &'a Owner,
     /// Its priority.
     pub priority: Priority,
     /// Time since when it waits.
@@ -45,22 +34,10 @@ pub enum Entry {
     FullForClient,
 }
 
-/// Number of circles around a request.
-const CIRCLES: usize = 3;
-
-type Circle<'a> = (&'a Principal, Option<ConnectionId>, Option<&'a ClientId>);
-
-impl<'a> Owner<'a> {
-    /// Returns one of the circles, the widest first.
-    fn circle(&self, depth: usize) -> Circle<'a> {
-        (self.principal, (depth > 0).then_some(self.connection), (depth > 1).then_some(self.client))
-    }
-}
-
 /// Decides on a newcomer beside those who wait.
 #[must_use]
-pub fn enter(newcomer: Owner<'_>, waiting: &[Waiter<'_>], count_max: u32, of_client_max: u32) -> Entry {
-    let count = |of: &dyn Fn(&Owner<'_>) -> bool| waiting.iter().filter(|waiter| of(&waiter.owner)).count();
+pub fn enter(newcomer: &Owner, waiting: &[Waiter<'_>], count_max: u32, of_client_max: u32) -> Entry {
+    let count = |of: &dyn Fn(&Owner) -> bool| waiting.iter().filter(|waiter| of(waiter.owner)).count();
     let of_client = count(&|owner| owner.client == newcomer.client);
     let of_connection = count(&|owner| owner.connection == newcomer.connection);
     if of_client.max(of_connection) >= of_client_max as usize {
@@ -73,7 +50,7 @@ pub fn enter(newcomer: Owner<'_>, waiting: &[Waiter<'_>], count_max: u32, of_cli
 }
 
 /// Returns the place that a newcomer to a full queue may take.
-fn replaced(newcomer: Owner<'_>, waiting: &[Waiter<'_>]) -> Option<usize> {
+fn replaced(newcomer: &Owner, waiting: &[Waiter<'_>]) -> Option<usize> {
     let mut group: Vec<usize> = (0..waiting.len()).collect();
     for depth in 0..CIRCLES {
         let own = newcomer.circle(depth);
@@ -100,7 +77,7 @@ fn last_of_largest(mut group: Vec<usize>, waiting: &[Waiter<'_>], depth: usize) 
 
 /// Returns the circle of a group that has most requests, and their number, among those with one that has not
 /// begun.
-fn largest<'a>(group: &[usize], waiting: &[Waiter<'a>], depth: usize) -> Option<(Circle<'a>, usize)> {
+fn largest(group: &[usize], waiting: &[Waiter<'_>], depth: usize) -> Option<(Circle, usize)> {
     let mut counts = BTreeMap::new();
     for waiter in group.iter().map(|place| &waiting[*place]) {
         let (count, may_go) = counts.entry(waiter.owner.circle(depth)).or_insert((0, false));
@@ -116,40 +93,39 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::ids::ConnectionId;
 
     /// A queue of four.
     struct Door {
-        names: Vec<(Principal, ConnectionId, ClientId)>,
+        owners: Vec<Owner>,
         begun: Vec<usize>,
         of_client_max: u32,
     }
 
-    fn name(principal: &str, connection: u64, client: &str) -> (Principal, ConnectionId, ClientId) {
-        (principal.into(), ConnectionId(connection), client.into())
+    fn owner((principal, connection, client): (&str, u64, &str)) -> Owner {
+        let connection = ConnectionId(connection);
+        Owner { principal: principal.into(), connection, client: client.into() }
     }
 
     impl Door {
         fn new(waiting: &[(&str, u64, &str)]) -> Self {
-            let names =
-                waiting.iter().map(|(principal, connection, client)| name(principal, *connection, client));
-            Self { names: names.collect(), begun: vec![], of_client_max: 9 }
+            let owners = waiting.iter().copied().map(owner).collect();
+            Self { owners, begun: vec![], of_client_max: 9 }
         }
 
         fn enter(&self, newcomer: (&str, u64, &str)) -> Entry {
             let waiting: Vec<Waiter<'_>> = self
-                .names
+                .owners
                 .iter()
                 .enumerate()
-                .map(|(place, (principal, connection, client))| Waiter {
-                    owner: Owner { principal, connection: *connection, client },
+                .map(|(place, owner)| Waiter {
+                    owner,
                     priority: Priority::Normal,
                     since: Moment::at(Duration::from_secs(place as u64)),
                     has_begun: self.begun.contains(&place),
                 })
                 .collect();
-            let (principal, connection, client) = name(newcomer.0, newcomer.1, newcomer.2);
-            let newcomer = Owner { principal: &principal, connection, client: &client };
-            enter(newcomer, &waiting, 4, self.of_client_max)
+            enter(&owner(newcomer), &waiting, 4, self.of_client_max)
         }
     }
 

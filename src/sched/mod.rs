@@ -1,14 +1,15 @@
 //! Who runs next. Pure: it sees plain facts of what waits and runs, and decides who is admitted, who is
 //! preempted, and how many tokens of each the next step takes.
 //!
-//! Of the waiting requests, the higher priority class goes first (a class rises with waiting), then the
-//! client that has least: the fewest running sequences, then the least service. So clients share a model
-//! max-min fairly, whatever they ask for. One that must wait for memory lets others pass as long as it starts
-//! no later for it.
+//! Of the waiting requests, the higher priority class goes first (a class rises with waiting), then whoever
+//! has least: the fewest running sequences, then the least service, compared by principal, then by
+//! connection, then by client. So they share a model max-min fairly, whatever they ask for and call
+//! themselves. One that must wait for memory lets others pass as long as it starts no later for it.
 
 mod allowance;
 mod blocked;
 mod crowd;
+mod owner;
 mod pace;
 mod plan;
 mod queue;
@@ -17,11 +18,12 @@ mod timeline;
 
 pub use allowance::{Allowance, Demand};
 pub use blocked::{Blocked, Claims, Passer};
-pub use crowd::{Entry, Owner, Waiter, enter};
+pub use crowd::{Entry, Waiter, enter};
+pub use owner::Owner;
 pub use pace::{Pace, PaceLimits, StepLoad};
-pub use plan::{Runnable, Scheduler};
+pub use plan::{Runnable, plan};
 pub use queue::{Queue, Ticket};
-pub use shares::{Candidate, Running, Shares, victim};
+pub use shares::{Candidate, Rank, Running, Shares, victim};
 pub use timeline::Timeline;
 
 use std::time::Duration;

@@ -1,16 +1,15 @@
-//! Waiting requests, by client and priority: first come, first served within both.
+//! Waiting requests, by owner and priority: first come, first served within both.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{Priority, Shares};
+use super::{Owner, Priority, Shares};
 use crate::clock::Moment;
-use crate::ids::ClientId;
 
 /// A queue of `T`.
 #[derive(Debug)]
 pub struct Queue<T> {
-    lanes: BTreeMap<(ClientId, Priority), VecDeque<Waiting<T>>>,
+    lanes: BTreeMap<(Owner, Priority), VecDeque<Waiting<T>>>,
     number_next: u64,
 }
 
@@ -24,8 +23,8 @@ struct Waiting<T> {
 /// A request that waits in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    /// Its client.
-    pub client: ClientId,
+    /// Whose it is.
+    pub owner: Owner,
     /// Its priority class now; 0 is the highest.
     pub class: u32,
     /// Time since when it waits.
@@ -35,15 +34,15 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    fn new<T>(lane: &(ClientId, Priority), waiting: &Waiting<T>, class: u32) -> Self {
+    fn new<T>(lane: &(Owner, Priority), waiting: &Waiting<T>, class: u32) -> Self {
         let &Waiting { number, since, .. } = waiting;
-        Self { client: lane.0.clone(), class, since, priority: lane.1, number }
+        Self { owner: lane.0.clone(), class, since, priority: lane.1, number }
     }
 
-    /// Returns whether a client's requests of a priority wait in the same lane.
+    /// Returns whether an owner's requests of a priority wait in the same lane.
     #[must_use]
-    pub fn has_lane(&self, client: &ClientId, priority: Priority) -> bool {
-        self.client == *client && self.priority == priority
+    pub fn has_lane(&self, owner: &Owner, priority: Priority) -> bool {
+        self.owner == *owner && self.priority == priority
     }
 
     /// Returns whether both are of the same request.
@@ -73,15 +72,15 @@ impl<T> Queue<T> {
     }
 
     /// Adds one at the end of its lane.
-    pub fn push(&mut self, client: ClientId, priority: Priority, since: Moment, item: T) {
+    pub fn push(&mut self, owner: Owner, priority: Priority, since: Moment, item: T) {
         let number = self.number();
-        self.lanes.entry((client, priority)).or_default().push_back(Waiting { number, since, item });
+        self.lanes.entry((owner, priority)).or_default().push_back(Waiting { number, since, item });
     }
 
     /// Puts a preempted one back: it is the next of its lane.
-    pub fn push_front(&mut self, client: ClientId, priority: Priority, since: Moment, item: T) {
+    pub fn push_front(&mut self, owner: Owner, priority: Priority, since: Moment, item: T) {
         let number = self.number();
-        self.lanes.entry((client, priority)).or_default().push_front(Waiting { number, since, item });
+        self.lanes.entry((owner, priority)).or_default().push_front(Waiting { number, since, item });
     }
 
     fn number(&mut self) -> u64 {
@@ -89,11 +88,11 @@ impl<T> Queue<T> {
         self.number_next
     }
 
-    /// Returns the next: the highest class, then the client with the least, then the longest wait.
+    /// Returns the next: the highest class, then the owner with the least, then the longest wait.
     #[must_use]
     pub fn head(&self, shares: &Shares, now: Moment, ageing: Duration) -> Option<Ticket> {
         let fronts = self.lanes.iter().filter_map(|(lane, waiting)| Some((lane, waiting.front()?)));
-        let rank = |(lane, front): &(&(ClientId, Priority), &Waiting<T>)| {
+        let rank = |(lane, front): &(&(Owner, Priority), &Waiting<T>)| {
             (lane.1.class(front.since, now, ageing), shares.rank(&lane.0), front.since)
         };
         let (lane, front) = fronts.min_by_key(rank)?;
@@ -121,7 +120,7 @@ impl<T> Queue<T> {
     /// Returns a ticket with its class of now; None if its request no longer waits.
     #[must_use]
     pub fn renewed(&self, ticket: &Ticket, now: Moment, ageing: Duration) -> Option<Ticket> {
-        let lane = (ticket.client.clone(), ticket.priority);
+        let lane = (ticket.owner.clone(), ticket.priority);
         let waiting = self.lanes.get(&lane)?.iter().find(|waiting| waiting.number == ticket.number)?;
         Some(Ticket::new(&lane, waiting, lane.1.class(waiting.since, now, ageing)))
     }
@@ -129,13 +128,13 @@ impl<T> Queue<T> {
     /// Returns a waiting item.
     #[must_use]
     pub fn peek(&self, ticket: &Ticket) -> Option<&T> {
-        let lane = self.lanes.get(&(ticket.client.clone(), ticket.priority))?;
+        let lane = self.lanes.get(&(ticket.owner.clone(), ticket.priority))?;
         lane.iter().find(|waiting| waiting.number == ticket.number).map(|waiting| &waiting.item)
     }
 
     /// Removes and returns a waiting item.
     pub fn pop(&mut self, ticket: &Ticket) -> Option<T> {
-        let lane = (ticket.client.clone(), ticket.priority);
+        let lane = (ticket.owner.clone(), ticket.priority);
         let waiting = self.lanes.get_mut(&lane)?;
         let place = waiting.iter().position(|waiting| waiting.number == ticket.number)?;
         let item = waiting.remove(place).map(|waiting| waiting.item);
@@ -176,6 +175,7 @@ impl<T> Queue<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sched::owner::owner;
 
     const AGEING: Duration = Duration::from_secs(10);
 
@@ -187,11 +187,11 @@ mod tests {
     fn drain(queue: &mut Queue<i32>, now: Moment) -> Vec<i32> {
         let mut shares = Shares::default();
         for client in ["a", "b", "c"] {
-            shares.arrive(&ClientId::from(client));
+            shares.arrive(&owner(client));
         }
         std::iter::from_fn(|| {
             let head = queue.head(&shares, now, AGEING)?;
-            shares.start(&head.client);
+            shares.start(&head.owner);
             queue.pop(&head)
         })
         .collect()
@@ -201,7 +201,7 @@ mod tests {
     fn the_client_with_the_least_goes_first_and_each_is_served_in_order() {
         let mut queue = Queue::default();
         for (place, (client, item)) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5)].iter().enumerate() {
-            queue.push(ClientId::from(*client), Priority::Normal, at(place as u64), *item);
+            queue.push(owner(client), Priority::Normal, at(place as u64), *item);
         }
         assert_eq!(drain(&mut queue, at(5)), [1, 4, 5, 2, 3]);
         assert!(queue.is_empty());
@@ -211,9 +211,9 @@ mod tests {
     fn a_higher_class_goes_first_and_waiting_lifts_a_class() {
         let fill = || {
             let mut queue = Queue::default();
-            queue.push(ClientId::from("a"), Priority::Background, at(0), 1);
-            queue.push(ClientId::from("b"), Priority::Normal, at(1), 2);
-            queue.push(ClientId::from("c"), Priority::Interactive, at(15), 3);
+            queue.push(owner("a"), Priority::Background, at(0), 1);
+            queue.push(owner("b"), Priority::Normal, at(1), 2);
+            queue.push(owner("c"), Priority::Interactive, at(15), 3);
             queue
         };
         assert_eq!(drain(&mut fill(), at(15)), [2, 3, 1]);
@@ -223,12 +223,12 @@ mod tests {
     #[test]
     fn the_order_is_that_of_the_heads_and_keeps_to_the_lanes() {
         let mut queue = Queue::default();
-        queue.push(ClientId::from("a"), Priority::Normal, at(0), 1);
-        queue.push(ClientId::from("a"), Priority::Normal, at(1), 2);
-        queue.push(ClientId::from("b"), Priority::Interactive, at(2), 3);
-        queue.push(ClientId::from("c"), Priority::Normal, at(3), 4);
+        queue.push(owner("a"), Priority::Normal, at(0), 1);
+        queue.push(owner("a"), Priority::Normal, at(1), 2);
+        queue.push(owner("b"), Priority::Interactive, at(2), 3);
+        queue.push(owner("c"), Priority::Normal, at(3), 4);
         // Preempted just now: it is still before those of its lane.
-        queue.push_front(ClientId::from("c"), Priority::Normal, at(5), 5);
+        queue.push_front(owner("c"), Priority::Normal, at(5), 5);
         let order = queue.order(&Shares::default(), at(5), AGEING);
         let items: Vec<i32> = order.iter().map(|ticket| *queue.peek(ticket).unwrap()).collect();
         assert_eq!(items, [3, 1, 2, 5, 4]);
@@ -243,9 +243,9 @@ mod tests {
     fn what_is_taken_out_does_not_come_up_and_the_rest_keeps_its_order() {
         let mut queue = Queue::default();
         for item in 0..5 {
-            queue.push(ClientId::from("a"), Priority::Normal, at(0), item);
+            queue.push(owner("a"), Priority::Normal, at(0), item);
         }
-        queue.push_front(ClientId::from("a"), Priority::Normal, at(0), 6);
+        queue.push_front(owner("a"), Priority::Normal, at(0), 6);
         assert_eq!(queue.take_if(|item| item % 2 == 1), [1, 3]);
         assert_eq!(drain(&mut queue, at(0)), [6, 0, 2, 4]);
     }

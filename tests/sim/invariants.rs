@@ -1,10 +1,11 @@
 //! What holds after every tick.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::world::World;
 use crate::engine::load::Load;
 use crate::engine::model::Resident;
+use crate::sched::Owner;
 
 impl World {
     pub(super) fn check(&mut self) {
@@ -55,12 +56,18 @@ impl World {
 
     fn check_shares(&self) {
         for resident in self.engine.models.values() {
-            let mut running = BTreeMap::new();
-            for sequence in resident.running.values() {
-                *running.entry(&sequence.origin.client).or_insert(0) += 1;
-            }
-            for (client, count) in running {
-                assert_eq!(resident.shares.rank(client).0, count, "{client} has what runs");
+            let owners = || resident.running.values().map(|sequence| &sequence.origin.owner);
+            for owner in owners() {
+                let of_principal = |other: &&Owner| other.principal == owner.principal;
+                let of_connection =
+                    |other: &&Owner| of_principal(other) && other.connection == owner.connection;
+                let counts = [
+                    owners().filter(of_principal).count(),
+                    owners().filter(of_connection).count(),
+                    owners().filter(|other| *other == owner).count(),
+                ];
+                let running = resident.shares.rank(owner).map(|(running, ..)| running as usize);
+                assert_eq!(running, counts, "{owner:?} has what runs");
             }
             let nobody = resident.running.is_empty() && resident.queue.is_empty();
             assert_eq!(resident.shares.is_empty(), nobody, "shares are of those who are there");

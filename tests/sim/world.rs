@@ -19,7 +19,7 @@ use crate::engine::{
 };
 use crate::error::Error;
 use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
-use crate::sched::Priority;
+use crate::sched::{Owner, Priority};
 use crate::session::{NewSession, SessionBook};
 use crate::text::Tokenizer;
 
@@ -207,9 +207,7 @@ impl World {
         };
         WorkOrigin {
             request: "r".into(),
-            principal,
-            connection: ConnectionId(number / 2),
-            client: client.as_str().into(),
+            owner: Owner { principal, connection: ConnectionId(number / 2), client: client.as_str().into() },
             priority,
             session: session.cloned(),
             turn: None,

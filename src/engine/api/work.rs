@@ -11,10 +11,10 @@ use super::{GenerateEvent, LoadEvent, Scored};
 use crate::backend::LoadSpec;
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::ids::{ClientId, ConnectionId, Principal, RequestId, SessionKey};
+use crate::ids::{RequestId, SessionKey};
 use crate::prompt::Prompt;
 use crate::residency::{KeepAlive, ModelLease, Stay};
-use crate::sched::Priority;
+use crate::sched::{Owner, Priority};
 use crate::text::{Detokenizer, Tokenizer};
 
 /// Whose work it is; the same for generations and scores.
@@ -22,12 +22,8 @@ use crate::text::{Detokenizer, Tokenizer};
 pub struct WorkOrigin {
     /// The RPC.
     pub request: RequestId,
-    /// Owner of the KV cache that the work may read and leaves behind.
-    pub principal: Principal,
-    /// Connection that it came on.
-    pub connection: ConnectionId,
-    /// Client that is treated fairly.
-    pub client: ClientId,
+    /// Who is treated fairly; the principal owns the KV cache that the work may read and leaves behind.
+    pub owner: Owner,
     /// Precedence where not all can run.
     pub priority: Priority,
     /// Session whose turn it is; its KV cache is dropped with the session.

@@ -216,14 +216,14 @@ impl Resident {
 
     /// Returns the running sequence that should give its place to a waiting request, if any.
     fn victim(&self, ticket: &Ticket) -> Option<u64> {
-        let candidate = Candidate { client: &ticket.client, class: ticket.class };
+        let candidate = Candidate { owner: &ticket.owner, class: ticket.class };
         // A score leaves no cache: it would begin anew. And those of a lane run in their order.
         let running = self.running.iter().filter(|(_, sequence)| {
-            sequence.leaves_cache() && !ticket.has_lane(&sequence.origin.client, sequence.origin.priority)
+            sequence.leaves_cache() && !ticket.has_lane(&sequence.origin.owner, sequence.origin.priority)
         });
         let running = running.map(|(&id, sequence)| Running {
             sequence: id,
-            client: &sequence.origin.client,
+            owner: &sequence.origin.owner,
             class: sequence.class,
         });
         victim(&self.shares, candidate, running)
@@ -239,13 +239,13 @@ impl Resident {
         let limit = room.free_bytes + self.bytes() + self.promised_bytes();
         let Some(mut sequence) = self.running.remove(&id) else { return Ok(()) };
         cx.counters.preemptions_total += 1;
-        self.shares.stop(&sequence.origin.client);
+        self.shares.stop(&sequence.origin.owner);
         self.give_up_slot(cx, &sequence, true)?;
         sequence.flush(cx.now);
         sequence.slot = None;
         sequence.computed = 0;
         let origin = &sequence.origin;
-        self.queue.push_front(origin.client.clone(), origin.priority, cx.now, sequence);
+        self.queue.push_front(origin.owner.clone(), origin.priority, cx.now, sequence);
         // Its promise is free again, its parked copy is not.
         room.free_bytes = limit.saturating_sub(self.bytes() + self.promised_bytes());
         Ok(())
@@ -337,7 +337,7 @@ impl Resident {
         if sequence.start(cached, cx.now) {
             cx.counters.cached_tokens_total += u64::from(cached);
         }
-        self.shares.start(&sequence.origin.client);
+        self.shares.start(&sequence.origin.owner);
         self.running.insert(id, sequence);
         Ok(true)
     }

@@ -16,14 +16,14 @@ impl Resident {
             sequence.plan_checkpoints();
         }
         let origin = &sequence.origin;
-        self.shares.arrive(&origin.client);
-        self.queue.push(origin.client.clone(), origin.priority, origin.arrived, sequence);
+        self.shares.arrive(&origin.owner);
+        self.queue.push(origin.owner.clone(), origin.priority, origin.arrived, sequence);
     }
 
     /// Returns its waiting requests.
     pub(crate) fn waiters(&self) -> impl Iterator<Item = Waiter<'_>> {
         self.queue.values().map(|sequence| Waiter {
-            owner: sequence.owner(),
+            owner: &sequence.origin.owner,
             priority: sequence.origin.priority,
             since: sequence.origin.arrived,
             has_begun: sequence.has_begun(),
@@ -81,7 +81,7 @@ impl Resident {
         sequence: Sequence,
         outcome: Result<Finish, Error>,
     ) {
-        self.shares.leave(&sequence.origin.client);
+        self.shares.leave(&sequence.origin.owner);
         cx.counters.ended(&outcome);
         sequence.end(outcome, cx.now);
     }
@@ -97,7 +97,7 @@ impl Resident {
         });
         for (id, outcome) in ended {
             let Some(sequence) = self.running.remove(&id) else { continue };
-            self.shares.stop(&sequence.origin.client);
+            self.shares.stop(&sequence.origin.owner);
             let sound = !matches!(outcome, Err(Error::NonFiniteLogits));
             let freed = self.give_up_slot(cx, &sequence, sound);
             self.leave(cx, sequence, outcome);

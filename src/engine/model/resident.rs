@@ -10,7 +10,7 @@ use crate::clock::{Clock, Moment};
 use crate::engine::api::ResidentModel;
 use crate::engine::task::Sequence;
 use crate::residency::{Formats, Lifetime, ResidencySettings, Tenancy, Tenant};
-use crate::sched::{Claims, Pace, Queue, Scheduler, Shares};
+use crate::sched::{Claims, Pace, Queue, Shares};
 
 /// A model that runs.
 pub(crate) struct Resident {
@@ -23,7 +23,6 @@ pub(crate) struct Resident {
     pub(crate) shares: Shares,
     pub(crate) slots: Slots,
     pub(super) parked: Parked,
-    pub(super) scheduler: Scheduler,
     pub(super) pace: Pace,
     /// The step that runs.
     pub(super) launched: Option<Launched>,
@@ -74,7 +73,6 @@ impl Resident {
             shares: Shares::default(),
             slots,
             parked,
-            scheduler: Scheduler::default(),
             pace: Pace::default(),
             launched: None,
             last_used: loaded,

@@ -7,7 +7,7 @@ use super::resident::{Launched, LaunchedSpan};
 use super::{Context, Resident};
 use crate::backend::{Backend, RowResult, Span, SpanKind, Step, add_checkpoint};
 use crate::error::Error;
-use crate::sched::{Demand, Runnable, StepLoad};
+use crate::sched::{self, Demand, Runnable, StepLoad};
 
 impl Resident {
     /// Waits for the step that runs, if any, and commits it.
@@ -34,7 +34,7 @@ impl Resident {
             rows.for_each(drop);
             let prefilled = prefilled(kind, tokens);
             cx.counters.committed(prefilled, drawn);
-            self.shares.serve(&sequence.origin.client, prefilled, drawn);
+            self.shares.serve(&sequence.origin.owner, prefilled, drawn);
             if let (Some(slot), true) = (sequence.slot, sequence.is_at_checkpoint()) {
                 cx.backend.checkpoint(self.id, slot, sequence.computed)?;
                 add_checkpoint(&mut sequence.checkpoints, sequence.computed);
@@ -77,7 +77,7 @@ impl Resident {
             .filter(|(_, state)| !state.is_paused())
             .map(|(&sequence, state)| Runnable {
                 sequence,
-                client: &state.origin.client,
+                owner: &state.origin.owner,
                 class: state.class,
                 kind: state.span_kind(),
                 pending: state.pending(),
@@ -85,10 +85,10 @@ impl Resident {
             })
             .collect();
         let Some(time) = cx.allowance.take(self.spec.model()) else {
-            return self.scheduler.plan(&runnable, 0);
+            return sched::plan(&mut self.shares, &runnable, 0);
         };
         let (least, most) = (self.shape.prefill_tokens_min, cx.settings.prefill_chunk_tokens);
-        let planned = self.scheduler.plan(&runnable, self.pace.prefill_tokens(time, least, most));
+        let planned = sched::plan(&mut self.shares, &runnable, self.pace.prefill_tokens(time, least, most));
         let mut load = StepLoad::default();
         for &(id, tokens) in &planned {
             self.running.get(&id).into_iter().for_each(|sequence| load.add(sequence.span_kind(), tokens));

@@ -15,7 +15,6 @@ use crate::engine::api::{Finish, GenerateWork, ScoreWork, WorkOrigin};
 use crate::error::Error;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
-use crate::sched::Owner;
 
 /// Least tokens between two checkpoints, and before the first: fewer are not worth the memory.
 const CHECKPOINT_DISTANCE: usize = 8;
@@ -64,7 +63,7 @@ impl Sequence {
 
     fn new(origin: WorkOrigin, lease: ModelLease, prompt: Prompt, task: Task) -> Self {
         let (checkpoints, planned) = (Vec::new(), Vec::new());
-        let key = CacheKey { owner: origin.principal.clone(), salt: Salt::default() };
+        let key = CacheKey { owner: origin.owner.principal.clone(), salt: Salt::default() };
         let (transcript, since) = (Transcript::new(prompt), origin.arrived);
         let (computed, slot, class) = (0, None, 0);
         Self { origin, lease, key, transcript, computed, slot, class, since, checkpoints, planned, task }
@@ -133,12 +132,6 @@ impl Sequence {
             Task::Generate(generation) => generation.is_paused(),
             Task::Score(_) => false,
         }
-    }
-
-    /// Returns whose it is.
-    pub(crate) fn owner(&self) -> Owner<'_> {
-        let WorkOrigin { principal, connection, client, .. } = &self.origin;
-        Owner { principal, connection: *connection, client }
     }
 
     /// Returns whether its caller has had something of it.

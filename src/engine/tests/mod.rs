@@ -121,9 +121,7 @@ impl Bench {
     fn origin(&self, client: &str) -> WorkOrigin {
         WorkOrigin {
             request: "r".into(),
-            principal: "p".into(),
-            connection: connection_of(client),
-            client: client.into(),
+            owner: Owner { principal: "p".into(), connection: connection_of(client), client: client.into() },
             priority: Priority::Normal,
             session: None,
             turn: None,

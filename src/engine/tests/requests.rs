@@ -122,7 +122,7 @@ fn caches_are_not_shared_between_principals() {
     bench.run();
     drain(first);
     let (mut work, events) = bench.work(&prompt(1, 40), 1);
-    work.origin.principal = "other".into();
+    work.origin.owner.principal = "other".into();
     bench.engine.command(Command::Generate(Box::new(work)));
     bench.run();
     assert_eq!(drain(events).cached, 0);

@@ -250,7 +250,8 @@ fn invented_names_do_not_shut_others_out_of_the_queue() {
     let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| {
         (settings.queue_length_max, settings.queue_length_per_client_max) = (12, 6);
     });
-    let on = |connection| move |work: &mut GenerateWork| work.origin.connection = ConnectionId(connection);
+    let on =
+        |connection| move |work: &mut GenerateWork| work.origin.owner.connection = ConnectionId(connection);
     // Two connections, each with a new name for every call, fill the queue.
     let mut flood: Vec<Events> = Vec::new();
     for number in 0..20 {
@@ -273,6 +274,86 @@ fn invented_names_do_not_shut_others_out_of_the_queue() {
     let count = |name: &str| of_flood.iter().filter(|limit| **limit == name).count();
     assert_eq!((count("queue_length_per_client_max"), count("queue_length_max")), (8, 4));
     assert_eq!(refused(crowd).len(), 6, "those who have most displace nobody");
+}
+
+/// Callers with always as many requests as given: connection, client, and number. Returns the tokens that
+/// each got.
+fn tokens_of_busy<const N: usize>(bench: &mut Bench, callers: [(u64, &str, usize); N]) -> [usize; N] {
+    let mut open: [Vec<Events>; N] = std::array::from_fn(|_| vec![]);
+    let mut tokens = [0; N];
+    for tick in 0..3000 {
+        for (at, (connection, client, count)) in callers.into_iter().enumerate() {
+            while open[at].len() < count {
+                let on = |work: &mut GenerateWork| work.origin.owner.connection = ConnectionId(connection);
+                open[at].push(bench.ask(client, Priority::Normal, 24 + tick % 8, on));
+            }
+        }
+        bench.ticks(1);
+        for (tokens, open) in tokens.iter_mut().zip(&mut open) {
+            open.retain_mut(|events| {
+                while let Ok(event) = events.try_recv() {
+                    match event {
+                        GenerateEvent::Delta(delta) => *tokens += delta.tokens.len(),
+                        GenerateEvent::Ended(outcome) => return outcome.is_err(),
+                        GenerateEvent::Started { .. } | GenerateEvent::Progress { .. } => {}
+                    }
+                }
+                true
+            });
+        }
+    }
+    tokens
+}
+
+#[allow(clippy::cast_precision_loss, reason = "small counts")]
+fn ratio(one: usize, other: usize) -> f64 {
+    one as f64 / other as f64
+}
+
+#[test]
+fn a_connection_with_many_names_gets_what_one_with_one_name_gets() {
+    let mut bench = with_places(6);
+    let names: Vec<String> = (0..20).map(|number| format!("name-{number}")).collect();
+    let flood: [_; 20] = std::array::from_fn(|number| (1, names[number].as_str(), 1));
+    let callers: Vec<_> = flood.into_iter().chain([(2, "honest", 6)]).collect();
+    let tokens = tokens_of_busy::<21>(&mut bench, callers.try_into().unwrap());
+    let of_flood: usize = tokens[..20].iter().sum();
+    assert!((0.9..1.1).contains(&ratio(of_flood, tokens[20])), "{tokens:?}");
+    assert!(tokens.iter().all(|tokens| *tokens > 0), "each name gets some of it: {tokens:?}");
+}
+
+#[test]
+fn two_clients_of_a_connection_share_what_it_gets() {
+    let mut bench = with_places(6);
+    let tokens = tokens_of_busy(&mut bench, [(1, "a", 12), (1, "b", 4), (2, "c", 2), (3, "d", 9)]);
+    assert!((0.9..1.1).contains(&ratio(tokens[0], tokens[1])), "{tokens:?}");
+    assert!((0.9..1.1).contains(&ratio(tokens[0] + tokens[1], tokens[3])), "{tokens:?}");
+    assert!((0.9..1.1).contains(&ratio(tokens[2], tokens[3])), "{tokens:?}");
+}
+
+#[test]
+fn invented_names_do_not_delay_the_prompt_of_another_connection() {
+    let mut bench =
+        Bench::with(Fake::default(), 1_000_000_000, |settings| settings.running_sequences_max = 32);
+    let long = |connection, tokens| {
+        move |work: &mut GenerateWork| {
+            work.prompt = prompt(u32::try_from(connection).unwrap(), tokens).into();
+            work.origin.owner.connection = ConnectionId(connection);
+        }
+    };
+    let _flood: Vec<Events> = (0..20)
+        .map(|number| bench.ask(&format!("name-{number}"), Priority::Normal, 1, long(1, 2000)))
+        .collect();
+    bench.ticks(5);
+    let mut honest = bench.ask("honest", Priority::Normal, 1, long(2, 512));
+    let mut ticks = 0;
+    while !std::iter::from_fn(|| honest.try_recv().ok()).any(|event| matches!(event, GenerateEvent::Ended(_)))
+    {
+        bench.ticks(1);
+        ticks += 1;
+    }
+    // Chunks of 16 tokens, every other one.
+    assert!((32..70).contains(&ticks), "{ticks}");
 }
 
 #[test]

@@ -140,8 +140,8 @@ impl Fake {
         match command {
             Command::Generate(generation) => {
                 state.contexts.push(generation.prompt.tokens.to_vec());
-                state.clients.push(generation.origin.client.to_string());
-                state.connections.push(generation.origin.connection);
+                state.clients.push(generation.origin.owner.client.to_string());
+                state.connections.push(generation.origin.owner.connection);
                 let resident = state.resident.get(generation.model.model());
                 let known = resident.is_some_and(|(_, tenancy)| tenancy.granted(&generation.model));
                 work.spawn(self.clone().generate(*generation, known));
