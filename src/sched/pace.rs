@@ -6,13 +6,20 @@ use std::time::Duration;
 
 use crate::backend::SpanKind;
 
-/// Part of an estimate that one step replaces: the last few steps count. Faster ones count for more: a step
-/// may be slow because a kernel was compiled for it, or because another program was busy.
+/// Part of an estimate that one step replaces: the last few steps count. For the least time, faster ones count
+/// for more: a step may be slow because a kernel was compiled for it, or because another program was busy.
+/// For the usual time they count for less, since it is the slow steps that somebody waits for.
 const LEARNING_RATE: f64 = 0.25;
 const LEARNING_RATE_FASTER: f64 = 0.5;
+const LEARNING_RATE_USUAL_FASTER: f64 = 0.125;
 
-/// Factor by which one step can raise an estimate at most.
+/// Factor by which one step can raise an estimate at most; lower for steps that decode, of which there are
+/// many, and some of which the host comes late to because it opens a slab or parks a cache.
 const RISE_MAX: f64 = 2.0;
+const RISE_MAX_DECODE: f64 = 1.25;
+
+/// Factor by which a step must be faster than the usual one to show that an exception was learned before.
+const FASTER_BY: f64 = 2.0;
 
 /// Prefilled tokens from which on a step's time tells what one of them costs.
 const TELLING_TOKENS: f64 = 64.0;
@@ -28,6 +35,9 @@ const KEPT_AFTER_REFUSAL: f64 = 0.9;
 
 /// Steps with prefill from which on the estimate is believed: the first ones compile kernels.
 const TELLING_STEPS: u32 = 8;
+
+/// Steps with prefill between two that only decode, where there is always something to prefill.
+const LOOK_STEPS: u32 = 16;
 
 /// Least part of a step's time that its prefill takes, whatever the step would have taken without it.
 const PREFILL_SHARE_MIN: f64 = 0.1;
@@ -69,15 +79,34 @@ impl StepLoad {
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     decode_step: Option<f64>,
+    /// The least that a prefilled token takes: for deadlines, which are refused only if they are out of reach.
     prefill_token: Option<f64>,
+    /// What one takes usually, as many as a step has had of late: for sizes of steps, which with the least
+    /// would all take longer than they may.
+    prefill_token_usual: Option<f64>,
+    /// Tokens that a step has prefilled of late.
+    prefill_tokens: f64,
+    /// Steps since the last one that only decoded.
+    since_decode: u32,
     /// Number of steps that prefilled.
     prefills: u32,
 }
 
-fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64) {
+/// Learns the least time, as far as steps come near to it.
+fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64, rise_max: f64) {
     *estimate = Some(match *estimate {
         None => seen,
         Some(old) if seen < old => old + (seen - old) * LEARNING_RATE_FASTER,
+        Some(old) => old + (seen.min(old * rise_max) - old) * LEARNING_RATE * weight,
+    });
+}
+
+/// Learns the usual time, a little above the mean.
+fn learn_usual(estimate: &mut Option<f64>, seen: f64, weight: f64) {
+    *estimate = Some(match *estimate {
+        None => seen,
+        Some(old) if seen * FASTER_BY < old => old + (seen - old) * LEARNING_RATE_FASTER * weight,
+        Some(old) if seen < old => old + (seen - old) * LEARNING_RATE_USUAL_FASTER * weight,
         Some(old) => old + (seen.min(old * RISE_MAX) - old) * LEARNING_RATE * weight,
     });
 }
@@ -89,16 +118,28 @@ impl Pace {
         let took = took.as_secs_f64();
         if prefilled == 0 {
             if decoding > 0 {
-                learn(&mut self.decode_step, took, 1.0);
+                learn(&mut self.decode_step, took, 1.0, RISE_MAX_DECODE);
+                self.since_decode = 0;
             }
             return;
         }
+        self.since_decode = self.since_decode.saturating_add(1);
         // A step without prefill takes mostly what reading the weights takes, which it does once in any case.
         let base = self.decode_step.unwrap_or(0.0).min(if decoding > 0 { took } else { took / 2.0 });
         let tokens = f64::from(prefilled);
         let token = (took - base).max(took * PREFILL_SHARE_MIN) / tokens;
-        learn(&mut self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0));
+        learn(&mut self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0), RISE_MAX);
+        // The rest of a prompt, of a few tokens, tells little about what others cost.
+        learn_usual(&mut self.prefill_token_usual, token, (tokens / self.prefill_tokens.max(1.0)).min(1.0));
+        self.prefill_tokens += (tokens - self.prefill_tokens) * LEARNING_RATE;
         self.prefills = self.prefills.saturating_add(1);
+    }
+
+    /// Returns whether the next step should only decode though there is something to prefill: beside prompts
+    /// that follow one another, nothing else would tell what that takes.
+    #[must_use]
+    pub fn should_look(&self) -> bool {
+        self.since_decode >= LOOK_STEPS
     }
 
     /// Returns the time of a step that only decodes; None while nothing is known.
@@ -107,10 +148,10 @@ impl Pace {
         self.decode_step.map(seconds)
     }
 
-    /// Returns the time that prefilling `tokens` adds to a step; None while nothing is known.
+    /// Returns the time that prefilling `tokens` usually adds to a step; None while nothing is known.
     #[must_use]
     pub fn prefill(&self, tokens: u32) -> Option<Duration> {
-        self.prefill_token.map(|token| seconds(token * f64::from(tokens)))
+        self.prefill_token_usual.map(|token| seconds(token * f64::from(tokens)))
     }
 
     /// Returns the number of tokens to prefill in a given time: at least `least`, whatever they cost, and at
@@ -118,7 +159,7 @@ impl Pace {
     #[must_use]
     pub fn prefill_tokens(&self, time: Duration, least: u32, most: u32) -> u32 {
         let affordable = self
-            .prefill_token
+            .prefill_token_usual
             .map_or(FIRST_TOKENS, |token| whole(time.as_secs_f64() / token.max(f64::MIN_POSITIVE)));
         affordable.max(least).min(most)
     }
@@ -199,9 +240,53 @@ mod tests {
         let mut pace = Pace::default();
         pace.observe(load(0, 64), ms(5000));
         (0..8).for_each(|_| pace.observe(load(0, 64), ms(64)));
-        assert!((300..=400).contains(&pace.prefill_tokens(ms(400), 16, 512)));
+        assert!((250..=400).contains(&pace.prefill_tokens(ms(400), 16, 512)));
         pace.observe(load(0, 64), ms(5000));
-        assert!(pace.prefill_tokens(ms(400), 16, 512) >= 240);
+        assert!(pace.prefill_tokens(ms(400), 16, 512) >= 200);
+    }
+
+    #[test]
+    fn steps_are_sized_for_the_usual_time_not_for_the_least() {
+        // The machine is busy in every other step, which then takes half as long again.
+        let (mut pace, mut took) = (Pace::default(), 0.0);
+        pace.observe(load(1, 0), ms(40));
+        for step in 0..400_u32 {
+            let tokens = pace.prefill_tokens(ms(60), 8, 512);
+            let whole = (40.0 + 3.0 * f64::from(tokens)) * if step % 2 == 0 { 1.25 } else { 0.75 };
+            pace.observe(load(1, tokens), Duration::from_secs_f64(whole / 1e3));
+            took += if step < 200 { 0.0 } else { whole / 200.0 };
+        }
+        assert!((85.0..=100.5).contains(&took), "the wanted 100 ms or less in the mean, not {took}");
+        let least = pace.prefill_token.unwrap_or_default();
+        assert!(least < 0.8 * pace.prefill_token_usual.unwrap_or_default(), "for deadlines it is the least");
+    }
+
+    #[test]
+    fn what_decoding_takes_is_looked_at_beside_endless_prompts() {
+        let mut pace = Pace::default();
+        // Another program is busy when the prompts begin.
+        (0..20).for_each(|_| pace.observe(load(1, 0), ms(60)));
+        let (mut looks, mut steps) = (0, 0);
+        while pace.decode_step() > Some(ms(32)) {
+            steps += 1;
+            let tokens = if pace.should_look() { 0 } else { pace.prefill_tokens(ms(45), 8, 512) };
+            looks += u32::from(tokens == 0);
+            pace.observe(load(1, tokens), ms(30) + 2 * ms(tokens.into()));
+            assert!(steps < 100, "{pace:?}");
+        }
+        assert!(looks * LOOK_STEPS <= steps, "{looks} of {steps}");
+    }
+
+    #[test]
+    fn the_rest_of_a_prompt_and_a_late_host_teach_little() {
+        let mut pace = Pace::default();
+        (0..9).for_each(|_| pace.observe(load(1, 0), ms(30)));
+        (0..9).for_each(|_| pace.observe(load(1, 40), ms(30 + 80)));
+        let before = pace.prefill_tokens(ms(80), 8, 512);
+        pace.observe(load(1, 4), ms(30));
+        assert!(pace.prefill_tokens(ms(80), 8, 512) <= before + 2, "a rest that cost nothing");
+        pace.observe(load(1, 0), ms(150));
+        assert!(pace.decode_step() <= Some(ms(32)), "{pace:?}");
     }
 
     #[test]

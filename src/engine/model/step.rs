@@ -84,9 +84,10 @@ impl Resident {
                 span_max: state.span_max(),
             })
             .collect();
-        let Some(time) = cx.allowance.take(self.spec.model()) else {
-            return sched::plan(&mut self.shares, &runnable, 0);
-        };
+        let decodes = runnable.iter().any(Runnable::is_decoding);
+        let time =
+            if decodes && self.pace.should_look() { None } else { cx.allowance.take(self.spec.model()) };
+        let Some(time) = time else { return sched::plan(&mut self.shares, &runnable, 0) };
         let (least, most) = (self.shape.prefill_tokens_min, cx.settings.prefill_chunk_tokens);
         let planned = sched::plan(&mut self.shares, &runnable, self.pace.prefill_tokens(time, least, most));
         let mut load = StepLoad::default();
