@@ -232,6 +232,14 @@ pub enum Error {
         /// Bytes that the budget leaves beside the weights.
         available_bytes: u64,
     },
+    /// The device has no memory for the request's KV cache now.
+    #[error("the KV cache of this request needs {needed_bytes} bytes; the device has {available_bytes} now")]
+    KvShortage {
+        /// Bytes it needs.
+        needed_bytes: u64,
+        /// Bytes that the device would give.
+        available_bytes: u64,
+    },
     /// The call's deadline passed.
     #[error("the deadline passed")]
     Deadline,

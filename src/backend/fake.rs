@@ -58,6 +58,8 @@ pub(crate) struct Fake {
     pub(crate) kv_bytes_peak: u64,
     /// Lets the time of a step pass, given its number of prefilled tokens; None takes no time.
     pub(crate) pass: Option<Box<dyn FnMut(u32) + Send>>,
+    /// Lets the time of a plan pass; None takes no time.
+    pub(crate) pass_plan: Option<Box<dyn Fn() + Send>>,
     /// Steps that run, in the order of their launch, with their numbers of prefilled tokens.
     running: VecDeque<(ModelId, u32)>,
 }
@@ -200,6 +202,7 @@ impl Backend for Fake {
     }
 
     fn plan(&self, spec: &LoadSpec, _: u64) -> LoadPlan {
+        self.pass_plan.iter().for_each(|pass| pass());
         let needed_bytes = self.weights.get(spec.model()).copied().unwrap_or(WEIGHT_BYTES);
         LoadPlan {
             spec: spec.clone(),
@@ -249,8 +252,10 @@ impl Backend for Fake {
     }
 
     fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error> {
-        if self.faults.slab_tokens_max.is_some_and(|most| capacity * slots > most) {
-            return Err(Error::Internal("the slab that a test does not open".into()));
+        let bytes = |tokens: u32| u64::from(tokens) * KV_BYTES;
+        if let Some(most) = self.faults.slab_tokens_max.filter(|&most| capacity * slots > most) {
+            let (needed_bytes, available_bytes) = (bytes(capacity * slots), bytes(most));
+            return Err(Error::KvShortage { needed_bytes, available_bytes });
         }
         let empty = Slab { capacity, slots: vec![vec![]; slots as usize] };
         assert!(self.slabs.insert((model, slab), empty).is_none(), "the slab is open");

@@ -61,8 +61,10 @@ pub trait Backend {
     /// Frees a model, loading or ready, and everything it holds.
     fn unload(&mut self, model: ModelId) -> Result<(), Error>;
 
-    /// Allocates a slab of empty slots, each of `capacity` tokens. An error means that there is no memory for
-    /// it.
+    /// Allocates a slab of empty slots, each of `capacity` tokens.
+    ///
+    /// # Errors
+    /// `KvShortage`: the device has no memory for it now.
     fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error>;
 
     /// Frees a slab.

@@ -1,15 +1,17 @@
 //! The backend on MLX: models by their id, each with its KV caches and the step that runs.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mlx_rs::transforms::{async_eval, eval};
-use mlx_rs::{Device, DeviceType, Dtype, Stream, memory, ops, with_stream};
+use mlx_rs::{Array, Device, DeviceType, Dtype, Stream, memory, ops, with_stream};
 
 use crate::backend::{
     Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
     ParkedId, RowResult, SlotId, Step, TruncateError,
 };
+use crate::device::leaving::Leaving;
+use crate::device::opening::Opening;
 use crate::device::{machine, plan};
 use crate::error::{Error, MemoryRule, Shortage};
 use crate::mlx::batch::{Batch, StepShape};
@@ -35,10 +37,11 @@ pub struct MlxBackend {
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
     streams: LoadStreams,
+    leaving: Leaving,
 }
 
 /// Where models are read, apart from the stream of their steps: MLX has a thread for each. Made once, since
-/// MLX never ends one.
+/// MLX never ends one; where a core is wanted by both, the steps come first.
 struct LoadStreams {
     /// Reads files, which only a CPU does.
     files: Stream,
@@ -56,8 +59,7 @@ struct LoadingModel {
     policy: Policy,
     loader: Box<dyn Loading>,
     weights: TensorCursor,
-    /// Files that were not opened yet, the last one first.
-    unopened: Vec<(PathBuf, bool)>,
+    opening: Opening,
     /// Number of pieces taken.
     done: u64,
 }
@@ -109,17 +111,45 @@ impl MlxBackend {
         };
         let available = selection.available().join(" ");
         tracing::info!(device = %info.device, mlx = %info.mlx_version, kernels = kernels.as_str(), available);
-        let files = Stream::new_with_device(&Device::cpu());
+        let files = ffi::in_background(|| {
+            let files = Stream::new_with_device(&Device::cpu());
+            // Its thread begins with its first operation.
+            with_stream(&files, || ops::zeros_dtype(&[1], Dtype::Float32)?.eval())?;
+            Ok::<_, Error>(files)
+        })?;
         let weights = if on_cpu { files.clone() } else { Stream::new_with_device(&Device::try_default()?) };
         let streams = LoadStreams { files, weights };
-        let cache_limit = cache_limit as u64;
-        Ok((Self { kernels: selection, cache_limit, models: BTreeMap::new(), model_next: 0, streams }, info))
+        let (cache_limit, leaving) = (cache_limit as u64, Leaving::default());
+        let models = BTreeMap::new();
+        Ok((Self { kernels: selection, cache_limit, models, model_next: 0, streams, leaving }, info))
     }
 
     /// Checks that the system would give `bytes`: on the CPU, MLX does not.
     fn reserve(&self, bytes: u64, refused: impl FnOnce(u64) -> Error) -> Result<(), Error> {
-        let available = if self.kernels.on_cpu { ffi::available(bytes) } else { bytes };
+        if !self.kernels.on_cpu {
+            return Ok(());
+        }
+        let mut available = ffi::available(bytes);
+        if available < bytes {
+            self.leaving.wait();
+            available = ffi::available(bytes);
+        }
         if available < bytes { Err(refused(available)) } else { Ok(()) }
+    }
+
+    /// Returns whether something of an unloaded model is still being freed.
+    #[cfg(test)]
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_busy()
+    }
+
+    /// Returns the bytes of `wanted` that the device has, as far as it tells.
+    fn free_bytes(&self, wanted: u64) -> u64 {
+        if self.kernels.on_cpu {
+            return ffi::available(wanted);
+        }
+        let size = device_size("total_memory").or(device_size("memory_size")).unwrap_or(0);
+        size.saturating_sub(self.memory().active).min(wanted)
     }
 
     fn ready(&mut self, model: ModelId) -> Result<&mut ReadyModel, Error> {
@@ -173,23 +203,16 @@ impl Backend for MlxBackend {
                 in_the_way,
             }))
         })?;
-        // MLX reads the headers again and trusts them.
-        files.weights.check_unchanged().map_err(|error| {
-            tracing::warn!(model = %files.name, %error, "the weight files are not those that were read");
-            error.into_error(&files.name)
-        })?;
         let policy = plan::policy(&plan, self.kernels);
         let loader = plan::open(&plan.spec, policy)?;
         if let Some(warning) = &files.weights.warning {
             tracing::warn!(model = %files.name, "{warning}");
         }
-        let named = files.weights.files.iter().map(|file| (file.path.clone(), false));
-        let spare = files.weights.spare.iter().map(|file| (file.path.clone(), true));
-        let unopened = spare.rev().chain(named.rev()).collect();
+        let opening = Opening::new(&plan.spec.assets)?;
         let weights = TensorCursor::new(&files.name, policy);
         let id = ModelId(self.model_next);
         self.model_next += 1;
-        let loading = LoadingModel { plan, policy, loader, weights, unopened, done: 0 };
+        let loading = LoadingModel { plan, policy, loader, weights, opening, done: 0 };
         self.models.insert(id, Entry::Loading(Box::new(loading)));
         Ok(id)
     }
@@ -198,9 +221,11 @@ impl Backend for MlxBackend {
         let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
             return Err(Error::Internal(format!("model {model:?} is not loading")));
         };
-        let LoadingModel { plan, policy, loader, weights, unopened, done } = &mut **loading;
-        if let Some((file, is_spare)) = unopened.pop() {
-            weights.open(&file, is_spare, &self.streams.files)?;
+        let LoadingModel { plan, policy, loader, weights, opening, done } = &mut **loading;
+        if !opening.is_done() {
+            if let Some((file, is_spare)) = opening.take()? {
+                weights.add(file, is_spare, &self.streams.files)?;
+            }
             return Ok(LoadStep::Pending);
         }
         if weights.is_reading()? {
@@ -245,7 +270,13 @@ impl Backend for MlxBackend {
     }
 
     fn unload(&mut self, model: ModelId) -> Result<(), Error> {
-        self.models.remove(&model);
+        match self.models.remove(&model) {
+            Some(Entry::Ready(ready)) if self.kernels.on_cpu => {
+                let weights: Vec<Array> = ready.model.arrays().into_iter().cloned().collect();
+                self.leaving.free((weights, ready.kv));
+            }
+            Some(Entry::Ready(_) | Entry::Loading(_)) | None => {}
+        }
         Ok(memory::clear_cache()?)
     }
 
@@ -253,8 +284,13 @@ impl Backend for MlxBackend {
         let shape = self.ready(model)?.kv.shape();
         let slot_bytes = u64::from(capacity) * shape.bytes_per_token() + shape.bytes_per_sequence();
         let needed_bytes = slot_bytes.saturating_mul(slots.into());
-        self.reserve(needed_bytes, |available_bytes| Error::KvTooLarge { needed_bytes, available_bytes })?;
-        Ok(self.ready(model)?.kv.open(slab, capacity, slots)?)
+        let shortage = |available_bytes| Error::KvShortage { needed_bytes, available_bytes };
+        self.reserve(needed_bytes, shortage)?;
+        let opened = self.ready(model)?.kv.open(slab, capacity, slots);
+        opened.map_err(|error| {
+            tracing::warn!(%error, "MLX did not allocate a KV slab");
+            shortage(self.free_bytes(needed_bytes))
+        })
     }
 
     fn close_slab(&mut self, model: ModelId, slab: u32) -> Result<(), Error> {
@@ -333,12 +369,14 @@ impl Backend for MlxBackend {
     }
 
     fn trim(&mut self) -> Result<(), Error> {
+        self.leaving.wait();
         memory::clear_cache()?;
         ffi::trim_heap();
         Ok(())
     }
 
     fn memory(&self) -> DeviceMemory {
+        self.leaving.wait();
         let count = |bytes: Result<usize, _>| bytes.map_or(0, |bytes: usize| bytes as u64);
         DeviceMemory {
             active: count(memory::active_memory().map_err(drop)),

@@ -200,7 +200,7 @@ fn a_slab_that_becomes_a_cache_is_restored_as_it_was() {
 fn a_slab_that_the_system_would_not_give_is_refused_and_the_model_goes_on() {
     let mut device = prompted(false);
     let refused = device.backend.open_slab(device.model, 1, 1 << 30, 1 << 12);
-    let Err(Error::KvTooLarge { needed_bytes, available_bytes }) = refused else { panic!("{refused:?}") };
+    let Err(Error::KvShortage { needed_bytes, available_bytes }) = refused else { panic!("{refused:?}") };
     assert!(available_bytes < needed_bytes);
     assert_eq!(device.one_by_one(A, 0).len(), DRAFT.len());
 }
@@ -212,8 +212,8 @@ fn a_load_goes_on_by_itself_and_a_file_that_is_cut_meanwhile_fails_it() {
         write(folder.path(), false);
         let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
         let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
-        // Its only file is opened now.
-        assert_eq!(backend.load_more(model), Ok(LoadStep::Pending));
+        // Its only file is open once the first piece was begun.
+        while backend.load_more(model) == Ok(LoadStep::Pending) {}
         if cut {
             let file = std::fs::File::options().write(true).open(folder.path().join("model.safetensors"));
             file.unwrap().set_len(4096).unwrap();
@@ -222,4 +222,49 @@ fn a_load_goes_on_by_itself_and_a_file_that_is_cut_meanwhile_fails_it() {
         let end = steps.find(|step| !matches!(step, Ok(LoadStep::Pending | LoadStep::Reading { .. })));
         assert_eq!(matches!(end, Some(Ok(LoadStep::Ready(_)))), !cut, "{end:?}");
     }
+}
+
+#[test]
+fn a_load_begins_without_a_look_at_the_files_and_reads_those_that_were_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), false);
+    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
+    let (spec, file) = (spec(folder.path()), folder.path().join("model.safetensors"));
+    let end = |backend: &mut MlxBackend, model| {
+        let mut steps = std::iter::from_fn(|| Some(backend.load_more(model)));
+        steps.find(|step| !matches!(step, Ok(LoadStep::Pending | LoadStep::Reading { .. }))).unwrap()
+    };
+    let whole = std::fs::read(&file).unwrap();
+    // A pipe, which nobody writes to, takes the place of the file.
+    std::fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let piped = backend.load(backend.plan(&spec, 1 << 30)).expect("no file is looked at");
+    assert!(matches!(end(&mut backend, piped), Err(Error::ModelInvalid { .. })));
+    std::fs::remove_file(&file).unwrap();
+    let gone = backend.load(backend.plan(&spec, 1 << 30)).unwrap();
+    assert_eq!(end(&mut backend, gone), Err(Error::ModelUnloaded("m".into())), "it changed");
+    std::fs::write(&file, &whole).unwrap();
+    let again = self::spec(folder.path());
+    let model = backend.load(backend.plan(&again, 1 << 30)).unwrap();
+    while backend.load_more(model) == Ok(LoadStep::Pending) {}
+    // It is open: another one under its name is not read.
+    std::fs::remove_file(&file).unwrap();
+    assert!(matches!(end(&mut backend, model), Ok(LoadStep::Ready(_))));
+}
+
+#[test]
+fn what_an_unloaded_model_held_is_free_when_the_memory_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), false);
+    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
+    let leaving = (0..3).map(|_| {
+        let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
+        while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
+        backend.open_slab(model, 0, 64, 2).unwrap();
+        backend.unload(model).unwrap();
+        assert!(backend.clear_slot(model, A, 1).is_err(), "it is gone at once");
+        backend.memory();
+        backend.is_leaving()
+    });
+    assert_eq!(leaving.collect::<Vec<_>>(), [false; 3]);
 }

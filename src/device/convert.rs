@@ -9,6 +9,7 @@ use std::path::Path;
 use mlx_rs::{Array, Device, Dtype, Stream, memory, ops, with_stream};
 use serde_json::{Map, Value, json};
 
+use crate::device::opening;
 use crate::error::Error;
 use crate::hub::{self, Draft, HubError, ModelFiles, ModelFolder, TensorInfo, Watch, told};
 use crate::mlx::ffi;
@@ -110,6 +111,7 @@ fn run(
     let mut weights = opened(TensorCursor::new(&files.name, policy), files, stream)?;
     loader.adapt(&mut weights)?;
     let plan = Plan { model_type, matrices: &matrices, dtype: dtype(job, files)?, rule: rule.as_ref() };
+    let failure = weights.failure();
     let pieces = plan.pieces(weights)?;
     let infos = pieces.iter().flat_map(|piece| &piece.tensors).map(|(name, array)| info(name, array));
     let infos = infos.collect::<Result<Vec<_>, _>>()?;
@@ -122,6 +124,9 @@ fn run(
             let bytes = in_rows(&array)?;
             drop(array);
             bytes.eval()?;
+            if let Some(why) = failure.get() {
+                return Err(Error::ModelInvalid { model: files.name.clone(), why: why.clone() }.into());
+            }
             let bytes =
                 bytes.try_as_slice::<u8>().map_err(|error| Error::Internal(format!("{name}: {error}")))?;
             writer.write(&name, 0, bytes)?;
@@ -148,7 +153,7 @@ struct Checked {
 
 /// Lets the architecture take every tensor, none of which is read: what does not fit is told before anything
 /// is written.
-fn check(files: &ModelFiles, policy: Policy, stream: &Stream) -> Result<Checked, Error> {
+fn check(files: &ModelFiles, policy: Policy, stream: &Stream) -> Result<Checked, ConvertError> {
     let open = || {
         let setup = Setup { dtype: policy.float, kernels: policy.kernels, int8_kv: false };
         models::open(&files.text_config, setup).map_err(|error| match error {
@@ -166,10 +171,13 @@ fn check(files: &ModelFiles, policy: Policy, stream: &Stream) -> Result<Checked,
     })
 }
 
-fn opened(mut weights: TensorCursor, files: &ModelFiles, stream: &Stream) -> Result<TensorCursor, Error> {
-    let named = files.weights.files.iter().map(|file| (file, false));
-    for (file, is_spare) in named.chain(files.weights.spare.iter().map(|file| (file, true))) {
-        weights.open(&file.path, is_spare, stream)?;
+fn opened(
+    mut weights: TensorCursor,
+    files: &ModelFiles,
+    stream: &Stream,
+) -> Result<TensorCursor, ConvertError> {
+    for (file, is_spare) in files.weights.all() {
+        weights.add(opening::open(file)?, is_spare, stream)?;
     }
     Ok(weights)
 }

@@ -6,7 +6,9 @@ mod backend;
 #[cfg(test)]
 mod backend_tests;
 mod convert;
+mod leaving;
 mod machine;
+mod opening;
 mod plan;
 
 pub use crate::mlx::prepare;

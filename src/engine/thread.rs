@@ -23,6 +23,9 @@ const WAIT: Duration = Duration::from_millis(2);
 /// Most commands that are carried out between two ticks, whoever sends how many: a step waits for no more.
 const COMMANDS_PER_TICK_MAX: usize = 64;
 
+/// Time after which no further one is begun: some are dear, and a step waits for few of those.
+const COMMANDS_TIME: Duration = Duration::from_millis(2);
+
 /// Time without work after which memory that is cached for reuse is freed.
 const REST: Duration = Duration::from_secs(1);
 
@@ -126,13 +129,18 @@ fn run<B: Backend>(
     }
 }
 
-/// Carries out the commands that wait, but a bounded number of them. Returns whether one was work.
+/// Carries out the commands that wait, but a bounded number of them and for a bounded time. Returns whether
+/// one was work.
 fn take_commands<B: Backend>(engine: &mut Engine<B>, commands: &mut mpsc::Receiver<Command>) -> bool {
     let mut worked = false;
+    let until = engine.clock.now().after(COMMANDS_TIME);
     for _ in 0..COMMANDS_PER_TICK_MAX {
         let Ok(command) = commands.try_recv() else { break };
         worked |= command.is_work();
         engine.command(command);
+        if engine.clock.now() >= until {
+            break;
+        }
     }
     worked
 }
@@ -183,9 +191,13 @@ mod tests {
         thread.join().unwrap();
     }
 
-    #[test]
-    fn a_tick_waits_for_a_bounded_number_of_commands() {
-        let mut engine = Engine::new(Fake::default(), Arc::new(HandClock::default()), settings(), 10_000);
+    /// Asks more often whether a model fits than a tick answers, where the answer takes this long; returns how
+    /// many answers two ticks give.
+    fn answers_of_two_ticks(each: Duration) -> [usize; 2] {
+        let clock = Arc::new(HandClock::default());
+        let (mut fake, of_plan) = (Fake::default(), Arc::clone(&clock));
+        fake.pass_plan = Some(Box::new(move || *of_plan.0.lock().unwrap() += each));
+        let mut engine = Engine::new(fake, clock, settings(), 10_000);
         let (sender, mut commands) = mpsc::channel(4 * COMMANDS_PER_TICK_MAX);
         let mut answers: Vec<_> = (0..2 * COMMANDS_PER_TICK_MAX)
             .map(|_| {
@@ -194,10 +206,20 @@ mod tests {
                 answer
             })
             .collect();
-        let mut answered = || answers.iter_mut().filter_map(|answer| answer.try_recv().ok()).count();
-        assert!(!take_commands(&mut engine, &mut commands), "a question frees and uses nothing");
-        assert_eq!(answered(), COMMANDS_PER_TICK_MAX);
-        take_commands(&mut engine, &mut commands);
-        assert_eq!(answered(), COMMANDS_PER_TICK_MAX);
+        [(), ()].map(|()| {
+            assert!(!take_commands(&mut engine, &mut commands), "a question frees and uses nothing");
+            answers.iter_mut().filter_map(|answer| answer.try_recv().ok()).count()
+        })
+    }
+
+    #[test]
+    fn a_tick_waits_for_a_bounded_number_of_commands() {
+        assert_eq!(answers_of_two_ticks(Duration::ZERO), [COMMANDS_PER_TICK_MAX; 2]);
+    }
+
+    #[test]
+    fn a_tick_waits_for_commands_no_longer_than_the_dearest_of_them_takes() {
+        assert_eq!(answers_of_two_ticks(COMMANDS_TIME / 4), [4; 2]);
+        assert_eq!(answers_of_two_ticks(COMMANDS_TIME * 100), [1; 2]);
     }
 }

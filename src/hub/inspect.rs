@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -23,6 +24,8 @@ const HEADER_BYTES_MAX: u64 = 32 << 20;
 pub(super) const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// Says which file has which tensor, where a model has several files.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// Bytes of the length that a header begins with.
+const LENGTH_BYTES: usize = 8;
 /// MLX counts dimensions in 32 bits.
 const DIMENSION_MAX: usize = i32::MAX as usize;
 
@@ -49,8 +52,21 @@ pub struct WeightFile {
     pub path: PathBuf,
     /// Its tensors, in the order of their data.
     pub tensors: Vec<TensorInfo>,
+    /// Size of its header.
+    header_bytes: u64,
     /// Its size and time when the header was read.
     stamp: Option<Stamp>,
+}
+
+/// A weight file that is open.
+#[derive(Debug)]
+pub struct OpenWeights {
+    /// The file.
+    pub file: File,
+    /// Its beginning: the length of the header, in 8 bytes, and the header.
+    pub head: Vec<u8>,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// Identifies a state of a file: its size in bytes and the time of its last change.
@@ -75,6 +91,12 @@ impl WeightIndex {
         self.files.iter().flat_map(|file| &file.tensors)
     }
 
+    /// Returns every file, those that the index does not name last, and whether it is one of these.
+    pub fn all(&self) -> impl Iterator<Item = (&WeightFile, bool)> {
+        let spare = self.spare.iter().map(|file| (file, true));
+        self.files.iter().map(|file| (file, false)).chain(spare)
+    }
+
     /// Checks that no file changed since its header was read. Compares sizes and times; reads no file.
     ///
     /// # Errors
@@ -94,10 +116,35 @@ impl WeightIndex {
 }
 
 impl WeightFile {
+    /// Opens the file and reads its header again. From then on nothing can take its place.
+    ///
+    /// # Errors
+    /// `Changed` if it is not what was checked; `Damaged`; `Io`.
+    pub fn open(&self) -> Result<OpenWeights, HubError> {
+        let changed = || HubError::Changed { file: self.name() };
+        let (file, metadata) = open_regular(&self.path)?.ok_or_else(changed)?;
+        if self.stamp.is_some_and(|stamp| stamp != stamp_of(&metadata)) {
+            return Err(changed());
+        }
+        let header_bytes = usize::try_from(self.header_bytes).map_err(|_| changed())?;
+        let mut head = vec![0; LENGTH_BYTES + header_bytes];
+        file.read_exact_at(&mut head, 0).map_err(HubError::io(&self.path))?;
+        if head[..LENGTH_BYTES] != self.header_bytes.to_le_bytes() {
+            return Err(changed());
+        }
+        Ok(OpenWeights { file, head, bytes: metadata.len() })
+    }
+
+    /// Returns its name within the model's folder.
+    #[must_use]
+    pub fn name(&self) -> String {
+        file_name(&self.path)
+    }
+
     /// Makes an index entry of tensors that are in no file.
     #[cfg(test)]
     pub(crate) fn of_tensors(path: PathBuf, tensors: Vec<TensorInfo>) -> Self {
-        Self { path, tensors, stamp: None }
+        Self { path, tensors, header_bytes: 0, stamp: None }
     }
 }
 
@@ -131,20 +178,17 @@ pub fn inspect(folder: &Path) -> Result<WeightIndex, HubError> {
     let mut files = Vec::with_capacity(names.len());
     for name in names {
         let path = folder.join(&name);
-        let (tensors, stamp) = read_header(&path)?;
-        for tensor in &tensors {
+        let file = read_header(&path)?;
+        for tensor in &file.tensors {
             if let Some(other) = places.insert(tensor.name.clone(), name.clone()) {
                 return Err(HubError::damaged(&path, format!("tensor {} is in {other} too", tensor.name)));
             }
         }
-        files.push(WeightFile { path, tensors, stamp: Some(stamp) });
+        files.push(file);
     }
-    let spare = spare.into_iter().map(|name| {
-        let path = folder.join(name);
-        read_header(&path).map(|(tensors, stamp)| WeightFile { path, tensors, stamp: Some(stamp) })
-    });
     // What is not needed may be damaged.
-    let spare: Vec<WeightFile> = spare.filter_map(Result::ok).collect();
+    let spare: Vec<WeightFile> =
+        spare.into_iter().filter_map(|name| read_header(&folder.join(name)).ok()).collect();
     let has = |tensor: &str| spare.iter().any(|file| file.tensors.iter().any(|known| known.name == tensor));
     if let Some((tensor, file)) =
         promised.iter().find(|(tensor, _)| !places.contains_key(tensor) && !has(tensor))
@@ -212,11 +256,11 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// Reads and checks one file's header: its length (8 bytes, little-endian), then JSON; the data follows.
-fn read_header(path: &Path) -> Result<(Vec<TensorInfo>, Stamp), HubError> {
+fn read_header(path: &Path) -> Result<WeightFile, HubError> {
     let damaged = |why: String| HubError::damaged(path, why);
     let (mut file, metadata) = open_regular(path)?.ok_or_else(|| damaged("is missing".into()))?;
     let (file_bytes, stamp) = (metadata.len(), stamp_of(&metadata));
-    let mut length = [0; 8];
+    let mut length = [0; LENGTH_BYTES];
     if file_bytes < 8 {
         return Err(damaged("is too short for a safetensors file".into()));
     }
@@ -241,7 +285,8 @@ fn read_header(path: &Path) -> Result<(Vec<TensorInfo>, Stamp), HubError> {
             tensors.push(tensor_info(path, name, value)?);
         }
     }
-    Ok((place(path, tensors, data_bytes)?, stamp))
+    let tensors = place(path, tensors, data_bytes)?;
+    Ok(WeightFile { path: path.to_owned(), tensors, header_bytes, stamp: Some(stamp) })
 }
 
 /// Checks one entry by itself; returns its offset too.

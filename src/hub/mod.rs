@@ -23,7 +23,7 @@ pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
 pub use fetch::{FetchError, Fetched, FileProgress, FileState, HubSettings, Progress, RepoName, Stop, fetch};
 pub use files::{ModelFiles, read_text_files};
-pub use inspect::{TensorInfo, WeightFile, WeightIndex, inspect};
+pub use inspect::{OpenWeights, TensorInfo, WeightFile, WeightIndex, inspect};
 pub use resolve::{Listed, ModelFolder, ModelRoots, check_model_name};
 pub use safetensors::Dtype;
 pub use sizes::WeightSizes;

@@ -2,11 +2,12 @@
 //! of a model comes through here, once: one set of limits and one reading of JSON for all of them.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use serde_json::Value;
 
 use super::HubError;
@@ -80,7 +81,14 @@ pub(super) fn read_bytes(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>,
 pub(super) fn open_regular(path: &Path) -> Result<Option<(File, fs::Metadata)>, HubError> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {
-            let file = File::open(path).map_err(HubError::io(path))?;
+            // If a pipe took its place since, the open would wait for a writer.
+            let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+            let file = file.map_err(HubError::io(path))?;
+            let metadata = file.metadata().map_err(HubError::io(path))?;
+            if !metadata.is_file() {
+                return Err(HubError::damaged(path, "is not a regular file"));
+            }
             let mut start = [0; LFS_POINTER.len()];
             if file.read_exact_at(&mut start, 0).is_ok() && start == *LFS_POINTER {
                 return Err(HubError::damaged(path, "is a Git LFS pointer: the file itself was not fetched"));

@@ -2,19 +2,18 @@
 //! architecture expects. A missing tensor fails the load by name, and so does one that is left over.
 //! `layers/build.rs` makes layers of what it hands out.
 //!
-//! Files are read lazily, tensor by tensor, when a taken array is evaluated; their headers have been checked
-//! before (by `hub`), because MLX trusts them. Evaluation is begun here and goes on by itself, on a stream of
-//! its own: nobody waits for it, neither the thread nor the steps of other models.
+//! Files are read lazily, tensor by tensor, when a taken array is evaluated; they are open and their headers
+//! have been checked before (by `hub`), because MLX trusts them. Evaluation is begun here and goes on by
+//! itself, on a stream of its own: nobody waits for it, neither the thread nor the steps of other models.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
 
 use mlx_rs::transforms::async_eval;
-use mlx_rs::{Array, Dtype, Stream, with_stream};
+use mlx_rs::{Array, Dtype, Stream, ops};
 
 use crate::error::Error;
 use crate::ids::ModelName;
-use crate::mlx::ffi;
+use crate::mlx::ffi::{self, ReadFailure, TensorFile};
 use crate::mlx::kernels::KernelSet;
 use crate::mlx::rope::Rope;
 
@@ -44,6 +43,8 @@ pub(crate) struct TensorCursor {
     is_dry: bool,
     /// Arrays that are being evaluated.
     reading: Vec<Array>,
+    /// The first read that failed.
+    failure: ReadFailure,
 }
 
 impl TensorCursor {
@@ -58,6 +59,7 @@ impl TensorCursor {
             matrices: BTreeSet::new(),
             is_dry: false,
             reading: Vec::new(),
+            failure: ReadFailure::default(),
         }
     }
 
@@ -67,9 +69,9 @@ impl TensorCursor {
         Self { is_dry: true, ..Self::new(model, policy) }
     }
 
-    /// Opens a file of the model, whose tensors are read on the stream `on`. Spare files come last.
-    pub(crate) fn open(&mut self, file: &Path, is_spare: bool, on: &Stream) -> Result<(), Error> {
-        let mut read = with_stream(on, || Array::load_safetensors(file))?;
+    /// Adds the tensors of a file of the model, which are read on the stream `on`. Spare files come last.
+    pub(crate) fn add(&mut self, file: TensorFile, is_spare: bool, on: &Stream) -> Result<(), Error> {
+        let mut read = ffi::load_safetensors(file, &self.failure, on)?;
         if is_spare {
             read.retain(|name, _| !self.tensors.contains_key(name));
             self.spare.extend(read);
@@ -85,10 +87,13 @@ impl TensorCursor {
             return Ok(());
         }
         self.reading.extend(arrays.into_iter().cloned());
-        Ok(async_eval(&self.reading)?)
+        if self.reading.is_empty() { Ok(()) } else { Ok(async_eval(&self.reading)?) }
     }
 
     /// Returns whether the arrays that were begun are still being read.
+    ///
+    /// # Errors
+    /// Something of a file could not be read.
     pub(crate) fn is_reading(&mut self) -> Result<bool, Error> {
         for array in &self.reading {
             if !ffi::is_available(array)? {
@@ -96,7 +101,16 @@ impl TensorCursor {
             }
         }
         self.reading.clear();
-        Ok(false)
+        match self.failure.get() {
+            Some(why) => Err(self.invalid(why)),
+            None => Ok(false),
+        }
+    }
+
+    /// Returns where the first read that fails is noted, for whoever evaluates tensors without
+    /// [`Self::begin`].
+    pub(crate) fn failure(&self) -> ReadFailure {
+        ReadFailure::clone(&self.failure)
     }
 
     /// Returns the number of parameters taken so far; packed ones count one by one.
@@ -138,35 +152,43 @@ impl TensorCursor {
         self.discard(|name| layer(name).is_some_and(|(layer, _)| predictors.contains(&layer)));
     }
 
-    /// Drops frequencies of rotations that old exporters stored, if they are those of `ropes`.
+    /// Begins to read the frequencies of rotations that old exporters stored.
+    pub(crate) fn begin_frequencies(&mut self) -> Result<(), Error> {
+        self.change(is_frequencies, |array| array.as_dtype(Dtype::Float32))?;
+        let stored = self.tensors.iter().filter(|(name, _)| is_frequencies(name));
+        let stored: Vec<Array> = stored.map(|(_, array)| array.clone()).collect();
+        self.begin(&stored)
+    }
+
+    /// Drops frequencies of rotations that old exporters stored, if they are those of `ropes`. They were read
+    /// since [`Self::begin_frequencies`].
     pub(crate) fn discard_frequencies(&mut self, ropes: &[Rope]) -> Result<(), Error> {
-        let is_stored = |name: &str| name.ends_with("rotary_emb.inv_freq");
-        for (name, array) in self.tensors.iter().filter(|(name, _)| is_stored(name)) {
-            let stored = array.as_dtype(Dtype::Float32)?;
+        for (name, stored) in self.tensors.iter().filter(|(name, _)| is_frequencies(name)) {
             let stored = stored.to_vec_exact::<f32>().map_err(|error| self.invalid(error.to_string()))?;
             if !ropes.iter().any(|rope| rope.has_frequencies(&stored)) {
                 let why = format!("{name} is not the rotation of config.json (rope_theta, rope_scaling)");
                 return Err(self.invalid(why));
             }
         }
-        self.discard(is_stored);
+        self.discard(is_frequencies);
         Ok(())
     }
 
-    /// Whether two modules have the same tensors.
-    pub(crate) fn are_same(&self, one: &str, other: &str) -> Result<bool, Error> {
+    /// Begins to compare the tensors of two modules.
+    pub(crate) fn compare(&mut self, one: &str, other: &str) -> Result<Comparison, Error> {
+        let mut equal = Vec::new();
         for kind in ["weight", "scales", "biases", "bias"] {
             let tensors = [one, other].map(|module| self.tensors.get(&format!("{module}.{kind}")));
-            let same = match tensors {
-                [None, None] => true,
-                [Some(a), Some(b)] if a.shape() == b.shape() && a.dtype() == b.dtype() => a.eq_values(b)?,
-                _ => false,
-            };
-            if !same {
-                return Ok(false);
+            match tensors {
+                [None, None] => {}
+                [Some(a), Some(b)] if a.shape() == b.shape() && a.dtype() == b.dtype() => {
+                    equal.push(ops::array_eq(a, b, None)?);
+                }
+                _ => return Ok(Comparison(None)),
             }
         }
-        Ok(true)
+        self.begin(&equal)?;
+        Ok(Comparison(Some(equal)))
     }
 
     /// Renames tensors; None keeps a name.
@@ -235,7 +257,7 @@ impl TensorCursor {
             }
             let all = (0..experts).map(|expert| self.take(&format!("{prefix}.{expert}.{part}.{kind}")));
             let all = all.collect::<Result<Vec<_>, _>>()?;
-            self.tensors.insert(format!("{stack}.{kind}"), mlx_rs::ops::stack(&all, 0)?);
+            self.tensors.insert(format!("{stack}.{kind}"), ops::stack(&all, 0)?);
         }
         Ok(())
     }
@@ -356,6 +378,27 @@ impl TensorCursor {
             Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16 => Ok(array.as_dtype(self.policy.float)?),
             other => Err(self.invalid(format!("{name} has dtype {other:?}, not a float"))),
         }
+    }
+}
+
+fn is_frequencies(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
+}
+
+/// Whether two modules have the same tensors, once it has been computed.
+pub(crate) struct Comparison(Option<Vec<Array>>);
+
+impl Comparison {
+    /// Returns the result; it is there once nothing is being read.
+    pub(crate) fn are_same(&self) -> Result<bool, Error> {
+        let Some(equal) = &self.0 else { return Ok(false) };
+        for part in equal {
+            let same = part.try_item_exact::<bool>();
+            if !same.map_err(|error| Error::Internal(format!("MLX: {error}")))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::mlx::batch::Batch;
 use crate::mlx::kernels::KernelSet;
 use crate::mlx::kv::{Kv, KvShape, LayerState, TokenState};
 use crate::mlx::layers::{ForwardContext, Gate, Matrix, Mixture, Residual, RmsNorm, Rope, Sublayer};
-use crate::mlx::tensors::TensorCursor;
+use crate::mlx::tensors::{Comparison, TensorCursor};
 
 /// One architecture with its configuration. The defaults are Llama's: an architecture writes what it does
 /// otherwise.
@@ -134,12 +134,17 @@ impl EmbeddingAndHead {
         }
     }
 
-    /// Drops a head that is the embedding once more. Another one is the model's, unless the config ties it.
-    fn drop_repeated_head(&self, weights: &mut TensorCursor) -> Result<(), Error> {
+    /// Begins to compare a head with the embedding, if it may be that once more.
+    fn compare_head(&self, weights: &mut TensorCursor) -> Result<Option<Comparison>, Error> {
         if self.tied == Some(false) || !weights.has(&format!("{HEAD}.weight")) {
-            return Ok(());
+            return Ok(None);
         }
-        if weights.are_same(HEAD, self.embedding)? {
+        weights.compare(HEAD, self.embedding).map(Some)
+    }
+
+    /// Drops a head that is the embedding once more. Another one is the model's, unless the config ties it.
+    fn drop_repeated_head(&self, head: &Comparison, weights: &mut TensorCursor) -> Result<(), Error> {
+        if head.are_same()? {
             weights.discard(|name| name.strip_prefix(HEAD).is_some_and(|rest| rest.starts_with('.')));
         } else if self.tied == Some(true) {
             let why = "config.json: tie_word_embeddings is true, but lm_head.weight is not the embedding";
@@ -176,10 +181,23 @@ struct Decoder {
     head: Option<Matrix>,
 }
 
+/// How far a load is: what it has to look at is read before anything is taken, so that nobody waits for it.
+enum Stage {
+    /// Nothing was begun.
+    New,
+    /// Stored frequencies of rotations are being read.
+    Frequencies,
+    /// The head is being compared with the embedding, if there is a need.
+    Head(Option<Comparison>),
+    /// Tensors are taken.
+    Tensors,
+}
+
 /// Takes tensors: the embedding, then layer by layer, then norm and head.
 struct Loader<A> {
     architecture: A,
     setup: Setup,
+    stage: Stage,
     embedding: Option<Matrix>,
     prelude: Option<Box<dyn Prelude>>,
     residuals: Vec<Residual>,
@@ -193,6 +211,7 @@ pub(super) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -
     Box::new(Loader {
         architecture,
         setup,
+        stage: Stage::New,
         embedding: None,
         prelude: None,
         residuals: Vec::new(),
@@ -201,12 +220,22 @@ pub(super) fn loader<A: Architecture + 'static>(architecture: A, setup: Setup) -
     })
 }
 
-impl<A: Architecture> Loading for Loader<A> {
-    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
+impl<A: Architecture> Loader<A> {
+    /// Brings the tensors to the names and shapes that mlx-lm writes, once stored frequencies are read, and
+    /// begins to compare the head.
+    fn rename(&self, weights: &mut TensorCursor) -> Result<Option<Comparison>, Error> {
         weights.discard_frequencies(&self.architecture.common().ropes)?;
         weights.take_text_part();
         self.architecture.adapt(weights)?;
-        self.architecture.ends().drop_repeated_head(weights)
+        self.architecture.ends().compare_head(weights)
+    }
+}
+
+impl<A: Architecture> Loading for Loader<A> {
+    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
+        weights.begin_frequencies()?;
+        let head = self.rename(weights)?;
+        head.map_or(Ok(()), |head| self.architecture.ends().drop_repeated_head(&head, weights))
     }
 
     fn next(&mut self, weights: &mut TensorCursor) -> Result<Option<Box<dyn Model>>, Error> {
@@ -214,8 +243,20 @@ impl<A: Architecture> Loading for Loader<A> {
             return Ok(Some(Box::new(decoder)));
         }
         let ends = self.architecture.ends();
+        match std::mem::replace(&mut self.stage, Stage::Tensors) {
+            Stage::New => {
+                weights.begin_frequencies()?;
+                self.stage = Stage::Frequencies;
+                return Ok(None);
+            }
+            Stage::Frequencies => {
+                self.stage = Stage::Head(self.rename(weights)?);
+                return Ok(None);
+            }
+            Stage::Head(Some(head)) => ends.drop_repeated_head(&head, weights)?,
+            Stage::Head(None) | Stage::Tensors => {}
+        }
         let Some(embedding) = &self.embedding else {
-            self.adapt(weights)?;
             let embedding = weights.matrix(ends.embedding, ends.vocabulary, ends.hidden)?;
             weights.begin(embedding.arrays())?;
             self.embedding = Some(embedding);
@@ -248,7 +289,7 @@ impl<A: Architecture> Loading for Loader<A> {
     }
 
     fn pieces(&self) -> usize {
-        self.layers() + 2
+        self.layers() + 4
     }
 
     fn layers(&self) -> usize {

@@ -70,7 +70,7 @@ fn refusal(config: &Value) -> Option<OpenError> {
 fn every_registered_architecture_opens() {
     for model_type in model_types() {
         let loading = open(&config(model_type), SETUP).unwrap_or_else(|why| panic!("{model_type}: {why:?}"));
-        assert_eq!(loading.pieces(), 6, "{model_type}");
+        assert_eq!(loading.pieces(), 8, "{model_type}");
         assert!(loading.kv_shape().bytes_per_token() > 0, "{model_type}");
     }
 }

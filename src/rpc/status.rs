@@ -99,6 +99,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         Error::MemoryBudget(shortage) => {
             details.add_quota_failure_violation(format!("model:{}", shortage.model), error.to_string());
         }
+        Error::KvShortage { .. } => drop(details.add_quota_failure_violation("kv", error.to_string())),
         Error::SessionLimit { limit, .. } => {
             details.add_quota_failure_violation(*limit, error.to_string());
         }
@@ -215,6 +216,12 @@ mod tests {
         let pinned = Shortage { rule: MemoryRule::Pinned { held_bytes: 3 }, ..shortage };
         let details = status(&Error::MemoryBudget(Box::new(pinned))).get_error_details();
         assert!(details.retry_info().is_none(), "a pin does not pass by itself");
+        let kv = status(&Error::KvShortage { needed_bytes: 2, available_bytes: 1 });
+        let details = kv.get_error_details();
+        assert_eq!(kv.code(), Code::ResourceExhausted);
+        assert_eq!(details.error_info().unwrap().reason, "MEMORY_BUDGET");
+        assert_eq!(details.error_info().unwrap().metadata["available_bytes"], "1");
+        assert!(details.quota_failure().is_some() && details.retry_info().is_some(), "it passes");
     }
 
     #[test]

@@ -11,6 +11,8 @@ const RESTART_RETRY: Duration = Duration::from_secs(2);
 
 /// When to try again where models in use leave no room: an answer takes seconds.
 const MEMORY_RETRY: Duration = Duration::from_secs(5);
+/// When to try again after the device had no memory: others' answers end in seconds.
+const SHORTAGE_RETRY: Duration = Duration::from_secs(1);
 
 /// The kind of an error, by which a client decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +72,7 @@ impl Reason {
             Error::NoChatTemplate { .. } => Self::NoChatTemplate,
             Error::ModelTooLarge(_) => Self::ModelTooLarge,
             Error::ModelBusy { .. } => Self::ModelBusy,
-            Error::MemoryBudget(_) => Self::MemoryBudget,
+            Error::MemoryBudget(_) | Error::KvShortage { .. } => Self::MemoryBudget,
             Error::ModelUnloaded(_) => Self::ModelUnloaded,
             Error::SessionNotFound(_) => Self::SessionNotFound,
             Error::SessionExists(_) => Self::SessionExists,
@@ -107,6 +109,7 @@ impl Error {
                 // A pin, the budget and the machine do not change by themselves.
                 MemoryRule::Pinned { .. } | MemoryRule::WholeBudget | MemoryRule::System => None,
             },
+            Self::KvShortage { .. } => Some(SHORTAGE_RETRY),
             Self::InvalidField { .. }
             | Self::EmptyPrompt
             | Self::ContextOverflow { .. }
@@ -163,7 +166,8 @@ impl Error {
                 vec![("model", model.to_string()), ("running", running.to_string())]
             }
             Self::ModelTooLarge(shortage) | Self::MemoryBudget(shortage) => shortage_metadata(shortage),
-            Self::KvTooLarge { needed_bytes, available_bytes } => vec![
+            Self::KvTooLarge { needed_bytes, available_bytes }
+            | Self::KvShortage { needed_bytes, available_bytes } => vec![
                 ("needed_bytes", needed_bytes.to_string()),
                 ("available_bytes", available_bytes.to_string()),
             ],
@@ -179,13 +183,10 @@ impl Error {
             Self::SessionBusy(session) | Self::SessionNotChat(session) => {
                 vec![("session", session.to_string())]
             }
-            Self::SessionLimit { limit, value } => {
-                vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
-            }
             Self::QueueFull { limit, value, .. } => {
                 vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
             }
-            Self::TooManyOpen { limit, value, .. } => {
+            Self::SessionLimit { limit, value } | Self::TooManyOpen { limit, value, .. } => {
                 vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
             }
             Self::DeadlineUnmeetable { needed, available } => vec![

@@ -49,6 +49,7 @@ impl Counters {
             Err(
                 Error::QueueFull { .. }
                 | Error::KvTooLarge { .. }
+                | Error::KvShortage { .. }
                 | Error::DeadlineUnmeetable { .. }
                 | Error::Draining,
             ) => self.refused_total += 1,

@@ -317,10 +317,12 @@ impl Resident {
     ) -> Result<bool, Error> {
         let id = *cx.sequence_next;
         *cx.sequence_next += 1;
-        let Some(slot) = self.take_slot(cx, id, tokens, free_bytes) else {
-            let error = self.no_slot(tokens);
-            self.leave(cx, sequence, Err(error));
-            return Ok(false);
+        let slot = match self.take_slot(cx, id, tokens, free_bytes) {
+            Ok(slot) => slot,
+            Err(error) => {
+                self.leave(cx, sequence, Err(error));
+                return Ok(false);
+            }
         };
         sequence.slot = Some(slot);
         let most = sequence.reusable_max();

@@ -9,36 +9,37 @@ use crate::error::Error;
 use crate::ids::SessionKey;
 
 impl Resident {
-    /// Allocates a slot of `tokens` for a sequence, and opens a slab for it if none has one. Returns None if
-    /// the device has no memory for it.
+    /// Allocates a slot of `tokens` for a sequence, and opens a slab for it if none has one.
+    ///
+    /// # Errors
+    /// The device's, which has no memory for it.
     pub(super) fn take_slot<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         owner: u64,
         tokens: u32,
         free_bytes: u64,
-    ) -> Option<SlotId> {
+    ) -> Result<SlotId, Error> {
         let grant = self.slots.acquire(owner, tokens, self.queued() + 1, free_bytes);
-        let Some((capacity, slots)) = grant.open else { return Some(grant.slot) };
+        let Some((capacity, slots)) = grant.open else { return Ok(grant.slot) };
         let slab = grant.slot.slab;
         // Without the slots that nobody has asked for, it may fit.
-        let sizes = std::iter::once(slots).chain((slots > 1).then_some(1));
-        for slots in sizes {
-            match cx.backend.open_slab(self.id, slab, capacity, slots) {
-                Ok(()) => {
-                    self.slots.shrink(slab, slots);
-                    return Some(grant.slot);
-                }
-                Err(error) => tracing::warn!(%error, capacity, slots, "a KV slab was not opened"),
+        let mut open = |slots| {
+            cx.backend
+                .open_slab(self.id, slab, capacity, slots)
+                .map(|()| slots)
+                .inspect_err(|error| tracing::warn!(%error, capacity, slots, "a KV slab was not opened"))
+        };
+        match open(slots).or_else(|error| if slots > 1 { open(1) } else { Err(error) }) {
+            Ok(slots) => {
+                self.slots.shrink(slab, slots);
+                Ok(grant.slot)
+            }
+            Err(error) => {
+                self.slots.close(slab);
+                Err(error)
             }
         }
-        self.slots.close(slab);
-        None
-    }
-
-    /// Returns the error of a request for whose slot the device has no memory.
-    pub(super) fn no_slot(&self, tokens: u32) -> Error {
-        Error::KvTooLarge { needed_bytes: self.slots.slot_bytes(tokens), available_bytes: 0 }
     }
 
     /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the
@@ -56,7 +57,10 @@ impl Resident {
             return Ok(None);
         }
         let finally = sequence.tokens_max().min(self.shape.context_length).max(needed);
-        let Some(to) = self.take_slot(cx, id, finally, 0) else { return Ok(Some(self.no_slot(finally))) };
+        let to = match self.take_slot(cx, id, finally, 0) {
+            Ok(to) => to,
+            Err(error) => return Ok(Some(error)),
+        };
         cx.backend.copy_slot(self.id, from, to, computed)?;
         if let Some(sequence) = self.running.get_mut(&id) {
             sequence.slot = Some(to);

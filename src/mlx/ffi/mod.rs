@@ -5,7 +5,9 @@
 mod cuda;
 mod memory;
 mod native;
+mod priority;
 mod quantized;
+mod reader;
 
 use std::ffi::{CStr, CString, c_int};
 use std::ptr;
@@ -20,7 +22,9 @@ pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
     instruction_set, instruction_sets, leave_products_to_blas, limit_threads, use_instruction_set,
 };
+pub(crate) use priority::in_background;
 pub(crate) use quantized::{Packed, quantize};
+pub(crate) use reader::{ReadFailure, TensorFile, load_safetensors};
 
 /// A fact of a device that MLX reports.
 #[derive(Clone, Debug, PartialEq, Eq)]

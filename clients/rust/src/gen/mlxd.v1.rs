@@ -41,7 +41,8 @@ pub enum ErrorReason {
     /// model, running.
     ModelBusy = 16,
     /// RESOURCE_EXHAUSTED + QuotaFailure: the model does not fit beside the
-    /// resident ones; metadata model, needed_bytes, available_bytes.
+    /// resident ones; or, + RetryInfo, the device has no memory for the request's KV
+    /// cache now. Metadata needed_bytes, available_bytes, and model for a load.
     MemoryBudget = 17,
     /// UNAVAILABLE + RetryInfo: the model was unloaded, or its load undone, while
     /// the request waited for it; metadata model.

@@ -1,0 +1,71 @@
+//! Opens the weight files of a load on a thread of its own, ahead of the engine: a file system that does not
+//! answer keeps the load waiting, and nothing else.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::thread;
+
+use crate::error::Error;
+use crate::hub::{HubError, ModelAssets, WeightFile};
+use crate::ids::ModelName;
+use crate::mlx::ffi::TensorFile;
+
+/// Files that are open before they are asked for.
+const AHEAD: usize = 4;
+
+/// The weight files of a load, as they are opened.
+#[derive(Debug)]
+pub(super) struct Opening {
+    model: ModelName,
+    files: Receiver<Result<TensorFile, HubError>>,
+    /// For each file that is yet to come, the last one first, whether the index does not name it.
+    left: Vec<bool>,
+}
+
+impl Opening {
+    /// Begins to open the files of a model.
+    pub(super) fn new(assets: &Arc<ModelAssets>) -> Result<Self, Error> {
+        let (sender, files) = sync_channel(AHEAD);
+        let mut left: Vec<bool> = assets.files.weights.all().map(|(_, is_spare)| is_spare).collect();
+        left.reverse();
+        let opened = Arc::clone(assets);
+        let body = move || {
+            for (file, _) in opened.files.weights.all() {
+                let found = open(file);
+                // Nobody receives once the load was given up.
+                if sender.send(found).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("weights".into()).spawn(body);
+        thread.map_err(|error| Error::Internal(format!("the thread that opens weight files: {error}")))?;
+        Ok(Self { model: assets.files.name.clone(), files, left })
+    }
+
+    /// Returns whether all files were taken.
+    pub(super) fn is_done(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Takes the next file, and whether the index does not name it; None if it is not open yet.
+    pub(super) fn take(&mut self) -> Result<Option<(TensorFile, bool)>, Error> {
+        match self.files.try_recv() {
+            Ok(Ok(file)) => Ok(self.left.pop().map(|is_spare| (file, is_spare))),
+            Ok(Err(error)) => {
+                tracing::warn!(model = %self.model, %error, "a weight file cannot be opened");
+                Err(error.into_error(&self.model))
+            }
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => {
+                Err(Error::Internal("the thread that opens weight files ended".into()))
+            }
+        }
+    }
+}
+
+/// Opens a file.
+pub(super) fn open(file: &WeightFile) -> Result<TensorFile, HubError> {
+    let opened = file.open()?;
+    Ok(TensorFile { file: opened.file, head: opened.head, bytes: opened.bytes, name: file.name() })
+}
