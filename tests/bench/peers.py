@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,13 @@ class Mlxd(Contestant):
 
     name = OURS
 
-    def __init__(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any] | None = None, more: Iterable[str] = ()
+    ) -> None:
         threads = {"OPENBLAS_NUM_THREADS": THREADS}
         self.model = folder.name
-        self.daemon = Daemon([folder.parent], config, models=[folder.name], environment=threads)
+        models = [folder.name, *more]
+        self.daemon = Daemon([folder.parent], config, models=models, environment=threads)
         self.daemon.start()
         assert self.daemon.process is not None
         self.process = self.daemon.process

@@ -1,0 +1,82 @@
+"""What number 7 of `neighbours` lets happen beside a stream, in a process of its own.
+
+    attackers.py KIND TARGET MODEL FOLDER SEED
+
+prefill: prompts of 500 to 2,000 tokens, one after another, each with an answer of one token.
+load:    loads and unloads.
+fits:    64 callers ask at once whether a model that is not resident would fit, again and again.
+
+Prints a line when it has begun, then goes on until it is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+
+from mlxd.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from streams import Prompts
+from wire import CHANNEL, UNLIMITED
+
+LENGTHS = (500, 1000, 2000)
+CALLERS = 64
+
+
+async def prefill(channel: grpc.aio.Channel, model: str, prompts: Prompts) -> None:
+    """Asks with one prompt of each length."""
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    for length in LENGTHS:
+        await stub.Generate(
+            inference_pb2.GenerateRequest(
+                model=model,
+                prompt=prompts.ask(length, 1).prompt,
+                stopping=inference_pb2.StoppingOptions(max_tokens=1),
+            )
+        )
+
+
+async def load(channel: grpc.aio.Channel, model: str, _: Prompts) -> None:
+    """Loads a model and unloads it."""
+    stub = model_pb2_grpc.ModelServiceStub(channel)
+    async for _event in stub.LoadModel(model_pb2.LoadModelRequest(model=model)):
+        pass
+    await stub.UnloadModel(model_pb2.UnloadModelRequest(model=model))
+
+
+async def fits(channel: grpc.aio.Channel, model: str, _: Prompts) -> None:
+    """Lets every caller ask once."""
+    stub = model_pb2_grpc.ModelServiceStub(channel)
+
+    async def ask() -> None:
+        request = model_pb2.LoadModelRequest(model=model, validate_only=True)
+        async for _event in stub.LoadModel(request):
+            pass
+
+    await asyncio.gather(*(ask() for _ in range(CALLERS)))
+
+
+KINDS: dict[str, Callable[[grpc.aio.Channel, str, Prompts], Awaitable[None]]] = {
+    "prefill": prefill,
+    "load": load,
+    "fits": fits,
+}
+
+
+async def main() -> None:
+    """Attacks."""
+    kind, target, model, folder, seed = sys.argv[1:]
+    prompts = Prompts(Path(folder), int(seed))
+    assert prompts.words
+    async with grpc.aio.insecure_channel(target, options=UNLIMITED + CHANNEL) as channel:
+        print("begun", flush=True)
+        while True:
+            await KINDS[kind](channel, model, prompts)
+            print("again", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

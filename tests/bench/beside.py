@@ -1,0 +1,117 @@
+"""Number 7 of `neighbours`: the gaps of one stream while something else goes on beside it.
+
+Windows with and without it alternate, so that what else the machine does meets both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from peers import HERE, Mlxd
+from stats import percentile
+from streams import Heard, Prompts
+
+PROMPT, ANSWER = 64, 6000
+SECOND, THIRD = "second", "third"
+
+# What goes on: the kind of attacker, its model ("" is the stream's own), and the most that the
+# stream's p95 gap may be, as times the quiet median.
+SCENES: dict[str, tuple[str, str, float]] = {
+    "its model prefills": ("prefill", "", 3.0),
+    "another model prefills": ("prefill", SECOND, 3.0),
+    "another model loads": ("load", THIRD, 2.0),
+    "64 ask whether one fits": ("fits", THIRD, 3.0),
+}
+
+
+@contextmanager
+def daemon_of_three(model: Path, root: Path) -> Iterator[Mlxd]:
+    """A daemon with the model under three names, two of them resident."""
+    for name in (model.name, SECOND, THIRD):
+        shutil.copytree(model, root / name)
+    contestant = Mlxd(root / model.name, more=[SECOND])
+    try:
+        yield contestant
+    finally:
+        contestant.stop()
+
+
+class Beside:
+    """One stream, and who attacks it."""
+
+    def __init__(self, contestant: Mlxd, folder: Path, prompts: Prompts, seconds: float) -> None:
+        self.contestant = contestant
+        self.folder = folder
+        self.prompts = prompts
+        self.seconds = seconds
+
+    async def scene(self, kind: str, model: str, rounds: int) -> dict[str, float]:
+        """Measures one scene: medians over the rounds of each window's numbers."""
+        now = asyncio.get_running_loop().time
+        heard = Heard(now())
+        ask = self.prompts.ask(PROMPT, ANSWER)
+        stream = asyncio.create_task(self.contestant.hear(ask, heard))
+        while not heard.times:
+            await asyncio.sleep(0.01)
+        quiet, busy, again = [], [], []
+        try:
+            for _ in range(rounds):
+                quiet.append(await self.window(heard))
+                gaps, times = await self.attacked(kind, model or self.contestant.model, heard)
+                busy.append(gaps)
+                again.append(times)
+        finally:
+            stream.cancel()
+            await asyncio.gather(stream, return_exceptions=True)
+        pairs = list(zip(quiet, busy, strict=True))
+        return {
+            "gap_p50_quiet_ms": median(median(gaps) for gaps in quiet) * 1e3,
+            "gap_p95_quiet_ms": median(percentile(gaps, 95) for gaps in quiet) * 1e3,
+            "gap_p50_ms": median(median(gaps) for gaps in busy) * 1e3,
+            "gap_p95_ms": median(percentile(gaps, 95) for gaps in busy) * 1e3,
+            "gap_max_ms": max(max(gaps) for gaps in busy) * 1e3,
+            "times_p50": median(median(b) / median(q) for q, b in pairs),
+            "times": median(percentile(b, 95) / median(q) for q, b in pairs),
+            "times_p95": median(percentile(b, 95) / percentile(q, 95) for q, b in pairs),
+            "repeats_per_s": median(again) / self.seconds,
+        }
+
+    async def window(self, heard: Heard) -> list[float]:
+        """The gaps of the next seconds."""
+        start = asyncio.get_running_loop().time()
+        await asyncio.sleep(self.seconds)
+        end = asyncio.get_running_loop().time()
+        tokens = len(heard.times)
+        # A gap that lasts longer than the window counts too.
+        while len(heard.times) == tokens:
+            await asyncio.sleep(0.005)
+        return heard.gaps(start, end)
+
+    async def attacked(self, kind: str, model: str, heard: Heard) -> tuple[list[float], int]:
+        """The same, with an attacker; and how often that one repeated what it does."""
+        arguments = [kind, self.contestant.daemon.target, model, str(self.folder)]
+        attacker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(HERE / "attackers.py"),
+            *arguments,
+            str(self.prompts.random.randrange(2**32)),
+            stdout=asyncio.subprocess.PIPE,
+            env=dict(os.environ),
+        )
+        assert attacker.stdout is not None
+        assert await attacker.stdout.readline() == b"begun\n", "the attacker did not begin"
+        gaps = await self.window(heard)
+        assert attacker.returncode is None, "the attacker ended"
+        attacker.terminate()
+        lines = await attacker.stdout.read()
+        await attacker.wait()
+        # What it had asked for ends with its connection.
+        await asyncio.sleep(0.5)
+        return gaps, lines.count(b"again")
