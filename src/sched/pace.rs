@@ -13,10 +13,16 @@ const LEARNING_RATE: f64 = 0.25;
 const LEARNING_RATE_FASTER: f64 = 0.5;
 const LEARNING_RATE_USUAL_FASTER: f64 = 0.125;
 
-/// Factor by which one step can raise an estimate at most; lower for steps that decode, of which there are
-/// many, and some of which the host comes late to because it opens a slab or parks a cache.
+/// Factor by which one step can raise an estimate at most.
 const RISE_MAX: f64 = 2.0;
-const RISE_MAX_DECODE: f64 = 1.25;
+
+/// Weight of a step that decodes and is slower than others of as many sequences: there are many, the host
+/// comes late to some because it opens a slab or parks a cache, and for a second or two another program may
+/// be busy. What a step takes when it is not is the measure of what a stream may wait.
+const SLOWER_DECODE_WEIGHT: f64 = 0.08;
+
+/// Steps that count in full after the number of sequences that decode has changed.
+const SETTLING_STEPS: u32 = 8;
 
 /// Factor by which a step must be faster than the usual one to show that an exception was learned before.
 const FASTER_BY: f64 = 2.0;
@@ -37,7 +43,7 @@ const KEPT_AFTER_REFUSAL: f64 = 0.9;
 const TELLING_STEPS: u32 = 8;
 
 /// Steps with prefill between two that only decode, where there is always something to prefill.
-const LOOK_STEPS: u32 = 16;
+const LOOK_STEPS: u32 = 12;
 
 /// Least part of a step's time that its prefill takes, whatever the step would have taken without it.
 const PREFILL_SHARE_MIN: f64 = 0.1;
@@ -88,16 +94,19 @@ pub struct Pace {
     prefill_tokens: f64,
     /// Steps since the last one that only decoded.
     since_decode: u32,
+    /// Number of sequences that decoded in it, and steps that still count in full because it was another.
+    decoding: u32,
+    settling: u32,
     /// Number of steps that prefilled.
     prefills: u32,
 }
 
-/// Learns the least time, as far as steps come near to it.
-fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64, rise_max: f64) {
+/// Learns the least time, as far as steps come near to it; `weight` is that of a slower step.
+fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64) {
     *estimate = Some(match *estimate {
         None => seen,
         Some(old) if seen < old => old + (seen - old) * LEARNING_RATE_FASTER,
-        Some(old) => old + (seen.min(old * rise_max) - old) * LEARNING_RATE * weight,
+        Some(old) => old + (seen.min(old * RISE_MAX) - old) * LEARNING_RATE * weight,
     });
 }
 
@@ -118,7 +127,12 @@ impl Pace {
         let took = took.as_secs_f64();
         if prefilled == 0 {
             if decoding > 0 {
-                learn(&mut self.decode_step, took, 1.0, RISE_MAX_DECODE);
+                if self.decoding != decoding {
+                    (self.decoding, self.settling) = (decoding, SETTLING_STEPS);
+                }
+                let weight = if self.settling > 0 { 1.0 } else { SLOWER_DECODE_WEIGHT };
+                learn(&mut self.decode_step, took, weight);
+                self.settling = self.settling.saturating_sub(1);
                 self.since_decode = 0;
             }
             return;
@@ -128,7 +142,7 @@ impl Pace {
         let base = self.decode_step.unwrap_or(0.0).min(if decoding > 0 { took } else { took / 2.0 });
         let tokens = f64::from(prefilled);
         let token = (took - base).max(took * PREFILL_SHARE_MIN) / tokens;
-        learn(&mut self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0), RISE_MAX);
+        learn(&mut self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0));
         // The rest of a prompt, of a few tokens, tells little about what others cost.
         learn_usual(&mut self.prefill_token_usual, token, (tokens / self.prefill_tokens.max(1.0)).min(1.0));
         self.prefill_tokens += (tokens - self.prefill_tokens) * LEARNING_RATE;
@@ -280,13 +294,23 @@ mod tests {
     #[test]
     fn the_rest_of_a_prompt_and_a_late_host_teach_little() {
         let mut pace = Pace::default();
-        (0..9).for_each(|_| pace.observe(load(1, 0), ms(30)));
+        (0..30).for_each(|_| pace.observe(load(1, 0), ms(30)));
         (0..9).for_each(|_| pace.observe(load(1, 40), ms(30 + 80)));
         let before = pace.prefill_tokens(ms(80), 8, 512);
         pace.observe(load(1, 4), ms(30));
         assert!(pace.prefill_tokens(ms(80), 8, 512) <= before + 2, "a rest that cost nothing");
         pace.observe(load(1, 0), ms(150));
         assert!(pace.decode_step() <= Some(ms(32)), "{pace:?}");
+    }
+
+    #[test]
+    fn another_program_for_a_second_changes_little_and_more_sequences_at_once_do() {
+        let mut pace = Pace::default();
+        (0..30).for_each(|_| pace.observe(load(1, 0), ms(30)));
+        (0..20).for_each(|_| pace.observe(load(1, 0), ms(45)));
+        assert!(pace.decode_step() <= Some(ms(36)), "{pace:?}");
+        (0..SETTLING_STEPS).for_each(|_| pace.observe(load(8, 0), ms(60)));
+        assert!(pace.decode_step() >= Some(ms(55)), "{pace:?}");
     }
 
     #[test]
