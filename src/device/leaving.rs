@@ -1,5 +1,5 @@
-//! What unloaded models held, while it is freed by a thread of its own: to unmap half a gigabyte took a CPU up
-//! to 0.6 s, for which every stream would wait.
+//! What unloaded models held, while it is freed by a thread of its own: to unmap half a gigabyte took a CPU
+//! up to 0.6 s, for which every stream would wait.
 
 use std::cell::RefCell;
 use std::mem;

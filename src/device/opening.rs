@@ -7,7 +7,6 @@ use std::thread;
 
 use crate::error::Error;
 use crate::hub::{HubError, ModelAssets, WeightFile};
-use crate::ids::ModelName;
 use crate::mlx::ffi::TensorFile;
 
 /// Files that are open before they are asked for.
@@ -16,7 +15,7 @@ const AHEAD: usize = 4;
 /// The weight files of a load, as they are opened.
 #[derive(Debug)]
 pub(super) struct Opening {
-    model: ModelName,
+    assets: Arc<ModelAssets>,
     files: Receiver<Result<TensorFile, HubError>>,
     /// For each file that is yet to come, the last one first, whether the index does not name it.
     left: Vec<bool>,
@@ -40,7 +39,7 @@ impl Opening {
         };
         let thread = thread::Builder::new().name("weights".into()).spawn(body);
         thread.map_err(|error| Error::Internal(format!("the thread that opens weight files: {error}")))?;
-        Ok(Self { model: assets.files.name.clone(), files, left })
+        Ok(Self { assets: Arc::clone(assets), files, left })
     }
 
     /// Returns whether all files were taken.
@@ -53,8 +52,9 @@ impl Opening {
         match self.files.try_recv() {
             Ok(Ok(file)) => Ok(self.left.pop().map(|is_spare| (file, is_spare))),
             Ok(Err(error)) => {
-                tracing::warn!(model = %self.model, %error, "a weight file cannot be opened");
-                Err(error.into_error(&self.model))
+                let model = &self.assets.files.name;
+                tracing::warn!(%model, %error, "a weight file cannot be opened");
+                Err(error.into_error(model))
             }
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => {

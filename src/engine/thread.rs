@@ -191,8 +191,8 @@ mod tests {
         thread.join().unwrap();
     }
 
-    /// Asks more often whether a model fits than a tick answers, where the answer takes this long; returns how
-    /// many answers two ticks give.
+    /// Asks more often whether a model fits than a tick answers, where the answer takes this long; returns
+    /// how many answers two ticks give.
     fn answers_of_two_ticks(each: Duration) -> [usize; 2] {
         let clock = Arc::new(HandClock::default());
         let (mut fake, of_plan) = (Fake::default(), Arc::clone(&clock));

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::backend::SpanKind;
 
-/// Part of an estimate that one step replaces: the last few steps count. For the least time, faster ones count
-/// for more: a step may be slow because a kernel was compiled for it, or because another program was busy.
-/// For the usual time they count for less, since it is the slow steps that somebody waits for.
+/// Part of an estimate that one step replaces: the last few steps count. For the least time, faster ones
+/// count for more: a step may be slow because a kernel was compiled for it, or because another program was
+/// busy. For the usual time they count for less, since it is the slow steps that somebody waits for.
 const LEARNING_RATE: f64 = 0.25;
 const LEARNING_RATE_FASTER: f64 = 0.5;
 const LEARNING_RATE_USUAL_FASTER: f64 = 0.125;
@@ -85,7 +85,7 @@ impl StepLoad {
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
     decode_step: Option<f64>,
-    /// The least that a prefilled token takes: for deadlines, which are refused only if they are out of reach.
+    /// The least that a prefilled token takes: for deadlines, which are refused only if out of reach.
     prefill_token: Option<f64>,
     /// What one takes usually, as many as a step has had of late: for sizes of steps, which with the least
     /// would all take longer than they may.

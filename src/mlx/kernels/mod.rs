@@ -29,8 +29,8 @@ use crate::mlx::kv::{Kv, KvShape};
 use crate::mlx::rope::{Angles, Rope};
 
 /// Smallest efficient prefill of a step, in tokens. On a CPU with our kernels 8 tokens cost hardly more than
-/// one, and 16 more than a stream of a small model may wait. On CUDA a step with prefill costs the host thousands of
-/// launches, and a product of 256 rows as much as one of 64 (one H200, an 8B at 4 bits).
+/// one, and 16 more than a stream of a small model may wait. On CUDA a step with prefill costs the host
+/// thousands of launches, and a product of 256 rows as much as one of 64 (one H200, an 8B at 4 bits).
 const PREFILL_TOKENS_MIN_CPU: u32 = 8;
 const PREFILL_TOKENS_MIN: u32 = 16;
 const PREFILL_TOKENS_MIN_CUDA: u32 = 256;
