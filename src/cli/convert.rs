@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use mlxd::config::{Config, Overrides};
-use mlxd::device::{self, Conversion, ConvertError};
-use mlxd::hub::{self, HubError, ModelFolder, ModelRoots};
+use mlxd::device::{self, Conversion, ConvertError, MlxQuantizer};
+use mlxd::hub::{self, GgufConversion, HubError, ModelFolder, ModelRoots};
 use mlxd::quantize::{QuantMode, Quantization, Recipe};
 
 use super::failure::{Failure, Result};
@@ -30,14 +30,16 @@ Quantized weights are those of `mlx_lm.convert` to the last bit. Without a daemo
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ConvertArgs {
-    /// Folder with config.json and safetensors, repo id in the local Hugging Face cache, or GGUF file
+    /// Folder with config.json and safetensors, repo id in the local Hugging Face cache, or GGUF file (the
+    /// first of a split model's)
     source: String,
     /// Model folder to write
     out: PathBuf,
     /// Replace the folder if it exists
     #[arg(long)]
     overwrite: bool,
-    /// Type of the floats [default: what the config names, else as stored]
+    /// Type of the floats [default: what the config names, else as stored; of GGUF files: as stored, float16
+    /// if quantized]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<FloatType>,
     /// Quantize to this many bits: 2, 3, 4, 5, 6 or 8
@@ -100,14 +102,14 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     };
     let path = Path::new(&args.source);
     let written = if path.is_file() {
-        if quantization.is_some() || dtype.is_some() {
-            let why =
-                "a GGUF file is converted as it is: no --dtype, --quantize, --mode, --recipe or --group-size";
-            return Err(Failure::Usage(why.into()));
+        let job =
+            GgufConversion { file: path, out: &args.out, overwrite: args.overwrite, dtype, quantization };
+        let mut quantizer = MlxQuantizer::new().map_err(anyhow::Error::from)?;
+        let converted = hub::convert_gguf(&job, &mut quantizer, &mut watch).map_err(refused)?;
+        if !converted.rounded.is_empty() {
+            out::note(&format!("{} tensors were rounded to float16\n", converted.rounded.len()));
         }
-        hub::convert_gguf(path, &args.out, args.overwrite, &mut watch)
-            .map(|done| done.bytes)
-            .map_err(refused)?
+        converted.bytes
     } else {
         let source = folder(&args.source).map_err(refused)?;
         let job =

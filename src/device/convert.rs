@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 
 use crate::device::opening;
 use crate::error::Error;
-use crate::hub::{self, Draft, HubError, ModelFiles, ModelFolder, TensorInfo, Watch, told};
+use crate::hub::{self, Draft, HubError, ModelFiles, ModelFolder, Quantizer, TensorInfo, Watch, told};
+use crate::mlx::dim;
 use crate::mlx::ffi;
 use crate::mlx::kernels::KernelSet;
 use crate::mlx::tensors::{Policy, TensorCursor};
@@ -80,10 +81,7 @@ struct Piece {
 pub fn convert(job: &Conversion<'_>, watch: &mut Watch<'_>) -> Result<FolderConverted, ConvertError> {
     let files = ModelFiles::read(job.source)?;
     let draft = Draft::new(&job.source.path, job.out, job.overwrite)?;
-    // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
-    ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
-    // What was written is of no use any more.
-    memory::set_cache_limit(0)?;
+    begin()?;
     let stream = Stream::new_with_device(&Device::cpu());
     with_stream(&stream, || run(job, &files, &draft, &stream, watch))
         .inspect(|_| drop(memory::clear_cache()))
@@ -92,6 +90,15 @@ pub fn convert(job: &Conversion<'_>, watch: &mut Watch<'_>) -> Result<FolderConv
             draft.finish()?;
             Ok(converted)
         })
+}
+
+/// Takes MLX into use on this thread.
+fn begin() -> Result<(), Error> {
+    // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
+    ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
+    // What was written is of no use any more.
+    memory::set_cache_limit(0)?;
+    Ok(())
 }
 
 fn run(
@@ -121,16 +128,11 @@ fn run(
     told(watch, done, total)?;
     for piece in pieces {
         for (name, array) in piece.tensors {
-            let bytes = in_rows(&array)?;
-            drop(array);
-            bytes.eval()?;
+            bytes_of(&array, |bytes| writer.write(&name, 0, bytes))??;
             if let Some(why) = failure.get() {
                 return Err(Error::ModelInvalid { model: files.name.clone(), why: why.clone() }.into());
             }
-            let bytes =
-                bytes.try_as_slice::<u8>().map_err(|error| Error::Internal(format!("{name}: {error}")))?;
-            writer.write(&name, 0, bytes)?;
-            done += bytes.len() as u64;
+            done += array.nbytes() as u64;
             told(watch, done, total)?;
         }
     }
@@ -250,11 +252,14 @@ fn order(name: &str) -> Vec<String> {
     name.split('.').map(padded).collect()
 }
 
-/// Returns the bytes of an array, which is computed when they are: in rows, so that no dimension passes 2^31.
-fn in_rows(array: &Array) -> mlx_rs::error::Result<Array> {
+/// Computes an array and hands its bytes to `take`.
+fn bytes_of<T>(array: &Array, take: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
     let columns = array.shape().last().copied().unwrap_or(1);
     let rows = array.shape().split_last().map_or(1, |(_, outer)| outer.iter().product());
-    array.reshape(&[rows, columns])?.contiguous()?.view_dtype(Dtype::Uint8)
+    // In rows, so that no dimension passes 2^31.
+    let bytes = array.reshape(&[rows, columns])?.contiguous()?.view_dtype(Dtype::Uint8)?;
+    bytes.eval()?;
+    Ok(take(bytes.try_as_slice::<u8>().map_err(|error| Error::Internal(error.to_string()))?))
 }
 
 fn info(name: &str, array: &Array) -> Result<TensorInfo, Error> {
@@ -318,4 +323,44 @@ fn table(text_config: &Value, rule: Option<&QuantRule>, pieces: &[Piece]) -> Opt
 
 fn entry(format: QuantFormat) -> Value {
     json!({"group_size": format.group_size, "bits": format.bits, "mode": format.mode.as_str()})
+}
+
+/// MLX on the CPU as the quantizer of a GGUF file's rows.
+pub struct MlxQuantizer {
+    stream: Stream,
+}
+
+impl MlxQuantizer {
+    /// Takes MLX into use on this thread.
+    ///
+    /// # Errors
+    /// MLX does not work here.
+    pub fn new() -> Result<Self, Error> {
+        begin()?;
+        Ok(Self { stream: Stream::new_with_device(&Device::cpu()) })
+    }
+}
+
+impl Quantizer for MlxQuantizer {
+    fn quantize(
+        &mut self,
+        rows: &[u8],
+        columns: usize,
+        dtype: hub::Dtype,
+        format: QuantFormat,
+    ) -> Result<Vec<Vec<u8>>, HubError> {
+        let dtype = match dtype {
+            hub::Dtype::F16 => Dtype::Float16,
+            hub::Dtype::BF16 => Dtype::Bfloat16,
+            _ => Dtype::Float32,
+        };
+        let quantized = || -> Result<Vec<Vec<u8>>, Error> {
+            let bytes = Array::from_slice(rows, &[dim(rows.len())]);
+            let matrix = bytes.view_dtype(dtype)?.reshape(&[-1, dim(columns)])?;
+            let packed = ffi::quantize(&matrix, format)?;
+            packed.iter().map(|array| bytes_of(array, <[u8]>::to_vec)).collect()
+        };
+        with_stream(&self.stream, quantized)
+            .map_err(|error| HubError::Unsupported { why: format!("quantization failed: {error}") })
+    }
 }

@@ -13,4 +13,4 @@ mod plan;
 
 pub use crate::mlx::prepare;
 pub use backend::MlxBackend;
-pub use convert::{Conversion, ConvertError, FolderConverted, convert};
+pub use convert::{Conversion, ConvertError, FolderConverted, MlxQuantizer, convert};

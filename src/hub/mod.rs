@@ -18,7 +18,7 @@ mod sizes;
 
 pub use catalog::{ModelAssets, ModelCatalog};
 pub use config::{config_f64, text_default, text_part};
-pub use convert::{Converted, Draft, Watch, WeightsWriter, convert_gguf, told};
+pub use convert::{Converted, Draft, GgufConversion, Quantizer, Watch, WeightsWriter, convert_gguf, told};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
 pub use fetch::{FetchError, Fetched, FileProgress, FileState, HubSettings, Progress, RepoName, Stop, fetch};

@@ -5,7 +5,7 @@
 //! product is exact and the sum is rounded once, as in ggml's own formulas (ggml-quants.c,
 //! `dequantize_row_*`): the weights are the same to the last bit.
 
-use half::f16;
+use half::{bf16, f16};
 use safetensors::Dtype;
 
 /// Weights that share a scale and a bias.
@@ -25,6 +25,7 @@ pub(super) enum Kind {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
 }
 
 /// How MLX stores it.
@@ -60,6 +61,7 @@ impl Kind {
             12 => return Ok(Self::Q4K),
             13 => return Ok(Self::Q5K),
             14 => return Ok(Self::Q6K),
+            20 => return Ok(Self::Iq4Nl),
             30 => return Ok(Self::Bf16),
             9 => "Q8_1",
             10 => "Q2_K",
@@ -69,7 +71,6 @@ impl Kind {
             17 => "IQ2_XS",
             18 => "IQ3_XXS",
             19 => "IQ1_S",
-            20 => "IQ4_NL",
             21 => "IQ3_S",
             22 => "IQ2_S",
             23 => "IQ4_XS",
@@ -92,7 +93,7 @@ impl Kind {
         match self {
             Self::F32 => (1, 4),
             Self::F16 | Self::Bf16 => (1, 2),
-            Self::Q4_0 => (32, 18),
+            Self::Q4_0 | Self::Iq4Nl => (32, 18),
             Self::Q4_1 => (32, 20),
             Self::Q5_0 => (32, 22),
             Self::Q5_1 => (32, 24),
@@ -111,28 +112,70 @@ impl Kind {
             Self::Q4_0 | Self::Q4_1 | Self::Q4K => Stored::Affine(4),
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => Stored::Affine(5),
             Self::Q8_0 => Stored::Affine(8),
-            // Its groups have 16 weights; MLX's smallest have 32.
-            Self::Q6K => Stored::Rounded,
+            // Groups of 16 weights, where MLX's smallest have 32; elements that are not evenly apart.
+            Self::Q6K | Self::Iq4Nl => Stored::Rounded,
         }
     }
 
     /// Appends what whole blocks become.
     pub(super) fn convert(self, blocks: &[u8], parts: &mut Parts) {
+        match self.stored() {
+            Stored::Same(_) => parts.weight.extend_from_slice(blocks),
+            Stored::Rounded => {
+                let mut floats = Vec::new();
+                self.dequantize(blocks, &mut floats);
+                let rounded = floats.into_iter().flat_map(|float| f16::from_f32(float).to_le_bytes());
+                parts.weight.extend(rounded);
+            }
+            Stored::Affine(bits) => {
+                self.groups(blocks, |values, scale_and_bias| parts.push(bits, values, scale_and_bias));
+            }
+        }
+    }
+
+    /// Appends the elements of whole blocks, as gguf-py computes them (quants.py, `dequantize_blocks`).
+    pub(super) fn dequantize(self, blocks: &[u8], floats: &mut Vec<f32>) {
+        let pairs = blocks.chunks_exact(2).map(|two| [two[0], two[1]]);
+        match self {
+            Self::F32 => {
+                let fours = blocks.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                floats.extend(fours);
+            }
+            Self::F16 => floats.extend(pairs.map(|two| f16::from_le_bytes(two).to_f32())),
+            Self::Bf16 => floats.extend(pairs.map(|two| bf16::from_le_bytes(two).to_f32())),
+            Self::Q6K => blocks.chunks_exact(210).for_each(|block| six(block, floats)),
+            Self::Iq4Nl => {
+                for block in blocks.chunks_exact(18) {
+                    let scale = half(block, 0);
+                    let value = |q: u8| scale * f32::from(UNEVEN[usize::from(q)]);
+                    floats.extend(nibbles(&block[2..18]).map(value));
+                }
+            }
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Q4K | Self::Q5K => {
+                self.groups(blocks, |values, (scale, bias)| {
+                    floats.extend(values.map(|q| scale * f32::from(q) + bias));
+                });
+            }
+        }
+    }
+
+    /// Calls `each` with the elements of every group of whole blocks, and with their scale and bias. Does
+    /// nothing for formats that are not affine.
+    fn groups(self, blocks: &[u8], mut each: impl FnMut([u8; GROUP], (f32, f32))) {
         for block in blocks.chunks_exact(self.block().1) {
             match self {
-                Self::F32 | Self::F16 | Self::Bf16 => parts.weight.extend_from_slice(block),
-                Self::Q4_0 => parts.push(4, &nibbles(&block[2..18]), centred(block, 8.0)),
-                Self::Q4_1 => parts.push(4, &nibbles(&block[4..20]), (half(block, 0), half(block, 2))),
-                Self::Q5_0 => parts.push(5, &fives(&block[2..22]), centred(block, 16.0)),
-                Self::Q5_1 => parts.push(5, &fives(&block[4..24]), (half(block, 0), half(block, 2))),
+                Self::F32 | Self::F16 | Self::Bf16 | Self::Q6K | Self::Iq4Nl => {}
+                Self::Q4_0 => each(nibbles(&block[2..18]), centred(block, 8.0)),
+                Self::Q4_1 => each(nibbles(&block[4..20]), (half(block, 0), half(block, 2))),
+                Self::Q5_0 => each(fives(&block[2..22]), centred(block, 16.0)),
+                Self::Q5_1 => each(fives(&block[4..24]), (half(block, 0), half(block, 2))),
                 Self::Q8_0 => {
                     // Two's complement plus 128 is the top bit turned.
-                    let values = std::array::from_fn(|i| block[2 + i] ^ 0x80);
-                    parts.push(8, &values, centred(block, 128.0));
+                    each(std::array::from_fn(|i| block[2 + i] ^ 0x80), centred(block, 128.0));
                 }
                 Self::Q4K => {
                     for group in 0..8 {
-                        parts.push(4, &k_nibbles(&block[16..], group), k_scale(block, group));
+                        each(k_nibbles(&block[16..], group), k_scale(block, group));
                     }
                 }
                 Self::Q5K => {
@@ -141,25 +184,21 @@ impl Kind {
                         for (value, high) in values.iter_mut().zip(&block[16..48]) {
                             *value |= (high >> group & 1) << 4;
                         }
-                        parts.push(5, &values, k_scale(block, group));
+                        each(values, k_scale(block, group));
                     }
                 }
-                Self::Q6K => six(block, &mut parts.weight),
             }
         }
     }
 }
 
-impl Parts {
-    pub(super) fn clear(&mut self) {
-        self.weight.clear();
-        self.scales.clear();
-        self.biases.clear();
-    }
+/// Elements of IQ4_NL (ggml-common.h, `kvalues_iq4nl`).
+const UNEVEN: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+impl Parts {
     /// Appends a group. MLX packs from the lowest bit of the first byte on (mlx/backend/cpu/quantized.cpp):
     /// 8 values fill `bits` bytes for every width.
-    fn push(&mut self, bits: usize, values: &[u8; GROUP], (scale, bias): (f32, f32)) {
+    fn push(&mut self, bits: usize, values: [u8; GROUP], (scale, bias): (f32, f32)) {
         for eight in values.chunks_exact(8) {
             let packed = eight.iter().rev().fold(0u64, |packed, &value| packed << bits | u64::from(value));
             self.weight.extend_from_slice(&packed.to_le_bytes()[..bits]);
@@ -208,7 +247,7 @@ fn k_scale(block: &[u8], group: usize) -> (f32, f32) {
 }
 
 /// 128 bytes of low halves, 64 of high quarters, 16 scales of 16 values each, and an f16 for all.
-fn six(block: &[u8], out: &mut Vec<u8>) {
+fn six(block: &[u8], floats: &mut Vec<f32>) {
     let all = half(block, 208);
     for i in 0..256 {
         let (part, at) = (i / 128, i % 128);
@@ -216,7 +255,7 @@ fn six(block: &[u8], out: &mut Vec<u8>) {
         let high = block[128 + part * 32 + at % 32] >> (at / 32 * 2) & 3;
         let value = f32::from(low | high << 4) - 32.0;
         let scale = all * f32::from(i8::from_le_bytes([block[192 + i / 16]]));
-        out.extend_from_slice(&f16::from_f32(scale * value).to_le_bytes());
+        floats.push(scale * value);
     }
 }
 

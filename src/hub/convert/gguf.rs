@@ -20,6 +20,8 @@ const TENSORS_MAX: u64 = 1 << 17;
 const TEXT_BYTES_MAX: u64 = 4 << 20;
 /// The largest vocabularies have 262,144 tokens, with twice as many merges.
 const ARRAY_LEN_MAX: u64 = 1 << 22;
+/// Files of one model; each is held open.
+const PARTS_MAX: u64 = 200;
 
 /// A value of the metadata.
 #[derive(Debug)]
@@ -30,6 +32,7 @@ pub(super) enum Meta {
     Text(String),
     Texts(Vec<String>),
     Ints(Vec<i64>),
+    Floats(Vec<f32>),
     /// An array that no caller needs.
     Skipped,
 }
@@ -37,25 +40,82 @@ pub(super) enum Meta {
 /// Where a tensor lies and what it is.
 #[derive(Debug)]
 pub(super) struct Tensor {
+    /// Number of the file.
+    part: usize,
     pub(super) kind: Kind,
     /// As GGUF counts them: the first is the length of a row.
     pub(super) dims: Vec<usize>,
     /// From the file's start.
-    pub(super) offset: u64,
+    offset: u64,
     pub(super) bytes: u64,
 }
 
-/// A GGUF file, its header read.
+/// A GGUF file, or the files that a model was split into, headers read.
 #[derive(Debug)]
 pub(super) struct Gguf {
-    pub(super) path: PathBuf,
-    pub(super) file: File,
+    path: PathBuf,
+    /// The files; the metadata is the first one's.
+    parts: Vec<(PathBuf, File)>,
     pub(super) tensors: BTreeMap<String, Tensor>,
     meta: BTreeMap<String, Meta>,
 }
 
 impl Gguf {
+    /// Opens a file; with the first of several parts the others (llama.cpp's gguf-split).
     pub(super) fn open(path: &Path) -> Result<Self, HubError> {
+        let mut whole = Self::open_one(path)?;
+        let count = whole.uint("split.count")?.unwrap_or(1);
+        if count <= 1 {
+            return Ok(whole);
+        }
+        let number = whole.uint("split.no")?.unwrap_or(0);
+        if number != 0 || count > PARTS_MAX {
+            let why = format!(
+                "the GGUF file is part {} of {count}; the first of at most {PARTS_MAX} is needed",
+                number + 1
+            );
+            return Err(HubError::unsupported(why));
+        }
+        let end = format!("-00001-of-{count:05}.gguf");
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(start) = name.and_then(|name| name.strip_suffix(&end)) else {
+            return Err(
+                whole.damaged(format!("is the first of {count} parts, but its name does not end with {end}"))
+            );
+        };
+        for number in 1..count {
+            let other = path.with_file_name(format!("{start}-{:05}-of-{count:05}.gguf", number + 1));
+            whole.join(Self::open_one(&other)?, number, count)?;
+        }
+        let tensors_count = whole.uint("split.tensors.count")?;
+        if tensors_count.is_some_and(|promised| promised != whole.tensors.len() as u64) {
+            return Err(whole.damaged(format!(
+                "and its parts have {} tensors, not as many as it says",
+                whole.tensors.len()
+            )));
+        }
+        Ok(whole)
+    }
+
+    /// Adds the tensors of another part.
+    fn join(&mut self, other: Self, number: u64, count: u64) -> Result<(), HubError> {
+        if (other.uint("split.no")?, other.uint("split.count")?) != (Some(number), Some(count)) {
+            return Err(other.damaged(format!("is not part {} of {count}", number + 1)));
+        }
+        let part = self.parts.len();
+        for (name, tensor) in other.tensors {
+            if self.tensors.insert(name.clone(), Tensor { part, ..tensor }).is_some() {
+                return Err(HubError::damaged(
+                    &other.path,
+                    format!("has tensor {name}, which an earlier part has"),
+                ));
+            }
+        }
+        self.parts.extend(other.parts);
+        Ok(())
+    }
+
+    fn open_one(path: &Path) -> Result<Self, HubError> {
         let (file, metadata) = open_regular(path)?.ok_or_else(|| HubError::damaged(path, "is missing"))?;
         let file_bytes = metadata.len();
         let mut source = Source { path, reader: BufReader::new(&file), left: file_bytes };
@@ -90,7 +150,8 @@ impl Gguf {
             }
         }
         let header_bytes = file_bytes - source.left;
-        let mut gguf = Self { path: path.to_path_buf(), file, tensors, meta };
+        let path = path.to_path_buf();
+        let mut gguf = Self { parts: vec![(path.clone(), file)], path, tensors, meta };
         gguf.place(header_bytes, file_bytes)?;
         Ok(gguf)
     }
@@ -167,8 +228,35 @@ impl Gguf {
         }
     }
 
+    /// A list of floats; None if there is none.
+    pub(super) fn floats(&self, key: &str) -> Result<Option<&[f32]>, HubError> {
+        match self.meta.get(key) {
+            None => Ok(None),
+            Some(Meta::Floats(values)) => Ok(Some(values)),
+            Some(_) => Err(self.damaged(format!("{key} is not a list of numbers"))),
+        }
+    }
+
     pub(super) fn damaged(&self, why: impl Into<String>) -> HubError {
         HubError::damaged(&self.path, why)
+    }
+
+    /// Reads a part of a tensor, from its byte `at` on, into `bytes`.
+    pub(super) fn read(&self, tensor: &Tensor, at: u64, bytes: &mut [u8]) -> Result<(), HubError> {
+        let (path, file) = &self.parts[tensor.part];
+        file.read_exact_at(bytes, tensor.offset + at).map_err(HubError::io(path))
+    }
+
+    /// Reads a tensor of floats whole: one number for each of `len` elements.
+    pub(super) fn numbers(&self, name: &str, len: usize) -> Result<Option<Vec<f64>>, HubError> {
+        let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
+        if tensor.kind != Kind::F32 || tensor.dims != [len] {
+            return Err(self.damaged(format!("tensor {name} is not {len} numbers in f32")));
+        }
+        let mut bytes = vec![0; len * 4];
+        self.read(tensor, 0, &mut bytes)?;
+        let numbers = bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        Ok(Some(numbers.collect()))
     }
 }
 
@@ -257,9 +345,12 @@ impl Source<'_> {
                 let ints = (0..len).map(|_| self.int(kind).map(|value| i64::try_from(value).unwrap_or(-1)));
                 return ints.collect::<Result<_, _>>().map(Meta::Ints);
             }
+            6 => {
+                let floats = (0..len).map(|_| self.array().map(f32::from_le_bytes));
+                return floats.collect::<Result<_, _>>().map(Meta::Floats);
+            }
             0 | 1 | 7 => 1,
             2 | 3 => 2,
-            6 => 4,
             10..=12 => 8,
             _ => return Err(self.damaged(format!("has a list of the type {kind}"))),
         };
@@ -289,14 +380,7 @@ impl Source<'_> {
         let Some(bytes) = bytes.filter(|_| dims[0].is_multiple_of(elements)) else {
             return Err(self.damaged(format!("tensor {name} cannot be {dims:?}")));
         };
-        Ok((name, Tensor { kind, dims, offset, bytes: bytes as u64 }))
-    }
-}
-
-impl Gguf {
-    /// Reads part of a tensor into `bytes`.
-    pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), HubError> {
-        self.file.read_exact_at(bytes, offset).map_err(HubError::io(&self.path))
+        Ok((name, Tensor { part: 0, kind, dims, offset, bytes: bytes as u64 }))
     }
 }
 

@@ -1,15 +1,22 @@
 //! Rotary embeddings' scaling. Linear scaling is a number of the metadata. That of Llama 3.1 and later is
 //! only there as a tensor of one factor for each pair of a head; the four numbers behind it are found again
-//! and kept only if they give that very tensor.
+//! and kept only if they give that very tensor. Phi-3 has one tensor for short contexts and one for long.
 
 use serde_json::{Value, json};
 
 use super::super::HubError;
-use super::blocks::Kind;
 use super::gguf::{Gguf, single};
+use super::numbers::{Family, Numbers};
 
-/// The tensor of factors.
-pub(super) const FACTORS: &str = "rope_freqs.weight";
+/// The tensor of factors of Llama 3.1 and later.
+const FACTORS: &str = "rope_freqs.weight";
+
+/// Those of Phi-3.
+const LONG: &str = "rope_factors_long.weight";
+const SHORT: &str = "rope_factors_short.weight";
+
+/// Tensors that belong to a rotation.
+pub(super) const TENSORS: [&str; 3] = [FACTORS, LONG, SHORT];
 
 /// What every Llama 3.1, 3.2 and 3.3 has: `low_freq_factor`, `high_freq_factor` and the context length it was
 /// trained with at first. Only the factor differs (8 or 32).
@@ -21,21 +28,52 @@ const ORIGINAL: f64 = 8192.0;
 const TOLERANCE: f64 = 1e-4;
 
 /// The config's `rope_scaling`.
-pub(super) fn scaling(gguf: &Gguf, head_dim: usize, rope_base: f64) -> Result<Value, HubError> {
-    let kind = gguf.text("llama.rope.scaling.type")?.unwrap_or("none");
-    let factor = match gguf.float("llama.rope.scaling.factor")? {
+pub(super) fn scaling(gguf: &Gguf, numbers: &Numbers) -> Result<Value, HubError> {
+    let key = |name: &str| format!("{}.rope.{name}", numbers.architecture);
+    let kind = gguf.text(&key("scaling.type"))?.unwrap_or("none");
+    let factor = match gguf.float(&key("scaling.factor"))? {
         Some(factor) => Some(factor),
-        None => gguf.float("llama.rope.scale_linear")?,
+        None => gguf.float(&key("scale_linear"))?,
     };
-    let factors = factors(gguf, head_dim / 2)?;
-    match (kind, factor, factors) {
+    let pairs = numbers.rotated / 2;
+    if kind == "yarn" {
+        const OTHERS: [&str; 6] = [
+            "attn_factor",
+            "yarn_attn_factor",
+            "yarn_beta_fast",
+            "yarn_beta_slow",
+            "yarn_ext_factor",
+            "yarn_log_multiplier",
+        ];
+        let named =
+            |name: &&&str| matches!(gguf.float(&key(&format!("scaling.{name}"))), Ok(Some(_)) | Err(_));
+        if let Some(name) = OTHERS.iter().find(named) {
+            return Err(HubError::unsupported(format!("a rope scaling with {name} cannot be converted")));
+        }
+    }
+    if numbers.family == Family::Phi3 {
+        let stretch = gguf.float(&key("scaling.attn_factor"))?;
+        return longrope(gguf, numbers, (kind, factor), stretch);
+    }
+    if let Some(name) = gguf.tensors.keys().find(|name| [LONG, SHORT].contains(&name.as_str())) {
+        return Err(HubError::unsupported(format!("tensor {name} has no place in such a model")));
+    }
+    match (kind, factor, gguf.numbers(FACTORS, pairs)?) {
         ("none", None, None) => Ok(Value::Null),
         // A factor of 1 scales nothing; old converters always wrote it.
         ("none" | "linear", Some(1.0), None) => Ok(Value::Null),
         ("none" | "linear", Some(factor), None) => {
             Ok(json!({"rope_type": "linear", "type": "linear", "factor": single(factor)}))
         }
-        ("none", None, Some(factors)) => llama3(&factors, head_dim, rope_base),
+        ("yarn", Some(factor), None) if numbers.family != Family::Gemma3 => Ok(json!({
+            "rope_type": "yarn",
+            "type": "yarn",
+            "factor": single(factor),
+            "original_max_position_embeddings": numbers.rope_original,
+        })),
+        ("none", None, Some(factors)) if numbers.family == Family::Llama => {
+            llama3(&factors, numbers.head_dim, numbers.rope_base)
+        }
         (kind, _, factors) => {
             let beside = if factors.is_some() { " with factors" } else { "" };
             Err(HubError::unsupported(format!("the rope scaling {kind:?}{beside} cannot be converted")))
@@ -43,17 +81,36 @@ pub(super) fn scaling(gguf: &Gguf, head_dim: usize, rope_base: f64) -> Result<Va
     }
 }
 
-fn factors(gguf: &Gguf, pairs: usize) -> Result<Option<Vec<f64>>, HubError> {
-    let Some(tensor) = gguf.tensors.get(FACTORS) else {
-        return Ok(None);
-    };
-    if tensor.kind != Kind::F32 || tensor.dims != [pairs] {
-        return Err(gguf.damaged(format!("tensor {FACTORS} is not {pairs} numbers in f32")));
+/// The scaling of Phi-3: a factor for each pair, for short and for long contexts. The factor of the rotated
+/// elements must be the one that follows from the lengths, since no config can say another.
+fn longrope(
+    gguf: &Gguf,
+    numbers: &Numbers,
+    (kind, factor): (&str, Option<f64>),
+    stretch: Option<f64>,
+) -> Result<Value, HubError> {
+    let pairs = numbers.rotated / 2;
+    let plain = matches!(kind, "none" | "linear" | "longrope") && factor.unwrap_or(1.0) == 1.0;
+    let (long, short) = (gguf.numbers(LONG, pairs)?, gguf.numbers(SHORT, pairs)?);
+    let (original, context) = (numbers.rope_original as f64, numbers.context_length as f64);
+    let ratio = context / original;
+    let expected = if ratio > 1.0 { (1.0 + ratio.ln() / original.ln()).sqrt() } else { 1.0 };
+    match (long, short) {
+        (None, None) if plain => Ok(Value::Null),
+        (Some(long), Some(short)) if plain => {
+            if stretch.is_some_and(|stretch| (stretch - expected).abs() > 1e-3) {
+                return Err(HubError::unsupported("a rope scaling whose attn_factor is not longrope's"));
+            }
+            let numbers = |factors: Vec<f64>| factors.into_iter().map(single).collect::<Vec<f64>>();
+            Ok(json!({
+                "rope_type": "longrope",
+                "type": "longrope",
+                "long_factor": numbers(long),
+                "short_factor": numbers(short),
+            }))
+        }
+        _ => Err(HubError::unsupported(format!("the rope scaling {kind:?} of a phi3 cannot be converted"))),
     }
-    let mut bytes = vec![0; pairs * 4];
-    gguf.read(tensor.offset, &mut bytes)?;
-    let numbers = bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-    Ok(Some(numbers.collect()))
 }
 
 fn llama3(factors: &[f64], head_dim: usize, rope_base: f64) -> Result<Value, HubError> {

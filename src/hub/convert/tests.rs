@@ -1,14 +1,30 @@
 //! Conversions of tiny models, whole and hostile.
 
 use std::fs;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::testing::{Builder, data, llama};
-use super::{convert_gguf as convert, *};
+use super::*;
+use crate::hub::inspect;
 use crate::hub::read::read_config;
-use crate::hub::{Dtype, inspect};
+
+/// Converts without MLX, as the file is.
+fn convert(file: &Path, out: &Path, overwrite: bool, watch: &mut Watch<'_>) -> Result<Converted, HubError> {
+    let job = GgufConversion { file, out, overwrite, dtype: None, quantization: None };
+    convert_gguf(&job, &mut Unused, watch)
+}
+
+/// No quantizer: nothing is quantized anew.
+struct Unused;
+
+impl Quantizer for Unused {
+    fn quantize(&mut self, _: &[u8], _: usize, _: Dtype, _: QuantFormat) -> Result<Vec<Vec<u8>>, HubError> {
+        panic!("nothing is quantized anew")
+    }
+}
 
 struct Run {
     folder: tempfile::TempDir,
@@ -245,24 +261,36 @@ fn rope_scaling_of_llama_3_is_found_again() {
     let run = Run::new();
     run.convert(&linear).unwrap();
     assert_eq!(read_config(&run.out()).unwrap()["rope_scaling"]["factor"], 4.0);
-    linear.text("llama.rope.scaling.type", "yarn");
-    assert!(refusal(&linear).contains("yarn"));
+    linear.text("llama.rope.scaling.type", "longrope");
+    assert!(refusal(&linear).contains("longrope"));
+    linear.text("llama.rope.scaling.type", "yarn").uint("llama.rope.scaling.original_context_length", 64);
+    let run = Run::new();
+    run.convert(&linear).unwrap();
+    let scaling = read_config(&run.out()).unwrap()["rope_scaling"].clone();
+    assert_eq!(
+        (&scaling["type"], &scaling["original_max_position_embeddings"]),
+        (&json!("yarn"), &json!(64))
+    );
+    linear.float("llama.rope.scaling.attn_factor", 2.0);
+    assert!(refusal(&linear).contains("attn_factor"));
 }
 
 #[test]
 fn what_cannot_be_converted_is_refused_by_name() {
     type Change = fn(&mut Builder) -> &mut Builder;
-    let cases: [(Change, &str); 20] = [
-        (|b| b.text("general.architecture", "qwen2"), "architecture is \"qwen2\""),
+    let cases: [(Change, &str); 22] = [
+        (|b| b.text("general.architecture", "mamba"), "architecture is \"mamba\""),
         (|b| b.drop_key("general.architecture"), "names no architecture"),
-        (|b| b.text("tokenizer.ggml.model", "llama"), "needs the tokenizer.json"),
+        (|b| b.text("tokenizer.ggml.model", "t5"), "needs the tokenizer.json"),
+        (|b| b.text("tokenizer.ggml.model", "llama"), "not as many scores as tokens"),
         (|b| b.drop_key("tokenizer.ggml.model"), "no tokenizer"),
         (|b| b.text("tokenizer.ggml.pre", "tekken"), "pre-tokenizer \"tekken\" is unknown"),
         (|b| b.texts("tokenizer.ggml.merges", &["h q"]), "merge \"h q\" is not of known tokens"),
         (|b| b.texts("tokenizer.ggml.merges", &["hello"]), "merge \"hello\""),
         (|b| b.texts("tokenizer.ggml.tokens", &["a", "a"]), "token types"),
         (|b| b.uint("tokenizer.ggml.eos_token_id", 9999), "eos_token_id is 9999"),
-        (|b| b.uint("llama.expert_count", 8), "mixtures of experts"),
+        (|b| b.uint("llama.expert_count", 8), "has no llama.expert_used_count"),
+        (|b| b.uint("split.count", 2), "its name does not end with -00001-of-00002.gguf"),
         (|b| b.uint("llama.block_count", 0), "block_count cannot be 0"),
         (|b| b.uint("llama.block_count", 3), "has no tensor blk.2.attn_norm.weight"),
         (|b| b.uint("llama.block_count", 1), "tensor blk.1."),

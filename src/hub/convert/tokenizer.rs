@@ -1,7 +1,6 @@
-//! Rebuilds the Hugging Face tokenizer of a byte-level BPE vocabulary: GGUF keeps tokens and merges, and only
-//! the name of what splits the text before them (`tokenizer.ggml.pre`, the names of llama.cpp's
-//! convert_hf_to_gguf.py). Each name's parts are those of the models it was given for: SmolLM2, Qwen2,
-//! GPT-2 and Llama 3.
+//! Rebuilds the Hugging Face tokenizer of a GGUF file: its vocabulary and merges, its special tokens, and the
+//! configs that name them. What stands around the merges is the business of `pretokenizer`, merges that
+//! follow from scores that of `sentencepiece`.
 
 use std::collections::HashMap;
 
@@ -9,16 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::super::HubError;
 use super::gguf::Gguf;
-
-/// What text is split by before merges apply, as Qwen2 and Llama 3 write it; they differ in how many digits
-/// stay together.
-const WORDS_BEFORE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|";
-const WORDS_AFTER_DIGITS: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// Types of tokens (gguf.md, `tokenizer.ggml.token_type`).
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const UNUSED: i64 = 5;
+use super::pretokenizer::{BYTE, CONTROL, UNUSED, USER_DEFINED, pre};
+use super::sentencepiece;
 
 /// The tokenizer's files.
 #[derive(Debug)]
@@ -33,41 +24,52 @@ pub(super) struct Tokenizer {
     pub(super) tokens_count: usize,
 }
 
-/// What `tokenizer.ggml.pre` stands for.
-struct Pre {
-    normalizer: Value,
-    splitter: Value,
-    post: Value,
-    decoder: Value,
-    ignore_merges: bool,
-    add_bos: bool,
-}
-
 /// Builds the files.
 ///
 /// # Errors
-/// `Unsupported` for SentencePiece vocabularies and unknown pre-tokenizers, `Damaged` if tokens, merges and
+/// `Unsupported` for unknown kinds of tokenizers and pre-tokenizers, `Damaged` if tokens, merges, scores and
 /// special ids contradict each other.
 pub(super) fn build(gguf: &Gguf, context_length: u64) -> Result<Tokenizer, HubError> {
-    match gguf.text("tokenizer.ggml.model")? {
-        Some("gpt2") => {}
+    let is_sentencepiece = match gguf.text("tokenizer.ggml.model")? {
+        Some("gpt2") => false,
+        Some("llama") => true,
         None => return Err(HubError::unsupported("the GGUF file has no tokenizer")),
         Some(other) => {
             let why = format!(
                 "the GGUF file's tokenizer is of the kind {other:?}, which cannot be rebuilt from it (\"gpt2\" \
-                 can): the model needs the tokenizer.json of its original"
+                 and \"llama\" can): the model needs the tokenizer.json of its original"
             );
             return Err(HubError::unsupported(why));
         }
-    }
-    let pre = pre(gguf.text("tokenizer.ggml.pre")?.unwrap_or("default"))?;
+    };
     let tokens = gguf.texts("tokenizer.ggml.tokens")?;
     let kinds = gguf.ints("tokenizer.ggml.token_type")?;
     if kinds.len() != tokens.len() {
         return Err(gguf.damaged("has not as many token types as tokens"));
     }
     let vocab = vocab(gguf, tokens, kinds)?;
-    let merges = merges(gguf, &vocab)?;
+    let pre = if is_sentencepiece {
+        sentencepiece::pre(gguf)?
+    } else {
+        pre(gguf.text("tokenizer.ggml.pre")?.unwrap_or("default"))?
+    };
+    let mut model = json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": null,
+        "continuing_subword_prefix": null,
+        "end_of_word_suffix": null,
+        "fuse_unk": is_sentencepiece,
+        "byte_fallback": is_sentencepiece && kinds.contains(&BYTE),
+        "ignore_merges": pre.ignore_merges,
+        "vocab": in_order(tokens, kinds),
+    });
+    if is_sentencepiece {
+        model["unk_token"] = special(gguf, tokens, "unknown")?.map_or(Value::Null, |(_, text)| json!(text));
+        model["merges"] = Value::Array(sentencepiece::merges(gguf, (tokens, kinds), &vocab)?);
+    } else {
+        model["merges"] = Value::Array(merges(gguf, &vocab)?);
+    }
     let added = added_tokens(tokens, kinds);
     let add_bos = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(pre.add_bos);
     let add_eos = gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
@@ -82,89 +84,11 @@ pub(super) fn build(gguf: &Gguf, context_length: u64) -> Result<Tokenizer, HubEr
         "pre_tokenizer": pre.splitter,
         "post_processor": post_processor(pre.post, bos, eos),
         "decoder": pre.decoder,
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": pre.ignore_merges,
-            "vocab": in_order(tokens, kinds),
-            "merges": merges,
-        },
+        "model": model,
     });
     let config = config(gguf, tokens, &added, context_length)?;
     let generation = generation_config(gguf, tokens)?;
     Ok(Tokenizer { tokenizer, config, generation, tokens_count: tokens.len() })
-}
-
-fn byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> Value {
-    json!({
-        "type": "ByteLevel",
-        "add_prefix_space": add_prefix_space,
-        "trim_offsets": trim_offsets,
-        "use_regex": use_regex,
-    })
-}
-
-fn split(digits: &str, trim_offsets: bool) -> Value {
-    let regex = format!("{WORDS_BEFORE_DIGITS}{digits}{WORDS_AFTER_DIGITS}");
-    json!({
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
-            byte_level(false, trim_offsets, false),
-        ],
-    })
-}
-
-fn pre(name: &str) -> Result<Pre, HubError> {
-    Ok(match name {
-        "smollm" => Pre {
-            normalizer: Value::Null,
-            splitter: json!({
-                "type": "Sequence",
-                "pretokenizers": [{"type": "Digits", "individual_digits": true}, byte_level(false, true, true)],
-            }),
-            post: Value::Null,
-            decoder: byte_level(true, true, true),
-            ignore_merges: false,
-            add_bos: false,
-        },
-        // "default" is what files from before the key have; they hold GPT-2's way of splitting or none known.
-        "gpt-2" | "default" => Pre {
-            normalizer: Value::Null,
-            splitter: byte_level(false, true, true),
-            post: byte_level(true, false, true),
-            decoder: byte_level(true, true, true),
-            ignore_merges: false,
-            add_bos: false,
-        },
-        "qwen2" => Pre {
-            normalizer: json!({"type": "NFC"}),
-            splitter: split(r"\p{N}", false),
-            post: byte_level(false, false, false),
-            decoder: byte_level(false, false, false),
-            ignore_merges: false,
-            add_bos: false,
-        },
-        "llama-bpe" => Pre {
-            normalizer: Value::Null,
-            splitter: split(r"\p{N}{1,3}", true),
-            post: byte_level(true, false, true),
-            decoder: byte_level(true, true, true),
-            ignore_merges: true,
-            add_bos: true,
-        },
-        other => {
-            let why = format!(
-                "the pre-tokenizer {other:?} is unknown; known are smollm, qwen2, gpt-2, default, llama-bpe"
-            );
-            return Err(HubError::unsupported(why));
-        }
-    })
 }
 
 /// Fillers (`[PAD151660]`) round a vocabulary up to its tensor's size; no text becomes one.

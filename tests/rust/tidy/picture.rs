@@ -52,7 +52,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("sched",     &["backend", "clock", "ids"], &[]),
     room("cache",     &["backend", "clock", "count", "ids", "prompt"], &[]),
     room("backend",   &["error", "hub", "ids"], &[]),
-    room("hub",       &["error", "ids", "text"], &[]),
+    room("hub",       &["error", "ids", "quantize", "text"], &[]),
     room("text",      &[], &[]),
     room("session",   &["clock", "count", "error", "ids"], &[]),
     room("prompt",    &[], &[]),
