@@ -189,6 +189,16 @@ fn is_bare_router(model_type: &str, module: &str) -> bool {
 
 const DELICATE: QuantFormat = QuantFormat { mode: QuantMode::Affine, bits: 8, group_size: 64 };
 
+impl std::fmt::Display for Quantization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let QuantFormat { mode, bits, group_size } = self.format;
+        match self.recipe {
+            Some(recipe) => write!(f, "{}, group {group_size}", recipe.as_str()),
+            None => write!(f, "{bits}-bit {}, group {group_size}", mode.as_str()),
+        }
+    }
+}
+
 impl QuantRule {
     /// Returns the rule for a model of this type and number of layers.
     #[must_use]

@@ -27,7 +27,7 @@ pub(crate) fn next_token(context: &[u32]) -> u32 {
 /// Returns what to load; the fake does not read it.
 pub(crate) fn spec(model: &str) -> LoadSpec {
     let assets = std::sync::Arc::new(crate::hub::ModelAssets::fake(model));
-    LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto }
+    LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto, quantize: None }
 }
 
 #[derive(Default)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::hub::{ModelAssets, ModelFiles};
 use crate::ids::ModelName;
+use crate::quantize::Quantization;
 
 /// Number of a resident or loading model, given by its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +86,8 @@ pub struct LoadSpec {
     pub dtype: ComputeDtype,
     /// Element type of its KV cache.
     pub kv: KvDtype,
+    /// How matrices that are stored as floats are quantized while they are read; None: not at all.
+    pub quantize: Option<Quantization>,
 }
 
 impl LoadSpec {

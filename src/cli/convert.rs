@@ -13,9 +13,9 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use mlxd::config::{Config, Overrides};
 use mlxd::device::{self, Conversion, ConvertError, MlxQuantizer};
 use mlxd::hub::{self, GgufConversion, HubError, ModelFolder, ModelRoots};
-use mlxd::quantize::{QuantMode, Quantization, Recipe};
 
 use super::failure::{Failure, Result};
+use super::quantize::QuantizeArgs;
 use super::{out, runtime};
 
 const EXAMPLES: &str = "\
@@ -42,18 +42,8 @@ pub(crate) struct ConvertArgs {
     /// if quantized]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<FloatType>,
-    /// Quantize to this many bits: 2, 3, 4, 5, 6 or 8
-    #[arg(short, long, value_name = "BITS")]
-    quantize: Option<u32>,
-    /// Weights that share a scale: 32, 64 or 128 [default: 64, or the only one of --mode]
-    #[arg(long, value_name = "WEIGHTS")]
-    group_size: Option<u32>,
-    /// Quantize to this format [default: affine]; all but affine have only one size
-    #[arg(long)]
-    mode: Option<Mode>,
-    /// Quantize with more bits for the matrices that matter more
-    #[arg(long, conflicts_with = "quantize")]
-    recipe: Option<RecipeName>,
+    #[command(flatten)]
+    quantization: QuantizeArgs,
 }
 
 /// Type of floats.
@@ -64,31 +54,9 @@ enum FloatType {
     Bfloat16,
 }
 
-/// Format of quantized elements.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Mode {
-    Affine,
-    Mxfp4,
-    Mxfp8,
-    Nvfp4,
-}
-
-/// Mixed recipe.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RecipeName {
-    #[value(name = "mixed_2_6")]
-    Mixed2And6,
-    #[value(name = "mixed_3_4")]
-    Mixed3And4,
-    #[value(name = "mixed_3_6")]
-    Mixed3And6,
-    #[value(name = "mixed_4_6")]
-    Mixed4And6,
-}
-
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
-    let quantization = args.quantization()?;
+    let quantization = args.quantization.quantization()?;
     let dtype = args.dtype.map(|dtype| match dtype {
         FloatType::Float32 => hub::Dtype::F32,
         FloatType::Float16 => hub::Dtype::F16,
@@ -123,32 +91,6 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     drop(bar);
     out::data(&format!("wrote {} ({})\n", args.out.display(), HumanBytes(written)))?;
     Ok(())
-}
-
-impl ConvertArgs {
-    /// Returns the quantization that any of the options asks for.
-    fn quantization(&self) -> Result<Option<Quantization>> {
-        let mode = self.mode.map_or(QuantMode::Affine, |mode| match mode {
-            Mode::Affine => QuantMode::Affine,
-            Mode::Mxfp4 => QuantMode::Mxfp4,
-            Mode::Mxfp8 => QuantMode::Mxfp8,
-            Mode::Nvfp4 => QuantMode::Nvfp4,
-        });
-        let recipe = self.recipe.map(|recipe| match recipe {
-            RecipeName::Mixed2And6 => Recipe::Mixed2And6,
-            RecipeName::Mixed3And4 => Recipe::Mixed3And4,
-            RecipeName::Mixed3And6 => Recipe::Mixed3And6,
-            RecipeName::Mixed4And6 => Recipe::Mixed4And6,
-        });
-        if self.quantize.is_none() && self.mode.is_none() && recipe.is_none() {
-            return match self.group_size {
-                Some(_) => Err(Failure::Usage("--group-size needs --quantize, --mode or --recipe".into())),
-                None => Ok(None),
-            };
-        }
-        let quantization = Quantization::new(mode, self.quantize, self.group_size, recipe);
-        quantization.map(Some).map_err(|error| Failure::Usage(error.to_string()))
-    }
 }
 
 /// Returns the folder of a source: a path, else the name of a model as the daemon finds it.

@@ -11,12 +11,14 @@ use mlxd_client::v1::{
 
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
+use super::quantize::QuantizeArgs;
 use super::{format, json, out};
 
 const LOAD_EXAMPLES: &str = "\
 Examples:
   mlxd load SmolLM2-135M-Instruct
   mlxd load owner/name --dry-run && mlxd load owner/name
+  mlxd load owner/name --quantize 4
 
 A dry run of a model that does not fit exits with 1.";
 
@@ -39,6 +41,8 @@ pub(crate) struct LoadArgs {
     /// Number format of the KV cache [default: the daemon's `kv_dtype`]
     #[arg(long, value_name = "DTYPE")]
     kv_dtype: Option<KvNumbers>,
+    #[command(flatten)]
+    quantization: QuantizeArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -78,6 +82,7 @@ enum KvNumbers {
 
 /// Runs `load`.
 pub(crate) async fn run(args: LoadArgs) -> Result<()> {
+    let quantize = args.quantization.options()?;
     let client = args.connect.connect().await?;
     let compute_dtype = match args.dtype {
         None => ComputeDtype::Unspecified,
@@ -96,6 +101,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
         validate_only: args.dry_run,
         compute_dtype: compute_dtype.into(),
         kv_dtype: kv_dtype.into(),
+        quantize,
     };
     let mut stream = client.load_model(request).await?;
     let mut progress = Progress::new();

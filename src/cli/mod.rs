@@ -14,6 +14,7 @@ mod load;
 mod out;
 mod ps;
 mod pull;
+mod quantize;
 mod serve;
 mod transfer_bars;
 

@@ -209,7 +209,10 @@ impl Backend for MlxBackend {
             tracing::warn!(model = %files.name, "{warning}");
         }
         let opening = Opening::new(&plan.spec.assets)?;
-        let weights = TensorCursor::new(&files.name, policy);
+        let mut weights = TensorCursor::new(&files.name, policy);
+        if let Some(quantizing) = plan::quantizing(&plan, loader.layers(), &self.streams.files) {
+            weights.quantize(quantizing);
+        }
         let id = ModelId(self.model_next);
         self.model_next += 1;
         let loading = LoadingModel { plan, policy, loader, weights, opening, done: 0 };

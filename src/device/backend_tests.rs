@@ -100,7 +100,7 @@ fn spec(folder: &Path) -> LoadSpec {
     let files = Arc::new(ModelFiles::read(&at).unwrap());
     let vocabulary_size = files.facts.vocabulary_size;
     let assets = Arc::new(ModelAssets { files, vocabulary_size, ..ModelAssets::fake("m") });
-    LoadSpec { assets, dtype: ComputeDtype::Float32, kv: KvDtype::Compute }
+    LoadSpec { assets, dtype: ComputeDtype::Float32, kv: KvDtype::Compute, quantize: None }
 }
 
 /// Both slots have the prompt, and a checkpoint at its end.

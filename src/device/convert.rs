@@ -9,7 +9,7 @@ use std::path::Path;
 use mlx_rs::{Array, Device, Dtype, Stream, memory, ops, with_stream};
 use serde_json::{Map, Value, json};
 
-use crate::device::opening;
+use crate::device::{opening, plan};
 use crate::error::Error;
 use crate::hub::{self, Draft, HubError, ModelFiles, ModelFolder, Quantizer, TensorInfo, Watch, told};
 use crate::mlx::dim;
@@ -184,11 +184,8 @@ fn opened(
     Ok(weights)
 }
 
-/// Returns the dtype of floats, by the rule of mlx-lm (convert.py): `torch_dtype`, or `dtype` of the text
-/// part.
+/// Returns the dtype of floats: what was asked for, else what the config names.
 fn dtype(job: &Conversion<'_>, files: &ModelFiles) -> Result<Option<Dtype>, ConvertError> {
-    let of_text = || files.config.get("text_config").map(|text| &text["dtype"]);
-    let named = Some(&files.config["torch_dtype"]).filter(|named| !named.is_null()).or_else(of_text);
     Ok(match job.dtype {
         Some(hub::Dtype::F32) => Some(Dtype::Float32),
         Some(hub::Dtype::F16) => Some(Dtype::Float16),
@@ -197,12 +194,7 @@ fn dtype(job: &Conversion<'_>, files: &ModelFiles) -> Result<Option<Dtype>, Conv
             let why = format!("weights cannot be {other}: F32, F16 or BF16");
             return Err(ConvertError::Hub(HubError::Unsupported { why }));
         }
-        None => match named.and_then(Value::as_str) {
-            Some("float32") => Some(Dtype::Float32),
-            Some("float16") => Some(Dtype::Float16),
-            Some("bfloat16") => Some(Dtype::Bfloat16),
-            Some(_) | None => None,
-        },
+        None => plan::named_dtype(files),
     })
 }
 

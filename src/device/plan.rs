@@ -5,21 +5,22 @@
 //! Policy: on the CPU everything computes in float32, where quantized products are several times slower
 //! than dense ones with a good BLAS, so matrices are dequantized when that fits. GPUs compute as stored.
 
-use mlx_rs::Dtype;
+use mlx_rs::{Dtype, Stream};
 
 use crate::backend::{ComputeDtype, KvDtype, LoadPlan, LoadSpec};
 use crate::error::Error;
-use crate::hub::{Dtype as Stored, WeightSizes};
+use crate::hub::{Dtype as Stored, ModelFiles, WeightSizes};
 use crate::mlx::kernels::Selection;
-use crate::mlx::tensors::Policy;
+use crate::mlx::tensors::{Policy, Quantizing};
 use crate::models::{self, Loading, OpenError, Setup};
+use crate::quantize::QuantRule;
 
 /// Plans a load with `free_bytes` available.
 pub(crate) fn plan(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> LoadPlan {
-    let sizes = &spec.files().sizes;
+    let sizes = spec.quantize.map_or(spec.files().sizes, |asked| spec.files().quantized_sizes(asked));
     let dtype = match spec.dtype {
         ComputeDtype::Auto if on_cpu => ComputeDtype::Float32,
-        ComputeDtype::Auto => stored_float(sizes),
+        ComputeDtype::Auto => stored_float(&sizes),
         given => given,
     };
     let item = if dtype == ComputeDtype::Float32 { 4 } else { 2 };
@@ -41,6 +42,33 @@ pub(crate) fn policy(plan: &LoadPlan, kernels: Selection) -> Policy {
     Policy { float, dequantize: plan.dequantize, kernels: kernels.set(float) }
 }
 
+/// Returns the dtype of floats that a config names, by the rule of mlx-lm (convert.py): `torch_dtype`, or
+/// `dtype` of the text part.
+pub(crate) fn named_dtype(files: &ModelFiles) -> Option<Dtype> {
+    let of_text = || files.config.get("text_config").map(|text| &text["dtype"]);
+    let named = Some(&files.config["torch_dtype"]).filter(|named| !named.is_null()).or_else(of_text);
+    match named.and_then(serde_json::Value::as_str) {
+        Some("float32") => Some(Dtype::Float32),
+        Some("float16") => Some(Dtype::Float16),
+        Some("bfloat16") => Some(Dtype::Bfloat16),
+        Some(_) | None => None,
+    }
+}
+
+/// Returns how matrices are quantized while they are read, on a stream of the CPU, where a conversion does it
+/// too.
+pub(crate) fn quantizing(plan: &LoadPlan, layers: usize, on: &Stream) -> Option<Quantizing> {
+    let files = plan.spec.files();
+    let asked = plan.spec.quantize?;
+    let model_type = files.facts.architecture.clone();
+    Some(Quantizing {
+        rule: QuantRule::new(asked, &model_type, layers),
+        dtype: named_dtype(files),
+        keeps_dtype: Box::new(move |name| models::keeps_dtype(&model_type, name)),
+        on: on.clone(),
+    })
+}
+
 /// Returns the architecture, ready to take tensors.
 pub(crate) fn open(spec: &LoadSpec, policy: Policy) -> Result<Box<dyn Loading>, Error> {
     let setup = Setup { dtype: policy.float, kernels: policy.kernels, int8_kv: spec.kv == KvDtype::Int8 };
@@ -58,10 +86,12 @@ pub(crate) fn computes_in(plan: &LoadPlan) -> String {
         ComputeDtype::Float16 => "float16",
     };
     let quantized = plan.spec.files().sizes.packed_bytes > 0;
-    let weights = match (quantized, plan.dequantize) {
-        (true, true) => ", dequantized at load",
-        (true, false) => ", quantized weights",
-        (false, _) => "",
+    let weights = match (plan.spec.quantize, quantized, plan.dequantize) {
+        (Some(asked), _, true) => format!(", quantized to {asked}, and dequantized at load"),
+        (Some(asked), _, false) => format!(", quantized to {asked} at load"),
+        (None, true, true) => ", dequantized at load".into(),
+        (None, true, false) => ", quantized weights".into(),
+        (None, false, _) => String::new(),
     };
     let kv = if plan.spec.kv == KvDtype::Int8 { ", 8-bit KV cache" } else { "" };
     format!("{float}{weights}{kv}")

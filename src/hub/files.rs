@@ -12,6 +12,7 @@ use super::read::{
 };
 use super::{HubError, ModelFacts, ModelFolder, WeightIndex, WeightSizes, inspect, text_part};
 use crate::ids::ModelName;
+use crate::quantize::{QuantRule, Quantization};
 use crate::text::TextFiles;
 
 /// The files of a model at one revision.
@@ -63,6 +64,20 @@ impl ModelFiles {
             sizes,
             facts,
         })
+    }
+
+    /// Returns the rule by which a quantization treats this model's matrices.
+    #[must_use]
+    pub fn rule(&self, quantization: Quantization) -> QuantRule {
+        let layers =
+            self.text_config["num_hidden_layers"].as_u64().and_then(|layers| usize::try_from(layers).ok());
+        QuantRule::new(quantization, &self.facts.architecture, layers.unwrap_or(0))
+    }
+
+    /// Returns the sizes of the weights once they are quantized.
+    #[must_use]
+    pub fn quantized_sizes(&self, quantization: Quantization) -> WeightSizes {
+        WeightSizes::quantized(&self.weights, &self.text_config, Some(&self.rule(quantization)))
     }
 
     /// Makes files of a model that is on no disk, for a backend that reads nothing.

@@ -6,6 +6,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{TensorInfo, WeightIndex};
+use crate::quantize::{QuantFormat, QuantMode, QuantRule};
 
 /// Elements and bytes of the weights, dense and as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,11 @@ pub struct WeightSizes {
 impl WeightSizes {
     /// Counts the tensors of a model with this config.
     pub(super) fn new(weights: &WeightIndex, config: &Value) -> Self {
+        Self::quantized(weights, config, None)
+    }
+
+    /// Counts the tensors as they are once a rule has quantized those that are stored as floats.
+    pub(super) fn quantized(weights: &WeightIndex, config: &Value, rule: Option<&QuantRule>) -> Self {
         let mut sizes = Self { float: stored_float(weights), ..Self::default() };
         let scaled: BTreeSet<&str> =
             weights.tensors().filter_map(|tensor| tensor.name.strip_suffix(".scales")).collect();
@@ -37,12 +43,26 @@ impl WeightSizes {
             } else if is(".weight") {
                 sizes.packed_bytes += bytes;
                 sizes.dense_elements += bytes * 8 / bits_of(config, module);
+            } else if let Some(format) = rule.and_then(|rule| format_of(rule, name, shape)) {
+                sizes.dense_elements += elements;
+                sizes.packed_bytes += elements * u64::from(format.bits) / 8;
+                let sides = if format.mode == QuantMode::Affine { 2 } else { 1 };
+                sizes.side_elements += elements / u64::from(format.group_size) * sides;
             } else {
                 sizes.plain_elements += elements;
             }
         }
         sizes
     }
+}
+
+/// Returns the format that a rule gives a tensor, by its name in the file: matrices, and experts that are
+/// stacked there. Convolutions are not matrices.
+fn format_of(rule: &QuantRule, name: &str, shape: &[usize]) -> Option<QuantFormat> {
+    let stacked = ["experts.gate_up_proj", "experts.down_proj"].iter().any(|end| name.ends_with(end));
+    let module = name.strip_suffix(".weight").or(Some(name).filter(|_| stacked))?;
+    let [.., _, columns] = shape else { return None };
+    if module.ends_with("conv") || module.ends_with("conv1d") { None } else { rule.format(module, *columns) }
 }
 
 /// Returns the bits of an element of a module, by the config: for the plan; the load goes by shapes.
@@ -68,6 +88,7 @@ fn stored_float(weights: &WeightIndex) -> Option<Dtype> {
 mod tests {
     use super::*;
     use crate::hub::WeightFile;
+    use crate::quantize::Quantization;
 
     #[test]
     fn quantized_matrices_count_by_their_bits_and_others_as_they_are() {
@@ -98,6 +119,23 @@ mod tests {
             float: Some(Dtype::BF16),
         };
         assert_eq!(WeightSizes::new(&weights, &config), expected);
+        let quantization = Quantization::new(QuantMode::Affine, Some(4), Some(32), None).unwrap();
+        let rule = QuantRule::new(quantization, "llama", 1);
+        assert_eq!(WeightSizes::quantized(&weights, &config, Some(&rule)), expected);
+        let plain = vec![
+            tensor("a.weight", Dtype::BF16, &[8, 64], 1024),
+            tensor("n.weight", Dtype::BF16, &[64], 128),
+        ];
+        let files = vec![WeightFile::of_tensors("m".into(), plain)];
+        let weights = WeightIndex { files, ..WeightIndex::default() };
+        let expected = WeightSizes {
+            dense_elements: 512,
+            packed_bytes: 256,
+            plain_elements: 64,
+            side_elements: 32,
+            float: Some(Dtype::BF16),
+        };
+        assert_eq!(WeightSizes::quantized(&weights, &Value::Null, Some(&rule)), expected);
         assert_eq!(WeightSizes::new(&WeightIndex::default(), &config), WeightSizes::default());
     }
 }

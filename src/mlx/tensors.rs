@@ -16,6 +16,7 @@ use crate::ids::ModelName;
 use crate::mlx::ffi::{self, ReadFailure, TensorFile};
 use crate::mlx::kernels::KernelSet;
 use crate::mlx::rope::Rope;
+use crate::quantize::QuantRule;
 
 /// How stored tensors become a model's weights.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,23 @@ pub(crate) struct Policy {
     pub(crate) dequantize: bool,
     /// Kernels of the layers.
     pub(crate) kernels: KernelSet,
+}
+
+/// How matrices that are stored as floats are quantized when they are taken.
+pub(crate) struct Quantizing {
+    pub(crate) rule: QuantRule,
+    /// Dtype that floats have before; None: as stored.
+    pub(crate) dtype: Option<Dtype>,
+    /// Whether a tensor keeps its dtype nevertheless.
+    pub(crate) keeps_dtype: Box<dyn Fn(&str) -> bool>,
+    /// The stream that quantizes.
+    pub(crate) on: Stream,
+}
+
+impl std::fmt::Debug for Quantizing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Quantizing").field("rule", &self.rule).finish_non_exhaustive()
+    }
 }
 
 /// Tensors that have not been taken yet.
@@ -39,6 +57,7 @@ pub(crate) struct TensorCursor {
     parameters: u64,
     /// Modules whose matrices were taken.
     matrices: BTreeSet<String>,
+    quantizing: Option<Quantizing>,
     /// Whether tensors are taken to see that they fit, and none is read.
     is_dry: bool,
     /// Arrays that are being evaluated.
@@ -57,6 +76,7 @@ impl TensorCursor {
             spare: HashMap::new(),
             parameters: 0,
             matrices: BTreeSet::new(),
+            quantizing: None,
             is_dry: false,
             reading: Vec::new(),
             failure: ReadFailure::default(),
@@ -67,6 +87,34 @@ impl TensorCursor {
     /// whether names and shapes fit.
     pub(crate) fn dry(model: &ModelName, policy: Policy) -> Self {
         Self { is_dry: true, ..Self::new(model, policy) }
+    }
+
+    /// Has matrices quantized that are stored as floats.
+    pub(crate) fn quantize(&mut self, quantizing: Quantizing) {
+        self.quantizing = Some(quantizing);
+    }
+
+    /// Checks that a recipe by which matrices are quantized fits the model.
+    pub(crate) fn check_recipe(&self) -> Result<(), Error> {
+        let Some(Quantizing { rule, .. }) = &self.quantizing else { return Ok(()) };
+        let checked = rule.check(self.tensors.keys().map(String::as_str));
+        checked.map_err(|error| Error::ModelUnsupported { model: self.model.clone(), why: error.to_string() })
+    }
+
+    /// Quantizes the matrix of a module that is stored as floats, if it is to be: puts elements, scales and
+    /// biases in its place.
+    pub(super) fn pack(&mut self, module: &str) -> Result<(), Error> {
+        let name = format!("{module}.weight");
+        let (Some(quantizing), Some(matrix)) = (&self.quantizing, self.tensors.get(&name)) else {
+            return Ok(());
+        };
+        let columns = matrix.shape().last().and_then(|&columns| usize::try_from(columns).ok()).unwrap_or(0);
+        let format = quantizing.rule.format(module, columns).filter(|_| is_float(matrix));
+        let Some(format) = format else { return Ok(()) };
+        let packed = with_stream(&quantizing.on, || ffi::quantize(&quantizing.cast(&name, matrix)?, format))?;
+        let names = ["weight", "scales", "biases"].map(|kind| format!("{module}.{kind}"));
+        self.tensors.extend(names.into_iter().zip(packed));
+        Ok(())
     }
 
     /// Adds the tensors of a file of the model, which are read on the stream `on`. Spare files come last.
@@ -358,7 +406,13 @@ impl TensorCursor {
     /// Takes a tensor as it is stored.
     pub(super) fn take(&mut self, name: &str) -> Result<Array, Error> {
         let found = self.tensors.remove(name).or_else(|| self.spare.remove(name));
-        found.ok_or_else(|| self.invalid(format!("the tensor {name} is missing")))
+        let found = found.ok_or_else(|| self.invalid(format!("the tensor {name} is missing")))?;
+        match &self.quantizing {
+            Some(quantizing) if is_float(&found) => {
+                Ok(with_stream(&quantizing.on, || quantizing.cast(name, &found))?)
+            }
+            Some(_) | None => Ok(found),
+        }
     }
 
     /// Notes that a module's matrix is taken.
@@ -400,6 +454,20 @@ impl Comparison {
         }
         Ok(true)
     }
+}
+
+impl Quantizing {
+    /// Returns floats in the dtype that a conversion would store.
+    fn cast(&self, name: &str, floats: &Array) -> mlx_rs::error::Result<Array> {
+        match self.dtype.filter(|_| !(self.keeps_dtype)(name)) {
+            Some(dtype) => floats.as_dtype(dtype),
+            None => Ok(floats.clone()),
+        }
+    }
+}
+
+fn is_float(array: &Array) -> bool {
+    matches!(array.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16)
 }
 
 /// Returns the bytes of arrays, for accounting.

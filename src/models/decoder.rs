@@ -257,6 +257,7 @@ impl<A: Architecture> Loading for Loader<A> {
             Stage::Head(None) | Stage::Tensors => {}
         }
         let Some(embedding) = &self.embedding else {
+            weights.check_recipe()?;
             let embedding = weights.matrix(ends.embedding, ends.vocabulary, ends.hidden)?;
             weights.begin(embedding.arrays())?;
             self.embedding = Some(embedding);

@@ -12,7 +12,8 @@ use super::pb::{self, load_model_response::Event, model_service_server::ModelSer
 use super::status::{answer, status};
 use crate::error::Error;
 use crate::service::{
-    ComputeDtype, Fit, KvDtype, Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage, ModelState, Service,
+    ComputeDtype, Fit, KvDtype, Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage, ModelState, QuantMode,
+    Quantization, Recipe, Service,
 };
 
 pub(super) struct Models(pub(super) Arc<Service>);
@@ -64,7 +65,7 @@ impl ModelService for Models {
 }
 
 fn load_request(request: pb::LoadModelRequest) -> Result<LoadRequest, Error> {
-    let pb::LoadModelRequest { model, validate_only, compute_dtype, kv_dtype } = request;
+    let pb::LoadModelRequest { model, validate_only, compute_dtype, kv_dtype, quantize } = request;
     let dtype = match pb::ComputeDtype::try_from(compute_dtype) {
         Ok(pb::ComputeDtype::Unspecified) => ComputeDtype::Auto,
         Ok(pb::ComputeDtype::Float32) => ComputeDtype::Float32,
@@ -78,7 +79,30 @@ fn load_request(request: pb::LoadModelRequest) -> Result<LoadRequest, Error> {
         Ok(pb::KvDtype::Int8) => KvDtype::Int8,
         Err(_) => return Err(Error::field("kv_dtype", "unknown dtype")),
     };
-    Ok(LoadRequest { model, validate_only, dtype, kv })
+    let quantize = quantize.map(quantization).transpose()?;
+    Ok(LoadRequest { model, validate_only, dtype, kv, quantize })
+}
+
+fn quantization(options: pb::QuantizeOptions) -> Result<Quantization, Error> {
+    let pb::QuantizeOptions { bits, group_size, mode, recipe } = options;
+    let mode = match pb::QuantMode::try_from(mode) {
+        Ok(pb::QuantMode::Unspecified | pb::QuantMode::Affine) => QuantMode::Affine,
+        Ok(pb::QuantMode::Mxfp4) => QuantMode::Mxfp4,
+        Ok(pb::QuantMode::Nvfp4) => QuantMode::Nvfp4,
+        Ok(pb::QuantMode::Mxfp8) => QuantMode::Mxfp8,
+        Err(_) => return Err(Error::field("quantize.mode", "unknown mode")),
+    };
+    let recipe = match pb::QuantRecipe::try_from(recipe) {
+        Ok(pb::QuantRecipe::Unspecified) => None,
+        Ok(pb::QuantRecipe::Mixed26) => Some(Recipe::Mixed2And6),
+        Ok(pb::QuantRecipe::Mixed34) => Some(Recipe::Mixed3And4),
+        Ok(pb::QuantRecipe::Mixed36) => Some(Recipe::Mixed3And6),
+        Ok(pb::QuantRecipe::Mixed46) => Some(Recipe::Mixed4And6),
+        Err(_) => return Err(Error::field("quantize.recipe", "unknown recipe")),
+    };
+    let given = |number: u32| Some(number).filter(|&number| number > 0);
+    let quantization = Quantization::new(mode, given(bits), given(group_size), recipe);
+    quantization.map_err(|error| Error::field("quantize", error.to_string()))
 }
 
 /// The stream that the caller reads. When it is dropped, the load goes on if others wait for it.

@@ -55,6 +55,7 @@ pub use crate::engine::SlabClass;
 pub use crate::engine::{
     ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, KvDtype, Priority, ResidentModel,
 };
+pub use crate::quantize::{QuantMode, Quantization, Recipe};
 pub use crate::residency::{Fit, ModelState};
 pub use crate::session::{Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd};
 

@@ -12,6 +12,7 @@ use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadEvent, LoadSpec, Re
 use crate::error::Error;
 use crate::hub::{HubError, Listed, ModelAssets, ModelCatalog, ModelFacts, ModelFolder};
 use crate::ids::ModelName;
+use crate::quantize::Quantization;
 use crate::residency::{Fit, ModelLease, ModelState, Stay};
 
 /// A load, or the question whether one would fit.
@@ -25,6 +26,8 @@ pub struct LoadRequest {
     pub dtype: ComputeDtype,
     /// Number format of its KV cache.
     pub kv: KvDtype,
+    /// How its matrices are quantized at load.
+    pub quantize: Option<Quantization>,
 }
 
 /// An event of a load: `Validated` alone, or progress and then one `Loaded`.
@@ -100,10 +103,10 @@ impl Service {
     /// # Errors
     /// The request is refused, the model's files cannot be used, or the engine is dead.
     pub async fn load(&self, request: LoadRequest) -> Result<Load, Error> {
-        let LoadRequest { model, validate_only, dtype, kv } = request;
+        let LoadRequest { model, validate_only, dtype, kv, quantize } = request;
         let model = model_name("model", &model)?;
         let assets = self.models.assets(&model).await?;
-        let spec = LoadSpec { assets, dtype, kv };
+        let spec = LoadSpec { assets, dtype, kv, quantize };
         if validate_only {
             let fit = self.engine.fits(spec).await?;
             return Ok(Load { first: Some(LoadUpdate::Validated(fit)), events: None });
@@ -209,7 +212,7 @@ impl Models {
     }
 
     async fn load(&self, assets: Arc<ModelAssets>) -> Result<ModelLease, Error> {
-        let spec = LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto };
+        let spec = LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto, quantize: None };
         self.engine.load_to_use(spec).await
     }
 

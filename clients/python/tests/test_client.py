@@ -182,17 +182,26 @@ def test_a_request_id_that_a_header_cannot_carry_is_refused(client, fake):
 def test_model_calls_load_unload_describe_and_list(client, fake):
     seen = []
     info = client.load_model(
-        MODEL, compute_dtype="float32", kv_dtype="int8", on_progress=seen.append
+        MODEL,
+        compute_dtype="float32",
+        kv_dtype="int8",
+        quantize={"bits": 3, "group_size": 32},
+        on_progress=seen.append,
     )
     assert info.name == MODEL
     assert [progress.done_bytes for progress in seen] == [0, 50, 100]
     assert (fake.requests[-1].compute_dtype, fake.requests[-1].kv_dtype) == (1, 2)
+    assert (fake.requests[-1].quantize.bits, fake.requests[-1].quantize.group_size) == (3, 32)
     assert client.validate_model(MODEL).fits
     assert client.unload_model(MODEL) == 538
     assert client.get_model("m").name == "m"
     assert [model.name for model in client.list_models()] == [MODEL, "other"]
     with pytest.raises(mlxd.InvalidRequestError):
         client.load_model(MODEL, compute_dtype="int3")
+    with pytest.raises(mlxd.InvalidRequestError, match="quant_recipe"):
+        client.load_model(MODEL, quantize={"recipe": "mixed_1_2"})
+    client.validate_model(MODEL, quantize={"mode": "mxfp4", "recipe": "mixed_3_6"})
+    assert (fake.requests[-1].quantize.mode, fake.requests[-1].quantize.recipe) == (2, 3)
     with pytest.raises(mlxd.InvalidRequestError):
         client.list_models(page_size=-1)
 

@@ -32,6 +32,9 @@ impl TensorCursor {
         let name = format!("{prefix}.weight");
         self.note_matrix(prefix);
         if !self.has(&format!("{prefix}.scales")) {
+            self.pack(prefix)?;
+        }
+        if !self.has(&format!("{prefix}.scales")) {
             return Ok(Matrix::Dense(self.floats(&name, shape)?));
         }
         let packed = self.take(&name)?;

@@ -33,6 +33,7 @@ from mlxd.types import (
     Messages,
     ModelInfo,
     ModelLoaded,
+    Quantize,
     ScoreResponse,
     SessionInfo,
 )
@@ -232,6 +233,7 @@ class Connection:
         *,
         compute_dtype: ComputeDtype | None = None,
         kv_dtype: KvDtype | None = None,
+        quantize: Quantize | None = None,
         on_progress: Callable[[LoadProgress], object] | None = None,
         **options: Unpack[CallOptions],
     ) -> ModelInfo:
@@ -241,11 +243,12 @@ class Connection:
             model: a folder's name under a model root, or a Hugging Face repository id.
             compute_dtype: None is the daemon's policy.
             kv_dtype: element type of the KV cache; None is the daemon's setting.
+            quantize: how matrices that are stored as floats are quantized while they are read.
             on_progress: called with each LoadProgress event.
             options: options of the call.
         """
         with self.load_model_events(
-            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, **options
+            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, quantize=quantize, **options
         ) as events:
             for event in events:
                 if isinstance(event, ModelLoaded):
@@ -260,6 +263,7 @@ class Connection:
         *,
         compute_dtype: ComputeDtype | None = None,
         kv_dtype: KvDtype | None = None,
+        quantize: Quantize | None = None,
         validate_only: bool = False,
         **options: Unpack[CallOptions],
     ) -> Stream[LoadEvent]:
@@ -270,6 +274,7 @@ class Connection:
             validate_only=validate_only,
             compute_dtype=convert.compute_dtype(compute_dtype),
             kv_dtype=convert.kv_dtype(kv_dtype),
+            quantize=convert.quantize(quantize),
         )
         call = self._start(self._stubs.model.LoadModel, request, options)
         return Stream(call, options.get("request_id"), self.address)
@@ -280,11 +285,17 @@ class Connection:
         *,
         compute_dtype: ComputeDtype | None = None,
         kv_dtype: KvDtype | None = None,
+        quantize: Quantize | None = None,
         **options: Unpack[CallOptions],
     ) -> LoadValidated:
         """Tells whether a model would fit, without loading it."""
         events = self.load_model_events(
-            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, validate_only=True, **options
+            model,
+            compute_dtype=compute_dtype,
+            kv_dtype=kv_dtype,
+            quantize=quantize,
+            validate_only=True,
+            **options,
         )
         with events:
             for event in events:

@@ -14,7 +14,14 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 
 from mlxd.errors import ServerError, invalid
-from mlxd.types import Completion, FinishReason, GenerateOptions, Messages, TokenLogprobs
+from mlxd.types import (
+    Completion,
+    FinishReason,
+    GenerateOptions,
+    Messages,
+    Quantize,
+    TokenLogprobs,
+)
 from mlxd.v1 import inference_pb2 as pb
 from mlxd.v1 import model_pb2
 
@@ -122,7 +129,7 @@ def request(kind: type[Request], **fields: Any) -> Request:
     """Builds a plain request; None leaves a field unset."""
     result = kind()
     for field, value in fields.items():
-        if isinstance(value, Duration):
+        if isinstance(value, (Duration, model_pb2.QuantizeOptions)):
             getattr(result, field).CopyFrom(value)
         elif isinstance(value, (list, tuple)):
             _extend(getattr(result, field), value, field)
@@ -309,6 +316,22 @@ def compute_dtype(name: str | None) -> model_pb2.ComputeDtype:
 def kv_dtype(name: str | None) -> model_pb2.KvDtype:
     """Returns the enum value of a KV cache's dtype; None is the daemon's setting."""
     return cast(model_pb2.KvDtype, _enum(model_pb2.KvDtype, "kv_dtype", name))
+
+
+def quantize(options: Quantize | None) -> model_pb2.QuantizeOptions | None:
+    """Builds the options of a quantization; None is none."""
+    if options is None:
+        return None
+    known = {"bits", "group_size", "mode", "recipe"}
+    if unknown := set(options) - known:
+        raise invalid("quantize", f"unknown keys {sorted(unknown)}")
+    return request(
+        model_pb2.QuantizeOptions,
+        bits=options.get("bits"),
+        group_size=options.get("group_size"),
+        mode=_enum(model_pb2.QuantMode, "quant_mode", options.get("mode")),
+        recipe=_enum(model_pb2.QuantRecipe, "quant_recipe", options.get("recipe")),
+    )
 
 
 def _enum(enum: Any, field: str, name: str | None) -> Any:

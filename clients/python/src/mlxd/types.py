@@ -53,6 +53,7 @@ __all__ = [
     "PrefillProgress",
     "Priority",
     "ProtoMessage",
+    "Quantize",
     "ScoreResponse",
     "SessionInfo",
     "TokenLogprobs",
@@ -64,6 +65,15 @@ KvDtype: TypeAlias = Literal["compute", "int8"]
 Priority: TypeAlias = Literal["interactive", "normal", "background"]
 GenerateEvent: TypeAlias = GenerateStarted | PrefillProgress | GenerateDelta | GenerateFinished
 LoadEvent: TypeAlias = LoadProgress | ModelLoaded | LoadValidated
+
+
+class Quantize(TypedDict, total=False):
+    """How a load quantizes matrices; what is left out is the daemon's default."""
+
+    bits: int
+    group_size: int
+    mode: Literal["affine", "mxfp4", "nvfp4", "mxfp8"]
+    recipe: Literal["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]
 
 
 class Message(TypedDict):

@@ -1059,6 +1059,24 @@ pub mod inference_service_client {
         }
     }
 }
+/// How a load quantizes matrices.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuantizeOptions {
+    /// Bits of an element: 2, 3, 4, 5, 6 or 8 if affine; 0 is 4, or the only number
+    /// of another mode. Not with a recipe.
+    #[prost(uint32, tag = "1")]
+    pub bits: u32,
+    /// Number of columns that share a scale: 32, 64 or 128 if affine; 0 is 64, or
+    /// the only number of another mode.
+    #[prost(uint32, tag = "2")]
+    pub group_size: u32,
+    /// Format of an element.
+    #[prost(enumeration = "QuantMode", tag = "3")]
+    pub mode: i32,
+    /// Mixed recipe; affine only.
+    #[prost(enumeration = "QuantRecipe", tag = "4")]
+    pub recipe: i32,
+}
 /// Request of LoadModel.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LoadModelRequest {
@@ -1075,6 +1093,11 @@ pub struct LoadModelRequest {
     /// Number format of the KV cache.
     #[prost(enumeration = "KvDtype", tag = "4")]
     pub kv_dtype: i32,
+    /// Quantizes matrices that are stored as floats while they are read, with the
+    /// numbers that `mlxd convert` would write; the model then loads as if it were
+    /// stored so. Unset: as stored. MODEL_UNSUPPORTED if a recipe does not fit.
+    #[prost(message, optional, tag = "7")]
+    pub quantize: ::core::option::Option<QuantizeOptions>,
 }
 /// One event of a load.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1316,6 +1339,89 @@ impl KvDtype {
             "KV_DTYPE_UNSPECIFIED" => Some(Self::Unspecified),
             "KV_DTYPE_COMPUTE" => Some(Self::Compute),
             "KV_DTYPE_INT8" => Some(Self::Int8),
+            _ => None,
+        }
+    }
+}
+/// Format of quantized elements, as MLX names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QuantMode {
+    /// The default: affine.
+    Unspecified = 0,
+    /// Integers of 2, 3, 4, 5, 6 or 8 bits with a scale and a bias for each group.
+    Affine = 1,
+    /// E2M1 elements in groups of 32 with an E8M0 scale.
+    Mxfp4 = 2,
+    /// E2M1 elements in groups of 16 with an E4M3 scale.
+    Nvfp4 = 3,
+    /// E4M3 elements in groups of 32 with an E8M0 scale.
+    Mxfp8 = 4,
+}
+impl QuantMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUANT_MODE_UNSPECIFIED",
+            Self::Affine => "QUANT_MODE_AFFINE",
+            Self::Mxfp4 => "QUANT_MODE_MXFP4",
+            Self::Nvfp4 => "QUANT_MODE_NVFP4",
+            Self::Mxfp8 => "QUANT_MODE_MXFP8",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUANT_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUANT_MODE_AFFINE" => Some(Self::Affine),
+            "QUANT_MODE_MXFP4" => Some(Self::Mxfp4),
+            "QUANT_MODE_NVFP4" => Some(Self::Nvfp4),
+            "QUANT_MODE_MXFP8" => Some(Self::Mxfp8),
+            _ => None,
+        }
+    }
+}
+/// Mixed affine quantization, as in mlx-lm: values, outputs of MLPs and the head
+/// get more bits in some layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QuantRecipe {
+    /// The default: no recipe.
+    Unspecified = 0,
+    /// 2 bits, some matrices 6.
+    Mixed26 = 1,
+    /// 3 bits, some matrices 4.
+    Mixed34 = 2,
+    /// 3 bits, some matrices 6.
+    Mixed36 = 3,
+    /// 4 bits, some matrices 6.
+    Mixed46 = 4,
+}
+impl QuantRecipe {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUANT_RECIPE_UNSPECIFIED",
+            Self::Mixed26 => "QUANT_RECIPE_MIXED_2_6",
+            Self::Mixed34 => "QUANT_RECIPE_MIXED_3_4",
+            Self::Mixed36 => "QUANT_RECIPE_MIXED_3_6",
+            Self::Mixed46 => "QUANT_RECIPE_MIXED_4_6",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUANT_RECIPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUANT_RECIPE_MIXED_2_6" => Some(Self::Mixed26),
+            "QUANT_RECIPE_MIXED_3_4" => Some(Self::Mixed34),
+            "QUANT_RECIPE_MIXED_3_6" => Some(Self::Mixed36),
+            "QUANT_RECIPE_MIXED_4_6" => Some(Self::Mixed46),
             _ => None,
         }
     }

@@ -23,6 +23,22 @@ class KvDtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KV_DTYPE_COMPUTE: _ClassVar[KvDtype]
     KV_DTYPE_INT8: _ClassVar[KvDtype]
 
+class QuantMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUANT_MODE_UNSPECIFIED: _ClassVar[QuantMode]
+    QUANT_MODE_AFFINE: _ClassVar[QuantMode]
+    QUANT_MODE_MXFP4: _ClassVar[QuantMode]
+    QUANT_MODE_NVFP4: _ClassVar[QuantMode]
+    QUANT_MODE_MXFP8: _ClassVar[QuantMode]
+
+class QuantRecipe(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUANT_RECIPE_UNSPECIFIED: _ClassVar[QuantRecipe]
+    QUANT_RECIPE_MIXED_2_6: _ClassVar[QuantRecipe]
+    QUANT_RECIPE_MIXED_3_4: _ClassVar[QuantRecipe]
+    QUANT_RECIPE_MIXED_3_6: _ClassVar[QuantRecipe]
+    QUANT_RECIPE_MIXED_4_6: _ClassVar[QuantRecipe]
+
 class LoadPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LOAD_PHASE_UNSPECIFIED: _ClassVar[LoadPhase]
@@ -43,6 +59,16 @@ COMPUTE_DTYPE_FLOAT16: ComputeDtype
 KV_DTYPE_UNSPECIFIED: KvDtype
 KV_DTYPE_COMPUTE: KvDtype
 KV_DTYPE_INT8: KvDtype
+QUANT_MODE_UNSPECIFIED: QuantMode
+QUANT_MODE_AFFINE: QuantMode
+QUANT_MODE_MXFP4: QuantMode
+QUANT_MODE_NVFP4: QuantMode
+QUANT_MODE_MXFP8: QuantMode
+QUANT_RECIPE_UNSPECIFIED: QuantRecipe
+QUANT_RECIPE_MIXED_2_6: QuantRecipe
+QUANT_RECIPE_MIXED_3_4: QuantRecipe
+QUANT_RECIPE_MIXED_3_6: QuantRecipe
+QUANT_RECIPE_MIXED_4_6: QuantRecipe
 LOAD_PHASE_UNSPECIFIED: LoadPhase
 LOAD_PHASE_RESOLVING: LoadPhase
 LOAD_PHASE_LOADING: LoadPhase
@@ -52,17 +78,31 @@ MODEL_STATE_AVAILABLE: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_RESIDENT: ModelState
 
+class QuantizeOptions(_message.Message):
+    __slots__ = ("bits", "group_size", "mode", "recipe")
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    bits: int
+    group_size: int
+    mode: QuantMode
+    recipe: QuantRecipe
+    def __init__(self, bits: _Optional[int] = ..., group_size: _Optional[int] = ..., mode: _Optional[_Union[QuantMode, str]] = ..., recipe: _Optional[_Union[QuantRecipe, str]] = ...) -> None: ...
+
 class LoadModelRequest(_message.Message):
-    __slots__ = ("model", "validate_only", "compute_dtype", "kv_dtype")
+    __slots__ = ("model", "validate_only", "compute_dtype", "kv_dtype", "quantize")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     KV_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZE_FIELD_NUMBER: _ClassVar[int]
     model: str
     validate_only: bool
     compute_dtype: ComputeDtype
     kv_dtype: KvDtype
-    def __init__(self, model: _Optional[str] = ..., validate_only: bool = ..., compute_dtype: _Optional[_Union[ComputeDtype, str]] = ..., kv_dtype: _Optional[_Union[KvDtype, str]] = ...) -> None: ...
+    quantize: QuantizeOptions
+    def __init__(self, model: _Optional[str] = ..., validate_only: bool = ..., compute_dtype: _Optional[_Union[ComputeDtype, str]] = ..., kv_dtype: _Optional[_Union[KvDtype, str]] = ..., quantize: _Optional[_Union[QuantizeOptions, _Mapping]] = ...) -> None: ...
 
 class LoadModelResponse(_message.Message):
     __slots__ = ("progress", "loaded", "validated")
