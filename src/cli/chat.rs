@@ -45,17 +45,17 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct ChatArgs {
     /// Model to use [default: the session's, else the only resident one]
     #[arg(short, long, value_name = "MODEL")]
-    model: Option<String>,
+    pub(crate) model: Option<String>,
     /// Session to continue and keep; created if it does not exist
     #[arg(long, value_name = "NAME")]
-    session: Option<String>,
+    pub(crate) session: Option<String>,
     /// System message, sent with the first turn
     #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
+    pub(crate) system: Option<String>,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
-    connect: ConnectArgs,
+    pub(crate) connect: ConnectArgs,
 }
 
 /// A running conversation.
@@ -89,8 +89,13 @@ enum Lines {
 
 /// Runs the command.
 pub(crate) fn run(runtime: &Runtime, args: ChatArgs) -> Result<()> {
-    let ChatArgs { model, session, system, mut sampling, connect } = args;
-    let client = runtime.block_on(connect.connect())?;
+    let client = runtime.block_on(args.connect.connect())?;
+    with_client(runtime, client, args)
+}
+
+/// Chats with a daemon that is connected.
+pub(crate) fn with_client(runtime: &Runtime, client: Client, args: ChatArgs) -> Result<()> {
+    let ChatArgs { model, session, system, mut sampling, connect: _ } = args;
     let opened = runtime.block_on(async {
         let opened = match &session {
             Some(name) => open_session(&client, name, model.as_deref()).await?,

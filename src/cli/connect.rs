@@ -38,6 +38,11 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 }
 
 impl ConnectArgs {
+    /// Returns whether no address was given, here or in the environment.
+    pub(crate) fn is_default(&self) -> bool {
+        self.address.is_none() && std::env::var_os("MLXD_ADDRESS").is_none_or(|address| address.is_empty())
+    }
+
     /// Connects to the daemon.
     pub(crate) async fn connect(&self) -> Result<Client> {
         let address = self.address.as_deref().map(str::parse).transpose()?;

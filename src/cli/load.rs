@@ -4,6 +4,7 @@ use std::io;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use mlxd_client::Client;
 use mlxd_client::v1::{
     ComputeDtype, KvDtype, LoadModelRequest, LoadPhase, LoadProgress, LoadValidated, ModelInfo,
     UnloadModelRequest, load_model_response::Event,
@@ -103,19 +104,35 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
         kv_dtype: kv_dtype.into(),
         quantize,
     };
+    match follow(&client, request).await? {
+        Ended::Loaded(info) => print_loaded(&info, args.json)?,
+        Ended::Validated(verdict) => print_verdict(&args.model, &verdict, args.json)?,
+    }
+    Ok(())
+}
+
+/// How a load ended.
+pub(crate) enum Ended {
+    /// The model is resident.
+    Loaded(Box<ModelInfo>),
+    /// Whether it would fit.
+    Validated(LoadValidated),
+}
+
+/// Loads a model, or asks whether it would fit, and shows the progress.
+pub(crate) async fn follow(client: &Client, request: LoadModelRequest) -> Result<Ended> {
     let mut stream = client.load_model(request).await?;
     let mut progress = Progress::new();
+    let mut ended = None;
     while let Some(event) = stream.next_event().await? {
         match event {
             Event::Progress(step) => progress.show(&step),
-            Event::Loaded(loaded) => {
-                progress.clear();
-                print_loaded(&loaded.model.unwrap_or_default(), args.json)?;
-            }
-            Event::Validated(verdict) => return print_verdict(&args.model, &verdict, args.json),
+            Event::Loaded(loaded) => ended = Some(Ended::Loaded(Box::new(loaded.model.unwrap_or_default()))),
+            Event::Validated(verdict) => ended = Some(Ended::Validated(verdict)),
         }
     }
-    Ok(())
+    progress.clear();
+    ended.ok_or_else(|| Failure::Local(anyhow::anyhow!("the load ended without a result")))
 }
 
 /// Runs `unload`.

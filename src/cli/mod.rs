@@ -1,5 +1,5 @@
-//! The command line. Every command except `serve`, `convert` and `pull` is a client of a daemon, through the
-//! public crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by `main`.
+//! The command line. Every command except `serve`, `convert`, `pull`, `list` and `rm` is a client of a daemon,
+//! through the public crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by `main`.
 
 mod answer;
 mod bench;
@@ -10,11 +10,15 @@ mod failure;
 mod format;
 mod generate;
 mod json;
+mod list;
 mod load;
 mod out;
+mod own_daemon;
 mod ps;
 mod pull;
 mod quantize;
+mod rm;
+mod run;
 mod serve;
 mod transfer_bars;
 
@@ -35,7 +39,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  mlxd pull mlx-community/SmolLM2-135M-Instruct
+  mlxd run mlx-community/SmolLM2-135M-Instruct
   mlxd serve --model-root ~/models --model SmolLM2-135M-Instruct
   mlxd generate \"What is the capital of France?\"
   mlxd chat
@@ -45,6 +49,10 @@ Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::RunArgs),
+    Pull(pull::PullArgs),
+    List(list::ListArgs),
+    Rm(rm::RmArgs),
     Serve(serve::ServeArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
@@ -53,7 +61,6 @@ enum Command {
     Ps(ps::PsArgs),
     Bench(bench::BenchArgs),
     Convert(convert::ConvertArgs),
-    Pull(pull::PullArgs),
 }
 
 /// Runs the command given by the process's arguments.
@@ -80,6 +87,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Bench(args) => runtime().and_then(|runtime| runtime.block_on(bench::run(args))),
         Command::Convert(args) => convert::run(&args),
         Command::Pull(args) => wait(pull::run(args)),
+        Command::Run(args) => runtime().and_then(|runtime| run::run(&runtime, args)),
+        Command::List(args) => wait(list::run(args)),
+        Command::Rm(args) => wait(rm::run(args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

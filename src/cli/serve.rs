@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use mlxd::config::{self, Config, Overrides};
 use mlxd::daemon;
+use rustix::process::{Signal, getpid, kill_process};
 
 use super::failure::Result;
 
@@ -40,6 +41,9 @@ pub(crate) struct ServeArgs {
     /// File with the bearer token that callers on TCP must present
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Stop when stdin closes, as on SIGTERM: for a process that starts a daemon for itself
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
     /// Format of the log on stderr
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -56,7 +60,19 @@ enum LogFormat {
 
 /// Runs the daemon until it has drained.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
-    let ServeArgs { config: config_file, socket, model_roots, models, listen, token_file, log_format } = args;
+    let ServeArgs {
+        config: config_file,
+        socket,
+        model_roots,
+        models,
+        listen,
+        token_file,
+        stop_with_stdin,
+        log_format,
+    } = args;
+    if stop_with_stdin {
+        std::thread::Builder::new().name("stdin".into()).spawn(end_with_stdin)?;
+    }
     let log_format = log_format.map(|format| match format {
         LogFormat::Text => config::LogFormat::Text,
         LogFormat::Json => config::LogFormat::Json,
@@ -64,4 +80,12 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     let overrides = Overrides { config_file, socket, model_roots, models, listen, token_file, log_format };
     let config = Config::load(&overrides).map_err(anyhow::Error::from)?;
     Ok(daemon::run(&config).map_err(anyhow::Error::from)?)
+}
+
+/// Waits until nobody can write to stdin any more, then asks this process to drain.
+fn end_with_stdin() {
+    // What is written does not matter; an error ends it as well.
+    _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    // The handler of the daemon takes it; without one the process ends at once.
+    _ = kill_process(getpid(), Signal::TERM);
 }

@@ -21,7 +21,9 @@ pub use config::{config_f64, text_default, text_part};
 pub use convert::{Converted, Draft, GgufConversion, Quantizer, Watch, WeightsWriter, convert_gguf, told};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
-pub use fetch::{FetchError, Fetched, FileProgress, FileState, HubSettings, Progress, RepoName, Stop, fetch};
+pub use fetch::{
+    FetchError, Fetched, FileProgress, FileState, HubSettings, Progress, RepoName, Stop, fetch, remove,
+};
 pub use files::{ModelFiles, read_text_files};
 pub use inspect::{OpenWeights, TensorInfo, WeightFile, WeightIndex, inspect};
 pub use resolve::{Listed, ModelFolder, ModelRoots, check_model_name};

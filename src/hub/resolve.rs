@@ -1,6 +1,6 @@
 //! From a model's name to its folder. A name is a folder under a configured root (`name` or `owner/name`),
-//! the name of a root that is a model itself, or a repo id in the local Hugging Face cache; roots come first,
-//! in their order.
+//! the name of a root that is a model itself, or a repo id in the local Hugging Face cache, with `@` and a
+//! revision or without; roots come first, in their order.
 //!
 //! Names come from clients. What a name leads to, links included, lies under a root or in the cache, unless
 //! the owner lets links of a root lead elsewhere. What looks like a model and cannot be used is named for
@@ -165,15 +165,22 @@ impl ModelRoots {
     /// Finds a repo in the cache; None if it is not there.
     fn cached(&self, name: &str) -> Result<Option<ModelFolder>, HubError> {
         let Some(cache) = &self.hf_cache else { return Ok(None) };
+        let (id, revision) = name.split_once('@').map_or((name, None), |(id, after)| (id, Some(after)));
         // The cache writes `/` as `--`; a name that has one itself would reach another repo's folder.
-        if name.contains("--") {
+        if id.contains("--") {
             return Ok(None);
         }
-        let repo = cache.join(format!("models--{}", name.replace('/', "--")));
+        let repo = cache.join(format!("models--{}", id.replace('/', "--")));
         if !repo.is_dir() {
             return Ok(None);
         }
-        let commit = commit_of(&repo, name)?;
+        let commit = match revision {
+            None => commit_of(&repo, name)?,
+            Some(revision) => match pinned(&repo, revision)? {
+                Some(commit) => commit,
+                None => return Ok(None),
+            },
+        };
         let snapshot = repo.join("snapshots").join(&commit);
         let Ok(path) = snapshot.canonicalize() else {
             let why = format!("its snapshot {commit} is not in the Hugging Face cache");
@@ -251,8 +258,31 @@ fn commit_of(repo: &Path, name: &str) -> Result<String, HubError> {
         )),
         // What is wrong with it is said where it is opened.
         (None, _, Some(first)) => Ok(first.clone()),
+        (None, _, None) if has_begun(repo) => {
+            Err(damaged("was not downloaded completely: `mlxd pull` continues it".into()))
+        }
         (None, _, None) => Err(damaged("has no snapshot in the Hugging Face cache".into())),
     }
+}
+
+/// Returns the commit of a branch or tag when it was downloaded, or the commit itself if it is in the cache.
+fn pinned(repo: &Path, revision: &str) -> Result<Option<String>, HubError> {
+    // It is joined to a path.
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+');
+    if revision.is_empty() || revision.starts_with('.') || !revision.chars().all(is_word) {
+        return Ok(None);
+    }
+    let is_hash = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_hash(revision) && repo.join("snapshots").join(revision).is_dir() {
+        return Ok(Some(revision.to_owned()));
+    }
+    let commit = read_text(&repo.join("refs").join(revision), COMMIT_BYTES_MAX)?;
+    Ok(commit.map(|commit| commit.trim().to_owned()).filter(|commit| is_hash(commit)))
+}
+
+/// Whether a download into a repo began and did not end.
+fn has_begun(repo: &Path) -> bool {
+    file_names(&repo.join("blobs")).iter().any(|blob| blob.ends_with(".incomplete"))
 }
 
 /// Whether a repo in the cache has, or began to have, weights that could be loaded.

@@ -223,6 +223,33 @@ fn snapshots_that_are_not_whole_are_named_as_such() {
 }
 
 #[test]
+fn a_revision_of_the_cache_is_named_with_an_at_sign() {
+    let world = world();
+    let repo = world.folder.path().join("hub/models--owner--cached");
+    let old = "fedcba9876543210fedcba9876543210fedcba98";
+    model(&repo.join("snapshots").join(old));
+    fs::write(repo.join("refs/v1.0"), old).unwrap();
+    let revision = |name: &str| world.roots.resolve(name).map(|found| found.revision).ok();
+    assert_eq!(revision("owner/cached").as_deref(), Some(COMMIT));
+    assert_eq!(revision("owner/cached@main").as_deref(), Some(COMMIT));
+    assert_eq!(revision("owner/cached@v1.0").as_deref(), Some(old));
+    assert_eq!(revision(&format!("owner/cached@{old}")).as_deref(), Some(old));
+    for name in ["owner/cached@v2", "owner/cached@", "owner/cached@..", "owner/cached@.x", "owner/cached@a@b"]
+    {
+        assert_eq!(revision(name), None, "{name}");
+    }
+}
+
+#[test]
+fn a_download_that_was_interrupted_is_named_as_such() {
+    let world = world();
+    let blobs = world.folder.path().join("hub/models--owner--begun/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join("0.mlxd.incomplete"), "").unwrap();
+    assert!(damage(&world.roots, "owner/begun").contains("not downloaded completely: `mlxd pull`"));
+}
+
+#[test]
 fn the_local_revision_follows_the_files() {
     let world = world();
     let revision = || world.roots.resolve("tiny").unwrap().revision;

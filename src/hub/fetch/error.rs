@@ -80,6 +80,12 @@ pub enum FetchError {
         /// Bytes free.
         available_bytes: u64,
     },
+    /// A process downloads into the repo.
+    #[error("{repo} is being downloaded")]
+    Busy {
+        /// The repo.
+        repo: String,
+    },
     /// The operating system refused.
     #[error("{}: {source}", file_name(.path))]
     Io {

@@ -10,6 +10,7 @@ mod client;
 mod error;
 mod partial;
 mod progress;
+mod remove;
 mod repo;
 mod select;
 mod settings;
@@ -27,6 +28,7 @@ use tokio::task::JoinSet;
 
 pub use error::FetchError;
 pub use progress::{FileProgress, FileState, Progress};
+pub use remove::remove;
 pub use repo::RepoName;
 pub use settings::HubSettings;
 pub use stop::Stop;

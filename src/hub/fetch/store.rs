@@ -82,6 +82,18 @@ impl RepoFolder {
         }
     }
 
+    /// Returns whether a process holds the lock of one of the repo's blobs.
+    pub(super) fn is_locked(&self) -> Result<bool, FetchError> {
+        for entry in fs::read_dir(&self.locks).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let file = File::open(&path).map_err(FetchError::io(&path))?;
+            if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Makes the snapshot of a commit: a link to the blob of each file. A new one appears whole; in one that
     /// is there, `config.json` comes last, without which nothing is a model.
     pub(super) fn publish(&self, commit: &str, files: &[Listed]) -> Result<PathBuf, FetchError> {
