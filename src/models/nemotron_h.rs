@@ -56,8 +56,9 @@ struct Config {
     norm_topk_prob: Option<bool>,
     #[serde(default = "config::or::<1, _>")]
     routed_scaling_factor: f32,
-    #[serde(default = "unlimited")]
-    time_step_limit: (Value, Value),
+    time_step_limit: Option<(Value, Value)>,
+    /// The same by the name of Mamba-2's own code.
+    mamba_dt_limit: Option<(Value, Value)>,
     #[serde(default = "silu")]
     mamba_hidden_act: String,
     #[serde(default)]
@@ -153,11 +154,17 @@ impl Config {
     }
 
     fn step_limit(&self) -> Result<(f32, f32), OpenError> {
-        let (low, high) = &self.time_step_limit;
+        let (low, high) = match (&self.time_step_limit, &self.mamba_dt_limit) {
+            (Some(limit), Some(other)) if limit != other => {
+                return config::invalid("time_step_limit and mamba_dt_limit differ");
+            }
+            (Some(limit), _) | (None, Some(limit)) => limit,
+            (None, None) => &unlimited(),
+        };
         let limit = |value: &Value| crate::hub::config_f64(value).filter(|limit| !limit.is_nan());
         match limit(low).zip(limit(high)) {
-            Some((low, high)) => Ok((config::single(low), config::single(high))),
-            None => config::invalid("time_step_limit is not a pair of numbers"),
+            Some((low, high)) if low <= high => Ok((config::single(low), config::single(high))),
+            _ => config::invalid("time_step_limit is not a pair of numbers, the smaller first"),
         }
     }
 

@@ -187,6 +187,31 @@ fn two_names_of_one_key_may_not_contradict_each_other() {
 }
 
 #[test]
+fn the_limits_of_a_mambas_steps_are_read_by_both_names() {
+    let opens = |limits: &Value| {
+        let mut config = config("nemotron_h");
+        config.as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
+        refusal(&config).is_none()
+    };
+    let limit = json!([0.01, 0.1]);
+    for good in [
+        json!({ "time_step_limit": limit }),
+        json!({ "mamba_dt_limit": limit }),
+        json!({ "time_step_limit": limit, "mamba_dt_limit": limit }),
+        json!({ "time_step_limit": [0.0, { "__float__": "Infinity" }] }),
+    ] {
+        assert!(opens(&good), "{good}");
+    }
+    for bad in [
+        json!({ "time_step_limit": limit, "mamba_dt_limit": [0.0, 0.1] }),
+        json!({ "time_step_limit": [0.1, 0.01] }),
+        json!({ "mamba_dt_limit": "odd" }),
+    ] {
+        assert!(!opens(&bad), "{bad}");
+    }
+}
+
+#[test]
 fn a_rotation_is_found_where_transformers_5_writes_it_before_the_keys_beside_it() {
     let read = |config: Value| {
         Rotation::read(&Given::new(&config).unwrap()).map(|found| (found.theta, found.part, found.scaling))

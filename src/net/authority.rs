@@ -3,8 +3,10 @@
 //! sees the request; and on a socket the name means nothing.
 //!
 //! Each character that is not a host's becomes a dot, in place, as the bytes pass. No length changes, so
-//! frames and the compression of headers (HPACK, RFC 7541), which counts lengths, stay as they are, and
-//! nothing is buffered. Bytes that are not understood pass as they are; the server's library judges them.
+//! frames and the compression of headers (HPACK, RFC 7541), which counts lengths, stay as they are. In a Huffman
+//! code, which other libraries send, the characters of paths are as long as a dot; a byte waits there for the
+//! next one, into which its last code may reach. Bytes that are not understood pass as they are; the server's
+//! library judges them.
 
 use std::io;
 use std::pin::Pin;
@@ -30,6 +32,11 @@ const PRIORITY_BYTES: usize = 5;
 const AUTHORITY: &[u8] = b":authority";
 const AUTHORITY_INDEX: usize = 1;
 
+/// Codes of six bits (RFC 7541 appendix B) of what is in paths and not in hosts: space, `%`, `/`, `=`, `_`; and
+/// that of a dot.
+const CODES_OF_PATHS: [u8; 5] = [0x14, 0x15, 0x18, 0x20, 0x22];
+const CODE_OF_DOT: u16 = 0x17;
+
 /// Bits after which an integer is too large to be a length.
 const INTEGER_BITS_MAX: u32 = 28;
 
@@ -37,11 +44,13 @@ const INTEGER_BITS_MAX: u32 = 28;
 pub(super) struct PlainAuthority<S> {
     stream: S,
     frames: Frames,
+    /// A byte that waits for the next one.
+    held: Option<u8>,
 }
 
 impl<S> PlainAuthority<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, frames: Frames::new() }
+        Self { stream, frames: Frames::new(), held: None }
     }
 }
 
@@ -52,9 +61,32 @@ impl<S: AsyncRead + Unpin> AsyncRead for PlainAuthority<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        self.frames.pass(&mut buffer.filled_mut()[before..]);
-        Poll::Ready(Ok(()))
+        loop {
+            let held = self.held.take();
+            if let Some(byte) = held {
+                buffer.put_slice(&[byte]);
+            }
+            // A buffer for one byte has no room for the next.
+            let mut is_last = buffer.remaining() == 0;
+            let begun = buffer.filled().len();
+            if !is_last {
+                let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+                if polled.is_pending() {
+                    buffer.set_filled(before);
+                    self.held = held;
+                }
+                ready!(polled)?;
+                is_last = buffer.filled().len() == begun;
+            }
+            let bytes = &mut buffer.filled_mut()[before..];
+            let passed = if is_last { self.frames.pass_all(bytes) } else { self.frames.pass(bytes) };
+            self.held = bytes.get(passed).copied();
+            let nothing = bytes.is_empty();
+            buffer.set_filled(before + passed);
+            if passed > 0 || nothing {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
@@ -83,8 +115,20 @@ impl Frames {
         Self { part: FramePart::Skipped(PREFACE_BYTES), fields: Fields::default() }
     }
 
-    /// Follows the next bytes, and changes those of an authority.
-    fn pass(&mut self, mut bytes: &mut [u8]) {
+    /// Follows the next bytes, the last ones included.
+    fn pass_all(&mut self, bytes: &mut [u8]) -> usize {
+        let mut passed = self.pass(bytes);
+        while passed < bytes.len() {
+            self.fields.is_authority = false;
+            passed += self.pass(&mut bytes[passed..]);
+        }
+        passed
+    }
+
+    /// Follows the next bytes, and changes those of an authority. Returns their number; the last one may have
+    /// to wait for the next.
+    fn pass(&mut self, mut bytes: &mut [u8]) -> usize {
+        let length = bytes.len();
         while let [first, ..] = bytes {
             let taken = match &mut self.part {
                 FramePart::Skipped(left) | FramePart::Priority { left, .. } => {
@@ -104,7 +148,11 @@ impl Frames {
                     1
                 }
                 FramePart::Fields { left, .. } => {
-                    self.fields.pass(first);
+                    if self.fields.waits(*left) && bytes.len() == 1 {
+                        break;
+                    }
+                    let here = bytes.len().min(*left);
+                    self.fields.pass(&mut bytes[..here]);
                     *left -= 1;
                     1
                 }
@@ -112,6 +160,7 @@ impl Frames {
             bytes = &mut bytes[taken..];
             self.advance();
         }
+        length - bytes.len()
     }
 
     /// Goes on to the next part that has bytes.
@@ -157,6 +206,8 @@ struct Fields {
     number: usize,
     bits: u32,
     is_authority: bool,
+    /// Where the next Huffman code begins in the next byte, in bits.
+    code_at: u32,
 }
 
 /// Part of a field's representation, RFC 7541 §6.
@@ -182,17 +233,31 @@ enum FieldPart {
     /// The bytes of a name or value that are left.
     Name(usize),
     Value(usize),
+    /// The same of an authority in a Huffman code.
+    CodedValue(usize),
     /// It is not HPACK.
     Unknown,
 }
 
 impl Fields {
-    /// Follows the next byte, and changes it if it is an authority's.
-    fn pass(&mut self, byte: &mut u8) {
+    /// Returns whether the next byte needs the one after it, of the `left` ones in the frame.
+    fn waits(&self, left: usize) -> bool {
+        self.is_authority && left > 1 && matches!(self.part, FieldPart::CodedValue(2..))
+    }
+
+    /// Follows the first of these bytes, and changes it if it is an authority's; a code may reach into the
+    /// second.
+    fn pass(&mut self, bytes: &mut [u8]) {
         use FieldPart::{
-            MoreNameLength, MoreValueLength, Name, NameIndex, NameLength, Start, Unknown, Value, ValueLength,
-            Whole,
+            CodedValue, MoreNameLength, MoreValueLength, Name, NameIndex, NameLength, Start, Unknown, Value,
+            ValueLength, Whole,
         };
+        if let CodedValue(left) = self.part {
+            self.code(bytes, left);
+            self.part = text(left, Start, CodedValue);
+            return;
+        }
+        let [byte, ..] = bytes else { return };
         self.part = match self.part {
             Start => match *byte {
                 0x80.. => self.integer(*byte, 7, Whole),
@@ -215,8 +280,48 @@ impl Fields {
                 }
                 text(left, Start, Value)
             }
-            Unknown => Unknown,
+            CodedValue(_) | Unknown => Unknown,
         };
+    }
+
+    /// Changes the codes that begin in the first byte.
+    fn code(&mut self, bytes: &mut [u8], left: usize) {
+        let (first, second) = match bytes {
+            [first, second, ..] if left > 1 => (first, Some(second)),
+            [first, ..] if left == 1 => (first, None),
+            _ => {
+                // The value goes on in another frame.
+                self.is_authority = false;
+                return;
+            }
+        };
+        // What pads the last byte is ones.
+        let mut window = u16::from_be_bytes([*first, second.as_ref().map_or(0xff, |second| **second)]);
+        while self.is_authority && self.code_at < 8 {
+            let [top, _] = (window << self.code_at).to_be_bytes();
+            let length = match top {
+                ..0x50 => 5,
+                ..0xb8 => 6,
+                ..0xf8 => 7,
+                ..0xfe => 8,
+                // Padding, or a character that is in no host and hardly in a path.
+                _ => {
+                    self.is_authority = false;
+                    break;
+                }
+            };
+            if length == 6 && CODES_OF_PATHS.contains(&(top >> 2)) {
+                let place = 10 - self.code_at;
+                window = window & !(0x3f << place) | CODE_OF_DOT << place;
+            }
+            self.code_at += length;
+        }
+        self.code_at = self.code_at.saturating_sub(8);
+        let [high, low] = window.to_be_bytes();
+        *first = high;
+        if let Some(second) = second {
+            *second = low;
+        }
     }
 
     /// Begins an integer in the low `bits` of a byte; `part` says what it is.
@@ -250,11 +355,11 @@ impl Fields {
                 FieldPart::Name(self.number)
             }
             FieldPart::MoreValueLength { .. } if self.number == 0 => FieldPart::Start,
-            FieldPart::MoreValueLength { is_coded } => {
-                // A Huffman code is left as it is: those who send one send a host.
-                self.is_authority &= !is_coded;
-                FieldPart::Value(self.number)
+            FieldPart::MoreValueLength { is_coded: true } if self.is_authority => {
+                self.code_at = 0;
+                FieldPart::CodedValue(self.number)
             }
+            FieldPart::MoreValueLength { .. } => FieldPart::Value(self.number),
             _ => FieldPart::Start,
         }
     }
@@ -317,9 +422,13 @@ mod tests {
     fn pass(bytes: &[u8], pieces: &[usize]) -> Vec<u8> {
         let (mut frames, mut bytes, mut from) = (Frames::new(), bytes.to_vec(), 0);
         for piece in pieces.iter().copied().cycle() {
-            let to = (from + piece).min(bytes.len());
-            frames.pass(&mut bytes[from..to]);
-            from = to;
+            // As a reader does: what waits comes again with the next bytes.
+            let to = (from + piece).max(from + 2).min(bytes.len());
+            from += if to == bytes.len() {
+                frames.pass_all(&mut bytes[from..to])
+            } else {
+                frames.pass(&mut bytes[from..to])
+            };
             if from == bytes.len() {
                 return bytes;
             }
@@ -344,11 +453,32 @@ mod tests {
     }
 
     #[test]
-    fn a_coded_authority_stays() {
-        let mut block = literal(0x41, "", "/a");
-        block[1] |= 0x80;
-        let bytes = [vec![0; PREFACE_BYTES], frame(HEADERS, 4, &block)].concat();
-        assert_eq!(pass(&bytes, &[5]), bytes);
+    fn a_path_in_a_huffman_code_becomes_a_host() {
+        for (sent, seen) in [
+            // `/run/mlxd_1.sock` and `.run.mlxd.1.sock`; `%2Frun%2Fmlxd.sock`; `localhost:50051`.
+            ("62cb6a629a3cc9105741c9d7", "5ecb6a5e9a3cc8b85741c9d7"),
+            ("54586cb6a545869a3cc8ba0e4ebf", "5c586cb6a5c5869a3cc8ba0e4ebf"),
+            ("a0e41d139d09b8d800d87f", "a0e41d139d09b8d800d87f"),
+            // `/~/x`: what follows the rare character is left.
+            ("63ffac79", "5fffac79"),
+        ] {
+            let connection = |code: &str| {
+                let code: Vec<u8> = (0..code.len())
+                    .step_by(2)
+                    .map(|at| u8::from_str_radix(&code[at..at + 2], 16).unwrap())
+                    .collect();
+                let length = 0x80 | u8::try_from(code.len()).unwrap();
+                let block =
+                    [&[0x41, length], &code[..], &[0x44, 0x82, 0x62, 0xcb], &[0x41, 2], b"/a"].concat();
+                [vec![0; PREFACE_BYTES], frame(HEADERS, 4, &block)].concat()
+            };
+            let mut seen = connection(seen);
+            let end = seen.len() - 2;
+            seen[end] = b'.';
+            for pieces in [&[1][..], &[5], &[3, 2], &[1000]] {
+                assert_eq!(pass(&connection(sent), pieces), seen, "{sent} {pieces:?}");
+            }
+        }
     }
 
     proptest! {

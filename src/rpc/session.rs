@@ -26,6 +26,9 @@ const FIELD_BYTES: usize = 6;
 /// Bytes of the token of a next page, with its tag.
 const PAGE_END_BYTES: usize = 32;
 
+/// Limit of a session's name, in bytes: the token of a list's next page.
+const NAME_BYTES_MAX: usize = 128;
+
 pub(super) struct Sessions(pub(super) Arc<Service>);
 
 #[tonic::async_trait]
@@ -64,10 +67,9 @@ impl SessionService for Sessions {
         let (caller, request) = open(request)?;
         let pb::ListSessionsRequest { page_size, page_token, model } = request;
         let page = SessionPage { size: page_size, token: page_token, model };
-        answer(self.0.list_sessions(&caller, &page).map(|(sessions, next)| pb::ListSessionsResponse {
-            sessions: sessions.into_iter().map(wire).collect(),
-            next_page_token: next.unwrap_or_default(),
-        }))
+        let bytes_max = self.0.limits().answer_bytes_max;
+        let listed = self.0.list_sessions(&caller, &page);
+        answer(listed.and_then(|(sessions, next)| listing(sessions, next, bytes_max)))
     }
 
     async fn fork_session(
@@ -107,6 +109,32 @@ impl SessionService for Sessions {
         let deleted = self.0.delete_session(&caller, &request.name).await;
         answer(deleted.map(|()| pb::DeleteSessionResponse {}))
     }
+}
+
+/// Returns a page of sessions, as many as fit in an answer of `bytes_max`; `next` is the token of the page after
+/// all of them.
+fn listing(
+    sessions: Vec<SessionView>,
+    next: Option<String>,
+    bytes_max: usize,
+) -> Result<pb::ListSessionsResponse, Error> {
+    let mut answer =
+        pb::ListSessionsResponse { sessions: Vec::new(), next_page_token: next.unwrap_or_default() };
+    let mut room = bytes_max.saturating_sub(NAME_BYTES_MAX + FIELD_BYTES);
+    for session in sessions {
+        let session = wire(session);
+        let Some(left) = room.checked_sub(session.encoded_len() + FIELD_BYTES) else {
+            // A page goes on after the name that its token is.
+            let Some(last) = answer.sessions.last() else {
+                return Err(Error::AnswerTooLarge { limit_bytes: bytes_max as u64 });
+            };
+            answer.next_page_token = last.name.clone();
+            break;
+        };
+        room = left;
+        answer.sessions.push(session);
+    }
+    Ok(answer)
 }
 
 /// Returns what was asked for of a session, with as many messages as fit in an answer of `bytes_max`.

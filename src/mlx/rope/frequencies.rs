@@ -175,17 +175,19 @@ fn yarn_factor(parameters: &Parameters<'_>, factor: f64) -> Result<f64, String> 
     }
 }
 
-/// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors always, as in mlx-lm: keys
-/// that are cached could not change when a sequence becomes long.
+/// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors at every length, as in mlx-lm:
+/// keys that are cached could not change when a sequence becomes long. The short ones where no sequence can.
 fn long(
     parameters: &Parameters<'_>,
     plain: Vec<f64>,
     pairs: usize,
     context: Option<u32>,
 ) -> Result<Scaled, String> {
-    let factors = parameters.factors("long_factor", pairs)?;
-    parameters.factors("short_factor", pairs)?;
+    let (long, short) =
+        (parameters.factors("long_factor", pairs)?, parameters.factors("short_factor", pairs)?);
     let original = parameters.positive("original_max_position_embeddings")?;
+    let is_short = context.is_some_and(|context| f64::from(context) <= original);
+    let factors = if is_short { short } else { long };
     let factor = match (parameters.optional("factor")?, context) {
         (Some(factor), _) => factor,
         (None, Some(context)) => f64::from(context) / original,
@@ -221,4 +223,24 @@ fn proportional(
         .zip(0u32..)
         .map(|(frequency, pair)| if 2.0 * f64::from(pair) < rotated { frequency / factor } else { 0.0 });
     Ok(finish(paced.collect(), 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn longrope_has_its_short_factors_where_no_sequence_can_be_long() {
+        let scaling = json!({
+            "rope_type": "longrope", "long_factor": [4.0, 8.0], "short_factor": [1.0, 2.0],
+            "original_max_position_embeddings": 64,
+        });
+        let first = |context: u32| {
+            let Ok(scaled) = scaled(4, 1e4, Some(&scaling), Some(context)) else { panic!("refused") };
+            (scaled.frequencies[0], scaled.magnitude > 1.0)
+        };
+        assert_eq!([first(32), first(64), first(128)], [(1.0, false), (1.0, false), (0.25, true)]);
+    }
 }

@@ -453,6 +453,7 @@ ROWS = [
             "groups": [(1, 1), (2, 1)],
             "norm_topk_prob": [True, False],
             "moe_latent_size": [None, 32],
+            "time_step_limit": [[0.0, 1e9], [0.3, 0.6]],
         },
         without=("num_hidden_layers",),
     ),

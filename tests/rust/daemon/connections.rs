@@ -151,6 +151,22 @@ async fn a_path_as_authority_is_served_on_the_socket() {
 }
 
 #[tokio::test]
+async fn a_path_in_a_huffman_code_as_authority_is_served_on_the_socket() {
+    let daemon = Daemon::start().await;
+    // `/run/mlxd_1.sock`.
+    let code = [0x62, 0xcb, 0x6a, 0x62, 0x9a, 0x3c, 0xc9, 0x10, 0x57, 0x41, 0xc9, 0xd7];
+    let mut bytes = call(1, "/run/mlxd.so", HEALTH, &[]);
+    let place = bytes.windows(12).position(|part| part == b"/run/mlxd.so").unwrap();
+    bytes[place - 1] |= 0x80;
+    bytes[place..place + 12].copy_from_slice(&code);
+    let mut raw = raw(&daemon).await;
+    // The code arrives in two parts.
+    raw.write(&bytes[..place + 5]).await;
+    raw.write(&bytes[place + 5..]).await;
+    assert_eq!(raw.until(DATA, 1).await.payload, SERVING);
+}
+
+#[tokio::test]
 async fn calls_cancelled_in_one_write_end_alone() {
     let daemon = Daemon::start().await;
     let mut raw = raw(&daemon).await;

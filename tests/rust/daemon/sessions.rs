@@ -272,6 +272,21 @@ async fn fields_that_the_template_ignores_count_towards_the_session() {
 }
 
 #[tokio::test]
+async fn sessions_come_in_pages_that_fit_an_answer() {
+    let daemon = Daemon::with(|config| config.limits.answer_bytes_max = 65_536).await;
+    let names: Vec<String> = (0..400).map(|at| format!("{at:03}{}", "x".repeat(125))).collect();
+    for name in &names {
+        create(&daemon, name).await.unwrap();
+    }
+    let request = ListSessionsRequest { page_size: 1000, ..Default::default() };
+    let first = daemon.client.list_sessions(request).await.unwrap();
+    assert!((200..400).contains(&first.sessions.len()), "{}", first.sessions.len());
+    assert_eq!(first.next_page_token, names[first.sessions.len() - 1]);
+    let all = daemon.client.list_all_sessions().await.unwrap();
+    assert!(all.iter().map(|session| &session.name).eq(&names));
+}
+
+#[tokio::test]
 async fn messages_come_in_pages_that_fit_an_answer() {
     let daemon = Daemon::with(|config| config.limits.answer_bytes_max = 65_536).await;
     create(&daemon, "s").await.unwrap();

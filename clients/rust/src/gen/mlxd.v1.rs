@@ -2197,7 +2197,8 @@ pub struct GetSessionResponse {
 /// Request of ListSessions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSessionsRequest {
-    /// Maximum number of entries to return, at most 1,000; 0 means 100.
+    /// Maximum number of entries to return, at most 1,000; 0 means 100. A page may
+    /// have fewer: those that fit in answer_bytes_max.
     #[prost(uint32, tag = "1")]
     pub page_size: u32,
     /// The next_page_token of the previous page; empty for the first page.
