@@ -284,6 +284,9 @@ pub enum Error {
     /// The peer may not use this daemon.
     #[error("this daemon serves another user")]
     PermissionDenied,
+    /// Only the daemon's own user may do this, on its unix socket.
+    #[error("{0}: only on the daemon's unix socket")]
+    OwnerOnly(&'static str),
 }
 
 impl Error {

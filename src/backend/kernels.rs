@@ -1,4 +1,4 @@
-//! The kernels that a device may be told to compute with: the values of the key `kernels`.
+//! What a device may be told by the configuration: the values of the keys `kernels` and `wired_limit`.
 
 /// The set of kernels that models compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,4 +37,15 @@ impl KernelChoice {
             Self::Fused => "fused",
         }
     }
+}
+
+/// Whether the weights of models are wired, so that macOS neither compresses nor swaps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WiredLimit {
+    /// MLX's limit is never set.
+    #[default]
+    Never,
+    /// It is set when a model has been loaded, where the weights nearly fill the working set and enough
+    /// memory stays free.
+    Auto,
 }

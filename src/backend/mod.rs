@@ -11,7 +11,7 @@ mod model;
 mod property_tests;
 mod step;
 
-pub use kernels::KernelChoice;
+pub use kernels::{KernelChoice, WiredLimit};
 pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, TruncateError, add_checkpoint};
 pub use model::{ComputeDtype, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape};
 pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};

@@ -3,6 +3,7 @@
 use std::io;
 
 use clap::{Args, ValueEnum};
+use mlxd::config::KeepAlive;
 use mlxd_client::v1::{
     CapabilitiesRequest, CreateSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest,
     Priority, SamplingOptions, Session, StoppingOptions, stream_generate_response::Event,
@@ -11,7 +12,7 @@ use mlxd_client::{Client, ErrorReason};
 
 use super::connect::choose_model;
 use super::failure::{Failure, Result};
-use super::out;
+use super::{format, out};
 
 /// Temperature for models whose files name none: AbstractLLM's.
 const TEMPERATURE: f32 = 0.7;
@@ -44,6 +45,10 @@ pub(crate) struct SamplingArgs {
     /// Scheduling class when not all requests can run [default: normal]
     #[arg(long, value_name = "CLASS")]
     priority: Option<Class>,
+    /// How long the model stays in memory after its last use: 5m, 1h30m, seconds, 0 (unload after use), -1
+    /// (forever) [default: unchanged]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    keep_alive: Option<KeepAlive>,
 }
 
 /// Scheduling class of a request.
@@ -72,7 +77,8 @@ impl SamplingArgs {
 
     /// Copies the options into `request`.
     pub(crate) fn apply(&self, request: &mut GenerateRequest) {
-        let Self { temperature, top_p, top_k, min_p, seed, max_tokens, ref stop, priority } = *self;
+        let Self { temperature, top_p, top_k, min_p, seed, max_tokens, ref stop, priority, keep_alive } =
+            *self;
         let priority = match priority {
             None => Priority::Unspecified,
             Some(Class::Interactive) => Priority::Interactive,
@@ -80,6 +86,7 @@ impl SamplingArgs {
             Some(Class::Background) => Priority::Background,
         };
         request.priority = priority.into();
+        request.keep_alive = keep_alive.map(format::keep_alive);
         request.sampling =
             Some(SamplingOptions { temperature, top_p, top_k, min_p, seed, ..SamplingOptions::default() });
         request.stopping =

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mlxd::config::KeepAlive;
 use mlxd_client::v1::{Timings, Usage};
 
 /// Formats bytes with three digits and a binary unit.
@@ -39,6 +40,15 @@ pub(crate) fn duration(length: Duration) -> String {
         60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
         3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
         86_400.. => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
+
+/// Converts a stay to a protobuf duration; negative is forever.
+pub(crate) fn keep_alive(keep_alive: KeepAlive) -> prost_types::Duration {
+    let forever = prost_types::Duration { seconds: -1, nanos: 0 };
+    match keep_alive {
+        KeepAlive::For(time) => prost_types::Duration::try_from(time).unwrap_or(forever),
+        KeepAlive::Forever => forever,
     }
 }
 

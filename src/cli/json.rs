@@ -1,5 +1,5 @@
 //! The `--json` output: field names of the proto, enum values in lower case without their prefix, durations
-//! in seconds.
+//! in seconds, times in seconds since 1970.
 
 use std::io;
 
@@ -83,7 +83,17 @@ pub(crate) fn model(info: &ModelInfo) -> Value {
         "running_sequences": info.running_sequences,
         "queued_sequences": info.queued_sequences,
         "problem": info.problem,
+        "pinned": info.pinned,
+        "keep_alive": info.keep_alive.as_ref().map(|stay| seconds(Some(stay))),
+        "expire_time": info.expire_time.as_ref().map(unix_seconds),
+        "session_count": info.session_count,
+        "path": info.path,
     })
+}
+
+/// Converts a time to seconds since 1970.
+fn unix_seconds(time: &prost_types::Timestamp) -> f64 {
+    seconds(Some(&prost_types::Duration { seconds: time.seconds, nanos: time.nanos }))
 }
 
 pub(crate) fn verdict(verdict: &LoadValidated) -> Value {
@@ -91,6 +101,13 @@ pub(crate) fn verdict(verdict: &LoadValidated) -> Value {
         "fits": verdict.fits,
         "needed_bytes": verdict.needed_bytes,
         "available_bytes": verdict.available_bytes,
+        "budget_bytes": verdict.budget_bytes,
+        "rule": verdict.rule,
+        "evictions": verdict
+            .evictions
+            .iter()
+            .map(|evicted| json!({ "model": evicted.model, "bytes": evicted.bytes }))
+            .collect::<Vec<_>>(),
     })
 }
 
@@ -117,6 +134,9 @@ pub(crate) fn stats(stats: &GetStatsResponse) -> Value {
         "cached_tokens_total": stats.cached_tokens_total,
         "decode_tokens_total": stats.decode_tokens_total,
         "steps_total": stats.steps_total,
+        "loads_total": stats.loads_total,
+        "evictions_total": stats.evictions_total,
+        "expirations_total": stats.expirations_total,
         "running_sequences": stats.running_sequences,
         "queued_sequences": stats.queued_sequences,
         "sessions": stats.sessions,

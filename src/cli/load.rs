@@ -4,9 +4,10 @@ use std::io;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use mlxd::config::KeepAlive;
 use mlxd_client::Client;
 use mlxd_client::v1::{
-    ComputeDtype, KvDtype, LoadModelRequest, LoadPhase, LoadProgress, LoadValidated, ModelInfo,
+    ComputeDtype, Eviction, KvDtype, LoadModelRequest, LoadPhase, LoadProgress, LoadValidated, ModelInfo,
     UnloadModelRequest, load_model_response::Event,
 };
 
@@ -20,8 +21,11 @@ Examples:
   mlxd load SmolLM2-135M-Instruct
   mlxd load owner/name --dry-run && mlxd load owner/name
   mlxd load owner/name --quantize 4
+  mlxd load SmolLM2-135M-Instruct --keep-alive 10m
+  mlxd load SmolLM2-135M-Instruct --pin
 
-A dry run of a model that does not fit exits with 1.";
+Idle models make room for it, the least recently used first. A dry run of a model that does not fit exits
+with 1.";
 
 const UNLOAD_EXAMPLES: &str = "\
 Examples:
@@ -44,6 +48,16 @@ pub(crate) struct LoadArgs {
     kv_dtype: Option<KvNumbers>,
     #[command(flatten)]
     quantization: QuantizeArgs,
+    /// How long it stays in memory after its last use: 5m, 1h30m, seconds, 0 (unload after use), -1 (forever)
+    /// [default: as configured]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    keep_alive: Option<KeepAlive>,
+    /// Pin it: neither evict it for another nor unload it with time
+    #[arg(long)]
+    pin: bool,
+    /// Take the pin away
+    #[arg(long, conflicts_with = "pin")]
+    unpin: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -103,6 +117,8 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
         compute_dtype: compute_dtype.into(),
         kv_dtype: kv_dtype.into(),
         quantize,
+        keep_alive: args.keep_alive.map(format::keep_alive),
+        pin: (args.pin || args.unpin).then_some(args.pin),
     };
     match follow(&client, request).await? {
         Ended::Loaded(info) => print_loaded(&info, args.json)?,
@@ -167,12 +183,27 @@ fn print_verdict(model: &str, verdict: &LoadValidated, as_json: bool) -> Result<
     if as_json {
         json::print(&json::verdict(verdict))?;
     } else {
-        let says = if verdict.fits { "fits" } else { "does not fit" };
-        let needed = format::bytes(verdict.needed_bytes);
-        let available = format::bytes(verdict.available_bytes);
-        out::data(&format!("{model} {says}: it needs {needed}, {available} are free\n"))?;
+        out::data(&verdict_line(model, verdict))?;
     }
     if verdict.fits { Ok(()) } else { Err(Failure::Negative) }
+}
+
+fn verdict_line(model: &str, verdict: &LoadValidated) -> String {
+    let LoadValidated { fits, needed_bytes, available_bytes, evictions, rule, budget_bytes: _ } = verdict;
+    let needed = format::bytes(*needed_bytes);
+    let available = format::bytes(*available_bytes);
+    let numbers = format!("it needs {needed}, {available} are available");
+    if !fits {
+        return format!("{model} does not fit: {numbers}; {rule}\n");
+    }
+    let evicted = evictions.iter().map(|evicted| {
+        let Eviction { model, bytes } = evicted;
+        format!("{model} ({})", format::bytes(*bytes))
+    });
+    let evicted: Vec<String> = evicted.collect();
+    let evicts =
+        if evicted.is_empty() { String::new() } else { format!("; it would evict {}", evicted.join(", ")) };
+    format!("{model} fits: {numbers}{evicts}\n")
 }
 
 /// Progress on stderr: a bar on a terminal, else one line per phase.

@@ -1,9 +1,10 @@
 //! `mlxd ps`: shows resident models, sessions, and memory use.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use mlxd_client::v1::{GetStatsRequest, GetStatsResponse, ModelInfo, Session};
+use mlxd::clock::{Clock as _, SystemClock};
+use mlxd_client::v1::{GetStatsRequest, GetStatsResponse, ModelInfo, ModelState, Session};
 
 use super::connect::{ConnectArgs, NO_MODELS};
 use super::failure::Result;
@@ -45,19 +46,25 @@ pub(crate) async fn run(args: PsArgs) -> Result<()> {
         }))?;
         return Ok(());
     }
-    let page = page(&models, args.all, &sessions, &stats);
+    let page = page(&models, args.all, (&sessions, &stats), SystemClock::new().wall());
     out::data(&page)?;
     Ok(())
 }
 
-fn page(models: &[ModelInfo], all: bool, sessions: &[Session], stats: &GetStatsResponse) -> String {
+fn page(
+    models: &[ModelInfo],
+    all: bool,
+    (sessions, stats): (&[Session], &GetStatsResponse),
+    now: SystemTime,
+) -> String {
     let mut page = if models.is_empty() && all {
         format!("{NO_MODELS}\n")
     } else if models.is_empty() {
         "no model is resident; `mlxd load MODEL` loads one, `mlxd ps --all` lists those on disk\n".to_owned()
     } else {
-        let header = ["MODEL", "STATE", "PARAMETERS", "STORED AS", "COMPUTES IN", "WEIGHTS", "KV", "RUNNING"];
-        table(&header, models.iter().map(model_row))
+        let header =
+            ["MODEL", "STATE", "PARAMETERS", "STORED AS", "COMPUTES IN", "WEIGHTS", "KV", "RUNNING", "UNTIL"];
+        table(&header, models.iter().map(|model| model_row(model, now)))
     };
     for model in models.iter().filter(|model| !model.problem.is_empty()) {
         page.push_str(&format!("! {}\n", model.problem));
@@ -78,7 +85,7 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     format::table(&rows)
 }
 
-fn model_row(info: &ModelInfo) -> Vec<String> {
+fn model_row(info: &ModelInfo, now: SystemTime) -> Vec<String> {
     // A model on disk uses no memory; a zero would look like a measurement.
     let bytes = |count| if count == 0 { "-".to_owned() } else { format::bytes(count) };
     let text = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
@@ -97,7 +104,22 @@ fn model_row(info: &ModelInfo) -> Vec<String> {
         bytes(info.weight_bytes),
         bytes(info.kv_slab_bytes + info.kv_idle_bytes),
         format!("{}{waiting}", info.running_sequences),
+        until(info, now),
     ]
+}
+
+/// Returns how much longer a model stays if nobody uses it.
+fn until(info: &ModelInfo, now: SystemTime) -> String {
+    if info.state() != ModelState::Resident {
+        return "-".to_owned();
+    }
+    if info.pinned {
+        return "pinned".to_owned();
+    }
+    let expires = info.expire_time.and_then(|time| SystemTime::try_from(time).ok());
+    expires.map_or("forever".to_owned(), |expires| {
+        format!("in {}", format::duration(expires.duration_since(now).unwrap_or_default()))
+    })
 }
 
 fn session_row(session: &Session) -> Vec<String> {

@@ -17,7 +17,7 @@ Examples:
   mlxd serve --config /etc/mlxd.toml --listen 127.0.0.1:7070 --token-file ~/.mlxd/token
 
 Precedence: flags, MLXD_* environment variables, configuration file, defaults. On SIGTERM or Ctrl-C the
-daemon lets running requests finish, then exits with 0.";
+daemon lets running requests finish, then exits with 0. On SIGHUP it reads its configuration again.";
 
 /// Run the daemon in the foreground.
 #[derive(Args, Debug)]
@@ -79,7 +79,8 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     });
     let overrides = Overrides { config_file, socket, model_roots, models, listen, token_file, log_format };
     let config = Config::load(&overrides).map_err(anyhow::Error::from)?;
-    Ok(daemon::run(&config).map_err(anyhow::Error::from)?)
+    let reread = move || Config::load(&overrides);
+    Ok(daemon::run(&config, reread).map_err(anyhow::Error::from)?)
 }
 
 /// Waits until nobody can write to stdin any more, then asks this process to drain.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Value;
 
 use super::{Config, LogFormat};
-use crate::backend::{KernelChoice, KvDtype};
+use crate::backend::{KernelChoice, KvDtype, WiredLimit};
 
 /// The values that a key takes, and the field that it sets. Keys whose value depends on others or on the
 /// environment set none here; `Config` reads them.
@@ -40,6 +40,9 @@ pub(super) struct Key {
 /// Words of `kv_dtype`.
 const KV_DTYPES: [&str; 2] = ["compute", "int8"];
 
+/// Words of `wired_limit`.
+const WIRED_LIMITS: [&str; 2] = ["never", "auto"];
+
 /// Words of `kernels`.
 const KERNELS: [&str; KernelChoice::ALL.len()] = {
     let mut words = [""; KernelChoice::ALL.len()];
@@ -53,6 +56,21 @@ const KERNELS: [&str; KernelChoice::ALL.len()] = {
 
 /// Default of `log_filter`.
 const LOG_FILTER: &str = "info";
+
+/// Keys that take effect on SIGHUP; others take a restart.
+pub(super) const LIVE: [&str; 8] = [
+    "memory_budget_bytes",
+    "model_keep_alive",
+    "model_keep_alive_max",
+    MODEL,
+    "model_roots",
+    "model_links_anywhere",
+    "hf_cache",
+    "auto_load",
+];
+
+/// The table of settings of single models, which is not a key.
+pub(super) const MODEL: &str = "model";
 
 const GIB: i64 = 1 << 30;
 const DAY_S: i64 = 24 * 60 * 60;
@@ -77,9 +95,15 @@ fn start() -> Vec<Key> {
 
 fn engine() -> Vec<Key> {
     vec![
+        // Both are read by `Config`: the default of the first depends on other keys.
+        text("model_keep_alive", "", |_, _| {}),
+        text("model_keep_alive_max", "", |_, _| {}),
         // 0 leaves it to the engine, which knows the device.
         number("memory_budget_bytes", 0, 0..=i64::MAX, |c, n| {
             c.residency.memory_budget_bytes = n.unless_zero();
+        }),
+        word("wired_limit", &WIRED_LIMITS, |c, word| {
+            c.wired_limit = if word == WIRED_LIMITS[1] { WiredLimit::Auto } else { WiredLimit::Never };
         }),
         number("kv_idle_bytes_max", 0, 0..=i64::MAX, |c, n| c.engine.kv_idle_bytes_max = n.unless_zero()),
         // Each is two buffers a layer or more, of which Metal has some 499,000 in all.
@@ -136,7 +160,7 @@ fn calls() -> Vec<Key> {
         number("streams_per_connection_max", 256, 1..=65_536, |c, n| {
             c.limits.streams_per_connection_max = n.get();
         }),
-        number("keep_alive_s", 20, 1..=DAY_S, |c, n| c.limits.keep_alive = n.seconds()),
+        number("connection_keep_alive_s", 20, 1..=DAY_S, |c, n| c.limits.keep_alive = n.seconds()),
         number("max_tokens_default", 4096, 1..=i64::from(u32::MAX), |c, n| {
             c.limits.max_tokens_default = n.get();
         }),

@@ -5,19 +5,24 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::keys::{Key, keys};
-use super::{Config, ConfigError, Overrides};
+use super::keys::{Key, MODEL, keys};
+use super::{Config, ConfigError, Overrides, models};
+use crate::engine::ModelSettings;
+use crate::ids::ModelName;
 
 pub(super) struct Layers {
     keys: Vec<Key>,
     values: BTreeMap<&'static str, (Value, String)>,
+    /// Settings of single models; they come from the file only.
+    pub(super) models: BTreeMap<ModelName, ModelSettings>,
+    sections: Option<Value>,
 }
 
 impl Layers {
     pub(super) fn defaults() -> Self {
         let keys = keys();
         let values = keys.iter().map(|key| (key.name, (key.default.clone(), "default".into()))).collect();
-        Self { keys, values }
+        Self { keys, values, models: BTreeMap::new(), sections: None }
     }
 
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
@@ -26,6 +31,11 @@ impl Layers {
         let table: Table = text.parse().map_err(|error: toml::de::Error| fault(error.to_string()))?;
         let origin = path.display().to_string();
         for (key, value) in table {
+            if key == MODEL {
+                self.models = models::read(&value, &origin)?;
+                self.sections = Some(value);
+                continue;
+            }
             let Some(known) = self.keys.iter().find(|known| known.name == key).cloned() else {
                 return Err(ConfigError::UnknownKey { origin, key });
             };
@@ -87,6 +97,12 @@ impl Layers {
     pub(super) fn refuse(&self, key: &'static str, why: &str) -> ConfigError {
         let origin = self.values.get(key).map_or_else(String::new, |(_, origin)| origin.clone());
         ConfigError::Value { origin, key, why: why.to_owned() }
+    }
+
+    /// Returns the values in force, by key, and the sections of single models.
+    pub(super) fn values(&self) -> BTreeMap<&'static str, Value> {
+        let keys = self.values.iter().map(|(key, (value, _))| (*key, value.clone()));
+        keys.chain(self.sections.clone().map(|sections| (MODEL, sections))).collect()
     }
 
     /// Returns a key's text; `None` if it is empty.

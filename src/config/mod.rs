@@ -4,15 +4,18 @@
 
 mod keys;
 mod layers;
+mod models;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use layers::Layers;
 
-use crate::backend::KernelChoice;
+use crate::backend::{KernelChoice, WiredLimit};
 use crate::engine::{EngineSettings, ResidencySettings};
+pub use crate::engine::{KeepAlive, NotAKeepAlive};
 use crate::limits::Limits;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
@@ -36,6 +39,10 @@ pub struct Overrides {
     /// Key `log_format`.
     pub log_format: Option<LogFormat>,
 }
+
+/// How long a model stays after its last use, unless the configuration says otherwise: pauses of those who
+/// work with it keep its sessions' KV caches, and nights give its memory back.
+const KEEP_ALIVE_DEFAULT: KeepAlive = KeepAlive::For(Duration::from_secs(60 * 60));
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +96,8 @@ pub struct Config {
     pub residency: ResidencySettings,
     /// Kernels that models compute with.
     pub kernels: KernelChoice,
+    /// Whether weights are wired.
+    pub wired_limit: WiredLimit,
     /// Limits of calls.
     pub limits: Limits,
     /// Time for running requests to finish before the daemon exits.
@@ -99,6 +108,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Selection of log lines, as a `tracing` filter.
     pub log_filter: String,
+    /// The values by key, as they were given.
+    values: BTreeMap<&'static str, toml::Value>,
 }
 
 /// Why a configuration is refused.
@@ -171,7 +182,54 @@ impl Config {
         if config.limits.session_ttl > config.limits.session_ttl_max {
             return Err(layers.refuse("session_ttl_s", "may not be above `session_ttl_max_s`"));
         }
+        config.values = layers.values();
+        (config.residency.keep_alive, config.residency.keep_alive_max) = stays(&layers, config.auto_load)?;
+        config.residency.models = layers.models;
+        // Who names a model to be there from the start wants it to stay.
+        for model in &config.models {
+            let own = config.residency.models.entry(model.as_str().into()).or_default();
+            own.keep_alive = own.keep_alive.or(Some(KeepAlive::Forever));
+        }
         Ok(config)
+    }
+
+    /// Takes over what can change without a restart. Returns the keys that changed, and those of them that
+    /// take a restart, which stay as they are.
+    pub fn renew(&mut self, new: Self) -> (Vec<&'static str>, Vec<&'static str>) {
+        let keys: BTreeSet<_> = self.values.keys().chain(new.values.keys()).copied().collect();
+        let changed = keys.into_iter().filter(|key| self.values.get(key) != new.values.get(key));
+        let (live, fixed): (Vec<_>, Vec<_>) = changed.partition(|key| keys::LIVE.contains(key));
+        for key in &live {
+            match new.values.get(key) {
+                Some(value) => drop(self.values.insert(key, value.clone())),
+                None => drop(self.values.remove(key)),
+            }
+        }
+        self.residency = new.residency;
+        self.model_roots = new.model_roots;
+        self.model_links_anywhere = new.model_links_anywhere;
+        self.hf_cache = new.hf_cache;
+        self.auto_load = new.auto_load;
+        (live, fixed)
+    }
+}
+
+/// Returns how long models stay, and the most that a call may ask for.
+fn stays(layers: &Layers, auto_load: bool) -> Result<(KeepAlive, KeepAlive), ConfigError> {
+    let stay = |key| {
+        let read =
+            |text: &str| text.parse().map_err(|error: NotAKeepAlive| layers.refuse(key, &error.to_string()));
+        layers.text(key).map(read).transpose()
+    };
+    let max = stay("model_keep_alive_max")?.unwrap_or(KeepAlive::Forever);
+    // Without auto_load a model that has gone does not come back by itself.
+    let default = if auto_load { KEEP_ALIVE_DEFAULT } else { KeepAlive::Forever };
+    match stay("model_keep_alive")? {
+        Some(given) if given > max => {
+            Err(layers.refuse("model_keep_alive", "may not be above `model_keep_alive_max`"))
+        }
+        Some(given) => Ok((given, max)),
+        None => Ok((default.min(max), max)),
     }
 }
 

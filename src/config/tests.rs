@@ -150,3 +150,53 @@ fn a_file_that_is_asked_for_must_be_there() {
     let refused = Config::from_sources(&overrides, &|_| None);
     assert!(matches!(refused, Err(ConfigError::File { .. })));
 }
+
+#[test]
+fn how_long_models_stay_is_written_as_for_ollama() {
+    let minutes = |minutes: u64| KeepAlive::For(Duration::from_secs(60 * minutes));
+    let stays = |file: &str| {
+        let residency = load(file, &[], &Overrides::default()).unwrap().residency;
+        (residency.keep_alive, residency.keep_alive_max)
+    };
+    assert_eq!(stays(""), (minutes(60), KeepAlive::Forever));
+    assert_eq!(stays("auto_load = false"), (KeepAlive::Forever, KeepAlive::Forever));
+    assert_eq!(stays("model_keep_alive_max = \"30m\""), (minutes(30), minutes(30)));
+    assert_eq!(stays("model_keep_alive = \"300\""), (minutes(5), KeepAlive::Forever));
+    assert_eq!(stays("model_keep_alive = \"-1\""), (KeepAlive::Forever, KeepAlive::Forever));
+    let above = "model_keep_alive = \"2h\"\nmodel_keep_alive_max = \"1h\"";
+    assert_eq!(refused(above, &[]), "FILE: `model_keep_alive` may not be above `model_keep_alive_max`");
+    let soon = refused("", &[("MLXD_MODEL_KEEP_ALIVE", "soon")]);
+    assert!(
+        soon.starts_with("MLXD_MODEL_KEEP_ALIVE: `model_keep_alive` must be a duration such as"),
+        "{soon}"
+    );
+}
+
+#[test]
+fn single_models_have_sections() {
+    let file = "models = [\"start\", \"a/b\"]\n[model.\"a/b\"]\nkeep_alive = \"24h\"\npin = true\n[model.c]\nkeep_alive = 0";
+    let models = load(file, &[], &Overrides::default()).unwrap().residency.models;
+    let of = |name: &str| models[&name.into()];
+    let day = KeepAlive::For(Duration::from_secs(24 * 60 * 60));
+    assert_eq!((of("a/b").keep_alive, of("a/b").pin), (Some(day), true));
+    assert_eq!((of("c").keep_alive, of("c").pin), (Some(KeepAlive::For(Duration::ZERO)), false));
+    assert_eq!(of("start").keep_alive, Some(KeepAlive::Forever), "wanted from the start");
+    assert_eq!(refused("[model.a]\npni = true", &[]), "FILE: unknown key `model.\"a\".pni`");
+    assert_eq!(refused("[model.a]\npin = 1", &[]), "FILE: `model` \"a\": pin must be true or false");
+    assert!(
+        refused("[model.a]\nkeep_alive = \"x\"", &[]).starts_with("FILE: `model` \"a\": keep_alive must be")
+    );
+    assert!(refused("model = 1", &[]).starts_with("FILE: `model` must be sections"));
+}
+
+#[test]
+fn a_running_daemon_takes_over_what_can_change() {
+    let config = |file: &str| load(file, &[], &Overrides::default()).unwrap();
+    let mut running = config("sessions_max = 7");
+    let new = config("auto_load = false\nsessions_max = 8\nmemory_budget_bytes = 5\n[model.a]\npin = true");
+    let changed = (vec!["auto_load", "memory_budget_bytes", "model"], vec!["sessions_max"]);
+    assert_eq!(running.renew(new.clone()), changed);
+    assert_eq!((&running.residency, running.auto_load), (&new.residency, false));
+    assert_eq!(running.limits.sessions_max, 7);
+    assert_eq!(running.renew(new), (vec![], vec!["sessions_max"]), "told again, as it still takes a restart");
+}

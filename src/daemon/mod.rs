@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod reload;
 mod signals;
 mod socket;
 mod token;
@@ -17,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::device::MlxBackend;
 use crate::engine::{self, EngineHandle};
 use crate::error::Error;
@@ -54,25 +55,29 @@ pub struct Bound {
     pub tcp: Option<std::net::SocketAddr>,
 }
 
-/// Runs a daemon on MLX in the foreground until a signal stops it.
+/// Runs a daemon on MLX in the foreground until a signal stops it. `reread` reads the configuration again.
 ///
 /// # Errors
 /// It could not start, or its engine died.
-pub fn run(config: &Config) -> Result<(), DaemonError> {
+pub fn run(
+    config: &Config,
+    reread: impl Fn() -> Result<Config, ConfigError> + Send + 'static,
+) -> Result<(), DaemonError> {
     telemetry::start(config.log_format, &config.log_filter).map_err(DaemonError::Log)?;
     files::raise_limit(config);
     let setup = |error: io::Error| DaemonError::Setup(error.to_string());
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.enable_all().thread_name("edge").build().map_err(setup)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let kernels = config.kernels;
+    let (kernels, wired_limit) = (config.kernels, config.wired_limit);
     let residency = config.residency.clone();
-    let make = move || MlxBackend::new(kernels);
+    let make = move || MlxBackend::new(kernels, wired_limit);
     let (engine, thread) =
         engine::start(config.engine, residency, Arc::clone(&clock), make).map_err(DaemonError::Engine)?;
     let ended = runtime.block_on(async {
         let stop = signals::stop().map_err(setup)?;
-        serve(engine, config, clock, stop, |bound| announce(config, bound)).await
+        let control = Control { stop, reloads: signals::reloads(reread).map_err(setup)? };
+        serve(engine, config, clock, control, |bound| announce(config, bound)).await
     });
     // Drops every handle to the engine, and with them its thread: MLX must have finished before the process
     // tears down the libraries that it runs on.
@@ -86,8 +91,16 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     ended
 }
 
-/// Serves calls with `engine` until `stop` resolves and the daemon has drained. Calls `ready` once callers
-/// can connect.
+/// What reaches a daemon from outside besides calls.
+#[derive(Debug)]
+pub struct Control<S> {
+    /// Stops it when it resolves.
+    pub stop: S,
+    /// Configurations to take over while it runs, as far as they can change.
+    pub reloads: mpsc::Receiver<Config>,
+}
+
+/// Serves calls with `engine` until it is stopped and has drained. Calls `ready` once callers can connect.
 ///
 /// # Errors
 /// The socket or a configured model is unavailable, or the engine died.
@@ -95,15 +108,17 @@ pub async fn serve(
     engine: EngineHandle,
     config: &Config,
     clock: Arc<dyn Clock>,
-    stop: impl Future<Output = ()>,
+    control: Control<impl Future<Output = ()>>,
     ready: impl FnOnce(&Bound),
 ) -> Result<(), DaemonError> {
+    let Control { stop, reloads } = control;
     let lock = SocketLock::take(&config.socket)?;
     let token = config.token_file.as_deref().map(token::read).transpose()?;
     let catalog = catalog(config);
     let of_calls = Arc::clone(&clock);
     let service = Service::new(engine.clone(), catalog, config.limits.clone(), config.auto_load, of_calls);
     let service = Arc::new(service);
+    reload::warn_of_budget(&service, config);
     tokio::pin!(stop);
     tokio::select! {
         loaded = preload(&service, config) => loaded?,
@@ -115,6 +130,7 @@ pub async fn serve(
     let ended = tokio::select! {
         () = stop.as_mut() => drain(&open, &service, config.drain).await,
         () = engine.died() => died(&open).await,
+        never = reload::take_over(&service, config, reloads) => match never {},
         never = watchdog::watch(&engine, &open.health, &*clock, config.engine_stall) => match never {},
         error = sweep(&service) => {
             tracing::error!(%error, "the engine does not answer");

@@ -1,10 +1,11 @@
-//! Signals: SIGTERM and SIGINT stop the daemon; SIGHUP, which the end of a terminal or a tool that expects a
-//! reload sends, does nothing.
+//! Signals: SIGTERM and SIGINT stop the daemon, SIGHUP makes it read its configuration again.
 
 use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::{Config, ConfigError};
 
 /// Exit status after a second signal.
 const EXIT_INTERRUPTED: i32 = 130;
@@ -15,12 +16,6 @@ const EXIT_INTERRUPTED: i32 = 130;
 /// The handlers cannot be installed.
 pub(super) fn stop() -> io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP is ignored: a changed configuration takes a restart");
-        }
-    });
     let (stop, stopped) = oneshot::channel();
     tokio::spawn(async move {
         let mut next = async || {
@@ -37,4 +32,24 @@ pub(super) fn stop() -> io::Result<impl Future<Output = ()>> {
         std::process::exit(EXIT_INTERRUPTED);
     });
     Ok(async { drop(stopped.await) })
+}
+
+/// Returns the configurations that are read on SIGHUP. One that cannot be used is only logged.
+///
+/// # Errors
+/// The handler cannot be installed.
+pub(super) fn reloads(
+    read: impl Fn() -> Result<Config, ConfigError> + Send + 'static,
+) -> io::Result<mpsc::Receiver<Config>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (reloads, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match read() {
+                Ok(config) => drop(reloads.send(config).await),
+                Err(error) => tracing::error!(%error, "SIGHUP: the configuration stays as it was"),
+            }
+        }
+    });
+    Ok(receiver)
 }

@@ -8,11 +8,12 @@ use mlx_rs::{Array, Device, DeviceType, Dtype, Stream, memory, ops, with_stream}
 
 use crate::backend::{
     Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
-    ParkedId, RowResult, SlotId, Step, TruncateError,
+    ParkedId, RowResult, SlotId, Step, TruncateError, WiredLimit,
 };
 use crate::device::leaving::Leaving;
+use crate::device::machine::{self, Share};
 use crate::device::opening::Opening;
-use crate::device::{machine, plan};
+use crate::device::plan;
 use crate::error::{Error, MemoryRule, Shortage};
 use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::dim;
@@ -34,6 +35,7 @@ pub struct MlxBackend {
     kernels: Selection,
     /// Bytes of freed buffers that MLX keeps.
     cache_limit: u64,
+    wired_limit: WiredLimit,
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
     streams: LoadStreams,
@@ -88,7 +90,7 @@ impl MlxBackend {
     ///
     /// # Errors
     /// MLX does not work here, or the machine does not have the `kernels`.
-    pub fn new(kernels: KernelChoice) -> Result<(Self, DeviceInfo), Error> {
+    pub fn new(kernels: KernelChoice, wired_limit: WiredLimit) -> Result<(Self, DeviceInfo), Error> {
         // mlx-c's own error handler ends the process; mlx-rs puts its own in place at the first checked op.
         ops::zeros_dtype(&[1], Dtype::Float32)?.eval()?;
         let on_cpu = matches!(Device::try_default()?.get_type()?, DeviceType::Cpu);
@@ -121,7 +123,27 @@ impl MlxBackend {
         let streams = LoadStreams { files, weights };
         let (cache_limit, leaving) = (cache_limit as u64, Leaving::default());
         let models = BTreeMap::new();
-        Ok((Self { kernels: selection, cache_limit, models, model_next: 0, streams, leaving }, info))
+        let kernels = selection;
+        Ok((Self { kernels, cache_limit, wired_limit, models, model_next: 0, streams, leaving }, info))
+    }
+
+    /// Wires the weights of all models where that is configured and safe: once, when one has been loaded.
+    fn wire(&self) {
+        let (Some(working_set), Some(memory)) = (working_set(), device_memory(self.kernels.on_cpu)) else {
+            return;
+        };
+        let weights = self.models.values().map(|entry| match entry {
+            Entry::Ready(ready) => bytes_of(ready.model.arrays()),
+            Entry::Loading(_) => 0,
+        });
+        let Some(limit) = machine::wired_bytes(self.wired_limit, weights.sum(), working_set, memory) else {
+            return;
+        };
+        let wired = usize::try_from(limit).map(memory::set_wired_limit);
+        match wired {
+            Ok(Ok(_)) => tracing::info!(limit, "the weights are wired"),
+            failed => tracing::warn!(?failed, limit, "the weights are not wired"),
+        }
     }
 
     /// Checks that the system would give `bytes`: on the CPU, MLX does not.
@@ -168,6 +190,13 @@ fn device_size(key: &str) -> Option<u64> {
     }
 }
 
+/// Returns the working set that Metal recommends, or that the owner allows it with `iogpu.wired_limit_mb`.
+/// That may change at any time; MLX reads its own number once.
+fn working_set() -> Option<u64> {
+    let recommended = device_size("max_recommended_working_set_size")?;
+    Some(ffi::wired_limit_bytes().unwrap_or(recommended))
+}
+
 /// Returns the bytes of memory that models may be in.
 fn device_memory(on_cpu: bool) -> Option<u64> {
     if on_cpu { cpu_memory() } else { device_size("total_memory").or(device_size("memory_size")) }
@@ -180,12 +209,15 @@ fn cpu_memory() -> Option<u64> {
 
 impl Backend for MlxBackend {
     fn budget_bytes(&self) -> u64 {
-        let recommended = device_size("max_recommended_working_set_size");
-        machine::budget(recommended, device_memory(self.kernels.on_cpu), self.cache_limit)
+        let counted = self.memory();
+        // What is free on a GPU of its own, and what this process has of it.
+        let free = device_size("free_memory").map(|free| free + counted.active + counted.cache);
+        let share = Share { recommended: working_set(), free, memory: device_memory(self.kernels.on_cpu) };
+        machine::budget(share, self.cache_limit)
     }
 
     fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan {
-        plan::plan(spec, self.kernels.on_cpu, free_bytes)
+        plan::plan(spec, self.kernels, free_bytes)
     }
 
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
@@ -269,6 +301,7 @@ impl Backend for MlxBackend {
         let vocabulary = dim(shape.vocabulary_size);
         let ready = ReadyModel { model: ready, kv, attention, step_shape, vocabulary, running: None };
         self.models.insert(model, Entry::Ready(Box::new(ready)));
+        self.wire();
         Ok(LoadStep::Ready(shape))
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::backend::MlxBackend;
 use crate::backend::{
     Backend, ComputeDtype, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, RowOutput, RowResult, Sample,
-    SlotId, Span, SpanKind, Step, TruncateError, Want,
+    SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
 };
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFiles, ModelFolder};
@@ -107,7 +107,7 @@ fn spec(folder: &Path) -> LoadSpec {
 fn prompted(recurrent: bool) -> Device {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), recurrent);
-    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
+    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
     let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();
@@ -210,7 +210,7 @@ fn a_load_goes_on_by_itself_and_a_file_that_is_cut_meanwhile_fails_it() {
     for cut in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), false);
-        let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
+        let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
         let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
         // Its only file is open once the first piece was begun.
         while backend.load_more(model) == Ok(LoadStep::Pending) {}
@@ -228,7 +228,7 @@ fn a_load_goes_on_by_itself_and_a_file_that_is_cut_meanwhile_fails_it() {
 fn a_load_begins_without_a_look_at_the_files_and_reads_those_that_were_checked() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), false);
-    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
+    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
     let (spec, file) = (spec(folder.path()), folder.path().join("model.safetensors"));
     let end = |backend: &mut MlxBackend, model| {
         let mut steps = std::iter::from_fn(|| Some(backend.load_more(model)));
@@ -256,7 +256,7 @@ fn a_load_begins_without_a_look_at_the_files_and_reads_those_that_were_checked()
 fn what_an_unloaded_model_held_is_free_when_the_memory_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), false);
-    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto).unwrap();
+    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
     let leaving = (0..3).map(|_| {
         let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
         while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}

@@ -1,11 +1,22 @@
 //! The memory that this process may use, as Linux says it, and the budget that follows from it. Control
-//! groups of both versions count: a container's limit is seldom the machine's. Read once, at the start.
+//! groups of both versions count: a container's limit is seldom the machine's. Read again at each load.
 
 use std::fs;
 use std::path::Path;
 
+use crate::backend::WiredLimit;
+
 /// Share of the memory that MLX may use, where the device does not recommend a working set.
 const MEMORY_SHARE: (u64, u64) = (3, 4);
+
+/// Share of what is free on a device with memory of its own: its driver and libraries take some.
+const FREE_SHARE: (u64, u64) = (9, 10);
+
+/// Weights are wired only above this part of the working set: smaller ones stay in memory anyway.
+const WIRED_WORKING_SET_PERCENT: u128 = 70;
+
+/// Least part of the memory that stays free of wired weights.
+const WIRED_FREE_PERCENT: u128 = 35;
 
 /// Part of the working set for activations, and its bounds. A prefill of 512 tokens takes some 100 MB in an
 /// 8B; where attention is composed of small operations, its scores over 8,192 positions half a GB.
@@ -24,13 +35,37 @@ const GROUPS: [(&str, &[&str]); 3] = [
     ("sys/fs/cgroup/memory", &["memory.limit_in_bytes"]),
 ];
 
-/// Returns the byte budget for weights and KV caches: the working set that the device recommends, else a
-/// share of the `memory`, less what MLX keeps of freed buffers and what activations take.
-pub(super) fn budget(recommended: Option<u64>, memory: Option<u64>, cache_limit: u64) -> u64 {
-    let share = memory.map(|memory| memory / MEMORY_SHARE.1 * MEMORY_SHARE.0);
-    let Some(working_set) = recommended.or(share) else { return BUDGET_DEFAULT };
+/// What a device says about its memory, in bytes; None is unknown.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Share {
+    /// The working set that it recommends.
+    pub(super) recommended: Option<u64>,
+    /// Memory of its own that is free, or that this process has.
+    pub(super) free: Option<u64>,
+    /// All memory.
+    pub(super) memory: Option<u64>,
+}
+
+/// Returns the byte budget for weights and KV caches: the working set that the device recommends, else most
+/// of what is free on it, else a share of the memory; less what MLX keeps of freed buffers and what
+/// activations take.
+pub(super) fn budget(share: Share, cache_limit: u64) -> u64 {
+    let part = |(part, of): (u64, u64)| move |bytes: u64| bytes / of * part;
+    let working_set = share.recommended.or(share.free.map(part(FREE_SHARE)));
+    let Some(working_set) = working_set.or(share.memory.map(part(MEMORY_SHARE))) else {
+        return BUDGET_DEFAULT;
+    };
     let activations = (working_set / ACTIVATIONS_PART).clamp(ACTIVATIONS_MIN, ACTIVATIONS_MAX);
     working_set.saturating_sub(cache_limit + activations).max(working_set / 2)
+}
+
+/// Returns the limit of wired memory for `weights` bytes of all models; None leaves it alone.
+pub(super) fn wired_bytes(setting: WiredLimit, weights: u64, working_set: u64, memory: u64) -> Option<u64> {
+    let percent = |bytes: u64, of: u64| u128::from(bytes) * 100 / u128::from(of.max(1));
+    let pays = percent(weights, working_set) > WIRED_WORKING_SET_PERCENT;
+    let is_safe =
+        weights <= working_set && percent(memory.saturating_sub(weights), memory) >= WIRED_FREE_PERCENT;
+    (setting == WiredLimit::Auto && pays && is_safe).then_some(weights)
 }
 
 /// Returns the bytes of memory that this process may use: the machine's, or the least that a control group
@@ -120,6 +155,7 @@ mod tests {
 
     #[test]
     fn the_budget_leaves_room_for_activations_and_freed_buffers() {
+        let budget = |recommended, memory, cache| budget(Share { recommended, memory, free: None }, cache);
         assert_eq!(budget(None, None, GIB), BUDGET_DEFAULT);
         // A Mac of 16 GiB, and a machine of 64 GiB.
         assert_eq!(budget(Some(12 * GIB), Some(16 * GIB), GIB), 12 * GIB - GIB - 12 * GIB / 16);
@@ -127,5 +163,21 @@ mod tests {
         // A container of 2 GiB, and one of 256 MiB.
         assert_eq!(budget(None, Some(2 * GIB), GIB / 8), 3 * GIB / 2 - GIB / 8 - GIB / 4);
         assert_eq!(budget(None, Some(GIB / 4), GIB / 8), GIB / 4 / 4 * 3 / 2);
+    }
+    #[test]
+    fn of_a_device_with_memory_of_its_own_what_is_free_counts() {
+        let share = Share { free: Some(70 * GIB), memory: Some(80 * GIB), ..Share::default() };
+        assert_eq!(budget(share, GIB), 70 * GIB / 10 * 9 - 2 * GIB);
+    }
+
+    #[test]
+    fn weights_are_wired_only_where_asked_and_where_it_pays_and_is_safe() {
+        let wired = |setting, weights| wired_bytes(setting, weights * GIB, 96 * GIB, 128 * GIB);
+        assert_eq!(wired(WiredLimit::Never, 80), None);
+        assert_eq!(wired(WiredLimit::Auto, 67), None, "70 % of the working set or less");
+        assert_eq!(wired(WiredLimit::Auto, 68), Some(68 * GIB));
+        assert_eq!(wired(WiredLimit::Auto, 83), Some(83 * GIB));
+        assert_eq!(wired(WiredLimit::Auto, 84), None, "less than 35 % stay free");
+        assert_eq!(wired_bytes(WiredLimit::Auto, 0, 0, 0), None);
     }
 }

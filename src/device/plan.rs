@@ -15,8 +15,15 @@ use crate::mlx::tensors::{Policy, Quantizing};
 use crate::models::{self, Loading, OpenError, Setup};
 use crate::quantize::QuantRule;
 
+/// Tokens of a first request: a model is loaded only where their KV cache has room beside it.
+const KV_RESERVE_TOKENS: u32 = 1024;
+
+/// Largest part of the weights that this cache counts as: of a model that is all cache, less is room enough.
+const KV_RESERVE_PART: u64 = 8;
+
 /// Plans a load with `free_bytes` available.
-pub(crate) fn plan(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> LoadPlan {
+pub(crate) fn plan(spec: &LoadSpec, kernels: Selection, free_bytes: u64) -> LoadPlan {
+    let on_cpu = kernels.on_cpu;
     let sizes = spec.quantize.map_or(spec.files().sizes, |asked| spec.files().quantized_sizes(asked));
     let dtype = match spec.dtype {
         ComputeDtype::Auto if on_cpu => ComputeDtype::Float32,
@@ -27,9 +34,27 @@ pub(crate) fn plan(spec: &LoadSpec, on_cpu: bool, free_bytes: u64) -> LoadPlan {
     let dense_bytes = (sizes.dense_elements + sizes.plain_elements) * item;
     let packed_bytes = sizes.packed_bytes + (sizes.plain_elements + sizes.side_elements) * item;
     let quantized = sizes.packed_bytes > 0;
-    let dequantize = quantized && on_cpu && dense_bytes <= free_bytes;
-    let needed_bytes = if dequantize || !quantized { dense_bytes } else { packed_bytes };
-    LoadPlan { spec: spec.clone(), dtype, dequantize, needed_bytes, kv_bytes: 0 }
+    let packed = LoadPlan {
+        spec: spec.clone(),
+        dtype,
+        dequantize: false,
+        needed_bytes: if quantized { packed_bytes } else { dense_bytes },
+        kv_bytes: 0,
+    };
+    let kv_bytes = first_kv_bytes(&packed, kernels);
+    if quantized && on_cpu && dense_bytes.saturating_add(kv_bytes) <= free_bytes {
+        return LoadPlan { dequantize: true, needed_bytes: dense_bytes, kv_bytes, ..packed };
+    }
+    LoadPlan { kv_bytes, ..packed }
+}
+
+/// Returns the bytes of a first request's KV cache; 0 for a model that cannot be opened, which its load says.
+fn first_kv_bytes(plan: &LoadPlan, kernels: Selection) -> u64 {
+    let Ok(loader) = open(&plan.spec, policy(plan, kernels)) else { return 0 };
+    let shape = loader.kv_shape();
+    let tokens = plan.spec.files().facts.context_length.min(KV_RESERVE_TOKENS);
+    let kv_bytes = shape.bytes_per_token() * u64::from(tokens) + shape.bytes_per_sequence();
+    kv_bytes.min(plan.needed_bytes / KV_RESERVE_PART)
 }
 
 /// Returns how the weights become arrays.

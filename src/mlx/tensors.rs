@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use mlx_rs::transforms::async_eval;
-use mlx_rs::{Array, Dtype, Stream, ops};
+use mlx_rs::{Array, Dtype, Stream, ops, with_stream};
 
 use crate::error::Error;
 use crate::ids::ModelName;

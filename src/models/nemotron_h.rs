@@ -3,7 +3,7 @@
 
 use mlx_rs::Array;
 use mlx_rs::error::Result as MlxResult;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::config::{self, Common, Key, Keys};
@@ -56,13 +56,20 @@ struct Config {
     norm_topk_prob: Option<bool>,
     #[serde(default = "config::or::<1, _>")]
     routed_scaling_factor: f32,
+    #[serde(default, deserialize_with = "pair")]
     time_step_limit: Option<(Value, Value)>,
     /// The same by the name of Mamba-2's own code.
+    #[serde(default, deserialize_with = "pair")]
     mamba_dt_limit: Option<(Value, Value)>,
     #[serde(default = "silu")]
     mamba_hidden_act: String,
     #[serde(default)]
     use_bias: bool,
+}
+
+/// Reads a pair; it may be left out, and not be null.
+fn pair<'de, D: Deserializer<'de>>(of: D) -> Result<Option<(Value, Value)>, D::Error> {
+    <(Value, Value)>::deserialize(of).map(Some)
 }
 
 fn unlimited() -> (Value, Value) {
@@ -154,12 +161,13 @@ impl Config {
     }
 
     fn step_limit(&self) -> Result<(f32, f32), OpenError> {
+        let unlimited = unlimited();
         let (low, high) = match (&self.time_step_limit, &self.mamba_dt_limit) {
             (Some(limit), Some(other)) if limit != other => {
                 return config::invalid("time_step_limit and mamba_dt_limit differ");
             }
             (Some(limit), _) | (None, Some(limit)) => limit,
-            (None, None) => &unlimited(),
+            (None, None) => &unlimited,
         };
         let limit = |value: &Value| crate::hub::config_f64(value).filter(|limit| !limit.is_nan());
         match limit(low).zip(limit(high)) {

@@ -206,6 +206,7 @@ fn the_limits_of_a_mambas_steps_are_read_by_both_names() {
         json!({ "time_step_limit": limit, "mamba_dt_limit": [0.0, 0.1] }),
         json!({ "time_step_limit": [0.1, 0.01] }),
         json!({ "mamba_dt_limit": "odd" }),
+        json!({ "time_step_limit": null }),
     ] {
         assert!(!opens(&bad), "{bad}");
     }

@@ -301,9 +301,9 @@ impl Fields {
             let [top, _] = (window << self.code_at).to_be_bytes();
             let length = match top {
                 ..0x50 => 5,
-                ..0xb8 => 6,
-                ..0xf8 => 7,
-                ..0xfe => 8,
+                0x50..0xb8 => 6,
+                0xb8..0xf8 => 7,
+                0xf8..0xfe => 8,
                 // Padding, or a character that is in no host and hardly in a path.
                 _ => {
                     self.is_authority = false;
@@ -312,7 +312,7 @@ impl Fields {
             };
             if length == 6 && CODES_OF_PATHS.contains(&(top >> 2)) {
                 let place = 10 - self.code_at;
-                window = window & !(0x3f << place) | CODE_OF_DOT << place;
+                window = (window & !(0x3f << place)) | (CODE_OF_DOT << place);
             }
             self.code_at += length;
         }
@@ -469,7 +469,7 @@ mod tests {
                     .collect();
                 let length = 0x80 | u8::try_from(code.len()).unwrap();
                 let block =
-                    [&[0x41, length], &code[..], &[0x44, 0x82, 0x62, 0xcb], &[0x41, 2], b"/a"].concat();
+                    [&[0x41, length][..], &code[..], &[0x44, 0x82, 0x62, 0xcb], &[0x41, 2], b"/a"].concat();
                 [vec![0; PREFACE_BYTES], frame(HEADERS, 4, &block)].concat()
             };
             let mut seen = connection(seen);

@@ -12,6 +12,7 @@ use super::gate::open;
 use super::message;
 use super::pb::{self, inference_service_server::InferenceService};
 use super::status::{answer, status};
+use super::stay;
 use crate::count::count;
 use crate::error::Error;
 use crate::service::{
@@ -129,6 +130,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         stopping,
         output,
         priority: order,
+        keep_alive,
     } = request;
     let pb::OutputOptions { logprobs, return_token_ids } = output.unwrap_or_default();
     Ok(GenerateRequest {
@@ -140,6 +142,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         stopping: stopping_options(stopping.unwrap_or_default()),
         output: OutputOptions { top_logprobs: logprobs, token_ids: return_token_ids },
         priority: priority(order)?,
+        keep_alive: stay::from_wire(keep_alive)?,
     })
 }
 

@@ -18,6 +18,7 @@ mod server;
 mod services;
 mod session;
 mod status;
+mod stay;
 
 pub use gate::Gate;
 pub use services::{Health, routes};

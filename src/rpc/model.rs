@@ -10,10 +10,13 @@ use super::event::timestamp;
 use super::gate::open;
 use super::pb::{self, load_model_response::Event, model_service_server::ModelService};
 use super::status::{answer, status};
+use super::stay;
+use crate::count::count;
 use crate::error::Error;
+use crate::ids::ModelName;
 use crate::service::{
     ComputeDtype, Fit, KvDtype, Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage, ModelState, QuantMode,
-    Quantization, Recipe, Service,
+    Quantization, Recipe, Service, Stay,
 };
 
 pub(super) struct Models(pub(super) Arc<Service>);
@@ -26,9 +29,9 @@ impl ModelService for Models {
         &self,
         request: Request<pb::LoadModelRequest>,
     ) -> Result<Response<Self::LoadModelStream>, Status> {
-        let (_, request) = open(request)?;
+        let (caller, request) = open(request)?;
         let request = load_request(request).map_err(|error| status(&error))?;
-        let load = self.0.load(request).await.map_err(|error| status(&error))?;
+        let load = self.0.load(&caller, request).await.map_err(|error| status(&error))?;
         Ok(Response::new(Box::pin(updates(load))))
     }
 
@@ -65,7 +68,8 @@ impl ModelService for Models {
 }
 
 fn load_request(request: pb::LoadModelRequest) -> Result<LoadRequest, Error> {
-    let pb::LoadModelRequest { model, validate_only, compute_dtype, kv_dtype, quantize } = request;
+    let pb::LoadModelRequest { model, validate_only, compute_dtype, kv_dtype, keep_alive, pin, quantize } =
+        request;
     let dtype = match pb::ComputeDtype::try_from(compute_dtype) {
         Ok(pb::ComputeDtype::Unspecified) => ComputeDtype::Auto,
         Ok(pb::ComputeDtype::Float32) => ComputeDtype::Float32,
@@ -80,7 +84,8 @@ fn load_request(request: pb::LoadModelRequest) -> Result<LoadRequest, Error> {
         Err(_) => return Err(Error::field("kv_dtype", "unknown dtype")),
     };
     let quantize = quantize.map(quantization).transpose()?;
-    Ok(LoadRequest { model, validate_only, dtype, kv, quantize })
+    let stay = Stay { keep_alive: stay::from_wire(keep_alive)?, pin };
+    Ok(LoadRequest { model, validate_only, dtype, kv, quantize, stay })
 }
 
 fn quantization(options: pb::QuantizeOptions) -> Result<Quantization, Error> {
@@ -126,11 +131,7 @@ fn update(update: LoadUpdate) -> Event {
         Event::Progress(pb::LoadProgress { phase: phase.into(), done_bytes, total_bytes })
     };
     match update {
-        LoadUpdate::Validated(fit) => {
-            let Fit { needed_bytes, available_bytes, refused, .. } = fit;
-            let fits = refused.is_none();
-            Event::Validated(pb::LoadValidated { fits, needed_bytes, available_bytes })
-        }
+        LoadUpdate::Validated(fit) => Event::Validated(validated(fit)),
         LoadUpdate::Resolving => progress(pb::LoadPhase::Resolving, 0, 0),
         LoadUpdate::Reading { done_bytes, total_bytes } => {
             progress(pb::LoadPhase::Loading, done_bytes, total_bytes)
@@ -140,15 +141,36 @@ fn update(update: LoadUpdate) -> Event {
     }
 }
 
+fn validated(fit: Fit) -> pb::LoadValidated {
+    let Fit { needed_bytes, available_bytes, budget_bytes, evictions, refused } = fit;
+    let eviction = |(model, bytes): (ModelName, u64)| pb::Eviction { model: model.to_string(), bytes };
+    pb::LoadValidated {
+        fits: refused.is_none(),
+        needed_bytes,
+        available_bytes,
+        evictions: evictions.into_iter().map(eviction).collect(),
+        rule: refused.map(|(rule, _)| rule.to_string()).unwrap_or_default(),
+        budget_bytes,
+    }
+}
+
 /// Returns a model's facts; those of the resident weights replace those of the files.
 pub(super) fn info(model: ModelInfo) -> pb::ModelInfo {
-    let ModelInfo { name, revision, state, facts, problem, resident } = model;
+    let ModelInfo { name, revision, state, facts, problem, resident, sessions, path } = model;
     let state = match state {
         ModelState::Available => pb::ModelState::Available,
         ModelState::Loading => pb::ModelState::Loading,
         ModelState::Resident => pb::ModelState::Resident,
     };
-    let mut info = pb::ModelInfo { name, revision, state: state.into(), problem, ..Default::default() };
+    let mut info = pb::ModelInfo {
+        name,
+        revision,
+        state: state.into(),
+        problem,
+        session_count: count(sessions),
+        path: path.to_string_lossy().into_owned(),
+        ..Default::default()
+    };
     if let Some(facts) = facts {
         info.architecture = facts.architecture;
         info.context_length = facts.context_length;
@@ -168,6 +190,9 @@ pub(super) fn info(model: ModelInfo) -> pb::ModelInfo {
         info.queued_sequences = resident.queued_sequences;
         info.load_time = timestamp(resident.loaded);
         info.last_use_time = timestamp(resident.last_used);
+        info.pinned = resident.pinned;
+        info.keep_alive = stay::to_wire(resident.keep_alive);
+        info.expire_time = resident.expires.and_then(timestamp);
     }
     info
 }

@@ -116,9 +116,9 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         cached_tokens_total,
         decode_tokens_total,
         steps_total,
-        loads_total: _,
-        evictions_total: _,
-        expirations_total: _,
+        loads_total,
+        evictions_total,
+        expirations_total,
     } = *counters;
     let bytes = |of: fn(&ResidentModel) -> u64| models.iter().map(of).sum();
     let sequences = |of: fn(&ResidentModel) -> u32| models.iter().map(of).sum();
@@ -145,6 +145,9 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         cached_tokens_total,
         decode_tokens_total,
         steps_total,
+        loads_total,
+        evictions_total,
+        expirations_total,
         running_sequences: sequences(|model| model.running_sequences),
         prefilling_sequences: sequences(|model| model.prefilling_sequences),
         stalled_sequences: sequences(|model| model.stalled_sequences),

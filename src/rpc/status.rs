@@ -129,7 +129,8 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         | Error::NonFiniteLogits
         | Error::Internal(_)
         | Error::Unauthenticated
-        | Error::PermissionDenied => {}
+        | Error::PermissionDenied
+        | Error::OwnerOnly(_) => {}
     }
 }
 

@@ -26,6 +26,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Returns whether it is the daemon's own user, or root, as the kernel says: not whoever has a token.
+    pub(super) fn is_owner(&self) -> bool {
+        self.principal.as_str().starts_with("uid:")
+    }
+
     /// Returns the key of a session that the caller owns.
     pub(super) fn session(&self, name: SessionName) -> SessionKey {
         SessionKey { owner: self.principal.clone(), name }

@@ -97,7 +97,9 @@ impl Service {
         let mut models = Vec::with_capacity(names.len());
         for name in names {
             let assets = self.models.assets(&name).await?;
-            let info = self.models.describe(&name).await?;
+            let mut info = [self.models.describe(&name).await?];
+            self.count_sessions(&mut info);
+            let [info] = info;
             models.push(self.model_capabilities(assets, info));
         }
         Ok((models, budget_bytes))

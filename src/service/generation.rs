@@ -15,7 +15,9 @@ use super::request::OutputOptions;
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
 use crate::count::count;
-use crate::engine::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, GenerateWork, Generated, WorkOrigin};
+use crate::engine::{
+    Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, WorkOrigin,
+};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
@@ -31,6 +33,7 @@ pub(super) struct Prepared {
     pub(super) resolved: Resolved,
     pub(super) output: OutputOptions,
     pub(super) turn: Option<Turn>,
+    pub(super) keep_alive: Option<KeepAlive>,
 }
 
 /// The prompt a generation runs on, and what its turn adds to the session.
@@ -235,7 +238,7 @@ async fn submit(
     lease: ModelLease,
 ) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
     let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
-    let Prepared { origin, assets, context, resolved, output, turn } = prepared;
+    let Prepared { origin, assets, context, resolved, output, turn, keep_alive } = prepared;
     let turn = turn.as_mut().map(|turn| turn.tie(service.engine.settings().slow_reader));
     let work = GenerateWork {
         origin: WorkOrigin { turn, ..origin.clone() },
@@ -246,7 +249,7 @@ async fn submit(
         top_logprobs: output.top_logprobs,
         tokenizer: assets.tokenizer.clone(),
         detokenizer: context.detokenizer.clone(),
-        keep_alive: None,
+        keep_alive: *keep_alive,
         events,
     };
     service.engine.generate(work).await?;

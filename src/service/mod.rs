@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Clock, Moment};
-use crate::engine::{EngineHandle, EngineSettings};
+use crate::engine::{EngineHandle, EngineSettings, ResidencySettings};
 use crate::error::Error;
 use crate::hub::ModelCatalog;
 use crate::ids::{ConnectionId, ModelName};
@@ -53,7 +53,8 @@ pub use sessions::{CreateSession, ForkSession, SessionContent, SessionPage, Trun
 // Plain types of the floors below that requests and answers are made of.
 pub use crate::engine::SlabClass;
 pub use crate::engine::{
-    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, KvDtype, Priority, ResidentModel,
+    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, KeepAlive, KvDtype, Priority, ResidentModel,
+    Stay,
 };
 pub use crate::quantize::{QuantMode, Quantization, Recipe};
 pub use crate::residency::{Fit, ModelState};
@@ -136,6 +137,24 @@ impl Service {
     /// The engine is dead.
     pub async fn finish_running(&self, limit: Duration) -> Result<(), Error> {
         self.engine.drain(limit).await
+    }
+
+    /// Changes who stays in memory, where models are looked for (None: where they were), and whether a
+    /// request loads the model that it names.
+    ///
+    /// # Errors
+    /// The engine is dead.
+    pub async fn configure(
+        &self,
+        residency: ResidencySettings,
+        catalog: Option<ModelCatalog>,
+        auto_load: bool,
+    ) -> Result<(), Error> {
+        self.models.set_auto_load(auto_load);
+        if let Some(catalog) = catalog {
+            self.models.look_in(catalog);
+        }
+        self.engine.configure(residency).await
     }
 
     /// Loads a model before the first call.

@@ -2,11 +2,15 @@
 //! engine's to say; it publishes a table, which is read here without a round trip.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::mpsc;
 
+use super::caller::Caller;
 use super::fields::{model_name, page_size, page_token};
+use super::sessions::TurnHold;
 use super::{Service, blocking};
 use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadEvent, LoadSpec, ResidentModel};
 use crate::error::Error;
@@ -14,6 +18,7 @@ use crate::hub::{HubError, Listed, ModelAssets, ModelCatalog, ModelFacts, ModelF
 use crate::ids::ModelName;
 use crate::quantize::Quantization;
 use crate::residency::{Fit, ModelLease, ModelState, Stay};
+use crate::session::SessionBook;
 
 /// A load, or the question whether one would fit.
 #[derive(Clone, Debug)]
@@ -28,6 +33,8 @@ pub struct LoadRequest {
     pub kv: KvDtype,
     /// How its matrices are quantized at load.
     pub quantize: Option<Quantization>,
+    /// How long it stays, and whether it is pinned.
+    pub stay: Stay,
 }
 
 /// An event of a load: `Validated` alone, or progress and then one `Loaded`.
@@ -51,8 +58,8 @@ pub enum LoadUpdate {
 }
 
 /// A load that the engine has taken. When this is dropped, it goes on if others wait for it.
-#[derive(Debug)]
 pub struct Load {
+    sessions: Arc<SessionBook<TurnHold>>,
     /// Comes before the engine's events.
     first: Option<LoadUpdate>,
     /// None after the last event.
@@ -74,6 +81,10 @@ pub struct ModelInfo {
     pub problem: String,
     /// Its memory and sequences; none unless resident.
     pub resident: Option<ResidentModel>,
+    /// Sessions that are bound to it.
+    pub sessions: usize,
+    /// The folder of its files; empty if it is unknown.
+    pub path: PathBuf,
 }
 
 /// A page of the models on disk and in memory.
@@ -90,8 +101,8 @@ pub struct ModelPage {
 /// The models as the service knows them.
 pub(super) struct Models {
     engine: EngineHandle,
-    catalog: Arc<ModelCatalog>,
-    auto_load: bool,
+    catalog: RwLock<Arc<ModelCatalog>>,
+    auto_load: AtomicBool,
     /// The models whose files are being read, each by one call at a time.
     reading: Mutex<HashMap<ModelName, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -102,19 +113,23 @@ impl Service {
     ///
     /// # Errors
     /// The request is refused, the model's files cannot be used, or the engine is dead.
-    pub async fn load(&self, request: LoadRequest) -> Result<Load, Error> {
-        let LoadRequest { model, validate_only, dtype, kv, quantize } = request;
+    pub async fn load(&self, caller: &Caller, request: LoadRequest) -> Result<Load, Error> {
+        let LoadRequest { model, validate_only, dtype, kv, quantize, stay } = request;
+        if stay.pin.is_some() && !caller.is_owner() {
+            return Err(Error::OwnerOnly("pin"));
+        }
+        let sessions = Arc::clone(&self.sessions);
         let model = model_name("model", &model)?;
         let assets = self.models.assets(&model).await?;
         let spec = LoadSpec { assets, dtype, kv, quantize };
         if validate_only {
             let fit = self.engine.fits(spec).await?;
-            return Ok(Load { first: Some(LoadUpdate::Validated(fit)), events: None });
+            return Ok(Load { sessions, first: Some(LoadUpdate::Validated(fit)), events: None });
         }
         let was_resident = self.engine.state(&model) == ModelState::Resident;
-        let events = self.engine.load(spec, Stay::default()).await?;
+        let events = self.engine.load(spec, stay).await?;
         let first = (!was_resident).then_some(LoadUpdate::Resolving);
-        Ok(Load { first, events: Some(events) })
+        Ok(Load { sessions, first, events: Some(events) })
     }
 
     /// Frees a model; returns the bytes given back.
@@ -131,7 +146,18 @@ impl Service {
     /// # Errors
     /// The model is unknown or its files cannot be used, or the engine is dead.
     pub async fn get_model(&self, model: &str) -> Result<ModelInfo, Error> {
-        self.models.describe(&model_name("model", model)?).await
+        let mut described = [self.models.describe(&model_name("model", model)?).await?];
+        self.count_sessions(&mut described);
+        let [described] = described;
+        Ok(described)
+    }
+
+    /// Adds the numbers of sessions.
+    pub(super) fn count_sessions(&self, models: &mut [ModelInfo]) {
+        let counts = self.sessions.count_by_model();
+        for model in models {
+            model.sessions = counts.get(&ModelName::from(model.name.as_str())).copied().unwrap_or_default();
+        }
     }
 
     /// Describes a page of models by name; returns the token of the next page too, none after the last.
@@ -141,7 +167,10 @@ impl Service {
     pub async fn list_models(&self, page: &ModelPage) -> Result<(Vec<ModelInfo>, Option<String>), Error> {
         let after = page_token(&page.token, model_name)?;
         let after = after.as_ref().map_or("", ModelName::as_str);
-        self.models.list(after, page_size(page.size)?, page.resident_only).await
+        let listed = self.models.list(after, page_size(page.size)?, page.resident_only).await;
+        let (mut models, next) = listed?;
+        self.count_sessions(&mut models);
+        Ok((models, next))
     }
 }
 
@@ -164,7 +193,9 @@ impl Load {
             LoadEvent::Loaded(resident, door, _) => {
                 self.events = None;
                 let facts = door.assets().files.facts.clone();
-                LoadUpdate::Loaded(Box::new(ModelInfo::of_resident(*resident, Some(facts))))
+                let sessions = self.sessions.count_by_model().remove(&resident.model).unwrap_or_default();
+                let info = ModelInfo::of_resident(*resident, Some(facts));
+                LoadUpdate::Loaded(Box::new(ModelInfo { sessions, ..info }))
             }
         }))
     }
@@ -172,7 +203,22 @@ impl Load {
 
 impl Models {
     pub(super) fn new(engine: EngineHandle, catalog: ModelCatalog, auto_load: bool) -> Self {
-        Self { engine, catalog: Arc::new(catalog), auto_load, reading: Mutex::default() }
+        let (catalog, auto_load) = (RwLock::new(Arc::new(catalog)), AtomicBool::new(auto_load));
+        Self { engine, catalog, auto_load, reading: Mutex::default() }
+    }
+
+    /// Returns the models on disk.
+    fn catalog(&self) -> Arc<ModelCatalog> {
+        Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks for models elsewhere from now on; what is resident stays.
+    pub(super) fn look_in(&self, catalog: ModelCatalog) {
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+    }
+
+    pub(super) fn set_auto_load(&self, auto_load: bool) {
+        self.auto_load.store(auto_load, Ordering::Relaxed);
     }
 
     /// Returns the assets of a model: of the resident weights, else as the files are now.
@@ -182,7 +228,7 @@ impl Models {
         }
         // Those who wait find in the catalog what the first one read. It reads on when its caller leaves.
         let reading = self.reading(model).lock_owned().await;
-        let (catalog, model) = (Arc::clone(&self.catalog), model.clone());
+        let (catalog, model) = (self.catalog(), model.clone());
         blocking(move || {
             let _reading = reading;
             catalog.assets(&model)
@@ -202,7 +248,11 @@ impl Models {
             return Ok(lease);
         }
         let assets = self.assets(model).await?;
-        if self.auto_load { self.load(assets).await } else { Err(Error::ModelNotLoaded(model.clone())) }
+        if self.auto_load.load(Ordering::Relaxed) {
+            self.load(assets).await
+        } else {
+            Err(Error::ModelNotLoaded(model.clone()))
+        }
     }
 
     /// Loads a model whatever `auto_load` says.
@@ -218,7 +268,7 @@ impl Models {
 
     /// Refuses the name of an unknown model.
     pub(super) async fn check_exists(&self, model: &ModelName) -> Result<(), Error> {
-        let (catalog, model) = (Arc::clone(&self.catalog), model.clone());
+        let (catalog, model) = (self.catalog(), model.clone());
         blocking(move || catalog.resolve(&model).map(drop)).await
     }
 
@@ -233,7 +283,7 @@ impl Models {
             }
             (resident, _) => resident,
         };
-        let (catalog, name) = (Arc::clone(&self.catalog), model.clone());
+        let (catalog, name) = (self.catalog(), model.clone());
         let (folder, facts) = blocking(move || {
             let folder = catalog.resolve(&name)?;
             let facts = catalog.facts_of(&folder)?;
@@ -253,7 +303,7 @@ impl Models {
         let mut folders: Listed =
             resident.iter().map(|model| (model.model.to_string(), Ok(folder_of(model)))).collect();
         if !resident_only {
-            let catalog = Arc::clone(&self.catalog);
+            let catalog = self.catalog();
             for (name, found) in blocking(move || Ok(catalog.list())).await? {
                 folders.entry(name).or_insert(found);
             }
@@ -261,7 +311,7 @@ impl Models {
         let mut rest = folders.into_iter().skip_while(|(name, _)| name.as_str() <= after).peekable();
         let chosen: Vec<_> = rest.by_ref().take(size).collect();
         let next = rest.peek().and(chosen.last()).map(|(last, _)| last.clone());
-        let catalog = Arc::clone(&self.catalog);
+        let catalog = self.catalog();
         let described = blocking(move || Ok(facts_of(&catalog, chosen))).await?;
         let models = described.into_iter().map(|described| {
             let resident = resident.iter().find(|resident| resident.model.as_str() == described.name);
@@ -271,7 +321,7 @@ impl Models {
     }
 
     fn info(&self, described: Described, resident: Option<ResidentModel>) -> ModelInfo {
-        let Described { name, revision, facts, problem } = described;
+        let Described { name, revision, path, facts, problem } = described;
         match resident {
             Some(resident) => ModelInfo::of_resident(resident, facts),
             None => {
@@ -280,7 +330,7 @@ impl Models {
                     // Loaded since the engine was asked: described as it was then.
                     ModelState::Available | ModelState::Resident => ModelState::Available,
                 };
-                ModelInfo { name, revision, state, facts, problem, resident: None }
+                ModelInfo { name, revision, state, facts, problem, resident: None, sessions: 0, path }
             }
         }
     }
@@ -290,15 +340,16 @@ impl ModelInfo {
     /// Describes a resident model, whose folder may have changed or gone since.
     fn of_resident(resident: ResidentModel, facts: Option<ModelFacts>) -> Self {
         let (name, revision) = (resident.model.to_string(), resident.revision.clone());
-        let problem = String::new();
-        Self { name, revision, state: ModelState::Resident, facts, problem, resident: Some(resident) }
+        let (problem, path) = (String::new(), resident.path.clone());
+        let state = ModelState::Resident;
+        Self { name, revision, state, facts, problem, resident: Some(resident), sessions: 0, path }
     }
 }
 
 fn folder_of(resident: &ResidentModel) -> ModelFolder {
     ModelFolder {
         name: resident.model.to_string(),
-        path: std::path::PathBuf::new(),
+        path: PathBuf::new(),
         revision: resident.revision.clone(),
     }
 }
@@ -307,6 +358,7 @@ fn folder_of(resident: &ResidentModel) -> ModelFolder {
 struct Described {
     name: String,
     revision: String,
+    path: PathBuf,
     facts: Option<ModelFacts>,
     /// What is wrong with its files; empty if nothing.
     problem: String,
@@ -314,9 +366,9 @@ struct Described {
 
 impl Described {
     fn of(folder: ModelFolder, facts: Result<ModelFacts, Error>) -> Self {
-        let ModelFolder { name, revision, .. } = folder;
+        let ModelFolder { name, revision, path } = folder;
         let problem = facts.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        Self { name, revision, facts: facts.ok(), problem }
+        Self { name, revision, path, facts: facts.ok(), problem }
     }
 }
 
@@ -327,7 +379,13 @@ fn facts_of(catalog: &ModelCatalog, models: Vec<(String, Result<ModelFolder, Hub
             Ok(folder) => folder,
             Err(error) => {
                 let problem = error.into_error(&name.as_str().into()).to_string();
-                return Described { name, revision: String::new(), facts: None, problem };
+                return Described {
+                    name,
+                    revision: String::new(),
+                    path: PathBuf::new(),
+                    facts: None,
+                    problem,
+                };
             }
         };
         if folder.path.as_os_str().is_empty()

@@ -34,8 +34,17 @@ impl Service {
     /// The request is refused, its session was deleted meanwhile, or the engine is dead.
     pub async fn generate(&self, caller: &Caller, request: GenerateRequest) -> Result<Generation, Error> {
         let target = request.check(&self.limits)?;
-        let GenerateRequest { input, expected_token_count, sampling, stopping, output, priority, .. } =
-            request;
+        let GenerateRequest {
+            model: _,
+            input,
+            session: _,
+            expected_token_count,
+            sampling,
+            stopping,
+            output,
+            priority,
+            keep_alive,
+        } = request;
         let (model, mut turn, start) = match target {
             Target::Model(model) => (model, None, None),
             Target::Session { name, model } => {
@@ -62,7 +71,8 @@ impl Service {
         }
         let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority);
         let assets = Arc::clone(lease.assets());
-        Generation::start(self, Prepared { origin, assets, context, resolved, output, turn }, lease).await
+        let prepared = Prepared { origin, assets, context, resolved, output, turn, keep_alive };
+        Generation::start(self, prepared, lease).await
     }
 
     /// Returns the means to make the prompt of a caller's input; `text_field` is the path of a raw text.

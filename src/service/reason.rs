@@ -92,7 +92,7 @@ impl Reason {
             Error::NonFiniteLogits => Self::NonFiniteLogits,
             Error::Internal(_) => Self::Internal,
             Error::Unauthenticated => Self::Unauthenticated,
-            Error::PermissionDenied => Self::PermissionDenied,
+            Error::PermissionDenied | Error::OwnerOnly(_) => Self::PermissionDenied,
         }
     }
 }
@@ -140,7 +140,8 @@ impl Error {
             | Self::NonFiniteLogits
             | Self::Internal(_)
             | Self::Unauthenticated
-            | Self::PermissionDenied => None,
+            | Self::PermissionDenied
+            | Self::OwnerOnly(_) => None,
         }
     }
 
@@ -149,6 +150,7 @@ impl Error {
     pub fn metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::InvalidField { field, .. } => vec![("field", field.clone())],
+            Self::OwnerOnly(field) => vec![("field", (*field).to_owned())],
             Self::ContextOverflow { prompt_tokens, context_length } => vec![
                 ("prompt_tokens", prompt_tokens.to_string()),
                 ("context_length", context_length.to_string()),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::event::{TokenScore, Usage};
 use super::fields::{at_least_one, at_most, optional_model, session_name, within};
 use super::sampling::{SamplingOptions, StoppingOptions};
-use crate::engine::Priority;
+use crate::engine::{KeepAlive, Priority};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionName};
 use crate::limits::Limits;
@@ -34,6 +34,8 @@ pub struct GenerateRequest {
     pub output: OutputOptions,
     /// Order among waiting requests.
     pub priority: Priority,
+    /// How long the model stays after it; None leaves that as it is.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// The input of a request.

@@ -179,6 +179,18 @@ impl<H> SessionBook<H> {
         self.owners.iter().map(|owned| owned.entries.len()).sum()
     }
 
+    /// Returns the number of sessions of all owners by model.
+    #[must_use]
+    pub fn count_by_model(&self) -> BTreeMap<ModelName, usize> {
+        let mut counts = BTreeMap::new();
+        for owned in &self.owners {
+            for entry in owned.entries.values() {
+                *counts.entry(entry.session.model().clone()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// Removes expired sessions and returns their keys.
     #[must_use]
     pub fn sweep(&self) -> Vec<SessionKey> {

@@ -205,7 +205,7 @@ async fn load_shows_its_progress_and_its_result() {
 async fn a_dry_run_answers_with_its_exit_code() {
     let fake = FakeDaemon::start();
     let fits = run(&fake, &["load", "owner/large", "--dry-run"]);
-    assert_eq!(stdout(&fits), "owner/large fits: it needs 513 MiB, 7.45 GiB are free\n");
+    assert_eq!(stdout(&fits), "owner/large fits: it needs 513 MiB, 7.45 GiB are available\n");
     assert_eq!(fits.status.code(), Some(0));
     let too_large = run(&fake, &["load", "owner/huge", "--dry-run", "--json"]);
     assert_eq!(json(&too_large)["fits"], false);

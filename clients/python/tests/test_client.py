@@ -186,12 +186,18 @@ def test_model_calls_load_unload_describe_and_list(client, fake):
         compute_dtype="float32",
         kv_dtype="int8",
         quantize={"bits": 3, "group_size": 32},
+        keep_alive=-1,
+        pin=False,
         on_progress=seen.append,
     )
     assert info.name == MODEL
     assert [progress.done_bytes for progress in seen] == [0, 50, 100]
-    assert (fake.requests[-1].compute_dtype, fake.requests[-1].kv_dtype) == (1, 2)
-    assert (fake.requests[-1].quantize.bits, fake.requests[-1].quantize.group_size) == (3, 32)
+    asked = fake.requests[-1]
+    assert (asked.compute_dtype, asked.kv_dtype) == (1, 2)
+    assert (asked.quantize.bits, asked.quantize.group_size) == (3, 32)
+    assert asked.keep_alive.seconds == -1 and asked.HasField("pin") and not asked.pin
+    client.generate("a", model=MODEL, keep_alive=1.5)
+    assert fake.requests[-1].keep_alive.ToMilliseconds() == 1500
     assert client.validate_model(MODEL).fits
     assert client.unload_model(MODEL) == 538
     assert client.get_model("m").name == "m"

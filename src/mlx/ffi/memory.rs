@@ -34,6 +34,26 @@ pub(crate) fn address_limit() -> Option<u64> {
     limit.filter(|&limit| limit != libc::RLIM_INFINITY)
 }
 
+/// Returns the working set that the owner allows a Mac's GPU with `sysctl iogpu.wired_limit_mb`; None if it
+/// was left alone, and on other systems.
+pub(crate) fn wired_limit_bytes() -> Option<u64> {
+    #[cfg(target_os = "macos")]
+    {
+        // A number of 4 bytes, or of 8: both processors that run macOS put the low ones first.
+        let mut value = [0_u8; 8];
+        let mut length = value.len();
+        let to = value.as_mut_ptr().cast();
+        // SAFETY: the name ends with a zero, and at most `length` bytes are written to `value`.
+        let status = unsafe {
+            libc::sysctlbyname(c"iogpu.wired_limit_mb".as_ptr(), to, &raw mut length, ptr::null_mut(), 0)
+        };
+        let megabytes = u64::from_le_bytes(value);
+        (status == 0 && megabytes > 0).then(|| megabytes.saturating_mul(1 << 20))
+    }
+    #[cfg(not(target_os = "macos"))]
+    None
+}
+
 /// Returns the bytes of `wanted` that the system would give, to a power of two below it; all if it gives all.
 /// Nothing is kept, and no page is touched.
 pub(crate) fn available(wanted: u64) -> u64 {

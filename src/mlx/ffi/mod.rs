@@ -17,7 +17,7 @@ use mlx_rs::{Array, Stream};
 use mlx_sys::mlx_array;
 
 pub(crate) use cuda::{CudaKernel, CudaLaunch, on_cuda};
-pub(crate) use memory::{address_limit, available, trim_heap};
+pub(crate) use memory::{address_limit, available, trim_heap, wired_limit_bytes};
 pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
     instruction_set, instruction_sets, leave_products_to_blas, limit_threads, use_instruction_set,

@@ -142,7 +142,7 @@ def test_the_budget_refuses_with_numbers(fresh: tuple[Daemon, Wire], tiny_root: 
         assert int(refusal.failure.metadata["available_bytes"]) <= too_small
     for_one = max(needed.values()) + min(needed.values()) // 2
     with Daemon([tiny_root], {"memory_budget_bytes": for_one}) as daemon, daemon.wire() as one:
-        one.load("tiny")
+        one.load("tiny", pin=True)
         with refused("RESOURCE_EXHAUSTED", "MEMORY_BUDGET") as refusal:
             one.load("other")
         assert int(refusal.failure.metadata["needed_bytes"]) > int(

@@ -16,7 +16,7 @@ use crate::daemon::raw::{
 };
 
 /// A daemon that serves TCP too, with the token "secret".
-async fn on_tcp(change: impl FnOnce(&mut Config)) -> (Daemon, tempfile::TempDir) {
+pub async fn on_tcp(change: impl FnOnce(&mut Config)) -> (Daemon, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "secret").unwrap();
@@ -29,7 +29,7 @@ async fn on_tcp(change: impl FnOnce(&mut Config)) -> (Daemon, tempfile::TempDir)
     (daemon.await, folder)
 }
 
-async fn client(daemon: &Daemon, token: &str) -> Client {
+pub async fn client(daemon: &Daemon, token: &str) -> Client {
     let address = Some(format!("http://{}", daemon.bound.tcp.unwrap()).parse().unwrap());
     let token = Some(BearerToken::new(token));
     Client::connect_with(ConnectOptions { address, token, ..ConnectOptions::default() }).await.unwrap()

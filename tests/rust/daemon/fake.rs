@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use mlxd::engine::{
     Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats, Finish, Fit,
     GenerateEvent, GenerateWork, Generated, KeepAlive, LoadEvent, LoadSpec, LoadWork, ModelTable, Pulse,
-    ResidentModel, ScoreWork, Scored, Tenancy, TokenLogprobs,
+    ResidencySettings, ResidentModel, ScoreWork, Scored, Stay, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
 use mlxd::ids::{ConnectionId, ModelName, SessionKey};
@@ -40,6 +40,10 @@ struct State {
     clients: Vec<String>,
     connections: Vec<ConnectionId>,
     forgotten: Vec<SessionKey>,
+    stays: Vec<Stay>,
+    keep_alives: Vec<Option<KeepAlive>>,
+    configured: Vec<ResidencySettings>,
+    fit: Option<Fit>,
     loads: usize,
     cancelled: usize,
     orphaned: usize,
@@ -111,6 +115,31 @@ impl Fake {
         self.state.lock().unwrap().cancelled
     }
 
+    /// What each load said about the model's stay.
+    pub fn stays(&self) -> Vec<Stay> {
+        self.state.lock().unwrap().stays.clone()
+    }
+
+    /// What each generation said about it.
+    pub fn keep_alives(&self) -> Vec<Option<KeepAlive>> {
+        self.state.lock().unwrap().keep_alives.clone()
+    }
+
+    /// The configurations that were taken over.
+    pub fn configured(&self) -> Vec<ResidencySettings> {
+        self.state.lock().unwrap().configured.clone()
+    }
+
+    /// Answers so whether a model would fit.
+    pub fn set_fit(&self, fit: Fit) {
+        self.state.lock().unwrap().fit = Some(fit);
+    }
+
+    /// Returns the number of leases of a model.
+    pub fn leases(&self, model: &str) -> u32 {
+        self.state.lock().unwrap().resident[&model.into()].1.leases()
+    }
+
     /// Returns the number of turns that ended because their session was deleted.
     pub fn orphaned(&self) -> usize {
         self.state.lock().unwrap().orphaned
@@ -142,6 +171,7 @@ impl Fake {
                 state.contexts.push(generation.prompt.tokens.to_vec());
                 state.clients.push(generation.origin.owner.client.to_string());
                 state.connections.push(generation.origin.owner.connection);
+                state.keep_alives.push(generation.keep_alive);
                 let resident = state.resident.get(generation.model.model());
                 let known = resident.is_some_and(|(_, tenancy)| tenancy.granted(&generation.model));
                 work.spawn(self.clone().generate(*generation, known));
@@ -150,8 +180,9 @@ impl Fake {
                 state.contexts.push(scoring.prompt.tokens.to_vec());
                 score(*scoring);
             }
-            Command::Load(LoadWork { spec, stay: _, wants_lease, events }) => {
+            Command::Load(LoadWork { spec, stay, wants_lease, events }) => {
                 state.loads += 1;
+                state.stays.push(stay);
                 let loaded = resident(&spec);
                 let tenancy = Tenancy::new(spec.assets.clone());
                 let (door, lease) = (tenancy.door(), wants_lease.then(|| tenancy.lease()));
@@ -166,9 +197,9 @@ impl Fake {
             }
             Command::Fits(_, reply) => {
                 let fit = Fit { needed_bytes: 8, available_bytes: 1000, ..Fit::default() };
-                drop(reply.send(Ok(fit)));
+                drop(reply.send(Ok(state.fit.clone().unwrap_or(fit))));
             }
-            Command::Configure(_) => {}
+            Command::Configure(settings) => state.configured.push(*settings),
             Command::Unload(model, reply) => {
                 let gone = state.resident.remove(&model);
                 self.publish(&state);

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use mlxd::clock::SystemClock;
 use mlxd::config::{Config, Overrides};
-use mlxd::daemon::{self, Bound, DaemonError};
+use mlxd::daemon::{self, Bound, Control, DaemonError};
 use mlxd_client::Client;
 use mlxd_client::v1::GenerateRequest;
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
@@ -25,6 +25,8 @@ pub struct Daemon {
     pub client: Client,
     pub bound: Bound,
     pub folder: TempDir,
+    /// Configurations to take over.
+    pub reloads: mpsc::Sender<Config>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), DaemonError>>,
 }
@@ -42,14 +44,15 @@ impl Daemon {
         let (engine, handle) = Fake::start(config.engine);
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
+        let (reloads, receiver) = mpsc::channel(1);
         let task = tokio::spawn(async move {
-            let stop = async { drop(stopped.await) };
+            let control = Control { stop: async { drop(stopped.await) }, reloads: receiver };
             let ready = |bound: &Bound| drop(ready.send(bound.clone()));
-            daemon::serve(handle, &config, Arc::new(SystemClock::new()), stop, ready).await
+            daemon::serve(handle, &config, Arc::new(SystemClock::new()), control, ready).await
         });
         let bound = bound.await.expect("the daemon starts");
         let client = Client::connect(&format!("unix://{}", bound.socket.display())).await.unwrap();
-        Self { engine, client, bound, folder, stop: Some(stop), task }
+        Self { engine, client, bound, folder, reloads, stop: Some(stop), task }
     }
 
     /// A connection without the client's conveniences.
@@ -102,4 +105,9 @@ pub fn prompt(text: &str) -> GenerateRequest {
 /// A chat turn in a session, which names the model.
 pub fn turn(session: &str, text: &str) -> GenerateRequest {
     GenerateRequest { session: session.into(), ..GenerateRequest::chat(text) }
+}
+
+/// The control of a daemon that is never stopped.
+pub fn unstopped() -> Control<std::future::Pending<()>> {
+    Control { stop: std::future::pending(), reloads: mpsc::channel(1).1 }
 }

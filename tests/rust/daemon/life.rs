@@ -16,7 +16,7 @@ use tonic_reflection::pb::v1alpha;
 use tonic_types::StatusExt;
 
 use crate::daemon::fake::{ANSWER, Fake};
-use crate::daemon::harness::{Daemon, MODEL, config, prompt};
+use crate::daemon::harness::{Daemon, MODEL, config, prompt, unstopped};
 
 impl Daemon {
     pub async fn raw(&self) -> ServerServiceClient<Channel> {
@@ -215,8 +215,7 @@ async fn a_live_daemons_socket_is_not_taken_over() {
     let (_fake, handle) = Fake::start(config(&daemon.folder).engine);
     let clock = std::sync::Arc::new(mlxd::clock::SystemClock::new());
     let second =
-        daemon::serve(handle, &config(&daemon.folder), clock, std::future::pending(), |_| panic!("ready"))
-            .await;
+        daemon::serve(handle, &config(&daemon.folder), clock, unstopped(), |_| panic!("ready")).await;
     assert!(matches!(second, Err(DaemonError::Locked { .. })));
     daemon.client.generate(prompt("a")).await.unwrap();
 }
@@ -230,7 +229,7 @@ async fn a_configured_model_is_loaded_at_the_start_or_the_start_fails() {
     config.models = vec!["nobody".into()];
     let (_fake, handle) = Fake::start(config.engine);
     let clock = std::sync::Arc::new(mlxd::clock::SystemClock::new());
-    let failed = daemon::serve(handle, &config, clock, std::future::pending(), |_| panic!("ready")).await;
+    let failed = daemon::serve(handle, &config, clock, unstopped(), |_| panic!("ready")).await;
     assert!(matches!(failed, Err(DaemonError::Preload { .. })));
 }
 
@@ -245,6 +244,6 @@ async fn a_token_file_that_others_can_read_is_refused() {
     config.token_file = Some(token);
     let (_fake, handle) = Fake::start(config.engine);
     let clock = std::sync::Arc::new(mlxd::clock::SystemClock::new());
-    let failed = daemon::serve(handle, &config, clock, std::future::pending(), |_| panic!("ready")).await;
+    let failed = daemon::serve(handle, &config, clock, unstopped(), |_| panic!("ready")).await;
     assert!(matches!(failed, Err(DaemonError::Token { .. })));
 }

@@ -14,4 +14,5 @@ mod models;
 mod neighbours;
 mod raw;
 mod sessions;
+mod stays;
 mod templates;

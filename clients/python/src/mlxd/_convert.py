@@ -118,6 +118,9 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         request.output.return_token_ids = True
     if "priority" in given:
         request.priority = _enum(pb.Priority, "priority", given["priority"])
+    keep_alive = duration(given.get("keep_alive"), "keep_alive")
+    if keep_alive is not None:
+        request.keep_alive.CopyFrom(keep_alive)
     if "expected_token_count" in given:
         _set(request, "expected_token_count", given["expected_token_count"])
 

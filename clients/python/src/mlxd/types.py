@@ -102,7 +102,10 @@ class CallOptions(TypedDict, total=False):
 
 
 class GenerateOptions(CallOptions, total=False):
-    """Options of a generation, as mlxd/v1/inference.proto documents them. None is unset."""
+    """Options of a generation, as mlxd/v1/inference.proto documents them. None is unset.
+
+    `keep_alive` is in seconds; negative is forever.
+    """
 
     temperature: float | None
     top_p: float | None
@@ -128,6 +131,7 @@ class GenerateOptions(CallOptions, total=False):
     template_arguments: Mapping[str, Any] | None
     expected_token_count: int | None
     priority: Priority | None
+    keep_alive: float | None
 
 
 @dataclass(frozen=True)

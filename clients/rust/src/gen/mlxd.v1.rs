@@ -35,14 +35,17 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION: the model has no chat template; metadata model.
     NoChatTemplate = 14,
     /// FAILED_PRECONDITION: the model is larger than the whole memory budget;
-    /// metadata model, needed_bytes, available_bytes.
+    /// metadata as of MEMORY_BUDGET.
     ModelTooLarge = 15,
     /// FAILED_PRECONDITION: requests for the model are running or queued; metadata
     /// model, running.
     ModelBusy = 16,
-    /// RESOURCE_EXHAUSTED + QuotaFailure: the model does not fit beside the
-    /// resident ones; or, + RetryInfo, the device has no memory for the request's KV
-    /// cache now. Metadata needed_bytes, available_bytes, and model for a load.
+    /// RESOURCE_EXHAUSTED + QuotaFailure: the model does not fit beside those that
+    /// are in use or pinned; RetryInfo if only those in use are in the way. Metadata
+    /// model, needed_bytes, available_bytes (with what evictions would free),
+    /// budget_bytes, rule (for people), in_the_way (models that would have to go,
+    /// separated by commas). Or, + RetryInfo, the device has no memory for the
+    /// request's KV cache now; metadata needed_bytes, available_bytes.
     MemoryBudget = 17,
     /// UNAVAILABLE + RetryInfo: the model was unloaded, or its load undone, while
     /// the request waited for it; metadata model.
@@ -219,6 +222,11 @@ pub struct GenerateRequest {
     /// Scheduling class; default PRIORITY_NORMAL.
     #[prost(enumeration = "Priority", tag = "10")]
     pub priority: i32,
+    /// How long the model stays in memory after its last use from now on, at most
+    /// model_keep_alive_max; 0 unloads it after use, a negative duration keeps it
+    /// forever. Unset leaves that as it is. A pinned model stays in any case.
+    #[prost(message, optional, tag = "11")]
+    pub keep_alive: ::core::option::Option<::prost_types::Duration>,
     /// The text, tokens or messages to continue. In a session, only those that this
     /// turn adds. Required; an input without tokens is EMPTY_PROMPT.
     #[prost(oneof = "generate_request::Input", tags = "2, 3, 4")]
@@ -1084,7 +1092,8 @@ pub struct LoadModelRequest {
     /// under a model root. Required.
     #[prost(string, tag = "1")]
     pub model: ::prost::alloc::string::String,
-    /// Only reports whether the model would fit; loads nothing. Default false.
+    /// Only reports whether the model would fit and what would be evicted; loads
+    /// nothing. Default false.
     #[prost(bool, tag = "2")]
     pub validate_only: bool,
     /// Number format to compute with.
@@ -1093,6 +1102,17 @@ pub struct LoadModelRequest {
     /// Number format of the KV cache.
     #[prost(enumeration = "KvDtype", tag = "4")]
     pub kv_dtype: i32,
+    /// How long the model stays in memory after its last use, at most
+    /// model_keep_alive_max; 0 unloads it after use, a negative duration keeps it
+    /// forever. Unset leaves the stay of a resident model as it is, and gives others the
+    /// configured one.
+    #[prost(message, optional, tag = "5")]
+    pub keep_alive: ::core::option::Option<::prost_types::Duration>,
+    /// Whether the model is pinned: neither evicted nor unloaded with time, only by
+    /// UnloadModel. Unset leaves it as it is, or as configured. Only on the unix
+    /// socket (else PERMISSION_DENIED): who pins takes memory from everybody.
+    #[prost(bool, optional, tag = "6")]
+    pub pin: ::core::option::Option<bool>,
     /// Quantizes matrices that are stored as floats while they are read, with the
     /// numbers that `mlxd convert` would write; the model then loads as if it were
     /// stored so. Unset: as stored. MODEL_UNSUPPORTED if a recipe does not fit.
@@ -1100,7 +1120,7 @@ pub struct LoadModelRequest {
     pub quantize: ::core::option::Option<QuantizeOptions>,
 }
 /// One event of a load.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LoadModelResponse {
     /// Kind of the event.
     #[prost(oneof = "load_model_response::Event", tags = "1, 2, 3")]
@@ -1109,7 +1129,7 @@ pub struct LoadModelResponse {
 /// Nested message and enum types in `LoadModelResponse`.
 pub mod load_model_response {
     /// Kind of the event.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
         /// The load has progressed.
         #[prost(message, tag = "1")]
@@ -1143,17 +1163,40 @@ pub struct ModelLoaded {
     pub model: ::core::option::Option<ModelInfo>,
 }
 /// Result of LoadModel with validate_only.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LoadValidated {
     /// Whether the load would be admitted now.
     #[prost(bool, tag = "1")]
     pub fits: bool,
-    /// Bytes that the load needs.
+    /// Bytes that the load needs, with room for the KV cache of a first request; 0
+    /// for a resident model.
     #[prost(uint64, tag = "2")]
     pub needed_bytes: u64,
-    /// Bytes of the memory budget that are available to it.
+    /// Bytes of the memory budget that are available to it, those that evictions free
+    /// included.
     #[prost(uint64, tag = "3")]
     pub available_bytes: u64,
+    /// Models that would be evicted before the load begins, in this order.
+    #[prost(message, repeated, tag = "4")]
+    pub evictions: ::prost::alloc::vec::Vec<Eviction>,
+    /// The rule that refuses the load, such as "larger than the whole budget",
+    /// "pinned models hold 8000000000 bytes" or "models in use hold 8000000000
+    /// bytes"; empty if it fits.
+    #[prost(string, tag = "5")]
+    pub rule: ::prost::alloc::string::String,
+    /// The whole memory budget, in bytes.
+    #[prost(uint64, tag = "6")]
+    pub budget_bytes: u64,
+}
+/// A model that a load would evict.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Eviction {
+    /// Name of the model.
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// Memory that this frees: weights and KV caches, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
 }
 /// Request of UnloadModel.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1270,6 +1313,23 @@ pub struct ModelInfo {
     /// them whole; empty if nothing is known to be wrong.
     #[prost(string, tag = "19")]
     pub problem: ::prost::alloc::string::String,
+    /// Whether it is pinned: neither evicted nor unloaded with time.
+    #[prost(bool, tag = "20")]
+    pub pinned: bool,
+    /// How long it stays in memory after its last use; negative is forever. Unset
+    /// unless resident.
+    #[prost(message, optional, tag = "21")]
+    pub keep_alive: ::core::option::Option<::prost_types::Duration>,
+    /// Time at which it is unloaded if nobody uses it from now on; unset if it stays,
+    /// or is not resident.
+    #[prost(message, optional, tag = "22")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Number of sessions that are bound to it, of all principals.
+    #[prost(uint32, tag = "23")]
+    pub session_count: u32,
+    /// Folder of its files; empty if it is unknown.
+    #[prost(string, tag = "24")]
+    pub path: ::prost::alloc::string::String,
 }
 /// Number format of a model's computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1593,8 +1653,10 @@ pub mod model_service_client {
             self
         }
         /// Makes a model resident; streams `progress`, then exactly one `loaded`, which
-        /// comes immediately for a model that is already resident. Cancelling the call
-        /// does not stop a load that other requests wait for.
+        /// comes immediately for a model that is already resident. Idle models are evicted
+        /// for it before the load begins, the least recently used first, unless they are
+        /// pinned. Calls for the same model share one load; cancelling the call stops it
+        /// only if no other request waits for it.
         pub async fn load_model(
             &mut self,
             request: impl tonic::IntoRequest<super::LoadModelRequest>,
@@ -1852,6 +1914,15 @@ pub struct GetStatsResponse {
     /// Requests refused at admission.
     #[prost(uint64, tag = "18")]
     pub refused_total: u64,
+    /// Loads of models that were begun.
+    #[prost(uint64, tag = "30")]
+    pub loads_total: u64,
+    /// Models evicted for another, or because the memory budget became smaller.
+    #[prost(uint64, tag = "31")]
+    pub evictions_total: u64,
+    /// Models unloaded because nobody had used them for their keep_alive.
+    #[prost(uint64, tag = "32")]
+    pub expirations_total: u64,
 }
 /// Memory use of the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -34,7 +34,12 @@ impl ModelService for Fake {
         let events = if request.validate_only {
             let fits = request.model != "owner/huge";
             let needed_bytes = if fits { 538_060_032 } else { 64_000_000_000 };
-            vec![Event::Validated(LoadValidated { fits, needed_bytes, available_bytes: 8_000_000_000 })]
+            vec![Event::Validated(LoadValidated {
+                fits,
+                needed_bytes,
+                available_bytes: 8_000_000_000,
+                ..LoadValidated::default()
+            })]
         } else {
             let mut info = self.model(&request.model)?;
             info.state = ModelState::Resident.into();

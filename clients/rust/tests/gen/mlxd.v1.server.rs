@@ -388,8 +388,10 @@ pub mod model_service_server {
             + std::marker::Send
             + 'static;
         /// Makes a model resident; streams `progress`, then exactly one `loaded`, which
-        /// comes immediately for a model that is already resident. Cancelling the call
-        /// does not stop a load that other requests wait for.
+        /// comes immediately for a model that is already resident. Idle models are evicted
+        /// for it before the load begins, the least recently used first, unless they are
+        /// pinned. Calls for the same model share one load; cancelling the call stops it
+        /// only if no other request waits for it.
         async fn load_model(
             &self,
             request: tonic::Request<::mlxd_client::v1::LoadModelRequest>,

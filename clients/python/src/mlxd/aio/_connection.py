@@ -237,6 +237,8 @@ class AsyncConnection:
         compute_dtype: ComputeDtype | None = None,
         kv_dtype: KvDtype | None = None,
         quantize: Quantize | None = None,
+        keep_alive: float | None = None,
+        pin: bool | None = None,
         on_progress: Callable[[LoadProgress], object] | None = None,
         **options: Unpack[CallOptions],
     ) -> ModelInfo:
@@ -247,11 +249,20 @@ class AsyncConnection:
             compute_dtype: None is the daemon's policy.
             kv_dtype: element type of the KV cache; None is the daemon's setting.
             quantize: how matrices that are stored as floats are quantized while they are read.
+            keep_alive: seconds that it stays after its last use; negative is forever, None
+                leaves it as it is or as configured.
+            pin: whether it is neither evicted nor unloaded with time; None leaves that as it is.
             on_progress: called with each LoadProgress event.
             options: options of the call.
         """
         async with self.load_model_events(
-            model, compute_dtype=compute_dtype, kv_dtype=kv_dtype, quantize=quantize, **options
+            model,
+            compute_dtype=compute_dtype,
+            kv_dtype=kv_dtype,
+            quantize=quantize,
+            keep_alive=keep_alive,
+            pin=pin,
+            **options,
         ) as events:
             async for event in events:
                 if isinstance(event, ModelLoaded):
@@ -267,6 +278,8 @@ class AsyncConnection:
         compute_dtype: ComputeDtype | None = None,
         kv_dtype: KvDtype | None = None,
         quantize: Quantize | None = None,
+        keep_alive: float | None = None,
+        pin: bool | None = None,
         validate_only: bool = False,
         **options: Unpack[CallOptions],
     ) -> AsyncStream[LoadEvent]:
@@ -278,6 +291,8 @@ class AsyncConnection:
             compute_dtype=convert.compute_dtype(compute_dtype),
             kv_dtype=convert.kv_dtype(kv_dtype),
             quantize=convert.quantize(quantize),
+            keep_alive=convert.duration(keep_alive, "keep_alive"),
+            pin=pin,
         )
         call = self._start(self._stubs.model.LoadModel, request, options)
         return AsyncStream(call, options.get("request_id"), self.address)

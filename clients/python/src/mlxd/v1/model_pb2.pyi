@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -91,18 +92,22 @@ class QuantizeOptions(_message.Message):
     def __init__(self, bits: _Optional[int] = ..., group_size: _Optional[int] = ..., mode: _Optional[_Union[QuantMode, str]] = ..., recipe: _Optional[_Union[QuantRecipe, str]] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("model", "validate_only", "compute_dtype", "kv_dtype", "quantize")
+    __slots__ = ("model", "validate_only", "compute_dtype", "kv_dtype", "keep_alive", "pin", "quantize")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     KV_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
     QUANTIZE_FIELD_NUMBER: _ClassVar[int]
     model: str
     validate_only: bool
     compute_dtype: ComputeDtype
     kv_dtype: KvDtype
+    keep_alive: _duration_pb2.Duration
+    pin: bool
     quantize: QuantizeOptions
-    def __init__(self, model: _Optional[str] = ..., validate_only: bool = ..., compute_dtype: _Optional[_Union[ComputeDtype, str]] = ..., kv_dtype: _Optional[_Union[KvDtype, str]] = ..., quantize: _Optional[_Union[QuantizeOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., validate_only: bool = ..., compute_dtype: _Optional[_Union[ComputeDtype, str]] = ..., kv_dtype: _Optional[_Union[KvDtype, str]] = ..., keep_alive: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pin: bool = ..., quantize: _Optional[_Union[QuantizeOptions, _Mapping]] = ...) -> None: ...
 
 class LoadModelResponse(_message.Message):
     __slots__ = ("progress", "loaded", "validated")
@@ -131,14 +136,28 @@ class ModelLoaded(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class LoadValidated(_message.Message):
-    __slots__ = ("fits", "needed_bytes", "available_bytes")
+    __slots__ = ("fits", "needed_bytes", "available_bytes", "evictions", "rule", "budget_bytes")
     FITS_FIELD_NUMBER: _ClassVar[int]
     NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     fits: bool
     needed_bytes: int
     available_bytes: int
-    def __init__(self, fits: bool = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ...) -> None: ...
+    evictions: _containers.RepeatedCompositeFieldContainer[Eviction]
+    rule: str
+    budget_bytes: int
+    def __init__(self, fits: bool = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., evictions: _Optional[_Iterable[_Union[Eviction, _Mapping]]] = ..., rule: _Optional[str] = ..., budget_bytes: _Optional[int] = ...) -> None: ...
+
+class Eviction(_message.Message):
+    __slots__ = ("model", "bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    bytes: int
+    def __init__(self, model: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class UnloadModelRequest(_message.Message):
     __slots__ = ("model",)
@@ -183,7 +202,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "revision", "state", "architecture", "context_length", "vocabulary_size", "parameter_count", "stored_as", "computes_in", "file_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "kv_bytes_per_token", "running_sequences", "queued_sequences", "load_time", "last_use_time", "problem")
+    __slots__ = ("name", "revision", "state", "architecture", "context_length", "vocabulary_size", "parameter_count", "stored_as", "computes_in", "file_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "kv_bytes_per_token", "running_sequences", "queued_sequences", "load_time", "last_use_time", "problem", "pinned", "keep_alive", "expire_time", "session_count", "path")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +222,11 @@ class ModelInfo(_message.Message):
     LOAD_TIME_FIELD_NUMBER: _ClassVar[int]
     LAST_USE_TIME_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SESSION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     state: ModelState
@@ -222,4 +246,9 @@ class ModelInfo(_message.Message):
     load_time: _timestamp_pb2.Timestamp
     last_use_time: _timestamp_pb2.Timestamp
     problem: str
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., stored_as: _Optional[str] = ..., computes_in: _Optional[str] = ..., file_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+    pinned: bool
+    keep_alive: _duration_pb2.Duration
+    expire_time: _timestamp_pb2.Timestamp
+    session_count: int
+    path: str
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameter_count: _Optional[int] = ..., stored_as: _Optional[str] = ..., computes_in: _Optional[str] = ..., file_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., load_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., problem: _Optional[str] = ..., pinned: bool = ..., keep_alive: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., session_count: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...

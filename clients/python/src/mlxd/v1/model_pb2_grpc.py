@@ -63,8 +63,10 @@ class ModelServiceServicer(object):
 
     def LoadModel(self, request, context):
         """Makes a model resident; streams `progress`, then exactly one `loaded`, which
-        comes immediately for a model that is already resident. Cancelling the call
-        does not stop a load that other requests wait for.
+        comes immediately for a model that is already resident. Idle models are evicted
+        for it before the load begins, the least recently used first, unless they are
+        pinned. Calls for the same model share one load; cancelling the call stops it
+        only if no other request waits for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

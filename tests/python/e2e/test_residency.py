@@ -1,0 +1,269 @@
+"""Which models are in memory: who makes room for whom, how long models stay, what they give back."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from daemon import Daemon, wait_for
+from mlxd.v1 import inference_pb2, model_pb2, server_pb2
+from wire import CALL_S, Wire, refused
+
+CLIENTS = 16
+CYCLES = 100
+# The first cycles fill allocators' and the interpreter's pools.
+SETTLED = 20
+MIB = 1 << 20
+# Of a small model, what a step computes with and a first KV cache.
+WORKING_BYTES = 8 * MIB
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with three models of the same size, each of four shards."""
+    pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
+    from checkpoints import Checkpoint, build
+
+    root = tmp_path_factory.mktemp("residency")
+    size = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8}
+    for seed, name in enumerate(NAMES):
+        build(Checkpoint(name, size, shards=4), root, seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(root: Path) -> int:
+    """The bytes of one model's weights, which compute as they are stored."""
+    return sum(file.stat().st_size for file in (root / "a").glob("*.safetensors"))
+
+
+@pytest.fixture
+def daemon(root: Path) -> Iterator[Daemon]:
+    """A daemon without resident models."""
+    with Daemon([root]) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def wire(daemon: Daemon) -> Iterator[Wire]:
+    """A connection to it."""
+    with daemon.wire() as wire:
+        yield wire
+
+
+def models(wire: Wire) -> list[str]:
+    """Returns the names of the resident models."""
+    request = model_pb2.ListModelsRequest(resident_only=True)
+    return [model.name for model in wire.models.ListModels(request, timeout=CALL_S).models]
+
+
+def seconds(count: float) -> Duration:
+    """Makes a duration."""
+    duration = Duration()
+    duration.FromNanoseconds(round(count * 1e9))
+    return duration
+
+
+def test_the_right_model_goes_before_the_next_load_begins(root: Path, weights: int) -> None:
+    shard = max(file.stat().st_size for file in (root / "a").glob("*.safetensors"))
+    budget = 2 * weights + WORKING_BYTES
+    config = {"memory_budget_bytes": budget}
+    with Daemon([root], config) as daemon, daemon.wire() as wire:
+        wire.load("b", pin=True)
+        seen = []
+        for name in ["a", "c", "a", "b", "c"]:
+            wire.generate(name, [5, 6, 7], max_tokens=3)
+            seen.append(models(wire))
+        assert seen == [["a", "b"], ["b", "c"], ["a", "b"], ["a", "b"], ["b", "c"]]
+        stats = wire.stats()
+        assert (stats.loads_total, stats.evictions_total) == (5, 3)
+        assert stats.memory.mlx_peak_bytes <= budget + shard
+        validated = wire.load("a", validate_only=True)[0].validated
+        assert validated.fits and [gone.model for gone in validated.evictions] == ["c"]
+        assert validated.evictions[0].bytes >= weights * 0.99
+        wire.load("c", pin=True)
+        verdict = wire.load("a", validate_only=True)[0].validated
+        assert not verdict.fits and verdict.rule.startswith("pinned models hold "), verdict
+        with refused("RESOURCE_EXHAUSTED", "MEMORY_BUDGET") as refusal:
+            wire.load("a")
+        assert refusal.failure.metadata["in_the_way"] == "b"
+        assert not refusal.failure.has_retry_info
+
+
+def test_a_model_in_use_is_not_evicted_and_the_refusal_says_so(root: Path, weights: int) -> None:
+    # What the stream may still grow by leaves no room for another model.
+    config = {"memory_budget_bytes": weights + 40 * MIB}
+    with Daemon([root], config) as daemon, daemon.wire() as wire:
+        stream = wire.stream("a", [5, 6, 7], max_tokens=1500)
+        next(stream)
+        with refused("RESOURCE_EXHAUSTED", "MEMORY_BUDGET") as refusal:
+            wire.generate("b", [5], max_tokens=1)
+        assert refusal.failure.metadata["in_the_way"] == "a"
+        assert refusal.failure.metadata["rule"].startswith("models in use hold ")
+        assert refusal.failure.has_retry_info
+        stream.cancel()
+        wait_for(lambda: wire.stats().running_sequences == 0, "the stream has ended")
+        wire.generate("b", [5], max_tokens=1)
+        assert "b" in models(wire)
+
+
+def test_what_never_fits_is_refused_at_once_with_the_budget(root: Path, weights: int) -> None:
+    config = {"memory_budget_bytes": weights // 2}
+    with Daemon([root], config) as daemon, daemon.wire() as wire:
+        with refused("FAILED_PRECONDITION", "MODEL_TOO_LARGE") as refusal:
+            wire.load("a")
+        metadata = refusal.failure.metadata
+        assert metadata["budget_bytes"] == str(weights // 2)
+        assert metadata["rule"] == "larger than the whole budget"
+        assert wire.stats().loads_total == 0
+
+
+def read_bytes(daemon: Daemon) -> int:
+    """Returns the bytes that the process has read from files."""
+    assert daemon.process is not None
+    lines = Path(f"/proc/{daemon.process.pid}/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+def test_sixteen_who_load_at_once_read_the_files_once(
+    daemon: Daemon, wire: Wire, weights: int
+) -> None:
+    def load(_: int) -> list[Any]:
+        with daemon.wire() as own:
+            return own.load("a")
+
+    for round_ in (1, 2):
+        before = read_bytes(daemon)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            loads = list(pool.map(load, range(CLIENTS)))
+        assert [events[-1].WhichOneof("event") for events in loads] == ["loaded"] * CLIENTS
+        assert wire.stats().loads_total == round_
+        assert read_bytes(daemon) - before < 1.5 * weights
+        wire.unload("a")
+
+
+def test_an_expired_model_is_loaded_once_for_all_who_come_next(daemon: Daemon, wire: Wire) -> None:
+    wire.generate("a", [5], max_tokens=1, keep_alive=seconds(0))
+    wait_for(lambda: not models(wire), "it is unloaded after use")
+    assert wire.stats().expirations_total == 1
+
+    def generate(seed: int) -> int:
+        with daemon.wire() as own:
+            return len(own.generate("a", [5 + seed], max_tokens=2).token_ids)
+
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(generate, range(10))) == [2] * 10
+    assert wire.stats().loads_total == 2
+
+
+def test_an_idle_model_goes_when_its_time_is_over_though_nobody_calls(root: Path) -> None:
+    with Daemon([root], {"model_keep_alive": "1s"}) as daemon, daemon.wire() as wire:
+        wire.generate("a", [5], max_tokens=1)
+        wait_for(lambda: "unloaded: nobody has used it" in daemon.log, "it expires")
+        assert models(wire) == []
+        shown = {}
+        for name, time_s in (("b", -1), ("c", 600)):
+            wire.generate(name, [5], max_tokens=1, keep_alive=seconds(time_s))
+            request = model_pb2.GetModelRequest(model=name)
+            shown[name] = wire.models.GetModel(request, timeout=CALL_S).model
+            assert shown[name].keep_alive.seconds == time_s and not shown[name].pinned
+        assert not shown["b"].HasField("expire_time")
+        assert shown["c"].expire_time.seconds > 0
+
+
+def test_questions_wake_no_model(daemon: Daemon, wire: Wire) -> None:
+    wire.stats()
+    daemon.healthy()
+    wire.models.GetModel(model_pb2.GetModelRequest(model="a"), timeout=CALL_S)
+    wire.models.ListModels(model_pb2.ListModelsRequest(), timeout=CALL_S)
+    wire.server.Capabilities(server_pb2.CapabilitiesRequest(models=NAMES), timeout=CALL_S)
+    count = inference_pb2.CountTokensRequest(model="a", prompt="one two")
+    wire.inference.CountTokens(count, timeout=CALL_S)
+    wire.load("a", validate_only=True)
+    assert (wire.stats().loads_total, models(wire)) == (0, [])
+
+
+def test_a_load_ends_with_the_last_who_waits(daemon: Daemon, wire: Wire) -> None:
+    start = wire.stats().memory.mlx_active_bytes
+    request = model_pb2.LoadModelRequest(model="a")
+    call = wire.models.LoadModel(request, timeout=CALL_S)
+    next(call)
+    call.cancel()
+    # It was stopped on its way, or had just ended.
+    wait_for(
+        lambda: "nobody waits" in daemon.log or models(wire) == ["a"], "the load ends or is stopped"
+    )
+    if not models(wire):
+        wait_for(lambda: wire.stats().memory.mlx_active_bytes == start, "nothing is left of it")
+    wire.generate("a", [5], max_tokens=1)
+
+
+def test_a_hundred_cycles_give_everything_back(daemon: Daemon, wire: Wire) -> None:
+    wire.load("a")
+    wire.generate("a", [5, 6, 7], max_tokens=2)
+    wire.unload("a")
+    start = wire.stats().memory.mlx_active_bytes
+    resident = []
+    for _ in range(CYCLES):
+        wire.load("a")
+        wire.generate("a", [5, 6, 7], max_tokens=2)
+        wire.unload("a")
+        memory = wire.stats().memory
+        assert memory.mlx_active_bytes == start
+        resident.append(memory.process_resident_bytes)
+    slope = slope_of(resident[SETTLED:])
+    assert slope <= MIB, f"{slope / MIB:.3f} MiB a cycle: {[bytes_ // MIB for bytes_ in resident]}"
+
+
+def slope_of(values: list[int]) -> float:
+    """Returns the slope of the line that fits best."""
+    middle, mean = (len(values) - 1) / 2, sum(values) / len(values)
+    steps = range(len(values))
+    rise = sum((step - middle) * (value - mean) for step, value in zip(steps, values, strict=True))
+    return rise / sum((step - middle) ** 2 for step in steps)
+
+
+def test_sessions_outlive_their_model(wire: Wire) -> None:
+    wire.create_session("s", "a")
+    wire.create_session("t", "b")
+    for session in ("s", "t"):
+        wire.generate(ids=[5, 6, 7], max_tokens=3, session=session)
+    wire.unload("a")
+    assert wire.get_session("s").session.token_count == 6
+    assert wire.generate(ids=[8], max_tokens=1, session="t").usage.cached_tokens > 0
+    turn = wire.generate(ids=[8], max_tokens=1, session="s")
+    assert (turn.usage.cached_tokens, turn.session_token_count) == (0, 8)
+
+
+def test_a_hangup_reloads_what_can_change(root: Path, weights: int, tmp_path: Path) -> None:
+    with Daemon([root], {"sessions_max": 5}) as daemon, daemon.wire() as wire:
+        for name in ("a", "b"):
+            wire.generate(name, [5], max_tokens=1)
+        file = daemon.folder / "config.toml"
+        file.write_text('sessions_max = "many"\n')
+        daemon.signal(signal.SIGHUP)
+        wait_for(lambda: "the configuration stays as it was" in daemon.log, "a bad file is refused")
+        assert models(wire) == ["a", "b"]
+        budget = weights + WORKING_BYTES
+        file.write_text(f"sessions_max = 6\nmemory_budget_bytes = {budget}\n")
+        daemon.signal(signal.SIGHUP)
+        wait_for(lambda: models(wire) == ["b"], "the one used least recently goes")
+        assert "take a restart" in daemon.log and "sessions_max" in daemon.log
+        assert wire.capabilities().limits.memory_budget_bytes == budget
+        file.write_text(f'memory_budget_bytes = {budget}\nauto_load = false\n[model.b]\npin = true\n')
+        daemon.signal(signal.SIGHUP)
+
+        def pinned() -> bool:
+            request = model_pb2.GetModelRequest(model="b")
+            return wire.models.GetModel(request, timeout=CALL_S).model.pinned
+
+        wait_for(pinned, "the model's section is taken over")
+        with refused("FAILED_PRECONDITION", "MODEL_NOT_LOADED"):
+            wire.generate("a", [5], max_tokens=1)
