@@ -14,7 +14,7 @@ use super::sessions::TurnHold;
 use super::{Service, blocking};
 use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadEvent, LoadSpec, ResidentModel};
 use crate::error::Error;
-use crate::hub::{HubError, Listed, ModelAssets, ModelCatalog, ModelFacts, ModelFolder};
+use crate::hub::{HubError, Listed, ModelAssets, ModelCatalog, ModelFacts, ModelFiles, ModelFolder};
 use crate::ids::ModelName;
 use crate::quantize::Quantization;
 use crate::residency::{Fit, ModelLease, ModelState, Stay};
@@ -105,6 +105,25 @@ pub(super) struct Models {
     auto_load: AtomicBool,
     /// The models whose files are being read, each by one call at a time.
     reading: Mutex<HashMap<ModelName, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// A model as a call finds it. One that is not resident is loaded once the call has all that can be refused
+/// without it.
+pub(super) enum Found {
+    /// In memory, with a lease.
+    Resident(ModelLease),
+    /// To be loaded.
+    OnDisk(Arc<ModelAssets>),
+}
+
+impl Found {
+    /// Returns its assets.
+    pub(super) fn assets(&self) -> &Arc<ModelAssets> {
+        match self {
+            Self::Resident(lease) => lease.assets(),
+            Self::OnDisk(assets) => assets,
+        }
+    }
 }
 
 impl Service {
@@ -242,17 +261,30 @@ impl Models {
         Arc::clone(reading.entry(model.clone()).or_default())
     }
 
-    /// Returns a lease of a model, which is loaded first unless it is resident.
-    pub(super) async fn lease(&self, model: &ModelName) -> Result<ModelLease, Error> {
+    /// Finds a model for a call that needs it resident.
+    pub(super) async fn find(&self, model: &ModelName) -> Result<Found, Error> {
         if let Some(lease) = self.engine.lease(model) {
-            return Ok(lease);
+            return Ok(Found::Resident(lease));
         }
         let assets = self.assets(model).await?;
-        if self.auto_load.load(Ordering::Relaxed) {
-            self.load(assets).await
-        } else {
-            Err(Error::ModelNotLoaded(model.clone()))
-        }
+        let may_load = self.auto_load.load(Ordering::Relaxed);
+        if may_load { Ok(Found::OnDisk(assets)) } else { Err(Error::ModelNotLoaded(model.clone())) }
+    }
+
+    /// Returns a lease of a model that was found, which is loaded first unless it is resident.
+    pub(super) async fn lease(&self, found: Found) -> Result<ModelLease, Error> {
+        let assets = match found {
+            Found::Resident(lease) => return Ok(lease),
+            Found::OnDisk(assets) => assets,
+        };
+        let ModelFiles { name, revision, .. } = &*assets.files;
+        let lease = match self.engine.lease(name) {
+            Some(lease) => lease,
+            None => self.load(Arc::clone(&assets)).await?,
+        };
+        // Somebody may have loaded other files of that name meanwhile.
+        let is_same = lease.assets().files.revision == *revision;
+        if is_same { Ok(lease) } else { Err(Error::ModelUnloaded(name.clone())) }
     }
 
     /// Loads a model whatever `auto_load` says.

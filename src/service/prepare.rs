@@ -1,7 +1,7 @@
 //! A generation from its request to its prompt: everything is checked that needs no model, the session's turn
-//! begins, the model is made resident, the input is rendered and tokenized. [`Generation`] takes over from
-//! there. Whatever fails on the way leaves the session as it was; a caller who leaves on the way ends the
-//! work with the piece that is being done.
+//! begins, the input is rendered and tokenized, the model is made resident. [`Generation`] takes over from
+//! there. Whatever fails on the way leaves the session as it was, and what is refused loads no model; a
+//! caller who leaves on the way ends the work with the piece that is being done.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -56,14 +56,14 @@ impl Service {
             }
         };
         let fit = async {
-            let lease = self.models.lease(&model).await?;
-            let assets = Arc::clone(lease.assets());
+            let found = self.models.find(&model).await?;
+            let assets = Arc::clone(found.assets());
             let preparation = self.preparation(caller, &assets, "prompt");
             let context = preparation.within_context().context(input, start).await?;
             caller.claim.release();
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
-            Ok((lease, context, resolved))
+            Ok((self.models.lease(found).await?, context, resolved))
         };
         let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
         if let Some(turn) = &turn {

@@ -66,8 +66,8 @@ impl Service {
                 (start.model.clone(), Some(key), Some(start))
             }
         };
-        let lease = self.models.lease(&model).await?;
-        let assets = &Arc::clone(lease.assets());
+        let found = self.models.find(&model).await?;
+        let assets = &Arc::clone(found.assets());
         let from = start.as_ref().map_or(0, |start| start.tokens.len());
         let preparation = self.preparation(caller, assets, "text").within_context();
         let prompt = preparation.context(input, start).await?.prompt;
@@ -77,6 +77,7 @@ impl Service {
             return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
         }
         check_length(assets, prompt.len())?;
+        let lease = self.models.lease(found).await?;
         let pass = Pass { origin: caller.origin(session, priority), prompt, from, top_logprobs };
         let scored = pass.run(self, lease).await?;
         let prompt_tokens = count(pass.prompt.len());

@@ -12,6 +12,7 @@ use mlxd::engine::{
     ResidencySettings, ResidentModel, ScoreWork, Scored, Stay, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
+use mlxd::hub::ModelAssets;
 use mlxd::ids::{ConnectionId, ModelName, SessionKey};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -39,6 +40,7 @@ struct State {
     contexts: Vec<Vec<u32>>,
     clients: Vec<String>,
     connections: Vec<ConnectionId>,
+    validated: Vec<Arc<ModelAssets>>,
     forgotten: Vec<SessionKey>,
     stays: Vec<Stay>,
     keep_alives: Vec<Option<KeepAlive>>,
@@ -105,6 +107,11 @@ impl Fake {
 
     pub fn forgotten(&self) -> Vec<String> {
         self.state.lock().unwrap().forgotten.iter().map(ToString::to_string).collect()
+    }
+
+    /// Returns what the loads that were validated would have been made from.
+    pub fn validated(&self) -> Vec<Arc<ModelAssets>> {
+        self.state.lock().unwrap().validated.clone()
     }
 
     pub fn loads(&self) -> usize {
@@ -195,7 +202,8 @@ impl Fake {
                 ];
                 all.into_iter().for_each(|event| drop(events.try_send(event)));
             }
-            Command::Fits(_, reply) => {
+            Command::Fits(spec, reply) => {
+                state.validated.push(spec.assets);
                 let fit = Fit { needed_bytes: 8, available_bytes: 1000, ..Fit::default() };
                 drop(reply.send(Ok(state.fit.clone().unwrap_or(fit))));
             }

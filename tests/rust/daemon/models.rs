@@ -1,12 +1,15 @@
 //! Models over the wire.
 
+use std::sync::Arc;
+
 use mlxd_client::v1::{
-    ErrorReason, GetModelRequest, ListModelsRequest, LoadModelRequest, LoadPhase, ModelState,
-    UnloadModelRequest, load_model_response::Event,
+    ErrorReason, GenerateRequest, GetModelRequest, ListModelsRequest, LoadModelRequest, LoadPhase,
+    ModelState, ScoreRequest, TokenIds, UnloadModelRequest, generate_request::Input,
+    load_model_response::Event, score_request,
 };
 
 use crate::daemon::folder;
-use crate::daemon::harness::{Daemon, MODEL, prompt};
+use crate::daemon::harness::{Daemon, MODEL, chat, prompt};
 
 async fn load(daemon: &Daemon, validate_only: bool) -> Vec<Event> {
     let request = LoadModelRequest { model: MODEL.into(), validate_only, ..Default::default() };
@@ -86,6 +89,44 @@ async fn a_model_that_the_engine_lost_is_loaded_once_more() {
     daemon.engine.lose_models();
     daemon.client.generate(prompt("a")).await.unwrap();
     assert_eq!((daemon.engine.loads(), daemon.engine.contexts().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn many_first_calls_of_a_model_read_its_tokenizer_once() {
+    let daemon = Daemon::start().await;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let client = daemon.client.clone();
+        let request = LoadModelRequest { model: MODEL.into(), validate_only: true, ..Default::default() };
+        calls.spawn(async move { client.load_model(request).await.unwrap().next_event().await.unwrap() });
+    }
+    assert!(calls.join_all().await.iter().all(Option::is_some));
+    let assets = daemon.engine.validated();
+    assert_eq!(assets.len(), 64);
+    assert!(assets.iter().all(|each| Arc::ptr_eq(each, &assets[0])));
+}
+
+#[tokio::test]
+async fn what_is_refused_loads_no_model() {
+    let daemon = Daemon::start().await;
+    let ids = |count| Some(Input::TokenIds(TokenIds { ids: vec![5; count] }));
+    let text = Some(score_request::Input::Text("x".repeat(1 << 20)));
+    let score = ScoreRequest { model: MODEL.into(), input: text, ..Default::default() };
+    let long_score = daemon.client.score(score).await.unwrap_err();
+    let requests = [
+        prompt(&"x".repeat(1 << 20)),
+        prompt(&"x".repeat(20_000)),
+        chat(&"word ".repeat(20_000)),
+        GenerateRequest { model: MODEL.into(), input: ids(100_000), ..Default::default() },
+    ];
+    let mut refusals = vec![long_score.reason()];
+    for request in requests {
+        refusals.push(daemon.client.generate(request).await.unwrap_err().reason());
+    }
+    assert_eq!(refusals, [ErrorReason::ContextOverflow; 5]);
+    assert_eq!(daemon.engine.loads(), 0);
+    daemon.client.generate(prompt("a")).await.unwrap();
+    assert_eq!(daemon.engine.loads(), 1);
 }
 
 #[tokio::test]
