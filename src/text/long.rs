@@ -76,9 +76,8 @@ impl Encoding {
         let piece = &rest[..self.tokenizer.piece_end(rest, self.mark())?];
         let (is_first, is_last) = (self.done == 0, piece.len() == rest.len());
         let mut ids = match self.kind {
-            Kind::Rendered { mark, last } => {
-                self.tokenizer.encode_rendered(piece, mark, self.ids.last().copied().or(last))?
-            }
+            Kind::Rendered { mark, last } if is_first => self.tokenizer.encode_rendered(piece, mark, last)?,
+            Kind::Rendered { mark, .. } => self.tokenizer.encode_rendered_more(piece, mark)?,
             Kind::More => self.tokenizer.encode_more(piece)?,
             Kind::Prompt if !is_first => self.tokenizer.encode_more(piece)?,
             Kind::Prompt if is_last => self.tokenizer.encode_prompt(piece)?,

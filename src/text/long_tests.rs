@@ -1,5 +1,7 @@
 //! Tokens of pieces against those of the whole text, for the splits that real tokenizers make.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::parting::UNPARTED_BYTES_MAX;
@@ -54,6 +56,77 @@ fn split(regex: &str) -> Value {
 
 fn digits() -> Value {
     json!({ "type": "Sequence", "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level(true)] })
+}
+
+/// A tokenizer as SentencePiece's models are converted, with some merges, those of `more`, and a token for
+/// each byte.
+fn sentence_piece(normalizers: &[Value], pre_tokenizer: &Value, more: &[[&str; 2]]) -> Tokenizer {
+    let merges = [
+        ["t", "h"],
+        ["th", "e"],
+        ["▁", "the"],
+        ["▁", "t"],
+        ["▁t", "h"],
+        ["a", "b"],
+        ["ab", "a"],
+        ["b", "a"],
+        ["▁", "▁"],
+        ["▁▁", "▁▁"],
+        ["▁", "a"],
+        ["!", "!"],
+        ["\n", "\n"],
+        ["e", "."],
+    ];
+    let merges: Vec<[&str; 2]> = merges.iter().chain(more).copied().collect();
+    let mut vocab: Vec<String> = ["<unk>", "<s>", "</s>", "<tool>"].map(String::from).into();
+    vocab.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    vocab.extend("▁theab!\n.xyz日".chars().map(String::from));
+    vocab.extend(merges.iter().map(|pair| pair.concat()));
+    let vocab: serde_json::Map<String, Value> =
+        vocab.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let added: Vec<Value> = ["<unk>", "<s>", "</s>", "<tool>"]
+        .iter()
+        .enumerate()
+        .map(|(id, content)| {
+            json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false })
+        })
+        .collect();
+    let file = json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": { "type": "Sequence", "normalizers": normalizers },
+        "pre_tokenizer": pre_tokenizer,
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " }, { "type": "ByteFallback" },
+            { "type": "Fuse" }, { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": { "type": "BPE", "vocab": vocab, "merges": merges, "unk_token": "<unk>", "fuse_unk": true,
+                   "byte_fallback": true },
+    });
+    let tokenizer = Some(file.to_string().into_bytes());
+    Tokenizer::new(&TextFiles { tokenizer, ..TextFiles::default() }).unwrap()
+}
+
+fn replace() -> Value {
+    json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" })
+}
+
+fn metaspace(scheme: &str) -> Value {
+    json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true })
+}
+
+/// As Llama 2, Gemma and newer conversions have them.
+fn sentence_pieces(more: &[[&str; 2]]) -> [Tokenizer; 4] {
+    let prepend = json!({ "type": "Prepend", "prepend": "▁" });
+    let split = json!({ "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious",
+                        "invert": false });
+    [
+        sentence_piece(&[prepend, replace()], &Value::Null, more),
+        sentence_piece(&[replace()], &split, more),
+        sentence_piece(&[], &metaspace("first"), more),
+        sentence_piece(&[], &metaspace("always"), more),
+    ]
 }
 
 fn in_pieces(mut encoding: Encoding) -> (Vec<u32>, usize) {
@@ -151,4 +224,48 @@ fn a_long_text_with_marks_is_not_parted_at_one() {
     let rendered = Rendered { text: text.clone(), mark };
     let (ids, pieces) = in_pieces(Encoding::of_rendered(&tokenizer, rendered, None));
     assert!(pieces > 1 && ids == tokenizer.encode_rendered(&text, mark, None).unwrap());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))]
+
+    #[test]
+    fn words_in_pieces_give_the_tokens_of_the_whole(
+        words in vec(prop::sample::select(vec![
+            "the", " the", " ", "  ", "    ", "\n", "\n\n", "a", "ab", "aba ", "▁", "▁the", "a▁", "!!", "e.", "é",
+            "日本", "😀", "<tool>", "<to", " </s> ", "\t", "<tool>the ", "xyz ",
+        ]), 3..12),
+        last in prop::sample::select(vec![None, Some(2), Some(300)]),
+    ) {
+        let text = mixed(&words, 3 * PIECE_BYTES) + " the";
+        for tokenizer in sentence_pieces(&[]) {
+            let (ids, _) = in_pieces(Encoding::of_more(&tokenizer, text.clone()));
+            prop_assert!(ids == tokenizer.encode_more(&text).unwrap());
+            let (ids, _) = in_pieces(Encoding::of_prompt(&tokenizer, text.clone()));
+            prop_assert!(ids == tokenizer.encode_prompt(&text).unwrap());
+            let mark = Some('\u{e000}');
+            let marked = text.replace("<to", "<\u{e000}to");
+            let rendered = Rendered { text: marked.clone(), mark };
+            let (ids, _) = in_pieces(Encoding::of_rendered(&tokenizer, rendered, last));
+            prop_assert!(ids == tokenizer.encode_rendered(&marked, mark, last).unwrap());
+        }
+    }
+}
+
+#[test]
+fn words_of_sentence_piece_are_taken_in_pieces() {
+    let text = mixed(&["the ", "aba", "the.\n", "<tool> "], 4 * PIECE_BYTES);
+    for tokenizer in sentence_pieces(&[]) {
+        let (ids, pieces) = in_pieces(Encoding::of_more(&tokenizer, text.clone()));
+        assert!(pieces >= 4 && ids == tokenizer.encode_more(&text).unwrap(), "{pieces}");
+        assert_eq!(tokenizer.token_bytes_max(), Some(3 * "<tool>".len()));
+    }
+}
+
+#[test]
+fn words_are_not_parted_where_a_token_joins_them() {
+    let text = mixed(&["the ", "aba ", "the.\n"], 3 * PIECE_BYTES);
+    for tokenizer in sentence_pieces(&[["a", "▁"]]) {
+        assert_eq!(in_pieces(Encoding::of_more(&tokenizer, text.clone())).1, 1);
+    }
 }

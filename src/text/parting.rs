@@ -1,8 +1,10 @@
 //! Where a long text may be parted so that the tokens of its pieces are those of the whole: where the
-//! tokenizer parts it anyway, if that depends only on what follows. Found out once for each tokenizer.
+//! tokenizer parts it anyway, if that depends only on what follows; or between words, if no token has the end
+//! of one and the space after it. Found out once for each tokenizer.
 
 use serde_json::Value;
-use tokenizers::{OffsetReferential, OffsetType, PreTokenizer as _, Tokenizer as Encoder};
+use tokenizers::{Model as _, ModelWrapper, OffsetReferential, OffsetType, PreTokenizer as _};
+use tokenizers::{PreTokenizedString, Tokenizer as Encoder};
 
 use super::TextError;
 
@@ -17,13 +19,27 @@ pub(super) const UNPARTED_BYTES_MAX: usize = 2 << 20;
 /// word, may depend on what follows.
 const MARGIN_BYTES: usize = 512;
 
+/// What SentencePiece writes for a space.
+const SPACE: char = '▁';
+
 /// What is known of a tokenizer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Parting {
-    /// Whether the places where it parts a text depend only on what follows them.
-    pub(super) is_local: bool,
+    pub(super) places: Places,
     /// Most bytes of text that one token stands for; none where there is no such limit.
     pub(super) token_bytes_max: Option<usize>,
+}
+
+/// Where texts may be parted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Places {
+    /// Nowhere.
+    #[default]
+    None,
+    /// Where the pre-tokenizer parts them, which depends only on what follows.
+    Stages,
+    /// Between a word and the space after it: they are never in one token.
+    Words,
 }
 
 impl Parting {
@@ -39,12 +55,23 @@ impl Parting {
         let composes = normalizers.iter().all(|stage| {
             ["NFC", "NFD", "NFKC", "NFKD", "Lowercase"].iter().any(|name| stage["type"] == *name)
         });
-        let is_local = plain && local && bytes && composes;
-        // Composition makes a character of up to three others.
-        let shrinks = if normalizers.is_empty() { 1 } else { 4 };
-        let token_bytes_max = (is_local && added.values().all(|token| !token.lstrip && !token.rstrip))
-            .then_some(token_bytes_max.max(1) * shrinks);
-        Self { is_local, token_bytes_max }
+        let places = if plain && local && bytes && composes {
+            Places::Stages
+        } else if plain && writes_spaces(&normalizers, &stages) && has_words_apart(encoder) {
+            Places::Words
+        } else {
+            Places::None
+        };
+        let shrinks = match places {
+            // What stands for a space may be written in the text itself.
+            Places::Words => SPACE.len_utf8(),
+            Places::None | Places::Stages if normalizers.is_empty() => 1,
+            // Composition makes a character of up to three others.
+            Places::None | Places::Stages => 4,
+        };
+        let swallows = added.values().any(|token| token.lstrip || token.rstrip);
+        let is_bounded = places != Places::None && !swallows;
+        Self { places, token_bytes_max: is_bounded.then_some(token_bytes_max.max(1) * shrinks) }
     }
 
     /// Returns the end of a text's first piece, in bytes; `mark` is not part of what is tokenized.
@@ -59,8 +86,14 @@ impl Parting {
     ) -> Result<usize, TextError> {
         let mut bytes = PIECE_BYTES;
         // A text of one piece and a bit is not worth parting.
-        while self.is_local && text.len() > bytes + bytes / 2 && bytes <= UNPARTED_BYTES_MAX {
-            if let Some(end) = last_end(encoder, &text[..floor(text, bytes)], mark)? {
+        while text.len() > bytes + bytes / 2 && bytes <= UNPARTED_BYTES_MAX {
+            let looked_at = &text[..floor(text, bytes)];
+            let end = match self.places {
+                Places::None => break,
+                Places::Stages => last_end(encoder, looked_at, mark)?,
+                Places::Words => last_word_end(encoder, looked_at, mark),
+            };
+            if let Some(end) = end {
                 return Ok(end);
             }
             bytes *= 2;
@@ -75,7 +108,7 @@ impl Parting {
 /// Returns the last place where a text is parted whatever follows it; none if there is no such place. Beside
 /// `mark`, which is dropped before a text is tokenized, there is none.
 fn last_end(encoder: &Encoder, text: &str, mark: Option<char>) -> Result<Option<usize>, TextError> {
-    let mut parts = encoder.get_added_vocabulary().extract_and_normalize(encoder.get_normalizer(), text);
+    let mut parts = sections(encoder, text);
     if let Some(stages) = encoder.get_pre_tokenizer() {
         stages.pre_tokenize(&mut parts).map_err(|error| TextError::Encode(error.to_string()))?;
     }
@@ -86,6 +119,28 @@ fn last_end(encoder: &Encoder, text: &str, mark: Option<char>) -> Result<Option<
     let is_marked = |end: usize| mark.is_some() && (before(end) == mark || after(end) == mark);
     let mut ends = splits.iter().rev().map(|(_, (_, end), _)| *end).filter(|end| *end <= end_max);
     Ok(ends.find(|end| before(*end).is_some_and(is_ink) && !is_marked(*end)))
+}
+
+/// Returns the last end of a word with a space after it, where no added token is; none if there is no such
+/// place.
+fn last_word_end(encoder: &Encoder, text: &str, mark: Option<char>) -> Option<usize> {
+    let parts = sections(encoder, text);
+    let end_max = floor(text, text.len().saturating_sub(MARGIN_BYTES));
+    let ends_word = |end: usize| {
+        let last = text.get(..end).and_then(|start| start.chars().next_back());
+        last.is_some_and(|last| is_ink(last) && last != SPACE && Some(last) != mark)
+    };
+    let splits = parts.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    splits.iter().rev().filter(|(_, _, token)| token.is_none()).find_map(|(_, (start, end), _)| {
+        let section = text.get(*start..end_max.min(*end))?;
+        let mut spaces = section.rmatch_indices(' ').map(|(at, _)| start + at);
+        spaces.find(|end| end > start && ends_word(*end))
+    })
+}
+
+/// Returns the added tokens of a text, and the normalized sections between them.
+fn sections(encoder: &Encoder, text: &str) -> PreTokenizedString {
+    encoder.get_added_vocabulary().extract_and_normalize(encoder.get_normalizer(), text)
 }
 
 /// White space may be part of what follows it.
@@ -110,6 +165,41 @@ fn flat(stage: Option<Value>, list: &str) -> Vec<Value> {
         }
         Some(stage) => vec![stage],
     }
+}
+
+/// Returns whether these stages do nothing but write spaces as SentencePiece does, and part texts at them.
+fn writes_spaces(normalizers: &[Value], stages: &[Value]) -> bool {
+    let space = SPACE.to_string();
+    let replaces = |stage: &Value| {
+        stage["type"] == "Replace" && stage["pattern"]["String"] == " " && stage["content"] == *space
+    };
+    let prepends = |stage: &Value| stage["type"] == "Prepend" && stage["prepend"] == *space;
+    let parts = |stage: &Value| stage["type"] == "Metaspace" && stage["replacement"] == *space;
+    let has_no_effect = |stage: &Value| stage["type"] == "Split" && stage["pattern"]["String"] == " ";
+    let are_replaced = normalizers.iter().any(&replaces);
+    normalizers.iter().all(|stage| replaces(stage) || prepends(stage))
+        && stages.iter().all(|stage| parts(stage) || (are_replaced && has_no_effect(stage)))
+        && (are_replaced || stages.iter().any(&parts))
+}
+
+/// Returns whether the tokens of a word do not depend on the space after it, nor the other way round: the
+/// model merges pairs into tokens, and no token has both.
+fn has_words_apart(encoder: &Encoder) -> bool {
+    let ModelWrapper::BPE(model) = encoder.get_model() else { return false };
+    let only_merges = model.dropout.is_none()
+        && !model.ignore_merges
+        && model.continuing_subword_prefix.is_none()
+        && model.end_of_word_suffix.is_none();
+    // Neighbours without a token would become one unknown token.
+    let knows_bytes = || {
+        model.byte_fallback
+            && (0..=u8::MAX).all(|byte| model.token_to_id(&format!("<0x{byte:02X}>")).is_some())
+    };
+    let joins = |token: &String| {
+        let next = token.chars().skip(1);
+        token.chars().zip(next).any(|(one, next)| next == SPACE && one != SPACE && is_ink(one))
+    };
+    only_merges && knows_bytes() && !model.get_vocab().keys().any(joins)
 }
 
 /// Returns whether a stage parts a text from left to right, without looking back.

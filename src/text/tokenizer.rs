@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::encoder::Before;
+use super::parting::Places;
 use super::vocabulary::Vocabulary;
 use super::{Detokenizer, TextError, TextFiles};
 
@@ -84,6 +85,14 @@ impl Tokenizer {
             Some(_) => Before::Text,
         };
         self.0.encoder.encode(text, before, mark)
+    }
+
+    /// Returns the token ids of a text that goes on within what a chat template wrote.
+    ///
+    /// # Errors
+    /// As `encode`.
+    pub(super) fn encode_rendered_more(&self, text: &str, mark: Option<char>) -> Result<Vec<u32>, TextError> {
+        self.0.encoder.encode(text, Before::Text, mark)
     }
 
     /// Returns the token ids of a raw prompt: special tokens are added unless the text starts with the
@@ -168,7 +177,7 @@ impl Tokenizer {
 
     /// Returns whether it takes long texts piece by piece.
     pub(super) fn parts_texts(&self) -> bool {
-        self.0.parting.is_local
+        self.0.parting.places != Places::None
     }
 
     /// Returns the end of a text's first piece, in bytes.
