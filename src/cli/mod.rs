@@ -1,5 +1,6 @@
-//! The command line. Every command except `serve`, `convert`, `pull`, `list` and `rm` is a client of a daemon,
-//! through the public crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by `main`.
+//! The command line. Every command except `serve`, `convert`, `pull`, `list` and `rm` is a client of a
+//! daemon, through the public crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by
+//! `main`.
 
 mod answer;
 mod bench;

@@ -61,10 +61,10 @@ pub(super) fn budget(share: Share, cache_limit: u64) -> u64 {
 
 /// Returns the limit of wired memory for `weights` bytes of all models; None leaves it alone.
 pub(super) fn wired_bytes(setting: WiredLimit, weights: u64, working_set: u64, memory: u64) -> Option<u64> {
-    let percent = |bytes: u64, of: u64| u128::from(bytes) * 100 / u128::from(of.max(1));
-    let pays = percent(weights, working_set) > WIRED_WORKING_SET_PERCENT;
-    let is_safe =
-        weights <= working_set && percent(memory.saturating_sub(weights), memory) >= WIRED_FREE_PERCENT;
+    let percent = |percent: u128, of: u64| u128::from(of) * percent / 100;
+    let pays = u128::from(weights) > percent(WIRED_WORKING_SET_PERCENT, working_set);
+    let left = memory.saturating_sub(weights);
+    let is_safe = weights <= working_set && u128::from(left) >= percent(WIRED_FREE_PERCENT, memory);
     (setting == WiredLimit::Auto && pays && is_safe).then_some(weights)
 }
 

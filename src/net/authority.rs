@@ -3,10 +3,10 @@
 //! sees the request; and on a socket the name means nothing.
 //!
 //! Each character that is not a host's becomes a dot, in place, as the bytes pass. No length changes, so
-//! frames and the compression of headers (HPACK, RFC 7541), which counts lengths, stay as they are. In a Huffman
-//! code, which other libraries send, the characters of paths are as long as a dot; a byte waits there for the
-//! next one, into which its last code may reach. Bytes that are not understood pass as they are; the server's
-//! library judges them.
+//! frames and the compression of headers (HPACK, RFC 7541), which counts lengths, stay as they are. In a
+//! Huffman code, which other libraries send, the characters of paths are as long as a dot; a byte waits for
+//! the next one, into which its last code may reach. Bytes that are not understood pass as they are; the
+//! server's library judges them.
 
 use std::io;
 use std::pin::Pin;
@@ -32,9 +32,9 @@ const PRIORITY_BYTES: usize = 5;
 const AUTHORITY: &[u8] = b":authority";
 const AUTHORITY_INDEX: usize = 1;
 
-/// Codes of six bits (RFC 7541 appendix B) of what is in paths and not in hosts: space, `%`, `/`, `=`, `_`; and
-/// that of a dot.
+/// Codes of six bits (RFC 7541 appendix B) of what is in paths and not in hosts: space, `%`, `/`, `=`, `_`.
 const CODES_OF_PATHS: [u8; 5] = [0x14, 0x15, 0x18, 0x20, 0x22];
+/// And that of a dot.
 const CODE_OF_DOT: u16 = 0x17;
 
 /// Bits after which an integer is too large to be a length.

@@ -111,8 +111,8 @@ impl SessionService for Sessions {
     }
 }
 
-/// Returns a page of sessions, as many as fit in an answer of `bytes_max`; `next` is the token of the page after
-/// all of them.
+/// Returns a page of sessions, as many as fit in an answer of `bytes_max`; `next` is the token of the page
+/// after all of them.
 fn listing(
     sessions: Vec<SessionView>,
     next: Option<String>,

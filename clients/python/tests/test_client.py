@@ -195,8 +195,8 @@ def test_model_calls_load_unload_describe_and_list(client, fake):
     asked = fake.requests[-1]
     assert (asked.compute_dtype, asked.kv_dtype) == (1, 2)
     assert (asked.quantize.bits, asked.quantize.group_size) == (3, 32)
-    assert asked.keep_alive.seconds == -1 and asked.HasField("pin") and not asked.pin
-    client.generate("a", model=MODEL, keep_alive=1.5)
+    assert (asked.keep_alive.seconds, asked.HasField("pin"), asked.pin) == (-1, True, False)
+    client.generate(prompt="a", model=MODEL, keep_alive=1.5)
     assert fake.requests[-1].keep_alive.ToMilliseconds() == 1500
     assert client.validate_model(MODEL).fits
     assert client.unload_model(MODEL) == 538

@@ -175,8 +175,9 @@ fn yarn_factor(parameters: &Parameters<'_>, factor: f64) -> Result<f64, String> 
     }
 }
 
-/// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors at every length, as in mlx-lm:
-/// keys that are cached could not change when a sequence becomes long. The short ones where no sequence can.
+/// LongRoPE (Ding et al., <https://arxiv.org/abs/2402.13753>). The long factors at every length, as in
+/// mlx-lm: keys that are cached could not change when a sequence becomes long. The short ones where no
+/// sequence can.
 fn long(
     parameters: &Parameters<'_>,
     plain: Vec<f64>,

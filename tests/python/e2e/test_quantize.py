@@ -78,7 +78,8 @@ def loaded(wire: Wire, model: str, **fields: Any) -> model_pb2.ModelInfo:
     """Loads a model, after asking what it needs."""
     planned = wire.load(model, validate_only=True, **fields)[-1].validated
     info = wire.load(model, **fields)[-1].loaded.model
-    assert planned.needed_bytes == info.weight_bytes
+    # The first request's KV cache counts too, as an eighth of the weights at most.
+    assert info.weight_bytes <= planned.needed_bytes <= info.weight_bytes * 9 // 8
     return info
 
 

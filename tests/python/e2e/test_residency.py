@@ -1,4 +1,4 @@
-"""Which models are in memory: who makes room for whom, how long models stay, what they give back."""
+"""Which models are in memory: who makes room for whom, how long they stay, what they give back."""
 
 from __future__ import annotations
 
@@ -86,11 +86,13 @@ def test_the_right_model_goes_before_the_next_load_begins(root: Path, weights: i
         assert (stats.loads_total, stats.evictions_total) == (5, 3)
         assert stats.memory.mlx_peak_bytes <= budget + shard
         validated = wire.load("a", validate_only=True)[0].validated
-        assert validated.fits and [gone.model for gone in validated.evictions] == ["c"]
+        assert validated.fits
+        assert [gone.model for gone in validated.evictions] == ["c"]
         assert validated.evictions[0].bytes >= weights * 0.99
         wire.load("c", pin=True)
         verdict = wire.load("a", validate_only=True)[0].validated
-        assert not verdict.fits and verdict.rule.startswith("pinned models hold "), verdict
+        assert not verdict.fits
+        assert verdict.rule.startswith("pinned models hold "), verdict
         with refused("RESOURCE_EXHAUSTED", "MEMORY_BUDGET") as refusal:
             wire.load("a")
         assert refusal.failure.metadata["in_the_way"] == "b"
@@ -173,7 +175,7 @@ def test_an_idle_model_goes_when_its_time_is_over_though_nobody_calls(root: Path
             wire.generate(name, [5], max_tokens=1, keep_alive=seconds(time_s))
             request = model_pb2.GetModelRequest(model=name)
             shown[name] = wire.models.GetModel(request, timeout=CALL_S).model
-            assert shown[name].keep_alive.seconds == time_s and not shown[name].pinned
+            assert (shown[name].keep_alive.seconds, shown[name].pinned) == (time_s, False)
         assert not shown["b"].HasField("expire_time")
         assert shown["c"].expire_time.seconds > 0
 
@@ -205,7 +207,7 @@ def test_a_load_ends_with_the_last_who_waits(daemon: Daemon, wire: Wire) -> None
     wire.generate("a", [5], max_tokens=1)
 
 
-def test_a_hundred_cycles_give_everything_back(daemon: Daemon, wire: Wire) -> None:
+def test_a_hundred_cycles_give_everything_back(wire: Wire) -> None:
     wire.load("a")
     wire.generate("a", [5, 6, 7], max_tokens=2)
     wire.unload("a")
@@ -242,7 +244,7 @@ def test_sessions_outlive_their_model(wire: Wire) -> None:
     assert (turn.usage.cached_tokens, turn.session_token_count) == (0, 8)
 
 
-def test_a_hangup_reloads_what_can_change(root: Path, weights: int, tmp_path: Path) -> None:
+def test_a_hangup_reloads_what_can_change(root: Path, weights: int) -> None:
     with Daemon([root], {"sessions_max": 5}) as daemon, daemon.wire() as wire:
         for name in ("a", "b"):
             wire.generate(name, [5], max_tokens=1)
@@ -255,9 +257,11 @@ def test_a_hangup_reloads_what_can_change(root: Path, weights: int, tmp_path: Pa
         file.write_text(f"sessions_max = 6\nmemory_budget_bytes = {budget}\n")
         daemon.signal(signal.SIGHUP)
         wait_for(lambda: models(wire) == ["b"], "the one used least recently goes")
-        assert "take a restart" in daemon.log and "sessions_max" in daemon.log
+        assert "take a restart" in daemon.log
+        assert "sessions_max" in daemon.log
         assert wire.capabilities().limits.memory_budget_bytes == budget
-        file.write_text(f'memory_budget_bytes = {budget}\nauto_load = false\n[model.b]\npin = true\n')
+        section = "[model.b]\npin = true\n"
+        file.write_text(f"memory_budget_bytes = {budget}\nauto_load = false\n{section}")
         daemon.signal(signal.SIGHUP)
 
         def pinned() -> bool:

@@ -45,20 +45,20 @@ class Terminal:
     """A command in a pseudo-terminal, and what it shows."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.process, self.shown = 0, ""
+        self.process, self.shown, self.heard = 0, "", 0
         self.process, self.descriptor = pty.fork()
         if self.process == 0:
             os.execve(command[0], command, environment)
 
-    def read_until(self, text: str) -> str:
-        """Reads until a text is shown, and returns what came since the last call."""
-        start, deadline = len(self.shown), time.monotonic() + DEADLINE_S
-        while text not in self.shown[start:]:
+    def read_until(self, text: str) -> None:
+        """Reads until a text is shown, after the one that was waited for before."""
+        deadline = time.monotonic() + DEADLINE_S
+        while text not in self.shown[self.heard :]:
             ready, _, _ = select.select([self.descriptor], [], [], 0.2)
             assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
             if ready:
                 self.shown += self.read()
-        return self.shown[start:]
+        self.heard = self.shown.index(text, self.heard) + len(text)
 
     def read(self) -> str:
         """Returns what is there; nothing once the command has ended."""
@@ -105,7 +105,8 @@ def chat(hub: LoopbackHub, home: Path, name: str, say: str) -> str:
     terminal.read_until("\n")
     terminal.read_until("> ")
     terminal.type("/stats\r")
-    terminal.read_until("tokens, ")
+    terminal.read_until("s in total")
+    terminal.read_until("> ")
     terminal.type("\x04")
     assert terminal.end() == 0, terminal.shown
     return terminal.transcript()

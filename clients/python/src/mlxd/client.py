@@ -23,7 +23,8 @@ class Client(Connection):
             file that the environment's `MLXD_TOKEN_FILE` names.
         token_file: a file that contains the token.
         timeout: default deadline of a call, in seconds, whatever the call does; None sets none.
-        client_name: sent as `x-mlxd-client`: the daemon is fair between the clients of a connection.
+        client_name: sent as `x-mlxd-client`: the daemon is fair between the clients of a
+            connection.
         metadata: further metadata for every call, such as `traceparent`.
     """
 
