@@ -123,12 +123,64 @@ pub enum Error {
     /// The model is not resident, and loading on demand is off.
     #[error("the model {0} is not loaded")]
     ModelNotLoaded(ModelName),
+    /// The owner does not let calls load or download the model.
+    #[error("{model}: `{key}` does not allow it")]
+    ModelNotAllowed {
+        /// The model.
+        model: ModelName,
+        /// The configuration key that would allow it.
+        key: &'static str,
+    },
+    /// The download failed, and will until somebody has looked at it.
+    #[error("the model {model} cannot be downloaded: {why}")]
+    DownloadFailed {
+        /// The model.
+        model: ModelName,
+        /// What is wrong with the hub's answer, the environment or the cache's disk.
+        why: String,
+    },
+    /// The hub refuses the daemon.
+    #[error("the model {model} cannot be downloaded: {why}")]
+    HubDenied {
+        /// The model.
+        model: ModelName,
+        /// What the hub said, and what the owner can do.
+        why: String,
+    },
+    /// The hub does not answer now.
+    #[error("the model {model} cannot be downloaded now: {why}")]
+    HubUnavailable {
+        /// The model.
+        model: ModelName,
+        /// What failed.
+        why: String,
+        /// Delay before the next try.
+        retry_after: Duration,
+    },
+    /// The disk of the Hugging Face cache has no room for the model.
+    #[error("the download of {model} needs {needed_bytes} bytes; the disk has {available_bytes} free")]
+    DiskFull {
+        /// The model.
+        model: ModelName,
+        /// Bytes still to write.
+        needed_bytes: u64,
+        /// Bytes free.
+        available_bytes: u64,
+    },
     /// The model's files are damaged.
     #[error("the model {model} cannot be used: {why}")]
     ModelInvalid {
         /// The model.
         model: ModelName,
         /// What is wrong with its files.
+        why: String,
+    },
+    /// The model was not downloaded completely.
+    #[error("the model {model} cannot be used: {why}")]
+    ModelIncomplete {
+        /// The model.
+        model: ModelName,
+        /// What is missing.
         why: String,
     },
     /// The model needs an architecture or option that is not implemented.

@@ -58,4 +58,6 @@ pub struct Limits {
     pub tools_max: u32,
     /// Prompts that are rendered or tokenized at once; None chooses by the number of processors.
     pub preparations_max: Option<u64>,
+    /// Downloads for calls at one time.
+    pub downloads_running_max: usize,
 }

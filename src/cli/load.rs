@@ -24,8 +24,8 @@ Examples:
   mlxd load SmolLM2-135M-Instruct --keep-alive 10m
   mlxd load SmolLM2-135M-Instruct --pin
 
-Idle models make room for it, the least recently used first. A dry run of a model that does not fit exits
-with 1.";
+A repo that is not on disk is downloaded first. Idle models make room, the least recently used first. A dry run
+of a model that does not fit exits with 1.";
 
 const UNLOAD_EXAMPLES: &str = "\
 Examples:

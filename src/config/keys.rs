@@ -58,7 +58,7 @@ const KERNELS: [&str; KernelChoice::ALL.len()] = {
 const LOG_FILTER: &str = "info";
 
 /// Keys that take effect on SIGHUP; others take a restart.
-pub(super) const LIVE: [&str; 8] = [
+pub(super) const LIVE: [&str; 10] = [
     "memory_budget_bytes",
     "model_keep_alive",
     "model_keep_alive_max",
@@ -67,6 +67,8 @@ pub(super) const LIVE: [&str; 8] = [
     "model_links_anywhere",
     "hf_cache",
     "auto_load",
+    "loads_allowed",
+    "downloads_allowed",
 ];
 
 /// The table of settings of single models, which is not a key.
@@ -85,11 +87,15 @@ fn start() -> Vec<Key> {
         text("socket", "", |_, _| {}),
         text("listen", "", |_, _| {}),
         text("token_file", "", |_, _| {}),
-        list("model_roots", ':', |_, _| {}),
+        list("model_roots", ':', &[], |_, _| {}),
         flag("model_links_anywhere", false, |c, flag| c.model_links_anywhere = flag),
         text("hf_cache", "", |_, _| {}),
-        list("models", ',', |c, names| c.models = names),
-        flag("auto_load", true, |c, flag| c.auto_load = flag),
+        list("models", ',', &[], |c, names| c.models = names),
+        flag("auto_load", true, |c, flag| c.access.auto_load = flag),
+        // `Config` reads both: it knows the home folder, and checks them.
+        list("loads_allowed", ',', &["*"], |_, _| {}),
+        list("downloads_allowed", ',', &[], |_, _| {}),
+        number("downloads_running_max", 4, 1..=64, |c, n| c.limits.downloads_running_max = n.get()),
     ]
 }
 
@@ -209,8 +215,9 @@ fn flag(name: &'static str, default: bool, set: fn(&mut Config, bool)) -> Key {
     Key { name, default: Value::Boolean(default), kind: Kind::Flag(set) }
 }
 
-fn list(name: &'static str, separator: char, set: fn(&mut Config, Vec<String>)) -> Key {
-    Key { name, default: Value::Array(Vec::new()), kind: Kind::List(separator, set) }
+fn list(name: &'static str, separator: char, default: &[&str], set: fn(&mut Config, Vec<String>)) -> Key {
+    let default = default.iter().map(|&text| Value::String(text.into())).collect();
+    Key { name, default: Value::Array(default), kind: Kind::List(separator, set) }
 }
 
 impl Number {

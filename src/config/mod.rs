@@ -16,6 +16,7 @@ use layers::Layers;
 use crate::backend::{KernelChoice, WiredLimit};
 use crate::engine::{EngineSettings, ResidencySettings};
 pub use crate::engine::{KeepAlive, NotAKeepAlive};
+use crate::hub::{ModelAccess, Pattern};
 use crate::limits::Limits;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
@@ -88,8 +89,8 @@ pub struct Config {
     pub hf_cache: Option<PathBuf>,
     /// Models to load at start.
     pub models: Vec<String>,
-    /// Load a model when a request names it.
-    pub auto_load: bool,
+    /// What calls may have loaded and downloaded.
+    pub access: ModelAccess,
     /// The engine's settings.
     pub engine: EngineSettings,
     /// Who stays in memory, and for how long.
@@ -179,11 +180,13 @@ impl Config {
             ..Self::default()
         };
         layers.apply(&mut config);
+        (config.access.loads, config.access.downloads) = patterns(&layers, home.as_deref())?;
         if config.limits.session_ttl > config.limits.session_ttl_max {
             return Err(layers.refuse("session_ttl_s", "may not be above `session_ttl_max_s`"));
         }
         config.values = layers.values();
-        (config.residency.keep_alive, config.residency.keep_alive_max) = stays(&layers, config.auto_load)?;
+        (config.residency.keep_alive, config.residency.keep_alive_max) =
+            stays(&layers, config.access.auto_load)?;
         config.residency.models = layers.models;
         // Who names a model to be there from the start wants it to stay.
         for model in &config.models {
@@ -209,9 +212,23 @@ impl Config {
         self.model_roots = new.model_roots;
         self.model_links_anywhere = new.model_links_anywhere;
         self.hf_cache = new.hf_cache;
-        self.auto_load = new.auto_load;
+        self.access = new.access;
         (live, fixed)
     }
+}
+
+/// Returns the patterns of what calls may load, and download.
+fn patterns(layers: &Layers, home: Option<&Path>) -> Result<(Vec<Pattern>, Vec<Pattern>), ConfigError> {
+    let loads = layers.list("loads_allowed").into_iter();
+    let loads = loads.map(|text| Pattern::new(expand_home(&text, home).to_string_lossy()));
+    let downloads = layers.list("downloads_allowed");
+    // It would allow nothing.
+    let is_no_repo = |text: &&String| text.starts_with(['/', '~']) || !text.contains(['/', '*']);
+    if let Some(text) = downloads.iter().find(is_no_repo) {
+        let why = format!("names repos, such as \"owner/*\": {text:?} can be none");
+        return Err(layers.refuse("downloads_allowed", &why));
+    }
+    Ok((loads.collect(), downloads.into_iter().map(Pattern::new).collect()))
 }
 
 /// Returns how long models stay, and the most that a call may ask for.

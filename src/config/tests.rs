@@ -84,7 +84,7 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
     let config = load(file, &env, &flags).unwrap();
     assert_eq!(config.socket, Path::new("/flag"));
     assert_eq!((config.engine.queue_length_max, config.limits.sessions_max), (4, 7));
-    assert_eq!((config.log_format, config.auto_load), (LogFormat::Json, false));
+    assert_eq!((config.log_format, config.access.auto_load), (LogFormat::Json, false));
     assert_eq!(config.engine.prefill_chunk_tokens, 512);
 }
 
@@ -196,7 +196,7 @@ fn a_running_daemon_takes_over_what_can_change() {
     let new = config("auto_load = false\nsessions_max = 8\nmemory_budget_bytes = 5\n[model.a]\npin = true");
     let changed = (vec!["auto_load", "memory_budget_bytes", "model"], vec!["sessions_max"]);
     assert_eq!(running.renew(new.clone()), changed);
-    assert_eq!((&running.residency, running.auto_load), (&new.residency, false));
+    assert_eq!((&running.residency, running.access.auto_load), (&new.residency, false));
     assert_eq!(running.limits.sessions_max, 7);
     assert_eq!(running.renew(new), (vec![], vec!["sessions_max"]), "told again, as it still takes a restart");
 }

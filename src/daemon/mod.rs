@@ -116,7 +116,8 @@ pub async fn serve(
     let token = config.token_file.as_deref().map(token::read).transpose()?;
     let catalog = catalog(config);
     let of_calls = Arc::clone(&clock);
-    let service = Service::new(engine.clone(), catalog, config.limits.clone(), config.auto_load, of_calls);
+    let service =
+        Service::new(engine.clone(), catalog, config.limits.clone(), config.access.clone(), of_calls);
     let service = Arc::new(service);
     reload::warn_of_budget(&service, config);
     tokio::pin!(stop);

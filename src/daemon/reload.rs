@@ -27,7 +27,7 @@ pub(super) async fn take_over(
         }
         warn_of_budget(service, &running);
         let catalog = live.iter().any(|key| PLACES.contains(key)).then(|| catalog(&running));
-        let configured = service.configure(running.residency.clone(), catalog, running.auto_load).await;
+        let configured = service.configure(running.residency.clone(), catalog, running.access.clone()).await;
         if let Err(error) = configured {
             tracing::error!(%error, "the configuration could not be taken over");
         }

@@ -2,6 +2,7 @@
 //! once for each revision of the files and shared. Blocks on the file system: call it where a thread may
 //! block.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::cache::RevisionCache;
@@ -63,7 +64,7 @@ impl ModelCatalog {
         if let Some(known) = known.filter(|known| known.files.weights.check_unchanged().is_ok()) {
             return Ok(known);
         }
-        let files = ModelFiles::read(&found).map_err(|error| error.into_error(name))?;
+        let files = ModelFiles::read(&found).map_err(|error| found.error(error))?;
         self.facts.put(name.clone(), found.revision.clone(), files.facts.clone());
         let assets = Arc::new(ModelAssets::read(files)?);
         self.assets.put(name.clone(), found.revision, Arc::clone(&assets));
@@ -79,9 +80,15 @@ impl ModelCatalog {
         if let Some(known) = self.facts.get(&name, &folder.revision) {
             return Ok(known);
         }
-        let facts = ModelFiles::read(folder).map_err(|error| error.into_error(&name))?.facts;
+        let facts = ModelFiles::read(folder).map_err(|error| folder.error(error))?.facts;
         self.facts.put(name, folder.revision.clone(), facts.clone());
         Ok(facts)
+    }
+
+    /// Returns the Hugging Face cache, where downloads go.
+    #[must_use]
+    pub fn hf_cache(&self) -> Option<&Path> {
+        self.roots.hf_cache()
     }
 
     /// Lists every model that looks as if it could be loaded, by name.

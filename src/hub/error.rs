@@ -33,7 +33,15 @@ pub enum HubError {
         /// What is wrong with it.
         why: String,
     },
-    /// A file is missing, cut short, or contradicts itself.
+    /// A file is missing: one of a repo in the Hugging Face cache can be downloaded.
+    #[error("{file}: {why}")]
+    Incomplete {
+        /// The name of the file, or of the model.
+        file: String,
+        /// What is missing.
+        why: String,
+    },
+    /// A file is cut short, or contradicts itself.
     #[error("{file}: {why}")]
     Damaged {
         /// The file's name within the model's folder.
@@ -78,6 +86,7 @@ impl HubError {
                 value: getrlimit(Resource::Nofile).current.unwrap_or_default(),
                 retry_after: OPEN_FILES_RETRY,
             },
+            Self::Incomplete { .. } => Error::ModelIncomplete { model: model.clone(), why: self.to_string() },
             Self::Damaged { .. } | Self::Io { .. } => {
                 Error::ModelInvalid { model: model.clone(), why: self.to_string() }
             }
@@ -86,6 +95,10 @@ impl HubError {
 
     pub(super) fn damaged(path: &Path, why: impl Into<String>) -> Self {
         Self::Damaged { file: file_name(path), why: why.into() }
+    }
+
+    pub(super) fn incomplete(path: &Path, why: impl Into<String>) -> Self {
+        Self::Incomplete { file: file_name(path), why: why.into() }
     }
 
     pub(super) fn unsupported(why: impl Into<String>) -> Self {

@@ -169,9 +169,9 @@ struct Chosen {
 /// Checks the weight files of a model's folder and lists their tensors.
 ///
 /// # Errors
-/// `Damaged`, naming file and tensor, if there is no weight file, one is cut short, lies about its tensors,
-/// repeats a name, or is missing from what the index promises; `Unsupported` for a dtype MLX does not have;
-/// `Io`.
+/// `Incomplete` if there is no weight file, or not each that the index names; `Damaged`, naming file and
+/// tensor, if one is cut short, lies about its tensors or repeats a name; `Unsupported` for a dtype MLX does
+/// not have; `Io`.
 pub fn inspect(folder: &Path) -> Result<WeightIndex, HubError> {
     let Chosen { names, spare, warning, promised } = choose(folder)?;
     let mut places: BTreeMap<String, String> = BTreeMap::new();
@@ -223,9 +223,11 @@ fn choose(folder: &Path) -> Result<Chosen, HubError> {
     match missing.first() {
         Some(first) => {
             let why = format!("names {first} among {} files; it is not there", there.len() + missing.len());
-            Err(HubError::damaged(&folder.join(INDEX), why))
+            Err(HubError::incomplete(&folder.join(INDEX), why))
         }
-        None if there.is_empty() => Err(HubError::damaged(&folder.join("model.safetensors"), "is missing")),
+        None if there.is_empty() => {
+            Err(HubError::incomplete(&folder.join("model.safetensors"), "is missing"))
+        }
         None => {
             found.retain(|name| !there.contains(name));
             let warning = found.first().map(|first| format!("{first} is not used: {INDEX} does not name it"));

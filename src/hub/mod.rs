@@ -3,6 +3,7 @@
 //! Everything here blocks and knows nothing of MLX; callers run it on a thread that may block. Only `fetch`
 //! uses tokio, inside. Files come from strangers: every size is checked before it is used.
 
+mod access;
 mod cache;
 mod catalog;
 mod config;
@@ -16,6 +17,7 @@ mod read;
 mod resolve;
 mod sizes;
 
+pub use access::{ModelAccess, Pattern};
 pub use catalog::{ModelAssets, ModelCatalog};
 pub use config::{config_f64, text_default, text_part};
 pub use convert::{Converted, Draft, GgufConversion, Quantizer, Watch, WeightsWriter, convert_gguf, told};

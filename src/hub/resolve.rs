@@ -16,9 +16,14 @@ use sha2::{Digest, Sha256};
 use super::HubError;
 use super::inspect::{INDEX, is_weight_file};
 use super::read::read_text;
+use crate::error::Error;
+use crate::ids::ModelName;
 
 /// Longer than any repo id, which has at most 96 bytes a part.
 const NAME_BYTES_MAX: usize = 256;
+
+/// How the revision of a folder that is not a snapshot begins.
+const LOCAL: &str = "local-";
 
 /// Limit of `refs/main`; a commit has 40.
 const COMMIT_BYTES_MAX: u64 = 256;
@@ -44,6 +49,26 @@ pub struct ModelFolder {
     pub revision: String,
 }
 
+impl ModelFolder {
+    /// Returns whether it is a snapshot in the Hugging Face cache.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        !self.revision.starts_with(LOCAL)
+    }
+
+    /// Returns an error of its files as the caller of an RPC sees it. No download brings what is missing of a
+    /// folder that is not a snapshot.
+    pub(super) fn error(&self, error: HubError) -> Error {
+        let model = ModelName::from(self.name.as_str());
+        match error {
+            HubError::Incomplete { file, why } if !self.is_snapshot() => {
+                HubError::Damaged { file, why }.into_error(&model)
+            }
+            error => error.into_error(&model),
+        }
+    }
+}
+
 /// Names of models that could be loaded, each with its folder or with what is wrong.
 pub type Listed = BTreeMap<String, Result<ModelFolder, HubError>>;
 
@@ -58,8 +83,8 @@ impl ModelRoots {
     /// Finds the folder of a model.
     ///
     /// # Errors
-    /// `InvalidName` for what cannot be a name, `Damaged` for what cannot be reached, `NotFound`, and `Io` if
-    /// the folder cannot be read.
+    /// `InvalidName` for what cannot be a name, `Damaged` for what cannot be reached, `Incomplete` for what
+    /// was not downloaded to its end, `NotFound`, and `Io` if the folder cannot be read.
     pub fn resolve(&self, name: &str) -> Result<ModelFolder, HubError> {
         check_model_name(name)?;
         let mut wrong = None;
@@ -111,6 +136,12 @@ impl ModelRoots {
             Err(error) => Some(format!("the model root {} cannot be read: {error}", shown(root))),
         };
         self.roots.iter().filter_map(problem).collect()
+    }
+
+    /// Returns the Hugging Face cache.
+    #[must_use]
+    pub fn hf_cache(&self) -> Option<&Path> {
+        self.hf_cache.as_deref()
     }
 
     fn not_found(&self, name: &str) -> HubError {
@@ -184,13 +215,11 @@ impl ModelRoots {
         let snapshot = repo.join("snapshots").join(&commit);
         let Ok(path) = snapshot.canonicalize() else {
             let why = format!("its snapshot {commit} is not in the Hugging Face cache");
-            return Err(HubError::damaged(Path::new(name), why));
+            return Err(HubError::incomplete(Path::new(name), why));
         };
         if let Some(why) = incomplete(&path) {
-            return Err(HubError::damaged(
-                Path::new(name),
-                format!("its snapshot {commit} is incomplete: {why}"),
-            ));
+            let why = format!("its snapshot {commit} is incomplete: {why}");
+            return Err(HubError::incomplete(Path::new(name), why));
         }
         if !self.is_inside(&path) {
             return Err(leads_out(name));
@@ -240,12 +269,13 @@ fn own_name(root: &Path) -> Option<&str> {
 
 /// Returns the commit of a repo: the one that `refs/main` names, else that of its only complete snapshot.
 fn commit_of(repo: &Path, name: &str) -> Result<String, HubError> {
-    let damaged = |why: String| HubError::damaged(Path::new(name), why);
+    let damaged = |why: &str| HubError::damaged(Path::new(name), why);
+    let incomplete_repo = |why: &str| HubError::incomplete(Path::new(name), why);
     if let Some(main) = read_text(&repo.join("refs/main"), COMMIT_BYTES_MAX)? {
         // The commit is joined to a path; a hash has no dots and no slashes.
         let commit = main.trim();
         let is_hash = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        let why = || damaged("refs/main names no commit in the Hugging Face cache".into());
+        let why = || damaged("refs/main names no commit in the Hugging Face cache");
         return if is_hash { Ok(commit.to_owned()) } else { Err(why()) };
     }
     let snapshots = file_names(&repo.join("snapshots"));
@@ -253,15 +283,15 @@ fn commit_of(repo: &Path, name: &str) -> Result<String, HubError> {
     let mut whole = snapshots.iter().filter(complete);
     match (whole.next(), whole.next(), snapshots.first()) {
         (Some(only), None, _) => Ok(only.clone()),
-        (Some(_), Some(_), _) => Err(damaged(
-            "has several snapshots in the Hugging Face cache, and no refs/main to choose one".into(),
-        )),
+        (Some(_), Some(_), _) => {
+            Err(damaged("has several snapshots in the Hugging Face cache, and no refs/main to choose one"))
+        }
         // What is wrong with it is said where it is opened.
         (None, _, Some(first)) => Ok(first.clone()),
         (None, _, None) if has_begun(repo) => {
-            Err(damaged("was not downloaded completely: `mlxd pull` continues it".into()))
+            Err(incomplete_repo("was not downloaded completely: `mlxd pull` continues it"))
         }
-        (None, _, None) => Err(damaged("has no snapshot in the Hugging Face cache".into())),
+        (None, _, None) => Err(incomplete_repo("has no snapshot in the Hugging Face cache")),
     }
 }
 
@@ -386,7 +416,7 @@ fn local_revision(folder: &Path) -> Result<String, HubError> {
     }
     let digest = hash.finalize();
     let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("local-{hex}"))
+    Ok(format!("{LOCAL}{hex}"))
 }
 
 #[cfg(test)]

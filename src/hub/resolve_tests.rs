@@ -45,7 +45,7 @@ fn world() -> World {
 /// Why a name cannot be used.
 fn damage(roots: &ModelRoots, name: &str) -> String {
     match roots.resolve(name) {
-        Err(error @ HubError::Damaged { .. }) => error.to_string(),
+        Err(error @ (HubError::Damaged { .. } | HubError::Incomplete { .. })) => error.to_string(),
         other => panic!("{name}: {other:?}"),
     }
 }

@@ -133,6 +133,9 @@ fn update(update: LoadUpdate) -> Event {
     match update {
         LoadUpdate::Validated(fit) => Event::Validated(validated(fit)),
         LoadUpdate::Resolving => progress(pb::LoadPhase::Resolving, 0, 0),
+        LoadUpdate::Downloading { done_bytes, total_bytes } => {
+            progress(pb::LoadPhase::Downloading, done_bytes, total_bytes)
+        }
         LoadUpdate::Reading { done_bytes, total_bytes } => {
             progress(pb::LoadPhase::Loading, done_bytes, total_bytes)
         }

@@ -73,6 +73,11 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::Internal => (Code::Internal, ErrorReason::Internal),
         Reason::Unauthenticated => (Code::Unauthenticated, ErrorReason::Unauthenticated),
         Reason::PermissionDenied => (Code::PermissionDenied, ErrorReason::PermissionDenied),
+        Reason::ModelNotAllowed => (Code::PermissionDenied, ErrorReason::ModelNotAllowed),
+        Reason::DownloadFailed => (Code::FailedPrecondition, ErrorReason::DownloadFailed),
+        Reason::HubDenied => (Code::FailedPrecondition, ErrorReason::HubDenied),
+        Reason::HubUnavailable => (Code::Unavailable, ErrorReason::HubUnavailable),
+        Reason::DiskFull => (Code::ResourceExhausted, ErrorReason::DiskFull),
     }
 }
 
@@ -100,6 +105,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
             details.add_quota_failure_violation(format!("model:{}", shortage.model), error.to_string());
         }
         Error::KvShortage { .. } => drop(details.add_quota_failure_violation("kv", error.to_string())),
+        Error::DiskFull { .. } => drop(details.add_quota_failure_violation("disk", error.to_string())),
         Error::SessionLimit { limit, .. } => {
             details.add_quota_failure_violation(*limit, error.to_string());
         }
@@ -111,6 +117,11 @@ fn add_details(details: &mut ErrorDetails, error: &Error) {
         | Error::AnswerTooLarge { .. }
         | Error::ModelNotLoaded(_)
         | Error::ModelInvalid { .. }
+        | Error::ModelIncomplete { .. }
+        | Error::ModelNotAllowed { .. }
+        | Error::DownloadFailed { .. }
+        | Error::HubDenied { .. }
+        | Error::HubUnavailable { .. }
         | Error::ModelUnsupported { .. }
         | Error::NoChatTemplate { .. }
         | Error::ModelTooLarge(_)

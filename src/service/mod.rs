@@ -8,11 +8,13 @@
 mod caller;
 mod capabilities;
 mod desk;
+mod downloads;
 mod event;
 mod fields;
 mod generation;
 mod intake;
 mod line;
+mod load;
 mod models;
 mod prepare;
 mod reason;
@@ -28,7 +30,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Moment};
 use crate::engine::{EngineHandle, EngineSettings, ResidencySettings};
 use crate::error::Error;
-use crate::hub::ModelCatalog;
+use crate::hub::{ModelAccess, ModelCatalog};
 use crate::ids::{ConnectionId, ModelName};
 use crate::limits::Limits;
 use crate::session::{SessionBook, SessionLimits};
@@ -42,7 +44,8 @@ pub use capabilities::{Feature, ModelCapabilities, Stats};
 pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage};
 pub use generation::Generation;
 pub use intake::{Claim, Intake};
-pub use models::{Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage};
+pub use load::{Load, LoadRequest, LoadUpdate};
+pub use models::{ModelInfo, ModelPage};
 pub use reason::Reason;
 pub use request::{
     Chat, CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores, Tool,
@@ -80,11 +83,11 @@ impl Service {
         engine: EngineHandle,
         catalog: ModelCatalog,
         limits: Limits,
-        auto_load: bool,
+        access: ModelAccess,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            models: Arc::new(Models::new(engine.clone(), catalog, auto_load)),
+            models: Arc::new(Models::new(engine.clone(), catalog, access, limits.downloads_running_max)),
             engine,
             sessions: Arc::new(SessionBook::new(session_limits(&limits), Arc::clone(&clock))),
             desk: Arc::new(Desk::new(limits.preparations_max)),
@@ -139,8 +142,8 @@ impl Service {
         self.engine.drain(limit).await
     }
 
-    /// Changes who stays in memory, where models are looked for (None: where they were), and whether a
-    /// request loads the model that it names.
+    /// Changes who stays in memory, where models are looked for (None: where they were), and which of them
+    /// calls may load and download.
     ///
     /// # Errors
     /// The engine is dead.
@@ -148,9 +151,9 @@ impl Service {
         &self,
         residency: ResidencySettings,
         catalog: Option<ModelCatalog>,
-        auto_load: bool,
+        access: ModelAccess,
     ) -> Result<(), Error> {
-        self.models.set_auto_load(auto_load);
+        self.models.allow(access);
         if let Some(catalog) = catalog {
             self.models.look_in(catalog);
         }

@@ -1,70 +1,20 @@
-//! Models: loading, unloading, describing, and the lease that a call holds. Which models are in memory is the
-//! engine's to say; it publishes a table, which is read here without a round trip.
+//! Models: finding, unloading, describing, and the lease that a call holds. Which models are in memory is the
+//! engine's to say; it publishes a table, which is read here without a round trip. `load` loads them.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use tokio::sync::mpsc;
-
-use super::caller::Caller;
+use super::downloads::{Download, Downloads};
 use super::fields::{model_name, page_size, page_token};
-use super::sessions::TurnHold;
 use super::{Service, blocking};
-use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadEvent, LoadSpec, ResidentModel};
+use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadSpec, ResidentModel};
 use crate::error::Error;
-use crate::hub::{HubError, Listed, ModelAssets, ModelCatalog, ModelFacts, ModelFiles, ModelFolder};
+use crate::hub::{
+    HubError, Listed, ModelAccess, ModelAssets, ModelCatalog, ModelFacts, ModelFiles, ModelFolder, RepoName,
+};
 use crate::ids::ModelName;
-use crate::quantize::Quantization;
-use crate::residency::{Fit, ModelLease, ModelState, Stay};
-use crate::session::SessionBook;
-
-/// A load, or the question whether one would fit.
-#[derive(Clone, Debug)]
-pub struct LoadRequest {
-    /// The model's name.
-    pub model: String,
-    /// Only says whether it would fit.
-    pub validate_only: bool,
-    /// Number format to compute with.
-    pub dtype: ComputeDtype,
-    /// Number format of its KV cache.
-    pub kv: KvDtype,
-    /// How its matrices are quantized at load.
-    pub quantize: Option<Quantization>,
-    /// How long it stays, and whether it is pinned.
-    pub stay: Stay,
-}
-
-/// An event of a load: `Validated` alone, or progress and then one `Loaded`.
-#[derive(Debug)]
-pub enum LoadUpdate {
-    /// Whether it would fit.
-    Validated(Fit),
-    /// Its files were found and checked.
-    Resolving,
-    /// Weights are being read; bytes of the files.
-    Reading {
-        /// Bytes read.
-        done_bytes: u64,
-        /// Bytes to read.
-        total_bytes: u64,
-    },
-    /// First steps run.
-    Warming,
-    /// The model is resident.
-    Loaded(Box<ModelInfo>),
-}
-
-/// A load that the engine has taken. When this is dropped, it goes on if others wait for it.
-pub struct Load {
-    sessions: Arc<SessionBook<TurnHold>>,
-    /// Comes before the engine's events.
-    first: Option<LoadUpdate>,
-    /// None after the last event.
-    events: Option<mpsc::Receiver<LoadEvent>>,
-}
+use crate::residency::{ModelLease, ModelState};
 
 /// A model's facts.
 #[derive(Clone, Debug)]
@@ -102,7 +52,8 @@ pub struct ModelPage {
 pub(super) struct Models {
     engine: EngineHandle,
     catalog: RwLock<Arc<ModelCatalog>>,
-    auto_load: AtomicBool,
+    access: RwLock<Arc<ModelAccess>>,
+    downloads: Downloads,
     /// The models whose files are being read, each by one call at a time.
     reading: Mutex<HashMap<ModelName, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -127,30 +78,6 @@ impl Found {
 }
 
 impl Service {
-    /// Starts a load, joins the one that runs, or says whether it would fit. Refusals that the files cause
-    /// come before the first event.
-    ///
-    /// # Errors
-    /// The request is refused, the model's files cannot be used, or the engine is dead.
-    pub async fn load(&self, caller: &Caller, request: LoadRequest) -> Result<Load, Error> {
-        let LoadRequest { model, validate_only, dtype, kv, quantize, stay } = request;
-        if stay.pin.is_some() && !caller.is_owner() {
-            return Err(Error::OwnerOnly("pin"));
-        }
-        let sessions = Arc::clone(&self.sessions);
-        let model = model_name("model", &model)?;
-        let assets = self.models.assets(&model).await?;
-        let spec = LoadSpec { assets, dtype, kv, quantize };
-        if validate_only {
-            let fit = self.engine.fits(spec).await?;
-            return Ok(Load { sessions, first: Some(LoadUpdate::Validated(fit)), events: None });
-        }
-        let was_resident = self.engine.state(&model) == ModelState::Resident;
-        let events = self.engine.load(spec, stay).await?;
-        let first = (!was_resident).then_some(LoadUpdate::Resolving);
-        Ok(Load { sessions, first, events: Some(events) })
-    }
-
     /// Frees a model; returns the bytes given back.
     ///
     /// # Errors
@@ -193,37 +120,24 @@ impl Service {
     }
 }
 
-impl Load {
-    /// Returns the next event; none after the last.
-    ///
-    /// # Errors
-    /// The load failed, or the engine is dead.
-    pub async fn next(&mut self) -> Result<Option<LoadUpdate>, Error> {
-        if let Some(first) = self.first.take() {
-            return Ok(Some(first));
-        }
-        let Some(events) = &mut self.events else { return Ok(None) };
-        Ok(Some(match events.recv().await.ok_or(Error::EngineDead)? {
-            LoadEvent::Progress { done_bytes, total_bytes } => {
-                LoadUpdate::Reading { done_bytes, total_bytes }
-            }
-            LoadEvent::Warming => LoadUpdate::Warming,
-            LoadEvent::Failed(error) => return Err(error),
-            LoadEvent::Loaded(resident, door, _) => {
-                self.events = None;
-                let facts = door.assets().files.facts.clone();
-                let sessions = self.sessions.count_by_model().remove(&resident.model).unwrap_or_default();
-                let info = ModelInfo::of_resident(*resident, Some(facts));
-                LoadUpdate::Loaded(Box::new(ModelInfo { sessions, ..info }))
-            }
-        }))
-    }
-}
-
 impl Models {
-    pub(super) fn new(engine: EngineHandle, catalog: ModelCatalog, auto_load: bool) -> Self {
-        let (catalog, auto_load) = (RwLock::new(Arc::new(catalog)), AtomicBool::new(auto_load));
-        Self { engine, catalog, auto_load, reading: Mutex::default() }
+    pub(super) fn new(
+        engine: EngineHandle,
+        catalog: ModelCatalog,
+        access: ModelAccess,
+        downloads_running_max: usize,
+    ) -> Self {
+        Self {
+            engine,
+            catalog: RwLock::new(Arc::new(catalog)),
+            access: RwLock::new(Arc::new(access)),
+            downloads: Downloads::new(downloads_running_max),
+            reading: Mutex::default(),
+        }
+    }
+
+    pub(super) fn engine(&self) -> &EngineHandle {
+        &self.engine
     }
 
     /// Returns the models on disk.
@@ -236,8 +150,42 @@ impl Models {
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
     }
 
-    pub(super) fn set_auto_load(&self, auto_load: bool) {
-        self.auto_load.store(auto_load, Ordering::Relaxed);
+    /// Changes what calls may load and download.
+    pub(super) fn allow(&self, access: ModelAccess) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    }
+
+    fn access(&self) -> Arc<ModelAccess> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Refuses a model that calls may not load.
+    pub(super) fn check_allowed(&self, assets: &ModelAssets) -> Result<(), Error> {
+        let ModelFiles { name, folder, revision, .. } = &*assets.files;
+        let folder = ModelFolder { name: name.to_string(), path: folder.clone(), revision: revision.clone() };
+        let is_allowed = self.access().may_load(&folder);
+        is_allowed.then_some(()).ok_or(Error::ModelNotAllowed { model: name.clone(), key: "loads_allowed" })
+    }
+
+    /// Joins or begins the download of a model whose files are missing, as `missing` says, if it can be
+    /// downloaded and the owner asks or allows it; otherwise returns why not.
+    pub(super) fn download(
+        &self,
+        model: &ModelName,
+        is_owners: bool,
+        missing: Error,
+    ) -> Result<Download, Error> {
+        let is_missing = matches!(missing, Error::ModelNotFound { .. } | Error::ModelIncomplete { .. });
+        // A name of one part is a folder's; the repos that have one are not models for MLX.
+        let repo = RepoName::parse(model.as_str()).ok();
+        let repo = repo.filter(|repo| is_missing && repo.id().contains('/'));
+        let catalog = self.catalog();
+        let (Some(repo), Some(cache)) = (repo, catalog.hf_cache()) else { return Err(missing) };
+        if is_owners || self.access().may_download(&repo) {
+            Ok(self.downloads.join(repo, cache.to_path_buf()))
+        } else {
+            Err(Error::ModelNotAllowed { model: model.clone(), key: "downloads_allowed" })
+        }
     }
 
     /// Returns the assets of a model: of the resident weights, else as the files are now.
@@ -261,14 +209,27 @@ impl Models {
         Arc::clone(reading.entry(model.clone()).or_default())
     }
 
-    /// Finds a model for a call that needs it resident.
+    /// Finds a model for a call that needs it resident. It is downloaded if calls may have that.
     pub(super) async fn find(&self, model: &ModelName) -> Result<Found, Error> {
         if let Some(lease) = self.engine.lease(model) {
             return Ok(Found::Resident(lease));
         }
-        let assets = self.assets(model).await?;
-        let may_load = self.auto_load.load(Ordering::Relaxed);
-        if may_load { Ok(Found::OnDisk(assets)) } else { Err(Error::ModelNotLoaded(model.clone())) }
+        let may_load = self.access().auto_load;
+        let assets = match self.assets(model).await {
+            Err(error) if may_load => self.downloaded(model, error).await?,
+            found => found?,
+        };
+        if !may_load {
+            return Err(Error::ModelNotLoaded(model.clone()));
+        }
+        self.check_allowed(&assets)?;
+        Ok(Found::OnDisk(assets))
+    }
+
+    /// Returns the assets of a model whose files were missing, once they are downloaded.
+    async fn downloaded(&self, model: &ModelName, missing: Error) -> Result<Arc<ModelAssets>, Error> {
+        self.download(model, false, missing)?.ended().await?;
+        self.assets(model).await
     }
 
     /// Returns a lease of a model that was found, which is loaded first unless it is resident.
@@ -287,9 +248,12 @@ impl Models {
         if is_same { Ok(lease) } else { Err(Error::ModelUnloaded(name.clone())) }
     }
 
-    /// Loads a model whatever `auto_load` says.
+    /// Loads a model that the owner wants to be there, whatever calls may load.
     pub(super) async fn preload(&self, model: &ModelName) -> Result<(), Error> {
-        let assets = self.assets(model).await?;
+        let assets = match self.assets(model).await {
+            Err(error) => self.downloaded(model, error).await?,
+            Ok(assets) => assets,
+        };
         self.load(assets).await.map(drop)
     }
 
@@ -370,7 +334,7 @@ impl Models {
 
 impl ModelInfo {
     /// Describes a resident model, whose folder may have changed or gone since.
-    fn of_resident(resident: ResidentModel, facts: Option<ModelFacts>) -> Self {
+    pub(super) fn of_resident(resident: ResidentModel, facts: Option<ModelFacts>) -> Self {
         let (name, revision) = (resident.model.to_string(), resident.revision.clone());
         let (problem, path) = (String::new(), resident.path.clone());
         let state = ModelState::Resident;

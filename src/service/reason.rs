@@ -52,6 +52,11 @@ pub enum Reason {
     Internal,
     Unauthenticated,
     PermissionDenied,
+    ModelNotAllowed,
+    DownloadFailed,
+    HubDenied,
+    HubUnavailable,
+    DiskFull,
 }
 
 impl Reason {
@@ -67,7 +72,7 @@ impl Reason {
             Error::AnswerTooLarge { .. } => Self::AnswerTooLarge,
             Error::ModelNotFound { .. } => Self::ModelNotFound,
             Error::ModelNotLoaded(_) => Self::ModelNotLoaded,
-            Error::ModelInvalid { .. } => Self::ModelInvalid,
+            Error::ModelInvalid { .. } | Error::ModelIncomplete { .. } => Self::ModelInvalid,
             Error::ModelUnsupported { .. } => Self::ModelUnsupported,
             Error::NoChatTemplate { .. } => Self::NoChatTemplate,
             Error::ModelTooLarge(_) => Self::ModelTooLarge,
@@ -93,6 +98,11 @@ impl Reason {
             Error::Internal(_) => Self::Internal,
             Error::Unauthenticated => Self::Unauthenticated,
             Error::PermissionDenied | Error::OwnerOnly(_) => Self::PermissionDenied,
+            Error::ModelNotAllowed { .. } => Self::ModelNotAllowed,
+            Error::DownloadFailed { .. } => Self::DownloadFailed,
+            Error::HubDenied { .. } => Self::HubDenied,
+            Error::HubUnavailable { .. } => Self::HubUnavailable,
+            Error::DiskFull { .. } => Self::DiskFull,
         }
     }
 }
@@ -102,7 +112,9 @@ impl Error {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::QueueFull { retry_after, .. } | Self::TooManyOpen { retry_after, .. } => Some(*retry_after),
+            Self::QueueFull { retry_after, .. }
+            | Self::TooManyOpen { retry_after, .. }
+            | Self::HubUnavailable { retry_after, .. } => Some(*retry_after),
             Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
             Self::MemoryBudget(shortage) => match shortage.rule {
                 MemoryRule::InUse { .. } => Some(MEMORY_RETRY),
@@ -119,7 +131,12 @@ impl Error {
             | Self::ModelNotFound { .. }
             | Self::ModelNotLoaded(_)
             | Self::ModelInvalid { .. }
+            | Self::ModelIncomplete { .. }
             | Self::ModelUnsupported { .. }
+            | Self::ModelNotAllowed { .. }
+            | Self::DownloadFailed { .. }
+            | Self::HubDenied { .. }
+            | Self::DiskFull { .. }
             | Self::NoChatTemplate { .. }
             | Self::ModelTooLarge(_)
             | Self::ModelBusy { .. }
@@ -161,18 +178,28 @@ impl Error {
             Self::ModelNotFound { name, .. } => vec![("model", name.clone())],
             Self::ModelNotLoaded(model)
             | Self::ModelInvalid { model, .. }
+            | Self::ModelIncomplete { model, .. }
             | Self::ModelUnsupported { model, .. }
+            | Self::DownloadFailed { model, .. }
+            | Self::HubDenied { model, .. }
+            | Self::HubUnavailable { model, .. }
             | Self::NoChatTemplate { model, .. }
             | Self::ModelUnloaded(model) => vec![("model", model.to_string())],
+            Self::ModelNotAllowed { model, key } => {
+                vec![("model", model.to_string()), ("key", (*key).to_owned())]
+            }
+            Self::DiskFull { model, needed_bytes, available_bytes } => {
+                let [needed, available] = bytes_metadata(*needed_bytes, *available_bytes);
+                vec![("model", model.to_string()), needed, available]
+            }
             Self::ModelBusy { model, running } => {
                 vec![("model", model.to_string()), ("running", running.to_string())]
             }
             Self::ModelTooLarge(shortage) | Self::MemoryBudget(shortage) => shortage_metadata(shortage),
             Self::KvTooLarge { needed_bytes, available_bytes }
-            | Self::KvShortage { needed_bytes, available_bytes } => vec![
-                ("needed_bytes", needed_bytes.to_string()),
-                ("available_bytes", available_bytes.to_string()),
-            ],
+            | Self::KvShortage { needed_bytes, available_bytes } => {
+                bytes_metadata(*needed_bytes, *available_bytes).into()
+            }
             Self::SessionMoved { session, expected, actual } => vec![
                 ("session", session.to_string()),
                 ("expected", expected.to_string()),
@@ -195,12 +222,8 @@ impl Error {
                 ("needed_ms", needed.as_millis().to_string()),
                 ("available_ms", available.as_millis().to_string()),
             ],
-            Self::SlowReader { limit } => {
-                vec![("limit", "slow_reader_s".into()), ("value", limit.as_secs().to_string())]
-            }
-            Self::SlowSender { limit } => {
-                vec![("limit", "receive_s".into()), ("value", limit.as_secs().to_string())]
-            }
+            Self::SlowReader { limit } => seconds_metadata("slow_reader_s", *limit),
+            Self::SlowSender { limit } => seconds_metadata("receive_s", *limit),
             Self::EmptyPrompt
             | Self::TemplateFailed(_)
             | Self::Deadline
@@ -215,13 +238,22 @@ impl Error {
     }
 }
 
+fn seconds_metadata(limit: &str, value: Duration) -> Vec<(&'static str, String)> {
+    vec![("limit", limit.to_owned()), ("value", value.as_secs().to_string())]
+}
+
+fn bytes_metadata(needed_bytes: u64, available_bytes: u64) -> [(&'static str, String); 2] {
+    [("needed_bytes", needed_bytes.to_string()), ("available_bytes", available_bytes.to_string())]
+}
+
 fn shortage_metadata(shortage: &Shortage) -> Vec<(&'static str, String)> {
     let Shortage { model, needed_bytes, available_bytes, budget_bytes, rule, in_the_way } = shortage;
     let in_the_way: Vec<_> = in_the_way.iter().map(ModelName::as_str).collect();
+    let [needed, available] = bytes_metadata(*needed_bytes, *available_bytes);
     vec![
         ("model", model.to_string()),
-        ("needed_bytes", needed_bytes.to_string()),
-        ("available_bytes", available_bytes.to_string()),
+        needed,
+        available,
         ("budget_bytes", budget_bytes.to_string()),
         ("rule", rule.to_string()),
         ("in_the_way", in_the_way.join(",")),

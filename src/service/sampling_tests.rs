@@ -31,6 +31,7 @@ const LIMITS: Limits = Limits {
     chat_parts_max: 1,
     tools_max: 1,
     preparations_max: None,
+    downloads_running_max: 1,
 };
 
 fn facts() -> ModelFacts {

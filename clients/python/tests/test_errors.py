@@ -48,6 +48,11 @@ CLASSES = {
     "INTERNAL": (Code.INTERNAL, mlxd.ServerError),
     "UNAUTHENTICATED": (Code.UNAUTHENTICATED, mlxd.AuthError),
     "PERMISSION_DENIED": (Code.PERMISSION_DENIED, mlxd.AuthError),
+    "MODEL_NOT_ALLOWED": (Code.PERMISSION_DENIED, mlxd.AuthError),
+    "DOWNLOAD_FAILED": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "HUB_DENIED": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "HUB_UNAVAILABLE": (Code.UNAVAILABLE, mlxd.UnavailableError),
+    "DISK_FULL": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
     "UNIMPLEMENTED": (Code.UNIMPLEMENTED, mlxd.UnsupportedError),
 }
 

@@ -7,7 +7,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::error::Error;
 use crate::hub::error::file_name;
+use crate::ids::ModelName;
+
+/// When to ask a hub again that did not answer.
+const UNREACHABLE_RETRY: Duration = Duration::from_secs(10);
 
 /// Why a repo was not downloaded.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +117,34 @@ impl FetchError {
 
     pub(super) fn unreachable(why: impl Into<String>) -> Self {
         Self::Unreachable { why: why.into(), retry_after: None }
+    }
+
+    /// The same failure as the caller of an RPC sees it. What stays until somebody looks at it is a failed
+    /// download; the hub's absence passes.
+    #[must_use]
+    pub fn into_error(self, model: &ModelName) -> Error {
+        let why = self.to_string();
+        let model = model.clone();
+        match self {
+            Self::Invalid { .. } => Error::field("model", why),
+            Self::NotFound { .. } | Self::Offline { .. } => {
+                Error::ModelNotFound { name: model.to_string(), problems: format!("{why}; ") }
+            }
+            Self::Denied { .. } => Error::HubDenied { model, why },
+            Self::Unreachable { retry_after, .. } => {
+                let retry_after = retry_after.unwrap_or(UNREACHABLE_RETRY);
+                Error::HubUnavailable { model, why, retry_after }
+            }
+            Self::Busy { .. } => Error::HubUnavailable { model, why, retry_after: UNREACHABLE_RETRY },
+            Self::Unsupported { .. } => Error::ModelUnsupported { model, why },
+            Self::DiskFull { needed_bytes, available_bytes } => {
+                Error::DiskFull { model, needed_bytes, available_bytes }
+            }
+            Self::Setting { .. } | Self::BadAnswer { .. } | Self::Io { .. } => {
+                Error::DownloadFailed { model, why }
+            }
+            Self::Stopped => Error::Cancelled(why),
+        }
     }
 
     /// Returns whether the disk ran full while the file was written.

@@ -19,7 +19,7 @@ impl Stop {
     }
 
     /// Waits for the signal.
-    pub(super) async fn wait(&self) {
+    pub async fn wait(&self) {
         // The sender is alive: it is `self`.
         _ = self.0.subscribe().wait_for(|stopped| *stopped).await;
     }

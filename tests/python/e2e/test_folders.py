@@ -93,10 +93,10 @@ def scores(wire: Wire, name: str) -> np.ndarray:
     return np.array([entry.token.logprob for entry in entries[1:]])
 
 
-def why(wire: Wire, name: str) -> str:
+def why(wire: Wire, name: str, **fields: bool) -> str:
     """Returns why a model cannot be used."""
     with refused("FAILED_PRECONDITION", "MODEL_INVALID") as refusal:
-        wire.load(name)
+        wire.load(name, **fields)
     return refusal.failure.message
 
 
@@ -305,5 +305,7 @@ def test_the_cache_gives_its_only_whole_snapshot_and_names_half_ones(
     environment = {"MLXD_HF_CACHE": str(tmp_path)}
     with Daemon([], environment=environment) as daemon, daemon.wire() as wire:
         assert wire.load("owner/whole")[-1].loaded.model.revision == "a1"
-        assert "b2 is incomplete: model.safetensors is a link" in why(wire, "owner/half")
+        # A load would complete it from the hub.
+        half_is = why(wire, "owner/half", validate_only=True)
+        assert "b2 is incomplete: model.safetensors is a link" in half_is
         assert "is incomplete" in listed(wire)["owner/half"]

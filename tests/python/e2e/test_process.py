@@ -14,7 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from daemon import Daemon, wait_for
+from daemon import Daemon, free_port, wait_for
 from mlxd.v1 import inference_pb2_grpc as inference_grpc
 from mlxd.v1 import server_pb2 as server
 from wire import CALL_S, Wire, failure, refused, request
@@ -261,13 +261,6 @@ def served(wire: Wire, model: str) -> bool:
         return bool(wire.generate(model, [5], max_tokens=1).token_ids)
     except grpc.RpcError:
         return False
-
-
-def free_port() -> int:
-    """Returns a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def token_file(folder: Path, mode: int = 0o600) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -48,6 +49,13 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         # The pause between two polls, not an estimate of how long something takes.
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """Returns a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Daemon:

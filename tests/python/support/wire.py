@@ -148,12 +148,25 @@ def request(
     )
 
 
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]
+    """Sends a token with each call."""
+
+    def __init__(self, token: str) -> None:
+        self.metadata = [("authorization", f"Bearer {token}")]
+
+    def intercept_unary_unary(self, call: Any, details: Any, request: Any) -> Any:
+        return call(details._replace(metadata=self.metadata), request)
+
+    intercept_unary_stream = intercept_unary_unary
+
+
 class Wire:
     """One connection to a daemon."""
 
     def __init__(self, target: str, token: str = "", options: Sequence[Any] = ()) -> None:
         self.channel = grpc.insecure_channel(target, options=[*UNLIMITED, *CHANNEL, *options])
-        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        if token:
+            self.channel = grpc.intercept_channel(self.channel, _Bearer(token))
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)

@@ -29,7 +29,9 @@ fn with(input: Input) -> GenerateRequest {
 
 #[tokio::test]
 async fn bad_requests_are_refused_with_reason_and_field() {
-    use ErrorReason::{ContextOverflow, EmptyPrompt, InvalidField, ModelNotFound, TemplateFailed};
+    use ErrorReason::{
+        ContextOverflow, EmptyPrompt, InvalidField, ModelNotAllowed, ModelNotFound, TemplateFailed,
+    };
     let daemon = Daemon::start().await;
     let nan = SamplingOptions { temperature: Some(f32::NAN), ..Default::default() };
     let bias = SamplingOptions { logit_bias: [(258, 1.0)].into(), ..Default::default() };
@@ -41,7 +43,8 @@ async fn bad_requests_are_refused_with_reason_and_field() {
     let refused = ChatInput { messages: vec![spoken], ..Default::default() };
     let cases = [
         (named(""), InvalidField, "model"),
-        (named("nobody/nothing"), ModelNotFound, ""),
+        (named("nothing"), ModelNotFound, ""),
+        (named("nobody/nothing"), ModelNotAllowed, ""),
         (named("../models/tiny"), InvalidField, "model"),
         (named("/etc"), InvalidField, "model"),
         (named(&"x".repeat(300)), InvalidField, "model"),

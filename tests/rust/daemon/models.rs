@@ -131,7 +131,7 @@ async fn what_is_refused_loads_no_model() {
 
 #[tokio::test]
 async fn without_automatic_loading_a_model_is_loaded_only_on_request() {
-    let daemon = Daemon::with(|config| config.auto_load = false).await;
+    let daemon = Daemon::with(|config| config.access.auto_load = false).await;
     let error = daemon.client.generate(prompt("a")).await.unwrap_err();
     assert_eq!(error.reason(), ErrorReason::ModelNotLoaded);
     load(&daemon, false).await;

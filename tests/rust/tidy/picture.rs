@@ -43,7 +43,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("net",       &["error", "ids", "limits"], &[]),
     room("service",   &["clock", "count", "engine", "error", "hub", "ids", "limits", "prompt", "quantize", "residency", "session", "text"], &[]),
     room("telemetry", &["config"], &[]),
-    room("config",    &["backend", "engine", "ids", "limits"], &[]),
+    room("config",    &["backend", "engine", "hub", "ids", "limits"], &[]),
     room("engine",    &["backend", "cache", "clock", "count", "error", "ids", "prompt", "residency", "sched", "text"], &["session"]),
     room("device",    &["backend", "error", "hub", "mlx", "models", "quantize"], &[]),
     room("models",    &["error", "hub", "mlx"], &[]),

@@ -176,7 +176,7 @@ class CancelledCallError(MlxdError):
 
 
 class AuthError(MlxdError):
-    """The token is missing or wrong, or the daemon belongs to another user."""
+    """The token is missing or wrong, or the daemon's owner does not allow this user or model."""
 
 
 class UnsupportedError(MlxdError):

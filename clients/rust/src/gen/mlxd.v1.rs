@@ -20,8 +20,8 @@ pub enum ErrorReason {
     /// INVALID_ARGUMENT: the request message exceeds message_bytes_max; metadata
     /// limit_bytes.
     MessageTooLarge = 5,
-    /// NOT_FOUND + ResourceInfo: no model of this name under the model roots or in
-    /// the Hugging Face cache; metadata model.
+    /// NOT_FOUND + ResourceInfo: no model of this name under the model roots, in the
+    /// Hugging Face cache, or, where it was asked, at the hub; metadata model.
     ModelNotFound = 10,
     /// FAILED_PRECONDITION: the model is not resident and auto_load is off;
     /// metadata model.
@@ -104,6 +104,21 @@ pub enum ErrorReason {
     PermissionDenied = 51,
     /// UNIMPLEMENTED: unknown method.
     Unimplemented = 52,
+    /// PERMISSION_DENIED: the configuration does not allow calls to load or download
+    /// the model; the owner can on the unix socket, by LoadModel. Metadata model, key
+    /// (the configuration key that would allow it).
+    ModelNotAllowed = 60,
+    /// FAILED_PRECONDITION: the model cannot be downloaded until somebody has looked
+    /// at the hub's answer, the daemon's environment or the disk; metadata model.
+    DownloadFailed = 61,
+    /// FAILED_PRECONDITION: the hub refuses the daemon, which has no token, a wrong
+    /// one, or no access to a gated repo; metadata model.
+    HubDenied = 62,
+    /// UNAVAILABLE + RetryInfo: the hub does not answer now; metadata model.
+    HubUnavailable = 63,
+    /// RESOURCE_EXHAUSTED + QuotaFailure: the disk of the Hugging Face cache has no
+    /// room for the model; metadata model, needed_bytes, available_bytes.
+    DiskFull = 64,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -148,6 +163,11 @@ impl ErrorReason {
             Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
             Self::PermissionDenied => "ERROR_REASON_PERMISSION_DENIED",
             Self::Unimplemented => "ERROR_REASON_UNIMPLEMENTED",
+            Self::ModelNotAllowed => "ERROR_REASON_MODEL_NOT_ALLOWED",
+            Self::DownloadFailed => "ERROR_REASON_DOWNLOAD_FAILED",
+            Self::HubDenied => "ERROR_REASON_HUB_DENIED",
+            Self::HubUnavailable => "ERROR_REASON_HUB_UNAVAILABLE",
+            Self::DiskFull => "ERROR_REASON_DISK_FULL",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -189,6 +209,11 @@ impl ErrorReason {
             "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
             "ERROR_REASON_PERMISSION_DENIED" => Some(Self::PermissionDenied),
             "ERROR_REASON_UNIMPLEMENTED" => Some(Self::Unimplemented),
+            "ERROR_REASON_MODEL_NOT_ALLOWED" => Some(Self::ModelNotAllowed),
+            "ERROR_REASON_DOWNLOAD_FAILED" => Some(Self::DownloadFailed),
+            "ERROR_REASON_HUB_DENIED" => Some(Self::HubDenied),
+            "ERROR_REASON_HUB_UNAVAILABLE" => Some(Self::HubUnavailable),
+            "ERROR_REASON_DISK_FULL" => Some(Self::DiskFull),
             _ => None,
         }
     }
@@ -1498,6 +1523,8 @@ pub enum LoadPhase {
     Loading = 2,
     /// Running the model once, so that the first request is not slow.
     Warming = 3,
+    /// Downloading the model's files, before RESOLVING comes again; bytes on disk.
+    Downloading = 4,
 }
 impl LoadPhase {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1510,6 +1537,7 @@ impl LoadPhase {
             Self::Resolving => "LOAD_PHASE_RESOLVING",
             Self::Loading => "LOAD_PHASE_LOADING",
             Self::Warming => "LOAD_PHASE_WARMING",
+            Self::Downloading => "LOAD_PHASE_DOWNLOADING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1519,6 +1547,7 @@ impl LoadPhase {
             "LOAD_PHASE_RESOLVING" => Some(Self::Resolving),
             "LOAD_PHASE_LOADING" => Some(Self::Loading),
             "LOAD_PHASE_WARMING" => Some(Self::Warming),
+            "LOAD_PHASE_DOWNLOADING" => Some(Self::Downloading),
             _ => None,
         }
     }
@@ -1655,8 +1684,11 @@ pub mod model_service_client {
         /// Makes a model resident; streams `progress`, then exactly one `loaded`, which
         /// comes immediately for a model that is already resident. Idle models are evicted
         /// for it before the load begins, the least recently used first, unless they are
-        /// pinned. Calls for the same model share one load; cancelling the call stops it
-        /// only if no other request waits for it.
+        /// pinned. A repo that is not on disk is downloaded from the Hugging Face hub
+        /// first, if the caller is on the unix socket or `downloads_allowed` has it (else
+        /// MODEL_NOT_ALLOWED); not with validate_only. Calls for the same model share one
+        /// download and one load; cancelling the call stops them only if no other request
+        /// waits for them.
         pub async fn load_model(
             &mut self,
             request: impl tonic::IntoRequest<super::LoadModelRequest>,

@@ -46,6 +46,7 @@ class LoadPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOAD_PHASE_RESOLVING: _ClassVar[LoadPhase]
     LOAD_PHASE_LOADING: _ClassVar[LoadPhase]
     LOAD_PHASE_WARMING: _ClassVar[LoadPhase]
+    LOAD_PHASE_DOWNLOADING: _ClassVar[LoadPhase]
 
 class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -74,6 +75,7 @@ LOAD_PHASE_UNSPECIFIED: LoadPhase
 LOAD_PHASE_RESOLVING: LoadPhase
 LOAD_PHASE_LOADING: LoadPhase
 LOAD_PHASE_WARMING: LoadPhase
+LOAD_PHASE_DOWNLOADING: LoadPhase
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_AVAILABLE: ModelState
 MODEL_STATE_LOADING: ModelState

@@ -65,8 +65,11 @@ class ModelServiceServicer(object):
         """Makes a model resident; streams `progress`, then exactly one `loaded`, which
         comes immediately for a model that is already resident. Idle models are evicted
         for it before the load begins, the least recently used first, unless they are
-        pinned. Calls for the same model share one load; cancelling the call stops it
-        only if no other request waits for it.
+        pinned. A repo that is not on disk is downloaded from the Hugging Face hub
+        first, if the caller is on the unix socket or `downloads_allowed` has it (else
+        MODEL_NOT_ALLOWED); not with validate_only. Calls for the same model share one
+        download and one load; cancelling the call stops them only if no other request
+        waits for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

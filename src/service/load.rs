@@ -1,0 +1,217 @@
+//! LoadModel: a model that is missing is downloaded first, if the caller may have it downloaded; then the
+//! engine loads it, and callers of one model share its load. Both stop when nobody waits any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Service;
+use super::caller::Caller;
+use super::downloads::Download;
+use super::fields::model_name;
+use super::models::{ModelInfo, Models};
+use super::sessions::TurnHold;
+use crate::engine::{ComputeDtype, KvDtype, LoadEvent, LoadSpec};
+use crate::error::Error;
+use crate::hub::ModelAssets;
+use crate::ids::ModelName;
+use crate::quantize::Quantization;
+use crate::residency::{Fit, ModelState, Stay};
+use crate::session::SessionBook;
+
+/// Time between two looks at a download.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A load, or the question whether one would fit.
+#[derive(Clone, Debug)]
+pub struct LoadRequest {
+    /// The model's name.
+    pub model: String,
+    /// Only says whether it would fit.
+    pub validate_only: bool,
+    /// Number format to compute with.
+    pub dtype: ComputeDtype,
+    /// Number format of its KV cache.
+    pub kv: KvDtype,
+    /// How its matrices are quantized at load.
+    pub quantize: Option<Quantization>,
+    /// How long it stays, and whether it is pinned.
+    pub stay: Stay,
+}
+
+/// An event of a load: `Validated` alone, or progress and then one `Loaded`.
+#[derive(Debug)]
+pub enum LoadUpdate {
+    /// Whether it would fit.
+    Validated(Fit),
+    /// Its files are looked for, or were found and checked.
+    Resolving,
+    /// Its files are being downloaded; bytes on disk.
+    Downloading {
+        /// Bytes that are there.
+        done_bytes: u64,
+        /// Bytes of all files.
+        total_bytes: u64,
+    },
+    /// Weights are being read; bytes of the files.
+    Reading {
+        /// Bytes read.
+        done_bytes: u64,
+        /// Bytes to read.
+        total_bytes: u64,
+    },
+    /// First steps run.
+    Warming,
+    /// The model is resident.
+    Loaded(Box<ModelInfo>),
+}
+
+/// A load as one of its callers follows it. When this is dropped, it goes on if others wait for it.
+pub struct Load {
+    models: Arc<Models>,
+    sessions: Arc<SessionBook<TurnHold>>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Waits for the model's files.
+    Downloading { download: Download, wish: Wish, told_bytes: Option<(u64, u64)> },
+    /// The engine loads it. What is said first comes before its events.
+    Loading { first: Option<LoadUpdate>, events: mpsc::Receiver<LoadEvent> },
+    /// Only this is left to say.
+    Last(Option<LoadUpdate>),
+}
+
+/// What a load is to do once the files are there.
+struct Wish {
+    model: ModelName,
+    /// Whether the owner asks, who may load anything.
+    is_owners: bool,
+    dtype: ComputeDtype,
+    kv: KvDtype,
+    quantize: Option<Quantization>,
+    stay: Stay,
+}
+
+impl Wish {
+    fn of(self, assets: Arc<ModelAssets>) -> (LoadSpec, Stay) {
+        let Self { model: _, is_owners: _, dtype, kv, quantize, stay } = self;
+        (LoadSpec { assets, dtype, kv, quantize }, stay)
+    }
+}
+
+impl Service {
+    /// Starts a load, joins the one that runs, or says whether it would fit. Refusals that the files cause
+    /// come before the first event, unless they must be downloaded first.
+    ///
+    /// # Errors
+    /// The request is refused, the caller may not load or download the model, its files cannot be used, or
+    /// the engine is dead.
+    pub async fn load(&self, caller: &Caller, request: LoadRequest) -> Result<Load, Error> {
+        let LoadRequest { model, validate_only, dtype, kv, quantize, stay } = request;
+        if stay.pin.is_some() && !caller.is_owner() {
+            return Err(Error::OwnerOnly("pin"));
+        }
+        let model = model_name("model", &model)?;
+        let wish = Wish { model, is_owners: caller.is_owner(), dtype, kv, quantize, stay };
+        let stage = match self.models.assets(&wish.model).await {
+            Ok(assets) if validate_only => {
+                let (spec, _) = wish.of(assets);
+                Stage::Last(Some(LoadUpdate::Validated(self.engine.fits(spec).await?)))
+            }
+            Ok(assets) => self.models.begin_load(assets, wish).await?,
+            Err(error) if validate_only => return Err(error),
+            Err(error) => {
+                let download = self.models.download(&wish.model, wish.is_owners, error)?;
+                Stage::Downloading { download, wish, told_bytes: None }
+            }
+        };
+        Ok(Load { models: Arc::clone(&self.models), sessions: Arc::clone(&self.sessions), stage })
+    }
+}
+
+impl Models {
+    async fn begin_load(&self, assets: Arc<ModelAssets>, wish: Wish) -> Result<Stage, Error> {
+        if !wish.is_owners {
+            self.check_allowed(&assets)?;
+        }
+        let was_resident = self.engine().state(&wish.model) == ModelState::Resident;
+        let (spec, stay) = wish.of(assets);
+        let events = self.engine().load(spec, stay).await?;
+        Ok(Stage::Loading { first: (!was_resident).then_some(LoadUpdate::Resolving), events })
+    }
+}
+
+impl Load {
+    /// Returns the next event; none after the last.
+    ///
+    /// # Errors
+    /// The model cannot be downloaded, the load failed, or the engine is dead.
+    pub async fn next(&mut self) -> Result<Option<LoadUpdate>, Error> {
+        loop {
+            match &mut self.stage {
+                Stage::Last(update) => return Ok(update.take()),
+                Stage::Downloading { download, told_bytes, .. } => {
+                    if let Some(update) = look_at(download, told_bytes).await? {
+                        return Ok(Some(update));
+                    }
+                    let stage = std::mem::replace(&mut self.stage, Stage::Last(None));
+                    let Stage::Downloading { wish, .. } = stage else { return Ok(None) };
+                    let assets = self.models.assets(&wish.model).await?;
+                    self.stage = self.models.begin_load(assets, wish).await?;
+                }
+                Stage::Loading { first, events } => {
+                    if let Some(first) = first.take() {
+                        return Ok(Some(first));
+                    }
+                    let event = events.recv().await.ok_or(Error::EngineDead)?;
+                    return self.update(event).map(Some);
+                }
+            }
+        }
+    }
+
+    fn update(&mut self, event: LoadEvent) -> Result<LoadUpdate, Error> {
+        Ok(match event {
+            LoadEvent::Progress { done_bytes, total_bytes } => {
+                LoadUpdate::Reading { done_bytes, total_bytes }
+            }
+            LoadEvent::Warming => LoadUpdate::Warming,
+            LoadEvent::Failed(error) => return Err(error),
+            LoadEvent::Loaded(resident, door, _) => {
+                self.stage = Stage::Last(None);
+                let facts = door.assets().files.facts.clone();
+                let sessions = self.sessions.count_by_model().remove(&resident.model).unwrap_or_default();
+                let info = ModelInfo::of_resident(*resident, Some(facts));
+                LoadUpdate::Loaded(Box::new(ModelInfo { sessions, ..info }))
+            }
+        })
+    }
+}
+
+/// Returns what is new of a download; nothing once it is complete.
+async fn look_at(
+    download: &Download,
+    told_bytes: &mut Option<(u64, u64)>,
+) -> Result<Option<LoadUpdate>, Error> {
+    if told_bytes.is_none() {
+        *told_bytes = Some((0, 0));
+        return Ok(Some(LoadUpdate::Resolving));
+    }
+    loop {
+        let is_complete = tokio::select! {
+            biased;
+            ended = download.ended() => ended.map(|()| true)?,
+            () = tokio::time::sleep(TICK) => false,
+        };
+        let bytes @ (done_bytes, total_bytes) = download.bytes();
+        if total_bytes > 0 && *told_bytes != Some(bytes) {
+            *told_bytes = Some(bytes);
+            return Ok(Some(LoadUpdate::Downloading { done_bytes, total_bytes }));
+        }
+        if is_complete {
+            return Ok(None);
+        }
+    }
+}
