@@ -9,7 +9,7 @@ use minijinja::value::{Value as Jinja, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use regex::{Captures, Regex};
 
-use super::{filters, methods, python, source, tojson};
+use super::{filters, methods, namespace, python, source, tojson};
 
 /// Returns the environment of templates, which may take this many instructions; 64 bytes of text count as one
 /// (minijinja's fuel).
@@ -28,6 +28,9 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     environment.add_filter("tojson", tojson::tojson);
     environment.add_filter("string", python::str);
     filters::add(&mut environment);
+    namespace::add(&mut environment);
+    // It prints the whole context.
+    environment.remove_global("debug");
     // As in Jinja2, a value with a length and items is a sequence (slices of lists are iterables here), and
     // none is not iterable.
     environment.add_test("sequence", |value: &Jinja| {

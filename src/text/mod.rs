@@ -3,6 +3,7 @@
 //! Pure: contents of a model's files in, values out. The edge renders and tokenizes with it before a request
 //! reaches the engine, and the stream of tokens goes through `Detokenizer` and then `StopMatcher`.
 
+mod apart;
 mod arguments;
 mod detokenizer;
 mod encoder;
@@ -14,12 +15,14 @@ mod jinja;
 mod long;
 mod marks;
 mod methods;
+mod namespace;
 mod parting;
 mod pieces;
 mod probe;
 mod python;
 mod source;
 mod special;
+mod statements;
 mod stop;
 mod template;
 mod tojson;

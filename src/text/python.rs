@@ -10,6 +10,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::marks::is_mark;
+use super::namespace::Namespace;
 
 /// Limit of nesting: printing recurses. Python stops near 1,000.
 pub(super) const DEPTH_MAX: usize = 128;
@@ -42,7 +43,7 @@ pub(super) fn from_json(value: &Value) -> Jinja {
 pub(super) fn str(value: &Jinja) -> Result<String, Error> {
     let mut out = String::new();
     match value.kind() {
-        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain => {
             repr(value, 0, &mut out)?;
         }
         _ => out = value.to_string(),
@@ -94,7 +95,14 @@ fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
             }
             out.push('}');
         }
-        _ => write!(out, "{value}").map_err(Error::from)?,
+        _ => match value.downcast_object_ref::<Namespace>() {
+            Some(namespace) => {
+                out.push_str("<Namespace ");
+                repr(&Jinja::from_pairs(namespace.pairs()), depth + 1, out)?;
+                out.push('>');
+            }
+            None => write!(out, "{value}").map_err(Error::from)?,
+        },
     }
     Ok(())
 }

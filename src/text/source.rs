@@ -9,6 +9,7 @@ use minijinja::value::{Tuple, Value as Jinja};
 use minijinja::{Error, State, context};
 
 use super::python;
+use super::statements::Statements;
 
 /// The function that stands for the operator.
 pub(super) const FUNCTION: &str = "percent_operator__";
@@ -76,12 +77,13 @@ enum Piece<'a> {
 /// Returns the source in minijinja's language.
 pub(super) fn rewrite(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
+    let mut statements = Statements::default();
     for piece in pieces(source) {
         match piece {
             Piece::Text(text) => out.push_str(text),
             // Jinja2 keeps a line's end after the tag that begins a raw block.
             Piece::Raw(block) => out.push_str(&block.replacen(" %}\n", " %}\n\n", 1)),
-            Piece::Tag(tag) => out.push_str(&expression(tag)),
+            Piece::Tag(tag) => out.push_str(&statements.rewrite(&expression(tag))),
         }
     }
     out

@@ -15,6 +15,7 @@ use minijinja::value::Value as Jinja;
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, UtcOffset};
 
+use super::apart::{SOURCE_BYTES_MAX, apart};
 use super::marks::{Marked, Marks};
 use super::probe::{Fate, Places, Roles, Traits};
 use super::{TextError, TextFiles, Tokenizer, jinja, python, source, tojson};
@@ -104,14 +105,9 @@ impl ChatTemplate {
     pub fn new(files: &TextFiles, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let (file, sources) = sources(files)?;
         let sources = chosen(file, sources)?;
-        let mut environment = jinja::environment(PROBE_FUEL);
-        let mut names = BTreeSet::new();
-        for (name, source) in sources {
-            names.extend(source::names(&source).into_iter().map(str::to_owned));
-            environment.add_template_owned(name, jinja::translate(&source)).map_err(|error| {
-                TextError::Invalid { file, why: format!("the chat template: {}", jinja::explain(&error)) }
-            })?;
-        }
+        let names = sources.iter().flat_map(|(_, source)| source::names(source)).map(str::to_owned).collect();
+        let environment = apart(|| parsed(sources))
+            .map_err(|error| TextError::Invalid { file, why: format!("the chat template: {error}") })?;
         let special_tokens =
             tokenizer.special_tokens().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
         let mut writer = Writer { environment, special_tokens };
@@ -124,7 +120,7 @@ impl ChatTemplate {
             writer.write(&conversation, Form { parts, json_arguments: false }, PROBE_BYTES_MAX).ok()
         });
         writer.environment.set_fuel(Some(FUEL));
-        let variables = writer.variables();
+        let variables = apart(|| Ok(writer.variables()))?;
         let marks = Marks::new(tokenizer.control_tokens().map(|(text, _)| text))?;
         let after = traits.after_answer.trim_start();
         let ends = tokenizer.control_tokens().filter(|(text, _)| after.starts_with(text.as_str()));
@@ -288,6 +284,15 @@ impl Writer {
         form: Form,
         bytes_max: usize,
     ) -> Result<String, TextError> {
+        apart(|| self.write_here(conversation, form, bytes_max))
+    }
+
+    fn write_here(
+        &self,
+        conversation: &Conversation<'_>,
+        form: Form,
+        bytes_max: usize,
+    ) -> Result<String, TextError> {
         let Conversation { messages, tools, arguments, add_generation_prompt, now } = *conversation;
         let failed = |error: minijinja::Error| TextError::Render(jinja::explain(&error));
         let tool_list: Jinja =
@@ -375,6 +380,19 @@ fn tool_calls(calls: &Value) -> Result<Jinja, minijinja::Error> {
         }
     }
     Ok(python::from_json(&calls))
+}
+
+/// Returns an environment with these templates.
+fn parsed(sources: Vec<Source>) -> Result<Environment<'static>, TextError> {
+    let mut environment = jinja::environment(PROBE_FUEL);
+    for (name, source) in sources {
+        if source.len() > SOURCE_BYTES_MAX {
+            return Err(TextError::Render(format!("it has more than {SOURCE_BYTES_MAX} bytes")));
+        }
+        let added = environment.add_template_owned(name, jinja::translate(&source));
+        added.map_err(|error| TextError::Render(jinja::explain(&error)))?;
+    }
+    Ok(environment)
 }
 
 /// A template's name and its text.

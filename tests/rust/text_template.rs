@@ -223,6 +223,40 @@ fn a_render_has_a_budget() {
 }
 
 #[test]
+fn what_a_template_nests_does_not_overflow_the_stack() {
+    let count = 20_000;
+    let row = |operator: &str| format!("{{{{ x{} }}}}", operator.repeat(count));
+    let nested = format!(
+        "{{% set ns = namespace(s=[], t=[]) %}}{{% for i in range({count}) %}}\
+        {{% set ns.s = [ns.s] %}}{{% set ns.t = [ns.t] %}}{{% endfor %}}"
+    );
+    let sources = [
+        row(" + 1"),
+        row(" and x"),
+        row(" if x else x"),
+        row(".a"),
+        row(" | list"),
+        format!("{{{{ {}x }}}}", "-".repeat(count)),
+        format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(count)),
+        format!("{nested}{{{{ ns.s == ns.t }}}}"),
+        format!("{nested}{{{{ ns.s ~ x }}}}"),
+    ];
+    for source in sources {
+        let arguments = Map::from_iter([("x".to_owned(), json!([]))]);
+        let _ = render(&source, &Input { arguments, ..Input::default() });
+    }
+    let cycle = "{% set ns = namespace(a=1) %}{% set ns.b = [ns] %}";
+    let render = |print: &str| render(&format!("{cycle}{{{{ {print} }}}}"), &Input::default());
+    assert_eq!(render("(ns == ns.b[0], ns == namespace(), ns.a)").unwrap(), "(True, False, 1)");
+    for print in ["ns", "ns | string", "ns | tojson"] {
+        assert!(render(print).is_err(), "{print}");
+    }
+    let long = " ".repeat(1 << 20);
+    let error = template(&[("chat_template.jinja", json!(format!("{long}a")))]).unwrap_err().to_string();
+    assert!(error.contains("bytes"), "{error}");
+}
+
+#[test]
 fn a_long_conversation_is_within_the_budget() {
     let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% endfor %}";
     let messages = vec![json!({"role": "user", "content": "word ".repeat(1000)}); 4000];

@@ -122,3 +122,17 @@ async fn an_answer_ends_where_the_template_ends_a_turn() {
     let answer = daemon.client.generate(to("turns", chat("a"))).await.unwrap();
     assert_eq!((answer.finish_reason(), answer.text.as_str()), (FinishReason::Stop, "yes"));
 }
+
+#[tokio::test]
+async fn an_engine_that_panics_or_recurses_fails_the_call_not_the_daemon() {
+    let daemon = Daemon::start().await;
+    let written = "{% for m in messages %}{{ m.content }}";
+    let cyclic = "{% endfor %}{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ [ns] | join }}{{ ns }}";
+    for (model, rest) in [("panics", "{{ loop.cycle() }}{% endfor %}"), ("recurses", cyclic)] {
+        add(&daemon, model, &json!(format!("{written}{rest}")));
+        daemon.client.generate(to(model, prompt("a"))).await.unwrap();
+        let error = daemon.client.generate(to(model, chat("a"))).await.unwrap_err();
+        assert_eq!(error.reason(), ErrorReason::TemplateFailed, "{error}");
+        assert!(capabilities(&daemon, model).await.has_chat_template);
+    }
+}
