@@ -106,7 +106,7 @@ pub enum Error {
     },
     /// The answer exceeds the size limit.
     #[error(
-        "answer_bytes_max: an answer may have at most {limit_bytes} bytes; streams and pages have no such limit"
+        "answer_bytes_max: an answer may have at most {limit_bytes} bytes; streams and pages are sent in smaller parts"
     )]
     AnswerTooLarge {
         /// The limit.

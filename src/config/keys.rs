@@ -182,8 +182,9 @@ fn calls() -> Vec<Key> {
             c.limits.receive_bytes_per_connection_max = n.get();
         }),
         number("receive_s", 10, 1..=DAY_S, |c, n| c.limits.receive = n.seconds()),
-        number("chat_parts_max", 16_384, 1..=1 << 20, |c, n| c.limits.chat_parts_max = n.get()),
-        number("tools_max", 1024, 0..=65_536, |c, n| c.limits.tools_max = n.get()),
+        // The codec counts three parts and more for each, of all that a message has.
+        number("chat_parts_max", 16_384, 1..=65_536, |c, n| c.limits.chat_parts_max = n.get()),
+        number("tools_max", 1024, 0..=16_384, |c, n| c.limits.tools_max = n.get()),
         number("preparations_max", 0, 0..=1024, |c, n| c.limits.preparations_max = n.unless_zero()),
     ]
 }

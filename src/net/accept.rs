@@ -40,6 +40,11 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// as large for each body, one that waits for its claim would hold up all others.
 const BODY_WINDOW_BYTES: u32 = 64 << 10;
 
+/// Bytes that a connection of our own user may have sent and we have not read: those of 64 messages that
+/// wait for their turn, before they keep the connection's other calls out. A stranger's are the library's
+/// 1 MiB.
+const KNOWN_WINDOW_BYTES: u32 = 64 * BODY_WINDOW_BYTES;
+
 /// Calls that a peer of our own user may cancel before we have seen them, in multiples of those it may have
 /// open. The HTTP/2 library's 20 are for strangers; agents cancel whole batches in one write, and each waits
 /// with its headers until it is seen.
@@ -227,6 +232,7 @@ fn builder(limits: &Limits, is_known: bool) -> Builder<TokioExecutor> {
         .keep_alive_interval(limits.keep_alive)
         .keep_alive_timeout(limits.keep_alive);
     if is_known {
+        http2.initial_connection_window_size(KNOWN_WINDOW_BYTES);
         let streams = limits.streams_per_connection_max as usize;
         http2.max_pending_accept_reset_streams(streams * CANCELLED_CALLS_FACTOR);
         // Frames that were under way when a call was refused count as the peer's errors.

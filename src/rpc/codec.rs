@@ -99,11 +99,15 @@ impl<U: Message + Default> Decoder for CountingDecoder<U> {
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let name = type_name::<U>().rsplit("::").next().unwrap_or_default();
         let mut left = PARTS_MAX;
-        if count(bytes.chunk(), &format!("mlxd.v1.{name}"), DEPTH_MAX, &mut left).is_none() && left == 0 {
-            let why = format!("at most {PARTS_MAX} texts, messages and JSON values in one message");
-            return Err(status(&Error::field("message", why)));
+        // What else is malformed prost says.
+        match count(bytes.chunk(), &format!("mlxd.v1.{name}"), DEPTH_MAX, &mut left) {
+            Err(Fault::TooMany) => {
+                let why = format!("at most {PARTS_MAX} texts, messages and JSON values in one message");
+                Err(status(&Error::field("message", why)))
+            }
+            Err(Fault::Group) => Err(status(&Error::field("message", "groups are not in the contract"))),
+            Ok(()) | Err(Fault::Malformed) => self.0.decode(bytes),
         }
-        self.0.decode(bytes)
     }
 
     fn buffer_settings(&self) -> BufferSettings {
@@ -111,52 +115,65 @@ impl<U: Message + Default> Decoder for CountingDecoder<U> {
     }
 }
 
-/// Takes the parts of a message from `left`. None where there are not that many left, or where it is
-/// malformed, which prost will say.
-fn count(mut bytes: &[u8], message: &str, depth: usize, left: &mut usize) -> Option<()> {
+/// Why the parts of a message are not counted to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// There are more than allowed.
+    TooMany,
+    /// It has a group, which prost would skip without a word.
+    Group,
+    /// Prost refuses it.
+    Malformed,
+}
+
+/// Takes the parts of a message from `left`.
+fn count(mut bytes: &[u8], message: &str, depth: usize, left: &mut usize) -> Result<(), Fault> {
     let fields = FIELDS.get(message);
     while !bytes.is_empty() {
         let key = varint(&mut bytes)?;
         let length = match key & 7 {
             0 => varint(&mut bytes).map(|_| 0)?,
             1 => 8,
-            DELIMITED => usize::try_from(varint(&mut bytes)?).ok()?,
+            DELIMITED => usize::try_from(varint(&mut bytes)?).map_err(|_| Fault::Malformed)?,
+            3 | 4 => return Err(Fault::Group),
             5 => 4,
-            _ => return None,
+            _ => return Err(Fault::Malformed),
         };
-        let (content, rest) = bytes.split_at_checked(length)?;
+        let (content, rest) = bytes.split_at_checked(length).ok_or(Fault::Malformed)?;
         bytes = rest;
         if key & 7 == DELIMITED {
-            *left = left.checked_sub(1)?;
+            take(1, left)?;
             match fields.and_then(|fields| fields.get(&(key >> 3))).map(String::as_str) {
-                Some(JSON) => take_values(content, left)?,
-                Some(kind) => count(content, kind, depth.checked_sub(1)?, left)?,
+                Some(JSON) => take(values(content), left)?,
+                Some(kind) => count(content, kind, depth.checked_sub(1).ok_or(Fault::Malformed)?, left)?,
                 None => {}
             }
         }
     }
-    Some(())
+    Ok(())
 }
 
-/// Takes the values of a JSON text from `left`: no more than the marks that may stand before one.
-fn take_values(json: &[u8], left: &mut usize) -> Option<()> {
-    let values = json.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
-    let enough = left.checked_sub(values);
-    *left = enough.unwrap_or(0);
-    enough.map(drop)
+fn take(parts: usize, left: &mut usize) -> Result<(), Fault> {
+    *left = left.checked_sub(parts).ok_or(Fault::TooMany)?;
+    Ok(())
 }
 
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
+/// Returns the most values that a JSON text can have: the marks that may stand before one.
+fn values(json: &[u8]) -> usize {
+    json.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count()
+}
+
+fn varint(bytes: &mut &[u8]) -> Result<u64, Fault> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
-        let (first, rest) = bytes.split_first()?;
+        let (first, rest) = bytes.split_first().ok_or(Fault::Malformed)?;
         *bytes = rest;
         value |= u64::from(first & 0x7f) << shift;
         if first & 0x80 == 0 {
-            return Some(value);
+            return Ok(value);
         }
     }
-    None
+    Err(Fault::Malformed)
 }
 
 #[cfg(test)]
@@ -191,21 +208,33 @@ mod tests {
             let chat = pb::ChatInput { tools, ..Default::default() };
             let mut left = PARTS_MAX;
             let counted = count(&chat.encode_to_vec(), "mlxd.v1.ChatInput", DEPTH_MAX, &mut left);
-            counted.map(|()| PARTS_MAX - left).ok_or(left)
+            counted.map(|()| PARTS_MAX - left)
         };
         // The tool, its text, and in that the marks.
         assert_eq!(taken(vec![tool(r#"{"a":[0,0]}"#.into())]), Ok(2 + 4));
         let half = tool(format!("[{}0]", "0,".repeat(PARTS_MAX / 2)));
         assert!(taken(vec![half.clone()]).is_ok());
-        assert_eq!(taken(vec![half; 2]), Err(0));
+        assert_eq!(taken(vec![half; 2]), Err(Fault::TooMany));
     }
 
     #[test]
     fn a_malformed_message_is_left_to_prost() {
         for bytes in [&[0x0a, 0x7f, 1][..], &[0x0f], &[0x80; 20]] {
             let mut left = PARTS_MAX;
-            assert_eq!(count(bytes, "mlxd.v1.GenerateRequest", DEPTH_MAX, &mut left), None);
-            assert_ne!(left, 0);
+            let counted = count(bytes, "mlxd.v1.GenerateRequest", DEPTH_MAX, &mut left);
+            assert_eq!(counted, Err(Fault::Malformed));
+            assert!(pb::GenerateRequest::decode(bytes).is_err());
         }
+    }
+
+    #[test]
+    fn a_group_is_refused_which_prost_would_skip() {
+        // The field 100, begun and ended, then one that is known.
+        for bytes in [&[0xa3, 0x06, 0xa4, 0x06, 0x0a, 0][..], &[0x0b, 0x0c]] {
+            let mut left = PARTS_MAX;
+            let counted = count(bytes, "mlxd.v1.GenerateRequest", DEPTH_MAX, &mut left);
+            assert_eq!(counted, Err(Fault::Group));
+        }
+        assert!(pb::GenerateRequest::decode(&[0xa3, 0x06, 0xa4, 0x06][..]).is_ok());
     }
 }

@@ -15,20 +15,34 @@ use crate::service::Reason;
 /// The domain of every ErrorInfo.
 const DOMAIN: &str = "mlxd.v1";
 
+/// Bytes of a text in a status: it travels in headers, of which clients take 8 KiB, and a caller may have
+/// written it (the name of an argument, what a template says of a message).
+const TEXT_BYTES_MAX: usize = 1 << 10;
+
+/// Returns a text, or its start.
+fn cut(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push('…');
+    }
+    text
+}
+
 /// Returns the status of an error. The cause of an internal one goes to the log only, in the request's span.
 pub(super) fn status(error: &Error) -> Status {
     if let Error::Internal(cause) = error {
         tracing::error!(cause, "internal error");
     }
     let (code, reason) = wire(Reason::of(error));
-    let metadata = error.metadata().into_iter().map(|(key, value)| (key.to_owned(), value));
+    let metadata = error.metadata().into_iter().map(|(key, value)| (key.to_owned(), cut(value)));
     let metadata: HashMap<String, String> = metadata.collect();
     let mut details = ErrorDetails::with_error_info(name(reason), DOMAIN, metadata);
     if let Some(delay) = error.retry_after() {
         details.set_retry_info(Some(delay));
     }
-    add_details(&mut details, error);
-    Status::with_error_details(code, error.to_string(), details)
+    let message = cut(error.to_string());
+    add_details(&mut details, error, &message);
+    Status::with_error_details(code, message, details)
 }
 
 /// Returns what tonic sends for the outcome of a call.
@@ -88,26 +102,28 @@ fn name(reason: ErrorReason) -> &'static str {
 }
 
 /// Adds the details that stand beside ErrorInfo and RetryInfo.
-fn add_details(details: &mut ErrorDetails, error: &Error) {
+fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
     match error {
-        Error::InvalidField { field, why } => drop(details.add_bad_request_violation(field, why)),
-        Error::EmptyPrompt | Error::ContextOverflow { .. } => {
-            details.add_bad_request_violation("input", error.to_string());
+        Error::InvalidField { field, why } => {
+            details.add_bad_request_violation(cut(field.clone()), cut(why.clone()));
         }
-        Error::TemplateFailed(why) => drop(details.add_bad_request_violation("chat", why)),
+        Error::EmptyPrompt | Error::ContextOverflow { .. } => {
+            details.add_bad_request_violation("input", message);
+        }
+        Error::TemplateFailed(why) => drop(details.add_bad_request_violation("chat", cut(why.clone()))),
         Error::ModelNotFound { name, .. } => {
-            details.set_resource_info("mlxd.v1.Model", name, "", error.to_string());
+            details.set_resource_info("mlxd.v1.Model", cut(name.clone()), "", message);
         }
         Error::SessionNotFound(name) | Error::SessionExists(name) => {
-            details.set_resource_info("mlxd.v1.Session", name, "", error.to_string());
+            details.set_resource_info("mlxd.v1.Session", cut(name.clone()), "", message);
         }
         Error::MemoryBudget(shortage) => {
-            details.add_quota_failure_violation(format!("model:{}", shortage.model), error.to_string());
+            details.add_quota_failure_violation(format!("model:{}", shortage.model), message);
         }
-        Error::KvShortage { .. } => drop(details.add_quota_failure_violation("kv", error.to_string())),
-        Error::DiskFull { .. } => drop(details.add_quota_failure_violation("disk", error.to_string())),
+        Error::KvShortage { .. } => drop(details.add_quota_failure_violation("kv", message)),
+        Error::DiskFull { .. } => drop(details.add_quota_failure_violation("disk", message)),
         Error::SessionLimit { limit, .. } => {
-            details.add_quota_failure_violation(*limit, error.to_string());
+            details.add_quota_failure_violation(*limit, message);
         }
         Error::QueueFull { .. }
         | Error::TooManyOpen { .. }
@@ -202,6 +218,21 @@ mod tests {
         let info = details.error_info().unwrap();
         assert_eq!((status.code(), info.reason.as_str()), (Code::Aborted, "SESSION_MOVED"));
         assert_eq!((info.domain.as_str(), info.metadata["actual"].as_str()), ("mlxd.v1", "2"));
+    }
+
+    #[test]
+    fn what_a_caller_wrote_does_not_fill_the_headers() {
+        let long = "ä".repeat(1 << 20);
+        let errors = [
+            Error::field(format!("chat.template_arguments.{long}"), long.clone()),
+            Error::TemplateFailed(long.clone()),
+            Error::ModelNotFound { name: long.clone(), problems: String::new() },
+        ];
+        for error in errors {
+            let headers = status(&error).into_http::<()>().into_parts().0.headers;
+            let bytes: usize = headers.values().map(http::HeaderValue::len).sum();
+            assert!(bytes < 20 << 10, "{bytes}");
+        }
     }
 
     #[test]

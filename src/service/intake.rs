@@ -21,7 +21,8 @@ const SHORT_BYTES: usize = 64 << 10;
 /// A message above this is large.
 const LARGE_BYTES: usize = 1 << 20;
 
-/// A connection's own bytes: two short messages, or a long chat.
+/// A connection's own bytes: two short messages, or a long chat, which does not wait behind a longer message
+/// either.
 const OWN_BYTES: usize = 128 << 10;
 
 /// Part of each limit that is kept from large messages.
@@ -71,6 +72,7 @@ enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Size {
     Short,
+    Chat,
     Middle,
     Large,
 }
@@ -135,6 +137,8 @@ impl Intake {
         }
         let lane = if bytes <= SHORT_BYTES {
             Size::Short
+        } else if bytes <= OWN_BYTES {
+            Size::Chat
         } else if bytes <= LARGE_BYTES {
             Size::Middle
         } else {

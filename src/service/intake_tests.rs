@@ -123,6 +123,15 @@ fn own_bytes_that_are_free_again_go_to_those_who_wait_for_the_pool() {
 }
 
 #[test]
+fn a_long_chat_of_the_connections_own_bytes_does_not_wait_behind_a_longer_message() {
+    let intake = intake();
+    let _all: Vec<_> = (2..10).map(|at| [held(&intake, at, 120 * KIB), held(&intake, at, MIB)]).collect();
+    let (_middle_claim, middle) = claim(&intake, 1, 700 * KIB);
+    assert!(middle.is_some());
+    let _chat = held(&intake, 1, 100 * KIB);
+}
+
+#[test]
 fn a_message_above_a_limit_takes_all_of_it() {
     let intake = intake();
     let all = held(&intake, 1, 1 << 30);

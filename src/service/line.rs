@@ -9,10 +9,13 @@ use tokio::sync::oneshot;
 
 use crate::ids::ConnectionId;
 
+/// Connections whose share is remembered; connections come and go.
+const REMEMBERED_MAX: usize = 1024;
+
 /// A line of those who wait for a `T`, in lanes of the kinds `L`.
 #[derive(Debug)]
 pub(super) struct Line<L, T> {
-    /// Bytes that the connection served last had been served before.
+    /// Bytes that whoever waits has been served at least.
     now: u64,
     /// By connection: bytes that it was served, where above `now`. A newcomer starts at `now`.
     served: HashMap<ConnectionId, u64>,
@@ -76,9 +79,16 @@ impl<L: Copy + Ord, T> Line<L, T> {
     /// Takes the first of a lane out; its connection is served by it.
     pub(super) fn call(&mut self, front: Front<L>) -> Option<oneshot::Sender<T>> {
         let Front { connection, lane, bytes } = front;
+        // Of all that wait, those of whom the condition took none too: their turn is still to come.
+        let least = self.lanes.keys().map(|(waiting, _)| self.served_of(*waiting)).min();
         let go = self.lanes.get_mut(&(connection, lane))?.pop_front()?.go;
-        self.now = self.served_of(connection);
-        self.served.insert(connection, self.now + bytes as u64);
+        self.served.insert(connection, self.served_of(connection) + bytes as u64);
+        self.now = least.unwrap_or(self.now);
+        if self.served.len() > REMEMBERED_MAX {
+            // Those who were served least are newcomers from here on.
+            let mut served: Vec<u64> = self.served.values().copied().collect();
+            self.now = *served.select_nth_unstable(REMEMBERED_MAX / 2).1;
+        }
         let now = self.now;
         self.served.retain(|_, served| *served > now);
         Some(go)
@@ -92,5 +102,50 @@ impl<L: Copy + Ord, T> Line<L, T> {
 
     fn served_of(&self, connection: ConnectionId) -> u64 {
         self.served.get(&connection).copied().unwrap_or(self.now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of a connection that waits in a lane.
+    fn front(connection: u64, lane: u8, bytes: usize) -> Front<u8> {
+        Front { connection: ConnectionId(connection), lane, bytes }
+    }
+
+    /// Serves whoever is next in a lane; returns whose it was.
+    fn serve(line: &mut Line<u8, ()>, lane: u8) -> u64 {
+        let next = line.next(|front| front.lane == lane).unwrap();
+        line.call(next).unwrap();
+        next.connection.0
+    }
+
+    #[test]
+    fn one_who_is_served_from_another_pool_does_not_make_those_who_wait_equal() {
+        let mut line = Line::new();
+        let mut waiting = Vec::new();
+        let mut join = |line: &mut Line<u8, ()>, front| waiting.push(line.join(front));
+        // The third connection has had much of the second lane, the first a little of the first one.
+        join(&mut line, front(3, 1, 16_000));
+        assert_eq!(serve(&mut line, 1), 3);
+        join(&mut line, front(1, 0, 8_000));
+        assert_eq!(serve(&mut line, 0), 1);
+        join(&mut line, front(1, 0, 1_000));
+        join(&mut line, front(2, 0, 1_000));
+        join(&mut line, front(3, 1, 1_000));
+        assert_eq!(serve(&mut line, 1), 3);
+        assert_eq!(serve(&mut line, 0), 2);
+        assert_eq!(serve(&mut line, 0), 1);
+    }
+
+    #[test]
+    fn connections_that_came_once_are_forgotten() {
+        let mut line = Line::new();
+        for connection in 0..10_000 {
+            let _waiting = line.join(front(connection, 0, 2_000));
+            assert_eq!(serve(&mut line, 0), connection);
+            assert!(line.served.len() <= REMEMBERED_MAX);
+        }
     }
 }

@@ -22,6 +22,7 @@ mod request;
 mod sampling;
 mod score;
 mod sessions;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::downloads::{Download, Downloads};
 use super::fields::{model_name, page_size, page_token};
+use super::waiting::Waiting;
 use super::{Service, blocking};
 use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadSpec, ResidentModel};
 use crate::error::Error;
 use crate::hub::{
     HubError, Listed, ModelAccess, ModelAssets, ModelCatalog, ModelFacts, ModelFiles, ModelFolder, RepoName,
 };
-use crate::ids::ModelName;
+use crate::ids::{ConnectionId, ModelName};
 use crate::residency::{ModelLease, ModelState};
 
 /// A model's facts.
@@ -54,6 +55,7 @@ pub(super) struct Models {
     catalog: RwLock<Arc<ModelCatalog>>,
     access: RwLock<Arc<ModelAccess>>,
     downloads: Downloads,
+    waiting: Arc<Waiting>,
     /// The models whose files are being read, each by one call at a time.
     reading: Mutex<HashMap<ModelName, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -132,6 +134,7 @@ impl Models {
             catalog: RwLock::new(Arc::new(catalog)),
             access: RwLock::new(Arc::new(access)),
             downloads: Downloads::new(downloads_running_max),
+            waiting: Arc::default(),
             reading: Mutex::default(),
         }
     }
@@ -232,8 +235,9 @@ impl Models {
         self.assets(model).await
     }
 
-    /// Returns a lease of a model that was found, which is loaded first unless it is resident.
-    pub(super) async fn lease(&self, found: Found) -> Result<ModelLease, Error> {
+    /// Returns a lease of a model that was found, which is loaded first unless it is resident; as many of a
+    /// connection may wait for that as in the engine's queue.
+    pub(super) async fn lease(&self, found: Found, connection: ConnectionId) -> Result<ModelLease, Error> {
         let assets = match found {
             Found::Resident(lease) => return Ok(lease),
             Found::OnDisk(assets) => assets,
@@ -241,7 +245,10 @@ impl Models {
         let ModelFiles { name, revision, .. } = &*assets.files;
         let lease = match self.engine.lease(name) {
             Some(lease) => lease,
-            None => self.load(Arc::clone(&assets)).await?,
+            None => {
+                let _wait = self.waiting.enter(connection, self.engine.settings())?;
+                self.load(Arc::clone(&assets)).await?
+            }
         };
         // Somebody may have loaded other files of that name meanwhile.
         let is_same = lease.assets().files.revision == *revision;

@@ -63,7 +63,7 @@ impl Service {
             caller.claim.release();
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
-            Ok((self.models.lease(found).await?, context, resolved))
+            Ok((self.models.lease(found, caller.connection).await?, context, resolved))
         };
         let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
         if let Some(turn) = &turn {

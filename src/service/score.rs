@@ -76,8 +76,7 @@ impl Service {
         if prompt.len() - from > max as usize {
             return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
         }
-        check_length(assets, prompt.len())?;
-        let lease = self.models.lease(found).await?;
+        let lease = self.models.lease(found, caller.connection).await?;
         let pass = Pass { origin: caller.origin(session, priority), prompt, from, top_logprobs };
         let scored = pass.run(self, lease).await?;
         let prompt_tokens = count(pass.prompt.len());
@@ -103,14 +102,6 @@ impl Pass {
         service.engine.score(work).await?;
         answer.await.map_err(|_| Error::EngineDead)?
     }
-}
-
-fn check_length(assets: &ModelAssets, tokens: usize) -> Result<(), Error> {
-    let (prompt_tokens, context_length) = (count(tokens), assets.files.facts.context_length);
-    if prompt_tokens > context_length {
-        return Err(Error::ContextOverflow { prompt_tokens, context_length });
-    }
-    Ok(())
 }
 
 fn token_score(assets: &ModelAssets, id: u32, score: Option<&TokenLogprobs>) -> TokenScore {

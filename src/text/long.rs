@@ -2,8 +2,11 @@
 //! Between two pieces the work can be stopped, and others can be served. The tokens are those of the whole
 //! text.
 
-use super::parting::PIECE_BYTES;
+use super::parting::{PIECE_BYTES, floor};
 use super::{Rendered, TextError, Tokenizer};
+
+/// Bytes at the start of a prompt by which the tokens around it are found; a token that begins it is shorter.
+const START_BYTES: usize = 512;
 
 /// The tokens of a text, as far as they are made.
 #[derive(Debug)]
@@ -12,6 +15,8 @@ pub struct Encoding {
     text: String,
     /// Bytes of the text that are tokens.
     done: usize,
+    /// Bytes of the rest in which the next piece's end is looked for.
+    looked_at: usize,
     ids: Vec<u32>,
     /// The tokens around the whole text that come after it.
     closing: Vec<u32>,
@@ -51,7 +56,8 @@ impl Encoding {
     }
 
     fn new(tokenizer: &Tokenizer, text: String, kind: Kind) -> Self {
-        Self { tokenizer: tokenizer.clone(), text, done: 0, ids: Vec::new(), closing: Vec::new(), kind }
+        let (tokenizer, ids, closing) = (tokenizer.clone(), Vec::new(), Vec::new());
+        Self { tokenizer, text, done: 0, looked_at: PIECE_BYTES, ids, closing, kind }
     }
 
     /// Returns the number of tokens made so far.
@@ -60,20 +66,24 @@ impl Encoding {
         self.ids.len()
     }
 
-    /// Returns the bytes of the next piece; 0 after the last.
+    /// Returns the bytes that the next step looks at; 0 after the last.
     #[must_use]
     pub fn next_bytes(&self) -> usize {
         let rest = self.text.len() - self.done;
-        if self.tokenizer.parts_texts() { rest.min(PIECE_BYTES) } else { rest }
+        if self.tokenizer.parts_texts() { rest.min(self.looked_at) } else { rest }
     }
 
-    /// Makes the tokens of the next piece. Returns whether the text is done.
+    /// Makes the tokens of the next piece, or finds out that it is longer. Returns whether the text is done.
     ///
     /// # Errors
     /// The tokenizer has no token for a part of the text, or a run of it is too long to be tokenized at once.
     pub fn advance(&mut self) -> Result<bool, TextError> {
         let rest = &self.text[self.done..];
-        let piece = &rest[..self.tokenizer.piece_end(rest, self.mark())?];
+        let Some(end) = self.tokenizer.piece_end(rest, self.mark(), self.looked_at)? else {
+            self.looked_at *= 2;
+            return Ok(false);
+        };
+        let piece = &rest[..end];
         let (is_first, is_last) = (self.done == 0, piece.len() == rest.len());
         let mut ids = match self.kind {
             Kind::Rendered { mark, last } if is_first => self.tokenizer.encode_rendered(piece, mark, last)?,
@@ -82,15 +92,18 @@ impl Encoding {
             Kind::Prompt if !is_first => self.tokenizer.encode_more(piece)?,
             Kind::Prompt if is_last => self.tokenizer.encode_prompt(piece)?,
             Kind::Prompt => {
-                let ids = self.tokenizer.encode(piece, false)?;
-                let around = self.tokenizer.encode_prompt(piece)?;
-                let (opening, closing) = around_of(&around, &ids);
+                // What stands around a text depends on its start at most.
+                let start = &piece[..floor(piece, START_BYTES)];
+                let around = self.tokenizer.encode_prompt(start)?;
+                let inner = self.tokenizer.encode(start, false)?;
+                let (opening, closing) = around_of(&around, &inner);
                 self.closing = closing.to_vec();
-                [opening, &ids].concat()
+                [opening, &self.tokenizer.encode(piece, false)?].concat()
             }
         };
         self.ids.append(&mut ids);
         self.done += piece.len();
+        self.looked_at = PIECE_BYTES;
         if is_last {
             self.ids.append(&mut self.closing);
         }

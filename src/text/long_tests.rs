@@ -130,9 +130,11 @@ fn sentence_pieces(more: &[[&str; 2]]) -> [Tokenizer; 4] {
 }
 
 fn in_pieces(mut encoding: Encoding) -> (Vec<u32>, usize) {
-    let mut pieces = 1;
-    while !encoding.advance().unwrap() {
-        pieces += 1;
+    let (mut pieces, mut is_done) = (0, false);
+    while !is_done {
+        let before = encoding.token_count();
+        is_done = encoding.advance().unwrap();
+        pieces += usize::from(encoding.token_count() > before);
     }
     (encoding.into_ids(), pieces)
 }
@@ -195,7 +197,30 @@ fn a_long_text_in_pieces_gives_the_tokens_of_the_whole() {
 fn a_run_that_cannot_be_parted_is_refused_when_it_is_too_long() {
     let tokenizer = tokenizer(&split(GPT2));
     let mut encoding = Encoding::of_more(&tokenizer, "a".repeat(UNPARTED_BYTES_MAX * 2));
-    assert!(matches!(encoding.advance(), Err(TextError::Encode(why)) if why.contains("to part them")));
+    let refused = loop {
+        match encoding.advance() {
+            Ok(is_done) => assert!(!is_done && encoding.token_count() == 0),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(refused, TextError::Encode(why) if why.contains("to part them")));
+}
+
+#[test]
+fn a_run_that_cannot_be_parted_says_how_long_it_is_before_it_is_tokenized() {
+    let tokenizer = tokenizer(&split(GPT2));
+    let bytes = 9 * PIECE_BYTES;
+    let mut encoding = Encoding::of_more(&tokenizer, "a".repeat(bytes));
+    loop {
+        let said = encoding.next_bytes();
+        let is_done = encoding.advance().unwrap();
+        // A text of one piece and a bit is not parted.
+        assert_eq!(is_done, encoding.token_count() > 0);
+        if is_done {
+            assert!(said * 3 / 2 >= bytes, "{said} of {bytes}");
+            break;
+        }
+    }
 }
 
 #[test]

@@ -74,7 +74,8 @@ impl Parting {
         Self { places, token_bytes_max: is_bounded.then_some(token_bytes_max.max(1) * shrinks) }
     }
 
-    /// Returns the end of a text's first piece, in bytes; `mark` is not part of what is tokenized.
+    /// Returns the end of a text's first piece, in bytes, if its first `bytes` have one; they are to be
+    /// doubled otherwise. `mark` is not part of what is tokenized.
     ///
     /// # Errors
     /// The text is too long, and there is no such place.
@@ -83,25 +84,22 @@ impl Parting {
         encoder: &Encoder,
         text: &str,
         mark: Option<char>,
-    ) -> Result<usize, TextError> {
-        let mut bytes = PIECE_BYTES;
+        bytes: usize,
+    ) -> Result<Option<usize>, TextError> {
+        let too_long = || {
+            let why = format!("more than {UNPARTED_BYTES_MAX} bytes without a place to part them");
+            Err(TextError::Encode(why))
+        };
         // A text of one piece and a bit is not worth parting.
-        while text.len() > bytes + bytes / 2 && bytes <= UNPARTED_BYTES_MAX {
-            let looked_at = &text[..floor(text, bytes)];
-            let end = match self.places {
-                Places::None => break,
-                Places::Stages => last_end(encoder, looked_at, mark)?,
-                Places::Words => last_word_end(encoder, looked_at, mark),
-            };
-            if let Some(end) = end {
-                return Ok(end);
-            }
-            bytes *= 2;
+        if self.places == Places::None || text.len() <= bytes + bytes / 2 {
+            return if text.len() <= UNPARTED_BYTES_MAX { Ok(Some(text.len())) } else { too_long() };
         }
-        if text.len() <= UNPARTED_BYTES_MAX {
-            return Ok(text.len());
-        }
-        Err(TextError::Encode(format!("more than {UNPARTED_BYTES_MAX} bytes without a place to part them")))
+        let looked_at = &text[..floor(text, bytes)];
+        let end = match self.places {
+            Places::Stages => last_end(encoder, looked_at, mark)?,
+            Places::Words | Places::None => last_word_end(encoder, looked_at, mark),
+        };
+        if end.is_none() && bytes >= UNPARTED_BYTES_MAX { too_long() } else { Ok(end) }
     }
 }
 
@@ -148,7 +146,8 @@ fn is_ink(character: char) -> bool {
     !character.is_whitespace()
 }
 
-fn floor(text: &str, mut bytes: usize) -> usize {
+/// Returns the most bytes of a text, up to `bytes`, that end at a character.
+pub(super) fn floor(text: &str, mut bytes: usize) -> usize {
     while !text.is_char_boundary(bytes) {
         bytes -= 1;
     }

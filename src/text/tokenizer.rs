@@ -180,12 +180,17 @@ impl Tokenizer {
         self.0.parting.places != Places::None
     }
 
-    /// Returns the end of a text's first piece, in bytes.
+    /// Returns the end of a text's first piece, in bytes, if its first `bytes` have one.
     ///
     /// # Errors
     /// The text is too long, and cannot be parted.
-    pub(super) fn piece_end(&self, text: &str, mark: Option<char>) -> Result<usize, TextError> {
-        self.0.parting.piece_end(self.0.encoder.tokenizer(), text, mark)
+    pub(super) fn piece_end(
+        &self,
+        text: &str,
+        mark: Option<char>,
+        bytes: usize,
+    ) -> Result<Option<usize>, TextError> {
+        self.0.parting.piece_end(self.0.encoder.tokenizer(), text, mark, bytes)
     }
 
     /// Returns the names and texts of special tokens.
