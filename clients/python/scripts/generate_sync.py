@@ -1,9 +1,9 @@
 """Regenerates the synchronous client from the asyncio one; `--check` only compares.
 
 Each module of src/mlxd/aio but `__init__` becomes the module of the same name in src/mlxd: `async`
-and `await` are dropped, NAMES and SENTENCES are replaced, a statement whose first line ends in
-`# async only` is left out, and ruff sorts the imports and formats. docs/decisions/0030 says why the
-asyncio client is the source.
+and `await` are dropped, NAMES and SENTENCES are replaced, a statement or `except` whose first line
+ends in `# async only` is left out, and ruff sorts the imports and formats. docs/decisions/0030 says
+why the asyncio client is the source.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ SENTENCES = {
 
 
 def without_async_only(source: str) -> str:
-    """Returns the source without the statements that are marked."""
+    """Returns the source without the statements and handlers that are marked."""
     lines = source.splitlines(keepends=True)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.stmt) and lines[node.lineno - 1].rstrip().endswith(MARK):
+        if not isinstance(node, (ast.stmt, ast.ExceptHandler)):
+            continue
+        if lines[node.lineno - 1].rstrip().endswith(MARK):
             end = node.end_lineno or node.lineno
             lines[node.lineno - 1 : end] = [""] * (end - node.lineno + 1)
     return "".join(lines)

@@ -46,7 +46,7 @@ class Fake(
 ):
     """The services, and what tests look at or set."""
 
-    hang = False  # Stream one delta, then wait for the caller to leave.
+    hang = False  # Stream one delta, or answer nothing, then wait for the caller to leave.
 
     def __init__(self):
         self.requests = []
@@ -57,6 +57,7 @@ class Fake(
         self.refusals = 0  # Number of turns to refuse because the queue is full.
         self.retry_s = 0.01  # When a refused caller is told to try again.
         self.lock = threading.Lock()
+        self.hangs = threading.Event()
         self.left = threading.Event()
         self.answer = PARIS
         self.delay = 0.0  # Seconds between deltas.
@@ -123,8 +124,15 @@ class Fake(
         session.turns.add(token_count=session.token_count)
         return {"session_token_count": session.token_count}
 
+    def _wait_for_leaving(self):
+        self.hangs.set()
+        self.left.wait(10)
+
     def Generate(self, request, context):
         text, usage = self._turn(request, context)
+        if self.hang:
+            context.add_callback(self.left.set)
+            self._wait_for_leaving()
         response = pb.GenerateResponse(
             request_id="r-1",
             model_revision="rev",
@@ -160,7 +168,7 @@ class Fake(
             yield pb.StreamGenerateResponse(delta=delta)
             time.sleep(self.delay)
             if self.hang:
-                self.left.wait(10)
+                self._wait_for_leaving()
                 return
         finished = pb.GenerateFinished(
             finish_reason=pb.FINISH_REASON_STOP, usage=usage, **self._end(request, usage)

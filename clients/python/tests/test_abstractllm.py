@@ -152,6 +152,7 @@ def test_logprobs_and_priority_reach_the_request(llm, fake):
         ("images", ["a.png"]),
         ("user", "u"),
         ("context_window", 10),
+        ("load_in_4bit", True),
         ("tool_choice", "required"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import grpc
 import pytest
 from fake import MODEL, PARIS
 
@@ -9,6 +10,7 @@ pytest.importorskip("abstractllm", reason="the abstractllm extra is not installe
 
 from abstractllm import create_llm, exceptions
 from abstractllm.retry_strategies import RetryableError, RetryManager
+from google.rpc import error_details_pb2
 
 import mlxd.abstractllm  # registers the provider
 
@@ -122,6 +124,31 @@ def test_two_hundred_gathered_calls_succeed_where_the_queue_is_shorter(llm, fake
 
     assert asyncio.run(all_at_once()) == [PARIS] * 200
     assert len(fake.requests) == 500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_memory_that_others_use_is_not_waited_for(llm, fake, stream):
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(10)
+    facts = {"needed_bytes": "9", "available_bytes": "4", "in_the_way": "a"}
+    fake.error = (grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_BUDGET", "in use", facts, retry)
+    calls = [
+        lambda: list(llm.generate("x", stream=stream, timeout=10)),
+        lambda: asyncio.run(_all(llm, stream)),
+        llm.load_model,
+    ]
+    llm.set_config(timeout=10)  # Else a provider that waits would wait without end.
+    for number, call in enumerate(calls, 1):
+        with pytest.raises(exceptions.MemoryExceededError) as caught:
+            call()
+        assert caught.value.details["retry_after"] == 0.01
+        assert (caught.value.required_memory, caught.value.available_memory) == (9, 4)
+        assert len(fake.requests) == number
+
+
+async def _all(llm, stream):
+    answer = await llm.generate_async("x", stream=stream)
+    return [chunk async for chunk in answer] if stream else answer
 
 
 @pytest.mark.parametrize("limit", [{"max_retries": 1}, {"retry_count": 1}])

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import sys
 import threading
 
 import pytest
@@ -105,6 +106,85 @@ def test_leaving_a_stream_cancels_its_call(address, fake, leave):
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert await asyncio.to_thread(fake.left.wait, 5)
+
+    run(address, body)
+
+
+def test_a_closed_stream_raises_cancelled(address, fake):
+    fake.hang = True
+
+    async def body(client):
+        stream = client.stream(model=MODEL, messages="x")
+        assert await asyncio.to_thread(fake.hangs.wait, 5)
+        stream.close()
+        for _ in range(2):
+            with pytest.raises(mlxd.CancelledCallError):
+                await stream.result()
+        assert await asyncio.to_thread(fake.left.wait, 5)
+
+    run(address, body)
+
+
+def test_a_stream_that_was_read_to_its_end_is_not_cancelled_by_closing_it(address):
+    async def body(client):
+        async with client.stream(model=MODEL, messages="x") as stream:
+            assert "".join([text async for text in stream.text()]) == PARIS
+        return (await stream.result()).text
+
+    assert run(address, body) == PARIS
+
+
+async def _reads(client):
+    return await client.stream(model=MODEL, messages="x").result()
+
+
+async def _asks(client):
+    return await client.generate(model=MODEL, prompt="x")
+
+
+# `cancelling`, by which a task's own cancellation is told from the call's, is Python 3.11's.
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not say if it is cancelled")
+@pytest.mark.parametrize("work", [_reads, _asks])
+def test_closing_the_client_ends_its_calls_and_not_the_tasks_that_await_them(address, fake, work):
+    fake.hang = True
+
+    async def body(client):
+        task = asyncio.ensure_future(work(client))
+        assert await asyncio.to_thread(fake.hangs.wait, 5)
+        await client.close()
+        with pytest.raises(mlxd.CancelledCallError):
+            await asyncio.wait_for(task, 5)
+        assert not task.cancelled()
+        assert await asyncio.to_thread(fake.left.wait, 5)
+
+    run(address, body)
+
+
+@pytest.mark.parametrize("work", [_reads, _asks])
+def test_a_cancelled_task_is_cancelled_though_its_client_is_closed_too(address, fake, work):
+    fake.hang = True
+
+    async def body(client):
+        task = asyncio.ensure_future(work(client))
+        assert await asyncio.to_thread(fake.hangs.wait, 5)
+        task.cancel()
+        await client.close()
+        await asyncio.wait([task], timeout=5)
+        assert task.cancelled()
+
+    run(address, body)
+
+
+def test_a_closed_clients_stream_that_nobody_awaits_ends_too(address, fake):
+    fake.hang = True
+
+    async def body(client):
+        stream = client.stream(model=MODEL, messages="x")
+        assert await asyncio.to_thread(fake.hangs.wait, 5)
+        await client.close()
+        assert await asyncio.to_thread(fake.left.wait, 5)
+        with pytest.raises(mlxd.CancelledCallError):
+            await stream.result()
 
     run(address, body)
 

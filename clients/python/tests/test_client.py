@@ -1,4 +1,6 @@
 import gc
+import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake import MODEL, PARIS, Fake, server
@@ -97,6 +99,28 @@ def test_misuse_is_a_type_error(client):
         client.stats(deadline=1)
 
 
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("count_tokens", {"model": MODEL, "prompt": "x"}),
+        ("score", {"model": MODEL, "text": "x"}),
+        ("load_model", {"model": MODEL}),
+        ("validate_model", {"model": MODEL}),
+        ("list_models", {}),
+        ("session", {"model": MODEL}),
+        ("create_session", {"model": MODEL}),
+        ("stats", {}),
+    ],
+)
+def test_an_option_that_a_call_would_drop_is_a_type_error(client, fake, call, arguments):
+    method = getattr(client, call)
+    others = {"temperature", "keep_alive", "tools", "validate_only", "pin"}
+    for option in others - inspect.signature(method).parameters.keys():
+        with pytest.raises(TypeError, match=option):
+            method(**arguments, **{option: 1})
+    assert fake.requests == []
+
+
 def test_an_empty_input_is_the_daemons_to_refuse(client, fake):
     client.generate(model=MODEL, prompt="")
     assert fake.requests[-1].WhichOneof("input") == "prompt"
@@ -142,6 +166,21 @@ def test_a_closed_stream_raises_cancelled(client, fake):
     stream.close()
     with pytest.raises(mlxd.CancelledCallError):
         stream.result()
+
+
+@pytest.mark.parametrize("work", ["stream", "generate"])
+def test_closing_the_client_ends_its_calls(address, fake, work):
+    fake.hang = True
+    client = mlxd.Client(address, timeout=10)
+    with ThreadPoolExecutor(1) as pool:
+        if work == "stream":
+            answer = pool.submit(client.stream(model=MODEL, messages="x").result)
+        else:
+            answer = pool.submit(client.generate, model=MODEL, prompt="x")
+        assert fake.hangs.wait(5)
+        client.close()
+        with pytest.raises(mlxd.CancelledCallError):
+            answer.result(5)
 
 
 def test_metadata_names_request_and_client_and_carries_the_token():
@@ -267,3 +306,7 @@ def test_priority_and_xtc_reach_the_request(client, fake):
     assert not request.sampling.HasField("xtc_threshold")
     with pytest.raises(mlxd.InvalidRequestError, match="priority"):
         client.generate(model=MODEL, prompt="x", priority="urgent")
+    client.score(model=MODEL, text="x", priority="background")
+    assert fake.requests[-1].priority == 3
+    client.score(model=MODEL, text="x")
+    assert fake.requests[-1].priority == 0

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from mlxd._address import Target
+from mlxd._record import StreamingCall
 from mlxd.v1.inference_pb2_grpc import InferenceServiceStub
 from mlxd.v1.model_pb2_grpc import ModelServiceStub
 from mlxd.v1.server_pb2_grpc import ServerServiceStub
 from mlxd.v1.session_pb2_grpc import SessionServiceStub
 
 Metadata = tuple[tuple[str, str], ...]
+Stream = TypeVar("Stream", bound=StreamingCall)
 
 
 def options() -> list[tuple[str, Any]]:
@@ -79,7 +82,20 @@ class Stubs:
         self.model: Any = ModelServiceStub(channel)
         self.session: Any = SessionServiceStub(channel)
         self.server: Any = ServerServiceStub(channel)
+        self.closed = False
         self._metadata = metadata
+        self._streams: weakref.WeakSet[StreamingCall] = weakref.WeakSet()
+
+    def hold(self, stream: Stream) -> Stream:
+        """Remembers a stream, which ends with the channel, and returns it."""
+        self._streams.add(stream)
+        return stream
+
+    def end_streams(self) -> None:
+        """Closes the streams, which an asyncio channel does not; from then on it is `closed`."""
+        self.closed = True
+        for stream in list(self._streams):
+            stream.close()
 
     def metadata(self, request_id: str | None) -> Metadata:
         """Returns the metadata of one call.
@@ -135,7 +151,9 @@ class AioLink:
         """Closes the running loop's channel; a later call makes another."""
         opened = self._open.pop(asyncio.get_running_loop(), None)
         if opened is not None:
-            await opened[0].close()
+            channel, stubs = opened
+            stubs.end_streams()
+            await channel.close()
 
     def drop(self) -> None:
         """Lets go of every loop's channel, in any thread, without a loop; running calls go on."""

@@ -33,6 +33,7 @@ from mlxd.types import (
     Messages,
     ModelInfo,
     ModelLoaded,
+    Priority,
     Quantize,
     ScoreResponse,
     SessionInfo,
@@ -64,7 +65,7 @@ class Connection:
         return self._link.stubs()
 
     def close(self) -> None:
-        """Closes the connection and cancels the calls that run on it."""
+        """Closes the connection. Calls that run on it raise CancelledCallError."""
         self._link.close()
 
     def __enter__(self) -> Self:
@@ -84,9 +85,7 @@ class Connection:
         return Deadline(self.timeout if timeout is None else timeout)
 
     def _start(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
-        unknown = options.keys() - convert.OPTIONS
-        if unknown:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        convert.check_names(options, convert.CALL_OPTIONS)
         timeout = options.get("timeout")
         return method(
             request,
@@ -134,7 +133,9 @@ class Connection:
             token_ids=token_ids,
             options=options,
         )
-        response = self._call(self._stubs.inference.Generate, request, options)
+        response = self._call(
+            self._stubs.inference.Generate, request, convert.call_options(options)
+        )
         return convert.completion_of(response)
 
     def stream(
@@ -161,8 +162,11 @@ class Connection:
             token_ids=token_ids,
             options=options,
         )
-        call = self._start(self._stubs.inference.StreamGenerate, request, options)
-        return GenerateStream(call, options.get("request_id"), self.address, on_end)
+        call = self._start(
+            self._stubs.inference.StreamGenerate, request, convert.call_options(options)
+        )
+        stream = GenerateStream(call, options.get("request_id"), self.address, on_end)
+        return self._stubs.hold(stream)
 
     def chat(
         self, messages: Messages, *, model: str, **options: Unpack[GenerateOptions]
@@ -203,6 +207,7 @@ class Connection:
         token_ids: Sequence[int] | None = None,
         top_logprobs: int = 0,
         session: str = "",
+        priority: Priority | None = None,
         **options: Unpack[CallOptions],
     ) -> ScoreResponse:
         """Computes the log-probability of every token of a text.
@@ -213,6 +218,7 @@ class Connection:
             token_ids: a tokenized text.
             top_logprobs: number of most likely alternatives to return for each token.
             session: name of the session whose tokens precede the text.
+            priority: None is "normal", as of a generation.
             options: options of the call.
         """
         request = convert.score_request(
@@ -221,6 +227,7 @@ class Connection:
             token_ids=token_ids,
             top_logprobs=top_logprobs,
             session=session,
+            priority=priority,
         )
         response: ScoreResponse = self._call(self._stubs.inference.Score, request, options)
         return response
@@ -252,6 +259,7 @@ class Connection:
             on_progress: called with each LoadProgress event.
             options: options of the call.
         """
+        convert.check_names(options, convert.CALL_OPTIONS)
         with self.load_model_events(
             model,
             compute_dtype=compute_dtype,
@@ -292,7 +300,8 @@ class Connection:
             pin=pin,
         )
         call = self._start(self._stubs.model.LoadModel, request, options)
-        return Stream(call, options.get("request_id"), self.address)
+        stream: Stream[LoadEvent] = Stream(call, options.get("request_id"), self.address)
+        return self._stubs.hold(stream)
 
     def validate_model(
         self,
@@ -304,6 +313,7 @@ class Connection:
         **options: Unpack[CallOptions],
     ) -> LoadValidated:
         """Tells whether a model would fit, without loading it."""
+        convert.check_names(options, convert.CALL_OPTIONS)
         events = self.load_model_events(
             model,
             compute_dtype=compute_dtype,

@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from mlxd.errors import ServerError, invalid
 from mlxd.types import (
+    CallOptions,
     Completion,
     FinishReason,
     GenerateOptions,
@@ -41,7 +42,7 @@ SAMPLING = (
     "xtc_threshold",
 )
 OPTIONS = frozenset(GenerateOptions.__annotations__)
-_CALL_OPTIONS = frozenset(("timeout", "request_id"))
+CALL_OPTIONS = frozenset(CallOptions.__annotations__)
 _ROLES = {
     "system": pb.ROLE_SYSTEM,
     "user": pb.ROLE_USER,
@@ -55,6 +56,22 @@ _FINISH_REASONS: dict[int, FinishReason] = {
     pb.FINISH_REASON_LENGTH: "length",
 }
 _BAD_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
+
+
+def check_names(options: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Refuses options that a call does not know, which would have no effect.
+
+    Raises:
+        TypeError: an unknown option.
+    """
+    unknown = options.keys() - known
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+
+
+def call_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those options of a generation that every call has; the others are in its request."""
+    return {name: value for name, value in options.items() if name in CALL_OPTIONS}
 
 
 def generate_request(
@@ -72,11 +89,9 @@ def generate_request(
         TypeError: an unknown option, or not exactly one input.
         InvalidRequestError: a value that its field cannot hold.
     """
-    unknown = options.keys() - OPTIONS
-    if unknown:
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    check_names(options, OPTIONS)
     _exactly_one(prompt=prompt, messages=messages, token_ids=token_ids)
-    given = {k: v for k, v in options.items() if v is not None and k not in _CALL_OPTIONS}
+    given = {k: v for k, v in options.items() if v is not None and k not in CALL_OPTIONS}
     request = pb.GenerateRequest()
     _set(request, "model", model)
     _set(request, "session", session)
@@ -168,6 +183,7 @@ def score_request(
     token_ids: Sequence[int] | None,
     top_logprobs: int,
     session: str,
+    priority: str | None,
 ) -> pb.ScoreRequest:
     """Builds a ScoreRequest."""
     _exactly_one(text=text, token_ids=token_ids)
@@ -175,6 +191,7 @@ def score_request(
     _set(request, "model", model)
     _set(request, "session", session)
     _set(request, "top_logprobs", top_logprobs)
+    request.priority = _enum(pb.Priority, "priority", priority)
     if text is not None:
         _set(request, "text", text)
     if token_ids is not None:

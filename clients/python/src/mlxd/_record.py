@@ -21,6 +21,7 @@ class StreamingCall:
     """A call that is cancelled when it is closed or garbage-collected."""
 
     _call: Any = None  # For __del__, should __init__ fail.
+    _closed = False  # Whether `close` cancelled the call.
 
     def __init__(self, call: Any, request_id: str | None, address: str) -> None:
         self._call = call
@@ -32,8 +33,8 @@ class StreamingCall:
 
         Iterating after that raises CancelledCallError.
         """
-        if self._call is not None:
-            self._call.cancel()
+        if self._call is not None and self._call.cancel():
+            self._closed = True
 
     def __del__(self) -> None:
         try:

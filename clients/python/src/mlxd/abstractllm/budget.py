@@ -1,4 +1,4 @@
-"""What one call may spend: its time, and its tries while the daemon has no room."""
+"""What one call may spend: its time, and its tries while the daemon's queue is full."""
 
 from __future__ import annotations
 
@@ -38,10 +38,13 @@ class Budget(Deadline):
         """Returns the seconds to wait before the next try, as the daemon names them.
 
         Raises:
-            CapacityError: `error`: it does not pass by itself, or no time or try is left for it.
+            CapacityError: `error`: it is not a full queue, which moves while the daemon works, or
+                no time or try is left for it. Memory is freed only when others stop using it.
         """
         wait, left = error.retry_after, self.left()
-        if wait is None or self._retries == 0 or (left is not None and left <= wait):
+        if error.reason != "QUEUE_FULL" or wait is None:
+            raise error
+        if self._retries == 0 or (left is not None and left <= wait):
             raise error
         if self._retries is not None:
             self._retries -= 1

@@ -103,7 +103,7 @@ class MlxdProvider(BaseProvider):
             found.aio._drop()
 
     def _ask(self, model: str, budget: Budget, ask: Callable[[float | None], Answer]) -> Answer:
-        """Calls `ask` with the seconds left, again while the daemon is full and budget is left."""
+        """Calls `ask` with the seconds left, again while the queue is full and budget is left."""
         with mapped(model):
             while True:
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio  # async only
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing_extensions import Self, Unpack
 
 from mlxd import _convert as convert
 from mlxd._address import default_address, find_token, parse
+from mlxd._cancel import closed, task_is_cancelled  # async only
 from mlxd._channel import AioLink, Stubs, call_metadata
 from mlxd._deadline import Deadline
 from mlxd.aio._stream import AsyncGenerateStream, AsyncStream
@@ -32,6 +34,7 @@ from mlxd.types import (
     Messages,
     ModelInfo,
     ModelLoaded,
+    Priority,
     Quantize,
     ScoreResponse,
     SessionInfo,
@@ -63,7 +66,7 @@ class AsyncConnection:
         return self._link.stubs()
 
     async def close(self) -> None:
-        """Closes the connection and cancels the calls that run on it."""
+        """Closes the connection. Calls that run on it raise CancelledCallError."""
         await self._link.close()
 
     def _drop(self) -> None:  # async only
@@ -87,9 +90,7 @@ class AsyncConnection:
         return Deadline(self.timeout if timeout is None else timeout)
 
     def _start(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
-        unknown = options.keys() - convert.OPTIONS
-        if unknown:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        convert.check_names(options, convert.CALL_OPTIONS)
         timeout = options.get("timeout")
         return method(
             request,
@@ -98,10 +99,15 @@ class AsyncConnection:
         )
 
     async def _call(self, method: Any, request: Any, options: Mapping[str, Any]) -> Any:
+        stubs = self._stubs  # async only
         try:
             return await self._start(method, request, options)
         except grpc.RpcError as error:
             raise from_call(error, options.get("request_id") or "", self.address) from error
+        except asyncio.CancelledError:  # async only
+            if stubs.closed and not task_is_cancelled():
+                raise closed("client", options.get("request_id")) from None
+            raise
 
     # Generation
 
@@ -137,7 +143,9 @@ class AsyncConnection:
             token_ids=token_ids,
             options=options,
         )
-        response = await self._call(self._stubs.inference.Generate, request, options)
+        response = await self._call(
+            self._stubs.inference.Generate, request, convert.call_options(options)
+        )
         return convert.completion_of(response)
 
     def stream(
@@ -164,8 +172,11 @@ class AsyncConnection:
             token_ids=token_ids,
             options=options,
         )
-        call = self._start(self._stubs.inference.StreamGenerate, request, options)
-        return AsyncGenerateStream(call, options.get("request_id"), self.address, on_end)
+        call = self._start(
+            self._stubs.inference.StreamGenerate, request, convert.call_options(options)
+        )
+        stream = AsyncGenerateStream(call, options.get("request_id"), self.address, on_end)
+        return self._stubs.hold(stream)
 
     async def chat(
         self, messages: Messages, *, model: str, **options: Unpack[GenerateOptions]
@@ -206,6 +217,7 @@ class AsyncConnection:
         token_ids: Sequence[int] | None = None,
         top_logprobs: int = 0,
         session: str = "",
+        priority: Priority | None = None,
         **options: Unpack[CallOptions],
     ) -> ScoreResponse:
         """Computes the log-probability of every token of a text.
@@ -216,6 +228,7 @@ class AsyncConnection:
             token_ids: a tokenized text.
             top_logprobs: number of most likely alternatives to return for each token.
             session: name of the session whose tokens precede the text.
+            priority: None is "normal", as of a generation.
             options: options of the call.
         """
         request = convert.score_request(
@@ -224,6 +237,7 @@ class AsyncConnection:
             token_ids=token_ids,
             top_logprobs=top_logprobs,
             session=session,
+            priority=priority,
         )
         response: ScoreResponse = await self._call(self._stubs.inference.Score, request, options)
         return response
@@ -255,6 +269,7 @@ class AsyncConnection:
             on_progress: called with each LoadProgress event.
             options: options of the call.
         """
+        convert.check_names(options, convert.CALL_OPTIONS)
         async with self.load_model_events(
             model,
             compute_dtype=compute_dtype,
@@ -295,7 +310,8 @@ class AsyncConnection:
             pin=pin,
         )
         call = self._start(self._stubs.model.LoadModel, request, options)
-        return AsyncStream(call, options.get("request_id"), self.address)
+        stream: AsyncStream[LoadEvent] = AsyncStream(call, options.get("request_id"), self.address)
+        return self._stubs.hold(stream)
 
     async def validate_model(
         self,
@@ -307,6 +323,7 @@ class AsyncConnection:
         **options: Unpack[CallOptions],
     ) -> LoadValidated:
         """Tells whether a model would fit, without loading it."""
+        convert.check_names(options, convert.CALL_OPTIONS)
         events = self.load_model_events(
             model,
             compute_dtype=compute_dtype,

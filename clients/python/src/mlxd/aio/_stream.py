@@ -6,6 +6,7 @@ stops its work.
 
 from __future__ import annotations
 
+import asyncio  # async only
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from typing_extensions import Self
 
+from mlxd._cancel import closed, task_is_cancelled  # async only
 from mlxd._record import Record, StreamingCall, event_of
 from mlxd.errors import from_call
 from mlxd.types import Completion, GenerateDelta, GenerateEvent
@@ -31,11 +33,17 @@ class AsyncStream(StreamingCall, Generic[Event]):
         return self
 
     async def __anext__(self) -> Event:
+        if self._closed:  # async only
+            raise closed("stream", self._request_id)
         while True:
             try:
                 event = event_of(await anext(self._events))
             except grpc.RpcError as error:
                 raise from_call(error, self._request_id, self._address) from error
+            except asyncio.CancelledError:  # async only
+                if self._closed and not task_is_cancelled():
+                    raise closed("stream", self._request_id) from None
+                raise
             if event is not None:
                 return self._seen(event)
 
