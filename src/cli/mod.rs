@@ -1,6 +1,6 @@
 //! The command line. Every command except `serve`, `convert`, `pull`, `list` and `rm` is a client of a
-//! daemon, through the public crate `mlxd-client`. Stdout carries data, stderr progress and errors. Called by
-//! `main`.
+//! daemon, through the public crate `mlxd-client`; `run` also downloads a model, and starts a daemon where
+//! none answers. Stdout carries data, stderr progress and errors. Called by `main`.
 
 mod answer;
 mod bench;

@@ -1,6 +1,6 @@
 """What number 7 of `neighbours` lets happen beside a stream, in a process of its own.
 
-    attackers.py KIND TARGET MODEL FOLDER SEED
+    attacker.py KIND TARGET MODEL FOLDER SEED
 
 prefill: prompts of 500 to 2,000 tokens, one after another, each with an answer of one token.
 load:    loads and unloads.

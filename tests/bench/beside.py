@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from peers import HERE, Mlxd
 from stats import percentile
-from streams import Heard, Prompts
+from streams import Heard, Prompts, while_they_run
 
-PROMPT, ANSWER = 64, 6000
+PROMPT = 64
+# The stream must outlast its windows: more than it gets in a second, and the time that an attacker
+# takes to begin and to end.
+TOKENS_PER_S, ATTACKER_S = 200, 2.0
 SECOND, THIRD = "second", "third"
 
 # What goes on: the kind of attacker, its model ("" is the stream's own), and the most that the
@@ -56,15 +60,17 @@ class Beside:
         """Measures one scene: medians over the rounds of each window's numbers."""
         now = asyncio.get_running_loop().time
         heard = Heard(now())
-        ask = self.prompts.ask(PROMPT, ANSWER)
+        answer = round(TOKENS_PER_S * rounds * (2 * self.seconds + ATTACKER_S))
+        ask = self.prompts.ask(PROMPT, answer)
         stream = asyncio.create_task(self.contestant.hear(ask, heard))
-        while not heard.times:
-            await asyncio.sleep(0.01)
+        await while_they_run([stream], lambda: not heard.times)
         quiet, busy, again = [], [], []
         try:
             for _ in range(rounds):
-                quiet.append(await self.window(heard))
-                gaps, times = await self.attacked(kind, model or self.contestant.model, heard)
+                quiet.append(await self.window(heard, stream))
+                gaps, times = await self.attacked(
+                    kind, model or self.contestant.model, heard, stream
+                )
                 busy.append(gaps)
                 again.append(times)
         finally:
@@ -83,23 +89,24 @@ class Beside:
             "repeats_per_s": median(again) / self.seconds,
         }
 
-    async def window(self, heard: Heard) -> list[float]:
+    async def window(self, heard: Heard, stream: asyncio.Task[Any]) -> list[float]:
         """The gaps of the next seconds."""
         start = asyncio.get_running_loop().time()
         await asyncio.sleep(self.seconds)
         end = asyncio.get_running_loop().time()
         tokens = len(heard.times)
         # A gap that lasts longer than the window counts too.
-        while len(heard.times) == tokens:
-            await asyncio.sleep(0.005)
+        await while_they_run([stream], lambda: len(heard.times) == tokens)
         return heard.gaps(start, end)
 
-    async def attacked(self, kind: str, model: str, heard: Heard) -> tuple[list[float], int]:
+    async def attacked(
+        self, kind: str, model: str, heard: Heard, stream: asyncio.Task[Any]
+    ) -> tuple[list[float], int]:
         """The same, with an attacker; and how often that one repeated what it does."""
         arguments = [kind, self.contestant.daemon.target, model, str(self.folder)]
         attacker = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(HERE / "attackers.py"),
+            str(HERE / "attacker.py"),
             *arguments,
             str(self.prompts.random.randrange(2**32)),
             stdout=asyncio.subprocess.PIPE,
@@ -107,7 +114,7 @@ class Beside:
         )
         assert attacker.stdout is not None
         assert await attacker.stdout.readline() == b"begun\n", "the attacker did not begin"
-        gaps = await self.window(heard)
+        gaps = await self.window(heard, stream)
         assert attacker.returncode is None, "the attacker ended"
         attacker.terminate()
         lines = await attacker.stdout.read()

@@ -27,7 +27,7 @@ from beside import SCENES, Beside, daemon_of_three
 from dense import dense
 from peers import OURS, SERVER, Contestant, Mlxd, Server, bench_cache, blas_library
 from stats import Report, markdown, medians, parser, percentile, run
-from streams import Heard, Prompts, after_each_other
+from streams import Heard, Prompts, after_each_other, while_they_run
 
 STREAMS, SHORT = 4, 64
 # Number 4: tokens that the streams decode undisturbed before the prompt arrives.
@@ -46,8 +46,9 @@ async def neighbour(contestant: Contestant, prompts: Prompts, length: int) -> di
 
     async def until(tokens: int) -> float:
         goals = [one.tokens + tokens for one in heard]
-        while any(one.tokens < goal for one, goal in zip(heard, goals, strict=True)):
-            await asyncio.sleep(0.005)
+        await while_they_run(
+            streams, lambda: any(one.tokens < goal for one, goal in zip(heard, goals, strict=True))
+        )
         return now()
 
     start = await until(2)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -64,6 +65,20 @@ async def together(hear: Hear, asks: Sequence[Ask]) -> tuple[float, list[Heard]]
     heard = [Heard(start) for _ in asks]
     await asyncio.gather(*(hear(a, h) for a, h in zip(asks, heard, strict=True)))
     return now() - start, heard
+
+
+async def while_they_run(streams: Sequence[asyncio.Task[Any]], waits: Callable[[], bool]) -> None:
+    """Polls while `waits` holds.
+
+    Raises:
+        RuntimeError: a stream ended, so that it could hold without end.
+    """
+    while waits():
+        for stream in streams:
+            if stream.done():
+                stream.result()
+                raise RuntimeError("a stream ended before what is measured beside it")
+        await asyncio.sleep(0.005)
 
 
 async def after_each_other(hear: Hear, asks: Sequence[Ask]) -> tuple[float, list[Heard]]:

@@ -25,12 +25,6 @@ def fresh(tiny_root: Path) -> Iterator[tuple[Daemon, Wire]]:
         yield daemon, wire
 
 
-def resident(wire: Wire) -> list[str]:
-    """Returns the names of the resident models."""
-    request = model.ListModelsRequest(resident_only=True)
-    return [entry.name for entry in wire.models.ListModels(request, timeout=CALL_S).models]
-
-
 def test_a_load_tells_its_progress_and_ends_once(fresh: tuple[Daemon, Wire]) -> None:
     _, wire = fresh
     events = wire.load("tiny")
@@ -58,7 +52,7 @@ def test_unloading_frees_and_reloading_gives_the_same(fresh: tuple[Daemon, Wire]
     assert wire.unload("tiny") >= weights > 0
     after = wire.stats().memory
     assert (after.weight_bytes, after.kv_slab_bytes) == (0, 0)
-    assert resident(wire) == []
+    assert wire.resident() == []
     with refused("FAILED_PRECONDITION", "MODEL_NOT_LOADED"):
         wire.unload("tiny")
     # The session outlives the weights; its next turn prefills again.
@@ -90,7 +84,7 @@ def test_a_model_in_use_is_not_unloaded(fresh: tuple[Daemon, Wire]) -> None:
 def test_two_models_serve_at_once(fresh: tuple[Daemon, Wire]) -> None:
     _, wire = fresh
     alone = {name: wire.generate(name, PROMPT, max_tokens=60) for name in ("tiny", "other")}
-    assert resident(wire) == ["other", "tiny"]
+    assert wire.resident() == ["other", "tiny"]
     streams = {name: wire.stream(name, PROMPT, max_tokens=60) for name in alone}
     for name, stream in streams.items():
         ids = [id_ for event in stream for id_ in event.delta.token_ids]
@@ -129,7 +123,7 @@ def validated(wire: Wire, name: str) -> Any:
 def test_the_budget_refuses_with_numbers(fresh: tuple[Daemon, Wire], tiny_root: Path) -> None:
     _, wire = fresh
     needed = {name: validated(wire, name).needed_bytes for name in ("tiny", "other")}
-    assert resident(wire) == [], "validate_only loads nothing"
+    assert wire.resident() == [], "validate_only loads nothing"
     too_small = min(needed.values()) // 2
     with (
         Daemon([tiny_root], {"memory_budget_bytes": too_small}) as daemon,

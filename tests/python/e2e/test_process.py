@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import stat
-import subprocess
 import time
 from pathlib import Path
 
@@ -341,16 +340,3 @@ def test_the_environment_sets_what_the_file_sets(tiny_root: Path) -> None:
     ):
         reply = wire.server.Capabilities(server.CapabilitiesRequest(), timeout=CALL_S)
         assert reply.server.limits.sessions_max == 7
-
-
-def test_a_stopped_daemon_leaves_no_process(tiny_root: Path) -> None:
-    daemon = Daemon([tiny_root]).start()
-    assert daemon.process is not None
-    group = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(daemon.process.pid)], capture_output=True, check=False
-    )
-    children = [int(pid) for pid in group.stdout.split()]
-    daemon.stop()
-    for pid in children:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)

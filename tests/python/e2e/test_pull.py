@@ -61,9 +61,7 @@ def pull(
     hub: LoopbackHub, home: Path, *arguments: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `mlxd pull` to its end."""
-    command = [str(binary()), "pull", *(arguments or (NAME,))]
-    environment = hub.environment(home, **more)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return hub.mlxd(home, "pull", *(arguments or (NAME,)), **more)
 
 
 def pulled(hub: LoopbackHub, home: Path, *arguments: str, **more: str) -> Path:

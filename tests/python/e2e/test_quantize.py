@@ -15,7 +15,7 @@ pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 
 import mlx.core as mx
 
-from architecture_rows import ROWS
+from architecture_rows import row_of
 from checkpoints import Checkpoint
 from checkpoints import build as build_llama
 from conversions import convert, run
@@ -57,9 +57,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model root with models in bfloat16, and what each case converts them to."""
     made = tmp_path_factory.mktemp("quantize")
     build_llama(Checkpoint("llama", {"num_hidden_layers": 8}, dtype=mx.bfloat16), made)
-    row = next(row for row in ROWS if row.label == "qwen3_moe")
+    row = row_of("qwen3_moe")
     build(row, row.base(), made / "qwen3_moe", "bf16")
-    row = next(row for row in ROWS if row.label == "lfm2")
+    row = row_of("lfm2")
     build(row, row.base(), made / "lfm2", "bf16")
     for model in MODELS:
         for name, (_, options) in CASES.items():

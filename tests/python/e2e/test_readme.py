@@ -179,7 +179,7 @@ def pull(place: Place, words: list[str]) -> None:
 
 
 def convert(place: Place, words: list[str]) -> None:
-    """There is no GGUF file of the name shown: that must be its only complaint."""
+    """This machine has no model of the name shown: that must be its only complaint."""
     assert not (place.home / words[2]).exists()
     done = place.run(words)
     assert done.returncode == 1, done.stderr

@@ -58,12 +58,6 @@ def wire(daemon: Daemon) -> Iterator[Wire]:
         yield wire
 
 
-def models(wire: Wire) -> list[str]:
-    """Returns the names of the resident models."""
-    request = model_pb2.ListModelsRequest(resident_only=True)
-    return [model.name for model in wire.models.ListModels(request, timeout=CALL_S).models]
-
-
 def seconds(count: float) -> Duration:
     """Makes a duration."""
     duration = Duration()
@@ -80,7 +74,7 @@ def test_the_right_model_goes_before_the_next_load_begins(root: Path, weights: i
         seen = []
         for name in ["a", "c", "a", "b", "c"]:
             wire.generate(name, [5, 6, 7], max_tokens=3)
-            seen.append(models(wire))
+            seen.append(wire.resident())
         assert seen == [["a", "b"], ["b", "c"], ["a", "b"], ["a", "b"], ["b", "c"]]
         stats = wire.stats()
         assert (stats.loads_total, stats.evictions_total) == (5, 3)
@@ -113,7 +107,7 @@ def test_a_model_in_use_is_not_evicted_and_the_refusal_says_so(root: Path, weigh
         stream.cancel()
         wait_for(lambda: wire.stats().running_sequences == 0, "the stream has ended")
         wire.generate("b", [5], max_tokens=1)
-        assert "b" in models(wire)
+        assert "b" in wire.resident()
 
 
 def test_what_never_fits_is_refused_at_once_with_the_budget(root: Path, weights: int) -> None:
@@ -153,7 +147,7 @@ def test_sixteen_who_load_at_once_read_the_files_once(
 
 def test_an_expired_model_is_loaded_once_for_all_who_come_next(daemon: Daemon, wire: Wire) -> None:
     wire.generate("a", [5], max_tokens=1, keep_alive=seconds(0))
-    wait_for(lambda: not models(wire), "it is unloaded after use")
+    wait_for(lambda: not wire.resident(), "it is unloaded after use")
     assert wire.stats().expirations_total == 1
 
     def generate(seed: int) -> int:
@@ -169,7 +163,7 @@ def test_an_idle_model_goes_when_its_time_is_over_though_nobody_calls(root: Path
     with Daemon([root], {"model_keep_alive": "1s"}) as daemon, daemon.wire() as wire:
         wire.generate("a", [5], max_tokens=1)
         wait_for(lambda: "unloaded: nobody has used it" in daemon.log, "it expires")
-        assert models(wire) == []
+        assert wire.resident() == []
         shown = {}
         for name, time_s in (("b", -1), ("c", 600)):
             wire.generate(name, [5], max_tokens=1, keep_alive=seconds(time_s))
@@ -189,21 +183,38 @@ def test_questions_wake_no_model(daemon: Daemon, wire: Wire) -> None:
     count = inference_pb2.CountTokensRequest(model="a", prompt="one two")
     wire.inference.CountTokens(count, timeout=CALL_S)
     wire.load("a", validate_only=True)
-    assert (wire.stats().loads_total, models(wire)) == (0, [])
+    assert (wire.stats().loads_total, wire.resident()) == (0, [])
 
 
-def test_a_load_ends_with_the_last_who_waits(daemon: Daemon, wire: Wire) -> None:
-    start = wire.stats().memory.mlx_active_bytes
-    request = model_pb2.LoadModelRequest(model="a")
-    call = wire.models.LoadModel(request, timeout=CALL_S)
-    next(call)
-    call.cancel()
-    # It was stopped on its way, or had just ended.
-    wait_for(
-        lambda: "nobody waits" in daemon.log or models(wire) == ["a"], "the load ends or is stopped"
-    )
-    if not models(wire):
-        wait_for(lambda: wire.stats().memory.mlx_active_bytes == start, "nothing is left of it")
+def test_a_load_ends_with_the_last_who_waits(daemon: Daemon, wire: Wire, weights: int) -> None:
+    def state() -> int:
+        return wire.models.GetModel(
+            model_pb2.GetModelRequest(model="a"), timeout=CALL_S
+        ).model.state
+
+    def load(name: str) -> Any:
+        call = wire.models.LoadModel(model_pb2.LoadModelRequest(model=name), timeout=CALL_S)
+        next(call)
+        return call
+
+    def left_in_line() -> bool:
+        """Loads run one at a time: `a` is left while others do, unless they are quicker than we."""
+        others = [load("b"), load("c")]
+        call = load("a")
+        wait_for(lambda: state() != model_pb2.MODEL_STATE_AVAILABLE, "it is in the line")
+        call.cancel()
+        wait_for(lambda: state() != model_pb2.MODEL_STATE_LOADING, "it leaves the line")
+        for other in others:
+            assert list(other)[-1].HasField("loaded")
+        was_left = state() == model_pb2.MODEL_STATE_AVAILABLE
+        for name in wire.resident():
+            wire.unload(name)
+        return was_left
+
+    wait_for(left_in_line, "a load that nobody waits for ends before the model is there", 120)
+    (line,) = [line for line in daemon.log.splitlines() if "nobody waits for the load" in line]
+    assert "model=a" in line
+    wait_for(lambda: wire.stats().memory.mlx_active_bytes < weights, "nothing is left of it")
     wire.generate("a", [5], max_tokens=1)
 
 
@@ -252,11 +263,11 @@ def test_a_hangup_reloads_what_can_change(root: Path, weights: int) -> None:
         file.write_text('sessions_max = "many"\n')
         daemon.signal(signal.SIGHUP)
         wait_for(lambda: "the configuration stays as it was" in daemon.log, "a bad file is refused")
-        assert models(wire) == ["a", "b"]
+        assert wire.resident() == ["a", "b"]
         budget = weights + WORKING_BYTES
         file.write_text(f"sessions_max = 6\nmemory_budget_bytes = {budget}\n")
         daemon.signal(signal.SIGHUP)
-        wait_for(lambda: models(wire) == ["b"], "the one used least recently goes")
+        wait_for(lambda: wire.resident() == ["b"], "the one used least recently goes")
         assert "take a restart" in daemon.log
         assert "sessions_max" in daemon.log
         assert wire.capabilities().limits.memory_budget_bytes == budget

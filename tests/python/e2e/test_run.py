@@ -83,22 +83,22 @@ class Terminal:
         return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
-    """Returns the variables of a machine that has nothing but the hub."""
-    return hub.environment(home, TERM="xterm", XDG_RUNTIME_DIR=str(home), TMPDIR="/tmp")
+def at_a_terminal(home: Path) -> dict[str, str]:
+    """Returns variables of a person's terminal."""
+    return {"TERM": "xterm", "XDG_RUNTIME_DIR": str(home), "TMPDIR": "/tmp"}
 
 
 def mlxd(hub: LoopbackHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    command = [str(binary()), *arguments]
-    return subprocess.run(
-        command, env=environment(hub, home), capture_output=True, text=True, timeout=DEADLINE_S
-    )
+    return hub.mlxd(home, *arguments, **at_a_terminal(home))
 
 
 def chat(hub: LoopbackHub, home: Path, name: str, say: str) -> str:
     """Runs `mlxd run NAME` in a terminal, says one thing, leaves, and returns the transcript."""
-    terminal = Terminal([str(binary()), "run", name, "--max-tokens", "24"], environment(hub, home))
+    terminal = Terminal(
+        [str(binary()), "run", name, "--max-tokens", "24"],
+        hub.environment(home, **at_a_terminal(home)),
+    )
     terminal.read_until("/help lists commands")
     terminal.read_until("> ")
     terminal.type(f"{say}\r")
@@ -158,7 +158,7 @@ def test_run_uses_the_daemon_that_answers(hub: LoopbackHub, tmp_path: Path) -> N
         command = [str(binary()), *arguments]
         done = subprocess.run(
             command,
-            env=environment(hub, tmp_path),
+            env=hub.environment(tmp_path, **at_a_terminal(tmp_path)),
             input="Hello\n",
             capture_output=True,
             text=True,

@@ -12,7 +12,7 @@ pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 import mlx.core as mx
 from mlx_lm.utils import load_model
 
-from architecture_rows import ROWS
+from architecture_rows import ROWS, row_of
 from checkpoints import Checkpoint
 from checkpoints import build as build_llama
 from conversions import config_of, convert, oracle, same
@@ -54,7 +54,7 @@ WITHOUT_RECIPES = ("lfm2",)
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama with rows of 128, 8 layers so that recipes have a middle, in bfloat16 and shards."""
+    """A llama with rows of 128, 9 layers so that recipes have a middle, in bfloat16 and shards."""
     config = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 9}
     checkpoint = Checkpoint("llama", config, dtype=mx.bfloat16, shards=3)
     return build_llama(checkpoint, tmp_path_factory.mktemp("llama"))
@@ -110,7 +110,7 @@ def test_every_architecture_is_converted_as_mlx_lm_does(
 
 
 def test_the_release_of_gpt_oss_keeps_its_experts(tmp_path: Path) -> None:
-    row = next(row for row in ROWS if row.label == "gpt_oss")
+    row = row_of("gpt_oss")
     source = build(row, row.base(), tmp_path / "source", "mxfp4-experts")
     rewrite(source, "gpt_oss")
     for case in ("plain", "q4-g32"):

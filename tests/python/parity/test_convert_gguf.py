@@ -22,11 +22,11 @@ from mlx_lm.utils import load_model
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 
 import gguf_files
-from architecture_rows import ROWS
+from architecture_rows import row_of
 from conversions import config_of, convert, oracle, run, same, tensors_of
 from daemon import Daemon
 from parity_cases import Case, check_greedy, check_score
-from tiny_models import Architecture, build
+from tiny_models import build
 from tiny_tokenizer import EOS, PROSE, SPECIAL, VOCABULARY, tokenizer
 
 EXACT = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)
@@ -49,15 +49,10 @@ def byte_level() -> dict[str, Any]:
     }
 
 
-def row(label: str) -> Architecture:
-    """Returns an architecture by its label."""
-    return next(row for row in ROWS if row.label == label)
-
-
 def original(label: str, folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes a checkpoint; returns its config and tensors."""
-    config = {"vocab_size": VOCABULARY, **row(label).base(**changes)}
-    build(row(label), config, folder)
+    config = {"vocab_size": VOCABULARY, **row_of(label).base(**changes)}
+    build(row_of(label), config, folder)
     weights = mx.load(str(folder / "model.safetensors"))
     return config, {name: np.array(array) for name, array in weights.items()}
 

@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 
-from architecture_rows import ROWS
+from architecture_rows import ROWS, row_of
 from daemon import Daemon
 from parity_cases import GREEDY, Case, check_greedy, check_score, check_session, daemons
 from raw_layouts import RAW, rewrite
@@ -129,7 +129,7 @@ def test_a_drawn_configuration_agrees(
 def test_where_dense_weights_do_not_fit_it_computes_with_packed_ones(
     tmp_path: Path, name: str, storage: str
 ) -> None:
-    (row,) = [row for row in ROWS if row.label == name]
+    row = row_of(name)
     case = Case(build(row, row.base(), tmp_path / name, storage))
     with daemons(tmp_path) as wires:
         (dense,) = [e.loaded.model for e in wires(64).load(name) if e.HasField("loaded")]
@@ -146,7 +146,7 @@ def test_where_dense_weights_do_not_fit_it_computes_with_packed_ones(
 
 
 def test_an_option_that_is_not_implemented_is_refused_by_name(tmp_path: Path) -> None:
-    (row,) = [row for row in ROWS if row.label == "llama"]
+    row = row_of("llama")
     wrong = {
         "rope": {"rope_scaling": {"type": "spiral", "factor": 2.0}},
         "activation": {"hidden_act": "mish"},
@@ -169,7 +169,7 @@ def test_an_option_that_is_not_implemented_is_refused_by_name(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", RAW)
 def test_a_checkpoint_as_its_makers_publish_it_loads_too(tmp_path: Path, name: str) -> None:
-    (row,) = [row for row in ROWS if row.label == name]
+    row = row_of(name)
     only_experts = name == "gpt_oss"
     folder = build(row, row.base(), tmp_path / name, "mxfp4-experts" if only_experts else "f32")
     rewrite(folder, name)
@@ -181,7 +181,7 @@ def test_a_checkpoint_as_its_makers_publish_it_loads_too(tmp_path: Path, name: s
 
 @pytest.mark.parametrize("storage", ["q2", "q3", "q5", "q6", "mxfp8", "nvfp4"])
 def test_every_other_quantization_loads(tmp_path: Path, storage: str) -> None:
-    (row,) = [row for row in ROWS if row.label == "mixtral"]
+    row = row_of("mixtral")
     folder = build(row, row.base(), tmp_path / storage, storage)
     case = Case(folder)
     with daemons(tmp_path) as wires:

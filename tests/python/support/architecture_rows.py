@@ -458,3 +458,9 @@ ROWS = [
         without=("num_hidden_layers",),
     ),
 ]
+
+
+def row_of(label: str) -> Architecture:
+    """Returns an architecture by its label."""
+    (row,) = [row for row in ROWS if row.label == label]
+    return row

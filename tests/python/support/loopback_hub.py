@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +19,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from daemon import binary
+
 TOKEN = "hf_loopback_secret"
 LFS = (".safetensors", ".model", ".bin", ".gguf")
 BLOCK = 64 << 10
+# Far beyond what a command takes on a busy machine with two cores.
+COMMAND_S = 120.0
 
 
 @dataclass
@@ -328,3 +333,13 @@ class LoopbackHub:
         # Python's tools ask other servers otherwise.
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
         return {**kept, **own, **quiet, "HOME": str(home), **more}
+
+    def mlxd(self, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command of ours to its end, with `environment`."""
+        return subprocess.run(
+            [str(binary()), *arguments],
+            env=self.environment(home, **more),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+        )

@@ -202,6 +202,11 @@ class Wire:
         request_ = model_pb2.LoadModelRequest(model=model, **fields)
         return list(self.models.LoadModel(request_, timeout=CALL_S))
 
+    def resident(self) -> list[str]:
+        """ListModels; returns the names of the models in memory."""
+        request_ = model_pb2.ListModelsRequest(resident_only=True)
+        return [model.name for model in self.models.ListModels(request_, timeout=CALL_S).models]
+
     def unload(self, model: str) -> int:
         """UnloadModel; returns the number of bytes freed."""
         request_ = model_pb2.UnloadModelRequest(model=model)
