@@ -99,7 +99,7 @@ pub enum Error {
     #[error("the model's chat template refused the messages: {0}")]
     TemplateFailed(String),
     /// The message exceeds the size limit.
-    #[error("a message may have at most {limit_bytes} bytes")]
+    #[error("message_bytes_max: a message may have at most {limit_bytes} bytes")]
     MessageTooLarge {
         /// The limit.
         limit_bytes: u64,

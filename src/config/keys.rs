@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::Value;
 
-use super::{Config, LogFormat};
+use super::{Config, LogFormat, models};
 use crate::backend::{KernelChoice, KvDtype, WiredLimit};
 
 /// The values that a key takes, and the field that it sets. Keys whose value depends on others or on the
@@ -15,6 +15,9 @@ use crate::backend::{KernelChoice, KvDtype, WiredLimit};
 pub(super) enum Kind {
     /// Text; empty is unset.
     Text(fn(&mut Config, &str)),
+    /// A stay in memory, which is text or a number of seconds; empty is unset. It sets no field: the default
+    /// depends on other keys.
+    Stay,
     /// One of these words.
     Word(&'static [&'static str], fn(&mut Config, &str)),
     /// A whole number.
@@ -62,7 +65,7 @@ pub(super) const LIVE: [&str; 10] = [
     "memory_budget_bytes",
     "model_keep_alive",
     "model_keep_alive_max",
-    MODEL,
+    models::MODEL,
     "model_roots",
     "model_links_anywhere",
     "hf_cache",
@@ -70,9 +73,6 @@ pub(super) const LIVE: [&str; 10] = [
     "loads_allowed",
     "downloads_allowed",
 ];
-
-/// The table of settings of single models, which is not a key.
-pub(super) const MODEL: &str = "model";
 
 const GIB: i64 = 1 << 30;
 const DAY_S: i64 = 24 * 60 * 60;
@@ -101,9 +101,8 @@ fn start() -> Vec<Key> {
 
 fn engine() -> Vec<Key> {
     vec![
-        // Both are read by `Config`: the default of the first depends on other keys.
-        text("model_keep_alive", "", |_, _| {}),
-        text("model_keep_alive_max", "", |_, _| {}),
+        stay("model_keep_alive"),
+        stay("model_keep_alive_max"),
         // 0 leaves it to the engine, which knows the device.
         number("memory_budget_bytes", 0, 0..=i64::MAX, |c, n| {
             c.residency.memory_budget_bytes = n.unless_zero();
@@ -204,6 +203,10 @@ fn text(name: &'static str, default: &str, set: fn(&mut Config, &str)) -> Key {
     Key { name, default: Value::String(default.into()), kind: Kind::Text(set) }
 }
 
+fn stay(name: &'static str) -> Key {
+    Key { name, default: Value::String(String::new()), kind: Kind::Stay }
+}
+
 fn word(name: &'static str, words: &'static [&'static str], set: fn(&mut Config, &str)) -> Key {
     Key { name, default: Value::String(words[0].into()), kind: Kind::Word(words, set) }
 }
@@ -244,6 +247,8 @@ impl Kind {
     pub(super) fn refuses(&self, value: &Value) -> Option<String> {
         match (self, value) {
             (Self::Text(_), Value::String(_)) | (Self::Flag(_), Value::Boolean(_)) => None,
+            (Self::Stay, Value::String(text)) if text.is_empty() => None,
+            (Self::Stay, value) => models::keep_alive(value).err(),
             (Self::Word(words, _), Value::String(word)) if words.contains(&word.as_str()) => None,
             (Self::Number(range, _), Value::Integer(number)) if range.contains(number) => None,
             (Self::List(..), Value::Array(items)) if items.iter().all(Value::is_str) => None,
@@ -261,7 +266,7 @@ impl Kind {
     pub(super) fn read(&self, text: &str) -> Value {
         let unread = || Value::String(text.to_owned());
         match self {
-            Self::Text(_) | Self::Word(..) => unread(),
+            Self::Text(_) | Self::Stay | Self::Word(..) => unread(),
             Self::Number(..) => text.parse().map_or_else(|_| unread(), Value::Integer),
             Self::Flag(_) => text.parse().map_or_else(|_| unread(), Value::Boolean),
             Self::List(separator, _) => {
@@ -280,7 +285,15 @@ impl Kind {
             (Self::List(_, set), Value::Array(items)) => {
                 set(config, items.iter().filter_map(Value::as_str).map(str::to_owned).collect());
             }
-            (Self::Text(_) | Self::Word(..) | Self::Number(..) | Self::Flag(_) | Self::List(..), _) => {}
+            (
+                Self::Text(_)
+                | Self::Stay
+                | Self::Word(..)
+                | Self::Number(..)
+                | Self::Flag(_)
+                | Self::List(..),
+                _,
+            ) => {}
         }
     }
 }

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::keys::{Key, MODEL, keys};
+use super::keys::{Key, keys};
+use super::models::MODEL;
 use super::{Config, ConfigError, Overrides, models};
-use crate::engine::ModelSettings;
+use crate::engine::{KeepAlive, ModelSettings};
 use crate::ids::ModelName;
 
 pub(super) struct Layers {
@@ -108,6 +109,12 @@ impl Layers {
     /// Returns a key's text; `None` if it is empty.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         self.value(key).and_then(Value::as_str).filter(|text| !text.is_empty())
+    }
+
+    /// Returns a key's stay; `None` if it is empty.
+    pub(super) fn stay(&self, key: &str) -> Option<KeepAlive> {
+        // One that cannot be read was refused.
+        self.value(key).and_then(|value| models::keep_alive(value).ok())
     }
 
     /// Sets the field of every key.

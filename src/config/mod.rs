@@ -14,9 +14,10 @@ use std::time::Duration;
 use layers::Layers;
 
 use crate::backend::{KernelChoice, WiredLimit};
-use crate::engine::{EngineSettings, ResidencySettings};
+use crate::engine::{EngineSettings, ModelSettings, ResidencySettings};
 pub use crate::engine::{KeepAlive, NotAKeepAlive};
 use crate::hub::{ModelAccess, Pattern};
+use crate::ids::ModelName;
 use crate::limits::Limits;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
@@ -111,6 +112,8 @@ pub struct Config {
     pub log_filter: String,
     /// The values by key, as they were given.
     values: BTreeMap<&'static str, toml::Value>,
+    /// The sections of single models, as they were given.
+    sections: BTreeMap<ModelName, ModelSettings>,
 }
 
 /// Why a configuration is refused.
@@ -187,13 +190,19 @@ impl Config {
         config.values = layers.values();
         (config.residency.keep_alive, config.residency.keep_alive_max) =
             stays(&layers, config.access.auto_load)?;
-        config.residency.models = layers.models;
-        // Who names a model to be there from the start wants it to stay.
-        for model in &config.models {
-            let own = config.residency.models.entry(model.as_str().into()).or_default();
+        config.sections = layers.models;
+        config.residency.models = config.single_models();
+        Ok(config)
+    }
+
+    /// Returns the settings of single models: who names one to be there from the start wants it to stay.
+    fn single_models(&self) -> BTreeMap<ModelName, ModelSettings> {
+        let mut models = self.sections.clone();
+        for model in &self.models {
+            let own = models.entry(model.as_str().into()).or_default();
             own.keep_alive = own.keep_alive.or(Some(KeepAlive::Forever));
         }
-        Ok(config)
+        models
     }
 
     /// Takes over what can change without a restart. Returns the keys that changed, and those of them that
@@ -209,6 +218,9 @@ impl Config {
             }
         }
         self.residency = new.residency;
+        self.sections = new.sections;
+        // `models` itself takes a restart.
+        self.residency.models = self.single_models();
         self.model_roots = new.model_roots;
         self.model_links_anywhere = new.model_links_anywhere;
         self.hf_cache = new.hf_cache;
@@ -233,15 +245,10 @@ fn patterns(layers: &Layers, home: Option<&Path>) -> Result<(Vec<Pattern>, Vec<P
 
 /// Returns how long models stay, and the most that a call may ask for.
 fn stays(layers: &Layers, auto_load: bool) -> Result<(KeepAlive, KeepAlive), ConfigError> {
-    let stay = |key| {
-        let read =
-            |text: &str| text.parse().map_err(|error: NotAKeepAlive| layers.refuse(key, &error.to_string()));
-        layers.text(key).map(read).transpose()
-    };
-    let max = stay("model_keep_alive_max")?.unwrap_or(KeepAlive::Forever);
+    let max = layers.stay("model_keep_alive_max").unwrap_or(KeepAlive::Forever);
     // Without auto_load a model that has gone does not come back by itself.
     let default = if auto_load { KEEP_ALIVE_DEFAULT } else { KeepAlive::Forever };
-    match stay("model_keep_alive")? {
+    match layers.stay("model_keep_alive") {
         Some(given) if given > max => {
             Err(layers.refuse("model_keep_alive", "may not be above `model_keep_alive_max`"))
         }

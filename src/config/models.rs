@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use toml::Value;
 
 use super::ConfigError;
-use super::keys::MODEL;
 use crate::engine::{KeepAlive, ModelSettings};
 use crate::ids::ModelName;
+
+/// The table of settings of single models, which is not a key.
+pub(super) const MODEL: &str = "model";
 
 /// Reads the table of all sections.
 pub(super) fn read(value: &Value, origin: &str) -> Result<BTreeMap<ModelName, ModelSettings>, ConfigError> {
@@ -37,7 +39,7 @@ pub(super) fn read(value: &Value, origin: &str) -> Result<BTreeMap<ModelName, Mo
 }
 
 /// Reads a stay, which is text or a number of seconds.
-fn keep_alive(value: &Value) -> Result<KeepAlive, String> {
+pub(super) fn keep_alive(value: &Value) -> Result<KeepAlive, String> {
     let text = match value {
         Value::Integer(seconds) => seconds.to_string(),
         Value::String(text) => text.clone(),

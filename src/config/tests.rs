@@ -59,6 +59,7 @@ fn first_cells(row: &str) -> String {
 fn row(key: &Key) -> String {
     let values = match &key.kind {
         Kind::Text(_) => "text".into(),
+        Kind::Stay => "text or a number".into(),
         Kind::Flag(_) => "true, false".into(),
         Kind::List(..) => "list".into(),
         Kind::Word(words, _) => words.join(", "),
@@ -163,6 +164,10 @@ fn how_long_models_stay_is_written_as_for_ollama() {
     assert_eq!(stays("model_keep_alive_max = \"30m\""), (minutes(30), minutes(30)));
     assert_eq!(stays("model_keep_alive = \"300\""), (minutes(5), KeepAlive::Forever));
     assert_eq!(stays("model_keep_alive = \"-1\""), (KeepAlive::Forever, KeepAlive::Forever));
+    assert_eq!(stays("model_keep_alive = 300\nmodel_keep_alive_max = 600"), (minutes(5), minutes(10)));
+    assert_eq!(stays("model_keep_alive = -1"), (KeepAlive::Forever, KeepAlive::Forever));
+    let listed = refused("model_keep_alive = [1]", &[]);
+    assert_eq!(listed, "FILE: `model_keep_alive` must be text or a number of seconds");
     let above = "model_keep_alive = \"2h\"\nmodel_keep_alive_max = \"1h\"";
     assert_eq!(refused(above, &[]), "FILE: `model_keep_alive` may not be above `model_keep_alive_max`");
     let soon = refused("", &[("MLXD_MODEL_KEEP_ALIVE", "soon")]);
@@ -199,4 +204,16 @@ fn a_running_daemon_takes_over_what_can_change() {
     assert_eq!((&running.residency, running.access.auto_load), (&new.residency, false));
     assert_eq!(running.limits.sessions_max, 7);
     assert_eq!(running.renew(new), (vec![], vec!["sessions_max"]), "told again, as it still takes a restart");
+}
+
+#[test]
+fn models_of_the_start_stay_forever_until_a_restart_whatever_the_new_file_names() {
+    let config = |file: &str| load(file, &[], &Overrides::default()).unwrap();
+    let mut running = config("models = [\"a\", \"b\"]");
+    let new = config("models = [\"c\"]\n[model.b]\nkeep_alive = 60");
+    assert_eq!(running.renew(new), (vec!["model"], vec!["models"]));
+    let stay = |name: &str| running.residency.models.get(&name.into()).and_then(|own| own.keep_alive);
+    assert_eq!(stay("a"), Some(KeepAlive::Forever), "it takes a restart");
+    assert_eq!(stay("b"), Some(KeepAlive::For(Duration::from_secs(60))), "its section takes none");
+    assert_eq!(stay("c"), None, "it takes a restart");
 }

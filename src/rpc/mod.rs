@@ -14,6 +14,7 @@ mod inference;
 mod json;
 mod message;
 mod model;
+mod page;
 mod server;
 mod services;
 mod session;

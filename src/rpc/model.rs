@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::event::timestamp;
 use super::gate::open;
+use super::page::fitting;
 use super::pb::{self, load_model_response::Event, model_service_server::ModelService};
 use super::status::{answer, status};
 use super::stay;
@@ -60,9 +61,11 @@ impl ModelService for Models {
         let (_, request) = open(request)?;
         let pb::ListModelsRequest { page_size, page_token, resident_only } = request;
         let page = ModelPage { size: page_size, token: page_token, resident_only };
-        answer(self.0.list_models(&page).await.map(|(models, next)| pb::ListModelsResponse {
-            models: models.into_iter().map(info).collect(),
-            next_page_token: next.unwrap_or_default(),
+        let bytes_max = self.0.limits().answer_bytes_max;
+        answer(self.0.list_models(&page).await.and_then(|(models, next)| {
+            let name = |model: &pb::ModelInfo| model.name.clone();
+            let (models, next) = fitting(models.into_iter().map(info), name, next, bytes_max)?;
+            Ok(pb::ListModelsResponse { models, next_page_token: next.unwrap_or_default() })
         }))
     }
 }

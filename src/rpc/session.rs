@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::event::{duration, timestamp};
 use super::gate::open;
 use super::message;
+use super::page::{FIELD_BYTES, fitting};
 use super::pb::{self, session_service_server::SessionService, truncate_session_request::To};
 use super::status::answer;
 use crate::count::count;
@@ -20,14 +21,8 @@ use crate::service::{
 
 const NANOS_PER_SECOND: i32 = 1_000_000_000;
 
-/// Bytes before a message in an answer: its tag and its length.
-const FIELD_BYTES: usize = 6;
-
 /// Bytes of the token of a next page, with its tag.
 const PAGE_END_BYTES: usize = 32;
-
-/// Limit of a session's name, in bytes: the token of a list's next page.
-const NAME_BYTES_MAX: usize = 128;
 
 pub(super) struct Sessions(pub(super) Arc<Service>);
 
@@ -69,7 +64,11 @@ impl SessionService for Sessions {
         let page = SessionPage { size: page_size, token: page_token, model };
         let bytes_max = self.0.limits().answer_bytes_max;
         let listed = self.0.list_sessions(&caller, &page);
-        answer(listed.and_then(|(sessions, next)| listing(sessions, next, bytes_max)))
+        answer(listed.and_then(|(sessions, next)| {
+            let name = |session: &pb::Session| session.name.clone();
+            let (sessions, next) = fitting(sessions.into_iter().map(wire), name, next, bytes_max)?;
+            Ok(pb::ListSessionsResponse { sessions, next_page_token: next.unwrap_or_default() })
+        }))
     }
 
     async fn fork_session(
@@ -109,32 +108,6 @@ impl SessionService for Sessions {
         let deleted = self.0.delete_session(&caller, &request.name).await;
         answer(deleted.map(|()| pb::DeleteSessionResponse {}))
     }
-}
-
-/// Returns a page of sessions, as many as fit in an answer of `bytes_max`; `next` is the token of the page
-/// after all of them.
-fn listing(
-    sessions: Vec<SessionView>,
-    next: Option<String>,
-    bytes_max: usize,
-) -> Result<pb::ListSessionsResponse, Error> {
-    let mut answer =
-        pb::ListSessionsResponse { sessions: Vec::new(), next_page_token: next.unwrap_or_default() };
-    let mut room = bytes_max.saturating_sub(NAME_BYTES_MAX + FIELD_BYTES);
-    for session in sessions {
-        let session = wire(session);
-        let Some(left) = room.checked_sub(session.encoded_len() + FIELD_BYTES) else {
-            // A page goes on after the name that its token is.
-            let Some(last) = answer.sessions.last() else {
-                return Err(Error::AnswerTooLarge { limit_bytes: bytes_max as u64 });
-            };
-            answer.next_page_token = last.name.clone();
-            break;
-        };
-        room = left;
-        answer.sessions.push(session);
-    }
-    Ok(answer)
 }
 
 /// Returns what was asked for of a session, with as many messages as fit in an answer of `bytes_max`.

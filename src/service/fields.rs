@@ -25,6 +25,11 @@ pub(super) fn within<T: PartialOrd + std::fmt::Display + Copy>(
     }
 }
 
+/// Refuses a number above `max`; `limit` is the configuration's key.
+pub(super) fn up_to(path: &str, number: u32, limit: &str, max: u32) -> Result<(), Error> {
+    if number <= max { Ok(()) } else { Err(Error::field(path, format!("{limit}: must be 0 to {max}"))) }
+}
+
 /// Refuses a list of more than `max` entries; `limit` is the configuration's key.
 pub(super) fn at_most(path: &str, count: usize, limit: &str, max: u32) -> Result<(), Error> {
     if count <= max as usize {

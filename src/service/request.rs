@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::event::{TokenScore, Usage};
-use super::fields::{at_least_one, at_most, optional_model, session_name, within};
+use super::fields::{at_least_one, at_most, optional_model, session_name, up_to};
 use super::sampling::{SamplingOptions, StoppingOptions};
 use crate::engine::{KeepAlive, Priority};
 use crate::error::Error;
@@ -164,7 +164,7 @@ impl OutputOptions {
     /// Refuses values outside the contract's ranges.
     pub(super) fn check(&self, limits: &Limits) -> Result<(), Error> {
         match self.top_logprobs {
-            Some(top) => within("output.logprobs", top, 0, limits.top_logprobs_max).map(drop),
+            Some(top) => up_to("output.logprobs", top, "top_logprobs_max", limits.top_logprobs_max),
             None => Ok(()),
         }
     }

@@ -135,7 +135,11 @@ fn stop_strings_are_bounded_and_not_empty() {
 #[test]
 fn logprobs_are_bounded() {
     let check = |top_logprobs| OutputOptions { top_logprobs, token_ids: false }.check(&LIMITS);
-    assert!(check(Some(21)).is_err());
+    assert_eq!(
+        check(Some(21)),
+        Err(Error::field("output.logprobs", "top_logprobs_max: must be 0 to 20")),
+        "the key, as of every limit"
+    );
     assert!(check(Some(0)).is_ok() && check(None).is_ok());
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Service;
 use super::caller::Caller;
 use super::event::{TokenLogprob, TokenScore, Usage};
-use super::fields::{model_name, within};
+use super::fields::{model_name, up_to};
 use super::request::{CountRequest, Counted, Input, ScoreRequest, Scores, Target};
 use crate::count::count;
 use crate::engine::{ScoreWork, Scored, TokenLogprobs, WorkOrigin};
@@ -56,7 +56,7 @@ impl Service {
         let ScoreRequest { model, input, top_logprobs, session, priority } = request;
         let target = Target::new(&model, &session)?;
         input.check("text", &self.limits)?;
-        within("top_logprobs", top_logprobs, 0, self.limits.top_logprobs_max)?;
+        up_to("top_logprobs", top_logprobs, "top_logprobs_max", self.limits.top_logprobs_max)?;
         let input_path = if matches!(input, Input::Ids(_)) { "token_ids.ids" } else { "text" };
         let (model, session, start) = match target {
             Target::Model(model) => (model, None, None),

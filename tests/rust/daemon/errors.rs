@@ -95,6 +95,7 @@ async fn a_message_over_the_limit_is_refused_and_others_are_served() {
     let call = error.call().unwrap();
     assert_eq!((call.code, call.reason), (Code::InvalidArgument, ErrorReason::MessageTooLarge));
     assert_eq!(call.metadata["limit_bytes"], "10000");
+    assert_eq!(call.message, "message_bytes_max: a message may have at most 10000 bytes");
     assert!(!call.request_id.is_empty());
     daemon.client.generate(prompt("a")).await.unwrap();
 }
@@ -109,9 +110,10 @@ async fn a_score_may_not_be_longer_than_its_limit() {
         ..Default::default()
     };
     daemon.client.score(score("abc", 20)).await.unwrap();
-    for (text, top) in [("abcd", 0), ("abc", 21)] {
+    for (text, top, key) in [("abcd", 0, "score_tokens_max: "), ("abc", 21, "top_logprobs_max: ")] {
         let error = daemon.client.score(score(text, top)).await.unwrap_err();
         assert_eq!(error.reason(), ErrorReason::InvalidField);
+        assert!(error.call().unwrap().message.contains(key), "{error}");
     }
 }
 

@@ -8,7 +8,7 @@ use mlxd::clock::SystemClock;
 use mlxd::config::{Config, Overrides};
 use mlxd::daemon::{self, Bound, Control, DaemonError};
 use mlxd_client::Client;
-use mlxd_client::v1::GenerateRequest;
+use mlxd_client::v1::{GenerateRequest, LoadModelRequest, LoadProgress, load_model_response::Event};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -105,6 +105,24 @@ pub fn prompt(text: &str) -> GenerateRequest {
 /// A chat turn in a session, which names the model.
 pub fn turn(session: &str, text: &str) -> GenerateRequest {
     GenerateRequest { session: session.into(), ..GenerateRequest::chat(text) }
+}
+
+/// Loads the model; returns its progress and its end.
+pub async fn load(
+    client: &Client,
+    request: LoadModelRequest,
+) -> Result<(Vec<LoadProgress>, Event), mlxd_client::Error> {
+    let mut stream = client.load_model(LoadModelRequest { model: MODEL.into(), ..request }).await?;
+    let mut progress = Vec::new();
+    loop {
+        match stream.next_event().await?.expect("a load has an end") {
+            Event::Progress(step) => progress.push(step),
+            end => {
+                assert_eq!(stream.next_event().await?, None, "a load has one end");
+                return Ok((progress, end));
+            }
+        }
+    }
 }
 
 /// The control of a daemon that is never stopped.

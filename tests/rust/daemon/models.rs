@@ -4,40 +4,24 @@ use std::sync::Arc;
 
 use mlxd_client::v1::{
     ErrorReason, GenerateRequest, GetModelRequest, ListModelsRequest, LoadModelRequest, LoadPhase,
-    ModelState, ScoreRequest, TokenIds, UnloadModelRequest, generate_request::Input,
+    LoadProgress, ModelState, ScoreRequest, TokenIds, UnloadModelRequest, generate_request::Input,
     load_model_response::Event, score_request,
 };
 
 use crate::daemon::folder;
-use crate::daemon::harness::{Daemon, MODEL, chat, prompt};
-
-async fn load(daemon: &Daemon, validate_only: bool) -> Vec<Event> {
-    let request = LoadModelRequest { model: MODEL.into(), validate_only, ..Default::default() };
-    let mut stream = daemon.client.load_model(request).await.unwrap();
-    let mut events = Vec::new();
-    while let Some(event) = stream.next_event().await.unwrap() {
-        events.push(event);
-    }
-    events
-}
+use crate::daemon::harness::{Daemon, MODEL, chat, load, prompt};
 
 #[tokio::test]
 async fn a_load_shows_its_phases_and_ends_loaded() {
     let daemon = Daemon::start().await;
-    let mut events = load(&daemon, false).await;
-    let Some(Event::Loaded(loaded)) = events.pop() else { panic!("not loaded") };
+    let (progress, end) = load(&daemon.client, LoadModelRequest::default()).await.unwrap();
+    let Event::Loaded(loaded) = end else { panic!("{end:?}") };
     let model = loaded.model.unwrap();
     assert_eq!(
         (model.state(), model.stored_as.as_str(), model.weight_bytes),
         (ModelState::Resident, "float32", 8)
     );
-    let phases: Vec<_> = events
-        .iter()
-        .map(|event| match event {
-            Event::Progress(progress) => progress.phase(),
-            Event::Loaded(_) | Event::Validated(_) => panic!("more than one end"),
-        })
-        .collect();
+    let phases: Vec<_> = progress.iter().map(LoadProgress::phase).collect();
     assert_eq!(phases, [LoadPhase::Resolving, LoadPhase::Loading, LoadPhase::Warming]);
     assert_eq!(daemon.engine.loads(), 1);
     daemon.client.generate(prompt("a")).await.unwrap();
@@ -47,9 +31,10 @@ async fn a_load_shows_its_phases_and_ends_loaded() {
 #[tokio::test]
 async fn a_validation_loads_nothing() {
     let daemon = Daemon::start().await;
-    let events = load(&daemon, true).await;
-    let [Event::Validated(validated)] = events.as_slice() else { panic!("{events:?}") };
-    assert!(validated.fits && validated.needed_bytes == 8);
+    let request = LoadModelRequest { validate_only: true, ..Default::default() };
+    let (progress, end) = load(&daemon.client, request).await.unwrap();
+    let Event::Validated(validated) = end else { panic!("{end:?}") };
+    assert!(progress.is_empty() && validated.fits && validated.needed_bytes == 8);
     assert_eq!(daemon.engine.loads(), 0);
 }
 
@@ -134,7 +119,7 @@ async fn without_automatic_loading_a_model_is_loaded_only_on_request() {
     let daemon = Daemon::with(|config| config.access.auto_load = false).await;
     let error = daemon.client.generate(prompt("a")).await.unwrap_err();
     assert_eq!(error.reason(), ErrorReason::ModelNotLoaded);
-    load(&daemon, false).await;
+    load(&daemon.client, LoadModelRequest::default()).await.unwrap();
     daemon.client.generate(prompt("a")).await.unwrap();
 }
 
@@ -151,4 +136,20 @@ async fn damaged_files_are_named_without_their_folder() {
     assert_eq!(daemon.client.list_all_models(false).await.unwrap().len(), 1);
     let error = daemon.client.get_model(GetModelRequest { model: MODEL.into() }).await.unwrap_err();
     assert_eq!(error.reason(), ErrorReason::ModelInvalid);
+}
+
+#[tokio::test]
+async fn models_come_in_pages_that_fit_an_answer() {
+    let daemon = Daemon::with(|config| config.limits.answer_bytes_max = 65_536).await;
+    let mut names: Vec<String> = (0..150).map(|at| format!("{at:03}{}", "x".repeat(240))).collect();
+    for name in &names {
+        folder::write(&daemon.folder.path().join("models").join(name));
+    }
+    names.push(MODEL.into());
+    let request = ListModelsRequest { page_size: 1000, ..Default::default() };
+    let first = daemon.client.list_models(request).await.unwrap();
+    assert!((75..150).contains(&first.models.len()), "{}", first.models.len());
+    assert_eq!(first.next_page_token, names[first.models.len() - 1]);
+    let all = daemon.client.list_all_models(false).await.unwrap();
+    assert!(all.iter().map(|model| &model.name).eq(&names));
 }

@@ -6,27 +6,16 @@ use std::time::Duration;
 use mlxd::config::{Config, Overrides};
 use mlxd::engine::{Fit, KeepAlive, Stay};
 use mlxd::error::MemoryRule;
-use mlxd_client::Client;
 use mlxd_client::v1::{
     CapabilitiesRequest, CountTokensRequest, CreateSessionRequest, ErrorReason, GetModelRequest,
     GetStatsRequest, LoadModelRequest, load_model_response::Event,
 };
 
-use crate::daemon::harness::{Daemon, MODEL, prompt};
+use crate::daemon::harness::{Daemon, MODEL, load, prompt};
 use crate::daemon::{connections, folder};
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
-}
-
-async fn load(client: &Client, request: LoadModelRequest) -> Result<Event, mlxd_client::Error> {
-    let mut stream = client.load_model(LoadModelRequest { model: MODEL.into(), ..request }).await?;
-    loop {
-        match stream.next_event().await?.expect("a load has an end") {
-            Event::Progress(_) => {}
-            end => return Ok(end),
-        }
-    }
 }
 
 #[tokio::test]
@@ -54,7 +43,7 @@ async fn a_resident_models_stay_sessions_and_folder_are_shown() {
     let daemon = Daemon::start().await;
     let create = CreateSessionRequest { name: "s".into(), model: MODEL.into(), ..Default::default() };
     daemon.client.create_session(create).await.unwrap();
-    let Event::Loaded(loaded) = load(&daemon.client, LoadModelRequest::default()).await.unwrap() else {
+    let (_, Event::Loaded(loaded)) = load(&daemon.client, LoadModelRequest::default()).await.unwrap() else {
         panic!("not loaded")
     };
     let listed = daemon.client.list_all_models(false).await.unwrap().remove(0);
@@ -71,7 +60,7 @@ async fn a_validation_says_what_would_go_or_which_rule_forbids_it() {
     let daemon = Daemon::start().await;
     let validate = async || {
         let request = LoadModelRequest { validate_only: true, ..Default::default() };
-        match load(&daemon.client, request).await.unwrap() {
+        match load(&daemon.client, request).await.unwrap().1 {
             Event::Validated(validated) => validated,
             other => panic!("{other:?}"),
         }

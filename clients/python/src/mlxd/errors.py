@@ -164,7 +164,7 @@ class ConnectionLostError(UnavailableError, ConnectionError):
 
 
 class DeadlineError(MlxdError, TimeoutError):
-    """The call's deadline has expired, or is too close to start."""
+    """The call's deadline has expired or is too near to start, or its request came too slowly."""
 
 
 class SlowReaderError(MlxdError):
@@ -176,7 +176,10 @@ class CancelledCallError(MlxdError):
 
 
 class AuthError(MlxdError):
-    """The token is missing or wrong, or the daemon's owner does not allow this user or model."""
+    """The token is missing or wrong, or the daemon's owner does not allow this user or model.
+
+    A `pin` is for the daemon's unix socket only.
+    """
 
 
 class UnsupportedError(MlxdError):

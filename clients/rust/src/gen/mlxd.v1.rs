@@ -76,7 +76,8 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION: the KV cache for prompt and max_tokens exceeds the
     /// budget left beside the weights; metadata needed_bytes, available_bytes.
     KvTooLarge = 31,
-    /// DEADLINE_EXCEEDED: the call's deadline expired.
+    /// DEADLINE_EXCEEDED: the call's deadline expired; or its request did not arrive
+    /// within receive_s, with metadata limit, value.
     Deadline = 32,
     /// CANCELLED: the caller cancelled the call or disconnected, or the session was
     /// deleted.
@@ -100,7 +101,8 @@ pub enum ErrorReason {
     Internal = 43,
     /// UNAUTHENTICATED: the bearer token is missing or wrong.
     Unauthenticated = 50,
-    /// PERMISSION_DENIED: the peer's user may not use this daemon.
+    /// PERMISSION_DENIED: the peer's user may not use this daemon; or `pin` is for
+    /// its unix socket only, with metadata field.
     PermissionDenied = 51,
     /// UNIMPLEMENTED: unknown method.
     Unimplemented = 52,
@@ -1254,7 +1256,8 @@ pub struct GetModelResponse {
 /// Request of ListModels.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListModelsRequest {
-    /// Maximum number of entries to return, at most 1,000; 0 means 100.
+    /// Maximum number of entries to return, at most 1,000; 0 means 100. A page may
+    /// have fewer: those that fit in answer_bytes_max.
     #[prost(uint32, tag = "1")]
     pub page_size: u32,
     /// The next_page_token of the previous page; empty for the first page.
