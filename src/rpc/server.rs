@@ -53,6 +53,7 @@ fn feature(feature: Feature) -> i32 {
         Feature::Sessions => pb::Feature::Sessions,
         Feature::Seed => pb::Feature::Seed,
         Feature::SystemPrompt => pb::Feature::SystemPrompt,
+        Feature::Thinking => pb::Feature::Thinking,
     };
     feature.into()
 }

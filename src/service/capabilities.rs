@@ -28,11 +28,12 @@ pub enum Feature {
     Sessions,
     Seed,
     SystemPrompt,
+    Thinking,
 }
 
 impl Feature {
     /// Everything this daemon implements.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Streaming,
         Self::Chat,
         Self::Tools,
@@ -41,6 +42,7 @@ impl Feature {
         Self::Sessions,
         Self::Seed,
         Self::SystemPrompt,
+        Self::Thinking,
     ];
 }
 
@@ -111,6 +113,7 @@ impl Service {
             Feature::Chat => template.is_some(),
             Feature::Tools => template.is_some_and(ChatTemplate::writes_tools),
             Feature::SystemPrompt => template.is_some_and(ChatTemplate::writes_system),
+            Feature::Thinking => template.is_some_and(ChatTemplate::switches_thinking),
             Feature::Streaming | Feature::Logprobs | Feature::Score | Feature::Sessions | Feature::Seed => {
                 true
             }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use minijinja::Environment;
 use minijinja::value::Value as Jinja;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, UtcOffset};
 
 use super::apart::{SOURCE_BYTES_MAX, apart};
@@ -51,6 +51,8 @@ struct Inner {
     /// Those of variables that a caller may set, for people.
     variables: String,
     traits: Traits,
+    /// Whether `enable_thinking` changes what it writes.
+    switches_thinking: bool,
     marks: Marks,
     end_of_turn: Option<u32>,
 }
@@ -119,13 +121,14 @@ impl ChatTemplate {
                 Conversation { messages, tools, arguments: &arguments, add_generation_prompt, now };
             writer.write(&conversation, Form { parts, json_arguments: false }, PROBE_BYTES_MAX).ok()
         });
+        let switches_thinking = writer.writes_thinking(true) != writer.writes_thinking(false);
         writer.environment.set_fuel(Some(FUEL));
         let variables = apart(|| Ok(writer.variables()))?;
         let marks = Marks::new(tokenizer.control_tokens().map(|(text, _)| text))?;
         let after = traits.after_answer.trim_start();
         let ends = tokenizer.control_tokens().filter(|(text, _)| after.starts_with(text.as_str()));
         let end_of_turn = ends.max_by_key(|(text, _)| text.len()).map(|(_, id)| id);
-        Ok(Self(Arc::new(Inner { writer, names, variables, traits, marks, end_of_turn })))
+        Ok(Self(Arc::new(Inner { writer, names, variables, traits, switches_thinking, marks, end_of_turn })))
     }
 
     /// Returns the text of the prompt, of at most `bytes_max` bytes. A developer message becomes a system
@@ -165,6 +168,12 @@ impl ChatTemplate {
     #[must_use]
     pub fn writes_system(&self) -> bool {
         self.0.traits.roles.system.first == Fate::Written
+    }
+
+    /// Returns whether the argument `enable_thinking` changes what the template writes.
+    #[must_use]
+    pub fn switches_thinking(&self) -> bool {
+        self.0.switches_thinking
     }
 
     /// Returns the control token that the template writes after the model's answer.
@@ -259,6 +268,21 @@ struct Form {
 }
 
 impl Writer {
+    /// Returns a prompt with `enable_thinking` on or off.
+    fn writes_thinking(&self, on: bool) -> Option<String> {
+        let messages = [json!({ "role": "user", "content": "Hello." })];
+        let arguments = Map::from_iter([("enable_thinking".to_owned(), on.into())]);
+        let (add_generation_prompt, now) = (true, SystemTime::UNIX_EPOCH);
+        let conversation = Conversation {
+            messages: &messages,
+            tools: &[],
+            arguments: &arguments,
+            add_generation_prompt,
+            now,
+        };
+        self.write(&conversation, Form { parts: false, json_arguments: false }, PROBE_BYTES_MAX).ok()
+    }
+
     /// Returns the names of the variables that a caller may set, up to a limit.
     fn variables(&self) -> String {
         let templates = self.environment.templates().map(|(_, template)| template);

@@ -96,6 +96,23 @@ async fn capabilities_say_what_the_template_writes() {
 }
 
 #[tokio::test]
+async fn capabilities_say_whether_thinking_can_be_switched() {
+    let daemon = Daemon::start().await;
+    let answer = |start: &str| format!("{{{{ messages[0].content }}}}{start}");
+    let cases = [
+        ("always", answer("<think>"), false),
+        ("never", answer("{% if enable_thinking is defined %}{% endif %}"), false),
+        ("off", answer("{% if enable_thinking is false %}<think></think>{% endif %}"), true),
+        ("on", answer("{% if enable_thinking %}<think>{% endif %}"), true),
+    ];
+    for (model, template, expected) in cases {
+        add(&daemon, model, &json!(template));
+        let features = capabilities(&daemon, model).await.features;
+        assert_eq!(features.contains(&Feature::Thinking.into()), expected, "{model}");
+    }
+}
+
+#[tokio::test]
 async fn control_tokens_that_a_user_writes_are_text_in_every_turn() {
     let daemon = Daemon::start().await;
     let request = CreateSessionRequest { name: "s".into(), model: MODEL.into(), ttl: None };

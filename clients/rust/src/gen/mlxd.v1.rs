@@ -2034,6 +2034,9 @@ pub enum Feature {
     Seed = 7,
     /// System messages. Of a model: its chat template renders them.
     SystemPrompt = 8,
+    /// Thinking that a request can turn on and off. Of a model: the template argument
+    /// `enable_thinking` changes what its chat template writes.
+    Thinking = 9,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2051,6 +2054,7 @@ impl Feature {
             Self::Sessions => "FEATURE_SESSIONS",
             Self::Seed => "FEATURE_SEED",
             Self::SystemPrompt => "FEATURE_SYSTEM_PROMPT",
+            Self::Thinking => "FEATURE_THINKING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2065,6 +2069,7 @@ impl Feature {
             "FEATURE_SESSIONS" => Some(Self::Sessions),
             "FEATURE_SEED" => Some(Self::Seed),
             "FEATURE_SYSTEM_PROMPT" => Some(Self::SystemPrompt),
+            "FEATURE_THINKING" => Some(Self::Thinking),
             _ => None,
         }
     }

@@ -23,6 +23,7 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FEATURE_SESSIONS: _ClassVar[Feature]
     FEATURE_SEED: _ClassVar[Feature]
     FEATURE_SYSTEM_PROMPT: _ClassVar[Feature]
+    FEATURE_THINKING: _ClassVar[Feature]
 
 class Modality(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -37,6 +38,7 @@ FEATURE_SCORE: Feature
 FEATURE_SESSIONS: Feature
 FEATURE_SEED: Feature
 FEATURE_SYSTEM_PROMPT: Feature
+FEATURE_THINKING: Feature
 MODALITY_UNSPECIFIED: Modality
 MODALITY_TEXT: Modality
 
