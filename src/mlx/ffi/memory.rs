@@ -8,12 +8,51 @@ use std::{mem, ptr};
 /// Addresses below this are reached from a null pointer only.
 const LOWEST_ADDRESS: usize = 1 << 32;
 
+/// Bounds of the number of heaps.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const HEAPS_MIN: c_int = 2;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const HEAPS_MAX: c_int = 8;
+
+/// A block from this size on has pages of its own, which cost about as much as writing it once.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const OWN_PAGES_BYTES: c_int = 4 << 20;
+
+/// Free bytes at the end of a heap from which on they go back.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const TRIM_BYTES: c_int = 16 << 20;
+
 const OUT_OF_MEMORY: &[u8] =
     b"mlxd: memory ran out: a null pointer was used, as when the system gives MLX no memory. \
 Set a lower memory_budget_bytes, or allow this process more memory.\n";
 
 /// What was done on a fault before [`report_faults`].
 static FAULTS_BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// Bounds what glibc keeps of freed memory. By default it has up to eight heaps for each processor, and each
+/// keeps what the largest requests of its threads took, below the next block in use: attackers made that
+/// 660 MiB on two processors. So there are few heaps, and large blocks have pages of their own, which go back when
+/// they are freed. What the owner sets with glibc's variables is left.
+pub(super) fn bound_heaps() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for (name, parameter, value) in [
+        ("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, heaps()),
+        ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, OWN_PAGES_BYTES),
+        ("MALLOC_TRIM_THRESHOLD_", libc::M_TRIM_THRESHOLD, TRIM_BYTES),
+    ] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: changes numbers of the allocator only, under its lock.
+            unsafe { libc::mallopt(parameter, value) };
+        }
+    }
+}
+
+/// Returns the number of heaps: as many as prompts are prepared at once, within bounds.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn heaps() -> c_int {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    c_int::try_from(processors / 2).unwrap_or(HEAPS_MAX).clamp(HEAPS_MIN, HEAPS_MAX)
+}
 
 /// Returns freed memory to the system, where the allocator does not do so by itself.
 pub(crate) fn trim_heap() {
@@ -108,9 +147,12 @@ extern "C" fn on_fault(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    use std::sync::{Barrier, Mutex};
+
     use super::*;
 
-    /// Set in the process that runs out of memory.
+    /// Set in the process that does what a test looks at.
     #[cfg(target_os = "linux")]
     const CHILD: &str = "MLXD_TEST_OUT_OF_MEMORY";
 
@@ -141,6 +183,49 @@ mod tests {
         assert!(available(8 << 30) < 4 << 30);
         let array = mlx_rs::ops::zeros::<f32>(&[2, 1 << 30]).unwrap();
         array.eval().unwrap();
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn what_many_threads_freed_is_used_again() {
+        let test = "mlx::ffi::memory::tests::many_threads_take_and_free";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args([test, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Does so in a process of its own: threads that live at the same time take memory in turn, and free all
+    /// but the last block.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn many_threads_take_and_free() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        let (threads, bytes, block) = (64, 4 << 20, 4 << 10);
+        let resident = || {
+            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * block
+        };
+        bound_heaps();
+        let before = resident();
+        let (living, in_turn) = (Barrier::new(threads), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            let act = || {
+                let first = vec![1_u8];
+                living.wait();
+                {
+                    let mut kept = in_turn.lock().unwrap();
+                    let mut taken: Vec<_> = (0..bytes / block).map(|_| vec![1_u8; block]).collect();
+                    kept.extend(taken.pop());
+                }
+                living.wait();
+                drop(first);
+            };
+            (0..threads).for_each(|_| drop(scope.spawn(act)));
+        });
+        let grown = resident() - before;
+        assert!(grown < 12 * bytes, "{threads} threads left {grown} bytes of {bytes} each");
     }
 
     #[test]

@@ -109,10 +109,11 @@ const SETTINGS: [(&str, &str); 4] = [
     ("MLX_MAX_OPS_PER_BUFFER", "10"),
 ];
 
-/// Prepares the process for MLX: sets those variables that the environment does not set, and has memory that
-/// ran out reported. Call it before any thread is started.
+/// Prepares the process for MLX: sets those variables that the environment does not set, bounds what the
+/// allocator keeps, and has memory that ran out reported. Call it before any thread is started.
 pub fn prepare() {
     memory::report_faults();
+    memory::bound_heaps();
     // Metal reads some of them too, and needs other values.
     let settings = if cfg!(target_os = "macos") { &[] } else { &SETTINGS[..] };
     for (name, value) in settings.iter().filter(|(name, _)| std::env::var_os(name).is_none()) {

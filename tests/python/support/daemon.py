@@ -144,9 +144,12 @@ class Daemon:
                 return False
             return reply.status == health_pb2.HealthCheckResponse.SERVING
 
-    def resident_bytes(self) -> int:
-        """Returns the process's resident memory in bytes; Linux only."""
+    def resident_bytes(self, *, peak: bool = False) -> int:
+        """Returns the process's resident memory in bytes, now or at most so far; Linux only."""
         assert self.process is not None
+        if peak:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            return 1024 * int(status.split("VmHWM:")[1].split()[0])
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 

@@ -164,6 +164,7 @@ class Wire:
     """One connection to a daemon."""
 
     def __init__(self, target: str, token: str = "", options: Sequence[Any] = ()) -> None:
+        self.target = target
         self.channel = grpc.insecure_channel(target, options=[*UNLIMITED, *CHANNEL, *options])
         if token:
             self.channel = grpc.intercept_channel(self.channel, _Bearer(token))
