@@ -6,7 +6,7 @@ use minijinja::{Error, ErrorKind};
 use super::python;
 
 /// Limit of a width, in characters: wider ones are a mistake, and cost memory.
-const WIDTH_MAX: usize = 10_000;
+pub(super) const WIDTH_MAX: usize = 10_000;
 
 /// Positional arguments, or those of these names.
 pub(super) struct Arguments<'a> {
@@ -38,6 +38,12 @@ impl<'a> Arguments<'a> {
     pub(super) fn raw(&self, index: usize) -> Option<Jinja> {
         let named = || self.kwargs.peek::<Jinja>(self.names[index]).ok();
         self.given.get(index).cloned().or_else(named)
+    }
+
+    /// Returns those that are given by their names.
+    pub(super) fn named(&self) -> Kwargs {
+        let given = self.names.iter().enumerate();
+        given.filter_map(|(index, name)| Some((*name, self.get(index)?))).collect()
     }
 
     /// Returns an argument; none is the same as not given.

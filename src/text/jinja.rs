@@ -1,6 +1,7 @@
 //! The Jinja that chat templates are written for: that of transformers' `_compile_jinja_template`, with its
 //! options, functions, filters and tests. Python's ways of printing are in `python` and `tojson`, its methods
-//! in `methods`, its `%` in `source`. `tests/rust/template_fragments.json` records what transformers renders.
+//! in `methods`, its operators in `operators`, statements in `statements`.
+//! `tests/rust/template_fragments.json` records what transformers renders.
 
 use std::error::Error as _;
 
@@ -9,7 +10,7 @@ use minijinja::value::{Value as Jinja, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use regex::{Captures, Regex};
 
-use super::{filters, methods, namespace, python, source, tojson};
+use super::{filters, formats, methods, namespace, objects, python, source, statements, tojson};
 
 /// Returns the environment of templates, which may take this many instructions; 64 bytes of text count as one
 /// (minijinja's fuel).
@@ -31,18 +32,28 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     namespace::add(&mut environment);
     // It prints the whole context.
     environment.remove_global("debug");
-    // As in Jinja2, a value with a length and items is a sequence (slices of lists are iterables here), and
-    // none is not iterable.
-    environment.add_test("sequence", |value: &Jinja| {
-        use ValueKind::{Iterable, Map, Seq, String, Undefined};
-        matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
-    });
-    environment.add_test("iterable", |value: &Jinja| !value.is_none() && value.try_iter().is_ok());
-    environment.add_function(source::FUNCTION, source::percent);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
+    environment.add_function("range", objects::range);
+    environment.add_function(statements::ITERATE, statements::iterate);
+    environment.add_function(statements::REFUSE, statements::refuse);
+    environment.add_global(statements::NOT_GIVEN, Jinja::UNDEFINED);
+    formats::add(&mut environment);
     environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, python::str(message)?))
     });
     environment
+}
+
+/// A value with a length and items, as in Jinja2; a slice of a list is an iterable here.
+fn is_sequence(value: &Jinja) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    !objects::is_unindexed(value) && matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
+}
+
+fn is_iterable(value: &Jinja) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
 }
 
 /// Returns a template's source in minijinja's language.

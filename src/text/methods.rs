@@ -6,6 +6,7 @@ use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
 use super::arguments::Arguments;
+use super::objects::View;
 use super::{python, words};
 
 /// Calls a method that the value itself does not have.
@@ -87,7 +88,7 @@ fn text(text: &str, method: &str, arguments: &[Jinja]) -> Result<Option<Jinja>, 
         "replace" => {
             let arguments = named(&["old", "new", "count"])?;
             let (old, new) = (arguments.required(0)?, arguments.required(1)?);
-            return replace(text, &old, &new, arguments.integer(2)?).map(Some);
+            return words::replace(text, &old, &new, arguments.integer(2)?).map(Some);
         }
         "splitlines" => {
             let lines = words::lines(text, named(&["keepends"])?.flag(0));
@@ -163,16 +164,6 @@ fn text_ends(text: &str, fixes: &Jinja, start: bool) -> Result<Jinja, Error> {
     Ok(fixes.try_iter()?.any(|fix| fix.as_str().is_some_and(matches)).into())
 }
 
-fn replace(text: &str, old: &str, new: &str, count: Option<i64>) -> Result<Jinja, Error> {
-    let count = count.and_then(|count| usize::try_from(count).ok());
-    // An empty text is found between all characters: the result is bounded before it is made.
-    let found = text.matches(old).take(count.unwrap_or(usize::MAX)).count();
-    if found.saturating_mul(new.len()) > python::TEXT_BYTES_MAX {
-        return Err(python::refuse("replace: the text becomes too long"));
-    }
-    Ok(count.map_or_else(|| text.replace(old, new), |count| text.replacen(old, new, count)).into())
-}
-
 fn zfill(text: &str, width: usize) -> String {
     let sign = text.len() - text.trim_start_matches(['+', '-']).len();
     let (sign, digits) = text.split_at(sign.min(1));
@@ -198,11 +189,30 @@ fn format_map(text: &str, arguments: &[Jinja]) -> Result<Jinja, Error> {
 }
 
 fn mapping(value: &Jinja, method: &str, arguments: &[Jinja]) -> Result<Option<Jinja>, Error> {
-    if method != "copy" {
-        return Ok(None);
-    }
+    let name = match method {
+        "copy" => {
+            let () = from_args(arguments)?;
+            return Ok(Some(value.clone()));
+        }
+        // A default that is undefined stays so.
+        "get" if arguments.get(1).is_some_and(Jinja::is_undefined) => {
+            return value.get_item(&arguments[0]).map(Some);
+        }
+        "items" => "dict_items",
+        "keys" => "dict_keys",
+        "values" => "dict_values",
+        _ => return Ok(None),
+    };
     let () = from_args(arguments)?;
-    Ok(Some(value.clone()))
+    let items = value.try_iter()?.map(|key| {
+        Ok(match method {
+            "keys" => key,
+            "values" => value.get_item(&key)?,
+            _ => Jinja::from(Tuple::from([key.clone(), value.get_item(&key)?])),
+        })
+    });
+    let items = items.collect::<Result<Vec<_>, Error>>()?;
+    Ok(Some(Jinja::from_object(View { name, items })))
 }
 
 fn list(value: &Jinja, method: &str, arguments: &[Jinja]) -> Result<Option<Jinja>, Error> {

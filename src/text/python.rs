@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::marks::is_mark;
 use super::namespace::Namespace;
+use super::objects;
 
 /// Limit of nesting: printing recurses. Python stops near 1,000.
 pub(super) const DEPTH_MAX: usize = 128;
@@ -62,10 +63,26 @@ pub(super) fn repr_of(value: &Jinja) -> Result<String, Error> {
 fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
     check_depth(depth)?;
     match value.kind() {
+        ValueKind::Undefined => out.push_str("Undefined"),
+        ValueKind::String if value.is_safe() => {
+            out.push_str("Markup(");
+            quote(value.as_str().unwrap_or_default(), out);
+            out.push(')');
+        }
         ValueKind::String => quote(value.as_str().unwrap_or_default(), out),
         ValueKind::Number => out.push_str(&number(value, ["inf", "-inf", "nan"])),
         ValueKind::Seq | ValueKind::Iterable => {
-            let tuple = value.downcast_object_ref::<Tuple>().is_some();
+            if let Some(range) = value.downcast_object_ref::<objects::Range>() {
+                return write!(out, "{range}").map_err(Error::from);
+            }
+            if objects::is_generator(value) {
+                return Err(refuse("a generator has no text: make a list of it with the filter list"));
+            }
+            let view = value.downcast_object_ref::<objects::View>();
+            if let Some(view) = view {
+                out.extend([view.name, "("]);
+            }
+            let tuple = value.downcast_object_ref::<Tuple>().is_some() || is_group(value);
             out.push(if tuple { '(' } else { '[' });
             let mut count = 0;
             for item in value.try_iter()? {
@@ -82,6 +99,7 @@ fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
             } else {
                 ")"
             });
+            out.push_str(if view.is_some() { ")" } else { "" });
         }
         ValueKind::Map => {
             out.push('{');
@@ -105,6 +123,11 @@ fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
         },
     }
     Ok(())
+}
+
+/// Returns whether a value is a group of the filter `groupby`, which is a tuple in Python.
+fn is_group(value: &Jinja) -> bool {
+    value.kind() == ValueKind::Seq && value.get_attr("list").is_ok_and(|list| !list.is_undefined())
 }
 
 /// Appends a string as a Python literal: in single quotes unless it contains those and no double quotes.
@@ -164,6 +187,23 @@ pub(super) fn number(value: &Jinja, special: [&str; 3]) -> String {
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+/// Returns what a number or a bool counts.
+pub(super) fn number_of(value: &Jinja) -> Option<f64> {
+    match value.kind() {
+        ValueKind::Bool => Some(if value.is_true() { 1.0 } else { 0.0 }),
+        ValueKind::Number => f64::try_from(value.clone()).ok(),
+        _ => None,
+    }
+}
+
+/// Returns the whole part of a number.
+pub(super) fn whole(number: f64) -> Option<Jinja> {
+    // The limits of i128 as a double.
+    let within = number.is_finite() && number.abs() < 1.7e38;
+    #[expect(clippy::cast_possible_truncation, reason = "checked above")]
+    within.then(|| (number.trunc() as i128).into())
 }
 
 /// Refuses a value that is nested too deeply.

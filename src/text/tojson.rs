@@ -5,6 +5,7 @@ use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
 use minijinja::{Error, State};
 
 use super::marks::is_mark;
+use super::objects;
 use super::python::{DEPTH_MAX, check_depth, number, refuse};
 
 /// Limit of an indent, in characters: wider ones are a mistake, and cost memory.
@@ -77,6 +78,9 @@ impl Writer {
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.out.push_str(&number(value, ["Infinity", "-Infinity", "NaN"])),
             ValueKind::String => self.text(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable if objects::is_one(value) => {
+                return Err(refuse("tojson: ranges, views and generators are not JSON"));
+            }
             // A slice of a list is an iterable.
             ValueKind::Seq | ValueKind::Iterable => self.list(value, depth)?,
             ValueKind::Map => self.map(value, depth)?,

@@ -1,5 +1,10 @@
 //! Python's rules for words, lines and letter case, where they differ from Rust's.
 
+use minijinja::Error;
+use minijinja::value::Value as Jinja;
+
+use super::python;
+
 /// Splits at white space into at most `pieces`, from either end; pieces from the right come last first.
 pub(super) fn split(text: &str, pieces: usize, right: bool) -> Vec<&str> {
     let mut parts = Vec::new();
@@ -126,6 +131,20 @@ pub(super) fn fold_case(text: &str) -> String {
     text.replace(['ß', 'ẞ'], "ss").to_lowercase().replace('ς', "σ")
 }
 
+/// Replaces a text within another; of an empty one, all places between characters.
+///
+/// # Errors
+/// The result would be too long.
+pub(super) fn replace(text: &str, old: &str, new: &str, count: Option<i64>) -> Result<Jinja, Error> {
+    let count = count.and_then(|count| usize::try_from(count).ok());
+    // An empty text is found between all characters: the result is bounded before it is made.
+    let found = text.matches(old).take(count.unwrap_or(usize::MAX)).count();
+    if found.saturating_mul(new.len()) > python::TEXT_BYTES_MAX {
+        return Err(python::refuse("replace: the text becomes too long"));
+    }
+    Ok(count.map_or_else(|| text.replace(old, new), |count| text.replacen(old, new, count)).into())
+}
+
 /// Returns whether each word begins with a capital, and only there is one.
 pub(super) fn is_title(text: &str) -> bool {
     let mut inside = false;
@@ -138,6 +157,20 @@ pub(super) fn is_title(text: &str) -> bool {
         found |= inside;
     }
     found
+}
+
+/// Returns whether all letters of a text are of one case, and there are some.
+pub(super) fn is_case(text: &str, is_case: fn(char) -> bool) -> bool {
+    let mut cased = text.chars().filter(|c| is_cased(*c)).peekable();
+    cased.peek().is_some() && cased.all(is_case)
+}
+
+/// Returns the text without these characters, or white space, at its ends.
+pub(super) fn trim<'a>(text: &'a str, characters: Option<&str>) -> &'a str {
+    match characters {
+        Some(characters) => text.trim_matches(|c| characters.contains(c)),
+        None => text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)),
+    }
 }
 
 /// Returns whether a character is a digit of a decimal system.
@@ -159,7 +192,7 @@ pub(super) fn is_identifier(text: &str) -> bool {
 }
 
 /// Returns the integer that a text stands for, as Python's `int` reads it.
-pub(super) fn integer(text: &str, base: i64) -> Option<i64> {
+pub(super) fn integer(text: &str, base: i64) -> Option<i128> {
     let text = text.trim().replace('_', "");
     let (sign, digits) = match text.strip_prefix(['+', '-']) {
         Some(digits) => (&text[..1], digits),
@@ -175,7 +208,7 @@ pub(super) fn integer(text: &str, base: i64) -> Option<i64> {
     };
     let marked = ["0x", "0o", "0b"].iter().zip([16, 8, 2]).any(|(mark, of)| of == radix && prefix(mark));
     let digits = if marked { &digits[2..] } else { digits };
-    i64::from_str_radix(&format!("{sign}{digits}"), radix).ok()
+    i128::from_str_radix(&format!("{sign}{digits}"), radix).ok()
 }
 
 /// Returns the number that a text stands for, as Python's `float` reads it.
@@ -183,22 +216,24 @@ pub(super) fn number(text: &str) -> Option<f64> {
     text.trim().replace('_', "").parse().ok()
 }
 
-/// Breaks a line before words that do not fit, and within those that never would if `breaks` is set.
+/// Breaks a line before words that do not fit, and those that never would where the line ends if `breaks`.
 pub(super) fn wrap(line: &str, width: usize, breaks: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let mut current = String::new();
     for word in line.split_inclusive(' ') {
         let length = |text: &str| text.trim_end().chars().count();
-        if !current.is_empty() && current.chars().count() + length(word) > width {
-            lines.push(current.trim_end().to_owned());
-            current.clear();
+        let mut rest = word;
+        while breaks && length(rest) > width {
+            let room = width.saturating_sub(current.chars().count()).max(usize::from(current.is_empty()));
+            let at = rest.char_indices().nth(room).map_or(rest.len(), |(at, _)| at);
+            current.push_str(&rest[..at]);
+            rest = &rest[at..];
+            lines.push(std::mem::take(&mut current).trim_end().to_owned());
         }
-        let mut rest: Vec<char> = word.chars().collect();
-        while breaks && rest.len() > width && word.trim_end().chars().count() > width {
-            let tail = rest.split_off(width);
-            lines.push(std::mem::replace(&mut rest, tail).into_iter().collect());
+        if !current.is_empty() && current.chars().count() + length(rest) > width {
+            lines.push(std::mem::take(&mut current).trim_end().to_owned());
         }
-        current.extend(rest);
+        current.push_str(rest);
     }
     lines.push(current.trim_end().to_owned());
     lines

@@ -7,6 +7,7 @@ mod cli;
 mod codegen;
 mod daemon;
 mod text_detokenizer;
+mod text_fragments;
 mod text_left_out;
 mod text_parity;
 mod text_special;

@@ -1,5 +1,6 @@
 //! Chat templates: their variables as in transformers, values printed as in Python.
-//! What a template would leave out: `text_left_out`. Whole templates of real models: `text_parity`.
+//! What a template would leave out: `text_left_out`. What transformers renders: `text_fragments`, and of
+//! whole templates of real models `text_parity`.
 
 #![allow(clippy::unwrap_used, reason = "a test says what went wrong by failing")]
 
@@ -409,41 +410,4 @@ fn special_tokens_are_variables() {
         ),
     ];
     assert_eq!(render_with(&template(&files).unwrap(), &Input::default()).unwrap(), "<s></s><i>False");
-}
-
-/// What transformers renders of each fragment: tests/python/support/template_fragments.py.
-#[test]
-fn fragments_are_rendered_as_transformers_does() {
-    let record: Value = serde_json::from_str(include_str!("template_fragments.json")).unwrap();
-    let messages = record["messages"].as_array().unwrap();
-    let variables = record["variables"].as_object().unwrap();
-    let mut differences = Vec::new();
-    for fragment in record["fragments"].as_array().unwrap() {
-        let source = fragment["source"].as_str().unwrap();
-        let Some(theirs) = fragment["text"].as_str() else { continue };
-        // An argument that a template does not read is refused.
-        let read = |name: &str| source.contains(name);
-        let arguments = variables.iter().filter(|(name, _)| read(name));
-        let mut arguments: Map<String, Value> =
-            arguments.map(|(name, value)| (name.clone(), value.clone())).collect();
-        let ours = loop {
-            let input =
-                Input { messages: messages.clone(), arguments: arguments.clone(), ..Input::default() };
-            // A message that a template does not write is refused: all are written before.
-            let whole = format!("{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}|\n{source}");
-            let ours = template(&[("chat_template.jinja", json!(whole))])
-                .map_err(|error| error.to_string())
-                .and_then(|template| render_with(&template, &input))
-                .map(|text| text.split_once('|').unwrap().1.to_owned());
-            let unread = ours.as_ref().err().and_then(|error| error.rsplit_once("has no variable "));
-            let Some((unread, _)) = unread.and_then(|(_, why)| why.split_once(';')) else { break ours };
-            arguments.remove(unread);
-        };
-        let trims = ["{%-", "{{-", "{#-"].iter().any(|tag| source.trim_start().starts_with(tag));
-        let ours = ours.map(|text| if trims { text } else { text[1..].to_owned() });
-        if ours.as_deref() != Ok(theirs) {
-            differences.push(format!("{source}\n  ours   {ours:?}\n  theirs {theirs:?}"));
-        }
-    }
-    assert!(differences.is_empty(), "{} differ:\n{}", differences.len(), differences.join("\n"));
 }

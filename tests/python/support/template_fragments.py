@@ -1,20 +1,35 @@
-"""Fragments of chat templates and what transformers renders of them.
+r"""Fragments of chat templates and what transformers renders of them.
 
-The record, tests/rust/template_fragments.json, is compared with the daemon's renderer by
-`cargo test --test rust fragments` and with transformers by tests/python/parity/test_templates.py.
-After a change of the list:
+The records, tests/rust/template_fragments.json (written by hand) and template_grammar.json (drawn
+by template_grammar), are compared with the daemon's renderer by `cargo test --test rust fragments`
+and with transformers by tests/python/parity/test_templates.py. After a change of a list:
 
     $(tests/python/venv.sh test) tests/python/support/template_fragments.py
+
+More of the grammar, compared with the daemon's renderer only:
+
+    $(tests/python/venv.sh test) tests/python/support/template_fragments.py --seed 7 --count 20000 \
+        --out FILE
+    MLXD_TEMPLATE_RECORD=FILE cargo test --test rust drawn
 """
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 from pathlib import Path
 
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-RECORD = Path(__file__).resolve().parents[2] / "rust" / "template_fragments.json"
+import template_grammar
+
+RUST = Path(__file__).resolve().parents[2] / "rust"
+RECORD = RUST / "template_fragments.json"
+GRAMMAR_RECORD = RUST / "template_grammar.json"
+SEED = 1
+COUNT = 1500
+ENVIRONMENT = _compile_jinja_template("").environment
 
 CALL = {
     "id": "call00001",
@@ -30,7 +45,7 @@ MESSAGES = [
     {"role": "user", "content": "Thanks"},
 ]
 # Known and left: `callable`, `xmlattr`, `random`, `pprint`, `{!r}`, `\\N{…}`, a macro's varargs and
-# kwargs fail; `attr` reads items, and `~` writes 1e22 and 1e-7 without an exponent.
+# kwargs fail; `attr` reads items.
 VARIABLES = {
     "s": "Hello, World",
     "t": "  padded \n",
@@ -86,6 +101,11 @@ FRAGMENTS = [
     "{%- generation -%}\n a \n{%- endgeneration -%}\nb",
     "{{ 'multi\nline' }}",
     "{% raw %}\n{{ a }}\n{% endraw %}\nb",
+    "{%raw%}\nx{%endraw%}\ny",
+    "{% raw -%}\n a {%- endraw %}b",
+    "  {%- raw %}\n  {{ x }}\n  {% endraw %}\n z",
+    "{% set ns = namespace() %}\n{% set ns.a | upper %}\n a\n{% endset -%}\n{{ ns.a }}",
+    "{% macro m(a, b=a[0]) -%}\n {{ b }}\n{% endmacro %}\n{{ m('xy') }}{{ m('xy', none) }}",
     "{{ n }}\n{{ n }}{# x #}\n{{ n }}",
     "{% if yes %}{{ 'a' }}\n{%- endif %}\n\nb",
 ]
@@ -93,23 +113,38 @@ FRAGMENTS = [
 
 def render(source: str) -> str | None:
     """Returns what transformers renders; None where it fails."""
+    variables = copy.deepcopy({"messages": MESSAGES, **VARIABLES})
     try:
-        template = _compile_jinja_template(source)
-        return template.render(
-            messages=MESSAGES, tools=None, documents=None, add_generation_prompt=False, **VARIABLES
-        )
+        template = ENVIRONMENT.from_string(source)
+        return template.render(tools=None, documents=None, add_generation_prompt=False, **variables)
     except Exception:  # whatever Jinja or Python call it
         return None
 
 
 def record() -> dict:
-    """Returns what the record should hold."""
-    fragments = [{"source": source, "text": render(source)} for source in FRAGMENTS]
+    """Returns what the record of fragments should hold."""
+    return recorded({source: render(source) for source in FRAGMENTS})
+
+
+def grammar_record(seed: int = SEED, count: int = COUNT) -> dict:
+    """Returns what the record of the grammar should hold: what transformers renders."""
+    rendered = ((source, render(source)) for source in template_grammar.templates(seed, count))
+    # Some objects are printed with their addresses.
+    stable = {
+        source: text
+        for source, text in rendered
+        if text is not None and " at 0x" not in text.lower()
+    }
+    return recorded(stable)
+
+
+def recorded(rendered: dict[str, str | None]) -> dict:
+    fragments = [{"source": source, "text": text} for source, text in rendered.items()]
     return {"messages": MESSAGES, "variables": VARIABLES, "fragments": fragments}
 
 
 def dumps(recorded: dict) -> str:
-    """Returns the record's text, a fragment a line."""
+    """Returns a record's text, a fragment a line."""
     lines = [json.dumps(entry, ensure_ascii=False) for entry in recorded["fragments"]]
     head = {name: recorded[name] for name in ("messages", "variables")}
     body = json.dumps(head, ensure_ascii=False)[:-1]
@@ -117,10 +152,20 @@ def dumps(recorded: dict) -> str:
 
 
 def main() -> None:
-    recorded = record()
-    RECORD.write_text(dumps(recorded), encoding="utf-8")
-    failed = [entry["source"] for entry in recorded["fragments"] if entry["text"] is None]
-    print(f"{len(recorded['fragments'])} fragments; transformers refuses {len(failed)}:")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    drawn = grammar_record(arguments.seed, arguments.count)
+    (arguments.out or GRAMMAR_RECORD).write_text(dumps(drawn), encoding="utf-8")
+    print(f"{len(drawn['fragments'])} drawn templates")
+    if arguments.out:
+        return
+    by_hand = record()
+    RECORD.write_text(dumps(by_hand), encoding="utf-8")
+    failed = [entry["source"] for entry in by_hand["fragments"] if entry["text"] is None]
+    print(f"{len(by_hand['fragments'])} fragments; transformers refuses {len(failed)}:")
     print("\n".join(failed))
 
 
