@@ -1,7 +1,7 @@
 //! `mlxd chat`: a conversation in a session of the daemon, so that only new tokens are prefilled. Offers line
 //! editing on a terminal; in a pipe each line is a turn.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use clap::Args;
@@ -13,10 +13,12 @@ use mlxd_client::{Client, Request};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 
 use super::answer::{SamplingArgs, create_session, open_session, stream_to_stdout};
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
+use super::interrupts::Interrupts;
 use super::{format, out};
 
 const EXAMPLES: &str = "\
@@ -81,32 +83,37 @@ enum Input<'a> {
     Unknown(&'a str),
 }
 
-/// Source of lines.
-enum Lines {
-    Terminal(Box<DefaultEditor>),
-    Pipe(io::StdinLock<'static>),
-}
-
 /// Runs the command.
 pub(crate) fn run(runtime: &Runtime, args: ChatArgs) -> Result<()> {
-    let client = runtime.block_on(args.connect.connect())?;
-    with_client(runtime, client, args)
+    let mut interrupts = Interrupts::listen(runtime)?;
+    let client = runtime.block_on(interrupts.or(args.connect.connect()))?;
+    with_client(runtime, &mut interrupts, client, args)
 }
 
 /// Chats with a daemon that is connected.
-pub(crate) fn with_client(runtime: &Runtime, client: Client, args: ChatArgs) -> Result<()> {
-    let ChatArgs { model, session, system, mut sampling, connect: _ } = args;
-    let opened = runtime.block_on(async {
-        let opened = match &session {
-            Some(name) => open_session(&client, name, model.as_deref()).await?,
-            None => create_session(&client, "", model.as_deref()).await?,
-        };
-        sampling.settle(&client, &opened.model).await?;
-        Result::Ok(opened)
-    })?;
+pub(crate) fn with_client(
+    runtime: &Runtime,
+    interrupts: &mut Interrupts,
+    client: Client,
+    args: ChatArgs,
+) -> Result<()> {
+    let ChatArgs { model, session, system, sampling, connect: _ } = args;
+    let opened = runtime.block_on(interrupts.or(async {
+        match &session {
+            Some(name) => open_session(&client, name, model.as_deref()).await,
+            None => create_session(&client, "", model.as_deref()).await,
+        }
+    }))?;
     let turns = u32::try_from(opened.turns.len()).unwrap_or(u32::MAX);
     let mut chat = Chat { client, session: opened.name, turns, system, sampling, last: None };
-    let outcome = converse(runtime, &mut chat, &opened.model);
+    let settled = runtime.block_on(interrupts.or(chat.sampling.settle(&chat.client, &opened.model)));
+    let outcome = settled.and_then(|()| {
+        if io::stdin().is_terminal() {
+            on_terminal(runtime, &mut chat, &opened.model)
+        } else {
+            runtime.block_on(interrupts.or(from_pipe(&mut chat)))
+        }
+    });
     if session.is_none() {
         let mut request = Request::new(DeleteSessionRequest { name: chat.session });
         request.set_timeout(DELETE_TIMEOUT);
@@ -116,29 +123,20 @@ pub(crate) fn with_client(runtime: &Runtime, client: Client, args: ChatArgs) -> 
     outcome
 }
 
-fn converse(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
-    let mut lines = Lines::open()?;
-    let interactive = matches!(lines, Lines::Terminal(_));
-    if interactive {
-        out::note(&format!("{model}, session {}; /help lists commands\n", chat.session));
-    }
-    while let Some(line) = lines.next()? {
+/// Chats with a person; Ctrl-C stops an answer.
+fn on_terminal(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
+    let mut editor = DefaultEditor::new().map_err(|error| Failure::Local(error.into()))?;
+    out::note(&format!("{model}, session {}; /help lists commands\n", chat.session));
+    while let Some(line) = read_line(&mut editor)? {
         let input = parse(&line);
-        match input {
-            Input::Exit => break,
-            Input::Say("") => continue,
-            _ => {}
+        if input == Input::Exit {
+            break;
         }
-        // In a pipe Ctrl-C ends the process, as it does for any filter.
-        let outcome = runtime.block_on(async {
-            tokio::select! {
-                outcome = chat.obey(&input) => outcome,
-                () = interrupt(), if interactive => Err(Failure::Interrupted),
-            }
-        });
-        match outcome {
+        // A Ctrl-C after the last answer does not count.
+        let mut interrupts = Interrupts::listen(runtime)?;
+        match runtime.block_on(interrupts.or(chat.obey(&input))) {
             Ok(()) => {}
-            Err(failure @ (Failure::Client(_) | Failure::Usage(_))) if interactive => failure.print(),
+            Err(failure @ (Failure::Client(_) | Failure::Usage(_))) => failure.print(),
             Err(Failure::Interrupted) => out::note("(stopped; the turn is undone)\n"),
             Err(failure) => return Err(failure),
         }
@@ -146,16 +144,52 @@ fn converse(runtime: &Runtime, chat: &mut Chat, model: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits for Ctrl-C; forever if signals are unavailable.
-async fn interrupt() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+/// Returns the next line, trimmed; None at the end of the input.
+fn read_line(editor: &mut DefaultEditor) -> Result<Option<String>> {
+    match editor.readline("> ") {
+        Ok(line) => {
+            // History is a convenience; a failure to record the line is ignored.
+            _ = editor.add_history_entry(line.as_str());
+            Ok(Some(line.trim().to_owned()))
+        }
+        Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
+        Err(ReadlineError::Eof) => Ok(None),
+        Err(error) => Err(Failure::Local(error.into())),
     }
+}
+
+/// Takes each line of stdin as a turn, up to the first failure.
+async fn from_pipe(chat: &mut Chat) -> Result<()> {
+    let mut lines = stdin_lines()?;
+    while let Some(line) = lines.recv().await {
+        let line = line?;
+        let input = parse(line.trim());
+        if input == Input::Exit {
+            break;
+        }
+        chat.obey(&input).await?;
+    }
+    Ok(())
+}
+
+/// Reads stdin on a thread of its own, which ends with the process: a read cannot be interrupted.
+fn stdin_lines() -> io::Result<mpsc::Receiver<io::Result<String>>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let read = move || {
+        for line in io::stdin().lines() {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("stdin".into()).spawn(read)?;
+    Ok(receiver)
 }
 
 impl Chat {
     async fn obey(&mut self, input: &Input<'_>) -> Result<()> {
         match *input {
+            Input::Say("") | Input::Exit => Ok(()),
             Input::Say(text) => self.say(text).await,
             Input::Undo => self.keep_turns(self.turns.saturating_sub(1)).await,
             Input::Reset => self.keep_turns(0).await,
@@ -168,7 +202,6 @@ impl Chat {
             Input::Unknown(command) => {
                 Err(Failure::Usage(format!("unknown command {command}; /help lists the commands")))
             }
-            Input::Exit => Ok(()),
         }
     }
 
@@ -221,37 +254,6 @@ impl Chat {
             out::note(&format!("{}\n", format::speed(&usage, &timings)));
         }
         Ok(())
-    }
-}
-
-impl Lines {
-    fn open() -> Result<Self> {
-        if !io::stdin().is_terminal() {
-            return Ok(Self::Pipe(io::stdin().lock()));
-        }
-        let editor = DefaultEditor::new().map_err(|error| Failure::Local(error.into()))?;
-        Ok(Self::Terminal(Box::new(editor)))
-    }
-
-    /// Returns the next line, trimmed; None at the end of the input.
-    fn next(&mut self) -> Result<Option<String>> {
-        match self {
-            Self::Pipe(stdin) => {
-                let mut line = String::new();
-                let read = stdin.read_line(&mut line)?;
-                Ok((read > 0).then(|| line.trim().to_owned()))
-            }
-            Self::Terminal(editor) => match editor.readline("> ") {
-                Ok(line) => {
-                    // History is a convenience; a failure to record the line is ignored.
-                    _ = editor.add_history_entry(line.as_str());
-                    Ok(Some(line.trim().to_owned()))
-                }
-                Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
-                Err(ReadlineError::Eof) => Ok(None),
-                Err(error) => Err(Failure::Local(error.into())),
-            },
-        }
     }
 }
 

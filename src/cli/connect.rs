@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use mlxd_client::v1::ModelInfo;
-use mlxd_client::{BearerToken, Client, ConnectOptions};
+use mlxd_client::{BearerToken, Client, ConnectOptions, Error};
 
 use super::failure::{Failure, Result};
 
@@ -49,6 +49,15 @@ impl ConnectArgs {
         let token = self.token_file.as_deref().map(BearerToken::from_file).transpose()?;
         let options = ConnectOptions { address, token, client_name: None, timeout: self.timeout };
         Ok(Client::connect_with(options).await?)
+    }
+
+    /// Connects to the daemon; None where none answers. A wrong address or token is an error.
+    pub(crate) async fn connect_if_there(&self) -> Result<Option<Client>> {
+        match self.connect().await {
+            Ok(client) => Ok(Some(client)),
+            Err(Failure::Client(Error::Connect { .. })) => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 }
 

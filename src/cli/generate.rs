@@ -56,9 +56,13 @@ pub(crate) struct GenerateArgs {
     connect: ConnectArgs,
 }
 
+/// Returns the prompt: the one given, what stdin holds, or both.
+pub(crate) fn prompt(args: &GenerateArgs) -> Result<String> {
+    read_prompt(args.prompt.as_deref(), args.no_stdin)
+}
+
 /// Runs the command.
-pub(crate) async fn run(mut args: GenerateArgs) -> Result<()> {
-    let prompt = read_prompt(args.prompt.as_deref(), args.no_stdin)?;
+pub(crate) async fn run(mut args: GenerateArgs, prompt: String) -> Result<()> {
     let client = args.connect.connect().await?;
     let request = request(&client, &mut args, prompt).await?;
 
@@ -95,7 +99,6 @@ async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Re
     Ok(request)
 }
 
-/// Returns the prompt: the one given, what stdin holds, or both.
 fn read_prompt(given: Option<&str>, no_stdin: bool) -> Result<String> {
     let prompt = match given {
         None if io::stdin().is_terminal() => {

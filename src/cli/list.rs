@@ -51,7 +51,7 @@ struct Row {
 /// Runs the command.
 pub(crate) async fn run(args: ListArgs) -> Result<()> {
     let config = Config::load(&Overrides::default()).map_err(anyhow::Error::from)?;
-    let resident = resident(&args.connect).await;
+    let resident = resident(&args.connect).await?;
     let roots = ModelRoots::new(config.model_roots, config.hf_cache, config.model_links_anywhere);
     let rows = tokio::task::spawn_blocking(move || rows(roots, &resident));
     let rows = rows.await.map_err(anyhow::Error::from)?;
@@ -64,10 +64,10 @@ pub(crate) async fn run(args: ListArgs) -> Result<()> {
 }
 
 /// Returns the resident models; none if no daemon answers.
-async fn resident(connect: &ConnectArgs) -> BTreeMap<String, ModelInfo> {
-    let Ok(client) = connect.connect().await else { return BTreeMap::new() };
-    let models = client.list_all_models(true).await.unwrap_or_default();
-    models.into_iter().map(|model| (model.name.clone(), model)).collect()
+async fn resident(connect: &ConnectArgs) -> Result<BTreeMap<String, ModelInfo>> {
+    let Some(client) = connect.connect_if_there().await? else { return Ok(BTreeMap::new()) };
+    let models = client.list_all_models(true).await?;
+    Ok(models.into_iter().map(|model| (model.name.clone(), model)).collect())
 }
 
 fn rows(roots: ModelRoots, resident: &BTreeMap<String, ModelInfo>) -> Vec<Row> {

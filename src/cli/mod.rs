@@ -10,6 +10,7 @@ mod convert;
 mod failure;
 mod format;
 mod generate;
+mod interrupts;
 mod json;
 mod list;
 mod load;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use failure::{Failure, Result};
+use interrupts::Interrupts;
 
 /// Serves language models on MLX to every app on this machine, over gRPC.
 #[derive(Debug, Parser)]
@@ -79,7 +81,8 @@ pub(crate) fn main() -> ExitCode {
             mlxd::device::prepare();
             serve::run(args)
         }
-        Command::Generate(args) => wait(generate::run(args)),
+        // Reads stdin first, while Ctrl-C still ends the process.
+        Command::Generate(args) => generate::prompt(&args).and_then(|prompt| wait(generate::run(args, prompt))),
         Command::Chat(args) => runtime().and_then(|runtime| chat::run(&runtime, args)),
         Command::Load(args) => wait(load::run(args)),
         Command::Unload(args) => wait(load::run_unload(args)),
@@ -106,14 +109,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// Runs a client command; Ctrl-C drops it, which cancels its call.
 fn wait(command: impl Future<Output = Result<()>>) -> Result<()> {
-    runtime()?.block_on(async {
-        tokio::select! {
-            // Biased: the signal handler must be installed before the command starts.
-            biased;
-            _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
-            outcome = command => outcome,
-        }
-    })
+    let runtime = runtime()?;
+    let mut interrupts = Interrupts::listen(&runtime)?;
+    runtime.block_on(interrupts.or(command))
 }
 
 #[cfg(test)]

@@ -16,6 +16,9 @@ use super::out;
 /// Time between two tries to connect to it.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Time that it has to drain at the end; nobody uses it any more, so then it is killed.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
 /// Lines of its log that are shown when it does not start.
 const LOG_LINES: usize = 5;
 
@@ -64,9 +67,40 @@ impl OwnDaemon {
 
 impl Drop for OwnDaemon {
     fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        // It drains by itself; nothing of it is to be seen after this.
-        _ = self.child.wait();
+        end(&mut self.child, END_LIMIT);
         _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Ends a process that drains when its stdin closes, and kills it after `limit`. Nothing of it is to be seen
+/// after this.
+fn end(child: &mut Child, limit: Duration) {
+    drop(child.stdin.take());
+    let mut waited = Duration::ZERO;
+    while waited < limit && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(POLL);
+        waited += POLL;
+    }
+    // Neither does anything to a process that has ended.
+    _ = child.kill();
+    _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_does_not_end_by_itself_is_killed() {
+        let mut child = Command::new("sleep").arg("1000").stdin(Stdio::piped()).spawn().unwrap();
+        end(&mut child, Duration::ZERO);
+        assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_daemon_that_ends_with_its_stdin_is_not_killed() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        end(&mut child, Duration::from_secs(30));
+        assert!(child.wait().unwrap().success());
     }
 }

@@ -30,7 +30,7 @@ pub(crate) async fn run(args: RmArgs) -> Result<()> {
     if args.repo.contains('@') {
         return Err(Failure::Usage("name the repo without a revision: all of its revisions go".into()));
     }
-    if let Ok(client) = args.connect.connect().await {
+    if let Some(client) = args.connect.connect_if_there().await? {
         let resident = client.list_all_models(true).await?;
         let of_repo = |name: &str| name == repo.id() || name.starts_with(&format!("{}@", repo.id()));
         if let Some(model) = resident.iter().find(|model| of_repo(&model.name)) {

@@ -11,6 +11,7 @@ use super::answer::SamplingArgs;
 use super::chat::{self, ChatArgs};
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
+use super::interrupts::Interrupts;
 use super::own_daemon::OwnDaemon;
 use super::{load, pull};
 
@@ -40,16 +41,10 @@ pub(crate) struct RunArgs {
 /// Runs the command.
 pub(crate) fn run(runtime: &Runtime, args: RunArgs) -> Result<()> {
     let RunArgs { model, system, sampling, connect } = args;
-    let prepared = runtime.block_on(async {
-        tokio::select! {
-            biased;
-            _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
-            prepared = prepare(&connect, &model) => prepared,
-        }
-    });
-    let (_daemon, client) = prepared?;
+    let mut interrupts = Interrupts::listen(runtime)?;
+    let (_daemon, client) = runtime.block_on(interrupts.or(prepare(&connect, &model)))?;
     let chat = ChatArgs { model: Some(model), session: None, system, sampling, connect };
-    chat::with_client(runtime, client, chat)
+    chat::with_client(runtime, &mut interrupts, client, chat)
 }
 
 /// Returns a daemon that has the model in memory, and the process that was started for it.

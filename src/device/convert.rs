@@ -81,12 +81,13 @@ struct Piece {
 pub fn convert(job: &Conversion<'_>, watch: &mut Watch<'_>) -> Result<FolderConverted, ConvertError> {
     let files = ModelFiles::read(job.source)?;
     let draft = Draft::new(&job.source.path, job.out, job.overwrite)?;
+    // Before the weights, which take the time: a file that cannot be copied is told at once.
+    draft.copy_others(&job.source.path)?;
     begin()?;
     let stream = Stream::new_with_device(&Device::cpu());
     with_stream(&stream, || run(job, &files, &draft, &stream, watch))
         .inspect(|_| drop(memory::clear_cache()))
         .and_then(|converted| {
-            draft.copy_others(&job.source.path)?;
             draft.finish()?;
             Ok(converted)
         })

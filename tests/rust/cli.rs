@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
 #[path = "../../clients/rust/tests/fake/mod.rs"]
-mod fake;
+pub(crate) mod fake;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -15,7 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use fake::FakeDaemon;
 use serde_json::Value;
 
-fn mlxd(fake: &FakeDaemon, arguments: &[&str]) -> Command {
+pub(crate) fn mlxd(fake: &FakeDaemon, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlxd"));
     command.args(arguments).env("MLXD_ADDRESS", fake.socket()).stdin(Stdio::null());
     command
@@ -40,7 +40,7 @@ fn stdout(output: &Output) -> String {
 }
 
 /// Returns stderr, with request ids replaced.
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).expect("UTF-8");
     match (text.find("[request "), text.find(']')) {
         (Some(start), Some(end)) if start < end => format!("{}[request ID{}", &text[..start], &text[end..]),

@@ -4,6 +4,8 @@
 
 mod api;
 mod cli;
+mod cli_interrupts;
+mod cli_local;
 mod codegen;
 mod daemon;
 mod text_detokenizer;

@@ -19,6 +19,7 @@ use crate::hub::TensorInfo;
 pub struct Draft {
     path: PathBuf,
     out: PathBuf,
+    overwrite: bool,
 }
 
 impl Draft {
@@ -29,23 +30,20 @@ impl Draft {
     /// `Io`: with the kind `AlreadyExists` if `out` has files and may not be replaced, `InvalidInput` if it
     /// overlaps with `source` or names no folder.
     pub fn new(source: &Path, out: &Path, overwrite: bool) -> Result<Self, HubError> {
-        let refuse = |kind, why: &str| Err(HubError::io(out)(io::Error::new(kind, why)));
         if overlaps(source, out) {
-            return refuse(io::ErrorKind::InvalidInput, "is the source, or in it, or around it");
+            return Err(refusal(out, io::ErrorKind::InvalidInput, "is the source, or in it, or around it"));
         }
-        if out.exists() && !is_empty(out)? {
-            if !overwrite {
-                return refuse(io::ErrorKind::AlreadyExists, "exists and has files in it");
-            }
-            // Whoever names a wrong folder must not lose it.
-            if !out.join("config.json").is_file() {
-                let why = "is not a model's folder, so it is not replaced";
-                return refuse(io::ErrorKind::AlreadyExists, why);
-            }
+        // Through a link, so that the weights come to where it leads.
+        let out = match fs::symlink_metadata(out) {
+            Ok(found) if found.is_symlink() => out.canonicalize().map_err(HubError::io(out))?,
+            _ => out.to_path_buf(),
+        };
+        if out.exists() && !is_empty(&out)? {
+            check_replaced(&out, overwrite)?;
         }
-        let path = beside(out, "partial")?;
+        let path = beside(&out, "partial")?;
         fs::create_dir_all(&path).map_err(HubError::io(&path))?;
-        Ok(Self { path, out: out.to_path_buf() })
+        Ok(Self { path, out, overwrite })
     }
 
     /// Lays out the weight files for these tensors, of `parameters` elements in all.
@@ -73,14 +71,14 @@ impl Draft {
     }
 
     /// Copies what a model has besides config and weights: tokenizer, templates, generation config, other
-    /// JSON, licences. No code, no pickles, nothing hidden.
+    /// JSON, licences. No code, no pickles, no folders, nothing hidden.
     ///
     /// # Errors
     /// `Damaged` for a file that is none or is too large, `Io`.
     pub fn copy_others(&self, source: &Path) -> Result<(), HubError> {
         const TEMPLATES: &str = "additional_chat_templates";
         for name in names(source)? {
-            if is_other(&name) {
+            if is_other(&name) && !source.join(&name).is_dir() {
                 copy(&source.join(&name), &self.path.join(&name))?;
             }
         }
@@ -95,31 +93,36 @@ impl Draft {
         Ok(())
     }
 
-    /// Puts the folder in its place.
+    /// Puts the folder in its place. What has come there meanwhile is treated as what was there before.
     ///
     /// # Errors
-    /// `Io`; the destination is then as it was.
+    /// `Io`. The destination is then as it was, unless the error names the hidden folder of the model that
+    /// was replaced, or the system could not say that the new name is on disk: then it is the new model.
     pub fn finish(self) -> Result<(), HubError> {
         let sync = |path: &Path| File::open(path)?.sync_all();
         sync(&self.path).map_err(HubError::io(&self.path))?;
+        let old = match fs::rename(&self.path, &self.out) {
+            Ok(()) => None,
+            // The rename takes the place of an empty folder and of no other.
+            Err(error) if is_taken(&error) => Some(self.replace()?),
+            Err(error) => return Err(HubError::io(&self.out)(error)),
+        };
+        let parent = self.out.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync(parent.unwrap_or(Path::new("."))).map_err(HubError::io(&self.out))?;
+        old.map_or(Ok(()), |old| fs::remove_dir_all(&old).map_err(HubError::io(&old)))
+    }
+
+    /// Takes the place of a folder with files, and returns where that is now.
+    fn replace(&self) -> Result<PathBuf, HubError> {
+        check_replaced(&self.out, self.overwrite)?;
         let old = beside(&self.out, "old")?;
-        let replaces = self.out.exists();
-        if replaces {
-            fs::rename(&self.out, &old).map_err(HubError::io(&self.out))?;
-        }
+        fs::rename(&self.out, &old).map_err(HubError::io(&self.out))?;
         if let Err(error) = fs::rename(&self.path, &self.out) {
-            if replaces {
-                // The first error is what the caller must hear; the old folder is back or under its hidden
-                // name.
-                let _ = fs::rename(&old, &self.out);
-            }
+            // The first error is what the caller must hear; the old folder is back or under its hidden name.
+            let _ = fs::rename(&old, &self.out);
             return Err(HubError::io(&self.out)(error));
         }
-        if replaces {
-            fs::remove_dir_all(&old).map_err(HubError::io(&old))?;
-        }
-        let parent = self.out.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync(parent.unwrap_or(Path::new("."))).map_err(HubError::io(&self.out))
+        Ok(old)
     }
 }
 
@@ -184,6 +187,28 @@ fn copy(from: &Path, to: &Path) -> Result<(), HubError> {
     copied.sync_all().map_err(HubError::io(to))
 }
 
+fn refusal(out: &Path, kind: io::ErrorKind, why: &str) -> HubError {
+    HubError::io(out)(io::Error::new(kind, why))
+}
+
+/// Fails unless a folder with files may be replaced.
+fn check_replaced(out: &Path, overwrite: bool) -> Result<(), HubError> {
+    let refuse = |why| Err(refusal(out, io::ErrorKind::AlreadyExists, why));
+    if !overwrite {
+        return refuse("exists and has files in it");
+    }
+    // Whoever names a wrong folder must not lose it.
+    if !out.join("config.json").is_file() {
+        return refuse("is not a model's folder, so it is not replaced");
+    }
+    Ok(())
+}
+
+/// Returns whether a rename found a folder with files in its way; systems call it either.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
+}
+
 fn is_empty(folder: &Path) -> Result<bool, HubError> {
     Ok(fs::read_dir(folder).map_err(HubError::io(folder))?.next().is_none())
 }
@@ -191,7 +216,7 @@ fn is_empty(folder: &Path) -> Result<bool, HubError> {
 /// A hidden name beside `out` that is free. Model roots skip hidden names.
 fn beside(out: &Path, what: &str) -> Result<PathBuf, HubError> {
     let Some(name) = out.file_name() else {
-        return Err(HubError::io(out)(io::Error::new(io::ErrorKind::InvalidInput, "names no folder")));
+        return Err(refusal(out, io::ErrorKind::InvalidInput, "names no folder"));
     };
     let process = std::process::id();
     let free = (0..1000)
@@ -220,6 +245,67 @@ mod tests {
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         drop(Draft::new(&source, &folder.path().join("source-too"), false).unwrap());
+    }
+
+    #[test]
+    fn what_comes_to_the_destination_meanwhile_is_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (folder.path().join("source"), folder.path().join("out"));
+        for (overwrite, why) in [(false, "has files in it"), (true, "not a model's folder")] {
+            let draft = Draft::new(&source, &out, overwrite).unwrap();
+            draft.json("config.json", &Value::Null, true).unwrap();
+            fs::create_dir(&out).unwrap();
+            fs::write(out.join("letter.txt"), "dear").unwrap();
+            let error = draft.finish().unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no hidden folder stays");
+            assert_eq!(fs::read_to_string(out.join("letter.txt")).unwrap(), "dear");
+            fs::remove_dir_all(&out).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_empty_folder_and_a_model_that_come_meanwhile_are_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (folder.path().join("source"), folder.path().join("out"));
+        for (overwrite, file) in [(false, None), (true, Some("config.json"))] {
+            let draft = Draft::new(&source, &out, overwrite).unwrap();
+            draft.json("new.json", &Value::Null, true).unwrap();
+            fs::create_dir(&out).unwrap();
+            if let Some(file) = file {
+                fs::write(out.join(file), "{}").unwrap();
+            }
+            draft.finish().unwrap();
+            assert_eq!(names(&out).unwrap(), ["new.json"]);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no hidden folder stays");
+            fs::remove_dir_all(&out).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_is_written_through_unless_it_leads_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (folder.path().join("source"), folder.path().join("out"));
+        std::os::unix::fs::symlink("elsewhere", &out).unwrap();
+        assert!(Draft::new(&source, &out, true).is_err());
+        fs::create_dir(folder.path().join("elsewhere")).unwrap();
+        let draft = Draft::new(&source, &out, false).unwrap();
+        draft.json("new.json", &Value::Null, true).unwrap();
+        draft.finish().unwrap();
+        assert!(fs::symlink_metadata(&out).unwrap().is_symlink());
+        assert_eq!(names(&folder.path().join("elsewhere")).unwrap(), ["new.json"]);
+    }
+
+    #[test]
+    fn folders_among_the_other_files_are_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (folder.path().join("source"), folder.path().join("out"));
+        fs::create_dir_all(source.join("LICENSES/more.txt")).unwrap();
+        fs::write(source.join("tokenizer.json"), "{}").unwrap();
+        let draft = Draft::new(&source, &out, false).unwrap();
+        draft.copy_others(&source).unwrap();
+        draft.finish().unwrap();
+        assert_eq!(names(&out).unwrap(), ["tokenizer.json"]);
     }
 
     #[test]

@@ -19,8 +19,11 @@ const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Limit of files of a repo. Models have at most some hundreds.
 const FILES_MAX: usize = 20_000;
 
-/// Largest size that a file may claim: beyond it sums could overflow.
-const SIZE_MAX: u64 = 1 << 50;
+/// Limit of pages of the list of files. Folders are on them too, and count as no files.
+const PAGES_MAX: usize = 200;
+
+/// Largest size that a file may claim: beyond it the sum of `FILES_MAX` could overflow.
+const SIZE_MAX: u64 = 1 << 49;
 
 /// Identifies the content of a file, and names its blob in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +104,9 @@ pub(super) async fn files(client: &Client, repo: &RepoName, commit: &str) -> Res
         if !pages.insert(page.to_string()) {
             return Err(FetchError::bad(ask.what, "lists a page twice"));
         }
+        if pages.len() > PAGES_MAX {
+            return Err(FetchError::bad(ask.what, format!("lists more than {PAGES_MAX} pages of files")));
+        }
         let (entries, link): (Vec<Entry>, Option<Url>) = client.json(&page, &ask, PAGE_BYTES_MAX).await?;
         for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
             files.push(listed(entry)?);
@@ -159,6 +165,11 @@ mod tests {
         let large =
             format!(r#"{{"type":"file","oid":"{git}","size":9,"path":"m","lfs":{lfs},"xetHash":"3"}}"#);
         assert_eq!(read(&large).unwrap().digest, Digest::Sha256(sha));
+    }
+
+    #[test]
+    fn the_sizes_of_all_files_together_cannot_overflow() {
+        assert!(SIZE_MAX.checked_mul(FILES_MAX as u64).is_some());
     }
 
     #[test]

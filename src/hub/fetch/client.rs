@@ -105,7 +105,11 @@ impl Client {
         bytes_max: usize,
     ) -> Result<(T, Option<Url>), FetchError> {
         let Answer { mut response, from } = self.get(url, ask, None).await?;
-        let next = next_page(response.headers(), &from).filter(|next| self.is_hub(next));
+        let next = next_page(response.headers()).map(|next| {
+            let next = from.join(&next).ok().filter(|next| self.is_hub(next));
+            next.ok_or_else(|| FetchError::bad(&ask.what, "continues it at the address of another server"))
+        });
+        let next = next.transpose()?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
             if body.len() + chunk.len() > bytes_max {
@@ -227,12 +231,16 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Reads `Link: <address>; rel="next"`.
-fn next_page(headers: &HeaderMap, from: &Url) -> Option<Url> {
-    let link = headers.get(LINK)?.to_str().ok()?;
-    let next = link.split(',').find(|link| link.contains("rel=\"next\""))?;
-    let address = next.trim().strip_prefix('<')?.split('>').next()?;
-    from.join(address).ok()
+/// Returns the address of `Link: <address>; rel="next"` (RFC 8288), which may be relative.
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    let links = headers.get_all(LINK).into_iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let links: String = links.collect::<Vec<_>>().join(",");
+    let mut links = links.split('<').filter_map(|link| link.split_once('>'));
+    let is_next = |parameters: &str| {
+        let mut parameters = parameters.split([';', ',']).map(|parameter| parameter.trim().to_lowercase());
+        parameters.any(|parameter| matches!(parameter.as_str(), "rel=\"next\"" | "rel=next"))
+    };
+    links.find(|(_, parameters)| is_next(parameters)).map(|(address, _)| address.to_owned())
 }
 
 /// Tries again what fails for a reason that passes by itself, at most `tries` times in all.
@@ -302,11 +310,19 @@ mod tests {
 
     #[test]
     fn the_next_page_is_the_links() {
-        let mut headers = HeaderMap::new();
-        headers.insert(LINK, "<https://h/b?cursor=x>; rel=\"next\"".parse().unwrap());
-        let from = Url::parse("https://h/a").unwrap();
-        assert_eq!(next_page(&headers, &from).unwrap().as_str(), "https://h/b?cursor=x");
-        headers.insert(LINK, "<https://h/b>; rel=\"prev\"".parse().unwrap());
-        assert_eq!(next_page(&headers, &from), None);
+        let next = |links: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for link in links {
+                headers.append(LINK, link.parse().unwrap());
+            }
+            next_page(&headers)
+        };
+        let address = Some("https://h/b?cursor=x,y".to_owned());
+        assert_eq!(next(&["<https://h/b?cursor=x,y>; rel=\"next\""]), address);
+        assert_eq!(next(&["<https://h/b?cursor=x,y>; title=a; Rel=next"]), address);
+        assert_eq!(next(&["</a>; rel=\"prev\", <https://h/b?cursor=x,y>; rel=\"next\""]), address);
+        assert_eq!(next(&["</a>; rel=\"prev\"", "<https://h/b?cursor=x,y>; rel=\"next\""]), address);
+        assert_eq!(next(&["<https://h/b>; rel=\"prev\""]), None);
+        assert_eq!(next(&[]), None);
     }
 }

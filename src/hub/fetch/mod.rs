@@ -96,11 +96,8 @@ async fn run(
     let client = Client::new(settings)?;
     let commit = api::commit(&client, repo).await?;
     let listed = api::files(&client, repo, &commit).await?;
+    select::check(repo.id(), &listed)?;
     let index = select::index(&listed);
-    if index.is_none() {
-        // Refused before anything is written.
-        select::wanted(repo.id(), &listed, None)?;
-    }
     let store = RepoFolder::new(&settings.cache, repo);
     store.create()?;
     let transfer = Arc::new(Transfer {

@@ -4,15 +4,23 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::fs::{Access, access};
+
 use super::FetchError;
 use super::repo::RepoName;
 use super::store::RepoFolder;
 
-/// Removes every revision of a repo from the cache and returns the bytes freed.
+/// How the hidden name begins that a repo has while it is removed; the repo's own and the process follow.
+const REMOVED: &str = ".mlxd-removed-";
+
+/// Removes every revision of a repo from the cache, and what an earlier removal left of any repo. Returns the
+/// bytes freed.
 ///
 /// # Errors
-/// `NotFound` if it is not there, `Busy` while a process downloads into it, `Io`.
+/// `NotFound` if there is nothing of it, `Busy` while a process downloads into it, `Io`; with the kind
+/// `PermissionDenied` before anything is removed, if not all may be.
 pub fn remove(cache: &Path, repo: &RepoName) -> Result<u64, FetchError> {
+    let (left, of_repo) = remove_leftovers(cache, repo);
     let store = RepoFolder::new(cache, repo);
     let path = &store.path;
     match fs::symlink_metadata(path) {
@@ -21,6 +29,7 @@ pub fn remove(cache: &Path, repo: &RepoName) -> Result<u64, FetchError> {
             let why = io::Error::other("is a link or a file, which is not the cache's to remove");
             return Err(FetchError::io(path)(why));
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && of_repo => return Ok(left),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(FetchError::NotFound { what: format!("{} in the Hugging Face cache", repo.id()) });
         }
@@ -29,12 +38,49 @@ pub fn remove(cache: &Path, repo: &RepoName) -> Result<u64, FetchError> {
     if store.is_locked()? {
         return Err(FetchError::Busy { repo: repo.id().to_owned() });
     }
+    check_removable(path)?;
     let bytes = bytes(&path.join("blobs"));
     // Nobody sees half of it.
-    let gone = cache.join(format!(".mlxd-removed-{}", std::process::id()));
+    let gone = cache.join(format!("{REMOVED}{}-{}", repo.folder_name(), std::process::id()));
     fs::rename(path, &gone).map_err(FetchError::io(path))?;
-    fs::remove_dir_all(&gone).map_err(FetchError::io(&gone))?;
-    Ok(bytes)
+    match fs::remove_dir_all(&gone) {
+        // Another process removes leftovers.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FetchError::io(&gone)(error)),
+        Ok(()) | Err(_) => Ok(left + bytes),
+    }
+}
+
+/// Removes what earlier removals left, as far as that is possible. Returns the bytes, and whether `repo` was
+/// among it.
+fn remove_leftovers(cache: &Path, repo: &RepoName) -> (u64, bool) {
+    let (mut freed, mut of_repo) = (0, false);
+    let own = format!("{REMOVED}{}-", repo.folder_name());
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        if !name.starts_with(REMOVED) {
+            continue;
+        }
+        let bytes = bytes(&path.join("blobs"));
+        if fs::remove_dir_all(&path).is_ok() {
+            freed += bytes;
+            of_repo |= name.starts_with(&own);
+        }
+    }
+    (freed, of_repo)
+}
+
+/// Fails if a folder has a folder that this user may not remove files from. Links are not followed.
+fn check_removable(folder: &Path) -> Result<(), FetchError> {
+    access(folder, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| FetchError::io(folder)(error.into()))?;
+    for entry in fs::read_dir(folder).map_err(FetchError::io(folder))? {
+        let entry = entry.map_err(FetchError::io(folder))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            check_removable(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns the bytes of a folder's own files.
@@ -49,6 +95,8 @@ fn bytes(folder: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::super::api::Listed;
     use super::*;
 
@@ -66,6 +114,44 @@ mod tests {
         drop(lock);
         assert_eq!(remove(folder.path(), &repo).unwrap(), 2);
         assert!(!store.path.exists());
+    }
+
+    #[test]
+    fn what_an_interrupted_removal_left_is_removed_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let leave = |name: &str| {
+            let blobs = folder.path().join(name).join("blobs");
+            fs::create_dir_all(&blobs).unwrap();
+            fs::write(blobs.join("1"), "12345").unwrap();
+        };
+        let repo = RepoName::parse("owner/name").unwrap();
+        leave(".mlxd-removed-models--owner--name-7");
+        assert_eq!(remove(folder.path(), &repo).unwrap(), 5, "the repo itself is gone already");
+        leave(".mlxd-removed-7");
+        assert!(matches!(remove(folder.path(), &repo), Err(FetchError::NotFound { .. })));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        leave(".mlxd-removed-models--owner--name-too-7");
+        RepoFolder::new(folder.path(), &repo).create().unwrap();
+        assert_eq!(remove(folder.path(), &repo).unwrap(), 5);
+        assert!(!folder.path().join(".mlxd-removed-models--owner--name-too-7").exists());
+    }
+
+    #[test]
+    fn a_repo_that_may_not_be_removed_whole_stays_whole() {
+        if rustix::process::getuid().is_root() {
+            // Root may remove everything.
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let repo = RepoName::parse("owner/name").unwrap();
+        let store = RepoFolder::new(folder.path(), &repo);
+        store.create().unwrap();
+        let blobs = store.path.join("blobs");
+        fs::write(blobs.join("1"), "{}").unwrap();
+        fs::set_permissions(&blobs, fs::Permissions::from_mode(0o555)).unwrap();
+        assert!(matches!(remove(folder.path(), &repo), Err(FetchError::Io { .. })));
+        assert!(blobs.join("1").exists());
+        fs::set_permissions(&blobs, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[test]

@@ -36,20 +36,32 @@ pub(super) fn index(files: &[Listed]) -> Option<&Listed> {
     files.iter().find(|file| file.path == INDEX)
 }
 
+/// Checks what can be told from the list of files alone, before anything is written.
+///
+/// # Errors
+/// `Unsupported` if the repo has no config, or no weights that could be loaded.
+pub(super) fn check(repo: &str, files: &[Listed]) -> Result<(), FetchError> {
+    let unsupported = |why: String| Err(FetchError::Unsupported { repo: repo.to_owned(), why });
+    if !files.iter().any(|file| file.path == "config.json") {
+        return unsupported("has no config.json: it is not a model in Hugging Face layout".into());
+    }
+    // An index may name any.
+    let has_index = index(files).is_some();
+    let is_weight = |file: &Listed| is_plain(&file.path) && (has_index || is_weight_file(&file.path));
+    if files.iter().any(is_weight) { Ok(()) } else { unsupported(without_weights(files)) }
+}
+
 /// Returns the files to download; `named` are those that the index names, none without an index.
 ///
 /// # Errors
-/// `Unsupported` if the repo has no weights that could be loaded, or no config.
+/// `Unsupported` if there are no weights that could be loaded, or not all that the index names.
 pub(super) fn wanted(
     repo: &str,
     files: &[Listed],
     named: Option<&BTreeSet<String>>,
 ) -> Result<Vec<Listed>, FetchError> {
     let unsupported = |why: String| FetchError::Unsupported { repo: repo.to_owned(), why };
-    if !files.iter().any(|file| file.path == "config.json") {
-        return Err(unsupported("has no config.json: it is not a model in Hugging Face layout".into()));
-    }
-    let weights = weights(files, named);
+    let weights = weights(files, named).map_err(unsupported)?;
     if weights.is_empty() {
         return Err(unsupported(without_weights(files)));
     }
@@ -57,19 +69,21 @@ pub(super) fn wanted(
     Ok(small.chain(weights).collect())
 }
 
-/// The weights: those that the index names, where one of them is there, as the loader chooses.
-fn weights(files: &[Listed], named: Option<&BTreeSet<String>>) -> Vec<Listed> {
-    let of_index = |file: &&Listed| named.is_some_and(|named| named.contains(&file.path));
-    let indexed: Vec<Listed> =
-        files.iter().filter(of_index).filter(|file| is_plain(&file.path)).cloned().collect();
-    if indexed.is_empty() {
-        return files
-            .iter()
-            .filter(|file| is_plain(&file.path) && is_weight_file(&file.path))
-            .cloned()
-            .collect();
+/// The weights: those that the index names, unless none of them is there, as the loader chooses. Some of them
+/// are not a model.
+fn weights(files: &[Listed], named: Option<&BTreeSet<String>>) -> Result<Vec<Listed>, String> {
+    let plain = || files.iter().filter(|file| is_plain(&file.path));
+    let named = named.into_iter().flatten();
+    let found = named.map(|name| plain().find(|file| file.path == *name).ok_or(name));
+    let (there, missing): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
+    if there.is_empty() {
+        return Ok(plain().filter(|file| is_weight_file(&file.path)).cloned().collect());
     }
-    indexed
+    let count = there.len() + missing.len();
+    match missing.into_iter().find_map(Result::err) {
+        Some(name) => Err(format!("has no {name}, which its index names among {count} files")),
+        None => Ok(there.into_iter().flatten().cloned().collect()),
+    }
 }
 
 fn is_plain(path: &str) -> bool {
@@ -104,7 +118,8 @@ mod tests {
     fn chosen(paths: &[&str], named: Option<&[&str]>) -> Result<Vec<String>, String> {
         let files: Vec<Listed> = paths.iter().map(|path| Listed::of(path, 1)).collect();
         let named = named.map(|named| named.iter().map(|name| (*name).to_owned()).collect());
-        let chosen = wanted("a/b", &files, named.as_ref()).map_err(|error| error.to_string())?;
+        let chosen = check("a/b", &files).and_then(|()| wanted("a/b", &files, named.as_ref()));
+        let chosen = chosen.map_err(|error| error.to_string())?;
         Ok(chosen.into_iter().map(|file| file.path).collect())
     }
 
@@ -164,6 +179,25 @@ mod tests {
         let odd = ["config.json", INDEX, "weights.00.safetensors"];
         assert_eq!(chosen(&odd, Some(&["weights.00.safetensors"])).unwrap()[2], "weights.00.safetensors");
         assert!(chosen(&["config.json", INDEX, "x"], Some(&["../x", "a/b.safetensors"])).is_err());
+    }
+
+    #[test]
+    fn a_repo_without_a_file_that_its_index_names_is_refused() {
+        let paths = ["config.json", INDEX, "model-1.safetensors", "model-3.safetensors"];
+        let named = ["model-1.safetensors", "model-2.safetensors", "model-3.safetensors"];
+        let why = chosen(&paths, Some(&named)).unwrap_err();
+        assert_eq!(why, "a/b has no model-2.safetensors, which its index names among 3 files");
+        assert!(chosen(&paths, Some(&["model-1.safetensors", "x/model-3.safetensors"])).is_err());
+    }
+
+    #[test]
+    fn a_repo_with_an_index_is_refused_by_its_list_alone() {
+        let files = |paths: &[&str]| paths.iter().map(|path| Listed::of(path, 1)).collect::<Vec<_>>();
+        for paths in [&["config.json", INDEX, "pytorch_model.bin"][..], &[INDEX, "model.safetensors"]] {
+            assert!(check("a/b", &files(paths)).is_err(), "{paths:?}");
+        }
+        assert!(check("a/b", &files(&["config.json", INDEX, "weights.safetensors"])).is_ok());
+        assert!(check("a/b", &files(&["config.json", "weights.safetensors"])).is_err());
     }
 
     #[test]

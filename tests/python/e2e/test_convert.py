@@ -140,3 +140,21 @@ def test_an_existing_folder_is_replaced_only_when_asked(source: Path) -> None:
     assert "quantization" not in json.loads((out / "config.json").read_text())
     shutil.copy(source / "tokenizer.json", source.parent / "note.json")
     assert sorted(os.listdir(source.parent)) == ["note.json", "out", "source"]
+
+
+def test_files_that_cannot_be_copied_are_told_before_the_weights_are_converted(
+    source: Path,
+) -> None:
+    # Of two faults the first that is found is told.
+    file, out = source / "model.safetensors", source.parent / "out"
+    file.write_bytes(file.read_bytes().replace(b"layers.3.mlp.up_proj", b"layers.3.mlp.up_prox", 1))
+    assert "up_pro" in refused(source, out)
+    (source / "notes.json").symlink_to("nowhere")
+    assert "notes.json: is a link that leads nowhere" in refused(source, out)
+
+
+def test_folders_beside_the_files_are_left_out(source: Path) -> None:
+    (source / "LICENSES").mkdir()
+    (source / "LICENSES/MIT.txt").write_text("free")
+    out = convert(source, source.parent / "out")
+    assert not (out / "LICENSES").exists()

@@ -313,6 +313,43 @@ def test_the_list_of_files_may_have_pages(hub: LoopbackHub, tmp_path: Path) -> N
     assert len(hub.requests("/tree/")) == 4
 
 
+def test_a_list_that_goes_on_at_another_server_is_not_taken_for_whole(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    def mirror(handler: Handler, seen: Seen) -> bool:
+        if "/tree/" in seen.path:
+            repo = hub.repos[NAME]
+            entries = [repo.entry(name) for name in ("config.json", "model.safetensors")]
+            link = f'<{hub.storage}{seen.path}&cursor=2>; rel="next"'
+            handler.reply(200, entries, {"Link": link})
+        return "/tree/" in seen.path
+
+    hub.faults.append(mirror)
+    assert "continues it at the address of another server" in refused(hub, tmp_path)
+    assert not hub.requests("cursor", "storage")
+
+
+def test_a_list_of_folders_without_end_is_refused(hub: LoopbackHub, tmp_path: Path) -> None:
+    def endless(handler: Handler, seen: Seen) -> bool:
+        if "/tree/" in seen.path:
+            folder = {"type": "directory", "oid": "0" * 40, "size": 0, "path": "x"}
+            link = f'<{seen.path.split("&")[0]}&cursor={len(hub.seen)}>; rel="next"'
+            handler.reply(200, [folder], {"Link": link})
+        return "/tree/" in seen.path
+
+    hub.faults.append(endless)
+    assert "lists more than 200 pages of files" in refused(hub, tmp_path)
+
+
+def test_a_repo_that_lacks_a_file_of_its_index_is_refused(hub: LoopbackHub, tmp_path: Path) -> None:
+    files = sharded(1000)
+    del files["model-00003-of-00004.safetensors"]
+    hub.add(NAME, files)
+    said = refused(hub, tmp_path)
+    assert "has no model-00003-of-00004.safetensors, which its index names among 4 files" in said
+    assert not hub.requests("/resolve/", "storage")
+
+
 def test_what_a_hub_refuses_is_said(hub: LoopbackHub, tmp_path: Path) -> None:
     for fault, said in [
         (
@@ -400,11 +437,12 @@ def test_a_busy_hub_is_asked_again_when_it_says(hub: LoopbackHub, tmp_path: Path
 def test_a_repo_without_safetensors_is_refused_before_anything_is_downloaded(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    hub.add("owner/gguf", {"config.json": b"{}", "model.Q4.gguf": b"GGUF"})
-    said = refused(hub, tmp_path, "owner/gguf")
-    assert "model.Q4.gguf is in a format that is not loaded" in said
-    assert not hub.requests("/resolve/")
-    assert not cache(tmp_path, "owner/gguf").exists()
+    for more in ({}, {INDEX: b"{}"}):
+        hub.add("owner/gguf", {"config.json": b"{}", "model.Q4.gguf": b"GGUF", **more})
+        said = refused(hub, tmp_path, "owner/gguf")
+        assert "model.Q4.gguf is in a format that is not loaded" in said
+        assert not hub.requests("/resolve/")
+        assert not cache(tmp_path, "owner/gguf").exists()
 
 
 def test_offline_nothing_is_asked(hub: LoopbackHub, tmp_path: Path) -> None:
