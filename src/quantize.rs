@@ -84,9 +84,6 @@ impl QuantMode {
 }
 
 impl Recipe {
-    /// Every recipe.
-    pub const ALL: [Self; 4] = [Self::Mixed2And6, Self::Mixed3And4, Self::Mixed3And6, Self::Mixed4And6];
-
     /// Returns mlx-lm's name of it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, ValueEnum};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use mlxd::config::{Config, Overrides};
 use mlxd::device::{self, Conversion, ConvertError, MlxQuantizer};
 use mlxd::hub::{self, GgufConversion, HubError, ModelFolder, ModelRoots};
 
+use super::bar::styled;
 use super::failure::{Failure, Result};
 use super::quantize::QuantizeArgs;
 use super::{out, runtime};
@@ -139,12 +140,8 @@ struct Bar(Option<ProgressBar>);
 
 impl Bar {
     fn new() -> Self {
-        Self(out::notes_are_watched().then(|| {
-            let style =
-                ProgressStyle::with_template("converting {wide_bar} {binary_bytes} of {binary_total_bytes}");
-            let bar = ProgressBar::new(0);
-            style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
-        }))
+        let template = "converting {wide_bar} {binary_bytes} of {binary_total_bytes}";
+        Self(out::notes_are_watched().then(|| styled(template)))
     }
 
     fn show(&self, done_bytes: u64, total_bytes: u64) {

@@ -3,7 +3,7 @@
 use std::io;
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use mlxd::config::KeepAlive;
 use mlxd_client::Client;
 use mlxd_client::v1::{
@@ -11,6 +11,7 @@ use mlxd_client::v1::{
     UnloadModelRequest, load_model_response::Event,
 };
 
+use super::bar::styled;
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
 use super::quantize::QuantizeArgs;
@@ -214,12 +215,8 @@ struct Progress {
 
 impl Progress {
     fn new() -> Self {
-        let bar = out::notes_are_watched().then(|| {
-            let style =
-                ProgressStyle::with_template("{msg:10} {wide_bar} {binary_bytes} of {binary_total_bytes}");
-            let bar = ProgressBar::new(0);
-            style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
-        });
+        let template = "{msg:10} {wide_bar} {binary_bytes} of {binary_total_bytes}";
+        let bar = out::notes_are_watched().then(|| styled(template));
         Self { bar, phase: LoadPhase::Unspecified }
     }
 

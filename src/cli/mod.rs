@@ -3,6 +3,7 @@
 //! none answers. Stdout carries data, stderr progress and errors. Called by `main`.
 
 mod answer;
+mod bar;
 mod bench;
 mod chat;
 mod connect;
@@ -82,7 +83,9 @@ pub(crate) fn main() -> ExitCode {
             serve::run(args)
         }
         // Reads stdin first, while Ctrl-C still ends the process.
-        Command::Generate(args) => generate::prompt(&args).and_then(|prompt| wait(generate::run(args, prompt))),
+        Command::Generate(args) => {
+            generate::prompt(&args).and_then(|prompt| wait(generate::run(args, prompt)))
+        }
         Command::Chat(args) => runtime().and_then(|runtime| chat::run(&runtime, args)),
         Command::Load(args) => wait(load::run(args)),
         Command::Unload(args) => wait(load::run_unload(args)),

@@ -31,7 +31,8 @@ pub(crate) struct PullArgs {
     #[arg(value_name = "REPO[@REVISION]")]
     repo: String,
     /// Connections at one time
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(long, value_name = "N", default_value_t = HubSettings::CONNECTIONS,
+          value_parser = clap::value_parser!(u8).range(1..=32))]
     connections: u8,
     /// Print no progress
     #[arg(short, long)]

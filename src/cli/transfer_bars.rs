@@ -1,10 +1,11 @@
 //! The progress of a download: on a terminal a bar by file and one for all, elsewhere a line by file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar};
 use mlxd::hub::{FileProgress, FileState, Progress};
 
+use super::bar::styled;
 use super::{format, out};
 
 const FILE: &str = "{msg:28!} {wide_bar} {binary_bytes:>10} of {binary_total_bytes:<10}";
@@ -19,7 +20,7 @@ pub(crate) struct TransferBars {
     /// None where nobody watches a terminal.
     bars: Option<Bars>,
     /// Files whose end was told.
-    told: BTreeMap<String, ()>,
+    told: BTreeSet<String>,
 }
 
 struct Bars {
@@ -33,12 +34,12 @@ impl TransferBars {
     pub(crate) fn new(name: &str) -> Self {
         if !out::notes_are_watched() {
             out::note(&format!("downloading {name}\n"));
-            return Self { bars: None, told: BTreeMap::new() };
+            return Self { bars: None, told: BTreeSet::new() };
         }
         let group = MultiProgress::new();
         let all = group.add(styled(ALL));
         all.set_message(name.to_owned());
-        Self { bars: Some(Bars { group, all, files: BTreeMap::new() }), told: BTreeMap::new() }
+        Self { bars: Some(Bars { group, all, files: BTreeMap::new() }), told: BTreeSet::new() }
     }
 
     /// Shows how far it has come.
@@ -60,7 +61,7 @@ impl TransferBars {
 
     fn tell(&mut self, progress: &Progress) {
         for file in progress.files() {
-            if file.state() == FileState::Done && self.told.insert(file.name.clone(), ()).is_none() {
+            if file.state() == FileState::Done && self.told.insert(file.name.clone()) {
                 out::note(&format!("{}: {}\n", file.name, format::bytes(file.total_bytes)));
             }
         }
@@ -90,10 +91,4 @@ impl Bars {
         });
         bar.set_position(file.done_bytes());
     }
-}
-
-fn styled(template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // Without the style the bar is indicatif's own.
-    ProgressStyle::with_template(template).map(|style| bar.clone().with_style(style)).unwrap_or(bar)
 }

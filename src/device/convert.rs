@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mlx_rs::{Array, Device, Dtype, Stream, memory, ops, with_stream};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::device::{opening, plan};
 use crate::error::Error;
@@ -298,24 +298,21 @@ fn table(text_config: &Value, rule: Option<&QuantRule>, pieces: &[Piece]) -> Opt
     let before = match (&text_config["quantization"], &text_config["quantization_config"]["quant_method"]) {
         (Value::Object(own), _) => Some(own.clone()),
         (_, Value::String(method)) if method == "mxfp4" => {
-            entry(crate::quantize::QuantMode::Mxfp4.usual()).as_object().cloned()
+            hub::format_entry(crate::quantize::QuantMode::Mxfp4.usual()).as_object().cloned()
         }
         _ => None,
     };
     let Some(rule) = rule else { return before.map(Value::Object) };
     let usual = rule.quantization().format;
     let was_quantized = before.is_some();
-    let mut table = before.unwrap_or_else(|| entry(usual).as_object().cloned().unwrap_or_default());
+    let mut table =
+        before.unwrap_or_else(|| hub::format_entry(usual).as_object().cloned().unwrap_or_default());
     let quantized = pieces.iter().filter_map(|piece| Some((piece.module.clone()?, piece.format?)));
     // A recipe's modules are all named, as mlx-lm does.
     let named = quantized
         .filter(|(_, format)| was_quantized || rule.quantization().recipe.is_some() || *format != usual);
-    table.extend(named.map(|(module, format)| (module, entry(format))).collect::<Map<_, _>>());
+    table.extend(named.map(|(module, format)| (module, hub::format_entry(format))).collect::<Map<_, _>>());
     Some(Value::Object(table))
-}
-
-fn entry(format: QuantFormat) -> Value {
-    json!({"group_size": format.group_size, "bits": format.bits, "mode": format.mode.as_str()})
 }
 
 /// MLX on the CPU as the quantizer of a GGUF file's rows.

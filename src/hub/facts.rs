@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{HubError, TensorInfo, WeightIndex, config_f64, text_default};
+use crate::quantize::QuantMode;
 
 /// Context length of a config that does not name one, as in transformers' `LlamaConfig`.
 const CONTEXT_LENGTH_DEFAULT: u32 = 2048;
@@ -46,9 +47,6 @@ pub struct DefaultSampling {
     /// Factor; 1 is off.
     pub repetition_penalty: f32,
 }
-
-/// Modes of MLX's quantization.
-const MODES: [&str; 4] = ["affine", "mxfp4", "mxfp8", "nvfp4"];
 
 /// Packing of quantized weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +138,7 @@ fn refuse_unknown_quantization(own: &Value, foreign: &Value) -> Result<(), HubEr
     }
     let overrides = own.as_object().into_iter().flatten().map(|(_, module)| module);
     for mode in std::iter::once(own).chain(overrides).map(|packing| &packing["mode"]) {
-        if !mode.is_null() && !MODES.iter().any(|known| mode == known) {
+        if !mode.is_null() && !QuantMode::ALL.iter().any(|known| mode == known.as_str()) {
             return Err(refuse(mode.as_str().unwrap_or("a mode that is not a string")));
         }
     }

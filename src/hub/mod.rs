@@ -12,6 +12,7 @@ mod error;
 mod facts;
 mod fetch;
 mod files;
+mod folder;
 mod inspect;
 mod read;
 mod resolve;
@@ -20,7 +21,9 @@ mod sizes;
 pub use access::{ModelAccess, Pattern};
 pub use catalog::{ModelAssets, ModelCatalog};
 pub use config::{config_f64, text_default, text_part};
-pub use convert::{Converted, Draft, GgufConversion, Quantizer, Watch, WeightsWriter, convert_gguf, told};
+pub use convert::{
+    Converted, Draft, GgufConversion, Quantizer, Watch, WeightsWriter, convert_gguf, format_entry, told,
+};
 pub use error::HubError;
 pub use facts::{DefaultSampling, ModelFacts};
 pub use fetch::{

@@ -14,6 +14,7 @@ use std::time::UNIX_EPOCH;
 use sha2::{Digest, Sha256};
 
 use super::HubError;
+use super::folder::names;
 use super::inspect::{INDEX, is_weight_file};
 use super::read::read_text;
 use crate::error::Error;
@@ -387,17 +388,9 @@ fn shown(root: &Path) -> String {
     format!("{:?}", super::error::file_name(root))
 }
 
-/// Names of a folder's entries, sorted; hidden ones and those that are not text are left out.
+/// Names of a folder's entries; none if it cannot be read.
 fn file_names(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| !name.starts_with('.'))
-        .collect();
-    names.sort();
-    names
+    names(folder).unwrap_or_default()
 }
 
 fn local_revision(folder: &Path) -> Result<String, HubError> {

@@ -65,8 +65,8 @@ fn own(numbers: &Numbers) -> Value {
         Family::Llama => json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "attention_bias": numbers.qkv_bias,
-            "mlp_bias": numbers.mlp_bias,
+            "attention_bias": numbers.biases.qkv,
+            "mlp_bias": numbers.biases.mlp,
         }),
         Family::Mixtral => json!({
             "architectures": ["MixtralForCausalLM"],

@@ -13,6 +13,7 @@ use super::super::HubError;
 use super::super::read::{TOKENIZER_BYTES_MAX, open_regular};
 use super::shards::WeightsWriter;
 use crate::hub::TensorInfo;
+use crate::hub::folder::{free_bytes, names};
 
 /// A folder that takes its name when it is complete, and vanishes if it never is.
 #[derive(Debug)]
@@ -77,8 +78,8 @@ impl Draft {
     /// `Damaged` for a file that is none or is too large, `Io`.
     pub fn copy_others(&self, source: &Path) -> Result<(), HubError> {
         const TEMPLATES: &str = "additional_chat_templates";
-        for name in names(source)? {
-            if is_other(&name) && !source.join(&name).is_dir() {
+        for name in names(source).map_err(HubError::io(source))? {
+            if is_other(&name) {
                 copy(&source.join(&name), &self.path.join(&name))?;
             }
         }
@@ -86,7 +87,8 @@ impl Draft {
         if templates.is_dir() {
             let to = self.path.join(TEMPLATES);
             fs::create_dir(&to).map_err(HubError::io(&to))?;
-            for name in names(&templates)?.iter().filter(|name| name.ends_with(".jinja")) {
+            let names = names(&templates).map_err(HubError::io(&templates))?;
+            for name in names.iter().filter(|name| name.ends_with(".jinja")) {
                 copy(&templates.join(name), &to.join(name))?;
             }
         }
@@ -150,22 +152,12 @@ fn overlaps(source: &Path, out: &Path) -> bool {
 /// Fails if the disk of a folder has less than `needed` bytes.
 fn check_room(folder: &Path, needed: u64) -> Result<(), HubError> {
     // A file system that does not say gets the benefit of the doubt; the write will tell.
-    let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
-    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let Ok(available) = free_bytes(folder) else { return Ok(()) };
     if needed <= available {
         return Ok(());
     }
     let why = format!("the weights need {needed} bytes, and the disk has {available}");
     Err(HubError::io(folder)(io::Error::new(io::ErrorKind::StorageFull, why)))
-}
-
-/// Names of a folder's entries, sorted; hidden ones and those that are not text are left out.
-fn names(folder: &Path) -> Result<Vec<String>, HubError> {
-    let entries = fs::read_dir(folder).map_err(HubError::io(folder))?;
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
-    names.sort();
-    Ok(names)
 }
 
 /// Returns whether a file is copied: no config, whose quantization changes, and no index of weights.
@@ -176,8 +168,11 @@ fn is_other(name: &str) -> bool {
     name != "config.json" && !name.ends_with(".index.json") && (is_known || is_licence)
 }
 
-/// Copies a regular file of a bounded size.
+/// Copies a regular file of a bounded size; a folder is left.
 fn copy(from: &Path, to: &Path) -> Result<(), HubError> {
+    if from.is_dir() {
+        return Ok(());
+    }
     let Some((file, _)) = open_regular(from)? else { return Ok(()) };
     let mut copied = File::create_new(to).map_err(HubError::io(to))?;
     let bytes = io::copy(&mut file.take(TOKENIZER_BYTES_MAX + 1), &mut copied).map_err(HubError::io(to))?;

@@ -173,16 +173,22 @@ fn table(formed: &[(&Source, Form)], target: &Target) -> Option<(QuantFormat, Va
     let asked = target.rule.as_ref().map(QuantRule::quantization);
     let most = asked.map_or(common, |asked| Some(asked.format))?;
     let names_all = asked.is_some_and(|asked| asked.recipe.is_some());
-    let entry = |format: QuantFormat| json!({"group_size": format.group_size, "bits": format.bits, "mode": format.mode.as_str()});
-    let mut table = entry(most);
+    let mut table = format_entry(most);
     for (module, format) in modules {
         match format {
             None => table[module] = json!(false),
-            Some(format) if names_all || format != most => table[module] = entry(format),
+            Some(format) if names_all || format != most => table[module] = format_entry(format),
             Some(_) => {}
         }
     }
     Some((most, table))
+}
+
+/// Returns the entry of a format in a config's quantization table.
+#[must_use]
+pub fn format_entry(format: QuantFormat) -> Value {
+    let QuantFormat { mode, bits, group_size } = format;
+    json!({"group_size": group_size, "bits": bits, "mode": mode.as_str()})
 }
 
 #[cfg(test)]

@@ -44,10 +44,18 @@ pub(super) struct Numbers {
     /// Context length that a scaling of the rotation starts from.
     pub(super) rope_original: u64,
     pub(super) experts: Option<Experts>,
-    pub(super) qkv_bias: bool,
-    pub(super) output_bias: bool,
-    pub(super) mlp_bias: bool,
+    pub(super) biases: Biases,
     pub(super) tied: bool,
+}
+
+/// Which projections have biases: all of a group, or none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Biases {
+    /// Queries, keys and values.
+    pub(super) qkv: bool,
+    /// What attention returns.
+    pub(super) output: bool,
+    pub(super) mlp: bool,
 }
 
 /// Sizes of a mixture of experts.
@@ -178,7 +186,6 @@ impl Numbers {
         let inner = feed_forward.or(experts.map(|experts| experts.inner));
         let feed_forward = inner.map_or_else(|| keys.size("feed_forward_length"), Ok)?;
         let embedding = gguf.tensors.get("token_embd.weight");
-        let has = |name: &str| gguf.tensors.contains_key(name);
         let context_length = gguf.uint(&keys.name("context_length"))?.unwrap_or(2048);
         let original = gguf.uint(&keys.name("rope.scaling.original_context_length"))?;
         for softcap in ["attn_logit_softcapping", "final_logit_softcapping"] {
@@ -203,10 +210,37 @@ impl Numbers {
             rope_base: single(gguf.float(&keys.name("rope.freq_base"))?.unwrap_or(10000.0)),
             rope_original: original.unwrap_or(context_length),
             experts,
-            qkv_bias: has("blk.0.attn_q.bias"),
-            output_bias: has("blk.0.attn_output.bias"),
-            mlp_bias: has("blk.0.ffn_gate.bias"),
-            tied: !has("output.weight"),
+            biases: Biases::read(gguf, family, architecture)?,
+            tied: !gguf.tensors.contains_key("output.weight"),
         })
+    }
+}
+
+impl Biases {
+    /// Reads which projections of the first layer have biases. Others must have the same, or are refused
+    /// when their tensors are collected.
+    fn read(gguf: &Gguf, family: Family, architecture: &str) -> Result<Self, HubError> {
+        const QKV: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
+        const OUTPUT: [&str; 1] = ["attn_output"];
+        const MLP: [&str; 3] = ["ffn_gate", "ffn_up", "ffn_down"];
+        let has = |part: &&str| gguf.tensors.contains_key(&format!("blk.0.{part}.bias"));
+        let found: Vec<&str> = QKV.into_iter().chain(OUTPUT).chain(MLP).filter(has).collect();
+        let biases = Self { qkv: has(&QKV[0]), output: has(&OUTPUT[0]), mlp: has(&MLP[0]) };
+        let fits = match family {
+            // The config says both by keys of their own: `attention_bias` is that of all four.
+            Family::Llama => biases.qkv == biases.output,
+            Family::Qwen2 | Family::Qwen2Moe => biases.qkv && !biases.output && !biases.mlp,
+            Family::Mixtral | Family::Qwen3 | Family::Qwen3Moe | Family::Gemma3 | Family::Phi3 => {
+                found.is_empty()
+            }
+        };
+        let groups = [(&QKV[..], biases.qkv), (&OUTPUT, biases.output), (&MLP, biases.mlp)];
+        let said: Vec<&str> =
+            groups.iter().filter(|(_, are)| *are).flat_map(|(parts, _)| *parts).copied().collect();
+        if fits && found == said {
+            return Ok(biases);
+        }
+        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+        Err(HubError::unsupported(format!("no config of {architecture} has these biases: {found}")))
     }
 }

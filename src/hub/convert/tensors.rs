@@ -124,17 +124,17 @@ impl Collector<'_> {
     }
 
     fn attention(&mut self) -> Result<(), HubError> {
-        let Numbers { family, hidden, heads, kv_heads, head_dim, qkv_bias, output_bias, .. } = *self.numbers;
+        let Numbers { family, hidden, heads, kv_heads, head_dim, biases, .. } = *self.numbers;
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         if family == Family::Phi3 {
             self.part("attn_qkv", "self_attn.qkv_proj", "weight", &[hidden, q + 2 * kv])?;
             return self.part("attn_output", "self_attn.o_proj", "weight", &[q, hidden]);
         }
         for (part, module, dims, bias) in [
-            ("attn_q", "self_attn.q_proj", [hidden, q], qkv_bias),
-            ("attn_k", "self_attn.k_proj", [hidden, kv], qkv_bias),
-            ("attn_v", "self_attn.v_proj", [hidden, kv], qkv_bias),
-            ("attn_output", "self_attn.o_proj", [q, hidden], output_bias),
+            ("attn_q", "self_attn.q_proj", [hidden, q], biases.qkv),
+            ("attn_k", "self_attn.k_proj", [hidden, kv], biases.qkv),
+            ("attn_v", "self_attn.v_proj", [hidden, kv], biases.qkv),
+            ("attn_output", "self_attn.o_proj", [q, hidden], biases.output),
         ] {
             let first = self.sources.len();
             self.part(part, module, "weight", &dims)?;
@@ -148,7 +148,7 @@ impl Collector<'_> {
     }
 
     fn mlp(&mut self) -> Result<(), HubError> {
-        let Numbers { family, hidden, feed_forward, mlp_bias, .. } = *self.numbers;
+        let Numbers { family, hidden, feed_forward, biases, .. } = *self.numbers;
         if family == Family::Phi3 {
             self.part("ffn_up", "mlp.gate_up_proj", "weight", &[hidden, 2 * feed_forward])?;
             return self.part("ffn_down", "mlp.down_proj", "weight", &[feed_forward, hidden]);
@@ -159,7 +159,7 @@ impl Collector<'_> {
             ("ffn_down", "mlp.down_proj", [feed_forward, hidden]),
         ] {
             self.part(part, module, "weight", &dims)?;
-            if mlp_bias {
+            if biases.mlp {
                 self.part(part, module, "bias", &dims[1..])?;
             }
         }

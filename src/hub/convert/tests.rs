@@ -137,6 +137,64 @@ fn biases_an_own_head_and_rounded_tensors_are_carried_over() {
     assert!(refusal(&builder).contains("has no tensor blk.1.attn_output.bias"));
 }
 
+/// The test's llama as another architecture, with biases in each layer.
+fn with_biases(architecture: &str, parts: &[&str]) -> Builder {
+    let mut builder = llama();
+    builder.text("general.architecture", architecture);
+    for (key, value) in [
+        ("block_count", 2),
+        ("embedding_length", 64),
+        ("feed_forward_length", 96),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 32),
+    ] {
+        builder.uint(&format!("{architecture}.{key}"), value);
+    }
+    for (layer, part) in (0..2).flat_map(|layer| parts.iter().map(move |part| (layer, part))) {
+        let len = match *part {
+            "attn_k" | "attn_v" => 32,
+            "ffn_gate" | "ffn_up" => 96,
+            _ => 64,
+        };
+        builder.tensor(&format!("blk.{layer}.{part}.bias"), &[len], 0, data(blocks::Kind::F32, &[len]));
+    }
+    builder
+}
+
+#[test]
+fn biases_that_no_config_can_say_are_refused() {
+    let qkv = ["attn_q", "attn_k", "attn_v"];
+    let attention = [&qkv[..], &["attn_output"]].concat();
+    let mlp = ["ffn_gate", "ffn_up", "ffn_down"];
+    for (architecture, parts) in [
+        ("llama", &qkv[..]),
+        ("llama", &["attn_output"]),
+        ("llama", &["attn_k"]),
+        ("llama", &["ffn_up"]),
+        ("llama", &[&attention[..], &["ffn_gate"]].concat()),
+        ("qwen2", &[]),
+        ("qwen2", &attention),
+        ("qwen2", &[&qkv[..], &mlp].concat()),
+        ("qwen3", &qkv),
+        ("gemma3", &attention),
+        ("phi3", &["attn_output"]),
+    ] {
+        let message = refusal(&with_biases(architecture, parts));
+        let found = if parts.is_empty() { "none".to_owned() } else { parts.join(", ") };
+        let expected = format!("no config of {architecture} has these biases: {found}");
+        assert_eq!(message, expected);
+    }
+    for (architecture, parts) in
+        [("llama", &mlp[..]), ("llama", &[&attention[..], &mlp].concat()), ("qwen2", &qkv)]
+    {
+        let run = Run::new();
+        run.convert(&with_biases(architecture, parts)).unwrap();
+        let config = read_config(&run.out()).unwrap();
+        assert_eq!(config["mlp_bias"] == true, parts.contains(&"ffn_up"), "{architecture}: {parts:?}");
+    }
+}
+
 #[test]
 fn q6_k_is_named_as_rounded() {
     let run = Run::new();

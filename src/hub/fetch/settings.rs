@@ -10,11 +10,9 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 
 use super::FetchError;
+use crate::hub::folder::free_bytes;
 
 const ENDPOINT: &str = "https://huggingface.co";
-
-/// Connections of a download at one time.
-const CONNECTIONS: usize = 8;
 
 /// Words that mean yes in a variable.
 const YES: [&str; 4] = ["1", "ON", "YES", "TRUE"];
@@ -44,6 +42,9 @@ pub struct HubSettings {
 }
 
 impl HubSettings {
+    /// Connections of a download at one time, unless it says otherwise.
+    pub const CONNECTIONS: u8 = 8;
+
     /// Reads the environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_OFFLINE`,
     /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`. Reads the file of the token.
     ///
@@ -74,7 +75,7 @@ impl HubSettings {
             endpoint: url,
             token,
             offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
-            connections: CONNECTIONS,
+            connections: Self::CONNECTIONS.into(),
             free_bytes,
         })
     }
@@ -98,11 +99,6 @@ fn token(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<Token>, FetchErr
     let mut value = HeaderValue::from_str(&format!("Bearer {text}")).map_err(|_| why())?;
     value.set_sensitive(true);
     Ok(Some(Token(value)))
-}
-
-fn free_bytes(folder: &Path) -> io::Result<u64> {
-    let disk = rustix::fs::statvfs(folder)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 #[cfg(test)]
@@ -153,12 +149,5 @@ mod tests {
         }
         assert!(read(&[("HF_HUB_OFFLINE", "true")]).unwrap().offline);
         assert!(!read(&[("HF_HUB_OFFLINE", "0")]).unwrap().offline);
-    }
-
-    #[test]
-    fn the_disk_of_a_folder_has_room() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(free_bytes(folder.path()).unwrap() > 0);
-        assert!(free_bytes(Path::new("/nonexistent")).is_err());
     }
 }

@@ -49,6 +49,21 @@ pub(super) struct Transfer {
     pub(super) places: Mutex<HashMap<String, Url>>,
 }
 
+/// A part of a file that is downloaded.
+struct Part<'a> {
+    partial: &'a Partial,
+    index: usize,
+    file: &'a Listed,
+    shown: &'a FileProgress,
+}
+
+impl Part<'_> {
+    /// Returns the range of its bytes that are not there yet.
+    fn missing(&self) -> Option<Range<u64>> {
+        self.partial.missing(self.index)
+    }
+}
+
 /// How a request for a part ended.
 enum End {
     Complete,
@@ -123,10 +138,13 @@ impl Transfer {
     ) -> Result<(Partial, End), FetchError> {
         let partial = Arc::new(partial);
         let mut tasks = JoinSet::new();
-        for part in (0..partial.parts_count()).filter(|part| partial.missing(*part).is_some()) {
+        for index in (0..partial.parts_count()).filter(|index| partial.missing(*index).is_some()) {
             let (transfer, partial) = (Arc::clone(self), Arc::clone(&partial));
             let (file, shown) = (file.clone(), Arc::clone(shown));
-            tasks.spawn(async move { transfer.part(&partial, part, &file, &shown).await });
+            tasks.spawn(async move {
+                let part = Part { partial: &partial, index, file: &file, shown: &shown };
+                transfer.part(&part).await
+            });
         }
         let mut end = Ok(End::Complete);
         while let Some(ended) = tasks.join_next().await {
@@ -143,25 +161,19 @@ impl Transfer {
         Ok((partial, end?))
     }
 
-    async fn part(
-        &self,
-        partial: &Partial,
-        part: usize,
-        file: &Listed,
-        shown: &FileProgress,
-    ) -> Result<End, FetchError> {
+    async fn part(&self, part: &Part<'_>) -> Result<End, FetchError> {
         let mut failed = 0;
-        while let Some(range) = partial.missing(part) {
+        while let Some(range) = part.missing() {
             let permit = self.permits.acquire().await.map_err(|_| FetchError::Stopped)?;
-            let ended = self.request(partial, part, file, shown).await;
+            let ended = self.request(part).await;
             drop(permit);
-            partial.record(part)?;
+            part.partial.record(part.index)?;
             let error = match ended {
                 Ok(End::Complete) => continue,
                 Ok(End::NoRanges) => return Ok(End::NoRanges),
                 Err(error) => error,
             };
-            let came = partial.missing(part).map_or(u64::MAX, |left| left.start - range.start);
+            let came = part.missing().map_or(u64::MAX, |left| left.start - range.start);
             failed = if came >= TRY_BYTES { 0 } else { failed + 1 };
             match wait_after(&error, failed.max(1)).filter(|_| failed < TRIES) {
                 Some(wait) if failed > 0 => tokio::time::sleep(wait).await,
@@ -173,14 +185,9 @@ impl Transfer {
     }
 
     /// Asks for the missing bytes of a part and writes what comes.
-    async fn request(
-        &self,
-        partial: &Partial,
-        part: usize,
-        file: &Listed,
-        shown: &FileProgress,
-    ) -> Result<End, FetchError> {
-        let Some(range) = partial.missing(part) else { return Ok(End::Complete) };
+    async fn request(&self, part: &Part<'_>) -> Result<End, FetchError> {
+        let Some(range) = part.missing() else { return Ok(End::Complete) };
+        let Part { partial, index, file, shown } = *part;
         let is_whole = range == (0..file.size);
         let answer = self.open(file, Some(&range).filter(|_| !is_whole)).await;
         let mut response = answer.inspect_err(|_| self.forget(file))?.response;
@@ -198,11 +205,11 @@ impl Transfer {
             if came > length {
                 return Err(FetchError::bad(&file.path, "sends more bytes than it lists"));
             }
-            partial.write(part, &chunk)?;
+            partial.write(index, &chunk)?;
             shown.add(chunk.len() as u64);
             self.progress.receive(chunk.len() as u64);
             if came - recorded >= RECORD_BYTES {
-                partial.record(part)?;
+                partial.record(index)?;
                 recorded = came;
             }
         }
