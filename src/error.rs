@@ -162,7 +162,7 @@ pub enum Error {
     DiskFull {
         /// The model.
         model: ModelName,
-        /// Bytes still to write.
+        /// Bytes still to write, and those that stay free.
         needed_bytes: u64,
         /// Bytes free.
         available_bytes: u64,

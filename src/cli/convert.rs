@@ -10,14 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar};
-use mlxd::config::{Config, Overrides};
 use mlxd::device::{self, Conversion, ConvertError, MlxQuantizer};
-use mlxd::hub::{self, GgufConversion, HubError, ModelFolder, ModelRoots};
+use mlxd::hub::{self, GgufConversion, HubError, ModelFolder};
 
 use super::bar::styled;
 use super::failure::{Failure, Result};
 use super::quantize::QuantizeArgs;
-use super::{out, runtime};
+use super::{config, out, runtime};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -80,7 +79,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
         }
         converted.bytes
     } else {
-        let source = folder(&args.source).map_err(refused)?;
+        let source = folder(&args.source)?;
         let job =
             Conversion { source: &source, out: &args.out, overwrite: args.overwrite, dtype, quantization };
         let converted = device::convert(&job, &mut watch).map_err(|error| match error {
@@ -95,15 +94,14 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
 }
 
 /// Returns the folder of a source: a path, else the name of a model as the daemon finds it.
-fn folder(source: &str) -> std::result::Result<ModelFolder, HubError> {
+fn folder(source: &str) -> Result<ModelFolder> {
     let path = Path::new(source);
     if path.is_dir() {
-        let real = fs::canonicalize(path).map_err(|source| HubError::Io { path: path.into(), source })?;
+        let real = fs::canonicalize(path)?;
         let name = real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned();
         return Ok(ModelFolder { name, path: real, revision: String::new() });
     }
-    let config = Config::load(&Overrides::default()).unwrap_or_default();
-    ModelRoots::new(config.model_roots, config.hf_cache, config.model_links_anywhere).resolve(source)
+    config()?.roots().resolve(source).map_err(refused)
 }
 
 fn refused(error: HubError) -> Failure {

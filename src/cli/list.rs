@@ -7,13 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use mlxd::clock::{Clock as _, SystemClock};
-use mlxd::config::{Config, Overrides};
 use mlxd::hub::{ModelCatalog, ModelFolder, ModelRoots};
 use mlxd_client::v1::ModelInfo;
 
 use super::connect::ConnectArgs;
 use super::failure::Result;
-use super::{format, json, out};
+use super::{config, format, json, out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,9 +49,8 @@ struct Row {
 
 /// Runs the command.
 pub(crate) async fn run(args: ListArgs) -> Result<()> {
-    let config = Config::load(&Overrides::default()).map_err(anyhow::Error::from)?;
+    let roots = config()?.roots();
     let resident = resident(&args.connect).await?;
-    let roots = ModelRoots::new(config.model_roots, config.hf_cache, config.model_links_anywhere);
     let rows = tokio::task::spawn_blocking(move || rows(roots, &resident));
     let rows = rows.await.map_err(anyhow::Error::from)?;
     if args.json {

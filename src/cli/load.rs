@@ -39,7 +39,7 @@ pub(crate) struct LoadArgs {
     /// A Hugging Face repo id, or the name of a folder under a model root
     model: String,
     /// Report whether the model would fit, without loading it
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["keep_alive", "pin", "unpin"])]
     dry_run: bool,
     /// Number format to compute with [default: float32 on a CPU, as stored on a GPU]
     #[arg(long, value_name = "DTYPE")]

@@ -29,6 +29,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use mlxd::config::{Config, Overrides};
 
 use failure::{Failure, Result};
 use interrupts::Interrupts;
@@ -102,6 +103,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Reads the daemon's configuration, for the commands that look where it looks.
+fn config() -> Result<Config> {
+    Ok(Config::load(&Overrides::default()).map_err(anyhow::Error::from)?)
 }
 
 /// Builds the clients' runtime: one thread besides the main one, for the connection.

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use mlxd::config::{Config, Overrides};
 use mlxd::hub::{self, Fetched, HubSettings, Progress, RepoName, Stop};
 
 use super::failure::{Failure, Result};
 use super::transfer_bars::TransferBars;
-use super::{format, out};
+use super::{config, format, out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,8 +50,7 @@ pub(crate) async fn run(args: PullArgs) -> Result<()> {
 
 /// Returns the settings of downloads: those of the daemon's configuration and of the environment.
 pub(crate) fn settings() -> Result<HubSettings> {
-    let config = Config::load(&Overrides::default()).map_err(anyhow::Error::from)?;
-    let cache = config.hf_cache.ok_or_else(|| Failure::Usage("neither HF_HOME nor HOME is set".into()))?;
+    let cache = config()?.hf_cache.ok_or_else(|| Failure::Usage("neither HF_HOME nor HOME is set".into()))?;
     Ok(HubSettings::from_environment(cache).map_err(anyhow::Error::from)?)
 }
 

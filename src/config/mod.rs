@@ -16,7 +16,7 @@ use layers::Layers;
 use crate::backend::{KernelChoice, WiredLimit};
 use crate::engine::{EngineSettings, ModelSettings, ResidencySettings};
 pub use crate::engine::{KeepAlive, NotAKeepAlive};
-use crate::hub::{ModelAccess, Pattern};
+use crate::hub::{ModelAccess, ModelRoots, Pattern, default_hf_cache, expand_home};
 use crate::ids::ModelName;
 use crate::limits::Limits;
 
@@ -205,6 +205,12 @@ impl Config {
         models
     }
 
+    /// Returns where models are looked for.
+    #[must_use]
+    pub fn roots(&self) -> ModelRoots {
+        ModelRoots::new(self.model_roots.clone(), self.hf_cache.clone(), self.model_links_anywhere)
+    }
+
     /// Takes over what can change without a restart. Returns the keys that changed, and those of them that
     /// take a restart, which stay as they are.
     pub fn renew(&mut self, new: Self) -> (Vec<&'static str>, Vec<&'static str>) {
@@ -298,17 +304,6 @@ fn default_socket(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     Some(runtime.or_else(|| folder("HOME").map(|home| home.join(".mlxd")))?.join("mlxd.sock"))
 }
 
-/// Returns the cache of the Hugging Face tools, by their rules (huggingface_hub's constants.py).
-fn default_hf_cache(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let user = env("HOME").map(PathBuf::from);
-    let path = |name| env(name).map(|text| expand_home(&text, user.as_deref()));
-    if let Some(cache) = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")) {
-        return Some(cache);
-    }
-    let caches = path("XDG_CACHE_HOME").or_else(|| Some(user.as_ref()?.join(".cache")));
-    Some(path("HF_HOME").or_else(|| Some(caches?.join("huggingface")))?.join("hub"))
-}
-
 fn config_file(overrides: &Overrides, env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     if let Some(file) = overrides.config_file.clone().or_else(|| env("MLXD_CONFIG").map(PathBuf::from)) {
         return Some(file);
@@ -316,13 +311,6 @@ fn config_file(overrides: &Overrides, env: &dyn Fn(&str) -> Option<String>) -> O
     let folder = env("XDG_CONFIG_HOME").map(PathBuf::from);
     let folder = folder.or_else(|| env("HOME").map(|home| Path::new(&home).join(".config")))?;
     Some(folder.join("mlxd/mlxd.toml")).filter(|file| file.exists())
-}
-
-fn expand_home(text: &str, home: Option<&Path>) -> PathBuf {
-    match (text.strip_prefix("~/"), home) {
-        (Some(rest), Some(home)) => home.join(rest),
-        _ => text.into(),
-    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::config::{Config, ConfigError};
 use crate::device::MlxBackend;
 use crate::engine::{self, EngineHandle};
 use crate::error::Error;
-use crate::hub::{ModelCatalog, ModelRoots};
+use crate::hub::ModelCatalog;
 use crate::net::{self, Authenticator, Connection, Listener, Phase};
 use crate::rpc::{self, Gate, Health};
 use crate::service::Service;
@@ -146,8 +146,7 @@ pub async fn serve(
 
 /// Returns the models on this machine. What is wrong with them is logged by a thread that nobody waits for.
 fn catalog(config: &Config) -> ModelCatalog {
-    let Config { model_roots, hf_cache, model_links_anywhere, .. } = config;
-    let roots = ModelRoots::new(model_roots.clone(), hf_cache.clone(), *model_links_anywhere);
+    let roots = config.roots();
     let looked_at = ModelCatalog::new(roots.clone());
     let look = move || {
         for problem in looked_at.problems() {

@@ -200,6 +200,14 @@ pub fn inspect(folder: &Path) -> Result<WeightIndex, HubError> {
     Ok(WeightIndex { files, spare, tensors_count: places.len(), bytes, warning })
 }
 
+/// Checks that the weight files are there, without a look into them.
+///
+/// # Errors
+/// As [`inspect`], for a file that is missing and for an index that cannot be read.
+pub(super) fn check_present(folder: &Path) -> Result<(), HubError> {
+    choose(folder).map(drop)
+}
+
 /// Finds the weight files, and those that the index does not name.
 fn choose(folder: &Path) -> Result<Chosen, HubError> {
     let mut found = Vec::new();

@@ -14,8 +14,10 @@ mod fetch;
 mod files;
 mod folder;
 mod inspect;
+mod place;
 mod read;
 mod resolve;
+mod revision;
 mod sizes;
 
 pub use access::{ModelAccess, Pattern};
@@ -31,6 +33,7 @@ pub use fetch::{
 };
 pub use files::{ModelFiles, read_text_files};
 pub use inspect::{OpenWeights, TensorInfo, WeightFile, WeightIndex, inspect};
+pub use place::{Environment, default_hf_cache, expand_home};
 pub use resolve::{Listed, ModelFolder, ModelRoots, check_model_name};
 pub use safetensors::Dtype;
 pub use sizes::WeightSizes;

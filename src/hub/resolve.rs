@@ -17,11 +17,13 @@ use super::HubError;
 use super::folder::names;
 use super::inspect::{INDEX, is_weight_file};
 use super::read::read_text;
+use super::revision::{REVISION_BYTES_MAX, revision_fault};
 use crate::error::Error;
 use crate::ids::ModelName;
 
-/// Longer than any repo id, which has at most 96 bytes a part.
-const NAME_BYTES_MAX: usize = 256;
+/// Longer than any repo id, which has at most 96 bytes a part, and the longest revision.
+const NAME_BYTES_MAX: usize = 512;
+const _: () = assert!(NAME_BYTES_MAX > 2 * 96 + REVISION_BYTES_MAX);
 
 /// How the revision of a folder that is not a snapshot begins.
 const LOCAL: &str = "local-";
@@ -175,6 +177,10 @@ impl ModelRoots {
 
     /// Finds a model's folder under a root; None if nothing of that name looks like a model.
     fn under(&self, root: &Path, name: &str) -> Result<Option<PathBuf>, HubError> {
+        // Deeper than a model's folder lies only the revision of a repo in the cache.
+        if name.split('/').count() > 2 {
+            return Ok(None);
+        }
         let path = root.join(name);
         let Ok(entry) = fs::symlink_metadata(&path) else {
             let own = own_name(root).filter(|own| *own == name).and_then(|_| root.canonicalize().ok());
@@ -299,8 +305,7 @@ fn commit_of(repo: &Path, name: &str) -> Result<String, HubError> {
 /// Returns the commit of a branch or tag when it was downloaded, or the commit itself if it is in the cache.
 fn pinned(repo: &Path, revision: &str) -> Result<Option<String>, HubError> {
     // It is joined to a path.
-    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+');
-    if revision.is_empty() || revision.starts_with('.') || !revision.chars().all(is_word) {
+    if revision_fault(revision).is_some() {
         return Ok(None);
     }
     let is_hash = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -344,10 +349,10 @@ pub fn check_model_name(name: &str) -> Result<(), HubError> {
     let why = if name.is_empty() {
         "it is empty"
     } else if name.len() > NAME_BYTES_MAX {
-        "it is longer than 256 bytes"
+        "it is longer than 512 bytes"
     } else if name.chars().any(|c| c == '\\' || c.is_control() || is_invisible(c)) {
         "it has a backslash, a control character or one that does not show"
-    } else if name.split('/').count() > 2 {
+    } else if name.split('@').next().is_some_and(|id| id.split('/').count() > 2) {
         "it has more than two parts"
     } else if name.split('/').any(|part| part.is_empty() || part.starts_with('.')) {
         "a part of it is empty or starts with a dot"

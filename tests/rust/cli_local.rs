@@ -42,3 +42,28 @@ fn a_daemon_that_cannot_be_asked_is_an_error_and_not_an_absent_one() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(!repo.exists());
 }
+
+#[test]
+fn a_broken_configuration_is_told_by_every_command_that_reads_it() {
+    let home = tempfile::tempdir().unwrap();
+    repo(home.path());
+    let file = home.path().join("mlxd.toml");
+    fs::write(&file, "model_roots = 1").unwrap();
+    let variables = [("MLXD_CONFIG", file.to_str().unwrap())];
+    for arguments in
+        [&["convert", "owner/name", "out"][..], &["list"], &["pull", "owner/name"], &["rm", "owner/name"]]
+    {
+        let output = mlxd(home.path(), arguments, &variables);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains("model_roots"), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_dry_run_takes_no_option_that_it_would_ignore() {
+    let home = tempfile::tempdir().unwrap();
+    for option in [&["--pin"][..], &["--unpin"], &["--keep-alive", "5m"]] {
+        let output = mlxd(home.path(), &[&["load", "tiny", "--dry-run"], option].concat(), &[]);
+        assert_eq!(output.status.code(), Some(2), "{option:?}: {}", stderr(&output));
+    }
+}

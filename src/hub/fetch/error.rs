@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::SPARE_BYTES;
 use crate::error::Error;
 use crate::hub::error::file_name;
 use crate::ids::ModelName;
@@ -28,13 +29,13 @@ pub enum FetchError {
     /// A setting of the environment cannot be used.
     #[error("{variable}: {why}")]
     Setting {
-        /// The variable.
+        /// The variable, or the file.
         variable: &'static str,
         /// What is wrong with it.
         why: String,
     },
-    /// `HF_HUB_OFFLINE` is set.
-    #[error("HF_HUB_OFFLINE is set, and {repo} is not in the Hugging Face cache")]
+    /// `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is set.
+    #[error("offline mode is set, and {repo} is not whole in the Hugging Face cache")]
     Offline {
         /// The repo.
         repo: String,
@@ -53,8 +54,8 @@ pub enum FetchError {
         /// What the hub said, and what the owner can do.
         why: String,
     },
-    /// The hub, or the way to it, does not answer now.
-    #[error("the hub does not answer: {why}")]
+    /// The hub, or the way to it, does not answer or refuses everybody now.
+    #[error("the hub is unavailable: {why}{}", again(.retry_after))]
     Unreachable {
         /// What failed.
         why: String,
@@ -69,7 +70,7 @@ pub enum FetchError {
         /// What is wrong with it.
         why: String,
     },
-    /// The repo has nothing that could be loaded.
+    /// The repo has nothing that could be loaded, or not all of it.
     #[error("{repo} {why}")]
     Unsupported {
         /// The repo.
@@ -78,9 +79,11 @@ pub enum FetchError {
         why: String,
     },
     /// The disk of the cache has no room for the files.
-    #[error("the download needs {needed_bytes} bytes; the disk has {available_bytes} free")]
+    #[error(
+        "the download needs {needed_bytes} bytes, of which {SPARE_BYTES} stay free; the disk has {available_bytes}"
+    )]
     DiskFull {
-        /// Bytes still to write.
+        /// Bytes still to write, and those that stay free.
         needed_bytes: u64,
         /// Bytes free.
         available_bytes: u64,
@@ -102,6 +105,12 @@ pub enum FetchError {
     /// Nobody waits for the download any more.
     #[error("the download was stopped; the next one goes on where it ended")]
     Stopped,
+}
+
+/// Says when to try again.
+fn again(retry_after: &Option<Duration>) -> String {
+    let wait = retry_after.filter(|wait| !wait.is_zero());
+    wait.map(|wait| format!("; try again in {} s", wait.as_secs())).unwrap_or_default()
 }
 
 impl FetchError {

@@ -37,7 +37,7 @@ use self::api::Listed;
 use self::client::Client;
 use self::store::RepoFolder;
 use self::transfer::Transfer;
-use super::inspect::INDEX_BYTES_MAX;
+use super::inspect::{INDEX_BYTES_MAX, check_present};
 use super::read::read_object;
 use super::resolve::incomplete;
 
@@ -128,7 +128,7 @@ fn offline(settings: &HubSettings, repo: &RepoName) -> Result<Fetched, FetchErro
     let store = RepoFolder::new(&settings.cache, repo);
     let commit = store.known_commit(repo).filter(|commit| repo::is_hex(commit, 40)).ok_or_else(missing)?;
     let snapshot = store.snapshot(&commit);
-    if !snapshot.is_dir() || incomplete(&snapshot).is_some() {
+    if !snapshot.is_dir() || incomplete(&snapshot).is_some() || check_present(&snapshot).is_err() {
         return Err(missing());
     }
     Ok(Fetched { commit, snapshot, files_count: 0, bytes: 0 })
@@ -188,9 +188,10 @@ fn check_disk(settings: &HubSettings, transfer: &Transfer, files: &[Listed]) -> 
     let store = &transfer.store;
     let missing = |file: &&Listed| !store.has(file);
     let left = |file: &Listed| file.size - partial::bytes_left(&store.blob(&file.digest), file.size);
-    let needed_bytes: u64 = files.iter().filter(missing).map(left).sum();
+    let missing_bytes: u64 = files.iter().filter(missing).map(left).sum();
+    let needed_bytes = missing_bytes.saturating_add(SPARE_BYTES);
     let available_bytes = (settings.free_bytes)(&store.path).map_err(FetchError::io(&store.path))?;
-    if needed_bytes > 0 && needed_bytes.saturating_add(SPARE_BYTES) > available_bytes {
+    if missing_bytes > 0 && needed_bytes > available_bytes {
         return Err(FetchError::DiskFull { needed_bytes, available_bytes });
     }
     Ok(())

@@ -1,18 +1,16 @@
-//! Names of repos and revisions, as the hub and Python's huggingface_hub allow them (utils/_validators.py and
-//! git-check-ref-format). Both become parts of paths and addresses.
+//! Names of repos, as the hub and Python's huggingface_hub allow them (utils/_validators.py). They become
+//! parts of paths and addresses.
 
 use std::fmt;
 
 use super::FetchError;
+use crate::hub::revision::revision_fault;
 
 /// Branch that a name without a revision means.
 const MAIN: &str = "main";
 
 /// Bytes of a part of a repo id.
 const PART_BYTES_MAX: usize = 96;
-
-/// Bytes of a revision: what a file name may have.
-const REVISION_BYTES_MAX: usize = 255;
 
 /// A repo of models at a revision, written `owner/name` or `owner/name@revision`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,20 +85,6 @@ fn id_fault(id: &str) -> Option<&'static str> {
     }
     (id.contains("--") || id.contains("..") || id.ends_with(".git"))
         .then_some("it has '--' or '..', or ends with '.git'")
-}
-
-/// Says why a text cannot be a branch, tag or commit; nothing if it can.
-fn revision_fault(revision: &str) -> Option<&'static str> {
-    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '/');
-    let is_part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
-    if revision.is_empty() || revision.len() > REVISION_BYTES_MAX {
-        return Some("the revision has 1 to 255 characters");
-    }
-    if !revision.chars().all(is_word) {
-        return Some("the revision has a character other than letters, digits and -_.+/");
-    }
-    (revision.contains("..") || !revision.split('/').all(is_part))
-        .then_some("the revision cannot be a branch, tag or commit")
 }
 
 #[cfg(test)]

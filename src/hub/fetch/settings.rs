@@ -11,6 +11,7 @@ use reqwest::header::HeaderValue;
 
 use super::FetchError;
 use crate::hub::folder::free_bytes;
+use crate::hub::place::{Environment, token_file};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -45,8 +46,9 @@ impl HubSettings {
     /// Connections of a download at one time, unless it says otherwise.
     pub const CONNECTIONS: u8 = 8;
 
-    /// Reads the environment: `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_OFFLINE`,
-    /// `HF_HUB_DISABLE_IMPLICIT_TOKEN`. Reads the file of the token.
+    /// Reads the environment: `HF_ENDPOINT`; `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`; `HF_TOKEN`,
+    /// `HUGGING_FACE_HUB_TOKEN`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`. Without a token it reads that of a file,
+    /// which `HF_TOKEN_PATH`, `HF_HOME`, `XDG_CACHE_HOME` or `HOME` names.
     ///
     /// # Errors
     /// `Setting` for an endpoint that is not an address, or a token that cannot be sent.
@@ -54,10 +56,7 @@ impl HubSettings {
         Self::from_variables(cache, &|name| std::env::var(name).ok().filter(|text| !text.is_empty()))
     }
 
-    pub(super) fn from_variables(
-        cache: PathBuf,
-        env: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Self, FetchError> {
+    pub(super) fn from_variables(cache: PathBuf, env: &Environment<'_>) -> Result<Self, FetchError> {
         let is_set = |name: &str| env(name).is_some_and(|text| YES.contains(&text.to_uppercase().as_str()));
         let endpoint = env("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let not_an_address = |why: &str| FetchError::Setting { variable: "HF_ENDPOINT", why: why.to_owned() };
@@ -81,24 +80,35 @@ impl HubSettings {
     }
 }
 
-fn token(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<Token>, FetchError> {
-    let stored = || {
-        let home = env("HF_HOME").map(PathBuf::from);
-        let home = home.or_else(|| env("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("huggingface")));
-        let home = home.or_else(|| env("HOME").map(|home| Path::new(&home).join(".cache/huggingface")));
-        let path = env("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home?.join("token")))?;
-        fs::read_to_string(path).ok()
+fn token(env: &Environment<'_>) -> Result<Option<Token>, FetchError> {
+    let given = |variable| env(variable).map(|text| (variable, text));
+    let found = match given("HF_TOKEN").or_else(|| given("HUGGING_FACE_HUB_TOKEN")) {
+        Some(found) => Some(found),
+        None => stored_token(env)?,
     };
-    let text = env("HF_TOKEN").or_else(|| env("HUGGING_FACE_HUB_TOKEN")).or_else(stored);
-    let text: String = text.unwrap_or_default().replace(['\r', '\n'], "").trim().to_owned();
+    let Some((source, text)) = found else { return Ok(None) };
+    let text: String = text.replace(['\r', '\n'], "").trim().to_owned();
     if text.is_empty() {
         return Ok(None);
     }
-    let why =
-        || FetchError::Setting { variable: "HF_TOKEN", why: "has characters that cannot be sent".into() };
-    let mut value = HeaderValue::from_str(&format!("Bearer {text}")).map_err(|_| why())?;
+    let why = "has characters that cannot be sent";
+    let value = HeaderValue::from_str(&format!("Bearer {text}"));
+    let mut value = value.map_err(|_| FetchError::Setting { variable: source, why: why.into() })?;
     value.set_sensitive(true);
     Ok(Some(Token(value)))
+}
+
+/// Returns the token of the file that `hf auth login` writes, if there is one.
+fn stored_token(env: &Environment<'_>) -> Result<Option<(&'static str, String)>, FetchError> {
+    const FILE: &str = "the token's file";
+    let Some(path) = token_file(env) else { return Ok(None) };
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some((FILE, text))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(FetchError::Setting { variable: FILE, why: error.to_string() }),
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +140,40 @@ mod tests {
         let path = folder.path().join("token");
         let path = [("HF_TOKEN_PATH", path.to_str().unwrap())];
         assert_eq!(sent(&read(&path).unwrap()), Some("Bearer hf_file"));
+    }
+
+    #[test]
+    fn the_tokens_file_is_found_by_the_rules_of_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().to_str().unwrap();
+        for (at, variable) in [
+            ("a", ("HF_TOKEN_PATH", "~/a")),
+            ("b/token", ("HF_HOME", "~/b")),
+            ("c/huggingface/token", ("XDG_CACHE_HOME", "~/c")),
+        ] {
+            let path = folder.path().join(at);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("hf_{at}")).unwrap();
+            let found = read(&[("HOME", home), variable]).unwrap();
+            assert_eq!(sent(&found), Some(format!("Bearer hf_{at}").as_str()));
+        }
+        let folder_there = read(&[("HF_TOKEN_PATH", home)]).unwrap_err().to_string();
+        assert!(folder_there.starts_with("the token's file: "), "{folder_there}");
+    }
+
+    #[test]
+    fn a_bad_token_is_named_by_where_it_comes_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        fs::write(&file, "hf_\u{1}").unwrap();
+        for (variable, text, source) in [
+            ("HF_TOKEN", "hf_\u{1}", "HF_TOKEN"),
+            ("HUGGING_FACE_HUB_TOKEN", "hf_\u{1}", "HUGGING_FACE_HUB_TOKEN"),
+            ("HF_TOKEN_PATH", file.to_str().unwrap(), "the token's file"),
+        ] {
+            let error = read(&[(variable, text)]).unwrap_err().to_string();
+            assert_eq!(error, format!("{source}: has characters that cannot be sent"));
+        }
     }
 
     #[test]

@@ -371,7 +371,10 @@ def test_what_a_hub_refuses_is_said(hub: LoopbackHub, tmp_path: Path) -> None:
             "to what is not an address",
         ),
         (answers(302, "/api/", Location="/api/x"), "redirects without end"),
-        (answers(429, "/api/", Retry_After="3600"), "429 Too Many Requests"),
+        (
+            answers(429, "/api/", Retry_After="3600"),
+            "the hub is unavailable: 429 Too Many Requests; try again in 3600 s",
+        ),
     ]:
         hub.faults[:] = [fault]
         assert said in refused(hub, tmp_path), said
@@ -405,7 +408,11 @@ def test_a_hub_that_lies_is_found_out(hub: LoopbackHub, tmp_path: Path) -> None:
         (lambda e: weights(e).update(lfs={**lfs, "size": 299_999}), "bytes where it lists 299999"),
         (lambda e: weights(e).update(lfs={**lfs, "size": 300_001}), "bytes where it lists 300001"),
         (lambda e: weights(e).update(lfs={**lfs, "size": 1 << 62}), "says that it has"),
-        (lambda e: weights(e).update(lfs={**lfs, "size": 1 << 49}), "the disk has"),
+        (lambda e: weights(e).update(lfs={**lfs, "size": 1 << 50}), "says that it has"),
+        (
+            lambda e: weights(e).update(lfs={**lfs, "size": 1 << 49}),
+            "bytes, of which 67108864 stay free; the disk has",
+        ),
         (lambda e: weights(e).update(path="../../../x.safetensors"), "leads elsewhere"),
         (lambda e: weights(e).update(lfs={**lfs, "oid": "../" * 21 + "x"}), "lists no hash of it"),
         (lambda e: weights(e).update(lfs=None, oid="1" * 40), "hash is not the one that it lists"),
@@ -446,12 +453,27 @@ def test_a_repo_without_safetensors_is_refused_before_anything_is_downloaded(
 
 
 def test_offline_nothing_is_asked(hub: LoopbackHub, tmp_path: Path) -> None:
-    assert "HF_HUB_OFFLINE is set" in refused(hub, tmp_path, HF_HUB_OFFLINE="1")
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        said = refused(hub, tmp_path, **{variable: "1"})
+        assert said == f"offline mode is set, and {NAME} is not whole in the Hugging Face cache"
     assert not hub.seen
     snapshot = pulled(hub, tmp_path)
     before = len(hub.seen)
     assert pulled(hub, tmp_path, HF_HUB_OFFLINE="1") == snapshot
     assert len(hub.seen) == before
+
+
+def test_offline_a_part_of_a_model_is_not_taken_for_the_model(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    hub.add(NAME, sharded(1000))
+    snapshot = pulled(hub, tmp_path)
+    (snapshot / "model-00003-of-00004.safetensors").unlink()
+    done = pull(hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "is not whole in the Hugging Face cache" in done.stderr
+    assert pulled(hub, tmp_path) == snapshot
+    assert pulled(hub, tmp_path, HF_HUB_OFFLINE="1") == snapshot
 
 
 def test_a_name_that_cannot_be_a_repos_is_a_usage_error(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -473,4 +495,4 @@ def test_without_a_terminal_each_file_is_a_line(hub: LoopbackHub, tmp_path: Path
 
 def test_a_hub_that_is_not_there_is_said_at_once(hub: LoopbackHub, tmp_path: Path) -> None:
     gone: Mapping[str, str] = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert "the hub does not answer" in refused(hub, tmp_path, **gone)
+    assert "the hub is unavailable" in refused(hub, tmp_path, **gone)

@@ -47,7 +47,7 @@ async fn bad_requests_are_refused_with_reason_and_field() {
         (named("nobody/nothing"), ModelNotAllowed, ""),
         (named("../models/tiny"), InvalidField, "model"),
         (named("/etc"), InvalidField, "model"),
-        (named(&"x".repeat(300)), InvalidField, "model"),
+        (named(&"x".repeat(600)), InvalidField, "model"),
         (GenerateRequest { input: None, ..prompt("") }, InvalidField, "input"),
         (prompt(""), EmptyPrompt, "input"),
         (with(Input::TokenIds(TokenIds::default())), EmptyPrompt, "input"),
