@@ -31,8 +31,8 @@ static FAULTS_BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// Bounds what glibc keeps of freed memory. By default it has up to eight heaps for each processor, and each
 /// keeps what the largest requests of its threads took, below the next block in use: attackers made that
-/// 660 MiB on two processors. So there are few heaps, and large blocks have pages of their own, which go back when
-/// they are freed. What the owner sets with glibc's variables is left.
+/// 660 MiB on two processors. So there are few heaps, and large blocks have pages of their own, which go
+/// back when they are freed. What the owner sets with glibc's variables is left.
 pub(super) fn bound_heaps() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     for (name, parameter, value) in [
