@@ -1,10 +1,10 @@
 //! A backend without a device, for tests: a slot is the list of the tokens in it, and the next token is a
 //! hash of that list. So a wrong slot, a lost copy or a stale position shows as a wrong token.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
-    Backend, ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId,
+    Backend, ComputeDtype, DeviceInfo, DeviceMemory, Formats, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId,
     ModelShape, ParkedId, RowResult, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want,
     add_checkpoint,
 };
@@ -27,7 +27,7 @@ pub(crate) fn next_token(context: &[u32]) -> u32 {
 /// Returns what to load; the fake does not read it.
 pub(crate) fn spec(model: &str) -> LoadSpec {
     let assets = std::sync::Arc::new(crate::hub::ModelAssets::fake(model));
-    LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto, quantize: None }
+    LoadSpec::new(assets, Formats::default()).unwrap()
 }
 
 #[derive(Default)]
@@ -38,7 +38,13 @@ pub(crate) struct Fake {
     pub(crate) budget_bytes: u64,
     /// Bytes of weights by model; others have [`WEIGHT_BYTES`].
     pub(crate) weights: BTreeMap<ModelName, u64>,
-    /// Bytes of KV cache that a load must have room for.
+    /// Models whose files are not opened for now.
+    pub(crate) hanging: BTreeSet<ModelName>,
+    /// Names of the models that it holds.
+    names: BTreeMap<ModelId, ModelName>,
+    /// Models that it cannot load.
+    pub(crate) unsupported: BTreeSet<ModelName>,
+    /// Bytes of KV cache that a load must have room for; of one in 8 bits, half.
     pub(crate) kv_reserve_bytes: u64,
     /// Most bytes of weights that it held, those of loads included.
     pub(crate) weight_bytes_peak: u64,
@@ -83,6 +89,8 @@ pub(crate) struct Faults {
     pub(crate) next_step_fails: bool,
     /// Loads fail half way.
     pub(crate) loads_fail: bool,
+    /// Bytes that the system gives to a load, if they are too few.
+    pub(crate) short_of: Option<u64>,
     /// Slabs of more tokens than this, all slots together, are not opened.
     pub(crate) slab_tokens_max: Option<u32>,
     /// Nothing is parked.
@@ -201,27 +209,37 @@ impl Backend for Fake {
         self.budget_bytes
     }
 
-    fn plan(&self, spec: &LoadSpec, _: u64) -> LoadPlan {
+    fn plan(&self, spec: &LoadSpec, _: u64) -> Result<LoadPlan, Error> {
         self.pass_plan.iter().for_each(|pass| pass());
-        let needed_bytes = self.weights.get(spec.model()).copied().unwrap_or(WEIGHT_BYTES);
-        LoadPlan {
-            spec: spec.clone(),
-            dtype: ComputeDtype::Float32,
-            dequantize: false,
-            needed_bytes,
-            kv_bytes: self.kv_reserve_bytes,
+        let model = spec.model();
+        if self.unsupported.contains(model) {
+            return Err(Error::ModelUnsupported { model: model.clone(), why: "a test says so".into() });
         }
+        let needed_bytes = self.weights.get(model).copied().unwrap_or(WEIGHT_BYTES);
+        let kv_bytes = self.kv_reserve_bytes / if spec.formats.kv == KvDtype::Int8 { 2 } else { 1 };
+        let mut spec = spec.clone();
+        if spec.formats.dtype == ComputeDtype::Auto {
+            spec.formats.dtype = ComputeDtype::Float32;
+        }
+        Ok(LoadPlan { spec, dequantize: false, needed_bytes, kv_bytes })
     }
 
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
         self.models += 1;
         let id = ModelId(self.models);
         self.held.insert(id, plan.needed_bytes);
+        self.names.insert(id, plan.spec.model().clone());
         self.note_peak();
         Ok(id)
     }
 
     fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error> {
+        if self.hanging.contains(&self.names[&model]) {
+            return Ok(LoadStep::Opening);
+        }
+        if let Some(available_bytes) = self.faults.short_of {
+            return Ok(LoadStep::Short { available_bytes });
+        }
         self.is_reading = !self.is_reading;
         if self.is_reading {
             return Ok(LoadStep::Pending);
@@ -244,6 +262,7 @@ impl Backend for Fake {
 
     fn unload(&mut self, model: ModelId) -> Result<(), Error> {
         assert!(self.held.remove(&model).is_some(), "the model is held");
+        self.names.remove(&model);
         self.slabs.retain(|(of, _), _| *of != model);
         self.parked.retain(|(of, _), _| *of != model);
         self.results.remove(&model);

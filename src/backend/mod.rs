@@ -13,7 +13,7 @@ mod step;
 
 pub use kernels::{KernelChoice, WiredLimit};
 pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, TruncateError, add_checkpoint};
-pub use model::{ComputeDtype, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape};
+pub use model::{ComputeDtype, Formats, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape};
 pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};
 
 use crate::error::Error;
@@ -49,16 +49,20 @@ pub trait Backend {
     /// Returns the byte budget for weights and KV caches that the device suggests now.
     fn budget_bytes(&self) -> u64;
 
-    /// Plans a load, given `free_bytes`. Reads no file.
-    fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan;
+    /// Plans a load, given `free_bytes`. Reads no file. The KV cache's element type is not `Auto`.
+    ///
+    /// # Errors
+    /// The model is one that cannot be loaded, as far as its config says.
+    fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> Result<LoadPlan, Error>;
 
-    /// Opens a model; [`Backend::load_more`] reads it.
+    /// Begins to open a model's files; [`Backend::load_more`] reads it.
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error>;
 
-    /// Begins to read one more piece, and returns while it is read, beside the steps of other models.
+    /// Begins to read one more piece, and returns while it is read, beside the steps of other models. One
+    /// model is read at a time: another may be, once this one is ready or unloaded, or while it is `Opening`.
     fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error>;
 
-    /// Frees a model, loading or ready, and everything it holds.
+    /// Frees a model, loading or ready, and everything it holds; returns while it is freed.
     fn unload(&mut self, model: ModelId) -> Result<(), Error>;
 
     /// Allocates a slab of empty slots, each of `capacity` tokens.

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::hub::{ModelAssets, ModelFiles};
+use crate::error::Error;
+use crate::hub::{ModelAssets, ModelFiles, WeightSizes};
 use crate::ids::ModelName;
 use crate::quantize::Quantization;
 
@@ -45,8 +46,15 @@ pub enum LoadStep {
         /// Bytes of all files.
         total_bytes: u64,
     },
-    /// A piece is still being read; nothing waits for it.
+    /// Files are still being opened; another load may be read meanwhile.
+    Opening,
+    /// A piece is still being read, or what was unloaded is not free yet; nothing waits for it.
     Pending,
+    /// The system has less memory than was planned. Nothing was read.
+    Short {
+        /// Bytes that it would give.
+        available_bytes: u64,
+    },
     /// The model can run.
     Ready(ModelShape),
 }
@@ -77,20 +85,45 @@ pub enum KvDtype {
     Int8,
 }
 
+/// The number formats of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Formats {
+    /// Float type to compute with; in a wish `Auto` takes any.
+    pub dtype: ComputeDtype,
+    /// Element type of its KV cache; in a wish `Auto` takes any.
+    pub kv: KvDtype,
+    /// How matrices that are stored as floats are quantized while they are read; in a wish None takes any.
+    pub quantize: Option<Quantization>,
+}
+
 /// A model to make resident.
 #[derive(Clone, Debug)]
 pub struct LoadSpec {
     /// Its files, already read, and its tokenizer.
     pub assets: Arc<ModelAssets>,
-    /// Float type to compute with.
-    pub dtype: ComputeDtype,
-    /// Element type of its KV cache.
-    pub kv: KvDtype,
-    /// How matrices that are stored as floats are quantized while they are read; None: not at all.
-    pub quantize: Option<Quantization>,
+    /// Its number formats.
+    pub formats: Formats,
+    /// Sizes of its weights in these formats, by which the load is planned.
+    pub sizes: WeightSizes,
 }
 
 impl LoadSpec {
+    /// Returns the wish for a model. Counts its tensors if they are to be quantized, which takes a while.
+    ///
+    /// # Errors
+    /// `ModelUnsupported`: the recipe does not fit the model.
+    pub fn new(assets: Arc<ModelAssets>, formats: Formats) -> Result<Self, Error> {
+        let files = &assets.files;
+        let sizes = match formats.quantize {
+            None => files.sizes,
+            Some(asked) => files.quantized_sizes(asked).map_err(|error| Error::ModelUnsupported {
+                model: files.name.clone(),
+                why: error.to_string(),
+            })?,
+        };
+        Ok(Self { assets, formats, sizes })
+    }
+
     /// Returns the model's name.
     #[must_use]
     pub fn model(&self) -> &ModelName {
@@ -107,14 +140,20 @@ impl LoadSpec {
 /// A load, decided by [`super::Backend::plan`] and carried out by [`super::Backend::load`].
 #[derive(Clone, Debug)]
 pub struct LoadPlan {
-    /// The model.
+    /// The model; the float type to compute with is decided, and not `Auto`.
     pub spec: LoadSpec,
-    /// Float type to compute with; not `Auto`.
-    pub dtype: ComputeDtype,
     /// Whether quantized matrices are dequantized at load.
     pub dequantize: bool,
     /// Bytes that the weights will take.
     pub needed_bytes: u64,
     /// Bytes of the KV cache that there must be room for besides, so that a first request can run.
     pub kv_bytes: u64,
+}
+
+impl LoadPlan {
+    /// Returns the bytes that must be free for it.
+    #[must_use]
+    pub fn reserved_bytes(&self) -> u64 {
+        self.needed_bytes.saturating_add(self.kv_bytes)
+    }
 }

@@ -23,7 +23,7 @@ struct Device {
 fn ready(state_bytes: u64) -> Device {
     let mut fake = Fake::default();
     fake.state_bytes = state_bytes;
-    let model = fake.load(fake.plan(&spec("m"), 0)).unwrap();
+    let model = fake.load(fake.plan(&spec("m"), 0).unwrap()).unwrap();
     while !matches!(fake.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     fake.open_slab(model, 0, CAPACITY, 2).unwrap();
     Device { fake, model }

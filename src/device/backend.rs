@@ -14,7 +14,7 @@ use crate::device::leaving::Leaving;
 use crate::device::machine::{self, Share};
 use crate::device::opening::Opening;
 use crate::device::plan;
-use crate::error::{Error, MemoryRule, Shortage};
+use crate::error::Error;
 use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::dim;
 use crate::mlx::ffi::{self, DeviceFact};
@@ -39,6 +39,8 @@ pub struct MlxBackend {
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
     streams: LoadStreams,
+    /// What the load streams compute last of loads that were given up.
+    fences: Vec<Array>,
     leaving: Leaving,
 }
 
@@ -62,6 +64,8 @@ struct LoadingModel {
     loader: Box<dyn Loading>,
     weights: TensorCursor,
     opening: Opening,
+    /// Whether the system would give the memory.
+    is_paid: bool,
     /// Number of pieces taken.
     done: u64,
 }
@@ -121,10 +125,17 @@ impl MlxBackend {
         })?;
         let weights = if on_cpu { files.clone() } else { Stream::new_with_device(&Device::try_default()?) };
         let streams = LoadStreams { files, weights };
-        let (cache_limit, leaving) = (cache_limit as u64, Leaving::default());
-        let models = BTreeMap::new();
-        let kernels = selection;
-        Ok((Self { kernels, cache_limit, wired_limit, models, model_next: 0, streams, leaving }, info))
+        let backend = Self {
+            kernels: selection,
+            cache_limit: cache_limit as u64,
+            wired_limit,
+            models: BTreeMap::new(),
+            model_next: 0,
+            streams,
+            fences: Vec::new(),
+            leaving: Leaving::default(),
+        };
+        Ok((backend, info))
     }
 
     /// Wires the weights of all models where that is configured and safe: once, when one has been loaded.
@@ -146,23 +157,45 @@ impl MlxBackend {
         }
     }
 
-    /// Checks that the system would give `bytes`: on the CPU, MLX does not.
-    fn reserve(&self, bytes: u64, refused: impl FnOnce(u64) -> Error) -> Result<(), Error> {
-        if !self.kernels.on_cpu {
-            return Ok(());
-        }
-        let mut available = ffi::available(bytes);
-        if available < bytes {
-            self.leaving.wait();
-            available = ffi::available(bytes);
-        }
-        if available < bytes { Err(refused(available)) } else { Ok(()) }
+    /// Returns what the system would give of `bytes`, where it is less: on the CPU, MLX does not ask.
+    fn shortage(&self, bytes: u64) -> Option<u64> {
+        let available = if self.kernels.on_cpu { ffi::available(bytes) } else { bytes };
+        Some(available).filter(|available| *available < bytes)
     }
 
-    /// Returns whether something of an unloaded model is still being freed.
-    #[cfg(test)]
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving.is_busy()
+    /// Returns whether something of an unloaded model is still being freed, or read where it was loading.
+    pub(super) fn is_leaving(&mut self) -> Result<bool, Error> {
+        for fence in &self.fences {
+            if !ffi::is_available(fence)? {
+                return Ok(true);
+            }
+        }
+        self.fences.clear();
+        Ok(self.leaving.is_busy())
+    }
+
+    /// Frees something on a thread of its own where that takes long: on a CPU.
+    pub(super) fn free(&mut self, held: impl Send + 'static) {
+        if self.kernels.on_cpu {
+            self.leaving.free(held);
+        }
+    }
+
+    /// Returns freed buffers that MLX caches to the system: at once on a GPU.
+    fn empty_cache(&self) -> Result<(), Error> {
+        if self.kernels.on_cpu {
+            self.leaving.empty_cache();
+            return Ok(());
+        }
+        Ok(memory::clear_cache()?)
+    }
+
+    /// Notes what the load streams have to do before another load may use them: a piece that was begun is
+    /// read to its end.
+    fn fence(&mut self) -> Result<(), Error> {
+        let zero = |on: &Stream| with_stream(on, || ops::zeros_dtype(&[1], Dtype::Float32));
+        self.fences = vec![zero(&self.streams.files)?, zero(&self.streams.weights)?];
+        Ok(async_eval(&self.fences)?)
     }
 
     /// Returns the bytes of `wanted` that the device has, as far as it tells.
@@ -209,32 +242,19 @@ fn cpu_memory() -> Option<u64> {
 
 impl Backend for MlxBackend {
     fn budget_bytes(&self) -> u64 {
-        let counted = self.memory();
+        let DeviceMemory { active, cache, .. } = self.memory();
         // What is free on a GPU of its own, and what this process has of it.
-        let free = device_size("free_memory").map(|free| free + counted.active + counted.cache);
+        let free = device_size("free_memory").map(|free| free + active + cache);
         let share = Share { recommended: working_set(), free, memory: device_memory(self.kernels.on_cpu) };
         machine::budget(share, self.cache_limit)
     }
 
-    fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> LoadPlan {
+    fn plan(&self, spec: &LoadSpec, free_bytes: u64) -> Result<LoadPlan, Error> {
         plan::plan(spec, self.kernels, free_bytes)
     }
 
     fn load(&mut self, plan: LoadPlan) -> Result<ModelId, Error> {
         let files = plan.spec.files();
-        let (model, needed_bytes) = (files.name.clone(), plan.needed_bytes);
-        self.reserve(needed_bytes, |available_bytes| {
-            let (rule, in_the_way) = (MemoryRule::System, Vec::new());
-            let budget_bytes = self.budget_bytes();
-            Error::MemoryBudget(Box::new(Shortage {
-                model,
-                needed_bytes,
-                available_bytes,
-                budget_bytes,
-                rule,
-                in_the_way,
-            }))
-        })?;
         let policy = plan::policy(&plan, self.kernels);
         let loader = plan::open(&plan.spec, policy)?;
         if let Some(warning) = &files.weights.warning {
@@ -247,7 +267,7 @@ impl Backend for MlxBackend {
         }
         let id = ModelId(self.model_next);
         self.model_next += 1;
-        let loading = LoadingModel { plan, policy, loader, weights, opening, done: 0 };
+        let loading = LoadingModel { plan, policy, loader, weights, opening, is_paid: false, done: 0 };
         self.models.insert(id, Entry::Loading(Box::new(loading)));
         Ok(id)
     }
@@ -256,13 +276,24 @@ impl Backend for MlxBackend {
         let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
             return Err(Error::Internal(format!("model {model:?} is not loading")));
         };
-        let LoadingModel { plan, policy, loader, weights, opening, done } = &mut **loading;
-        if !opening.is_done() {
-            if let Some((file, is_spare)) = opening.take()? {
-                weights.add(file, is_spare, &self.streams.files)?;
+        if !loading.opening.is_done() {
+            if let Some((file, is_spare)) = loading.opening.take()? {
+                loading.weights.add(file, is_spare, &self.streams.files)?;
             }
+            return Ok(LoadStep::Opening);
+        }
+        let unpaid_bytes = if loading.is_paid { 0 } else { loading.plan.reserved_bytes() };
+        if self.is_leaving()? {
             return Ok(LoadStep::Pending);
         }
+        if let Some(available_bytes) = self.shortage(unpaid_bytes) {
+            return Ok(LoadStep::Short { available_bytes });
+        }
+        let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
+            return Err(Error::Internal(format!("model {model:?} is not loading")));
+        };
+        let LoadingModel { plan, policy, loader, weights, is_paid, done, .. } = &mut **loading;
+        *is_paid = true;
         if weights.is_reading()? {
             return Ok(LoadStep::Pending);
         }
@@ -276,7 +307,6 @@ impl Backend for MlxBackend {
             let done_bytes = facts.file_bytes / pieces * *done;
             return Ok(LoadStep::Reading { done_bytes, total_bytes: facts.file_bytes });
         };
-        memory::clear_cache()?;
         let kv = Kv::new(loader.kv_shape());
         let attention = policy.kernels.for_cache(kv.shape());
         let step_shape = attention.step_shape(kv.shape());
@@ -301,19 +331,25 @@ impl Backend for MlxBackend {
         let vocabulary = dim(shape.vocabulary_size);
         let ready = ReadyModel { model: ready, kv, attention, step_shape, vocabulary, running: None };
         self.models.insert(model, Entry::Ready(Box::new(ready)));
+        self.empty_cache()?;
         self.wire();
         Ok(LoadStep::Ready(shape))
     }
 
     fn unload(&mut self, model: ModelId) -> Result<(), Error> {
         match self.models.remove(&model) {
-            Some(Entry::Ready(ready)) if self.kernels.on_cpu => {
-                let weights: Vec<Array> = ready.model.arrays().into_iter().cloned().collect();
-                self.leaving.free((weights, ready.kv));
+            Some(Entry::Ready(ready)) => {
+                let ReadyModel { model, kv, .. } = *ready;
+                self.free((model, kv));
             }
-            Some(Entry::Ready(_) | Entry::Loading(_)) | None => {}
+            Some(Entry::Loading(loading)) => {
+                let LoadingModel { loader, weights, .. } = *loading;
+                self.fence()?;
+                self.free((loader, weights.into_arrays()));
+            }
+            None => {}
         }
-        Ok(memory::clear_cache()?)
+        self.empty_cache()
     }
 
     fn open_slab(&mut self, model: ModelId, slab: u32, capacity: u32, slots: u32) -> Result<(), Error> {
@@ -321,7 +357,13 @@ impl Backend for MlxBackend {
         let slot_bytes = u64::from(capacity) * shape.bytes_per_token() + shape.bytes_per_sequence();
         let needed_bytes = slot_bytes.saturating_mul(slots.into());
         let shortage = |available_bytes| Error::KvShortage { needed_bytes, available_bytes };
-        self.reserve(needed_bytes, shortage)?;
+        if self.shortage(needed_bytes).is_some() {
+            // The request would end, though what it needs is about to be free.
+            self.leaving.wait();
+        }
+        if let Some(available_bytes) = self.shortage(needed_bytes) {
+            return Err(shortage(available_bytes));
+        }
         let opened = self.ready(model)?.kv.open(slab, capacity, slots);
         opened.map_err(|error| {
             tracing::warn!(%error, "MLX did not allocate a KV slab");
@@ -331,7 +373,7 @@ impl Backend for MlxBackend {
 
     fn close_slab(&mut self, model: ModelId, slab: u32) -> Result<(), Error> {
         self.ready(model)?.kv.close(slab);
-        Ok(memory::clear_cache()?)
+        self.empty_cache()
     }
 
     fn clear_slot(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error> {
@@ -362,9 +404,11 @@ impl Backend for MlxBackend {
     }
 
     fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
-        let kv = &mut self.ready(model)?.kv;
-        let parked = kv.park_slab(slot, tokens)?;
-        memory::clear_cache().inspect_err(|_| kv.drop_parked(parked))?;
+        let parked = self.ready(model)?.kv.park_slab(slot, tokens)?;
+        if let Err(error) = self.empty_cache() {
+            self.ready(model)?.kv.drop_parked(parked);
+            return Err(error);
+        }
         Ok(parked)
     }
 
@@ -405,14 +449,14 @@ impl Backend for MlxBackend {
     }
 
     fn trim(&mut self) -> Result<(), Error> {
-        self.leaving.wait();
-        memory::clear_cache()?;
+        // Forgets what has gone.
+        self.is_leaving()?;
+        self.empty_cache()?;
         ffi::trim_heap();
         Ok(())
     }
 
     fn memory(&self) -> DeviceMemory {
-        self.leaving.wait();
         let count = |bytes: Result<usize, _>| bytes.map_or(0, |bytes: usize| bytes as u64);
         DeviceMemory {
             active: count(memory::active_memory().map_err(drop)),

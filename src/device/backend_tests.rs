@@ -5,19 +5,24 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use super::backend::MlxBackend;
 use crate::backend::{
-    Backend, ComputeDtype, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, RowOutput, RowResult, Sample,
-    SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
+    Backend, ComputeDtype, Formats, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, RowOutput, RowResult,
+    Sample, SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
 };
 use crate::error::Error;
-use crate::hub::{ModelAssets, ModelFiles, ModelFolder};
+use crate::hub::{ModelAssets, ModelFiles, ModelFolder, WeightSizes};
+use crate::mlx::ffi::STUCK;
 
 const HIDDEN: usize = 32;
 const VOCABULARY: usize = 40;
 const PROMPT: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
 const DRAFT: [u32; 5] = [3, 5, 8, 9, 7];
+/// Time after which what a test holds is let go, so that it fails and does not hang.
+const DEADLINE: Duration = Duration::from_secs(20);
 const A: SlotId = SlotId { slab: 0, slot: 0 };
 const B: SlotId = SlotId { slab: 0, slot: 1 };
 
@@ -100,7 +105,8 @@ fn spec(folder: &Path) -> LoadSpec {
     let files = Arc::new(ModelFiles::read(&at).unwrap());
     let vocabulary_size = files.facts.vocabulary_size;
     let assets = Arc::new(ModelAssets { files, vocabulary_size, ..ModelAssets::fake("m") });
-    LoadSpec { assets, dtype: ComputeDtype::Float32, kv: KvDtype::Compute, quantize: None }
+    let formats = Formats { dtype: ComputeDtype::Float32, kv: KvDtype::Compute, quantize: None };
+    LoadSpec::new(assets, formats).unwrap()
 }
 
 /// Both slots have the prompt, and a checkpoint at its end.
@@ -108,7 +114,7 @@ fn prompted(recurrent: bool) -> Device {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), recurrent);
     let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
-    let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
+    let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30).unwrap()).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();
     let mut device = Device { backend, model, _folder: folder };
@@ -205,22 +211,30 @@ fn a_slab_that_the_system_would_not_give_is_refused_and_the_model_goes_on() {
     assert_eq!(device.one_by_one(A, 0).len(), DRAFT.len());
 }
 
+/// Returns how a load ends.
+fn end(backend: &mut MlxBackend, model: ModelId) -> Result<LoadStep, Error> {
+    let mut steps = std::iter::from_fn(|| Some(backend.load_more(model)));
+    let goes_on = |step: &Result<LoadStep, Error>| {
+        matches!(step, Ok(LoadStep::Opening | LoadStep::Pending | LoadStep::Reading { .. }))
+    };
+    steps.find(|step| !goes_on(step)).unwrap()
+}
+
 #[test]
 fn a_load_goes_on_by_itself_and_a_file_that_is_cut_meanwhile_fails_it() {
     for cut in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), false);
         let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
-        let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
+        let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30).unwrap()).unwrap();
         // Its only file is open once the first piece was begun.
-        while backend.load_more(model) == Ok(LoadStep::Pending) {}
+        while backend.load_more(model) == Ok(LoadStep::Opening) {}
         if cut {
             let file = std::fs::File::options().write(true).open(folder.path().join("model.safetensors"));
             file.unwrap().set_len(4096).unwrap();
         }
-        let mut steps = std::iter::from_fn(|| Some(backend.load_more(model)));
-        let end = steps.find(|step| !matches!(step, Ok(LoadStep::Pending | LoadStep::Reading { .. })));
-        assert_eq!(matches!(end, Some(Ok(LoadStep::Ready(_)))), !cut, "{end:?}");
+        let end = end(&mut backend, model);
+        assert_eq!(matches!(end, Ok(LoadStep::Ready(_))), !cut, "{end:?}");
     }
 }
 
@@ -230,41 +244,116 @@ fn a_load_begins_without_a_look_at_the_files_and_reads_those_that_were_checked()
     write(folder.path(), false);
     let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
     let (spec, file) = (spec(folder.path()), folder.path().join("model.safetensors"));
-    let end = |backend: &mut MlxBackend, model| {
-        let mut steps = std::iter::from_fn(|| Some(backend.load_more(model)));
-        steps.find(|step| !matches!(step, Ok(LoadStep::Pending | LoadStep::Reading { .. }))).unwrap()
-    };
     let whole = std::fs::read(&file).unwrap();
     // A pipe, which nobody writes to, takes the place of the file.
     std::fs::remove_file(&file).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
-    let piped = backend.load(backend.plan(&spec, 1 << 30)).expect("no file is looked at");
+    let piped = backend.load(backend.plan(&spec, 1 << 30).unwrap()).expect("no file is looked at");
     assert!(matches!(end(&mut backend, piped), Err(Error::ModelInvalid { .. })));
     std::fs::remove_file(&file).unwrap();
-    let gone = backend.load(backend.plan(&spec, 1 << 30)).unwrap();
+    let gone = backend.load(backend.plan(&spec, 1 << 30).unwrap()).unwrap();
     assert_eq!(end(&mut backend, gone), Err(Error::ModelUnloaded("m".into())), "it changed");
     std::fs::write(&file, &whole).unwrap();
     let again = self::spec(folder.path());
-    let model = backend.load(backend.plan(&again, 1 << 30)).unwrap();
-    while backend.load_more(model) == Ok(LoadStep::Pending) {}
+    let model = backend.load(backend.plan(&again, 1 << 30).unwrap()).unwrap();
+    while backend.load_more(model) == Ok(LoadStep::Opening) {}
     // It is open: another one under its name is not read.
     std::fs::remove_file(&file).unwrap();
     assert!(matches!(end(&mut backend, model), Ok(LoadStep::Ready(_))));
 }
 
+/// Holds a thread that frees it until the test lets go, or the time is over.
+struct Held(Receiver<()>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.recv_timeout(DEADLINE);
+    }
+}
+
 #[test]
-fn what_an_unloaded_model_held_is_free_when_the_memory_is_counted() {
+fn nobody_waits_for_the_memory_of_an_unloaded_model_but_the_next_load() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), false);
     let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
-    let leaving = (0..3).map(|_| {
-        let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30)).unwrap();
-        while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
-        backend.open_slab(model, 0, 64, 2).unwrap();
-        backend.unload(model).unwrap();
-        assert!(backend.clear_slot(model, A, 1).is_err(), "it is gone at once");
-        backend.memory();
-        backend.is_leaving()
-    });
-    assert_eq!(leaving.collect::<Vec<_>>(), [false; 3]);
+    let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30).unwrap()).unwrap();
+    assert!(matches!(end(&mut backend, model), Ok(LoadStep::Ready(_))));
+    let (let_go, held) = sync_channel(1);
+    backend.free(Held(held));
+    backend.unload(model).unwrap();
+    assert!(backend.clear_slot(model, A, 1).is_err(), "it is gone at once");
+    backend.memory();
+    backend.budget_bytes();
+    backend.trim().unwrap();
+    let next = backend.load(backend.plan(&spec(folder.path()), 1 << 30).unwrap()).unwrap();
+    while backend.load_more(next).unwrap() == LoadStep::Opening {}
+    let steps: Vec<LoadStep> = (0..100).map(|_| backend.load_more(next).unwrap()).collect();
+    assert!(steps.iter().all(|step| *step == LoadStep::Pending), "nothing was waited for");
+    assert!(backend.is_leaving().unwrap());
+    let_go.send(()).unwrap();
+    assert!(matches!(end(&mut backend, next), Ok(LoadStep::Ready(_))));
+    assert!(!backend.is_leaving().unwrap());
+}
+
+#[test]
+fn a_read_that_hangs_in_a_load_that_was_given_up_stops_nobody() {
+    let [hanging, next] = [(), ()].map(|()| tempfile::tempdir().unwrap());
+    [&hanging, &next].iter().for_each(|folder| write(folder.path(), false));
+    let file = |name: &str| hanging.path().join(name);
+    std::fs::rename(file("model.safetensors"), file("model-stuck.safetensors")).unwrap();
+    let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
+    let running = backend.load(backend.plan(&spec(next.path()), 1 << 30).unwrap()).unwrap();
+    assert!(matches!(end(&mut backend, running), Ok(LoadStep::Ready(_))));
+    let (let_go, held) = sync_channel::<()>(1);
+    let hold = move || {
+        let _stuck = STUCK.lock();
+        held.recv_timeout(DEADLINE)
+    };
+    let holder = std::thread::Builder::new().name("holder".into()).spawn(hold).unwrap();
+    while STUCK.try_lock().is_ok() {}
+    let model = backend.load(backend.plan(&spec(hanging.path()), 1 << 30).unwrap()).unwrap();
+    // Frequencies and head are looked at; then the embedding is read.
+    let pieces = std::iter::from_fn(|| Some(backend.load_more(model).unwrap()));
+    pieces.filter(|step| matches!(step, LoadStep::Reading { .. })).nth(2).unwrap();
+    assert_eq!(backend.load_more(model), Ok(LoadStep::Pending));
+    backend.unload(model).unwrap();
+    let model = backend.load(backend.plan(&spec(next.path()), 1 << 30).unwrap()).unwrap();
+    while backend.load_more(model).unwrap() == LoadStep::Opening {}
+    backend.open_slab(running, 0, 64, 1).unwrap();
+    for tokens in 0..100 {
+        assert_eq!(backend.load_more(model), Ok(LoadStep::Pending), "the stream is in use");
+        let span = Span { slot: A, start: tokens, kind: SpanKind::Prefill, tokens: vec![1], outputs: vec![] };
+        if tokens < 9 {
+            backend.launch(running, Step { spans: vec![span] }).unwrap();
+            backend.collect(running).unwrap();
+        }
+    }
+    assert!(let_go.send(()).is_ok(), "it still hung");
+    assert_eq!(holder.join().unwrap(), Ok(()));
+    assert!(matches!(end(&mut backend, model), Ok(LoadStep::Ready(_))));
+}
+
+#[test]
+fn what_the_config_forbids_is_told_by_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), false);
+    let (backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
+    let at = folder.path().join("config.json");
+    let config = std::fs::read_to_string(&at).unwrap();
+    std::fs::write(&at, config.replace("\"llama\"", "\"gpt_neox\"")).unwrap();
+    let refused = backend.plan(&spec(folder.path()), 1 << 30);
+    assert!(matches!(refused, Err(Error::ModelUnsupported { .. })), "{refused:?}");
+    std::fs::write(&at, config.replace("\"rms_norm_eps\"", "\"eps\"")).unwrap();
+    let refused = backend.plan(&spec(folder.path()), 1 << 30);
+    assert!(matches!(refused, Err(Error::ModelInvalid { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_plan_takes_the_sizes_that_were_counted_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), false);
+    let (backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
+    let sizes = WeightSizes { plain_elements: 1000, ..WeightSizes::default() };
+    let plan = backend.plan(&LoadSpec { sizes, ..spec(folder.path()) }, 1 << 30).unwrap();
+    assert_eq!((plan.needed_bytes, plan.kv_bytes), (4000, 500));
 }

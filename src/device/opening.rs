@@ -1,5 +1,5 @@
 //! Opens the weight files of a load on a thread of its own, ahead of the engine: a file system that does not
-//! answer keeps the load waiting, and nothing else.
+//! answer keeps this load waiting, and others only if they have no room beside it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};

@@ -1,13 +1,13 @@
 //! Decides how a model is loaded, from its config and the headers of its files: the dtype, whether quantized
 //! matrices are dequantized, and the bytes that it will take. Pure: nothing is read, and what depends on the
-//! tensors was counted when their headers were read.
+//! tensors was counted by whoever wants the load.
 //!
 //! Policy: on the CPU everything computes in float32, where quantized products are several times slower
 //! than dense ones with a good BLAS, so matrices are dequantized when that fits. GPUs compute as stored.
 
 use mlx_rs::{Dtype, Stream};
 
-use crate::backend::{ComputeDtype, KvDtype, LoadPlan, LoadSpec};
+use crate::backend::{ComputeDtype, Formats, KvDtype, LoadPlan, LoadSpec};
 use crate::error::Error;
 use crate::hub::{Dtype as Stored, ModelFiles, WeightSizes};
 use crate::mlx::kernels::Selection;
@@ -22,12 +22,15 @@ const KV_RESERVE_TOKENS: u32 = 1024;
 const KV_RESERVE_PART: u64 = 8;
 
 /// Plans a load with `free_bytes` available.
-pub(crate) fn plan(spec: &LoadSpec, kernels: Selection, free_bytes: u64) -> LoadPlan {
+///
+/// # Errors
+/// The model's config is one that cannot be loaded.
+pub(crate) fn plan(spec: &LoadSpec, kernels: Selection, free_bytes: u64) -> Result<LoadPlan, Error> {
     let on_cpu = kernels.on_cpu;
-    let sizes = spec.quantize.map_or(spec.files().sizes, |asked| spec.files().quantized_sizes(asked));
-    let dtype = match spec.dtype {
+    let LoadSpec { formats, sizes, .. } = spec;
+    let dtype = match formats.dtype {
         ComputeDtype::Auto if on_cpu => ComputeDtype::Float32,
-        ComputeDtype::Auto => stored_float(&sizes),
+        ComputeDtype::Auto => stored_float(sizes),
         given => given,
     };
     let item = if dtype == ComputeDtype::Float32 { 4 } else { 2 };
@@ -35,31 +38,29 @@ pub(crate) fn plan(spec: &LoadSpec, kernels: Selection, free_bytes: u64) -> Load
     let packed_bytes = sizes.packed_bytes + (sizes.plain_elements + sizes.side_elements) * item;
     let quantized = sizes.packed_bytes > 0;
     let packed = LoadPlan {
-        spec: spec.clone(),
-        dtype,
+        spec: LoadSpec { formats: Formats { dtype, ..*formats }, ..spec.clone() },
         dequantize: false,
         needed_bytes: if quantized { packed_bytes } else { dense_bytes },
         kv_bytes: 0,
     };
-    let kv_bytes = first_kv_bytes(&packed, kernels);
+    let kv_bytes = first_kv_bytes(&packed, kernels)?;
     if quantized && on_cpu && dense_bytes.saturating_add(kv_bytes) <= free_bytes {
-        return LoadPlan { dequantize: true, needed_bytes: dense_bytes, kv_bytes, ..packed };
+        return Ok(LoadPlan { dequantize: true, needed_bytes: dense_bytes, kv_bytes, ..packed });
     }
-    LoadPlan { kv_bytes, ..packed }
+    Ok(LoadPlan { kv_bytes, ..packed })
 }
 
-/// Returns the bytes of a first request's KV cache; 0 for a model that cannot be opened, which its load says.
-fn first_kv_bytes(plan: &LoadPlan, kernels: Selection) -> u64 {
-    let Ok(loader) = open(&plan.spec, policy(plan, kernels)) else { return 0 };
-    let shape = loader.kv_shape();
+/// Returns the bytes of a first request's KV cache.
+fn first_kv_bytes(plan: &LoadPlan, kernels: Selection) -> Result<u64, Error> {
+    let shape = open(&plan.spec, policy(plan, kernels))?.kv_shape();
     let tokens = plan.spec.files().facts.context_length.min(KV_RESERVE_TOKENS);
     let kv_bytes = shape.bytes_per_token() * u64::from(tokens) + shape.bytes_per_sequence();
-    kv_bytes.min(plan.needed_bytes / KV_RESERVE_PART)
+    Ok(kv_bytes.min(plan.needed_bytes / KV_RESERVE_PART))
 }
 
 /// Returns how the weights become arrays.
 pub(crate) fn policy(plan: &LoadPlan, kernels: Selection) -> Policy {
-    let float = match plan.dtype {
+    let float = match plan.spec.formats.dtype {
         ComputeDtype::Auto | ComputeDtype::Float32 => Dtype::Float32,
         ComputeDtype::Bfloat16 => Dtype::Bfloat16,
         ComputeDtype::Float16 => Dtype::Float16,
@@ -84,7 +85,7 @@ pub(crate) fn named_dtype(files: &ModelFiles) -> Option<Dtype> {
 /// too.
 pub(crate) fn quantizing(plan: &LoadPlan, layers: usize, on: &Stream) -> Option<Quantizing> {
     let files = plan.spec.files();
-    let asked = plan.spec.quantize?;
+    let asked = plan.spec.formats.quantize?;
     let model_type = files.facts.architecture.clone();
     Some(Quantizing {
         rule: QuantRule::new(asked, &model_type, layers),
@@ -96,7 +97,8 @@ pub(crate) fn quantizing(plan: &LoadPlan, layers: usize, on: &Stream) -> Option<
 
 /// Returns the architecture, ready to take tensors.
 pub(crate) fn open(spec: &LoadSpec, policy: Policy) -> Result<Box<dyn Loading>, Error> {
-    let setup = Setup { dtype: policy.float, kernels: policy.kernels, int8_kv: spec.kv == KvDtype::Int8 };
+    let setup =
+        Setup { dtype: policy.float, kernels: policy.kernels, int8_kv: spec.formats.kv == KvDtype::Int8 };
     models::open(&spec.files().text_config, setup).map_err(|error| match error {
         OpenError::Unsupported(why) => Error::ModelUnsupported { model: spec.model().clone(), why },
         OpenError::Invalid(why) => Error::ModelInvalid { model: spec.model().clone(), why },
@@ -105,20 +107,20 @@ pub(crate) fn open(spec: &LoadSpec, policy: Policy) -> Result<Box<dyn Loading>, 
 
 /// Describes the arithmetic for people.
 pub(crate) fn computes_in(plan: &LoadPlan) -> String {
-    let float = match plan.dtype {
+    let float = match plan.spec.formats.dtype {
         ComputeDtype::Auto | ComputeDtype::Float32 => "float32",
         ComputeDtype::Bfloat16 => "bfloat16",
         ComputeDtype::Float16 => "float16",
     };
     let quantized = plan.spec.files().sizes.packed_bytes > 0;
-    let weights = match (plan.spec.quantize, quantized, plan.dequantize) {
+    let weights = match (plan.spec.formats.quantize, quantized, plan.dequantize) {
         (Some(asked), _, true) => format!(", quantized to {asked}, and dequantized at load"),
         (Some(asked), _, false) => format!(", quantized to {asked} at load"),
         (None, true, true) => ", dequantized at load".into(),
         (None, true, false) => ", quantized weights".into(),
         (None, false, _) => String::new(),
     };
-    let kv = if plan.spec.kv == KvDtype::Int8 { ", 8-bit KV cache" } else { "" };
+    let kv = if plan.spec.formats.kv == KvDtype::Int8 { ", 8-bit KV cache" } else { "" };
     format!("{float}{weights}{kv}")
 }
 

@@ -17,8 +17,12 @@ impl<B: Backend> Engine<B> {
 
     /// Reads the byte budget again, which the device may have changed.
     pub(super) fn renew_budget(&mut self) {
-        let budget_bytes = self.residency.memory_budget_bytes;
-        self.budget_bytes = budget_bytes.unwrap_or_else(|| self.backend.budget_bytes());
+        self.budget_bytes = self.current_budget();
+    }
+
+    /// Returns the byte budget that a load would have now.
+    pub(super) fn current_budget(&self) -> u64 {
+        self.residency.memory_budget_bytes.unwrap_or_else(|| self.backend.budget_bytes())
     }
 
     /// Evicts models and frees cached KV for the load of `wanted`. Returns false if a model was leased since
@@ -34,8 +38,16 @@ impl<B: Backend> Engine<B> {
                 Err(error) => return Err(error),
             }
         }
-        self.give_back(evictions.cached_bytes, None);
+        self.empty(evictions);
         Ok(true)
+    }
+
+    /// Frees what is cached of models that stay, in the order of the policy.
+    fn empty(&mut self, evictions: &Evictions) {
+        let mut left = self.close_empty(evictions.cached_bytes, None);
+        for model in &evictions.emptied {
+            left = left.saturating_sub(self.evict_cached(model, left));
+        }
     }
 
     /// Frees what exceeds the budget, models included, as far as the policy allows it.
@@ -56,7 +68,7 @@ impl<B: Backend> Engine<B> {
                 Err(error) => tracing::error!(%model, ?error, "the model could not be unloaded"),
             }
         }
-        self.give_back(evictions.cached_bytes, None);
+        self.empty(&evictions);
     }
 
     /// Unloads the models that nobody has used for their time. Returns whether there was one.

@@ -23,24 +23,30 @@ const WARM_TOKENS: u32 = 16;
 
 /// How far a load came.
 pub(super) enum Advance {
+    /// Its files are being opened.
+    Opening,
     /// It waits for a piece.
     Waited,
     /// A piece was begun.
     Read,
     /// Steps of it ran on the device.
     Warmed,
+    /// The system has less memory for it than was planned.
+    Short {
+        /// Bytes that it would give.
+        available_bytes: u64,
+    },
     /// The model is ready.
     Ready(ModelId, ModelShape),
 }
 
 /// A load that waits or runs.
 pub(super) struct Load {
+    /// The model; its number formats are decided.
     pub(super) spec: LoadSpec,
-    /// What those who wait say about the model's stay.
-    pub(super) stay: Stay,
     listeners: Vec<Listener>,
-    /// The model and the bytes reserved for it, once it has begun.
-    begun: Option<(ModelId, u64)>,
+    /// The model and its plan, whose bytes are reserved, once it has begun.
+    begun: Option<(ModelId, LoadPlan)>,
     /// The model's shape and the warm-up steps taken, once it is read.
     warming: Option<(ModelShape, usize)>,
 }
@@ -49,24 +55,23 @@ pub(super) struct Load {
 struct Listener {
     events: mpsc::Sender<LoadEvent>,
     wants_lease: bool,
+    /// What it says about the model's stay.
+    stay: Stay,
 }
 
 impl Load {
     /// Returns a load that waits.
-    pub(super) fn new(work: LoadWork) -> Self {
-        let spec = work.spec.clone();
-        let mut load =
-            Self { spec, stay: Stay::default(), listeners: Vec::new(), begun: None, warming: None };
+    pub(super) fn new(spec: LoadSpec, work: LoadWork) -> Self {
+        let mut load = Self { spec, listeners: Vec::new(), begun: None, warming: None };
         load.join(work);
         load
     }
 
-    /// Adds one who is told; those who left are forgotten.
+    /// Adds one who is told, and who takes the model as it is loaded; those who left are forgotten.
     pub(super) fn join(&mut self, work: LoadWork) {
         let LoadWork { spec: _, stay, wants_lease, events } = work;
-        self.stay.renew(stay);
         self.listeners.retain(|listener| !listener.events.is_closed());
-        self.listeners.push(Listener { events, wants_lease });
+        self.listeners.push(Listener { events, wants_lease, stay });
     }
 
     /// Returns the number of those who are told.
@@ -85,36 +90,43 @@ impl Load {
         self.begun.is_some()
     }
 
+    /// Returns what those who still wait say about the model's stay.
+    pub(super) fn stay(&self) -> Stay {
+        let mut stay = Stay::default();
+        let waiting = self.listeners.iter().filter(|listener| !listener.events.is_closed());
+        waiting.for_each(|listener| stay.renew(listener.stay));
+        stay
+    }
+
     /// Returns the bytes reserved for it.
     pub(super) fn reserved_bytes(&self) -> u64 {
-        self.begun.map_or(0, |(_, bytes)| bytes)
+        self.begun.as_ref().map_or(0, |(_, plan)| plan.reserved_bytes())
     }
 
     /// Opens the model and reserves the bytes that it needs.
     pub(super) fn begin<B: Backend>(&mut self, backend: &mut B, plan: LoadPlan) -> Result<(), Error> {
-        let needed_bytes = plan.needed_bytes + plan.kv_bytes;
-        self.begun = Some((backend.load(plan)?, needed_bytes));
+        self.begun = Some((backend.load(plan.clone())?, plan));
         Ok(())
     }
 
     /// Begins one more piece, or takes one more warm-up step.
     pub(super) fn advance<B: Backend>(&mut self, backend: &mut B) -> Result<Advance, Error> {
-        let Some((id, _)) = self.begun else { return Ok(Advance::Waited) };
+        let Some((id, LoadPlan { kv_bytes, .. })) = self.begun else { return Ok(Advance::Waited) };
         if let Some((shape, done)) = self.warming.take() {
-            let steps = if shape.prepares_steps { WARM_STEPS.len() } else { WARM_STEPS_MIN };
-            match WARM_STEPS[..steps].get(done) {
-                Some(&(sequences, tokens)) => warm(backend, id, sequences, &[tokens])?,
-                // Where a prompt runs in large pieces, what follows a long one is different too.
-                None if done == steps && shape.prefill_tokens_min > WARM_TOKENS => {
-                    warm(backend, id, 1, &[shape.prefill_tokens_min, 1])?;
+            return match warm_up(backend, id, (&shape, kv_bytes), done) {
+                Ok(true) => {
+                    self.warming = Some((shape, done + 1));
+                    Ok(Advance::Warmed)
                 }
-                None => return Ok(Advance::Ready(id, shape)),
-            }
-            self.warming = Some((shape, done + 1));
-            return Ok(Advance::Warmed);
+                Ok(false) => Ok(Advance::Ready(id, shape)),
+                Err(Error::KvShortage { available_bytes, .. }) => Ok(Advance::Short { available_bytes }),
+                Err(error) => Err(error),
+            };
         }
         match backend.load_more(id)? {
+            LoadStep::Opening => return Ok(Advance::Opening),
             LoadStep::Pending => return Ok(Advance::Waited),
+            LoadStep::Short { available_bytes } => return Ok(Advance::Short { available_bytes }),
             LoadStep::Reading { done_bytes, total_bytes } => {
                 self.progress(|| LoadEvent::Progress { done_bytes, total_bytes });
             }
@@ -128,8 +140,8 @@ impl Load {
 
     /// Frees what was read.
     pub(super) fn abandon<B: Backend>(&self, backend: &mut B) {
-        if let Some((id, _)) = self.begun
-            && let Err(error) = backend.unload(id)
+        if let Some((id, _)) = &self.begun
+            && let Err(error) = backend.unload(*id)
         {
             tracing::error!(model = %self.spec.model(), ?error, "the model could not be unloaded");
         }
@@ -147,7 +159,7 @@ impl Load {
 
     /// Tells the end to every listener that has not left; those who asked for a lease get one.
     pub(super) fn end(self, event: impl Fn(Option<ModelLease>) -> LoadEvent, lease: &ModelLease) {
-        for Listener { events, wants_lease } in self.listeners {
+        for Listener { events, wants_lease, .. } in self.listeners {
             if !events.is_closed() {
                 let _ = events.try_send(event(wants_lease.then(|| lease.clone())));
             }
@@ -160,6 +172,29 @@ impl Load {
             let _ = events.try_send(LoadEvent::Failed(error.clone()));
         }
     }
+}
+
+/// Takes the warm-up step of this number, with no more sequences than `kv_bytes` hold, but one. Returns
+/// whether there was one.
+fn warm_up<B: Backend>(
+    backend: &mut B,
+    id: ModelId,
+    (shape, kv_bytes): (&ModelShape, u64),
+    number: usize,
+) -> Result<bool, Error> {
+    let steps = if shape.prepares_steps { WARM_STEPS.len() } else { WARM_STEPS_MIN };
+    if let Some(&(sequences, tokens)) = WARM_STEPS[..steps].get(number) {
+        let slot_bytes = u64::from(WARM_TOKENS) * shape.kv_bytes_per_token + shape.state_bytes;
+        let paid = u32::try_from(kv_bytes / slot_bytes.max(1)).unwrap_or(u32::MAX);
+        warm(backend, id, sequences.min(paid.max(1)), &[tokens])?;
+        return Ok(true);
+    }
+    // Where a prompt runs in large pieces, what follows a long one is different too.
+    let has_long = number == steps && shape.prefill_tokens_min > WARM_TOKENS;
+    if has_long {
+        warm(backend, id, 1, &[shape.prefill_tokens_min, 1])?;
+    }
+    Ok(has_long)
 }
 
 /// Runs steps of `sequences` sequences with `steps` tokens each, so that requests do not wait for what the

@@ -25,7 +25,7 @@ pub use api::{
 pub use thread::start;
 
 // The edge names these too, but needs nothing else of a backend.
-pub use crate::backend::{ComputeDtype, DeviceInfo, DeviceMemory, KvDtype, LoadSpec, TokenLogprobs};
+pub use crate::backend::{ComputeDtype, DeviceInfo, DeviceMemory, Formats, KvDtype, LoadSpec, TokenLogprobs};
 pub use crate::cache::SlabClass;
 pub use crate::prompt::Prompt;
 pub use crate::residency::{

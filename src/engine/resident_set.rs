@@ -8,10 +8,10 @@ use super::core::Engine;
 use super::load::{Advance, Load};
 use super::model::{Resident, Room};
 use crate::backend::{Backend, KvDtype, LoadPlan, LoadSpec};
-use crate::error::Error;
+use crate::error::{Error, MemoryRule, Shortage};
 use crate::ids::ModelName;
 use crate::residency::{
-    Demand, Evictions, Fit, Formats, Lifetime, Memory, ModelLease, Plan, State, Tenant, available_bytes, plan,
+    Demand, Evictions, Fit, Lifetime, Memory, ModelLease, Plan, State, Tenant, available_bytes, plan,
 };
 use crate::sched::{Blocked, Claims};
 
@@ -87,25 +87,36 @@ impl<B: Backend> Engine<B> {
     /// Frees `missing` bytes, as far as they are reclaimable, from all models but `spared`: empty slabs
     /// first, then parked caches, the least recently used of all models first.
     pub(super) fn give_back(&mut self, missing: u64, spared: Option<&ModelName>) {
-        let mut left = missing;
-        if missing == 0 {
-            return;
+        let mut left = self.close_empty(missing, spared);
+        while left > 0 {
+            let Some(model) = self.oldest_parked(spared) else { return };
+            left = left.saturating_sub(self.evict_cached(&model, 1));
         }
+    }
+
+    /// Closes empty slabs of `missing` bytes, of all models but `spared`; returns the bytes that are missing
+    /// then.
+    pub(super) fn close_empty(&mut self, missing: u64, spared: Option<&ModelName>) -> u64 {
+        let mut left = missing;
         self.each_model(|resident, cx| {
             if left > 0 && Some(resident.spec.model()) != spared {
                 left = left.saturating_sub(freed(resident, |resident| resident.close_empty(cx, left))?);
             }
             Ok(())
         });
-        while left > 0 {
-            let Some(name) = self.oldest_parked(spared) else { return };
-            self.each_model(|resident, cx| {
-                if *resident.spec.model() == name {
-                    left = left.saturating_sub(freed(resident, |resident| resident.evict(cx, 1, None))?);
-                }
-                Ok(())
-            });
-        }
+        left
+    }
+
+    /// Evicts parked caches of a model, of at least `bytes` or all; returns the bytes that were freed.
+    pub(super) fn evict_cached(&mut self, model: &ModelName, bytes: u64) -> u64 {
+        let mut evicted = 0;
+        self.each_model(|resident, cx| {
+            if resident.spec.model() == model {
+                evicted = freed(resident, |resident| resident.evict(cx, bytes, None))?;
+            }
+            Ok(())
+        });
+        evicted
     }
 
     /// Returns the model with the cache that is evicted first, among all but `spared`.
@@ -115,85 +126,94 @@ impl<B: Backend> Engine<B> {
         oldest.min().map(|(_, name)| name.clone())
     }
 
-    /// Answers whether a model would fit now, and what its load would evict.
-    pub(super) fn fits(&mut self, spec: &LoadSpec) -> Result<Fit, Error> {
-        self.renew_budget();
+    /// Answers whether a model would fit now, and what its load would evict. A question changes nothing.
+    pub(super) fn fits(&self, spec: &LoadSpec) -> Result<Fit, Error> {
         let tenants = self.tenants();
-        let memory = self.memory();
-        let state = State { tenants: &tenants, draining: self.draining, ..State::default() };
-        let (load, decided) = self.plan_load(spec, &state);
+        let memory = Memory { budget_bytes: self.current_budget(), ..self.memory() };
         let fit = Fit {
-            needed_bytes: load.needed_bytes + load.kv_bytes,
             available_bytes: available_bytes(&tenants, &memory),
             budget_bytes: memory.budget_bytes,
             ..Fit::default()
         };
-        let bytes = |model: &ModelName| self.models.get(model).map_or(0, Resident::bytes);
-        Ok(match decided {
-            Plan::Ready => Fit { needed_bytes: 0, ..fit },
-            Plan::Wait => fit,
-            Plan::Load(Evictions { models, .. }) => {
+        Ok(match self.plan_load(spec, &self.state(spec.model(), &tenants), &memory) {
+            Ok((_, Plan::Ready | Plan::Join)) => fit,
+            Ok((load, Plan::Wait)) => Fit { needed_bytes: load.reserved_bytes(), ..fit },
+            Ok((load, Plan::Load(Evictions { models, .. }))) => {
+                let bytes = |model: &ModelName| self.models.get(model).map_or(0, Resident::bytes);
                 let evictions = models.into_iter().map(|model| (model.clone(), bytes(&model)));
-                Fit { evictions: evictions.collect(), ..fit }
+                Fit { needed_bytes: load.reserved_bytes(), evictions: evictions.collect(), ..fit }
             }
-            Plan::Refuse(Error::ModelTooLarge(shortage) | Error::MemoryBudget(shortage)) => {
-                Fit { refused: Some((shortage.rule, shortage.in_the_way)), ..fit }
+            Err(Error::ModelTooLarge(shortage) | Error::MemoryBudget(shortage)) => {
+                let Shortage { needed_bytes, available_bytes, rule, in_the_way, .. } = *shortage;
+                Fit { needed_bytes, available_bytes, refused: Some((rule, in_the_way)), ..fit }
             }
-            Plan::Refuse(error) => return Err(error),
+            Err(error) => return Err(error),
         })
     }
 
+    /// Returns what the policy decides by on a wish that comes now.
+    fn state<'a>(&self, model: &ModelName, tenants: &'a [Tenant]) -> State<'a> {
+        let loading = self.loads.iter().find(|load| load.spec.model() == model);
+        State {
+            tenants,
+            loading: loading.map(|load| load.spec.formats),
+            others_first: !self.loads.is_empty(),
+            draining: self.draining,
+        }
+    }
+
     /// Decides on the load of a model, and how it is loaded.
-    fn plan_load(&self, spec: &LoadSpec, state: &State<'_>) -> (LoadPlan, Plan) {
-        let (memory, now) = (self.memory(), self.clock.now());
+    fn plan_load(
+        &self,
+        spec: &LoadSpec,
+        state: &State<'_>,
+        memory: &Memory,
+    ) -> Result<(LoadPlan, Plan), Error> {
+        let (wanted, now) = (spec.formats, self.clock.now());
+        let mut spec = spec.clone();
+        if wanted.kv == KvDtype::Auto {
+            spec.formats.kv = self.settings.kv_dtype;
+        }
         let decide = |load: &LoadPlan| {
             let demand = Demand {
                 model: spec.model().clone(),
-                formats: Formats { dtype: spec.dtype, kv: spec.kv },
+                formats: wanted,
                 weight_bytes: load.needed_bytes,
                 kv_bytes: load.kv_bytes,
             };
-            plan(state, &demand, &memory, now)
+            plan(state, &demand, memory, now)
         };
         let cached = |tenant: &Tenant| tenant.empty_bytes + tenant.parked_bytes;
         let cached_bytes: u64 = state.tenants.iter().map(cached).sum();
-        let load = self.backend.plan(spec, memory.free_bytes() + cached_bytes);
-        let decided = decide(&load);
-        let Plan::Load(Evictions { models, .. }) = &decided else { return (load, decided) };
+        let load = self.backend.plan(&spec, memory.free_bytes() + cached_bytes)?;
+        let decided = decide(&load)?;
+        let Plan::Load(Evictions { models, .. }) = &decided else { return Ok((load, decided)) };
         if models.is_empty() {
-            return (load, decided);
+            return Ok((load, decided));
         }
         // Models that must go may leave room for a faster format than the smallest.
         let goes = |tenant: &&Tenant| models.contains(&tenant.model);
         let freed_bytes: u64 = state.tenants.iter().filter(goes).map(|tenant| tenant.bytes).sum();
-        let left = Memory { used_bytes: memory.used_bytes - freed_bytes, ..memory };
-        let load = self.backend.plan(spec, left.free_bytes());
-        let decided = decide(&load);
-        (load, decided)
+        let left = Memory { used_bytes: memory.used_bytes - freed_bytes, ..*memory };
+        let load = self.backend.plan(&spec, left.free_bytes())?;
+        let decided = decide(&load)?;
+        Ok((load, decided))
     }
 
     /// Queues a load, joins the one that runs, or answers at once.
     pub(super) fn request_load(&mut self, work: LoadWork) {
         self.renew_budget();
-        let tenants = self.tenants();
-        let model = work.spec.model().clone();
-        let running = self.loads.iter().position(|load| *load.spec.model() == model);
-        let state = State {
-            tenants: &tenants,
-            is_loading: running.is_some(),
-            others_first: !self.loads.is_empty(),
-            draining: self.draining,
-        };
-        match (self.plan_load(&work.spec, &state).1, running) {
-            (Plan::Refuse(error), _) => drop(work.events.try_send(LoadEvent::Failed(error))),
-            (Plan::Ready, _) => self.answer(&model, &work),
-            (Plan::Wait | Plan::Load(_), Some(running)) => self.loads[running].join(work),
-            (Plan::Wait | Plan::Load(_), None) => {
-                let mut load = Load::new(work);
-                if load.spec.kv == KvDtype::Auto {
-                    load.spec.kv = self.settings.kv_dtype;
+        let (model, tenants) = (work.spec.model().clone(), self.tenants());
+        match self.plan_load(&work.spec, &self.state(&model, &tenants), &self.memory()) {
+            Err(error) => drop(work.events.try_send(LoadEvent::Failed(error))),
+            Ok((_, Plan::Ready)) => self.answer(&model, &work),
+            Ok((_, Plan::Join)) => {
+                if let Some(load) = self.loads.iter_mut().find(|load| *load.spec.model() == model) {
+                    load.join(work);
                 }
-                self.loads.push_back(load);
+            }
+            Ok((load, Plan::Wait | Plan::Load(_))) => {
+                self.loads.push_back(Load::new(load.spec, work));
                 self.publish();
             }
         }
@@ -215,11 +235,17 @@ impl<B: Backend> Engine<B> {
         let abandoned = self.abandon_unwanted();
         let outcome = match self.advance_first() {
             Ok(Advance::Waited) => return abandoned,
+            Ok(Advance::Opening) => {
+                // Another one may go on meanwhile. Once it is being read, a load stays the first.
+                self.loads.rotate_left(1);
+                return abandoned;
+            }
             Ok(Advance::Read) => return true,
             Ok(Advance::Warmed) => {
                 self.models.values_mut().for_each(Resident::disturb);
                 return true;
             }
+            Ok(Advance::Short { available_bytes }) => Err(self.short(available_bytes)),
             Ok(Advance::Ready(id, shape)) => Ok((id, shape)),
             Err(error) => Err(error),
         };
@@ -228,7 +254,7 @@ impl<B: Backend> Engine<B> {
             Ok((id, shape)) => {
                 let model = load.spec.model().clone();
                 tracing::info!(%model, bytes = shape.weight_bytes, "loaded");
-                let lifetime = Lifetime::new(load.stay, self.clock.now());
+                let lifetime = Lifetime::new(load.stay(), self.clock.now());
                 let resident = Resident::new(id, load.spec.clone(), shape, (self.clock.wall(), lifetime));
                 let tenancy = resident.tenancy.lease();
                 self.models.insert(model.clone(), resident);
@@ -243,6 +269,19 @@ impl<B: Backend> Engine<B> {
             }
         }
         true
+    }
+
+    /// Returns the refusal of the first load, for which the system has less memory than was planned.
+    fn short(&self, available_bytes: u64) -> Error {
+        let Some(load) = self.loads.front() else { return Error::Internal("there is no load".into()) };
+        Error::MemoryBudget(Box::new(Shortage {
+            model: load.spec.model().clone(),
+            needed_bytes: load.reserved_bytes(),
+            available_bytes,
+            budget_bytes: self.budget_bytes,
+            rule: MemoryRule::System,
+            in_the_way: Vec::new(),
+        }))
     }
 
     /// Ends the loads that nobody waits for any more; returns whether there was one.
@@ -271,12 +310,16 @@ impl<B: Backend> Engine<B> {
         let Some(load) = self.loads.front() else { return Ok(Advance::Waited) };
         let (spec, tenants) = (load.spec.clone(), self.tenants());
         let state = State { tenants: &tenants, draining: self.draining, ..State::default() };
-        let (load, evictions) = match self.plan_load(&spec, &state) {
-            (load, Plan::Load(evictions)) => (load, evictions),
-            (_, Plan::Refuse(error)) => return Err(error),
-            (_, Plan::Ready | Plan::Wait) => {
+        let (load, evictions) = match self.plan_load(&spec, &state, &self.memory()) {
+            Ok((load, Plan::Load(evictions))) => (load, evictions),
+            Ok((_, Plan::Ready | Plan::Join | Plan::Wait)) => {
                 return Err(Error::Internal("a load of a resident model".into()));
             }
+            // A load whose files are being opened holds the memory: this one waits until it has ended.
+            Err(Error::MemoryBudget(_)) if self.loads.iter().any(Load::has_begun) => {
+                return Ok(Advance::Opening);
+            }
+            Err(error) => return Err(error),
         };
         let model = spec.model();
         if !self.make_room(&evictions, model)? {

@@ -12,7 +12,7 @@ use super::read::{
 };
 use super::{HubError, ModelFacts, ModelFolder, WeightIndex, WeightSizes, inspect, text_part};
 use crate::ids::ModelName;
-use crate::quantize::{QuantRule, Quantization};
+use crate::quantize::{QuantRule, Quantization, QuantizationError};
 use crate::text::TextFiles;
 
 /// The files of a model at one revision.
@@ -74,10 +74,17 @@ impl ModelFiles {
         QuantRule::new(quantization, &self.facts.architecture, layers.unwrap_or(0))
     }
 
-    /// Returns the sizes of the weights once they are quantized.
-    #[must_use]
-    pub fn quantized_sizes(&self, quantization: Quantization) -> WeightSizes {
-        WeightSizes::quantized(&self.weights, &self.text_config, Some(&self.rule(quantization)))
+    /// Returns the sizes of the weights once they are quantized. Counts every tensor.
+    ///
+    /// # Errors
+    /// A recipe does not fit the model.
+    pub fn quantized_sizes(&self, quantization: Quantization) -> Result<WeightSizes, QuantizationError> {
+        let rule = self.rule(quantization);
+        // What mlx-lm (mixtral.py, `sanitize`) renames.
+        let is_renamed = |name: &str| self.facts.architecture == "mixtral" && name.ends_with(".w2.weight");
+        let named = |name| if is_renamed(name) { "down_proj" } else { name };
+        rule.check(self.weights.tensors().map(|tensor| named(tensor.name.as_str())))?;
+        Ok(WeightSizes::quantized(&self.weights, &self.text_config, Some(&rule)))
     }
 
     /// Makes files of a model that is on no disk, for a backend that reads nothing.

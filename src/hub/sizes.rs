@@ -87,8 +87,8 @@ fn stored_float(weights: &WeightIndex) -> Option<Dtype> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::WeightFile;
-    use crate::quantize::Quantization;
+    use crate::hub::{ModelFiles, WeightFile};
+    use crate::quantize::{Quantization, Recipe};
 
     #[test]
     fn quantized_matrices_count_by_their_bits_and_others_as_they_are() {
@@ -137,5 +137,22 @@ mod tests {
         };
         assert_eq!(WeightSizes::quantized(&weights, &Value::Null, Some(&rule)), expected);
         assert_eq!(WeightSizes::new(&WeightIndex::default(), &config), WeightSizes::default());
+    }
+
+    #[test]
+    fn a_recipe_fits_a_model_whose_files_have_what_it_chooses_by() {
+        let recipe = Quantization::new(QuantMode::Affine, None, None, Some(Recipe::Mixed2And6)).unwrap();
+        let fits = |architecture: &str, name: &str| {
+            let mut files = ModelFiles::fake("m");
+            files.facts.architecture = architecture.into();
+            let tensor =
+                TensorInfo { name: name.into(), dtype: Dtype::BF16, shape: vec![8, 64], bytes: 1024 };
+            files.weights.files = vec![WeightFile::of_tensors("m".into(), vec![tensor])];
+            files.quantized_sizes(recipe).map(|sizes| sizes.dense_elements).map_err(|error| error.to_string())
+        };
+        assert_eq!(fits("llama", "model.layers.0.mlp.down_proj.weight"), Ok(512));
+        assert_eq!(fits("mixtral", "model.layers.0.block_sparse_moe.experts.0.w2.weight"), Ok(512));
+        let refused = Err("mixed_2_6 does not fit lfm2, which has no down_proj".to_owned());
+        assert_eq!(fits("lfm2", "model.layers.0.feed_forward.w2.weight"), refused);
     }
 }

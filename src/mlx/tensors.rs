@@ -94,13 +94,6 @@ impl TensorCursor {
         self.quantizing = Some(quantizing);
     }
 
-    /// Checks that a recipe by which matrices are quantized fits the model.
-    pub(crate) fn check_recipe(&self) -> Result<(), Error> {
-        let Some(Quantizing { rule, .. }) = &self.quantizing else { return Ok(()) };
-        let checked = rule.check(self.tensors.keys().map(String::as_str));
-        checked.map_err(|error| Error::ModelUnsupported { model: self.model.clone(), why: error.to_string() })
-    }
-
     /// Quantizes the matrix of a module that is stored as floats, if it is to be: puts elements, scales and
     /// biases in its place.
     pub(super) fn pack(&mut self, module: &str) -> Result<(), Error> {
@@ -176,6 +169,12 @@ impl TensorCursor {
         let mut all = std::mem::take(&mut self.spare);
         all.extend(std::mem::take(&mut self.tensors));
         all
+    }
+
+    /// Returns every array that it holds.
+    pub(crate) fn into_arrays(mut self) -> Vec<Array> {
+        let reading = std::mem::take(&mut self.reading);
+        self.take_all().into_values().chain(reading).collect()
     }
 
     /// Returns an error that blames the model's files.

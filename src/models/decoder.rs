@@ -17,7 +17,7 @@ use crate::mlx::tensors::{Comparison, TensorCursor};
 
 /// One architecture with its configuration. The defaults are Llama's: an architecture writes what it does
 /// otherwise.
-pub(super) trait Architecture {
+pub(super) trait Architecture: Send {
     /// Returns the common part of its config.
     fn common(&self) -> &Common;
 
@@ -87,7 +87,7 @@ pub(super) fn usual_layer(
 }
 
 /// Computes once a step what all layers of a model read.
-pub(super) trait Prelude {
+pub(super) trait Prelude: Send {
     /// Computes it from token ids `[tokens]` and their hidden states `[tokens, hidden]`.
     fn forward(&self, tokens: &Array, x: &Array) -> MlxResult<Array>;
 
@@ -257,7 +257,6 @@ impl<A: Architecture> Loading for Loader<A> {
             Stage::Head(None) | Stage::Tensors => {}
         }
         let Some(embedding) = &self.embedding else {
-            weights.check_recipe()?;
             let embedding = weights.matrix(ends.embedding, ends.vocabulary, ends.hidden)?;
             weights.begin(embedding.arrays())?;
             self.embedding = Some(embedding);

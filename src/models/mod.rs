@@ -41,7 +41,7 @@ use given::Given;
 pub(crate) use stored::{keeps_dtype, prefix};
 
 /// A model that can run.
-pub(crate) trait Model {
+pub(crate) trait Model: Send {
     /// Runs packed tokens through all layers, writing their keys and values; returns the logits `[rows,
     /// vocabulary]` of the batch's output rows, or None if it has none. `attention` is the set that attends
     /// over `kv`.
@@ -57,7 +57,7 @@ pub(crate) trait Model {
 }
 
 /// A model that is being loaded.
-pub(crate) trait Loading {
+pub(crate) trait Loading: Send {
     /// Brings the tensors to the names and shapes that mlx-lm writes, and drops those that are not used.
     fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error>;
 

@@ -20,4 +20,4 @@ pub use lease::{Door, ModelLease, Tenancy};
 pub use memory::{Fit, Memory};
 pub use plan::{Demand, Evictions, Plan, State, available_bytes, evictions_towards, plan};
 pub use table::{ModelState, ModelTable};
-pub use tenant::{Formats, Tenant};
+pub use tenant::Tenant;

@@ -1,13 +1,13 @@
 //! Decides what becomes of the wish to have a model in memory: it is there, it is loaded after others were
-//! evicted, it waits, or it is refused with the rule that forbids it. Pure: the engine evicts, frees and
-//! loads, and asks again when the load's turn comes.
+//! evicted, it shares a load, it waits, or it is refused with the rule that forbids it. Pure: the engine
+//! evicts, frees and loads, and asks again when the load's turn comes.
 //!
 //! Memory is made in this order: empty KV slabs; then model by model, the least recently used first, its
-//! cached KV and then the model itself; last the cached KV of models that stay. A model that is in use or
-//! pinned is never evicted, and none that need not go.
+//! cached KV and then the model itself; last the cached KV of models that stay, likewise. A model that is in
+//! use or pinned is never evicted, and none that need not go.
 
-use super::{Formats, Memory, Tenant};
-use crate::backend::{ComputeDtype, KvDtype};
+use super::{Memory, Tenant};
+use crate::backend::{ComputeDtype, Formats, KvDtype};
 use crate::clock::Moment;
 use crate::error::{Error, MemoryRule, Shortage};
 use crate::ids::ModelName;
@@ -17,7 +17,7 @@ use crate::ids::ModelName;
 pub struct Demand {
     /// The model.
     pub model: ModelName,
-    /// Its number formats.
+    /// The number formats that are asked for.
     pub formats: Formats,
     /// Bytes of its weights, estimated from their headers.
     pub weight_bytes: u64,
@@ -30,25 +30,26 @@ pub struct Demand {
 pub struct State<'a> {
     /// The resident models.
     pub tenants: &'a [Tenant],
-    /// Whether the model that is wanted is being loaded, or waits to be.
-    pub is_loading: bool,
+    /// The number formats in which the model that is wanted is being loaded, or waits to be; None if it is
+    /// not.
+    pub loading: Option<Formats>,
     /// Whether other loads come first.
     pub others_first: bool,
     /// Whether the daemon stops.
     pub draining: bool,
 }
 
-/// The answer to a demand.
+/// The answer to a demand that is not refused.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Plan {
     /// The model is there.
     Ready,
     /// It is to be loaded, once this has been made free.
     Load(Evictions),
-    /// Its load runs or waits already, or others come first; ask again when they have ended.
+    /// Its load runs or waits already.
+    Join,
+    /// Other loads come first; ask again when they have ended.
     Wait,
-    /// It cannot be.
-    Refuse(Error),
 }
 
 /// What is made free, before a load begins.
@@ -56,8 +57,10 @@ pub enum Plan {
 pub struct Evictions {
     /// Models to evict, in this order.
     pub models: Vec<ModelName>,
-    /// Bytes of cached KV and empty slabs to free besides, of models that stay.
+    /// Bytes to free besides, of models that stay: empty slabs of any, then cached KV of `emptied`.
     pub cached_bytes: u64,
+    /// Models whose cached KV may go, in this order.
+    pub emptied: Vec<ModelName>,
 }
 
 impl Demand {
@@ -69,28 +72,30 @@ impl Demand {
 }
 
 /// Decides on a demand.
-#[must_use]
-pub fn plan(state: &State<'_>, demand: &Demand, memory: &Memory, now: Moment) -> Plan {
+///
+/// # Errors
+/// It cannot be met: the daemon stops, the model has other formats, or there is no room for it.
+pub fn plan(state: &State<'_>, demand: &Demand, memory: &Memory, now: Moment) -> Result<Plan, Error> {
     if state.draining {
-        return Plan::Refuse(Error::Draining);
+        return Err(Error::Draining);
     }
     if let Some(tenant) = state.tenants.iter().find(|tenant| tenant.model == demand.model) {
-        return refused_formats(tenant, demand.formats).map_or(Plan::Ready, Plan::Refuse);
+        let why = || format!("the model is resident in {}; unload it first", tenant.computes_in);
+        return check_formats(demand.formats, tenant.formats, why).map(|()| Plan::Ready);
     }
-    if state.is_loading {
-        return Plan::Wait;
+    if let Some(loading) = state.loading {
+        let why = || "the model is being loaded otherwise; unload it once it is loaded".into();
+        return check_formats(demand.formats, loading, why).map(|()| Plan::Join);
     }
-    if let Some(refusal) = never_fits(state.tenants, demand, memory) {
-        return Plan::Refuse(refusal);
-    }
+    check_fits_alone(state.tenants, demand, memory)?;
     if state.others_first {
-        return Plan::Wait;
+        return Ok(Plan::Wait);
     }
     match evictions(state.tenants, memory.missing_bytes(demand.needed_bytes()), now) {
-        Some(evictions) => Plan::Load(evictions),
+        Some(evictions) => Ok(Plan::Load(evictions)),
         None => {
             let rule = MemoryRule::InUse { held_bytes: held_bytes(state.tenants, Tenant::is_in_use) };
-            Plan::Refuse(Error::MemoryBudget(Box::new(shortage(state.tenants, demand, memory, rule))))
+            Err(Error::MemoryBudget(Box::new(shortage(state.tenants, demand, memory, rule))))
         }
     }
 }
@@ -116,35 +121,35 @@ pub fn available_bytes(tenants: &[Tenant], memory: &Memory) -> u64 {
     memory.budget_bytes.saturating_sub(kept)
 }
 
-fn refused_formats(tenant: &Tenant, wanted: Formats) -> Option<Error> {
-    let Formats { dtype, kv } = tenant.formats;
-    if wanted.dtype != dtype && wanted.dtype != ComputeDtype::Auto {
-        let why = format!("the model is resident in {}; unload it first", tenant.computes_in);
-        return Some(Error::field("compute_dtype", why));
-    }
-    if wanted.kv != kv && wanted.kv != KvDtype::Auto {
-        return Some(Error::field(
-            "kv_dtype",
-            "the model is resident with another KV cache; unload it first",
-        ));
-    }
-    None
+/// Refuses formats that a model does not have.
+fn check_formats(wanted: Formats, has: Formats, why: impl FnOnce() -> String) -> Result<(), Error> {
+    let Formats { dtype, kv, quantize } = wanted;
+    let field = if dtype != ComputeDtype::Auto && dtype != has.dtype {
+        "compute_dtype"
+    } else if kv != KvDtype::Auto && kv != has.kv {
+        "kv_dtype"
+    } else if quantize.is_some() && quantize != has.quantize {
+        "quantize"
+    } else {
+        return Ok(());
+    };
+    Err(Error::field(field, why()))
 }
 
-/// Returns the refusal of what no waiting changes.
-fn never_fits(tenants: &[Tenant], demand: &Demand, memory: &Memory) -> Option<Error> {
+/// Refuses what no waiting changes.
+fn check_fits_alone(tenants: &[Tenant], demand: &Demand, memory: &Memory) -> Result<(), Error> {
     let needed = demand.needed_bytes();
     if needed > memory.budget_bytes {
         let shortage = shortage(tenants, demand, memory, MemoryRule::WholeBudget);
         let shortage = Shortage { available_bytes: memory.budget_bytes, in_the_way: Vec::new(), ..shortage };
-        return Some(Error::ModelTooLarge(Box::new(shortage)));
+        return Err(Error::ModelTooLarge(Box::new(shortage)));
     }
     let held_bytes = held_bytes(tenants, |tenant| tenant.pinned);
     if needed > memory.budget_bytes.saturating_sub(held_bytes) {
         let shortage = shortage(tenants, demand, memory, MemoryRule::Pinned { held_bytes });
-        return Some(Error::MemoryBudget(Box::new(shortage)));
+        return Err(Error::MemoryBudget(Box::new(shortage)));
     }
-    None
+    Ok(())
 }
 
 /// Returns the bytes that stay with those models of which `is_meant` holds, whatever is cached.
@@ -180,26 +185,25 @@ fn shortage(tenants: &[Tenant], demand: &Demand, memory: &Memory, rule: MemoryRu
 struct Choice<'a> {
     tenants: &'a [Tenant],
     evicted: Vec<&'a Tenant>,
-    /// Models whose cached KV counts, the evicted ones among them.
+    /// Models whose cached KV counts, in order; the evicted ones among them.
     emptied: Vec<&'a Tenant>,
 }
 
 impl<'a> Choice<'a> {
     fn of(tenants: &'a [Tenant], missing_bytes: u64, now: Moment) -> Self {
-        let mut order: Vec<&Tenant> = tenants.iter().filter(|tenant| tenant.is_evictable()).collect();
-        order.sort_by_key(|tenant| (!tenant.has_expired(now), tenant.used, &tenant.model));
+        let mut order: Vec<&Tenant> = tenants.iter().collect();
+        order.sort_by_key(|tenant| {
+            (!tenant.is_evictable(), !tenant.has_expired(now), tenant.used, &tenant.model)
+        });
         let mut choice = Self { tenants, evicted: Vec::new(), emptied: Vec::new() };
         for tenant in order {
             if choice.freed_bytes() >= missing_bytes {
                 break;
             }
             choice.emptied.push(tenant);
-            if choice.freed_bytes() < missing_bytes {
+            if tenant.is_evictable() && choice.freed_bytes() < missing_bytes {
                 choice.evicted.push(tenant);
             }
-        }
-        if choice.freed_bytes() < missing_bytes {
-            choice.emptied = tenants.iter().collect();
         }
         choice.spare(missing_bytes);
         choice
@@ -233,9 +237,21 @@ impl<'a> Choice<'a> {
 
     fn evictions(&self, missing_bytes: u64) -> Evictions {
         let evicted_bytes: u64 = self.evicted.iter().map(|tenant| tenant.bytes).sum();
-        let models = self.evicted.iter().map(|tenant| tenant.model.clone()).collect();
         let cached_bytes = missing_bytes.min(self.freed_bytes()).saturating_sub(evicted_bytes);
-        Evictions { models, cached_bytes }
+        let stays = |tenant: &&&Tenant| !self.is_evicted(tenant);
+        let empty_bytes =
+            self.tenants.iter().filter(|tenant| stays(&tenant)).map(|tenant| tenant.empty_bytes);
+        let mut left = cached_bytes.saturating_sub(empty_bytes.sum());
+        let emptied = self.emptied.iter().filter(stays).take_while(|tenant| {
+            let more = left > 0;
+            left = left.saturating_sub(tenant.parked_bytes);
+            more
+        });
+        Evictions {
+            models: self.evicted.iter().map(|tenant| tenant.model.clone()).collect(),
+            cached_bytes,
+            emptied: emptied.map(|tenant| tenant.model.clone()).collect(),
+        }
     }
 }
 

@@ -5,16 +5,19 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::quantize::{QuantMode, Quantization};
 
 fn at(seconds: u64) -> Moment {
     Moment::at(Duration::from_secs(seconds))
 }
 
+const FORMATS: Formats = Formats { dtype: ComputeDtype::Float32, kv: KvDtype::Compute, quantize: None };
+
 /// A model of 100 bytes that nobody uses, 10 of them an empty slab and 20 cached.
 fn idle(model: &str, used: u64) -> Tenant {
     Tenant {
         model: model.into(),
-        formats: Formats { dtype: ComputeDtype::Auto, kv: KvDtype::Compute },
+        formats: FORMATS,
         computes_in: "float32".into(),
         bytes: 100,
         empty_bytes: 10,
@@ -31,20 +34,22 @@ fn demand(weight_bytes: u64) -> Demand {
 }
 
 /// Plans a load of `needed` bytes into a full budget.
-fn planned(tenants: &[Tenant], needed: u64) -> Plan {
+fn planned(tenants: &[Tenant], needed: u64) -> Result<Plan, Error> {
     let used_bytes = tenants.iter().map(|tenant| tenant.bytes).sum();
     let memory = Memory { budget_bytes: used_bytes, used_bytes };
     plan(&State { tenants, ..State::default() }, &demand(needed), &memory, at(100))
 }
 
-fn evicting(models: &[&str], cached_bytes: u64) -> Plan {
-    let models = models.iter().map(|&model| model.into()).collect();
-    Plan::Load(Evictions { models, cached_bytes })
+/// A load after `models` were evicted, and `cached_bytes` freed besides: empty slabs, then caches of
+/// `emptied`.
+fn evicting(models: &[&str], emptied: &[&str], cached_bytes: u64) -> Result<Plan, Error> {
+    let [models, emptied] = [models, emptied].map(|names| names.iter().map(|&name| name.into()).collect());
+    Ok(Plan::Load(Evictions { models, emptied, cached_bytes }))
 }
 
-fn refusal(plan: Plan) -> Shortage {
+fn refusal(plan: Result<Plan, Error>) -> Shortage {
     match plan {
-        Plan::Refuse(Error::MemoryBudget(shortage) | Error::ModelTooLarge(shortage)) => *shortage,
+        Err(Error::MemoryBudget(shortage) | Error::ModelTooLarge(shortage)) => *shortage,
         other => panic!("{other:?}"),
     }
 }
@@ -52,33 +57,33 @@ fn refusal(plan: Plan) -> Shortage {
 #[test]
 fn empty_slabs_go_first_then_caches_then_the_model_used_least_recently() {
     let two = [idle("b", 1), idle("a", 2)];
-    assert_eq!(planned(&two, 20), evicting(&[], 20), "two empty slabs");
-    assert_eq!(planned(&two, 40), evicting(&[], 40), "and the older cache");
-    assert_eq!(planned(&two, 41), evicting(&["b"], 0));
-    assert_eq!(planned(&two, 110), evicting(&["b"], 10));
-    assert_eq!(planned(&two, 130), evicting(&["b"], 30), "what the newer one caches");
-    assert_eq!(planned(&two, 131), evicting(&["b", "a"], 0));
+    assert_eq!(planned(&two, 20), evicting(&[], &[], 20), "two empty slabs");
+    assert_eq!(planned(&two, 40), evicting(&[], &["b"], 40), "and the older cache");
+    assert_eq!(planned(&two, 41), evicting(&["b"], &[], 0));
+    assert_eq!(planned(&two, 110), evicting(&["b"], &[], 10));
+    assert_eq!(planned(&two, 130), evicting(&["b"], &["a"], 30), "what the newer one caches");
+    assert_eq!(planned(&two, 131), evicting(&["b", "a"], &[], 0));
 }
 
 #[test]
 fn a_model_that_need_not_go_stays() {
     let large = Tenant { bytes: 1000, ..idle("large", 2) };
-    assert_eq!(planned(&[idle("small", 1), large], 900), evicting(&["large"], 0));
+    assert_eq!(planned(&[idle("small", 1), large], 900), evicting(&["large"], &[], 0));
 }
 
 #[test]
 fn a_model_whose_time_is_over_goes_before_any_other() {
     let over = Tenant { expires: Some(at(99)), ..idle("over", 50) };
-    assert_eq!(planned(&[idle("older", 1), over], 60), evicting(&["over"], 0));
+    assert_eq!(planned(&[idle("older", 1), over], 60), evicting(&["over"], &[], 0));
 }
 
 #[test]
 fn models_in_use_and_pinned_ones_stay_and_are_named() {
     let used = Tenant { users: 2, ..idle("used", 1) };
-    let pinned = Tenant { pinned: true, ..idle("pinned", 1) };
+    let pinned = Tenant { pinned: true, ..idle("pinned", 2) };
     let all = [used, pinned, idle("free", 50)];
-    assert_eq!(planned(&all, 100), evicting(&["free"], 0));
-    assert_eq!(planned(&all, 160), evicting(&["free"], 60), "their caches go last");
+    assert_eq!(planned(&all, 100), evicting(&["free"], &[], 0));
+    assert_eq!(planned(&all, 160), evicting(&["free"], &["used", "pinned"], 60), "their caches go last");
     let busy = refusal(planned(&all, 161));
     assert_eq!((busy.needed_bytes, busy.available_bytes, busy.budget_bytes), (161, 160, 300));
     assert_eq!(busy.rule, MemoryRule::InUse { held_bytes: 70 });
@@ -102,13 +107,14 @@ fn the_kv_cache_of_a_first_request_must_fit_too() {
 fn a_model_is_loaded_once() {
     let memory = Memory { budget_bytes: 100, used_bytes: 0 };
     let planned = |state: State<'_>| plan(&state, &demand(60), &memory, at(1));
-    assert_eq!(planned(State::default()), evicting(&[], 0));
-    assert_eq!(planned(State { is_loading: true, ..State::default() }), Plan::Wait);
-    assert_eq!(planned(State { others_first: true, ..State::default() }), Plan::Wait);
+    assert_eq!(planned(State::default()), evicting(&[], &[], 0));
+    let loading = State { loading: Some(FORMATS), others_first: true, ..State::default() };
+    assert_eq!(planned(loading), Ok(Plan::Join));
+    assert_eq!(planned(State { others_first: true, ..State::default() }), Ok(Plan::Wait));
     let there = [idle("new", 1)];
-    assert_eq!(planned(State { tenants: &there, ..State::default() }), Plan::Ready);
+    assert_eq!(planned(State { tenants: &there, ..State::default() }), Ok(Plan::Ready));
     let draining = State { tenants: &there, draining: true, ..State::default() };
-    assert_eq!(planned(draining), Plan::Refuse(Error::Draining));
+    assert_eq!(planned(draining), Err(Error::Draining));
 }
 
 #[test]
@@ -119,19 +125,31 @@ fn what_never_fits_is_refused_before_its_turn() {
 }
 
 #[test]
-fn a_resident_model_in_another_format_is_refused() {
+fn a_model_that_is_there_or_being_loaded_in_another_format_is_refused() {
     let there = [idle("new", 1)];
-    let planned = |formats| {
-        let state = State { tenants: &there, ..State::default() };
-        plan(&state, &Demand { formats, ..demand(1) }, &Memory::default(), at(1))
-    };
-    let half = Formats { dtype: ComputeDtype::Float16, kv: KvDtype::Auto };
-    let Plan::Refuse(error) = planned(half) else { panic!("another dtype") };
-    assert_eq!(error.to_string(), "compute_dtype: the model is resident in float32; unload it first");
-    let eight = Formats { dtype: ComputeDtype::Auto, kv: KvDtype::Int8 };
-    let Plan::Refuse(error) = planned(eight) else { panic!("another cache") };
-    assert!(error.to_string().starts_with("kv_dtype: "));
-    assert_eq!(planned(there[0].formats), Plan::Ready);
+    let resident = State { tenants: &there, ..State::default() };
+    let loading = State { loading: Some(FORMATS), ..State::default() };
+    let planned = |state, formats| plan(state, &Demand { formats, ..demand(1) }, &Memory::default(), at(1));
+    let four_bits = Quantization::new(QuantMode::Affine, Some(4), None, None).unwrap();
+    let any = Formats::default();
+    let others = [
+        ("compute_dtype", Formats { dtype: ComputeDtype::Float16, ..any }),
+        ("kv_dtype", Formats { kv: KvDtype::Int8, ..any }),
+        ("quantize", Formats { quantize: Some(four_bits), ..any }),
+    ];
+    for (field, other) in others {
+        let error = planned(&resident, other).unwrap_err().to_string();
+        assert_eq!(error, format!("{field}: the model is resident in float32; unload it first"));
+        let error = planned(&loading, other).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("{field}: the model is being loaded otherwise; unload it once it is loaded")
+        );
+    }
+    for same in [any, FORMATS] {
+        assert_eq!(planned(&resident, same), Ok(Plan::Ready));
+        assert_eq!(planned(&loading, same), Ok(Plan::Join));
+    }
 }
 
 fn tenant(number: usize) -> impl Strategy<Value = Tenant> {
@@ -168,14 +186,17 @@ fn carried_out(tenants: &[Tenant], memory: &Memory, evictions: &Evictions) -> (V
     let evicted: u64 = tenants.iter().filter(is_evicted).map(|tenant| tenant.bytes).sum();
     let mut left: Vec<Tenant> = tenants.iter().filter(|tenant| !is_evicted(tenant)).cloned().collect();
     let mut to_free = evictions.cached_bytes;
-    for tenant in &mut left {
-        for cached in [&mut tenant.empty_bytes, &mut tenant.parked_bytes] {
-            let freed = to_free.min(*cached);
-            (*cached, tenant.bytes) = (*cached - freed, tenant.bytes - freed);
-            to_free -= freed;
-        }
+    let mut free = |cached: &mut u64, bytes: &mut u64| {
+        let freed = to_free.min(*cached);
+        (*cached, *bytes) = (*cached - freed, *bytes - freed);
+        to_free -= freed;
+    };
+    left.iter_mut().for_each(|tenant| free(&mut tenant.empty_bytes, &mut tenant.bytes));
+    for model in &evictions.emptied {
+        let tenant = left.iter_mut().find(|tenant| tenant.model == *model).expect("it stays");
+        free(&mut tenant.parked_bytes, &mut tenant.bytes);
     }
-    assert_eq!(to_free, 0, "only what is cached is freed");
+    assert_eq!(to_free, 0, "only what is cached, and of those that are named");
     (left, memory.used_bytes - evicted - evictions.cached_bytes)
 }
 
@@ -187,7 +208,7 @@ proptest! {
         (tenants, memory, demand, now) in world(),
     ) {
         let state = State { tenants: &tenants, ..State::default() };
-        if let Plan::Load(evictions) = plan(&state, &demand, &memory, now) {
+        if let Ok(Plan::Load(evictions)) = plan(&state, &demand, &memory, now) {
             for model in &evictions.models {
                 let evicted = tenants.iter().find(|tenant| tenant.model == *model).unwrap();
                 prop_assert!(!evicted.pinned && evicted.users == 0);
@@ -200,7 +221,7 @@ proptest! {
     #[test]
     fn no_model_and_no_cache_goes_that_need_not((tenants, memory, demand, now) in world()) {
         let state = State { tenants: &tenants, ..State::default() };
-        if let Plan::Load(evictions) = plan(&state, &demand, &memory, now) {
+        if let Ok(Plan::Load(evictions)) = plan(&state, &demand, &memory, now) {
             let missing = memory.missing_bytes(demand.needed_bytes());
             let bytes = |model: &ModelName| tenants.iter().find(|t| t.model == *model).unwrap().bytes;
             let evicted: u64 = evictions.models.iter().map(bytes).sum();
@@ -230,8 +251,8 @@ proptest! {
         let models: u64 = tenants.iter().map(|tenant| tenant.bytes).sum();
         let least = memory.used_bytes - models + stays + demand.needed_bytes();
         match plan(&state, &demand, &memory, now) {
-            Plan::Load(_) => prop_assert!(least <= memory.budget_bytes),
-            Plan::Refuse(Error::ModelTooLarge(shortage) | Error::MemoryBudget(shortage)) => {
+            Ok(Plan::Load(_)) => prop_assert!(least <= memory.budget_bytes),
+            Err(Error::ModelTooLarge(shortage) | Error::MemoryBudget(shortage)) => {
                 prop_assert!(least > memory.budget_bytes, "{shortage:?}");
                 prop_assert!(shortage.needed_bytes > shortage.available_bytes);
                 prop_assert_eq!(shortage.needed_bytes, demand.needed_bytes());
@@ -245,10 +266,10 @@ proptest! {
         let state = State { tenants: &tenants, ..State::default() };
         let first = plan(&state, &demand, &memory, now);
         prop_assert_eq!(&first, &plan(&state, &demand, &memory, now), "the same state, the same plan");
-        if let Plan::Load(evictions) = first {
+        if let Ok(Plan::Load(evictions)) = first {
             let (left, used_bytes) = carried_out(&tenants, &memory, &evictions);
             let (state, memory) = (State { tenants: &left, ..State::default() }, Memory { used_bytes, ..memory });
-            prop_assert_eq!(plan(&state, &demand, &memory, now), Plan::Load(Evictions::default()));
+            prop_assert_eq!(plan(&state, &demand, &memory, now), Ok(Plan::Load(Evictions::default())));
         }
     }
 

@@ -1,24 +1,15 @@
 //! A resident model as the policy sees it.
 
-use crate::backend::{ComputeDtype, KvDtype};
+use crate::backend::Formats;
 use crate::clock::Moment;
 use crate::ids::ModelName;
-
-/// The number formats of a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Formats {
-    /// Float type to compute with; in a demand `Auto` takes any.
-    pub dtype: ComputeDtype,
-    /// Element type of its KV cache; in a demand `Auto` takes any.
-    pub kv: KvDtype,
-}
 
 /// A resident model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
     /// Its name.
     pub model: ModelName,
-    /// As it was loaded.
+    /// Its number formats; none is `Auto`.
     pub formats: Formats,
     /// The description of how it computes.
     pub computes_in: String,

@@ -16,8 +16,8 @@ use crate::count::count;
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::service::{
-    ComputeDtype, Fit, KvDtype, Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage, ModelState, QuantMode,
-    Quantization, Recipe, Service, Stay,
+    ComputeDtype, Fit, Formats, KvDtype, Load, LoadRequest, LoadUpdate, ModelInfo, ModelPage, ModelState,
+    QuantMode, Quantization, Recipe, Service, Stay,
 };
 
 pub(super) struct Models(pub(super) Arc<Service>);
@@ -88,7 +88,7 @@ fn load_request(request: pb::LoadModelRequest) -> Result<LoadRequest, Error> {
     };
     let quantize = quantize.map(quantization).transpose()?;
     let stay = Stay { keep_alive: stay::from_wire(keep_alive)?, pin };
-    Ok(LoadRequest { model, validate_only, dtype, kv, quantize, stay })
+    Ok(LoadRequest { model, validate_only, formats: Formats { dtype, kv, quantize }, stay })
 }
 
 fn quantization(options: pb::QuantizeOptions) -> Result<Quantization, Error> {

@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::Service;
 use super::caller::Caller;
 use super::downloads::Download;
 use super::fields::model_name;
 use super::models::{ModelInfo, Models};
 use super::sessions::TurnHold;
-use crate::engine::{ComputeDtype, KvDtype, LoadEvent, LoadSpec};
+use super::{Service, blocking};
+use crate::engine::{Formats, LoadEvent, LoadSpec};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ModelName;
-use crate::quantize::Quantization;
 use crate::residency::{Fit, ModelState, Stay};
 use crate::session::SessionBook;
 
@@ -30,12 +29,8 @@ pub struct LoadRequest {
     pub model: String,
     /// Only says whether it would fit.
     pub validate_only: bool,
-    /// Number format to compute with.
-    pub dtype: ComputeDtype,
-    /// Number format of its KV cache.
-    pub kv: KvDtype,
-    /// How its matrices are quantized at load.
-    pub quantize: Option<Quantization>,
+    /// Its number formats.
+    pub formats: Formats,
     /// How long it stays, and whether it is pinned.
     pub stay: Stay,
 }
@@ -88,16 +83,14 @@ struct Wish {
     model: ModelName,
     /// Whether the owner asks, who may load anything.
     is_owners: bool,
-    dtype: ComputeDtype,
-    kv: KvDtype,
-    quantize: Option<Quantization>,
+    formats: Formats,
     stay: Stay,
 }
 
 impl Wish {
-    fn of(self, assets: Arc<ModelAssets>) -> (LoadSpec, Stay) {
-        let Self { model: _, is_owners: _, dtype, kv, quantize, stay } = self;
-        (LoadSpec { assets, dtype, kv, quantize }, stay)
+    async fn of(self, assets: Arc<ModelAssets>) -> Result<(LoadSpec, Stay), Error> {
+        let Self { model: _, is_owners: _, formats, stay } = self;
+        Ok((blocking(move || LoadSpec::new(assets, formats)).await?, stay))
     }
 }
 
@@ -109,15 +102,15 @@ impl Service {
     /// The request is refused, the caller may not load or download the model, its files cannot be used, or
     /// the engine is dead.
     pub async fn load(&self, caller: &Caller, request: LoadRequest) -> Result<Load, Error> {
-        let LoadRequest { model, validate_only, dtype, kv, quantize, stay } = request;
+        let LoadRequest { model, validate_only, formats, stay } = request;
         if stay.pin.is_some() && !caller.is_owner() {
             return Err(Error::OwnerOnly("pin"));
         }
         let model = model_name("model", &model)?;
-        let wish = Wish { model, is_owners: caller.is_owner(), dtype, kv, quantize, stay };
+        let wish = Wish { model, is_owners: caller.is_owner(), formats, stay };
         let stage = match self.models.assets(&wish.model).await {
             Ok(assets) if validate_only => {
-                let (spec, _) = wish.of(assets);
+                let (spec, _) = wish.of(assets).await?;
                 Stage::Last(Some(LoadUpdate::Validated(self.engine.fits(spec).await?)))
             }
             Ok(assets) => self.models.begin_load(assets, wish).await?,
@@ -137,7 +130,7 @@ impl Models {
             self.check_allowed(&assets)?;
         }
         let was_resident = self.engine().state(&wish.model) == ModelState::Resident;
-        let (spec, stay) = wish.of(assets);
+        let (spec, stay) = wish.of(assets).await?;
         let events = self.engine().load(spec, stay).await?;
         Ok(Stage::Loading { first: (!was_resident).then_some(LoadUpdate::Resolving), events })
     }

@@ -57,8 +57,8 @@ pub use sessions::{CreateSession, ForkSession, SessionContent, SessionPage, Trun
 // Plain types of the floors below that requests and answers are made of.
 pub use crate::engine::SlabClass;
 pub use crate::engine::{
-    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, KeepAlive, KvDtype, Priority, ResidentModel,
-    Stay,
+    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, Formats, KeepAlive, KvDtype, Priority,
+    ResidentModel, Stay,
 };
 pub use crate::quantize::{QuantMode, Quantization, Recipe};
 pub use crate::residency::{Fit, ModelState};

@@ -9,7 +9,7 @@ use super::downloads::{Download, Downloads};
 use super::fields::{model_name, page_size, page_token};
 use super::waiting::Waiting;
 use super::{Service, blocking};
-use crate::engine::{ComputeDtype, EngineHandle, KvDtype, LoadSpec, ResidentModel};
+use crate::engine::{EngineHandle, Formats, LoadSpec, ResidentModel};
 use crate::error::Error;
 use crate::hub::{
     HubError, Listed, ModelAccess, ModelAssets, ModelCatalog, ModelFacts, ModelFiles, ModelFolder, RepoName,
@@ -265,7 +265,7 @@ impl Models {
     }
 
     async fn load(&self, assets: Arc<ModelAssets>) -> Result<ModelLease, Error> {
-        let spec = LoadSpec { assets, dtype: ComputeDtype::Auto, kv: KvDtype::Auto, quantize: None };
+        let spec = LoadSpec::new(assets, Formats::default())?;
         self.engine.load_to_use(spec).await
     }
 

@@ -128,6 +128,7 @@ impl World {
     pub(super) fn wind_down(&mut self) {
         let faults = &mut self.engine.backend.faults;
         (faults.loads_fail, faults.slab_tokens_max, faults.parking_fails) = (false, None, false);
+        self.engine.backend.hanging.clear();
         self.set_budget(self.budget);
         self.requests.iter_mut().for_each(|request| request.reads_from = 0);
         let late = self.random.once_in(2);
@@ -171,7 +172,11 @@ impl World {
             80..84 => self.load(MODELS[usize::try_from(self.ticks % 2).unwrap()]),
             84 => self.unload(),
             85 => self.engine.backend.faults.next_step_fails = self.random.once_in(3),
-            86 => self.engine.backend.faults.loads_fail = self.random.once_in(3),
+            86 => {
+                self.engine.backend.faults.loads_fail = self.random.once_in(3);
+                let hangs = self.random.once_in(3).then(|| MODELS[1].into());
+                self.engine.backend.hanging = hangs.into_iter().collect();
+            }
             87..90 => self.budget_changes(),
             90..93 => {
                 let jump = self.random.below(4000);

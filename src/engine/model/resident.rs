@@ -9,7 +9,7 @@ use crate::cache::{Parked, Slots};
 use crate::clock::{Clock, Moment};
 use crate::engine::api::ResidentModel;
 use crate::engine::task::Sequence;
-use crate::residency::{Formats, Lifetime, ResidencySettings, Tenancy, Tenant};
+use crate::residency::{Lifetime, ResidencySettings, Tenancy, Tenant};
 use crate::sched::{Claims, Pace, Queue, Shares};
 
 /// A model that runs.
@@ -116,7 +116,7 @@ impl Resident {
         let model = self.spec.model();
         Tenant {
             model: model.clone(),
-            formats: Formats { dtype: self.spec.dtype, kv: self.spec.kv },
+            formats: self.spec.formats,
             computes_in: self.shape.computes_in.clone(),
             bytes: self.bytes() + self.promised_bytes(),
             empty_bytes: self.slots.empty_bytes(),

@@ -1,6 +1,7 @@
 //! The engine driven by hand, tick by tick, on a backend whose tokens tell what was in the slot.
 
 mod blocked;
+mod loads;
 mod memory;
 mod pace;
 mod requests;

@@ -5,13 +5,13 @@ use crate::backend::fake::WEIGHT_BYTES;
 use crate::error::MemoryRule;
 use crate::ids::ModelName;
 
-type Loading = mpsc::Receiver<LoadEvent>;
+pub(super) type Loading = mpsc::Receiver<LoadEvent>;
 
 /// Weights of the large models here.
-const LARGE: u64 = 4000;
+pub(super) const LARGE: u64 = 4000;
 
 /// A bench without models whose `a`, `b` and `c` are large, with this budget.
-fn empty(budget: u64) -> Bench {
+pub(super) fn empty(budget: u64) -> Bench {
     let mut fake = Fake::default();
     fake.weights = ["a", "b", "c"].map(|model| (model.into(), LARGE)).into();
     let clock = Arc::new(HandClock::default());
@@ -19,66 +19,66 @@ fn empty(budget: u64) -> Bench {
     Bench { engine, clock, tokenizer: tokenizer() }
 }
 
-fn seconds(seconds: u64) -> KeepAlive {
+pub(super) fn seconds(seconds: u64) -> KeepAlive {
     KeepAlive::For(Duration::from_secs(seconds))
 }
 
-fn for_seconds(time: u64) -> Stay {
+pub(super) fn for_seconds(time: u64) -> Stay {
     Stay { keep_alive: Some(seconds(time)), pin: None }
 }
 
 impl Bench {
     /// Asks for a model.
-    fn wish(&mut self, model: &str, stay: Stay) -> Loading {
+    pub(super) fn wish(&mut self, model: &str, stay: Stay) -> Loading {
         let (events, loading) = mpsc::channel(8);
         self.engine.command(Command::Load(LoadWork { stay, ..LoadWork::new(spec(model), events) }));
         loading
     }
 
     /// Asks for a model and lets a second pass.
-    fn have(&mut self, model: &str) -> Result<(), Error> {
+    pub(super) fn have(&mut self, model: &str) -> Result<(), Error> {
         let loading = self.wish(model, Stay::default());
         self.run();
         self.wait(1);
         end(loading)
     }
 
-    fn wait(&mut self, seconds: u64) {
+    pub(super) fn wait(&mut self, seconds: u64) {
         *self.clock.0.lock().unwrap() += Duration::from_secs(seconds);
         self.ticks(1);
     }
 
-    fn configure(&mut self, change: impl FnOnce(&mut ResidencySettings)) {
+    pub(super) fn configure(&mut self, change: impl FnOnce(&mut ResidencySettings)) {
         let mut settings = self.engine.residency.clone();
         change(&mut settings);
         self.engine.command(Command::Configure(Box::new(settings)));
         self.ticks(1);
     }
 
-    fn resident(&self) -> Vec<&str> {
+    pub(super) fn resident(&self) -> Vec<&str> {
         self.engine.models.keys().map(ModelName::as_str).collect()
     }
 
-    fn fits(&mut self, model: &str) -> Fit {
+    pub(super) fn fits(&mut self, model: &str) -> Fit {
         let (reply, mut answer) = oneshot::channel();
         self.engine.command(Command::Fits(spec(model), reply));
         answer.try_recv().unwrap().unwrap()
     }
 
-    fn generate(&mut self, model: &str, keep_alive: Option<KeepAlive>) {
+    pub(super) fn generate(&mut self, model: &str, keep_alive: Option<KeepAlive>) {
         let (work, events) = self.work_on(model);
         self.engine.command(Command::Generate(Box::new(GenerateWork { keep_alive, ..work })));
         self.run();
         drain(events).end.unwrap();
     }
 
-    fn work_on(&self, model: &str) -> (GenerateWork, Events) {
+    pub(super) fn work_on(&self, model: &str) -> (GenerateWork, Events) {
         let (events, receiver) = mpsc::channel(EVENTS);
         (self.work_with(self.lease(model), &[1, 2], 3, events), receiver)
     }
 }
 
-fn end(mut loading: Loading) -> Result<(), Error> {
+pub(super) fn end(mut loading: Loading) -> Result<(), Error> {
     match std::iter::from_fn(|| loading.try_recv().ok()).last() {
         Some(LoadEvent::Loaded(..)) => Ok(()),
         Some(LoadEvent::Failed(error)) => Err(error),
@@ -86,7 +86,7 @@ fn end(mut loading: Loading) -> Result<(), Error> {
     }
 }
 
-fn shortage(error: Error) -> crate::error::Shortage {
+pub(super) fn shortage(error: Error) -> crate::error::Shortage {
     match error {
         Error::MemoryBudget(shortage) | Error::ModelTooLarge(shortage) => *shortage,
         other => panic!("{other:?}"),

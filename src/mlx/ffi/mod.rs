@@ -24,6 +24,8 @@ pub(crate) use native::{
 };
 pub(crate) use priority::in_background;
 pub(crate) use quantized::{Packed, quantize};
+#[cfg(test)]
+pub(crate) use reader::STUCK;
 pub(crate) use reader::{ReadFailure, TensorFile, load_safetensors};
 
 /// A fact of a device that MLX reports.

@@ -23,7 +23,7 @@ pub(crate) struct ForwardContext<'a> {
 }
 
 /// The computation of a residual.
-pub(crate) trait Sublayer {
+pub(crate) trait Sublayer: Send {
     /// Returns the input of the last matrix for `x` `[tokens, hidden]`, or the output if there is no last
     /// matrix.
     fn forward(&self, x: &Array, context: &mut ForwardContext<'_>) -> Result<Array>;

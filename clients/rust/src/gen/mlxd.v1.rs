@@ -1123,7 +1123,9 @@ pub struct LoadModelRequest {
     /// nothing. Default false.
     #[prost(bool, tag = "2")]
     pub validate_only: bool,
-    /// Number format to compute with.
+    /// Number format to compute with. A model that is resident or being loaded stays as
+    /// it is: another format is refused with INVALID_FIELD, here and in the two fields
+    /// below; unset takes any.
     #[prost(enumeration = "ComputeDtype", tag = "3")]
     pub compute_dtype: i32,
     /// Number format of the KV cache.
@@ -1192,11 +1194,11 @@ pub struct ModelLoaded {
 /// Result of LoadModel with validate_only.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LoadValidated {
-    /// Whether the load would be admitted now.
+    /// Whether the load would be admitted: now, or in its turn where others come first.
     #[prost(bool, tag = "1")]
     pub fits: bool,
     /// Bytes that the load needs, with room for the KV cache of a first request; 0
-    /// for a resident model.
+    /// for a model that is resident or being loaded.
     #[prost(uint64, tag = "2")]
     pub needed_bytes: u64,
     /// Bytes of the memory budget that are available to it, those that evictions free
