@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::ModelName;
-use crate::residency::{Evictions, ResidencySettings, evictions_towards};
+use crate::residency::{Evictions, ResidencySettings, evictions, evictions_towards};
 
 impl<B: Backend> Engine<B> {
     /// Changes the configuration of the policy. What follows from it is done in the next tick.
@@ -25,8 +25,8 @@ impl<B: Backend> Engine<B> {
         self.residency.memory_budget_bytes.unwrap_or_else(|| self.backend.budget_bytes())
     }
 
-    /// Evicts models and frees cached KV for the load of `wanted`. Returns false if a model was leased since
-    /// this was decided: the load is to be planned again.
+    /// Evicts models and frees cached KV for a load or a request of `wanted`. Returns false if a model was
+    /// leased since this was decided, which is to be done again then.
     pub(super) fn make_room(&mut self, evictions: &Evictions, wanted: &ModelName) -> Result<bool, Error> {
         for model in &evictions.models {
             match self.unload(model) {
@@ -40,6 +40,19 @@ impl<B: Backend> Engine<B> {
         }
         self.empty(evictions);
         Ok(true)
+    }
+
+    /// Evicts idle models for the request that waits for memory, if that lets it start.
+    pub(super) fn make_room_for_blocked(&mut self) {
+        let Some(blocked) = &self.blocked else { return };
+        let (model, missing) = (blocked.model.clone(), self.memory().missing_bytes(blocked.needed_bytes));
+        // What is cached alone is freed when the request is admitted.
+        let evictions = evictions(&self.tenants(), missing, self.clock.now());
+        let evictions = evictions.filter(|evictions| !evictions.models.is_empty());
+        // Where a model was leased since, it is decided again in the next tick.
+        if let Some(Err(error)) = evictions.map(|evictions| self.make_room(&evictions, &model)) {
+            tracing::error!(%model, ?error, "there is no room for a request");
+        }
     }
 
     /// Frees what is cached of models that stay, in the order of the policy.

@@ -39,7 +39,10 @@ impl<B: Backend> Engine<B> {
 
     /// Returns the bytes that a model may use in a tick.
     pub(super) fn room(&self, name: &ModelName) -> Room {
-        let weights: u64 = self.models.values().map(|resident| resident.shape.weight_bytes).sum();
+        // Idle models go where nothing else makes room.
+        let stay =
+            self.models.iter().filter(|(other, of)| *other == name || !of.is_evictable(&self.residency));
+        let weights: u64 = stay.map(|(_, resident)| resident.shape.weight_bytes).sum();
         let others = || self.models.iter().filter(|(other, _)| *other != name).map(|(_, other)| other);
         let claims = self.blocked.as_ref().map_or(Claims::default(), |blocked| {
             others().map(|other| other.claims(blocked.passed_from)).fold(Claims::default(), Claims::and)

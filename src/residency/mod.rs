@@ -18,6 +18,6 @@ mod tenant;
 pub use keep::{KeepAlive, Lifetime, ModelSettings, NotAKeepAlive, ResidencySettings, Stay};
 pub use lease::{Door, ModelLease, Tenancy};
 pub use memory::{Fit, Memory};
-pub use plan::{Demand, Evictions, Plan, State, available_bytes, evictions_towards, plan};
+pub use plan::{Demand, Evictions, Plan, State, available_bytes, evictions, evictions_towards, plan};
 pub use table::{ModelState, ModelTable};
 pub use tenant::Tenant;

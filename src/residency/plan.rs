@@ -102,7 +102,7 @@ pub fn plan(state: &State<'_>, demand: &Demand, memory: &Memory, now: Moment) ->
 
 /// Returns what makes `missing_bytes` free; None if nothing does.
 #[must_use]
-fn evictions(tenants: &[Tenant], missing_bytes: u64, now: Moment) -> Option<Evictions> {
+pub fn evictions(tenants: &[Tenant], missing_bytes: u64, now: Moment) -> Option<Evictions> {
     let chosen = Choice::of(tenants, missing_bytes, now);
     (chosen.freed_bytes() >= missing_bytes).then(|| chosen.evictions(missing_bytes))
 }

@@ -35,8 +35,8 @@ pub(crate) struct Room {
     pub(crate) others_empty_bytes: u64,
     /// Bytes that other models can give back, those included.
     pub(crate) elsewhere_bytes: u64,
-    /// Most bytes of KV caches: the budget less all resident weights. A running load may take part of them
-    /// for a while, or for good once it is resident.
+    /// Most bytes of KV caches: the budget less the weights of models that cannot be evicted. A running load
+    /// may take part of them for a while, or for good once it is resident.
     pub(crate) kv_bytes_max: u64,
     /// What the blocked request waits for in other models.
     pub(crate) claims: Claims,

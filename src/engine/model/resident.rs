@@ -111,6 +111,11 @@ impl Resident {
         self.users() > 0 || !self.is_idle()
     }
 
+    /// Returns whether it may be evicted.
+    pub(crate) fn is_evictable(&self, settings: &ResidencySettings) -> bool {
+        !self.is_in_use() && !self.lifetime.is_pinned(self.spec.model(), settings)
+    }
+
     /// Returns it as the policy sees it.
     pub(crate) fn tenant(&self, settings: &ResidencySettings) -> Tenant {
         let model = self.spec.model();

@@ -154,13 +154,49 @@ fn a_running_load_is_waited_for_not_counted_as_permanent() {
         bench.ticks(1);
         assert!(load.try_recv().is_err() && events.try_recv().is_err(), "it waits for the load");
         bench.run();
-        let end = drain(events).end;
-        match end {
-            Ok(_) => assert!(fails),
-            // A resident model counts.
-            Err(Error::KvTooLarge { .. }) => assert!(!fails),
-            Err(other) => panic!("{other:?}"),
-        }
+        drain(events).end.unwrap();
+        assert_eq!(bench.engine.models.len(), 1, "the idle one made room");
+    }
+}
+
+#[test]
+fn an_idle_model_goes_for_a_request_that_has_no_room_beside_it_unless_it_is_pinned_or_leased() {
+    for (pinned, leased) in [(false, false), (true, false), (false, true)] {
+        let mut bench = with_room(1024 * KV_BYTES + WEIGHT_BYTES / 2);
+        let (events, _loading) = mpsc::channel(8);
+        let stay = Stay { keep_alive: None, pin: Some(pinned) };
+        bench.engine.command(Command::Load(LoadWork { stay, ..LoadWork::new(spec("other"), events) }));
+        bench.run();
+        let lease = leased.then(|| bench.lease("other"));
+        let small = bench.request("a", Priority::Normal, 9);
+        bench.run();
+        drain(small).end.unwrap();
+        assert_eq!(bench.engine.models.len(), 2, "there was room for both");
+        let large = bench.request("a", Priority::Normal, 1000);
+        bench.run();
+        let refused = matches!(drain(large).end, Err(Error::KvTooLarge { .. }));
+        assert_eq!(refused, pinned || leased);
+        assert_eq!(bench.engine.models.len(), if refused { 2 } else { 1 });
+        assert_eq!(bench.stats().counters.evictions_total, u64::from(!refused));
+        drop(lease);
+    }
+}
+
+#[test]
+fn what_runs_is_waited_for_where_no_idle_model_would_make_room() {
+    // Either one runs, beside the idle model or not.
+    let mut bench = with_room(1024 * KV_BYTES + WEIGHT_BYTES);
+    let (events, _loading) = mpsc::channel(8);
+    bench.engine.command(Command::Load(LoadWork::new(spec("other"), events)));
+    bench.run();
+    let first = bench.request("a", Priority::Normal, 900);
+    bench.ticks(5);
+    let second = bench.request("b", Priority::Normal, 900);
+    bench.ticks(20);
+    assert_eq!(bench.engine.models.len(), 2, "nothing is evicted in vain");
+    bench.run();
+    for events in [first, second] {
+        drain(events).end.unwrap();
     }
 }
 
