@@ -162,20 +162,27 @@ impl Pace {
         self.decode_step.map(seconds)
     }
 
-    /// Returns the time that prefilling `tokens` usually adds to a step; None while nothing is known.
+    /// Returns the time that prefilling `tokens` usually adds to a tick, in a step that `decodes` or in one
+    /// of its own, which reads the weights for them alone; None while nothing is known.
     #[must_use]
-    pub fn prefill(&self, tokens: u32) -> Option<Duration> {
-        self.prefill_token_usual.map(|token| seconds(token * f64::from(tokens)))
+    pub fn prefill(&self, tokens: u32, decodes: bool) -> Option<Duration> {
+        let base = self.base(decodes);
+        self.prefill_token_usual.map(|token| seconds(base + token * f64::from(tokens)))
     }
 
-    /// Returns the number of tokens to prefill in a given time: at least `least`, whatever they cost, and at
-    /// most `most`.
+    /// Returns the number of tokens to prefill in a given time, in such a step: at least `least`, whatever
+    /// they cost, and at most `most`.
     #[must_use]
-    pub fn prefill_tokens(&self, time: Duration, least: u32, most: u32) -> u32 {
-        let affordable = self
-            .prefill_token_usual
-            .map_or(FIRST_TOKENS, |token| whole(time.as_secs_f64() / token.max(f64::MIN_POSITIVE)));
+    pub fn prefill_tokens(&self, time: Duration, decodes: bool, (least, most): (u32, u32)) -> u32 {
+        let left = (time.as_secs_f64() - self.base(decodes)).max(0.0);
+        let affordable =
+            self.prefill_token_usual.map_or(FIRST_TOKENS, |token| whole(left / token.max(f64::MIN_POSITIVE)));
         affordable.max(least).min(most)
+    }
+
+    /// Returns what a step takes for its prefill besides its tokens.
+    fn base(&self, decodes: bool) -> f64 {
+        if decodes { 0.0 } else { self.decode_step.unwrap_or(0.0) }
     }
 
     /// Lowers the estimate that a request was refused by. If it is from a time when another program was busy,
@@ -218,22 +225,34 @@ mod tests {
     #[test]
     fn a_step_tells_what_decoding_and_a_prefilled_token_cost() {
         let mut pace = Pace::default();
-        assert_eq!((pace.decode_step(), pace.prefill(9)), (None, None));
-        assert_eq!(pace.prefill_tokens(ms(1), 16, 512), 64);
+        assert_eq!((pace.decode_step(), pace.prefill(9, true)), (None, None));
+        assert_eq!(pace.prefill_tokens(ms(1), true, (16, 512)), 64);
         pace.observe(load(4, 0), ms(40));
         pace.observe(load(4, 64), ms(40 + 128));
-        assert_eq!((pace.decode_step(), pace.prefill(9)), (Some(ms(40)), Some(ms(18))));
-        assert_eq!(pace.prefill_tokens(ms(80), 16, 512), 40, "at 2 ms a token");
+        assert_eq!((pace.decode_step(), pace.prefill(9, true)), (Some(ms(40)), Some(ms(18))));
+        assert_eq!(pace.prefill_tokens(ms(80), true, (16, 512)), 40, "at 2 ms a token");
+    }
+
+    #[test]
+    fn a_step_of_prompts_alone_reads_the_weights_for_them() {
+        let mut pace = Pace::default();
+        pace.observe(load(1, 0), ms(40));
+        (0..9).for_each(|_| pace.observe(load(0, 30), ms(40 + 60)));
+        assert_eq!(pace.prefill(30, true), Some(ms(60)));
+        assert_eq!(pace.prefill(30, false), Some(ms(100)));
+        assert_eq!(pace.prefill_tokens(ms(100), true, (8, 512)), 50);
+        assert_eq!(pace.prefill_tokens(ms(100), false, (8, 512)), 30);
+        assert_eq!(pace.prefill_tokens(ms(30), false, (8, 512)), 8, "it goes on");
     }
 
     #[test]
     fn fast_models_are_bounded_by_tokens_and_slow_ones_go_on() {
         let mut pace = Pace::default();
         pace.observe(load(0, 64), Duration::from_micros(64));
-        assert_eq!(pace.prefill_tokens(ms(400), 16, 512), 512);
+        assert_eq!(pace.prefill_tokens(ms(400), true, (16, 512)), 512);
         let mut slow = Pace::default();
         slow.observe(load(0, 64), Duration::from_secs(64));
-        assert_eq!(slow.prefill_tokens(ms(400), 16, 512), 16);
+        assert_eq!(slow.prefill_tokens(ms(400), true, (16, 512)), 16);
     }
 
     #[test]
@@ -254,9 +273,9 @@ mod tests {
         let mut pace = Pace::default();
         pace.observe(load(0, 64), ms(5000));
         (0..8).for_each(|_| pace.observe(load(0, 64), ms(64)));
-        assert!((250..=400).contains(&pace.prefill_tokens(ms(400), 16, 512)));
+        assert!((250..=400).contains(&pace.prefill_tokens(ms(400), true, (16, 512))));
         pace.observe(load(0, 64), ms(5000));
-        assert!(pace.prefill_tokens(ms(400), 16, 512) >= 200);
+        assert!(pace.prefill_tokens(ms(400), true, (16, 512)) >= 200);
     }
 
     #[test]
@@ -265,7 +284,7 @@ mod tests {
         let (mut pace, mut took) = (Pace::default(), 0.0);
         pace.observe(load(1, 0), ms(40));
         for step in 0..400_u32 {
-            let tokens = pace.prefill_tokens(ms(60), 8, 512);
+            let tokens = pace.prefill_tokens(ms(60), true, (8, 512));
             let whole = (40.0 + 3.0 * f64::from(tokens)) * if step % 2 == 0 { 1.25 } else { 0.75 };
             pace.observe(load(1, tokens), Duration::from_secs_f64(whole / 1e3));
             took += if step < 200 { 0.0 } else { whole / 200.0 };
@@ -283,7 +302,7 @@ mod tests {
         let (mut looks, mut steps) = (0, 0);
         while pace.decode_step() > Some(ms(32)) {
             steps += 1;
-            let tokens = if pace.should_look() { 0 } else { pace.prefill_tokens(ms(45), 8, 512) };
+            let tokens = if pace.should_look() { 0 } else { pace.prefill_tokens(ms(45), true, (8, 512)) };
             looks += u32::from(tokens == 0);
             pace.observe(load(1, tokens), ms(30) + 2 * ms(tokens.into()));
             assert!(steps < 100, "{pace:?}");
@@ -296,9 +315,9 @@ mod tests {
         let mut pace = Pace::default();
         (0..30).for_each(|_| pace.observe(load(1, 0), ms(30)));
         (0..9).for_each(|_| pace.observe(load(1, 40), ms(30 + 80)));
-        let before = pace.prefill_tokens(ms(80), 8, 512);
+        let before = pace.prefill_tokens(ms(80), true, (8, 512));
         pace.observe(load(1, 4), ms(30));
-        assert!(pace.prefill_tokens(ms(80), 8, 512) <= before + 2, "a rest that cost nothing");
+        assert!(pace.prefill_tokens(ms(80), true, (8, 512)) <= before + 2, "a rest that cost nothing");
         pace.observe(load(1, 0), ms(150));
         assert!(pace.decode_step() <= Some(ms(32)), "{pace:?}");
     }

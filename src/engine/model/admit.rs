@@ -133,7 +133,7 @@ impl Resident {
         hit: Option<Hit>,
         room: Room,
     ) -> bool {
-        let worth = hit.and_then(|hit| self.pace.prefill(hit.tokens)).unwrap_or_default();
+        let worth = hit.and_then(|hit| self.pace.prefill(hit.tokens, true)).unwrap_or_default();
         let blocked = cx.blocked.as_ref().filter(|blocked| self.is_blocked(blocked, ticket));
         let none_left =
             |blocked: &Blocked| room.claims.and(self.claims(blocked.passed_from)).tokens_left == 0;

@@ -64,7 +64,7 @@ impl Resident {
             }
         }
         let decode = self.pace.decode_step().filter(|_| decodes);
-        Demand { decode, class, prefill: self.pace.prefill(tokens) }
+        Demand { decode, class, prefill: self.pace.prefill(tokens, decodes) }
     }
 
     /// Plans the next step: sequences, and tokens of each.
@@ -88,8 +88,9 @@ impl Resident {
         let time =
             if decodes && self.pace.should_look() { None } else { cx.allowance.take(self.spec.model()) };
         let Some(time) = time else { return sched::plan(&mut self.shares, &runnable, 0) };
-        let (least, most) = (self.shape.prefill_tokens_min, cx.settings.prefill_chunk_tokens);
-        let planned = sched::plan(&mut self.shares, &runnable, self.pace.prefill_tokens(time, least, most));
+        let bounds = (self.shape.prefill_tokens_min, cx.settings.prefill_chunk_tokens);
+        let tokens = self.pace.prefill_tokens(time, decodes, bounds);
+        let planned = sched::plan(&mut self.shares, &runnable, tokens);
         let mut load = StepLoad::default();
         for &(id, tokens) in &planned {
             self.running.get(&id).into_iter().for_each(|sequence| load.add(sequence.span_kind(), tokens));
@@ -97,7 +98,7 @@ impl Resident {
         let spent = if load.prefilled == 0 {
             Duration::ZERO
         } else {
-            self.pace.prefill(load.prefilled).unwrap_or(time)
+            self.pace.prefill(load.prefilled, decodes).unwrap_or(time)
         };
         cx.allowance.give_back(time.saturating_sub(spent));
         planned
