@@ -2,6 +2,7 @@
 //! goes is `residency`'s to say.
 
 use super::core::Engine;
+use super::model::Resident;
 use crate::backend::Backend;
 use crate::clock::Moment;
 use crate::error::Error;
@@ -46,7 +47,11 @@ impl<B: Backend> Engine<B> {
     pub(super) fn make_room_for_blocked(&mut self) {
         let Some(blocked) = &self.blocked else { return };
         let (model, missing) = (blocked.model.clone(), self.memory().missing_bytes(blocked.needed_bytes));
-        // What is cached alone is freed when the request is admitted.
+        // Admission frees what is cached, or waits with that for a reason of its own.
+        let cached: u64 = self.models.values().map(Resident::reclaimable_bytes).sum();
+        if missing <= cached {
+            return;
+        }
         let evictions = evictions(&self.tenants(), missing, self.clock.now());
         let evictions = evictions.filter(|evictions| !evictions.models.is_empty());
         // Where a model was leased since, it is decided again in the next tick.

@@ -25,7 +25,9 @@ impl ModelAccess {
     pub fn may_load(&self, model: &ModelFolder) -> bool {
         self.loads.iter().any(|pattern| match pattern.folder() {
             Some(folder) => folder.canonicalize().is_ok_and(|folder| model.path.starts_with(folder)),
-            None => pattern.matches(&model.name) || pattern.matches(without_revision(&model.name)),
+            // A revision counts only for a pattern that has one.
+            None if pattern.0.contains('@') => pattern.matches(&model.name),
+            None => pattern.matches(without_revision(&model.name)),
         })
     }
 
@@ -117,6 +119,8 @@ mod tests {
         assert!(!access("/nonexistent").may_load(&at("/nonexistent/model".into())));
         // A revision is the same repo's.
         assert!(access("owner/name").may_load(&at(path.clone())));
+        assert!(!access("*@v1").may_load(&at(path.clone())) && access("*@main").may_load(&at(path.clone())));
+        assert!(!access("*main").may_load(&at(path.clone())));
         assert!(!ModelAccess::default().may_load(&at(path)));
     }
 

@@ -138,8 +138,7 @@ impl Pace {
             return;
         }
         self.since_decode = self.since_decode.saturating_add(1);
-        // A step without prefill takes mostly what reading the weights takes, which it does once in any case.
-        let base = self.decode_step.unwrap_or(0.0).min(if decoding > 0 { took } else { took / 2.0 });
+        let base = self.learn_base(decoding, took);
         let tokens = f64::from(prefilled);
         let token = (took - base).max(took * PREFILL_SHARE_MIN) / tokens;
         learn(&mut self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0));
@@ -147,6 +146,21 @@ impl Pace {
         learn_usual(&mut self.prefill_token_usual, token, (tokens / self.prefill_tokens.max(1.0)).min(1.0));
         self.prefill_tokens += (tokens - self.prefill_tokens) * LEARNING_RATE;
         self.prefills = self.prefills.saturating_add(1);
+    }
+
+    /// Returns what a step took besides its prefilled tokens: mostly what reading the weights takes, which it
+    /// does once in any case, and which [`Self::prefill_tokens`] takes off too. A step that is faster than
+    /// that without decoding shows that many rows were decoded when it was learned.
+    fn learn_base(&mut self, decoding: u32, took: f64) -> f64 {
+        match &mut self.decode_step {
+            None => 0.0,
+            Some(step) if decoding > 0 => step.min(took),
+            Some(step) if *step < took => *step,
+            Some(step) => {
+                *step = took;
+                took / 2.0
+            }
+        }
     }
 
     /// Returns whether the next step should only decode though there is something to prefill: beside prompts
@@ -243,6 +257,22 @@ mod tests {
         assert_eq!(pace.prefill_tokens(ms(100), true, (8, 512)), 50);
         assert_eq!(pace.prefill_tokens(ms(100), false, (8, 512)), 30);
         assert_eq!(pace.prefill_tokens(ms(30), false, (8, 512)), 8, "it goes on");
+    }
+
+    #[test]
+    fn small_pieces_of_a_prompt_do_not_make_its_tokens_dear() {
+        let mut pace = Pace::default();
+        pace.observe(load(1, 0), ms(500));
+        pace.observe(load(0, 64), ms(500 + 3 * 64));
+        for _ in 0..200 {
+            let tokens = pace.prefill_tokens(ms(30), false, (20, 512));
+            assert_eq!(tokens, 20, "there is no time for more");
+            pace.observe(load(0, tokens), ms(500 + 3 * 20));
+        }
+        assert_eq!(pace.prefill(100, true), Some(ms(300)));
+        // So is what was learned from many rows at a time.
+        (0..9).for_each(|_| pace.observe(load(0, 20), ms(40 + 3 * 20)));
+        assert!(pace.decode_step().unwrap() <= ms(100));
     }
 
     #[test]
