@@ -7,6 +7,7 @@
 mod invariants;
 mod random;
 mod request;
+mod stays;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,9 +38,12 @@ fn invariants_hold_whatever_happens() {
     let one = std::env::var("MLXD_SIM_SEED").ok().map(|seed| seed.parse().unwrap());
     let seeds = one.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
     let mut ended = std::collections::BTreeMap::<String, u32>::new();
+    let (mut expirations, mut evictions) = (0, 0);
     for seed in seeds {
         match catch_unwind(|| live(seed, Faults::default())) {
             Ok(world) => {
+                expirations += world.engine.counters.expirations_total;
+                evictions += world.engine.counters.evictions_total;
                 for (how, count) in world.ended {
                     *ended.entry(how).or_default() += count;
                 }
@@ -58,6 +62,7 @@ fn invariants_hold_whatever_happens() {
         for how in ["Internal", "NonFiniteLogits", "ModelUnloaded", "KvTooLarge", "Draining"] {
             assert!(ended.contains_key(how), "no request ended with {how}: {ended:?}");
         }
+        assert!(expirations > 0 && evictions > 0, "{expirations} models expired, {evictions} were evicted");
     }
 }
 

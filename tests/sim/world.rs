@@ -9,13 +9,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::random::Random;
 use super::request::{Inbox, Request, SESSION_LIMITS, Turn, raw_turn};
+use crate::backend::ModelId;
 use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
 use crate::engine::core::Engine;
 use crate::engine::tests::{HandClock, settings, tokenizer};
 use crate::engine::{
-    Command, GenerateWork, LoadEvent, LoadWork, ModelLease, Penalty, ResidencySettings, Sampling, ScoreWork,
-    Stopping, Tenancy, WorkOrigin,
+    Command, GenerateWork, LoadEvent, LoadWork, ModelLease, Penalty, Sampling, ScoreWork, Stopping, Tenancy,
+    WorkOrigin,
 };
 use crate::error::Error;
 use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
@@ -47,11 +48,13 @@ pub(super) struct World {
     pub(super) kept: BTreeMap<SessionKey, Vec<u32>>,
     /// Number of requests by how they ended.
     pub(super) ended: BTreeMap<String, u32>,
+    /// Models that may not leave in this tick.
+    pub(super) staying: Vec<(ModelName, ModelId)>,
     /// Leases of calls that have not reached the engine.
-    leases: Vec<ModelLease>,
+    pub(super) leases: Vec<ModelLease>,
     /// Those who wait for a load.
     loading: Vec<mpsc::Receiver<LoadEvent>>,
-    random: Random,
+    pub(super) random: Random,
     requests: Vec<Request>,
     tokenizer: Tokenizer,
     ticks: u32,
@@ -90,6 +93,7 @@ impl World {
             idly_blocked: 0,
             kept: BTreeMap::new(),
             ended: BTreeMap::new(),
+            staying: vec![],
             leases: vec![],
             loading: vec![],
             random,
@@ -117,7 +121,9 @@ impl World {
         self.ticks += 1;
         self.settled = !self.shrunk && self.engine.loads.is_empty();
         self.engine.backend.kv_bytes_peak = 0;
+        self.staying = self.those_who_stay();
         self.engine.tick();
+        self.check_stays();
         let step = 1 + self.random.below(20);
         self.pass(Duration::from_millis(step));
         self.read();
@@ -257,7 +263,7 @@ impl World {
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),
-            keep_alive: None,
+            keep_alive: self.keep_alive(),
             events,
         };
         self.engine.command(Command::Generate(Box::new(work)));
@@ -384,7 +390,8 @@ impl World {
             self.loading.clear();
         }
         let (events, listener) = mpsc::channel(8);
-        self.engine.command(Command::Load(LoadWork::new(spec(model), events)));
+        let stay = self.stay();
+        self.engine.command(Command::Load(LoadWork { stay, ..LoadWork::new(spec(model), events) }));
         self.loading.push(listener);
     }
 
@@ -420,8 +427,7 @@ impl World {
     }
 
     fn set_budget(&mut self, bytes: u64) {
-        let settings =
-            ResidencySettings { memory_budget_bytes: Some(bytes), ..self.engine.residency.clone() };
+        let settings = self.residency(bytes);
         self.engine.command(Command::Configure(Box::new(settings)));
         self.shrunk |= self.engine.used_bytes() > self.engine.budget_bytes;
     }
