@@ -159,9 +159,7 @@ fn join(state: &mut State, value: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) ->
             out.push_str(&between);
         }
         out.push_str(&python::str(&item)?);
-        if out.len() > python::TEXT_BYTES_MAX {
-            return Err(python::refuse("join: the text becomes too long"));
-        }
+        python::check_length(out.len())?;
     }
     Ok(out)
 }
@@ -237,11 +235,20 @@ fn indent(text: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<String, Er
     let (first, blank) = (arguments.flag(1), arguments.flag(2));
     // Jinja2 adds the end of a line, so that the last one may be empty.
     let text = text + "\n";
-    let lines = words::lines(&text, false).into_iter().enumerate().map(|(index, line)| {
+    let count = words::lines(&text, false).count();
+    python::check_length(space.len().saturating_mul(count).saturating_add(text.len()))?;
+    let mut out = String::with_capacity(text.len());
+    for (index, line) in words::lines(&text, false).enumerate() {
+        if index > 0 {
+            out.push('\n');
+        }
         let is_indented = if index == 0 { first } else { blank || !line.is_empty() };
-        if is_indented { format!("{space}{line}") } else { line.to_owned() }
-    });
-    Ok(lines.collect::<Vec<_>>().join("\n"))
+        if is_indented {
+            out.push_str(&space);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
 }
 
 /// Breaks lines between words, and words that are longer than a line.
@@ -251,9 +258,17 @@ fn wordwrap(text: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<String, 
     let breaks = arguments.get(1).is_none_or(|breaks| breaks.is_true());
     let end = arguments.text(2)?.unwrap_or_else(|| "\n".to_owned());
     let text = python::str(text)?;
-    let lines =
-        words::lines(&text, false).into_iter().map(|line| words::wrap(line, width, breaks).join(&end));
-    Ok(lines.collect::<Vec<_>>().join(&end))
+    let mut out = String::with_capacity(text.len());
+    let mut between = "";
+    let mut add = |piece: &str| {
+        out.extend([between, piece]);
+        between = &end;
+        python::check_length(out.len())
+    };
+    for line in words::lines(&text, false) {
+        words::wrap(line, width, breaks, &mut add)?;
+    }
+    Ok(out)
 }
 
 fn int(value: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, Error> {

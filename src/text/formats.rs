@@ -6,6 +6,7 @@ use minijinja::{Environment, Error, State, context};
 
 use super::arguments::WIDTH_MAX;
 use super::python;
+use super::tojson::BYTES_PER_FUEL;
 
 /// The function that stands for `%`.
 pub(super) const PERCENT: &str = "percent_operator__";
@@ -32,9 +33,7 @@ fn join(parts: Rest<Jinja>) -> Result<String, Error> {
             Some(text) => out.push_str(text),
             None => out.push_str(&python::str(part)?),
         }
-        if out.len() > python::TEXT_BYTES_MAX {
-            return Err(python::refuse("the text becomes too long"));
-        }
+        python::check_length(out.len())?;
     }
     Ok(out)
 }
@@ -88,7 +87,7 @@ fn formatted(state: &mut State, format: &str, arguments: Vec<Jinja>) -> Result<J
         }
         let mut flags = flags.to_owned();
         while let Some(at) = flags.find('*') {
-            flags.replace_range(at..=at, &next()?.to_string());
+            flags.replace_range(at..=at, &i64::try_from(next()?)?.to_string());
         }
         let argument = match (name, &only) {
             (Some(name), Some(map)) => map.get_item(&name.into())?,
@@ -96,6 +95,7 @@ fn formatted(state: &mut State, format: &str, arguments: Vec<Jinja>) -> Result<J
             (None, _) => next()?,
         };
         out.push_str(&converted(state, &flags, kind, argument)?);
+        python::check_length(out.len())?;
     }
     if only.is_none() && next().is_ok() {
         return Err(python::refuse("not all arguments are in the format"));
@@ -106,8 +106,12 @@ fn formatted(state: &mut State, format: &str, arguments: Vec<Jinja>) -> Result<J
 /// Returns an argument as a conversion prints it.
 fn converted(state: &mut State, flags: &str, kind: &str, argument: Jinja) -> Result<String, Error> {
     let argument = match kind {
-        "s" => return padded(python::str(&argument)?, flags),
-        "r" => return padded(python::repr_of(&argument)?, flags),
+        "s" | "r" => {
+            let text = if kind == "s" { python::str(&argument)? } else { python::repr_of(&argument)? };
+            // It is made even where the format then cuts it to nothing.
+            state.consume_fuel((text.len() / BYTES_PER_FUEL) as u64 + 1)?;
+            return padded(text, flags);
+        }
         "d" | "i" | "u" if !argument.is_integer() => {
             python::number_of(&argument).and_then(python::whole).unwrap_or(argument)
         }

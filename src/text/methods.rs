@@ -92,7 +92,7 @@ fn text(text: &str, method: &str, arguments: &[Jinja]) -> Result<Option<Jinja>, 
         }
         "splitlines" => {
             let lines = words::lines(text, named(&["keepends"])?.flag(0));
-            lines.into_iter().map(Jinja::from).collect()
+            lines.map(Jinja::from).collect()
         }
         "zfill" => zfill(text, named(&["width"])?.width()?).into(),
         "ljust" | "rjust" | "center" => {
@@ -182,7 +182,7 @@ fn justify(text: &str, method: &str, width: usize, fill: char) -> String {
 
 fn format_map(text: &str, arguments: &[Jinja]) -> Result<Jinja, Error> {
     let (map,): (&Jinja,) = from_args(arguments)?;
-    let pairs = map.try_iter()?.map(|key| Ok((key.to_string(), map.get_item(&key)?)));
+    let pairs = map.try_iter()?.map(|key| Ok((python::str(&key)?, map.get_item(&key)?)));
     let kwargs: Kwargs = pairs.collect::<Result<Vec<_>, Error>>()?.into_iter().collect();
     let style = minijinja::formatting::FormatStyle::StrFormat;
     minijinja::formatting::format(style, text, &[kwargs.into()]).map(Jinja::from)

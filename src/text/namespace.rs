@@ -32,7 +32,10 @@ fn namespace(state: &mut State, given: Option<&Jinja>, named: Kwargs) -> Result<
     let namespace = Arc::new(Namespace::default());
     if let Some(given) = given {
         for key in given.try_iter()? {
-            namespace.put(&key.to_string(), given.get_item(&key)?);
+            let name = key.as_str().ok_or_else(|| {
+                Error::new(ErrorKind::InvalidOperation, "the names in a namespace are texts")
+            })?;
+            namespace.put(name, given.get_item(&key)?);
         }
     }
     for name in named.args() {

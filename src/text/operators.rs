@@ -52,9 +52,9 @@ fn joined(tokens: &[Token], operator: usize, inner: &str) -> Option<(Range<usize
     let mut operator = operator;
     loop {
         let to = right_operand(tokens, operator)?;
-        call = format!("{call}, {}", inner[tokens[operator].at.end..to].trim());
-        match tokens.iter().position(|token| token.at.start >= to) {
-            Some(next) if tokens[next].kind == Kind::Tilde => operator = next,
+        call.extend([", ", inner[tokens[operator].at.end..to].trim()]);
+        match tokens[operator..].iter().position(|token| token.at.start >= to) {
+            Some(next) if tokens[operator + next].kind == Kind::Tilde => operator += next,
             _ => return Some((from..to, call + ")")),
         }
     }
@@ -88,6 +88,8 @@ fn plain_operands(inner: &str) -> String {
         let is_idle = text == "+" && !is_between(&tokens, index);
         match text.as_bytes()[0] {
             b'"' | b'\'' => out.push_str(&unescape(text)),
+            // One of a row is enough: the parser recurses over each sign.
+            _ if is_idle && tokens.get(index + 1).is_some_and(|next| next.kind == Kind::Sign) => {}
             _ if is_idle => out.push_str("- -"),
             _ => out.push_str(text),
         }
@@ -102,8 +104,11 @@ fn unescape(text: &str) -> String {
     while let Some((before, escape)) = rest.split_once('\\') {
         out.push_str(before);
         let long = escape.strip_prefix('U').and_then(|hex| hex.get(..8));
+        // `from_str_radix` would take a sign, too.
+        let long = long.filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
         let long = long.and_then(|hex| char::from_u32(u32::from_str_radix(hex, 16).ok()?));
         let (replaced, length) = match (escape.as_bytes().first(), long) {
+            (Some(b'U'), Some(c @ ('\\' | '\'' | '"'))) => (format!("\\{c}"), 9),
             (Some(b'U'), Some(c)) => (c.to_string(), 9),
             (Some(b'a'), _) => ("\\x07".to_owned(), 1),
             (Some(b'v'), _) => ("\\x0b".to_owned(), 1),
@@ -178,7 +183,11 @@ mod tests {
             ("{{- '%s' % x -}}", "{{- f('%s', x) -}}"),
             ("{{ 1e-3 % 2.5E+1 - 0xe-1 % 2 }}", "{{ f(1e-3, 2.5E+1) - 0xe-f(1, 2) }}"),
             ("{{ +n + +1 % 2 }}", "{{ - -n + f(- -1, 2) }}"),
+            ("{{ +++n + -+-m }}", "{{ - -n + --m }}"),
+            ("{{ a.if ~ b.in % c.is }}", "{{ j(a.if, f(b.in, c.is)) }}"),
             (r"{{ '\a\/\n\U0001F600\\a' % b }}", "{{ f('\\x07\\\\/\\n😀\\\\a', b) }}"),
+            (r"{{ '\U0000005cn\U00000027\U00000022' ~ b }}", r#"{{ j('\\n\'\"', b) }}"#),
+            (r"{{ '\U+0000041\U0000004g' ~ b }}", r"{{ j('\U+0000041\U0000004g', b) }}"),
             ("{{ a % b % c }}", "{{ f(f(a, b), c) }}"),
             ("{{ ('%s' % (a % 2)) }}", "{{ (f('%s', (f(a, 2)))) }}"),
             ("{%- if loop.index0 % 2 == 0 -%}", "{%- if f(loop.index0, 2) == 0 -%}"),
@@ -191,6 +200,16 @@ mod tests {
         ] {
             assert_eq!(rewritten(source), expected);
         }
+    }
+
+    #[test]
+    fn a_row_of_any_length_is_rewritten_in_one_pass() {
+        let count = 100_000;
+        assert_eq!(
+            rewritten(&format!("{{{{ a{} }}}}", " ~ b".repeat(count))),
+            format!("{{{{ j(a{}) }}}}", ", b".repeat(count))
+        );
+        assert_eq!(rewritten(&format!("{{{{ {}a }}}}", "+".repeat(count))), "{{ - -a }}");
     }
 
     #[test]

@@ -16,6 +16,10 @@ use super::objects;
 /// Limit of nesting: printing recurses. Python stops near 1,000.
 pub(super) const DEPTH_MAX: usize = 128;
 
+/// Limit of what is printed of one value, in bytes: one that shares its items, or an indent, can make
+/// any number of them.
+pub(super) const PRINTED_BYTES_MAX: usize = 32 << 20;
+
 /// Limit of a text that a method makes, in bytes; minijinja's own for repeated texts.
 pub(super) const TEXT_BYTES_MAX: usize = 100_000_000;
 
@@ -62,6 +66,9 @@ pub(super) fn repr_of(value: &Jinja) -> Result<String, Error> {
 /// Appends Python's `repr(value)`.
 fn repr(value: &Jinja, depth: usize, out: &mut String) -> Result<(), Error> {
     check_depth(depth)?;
+    if out.len() > PRINTED_BYTES_MAX {
+        return Err(refuse(&format!("a value's text has more than {PRINTED_BYTES_MAX} bytes")));
+    }
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String if value.is_safe() => {
@@ -213,6 +220,11 @@ pub(super) fn check_depth(depth: usize) -> Result<(), Error> {
     } else {
         Ok(())
     }
+}
+
+/// Refuses a text of more bytes than the limit.
+pub(super) fn check_length(bytes: usize) -> Result<(), Error> {
+    if bytes > TEXT_BYTES_MAX { Err(refuse("the text becomes too long")) } else { Ok(()) }
 }
 
 pub(super) fn refuse(why: &str) -> Error {

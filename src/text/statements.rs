@@ -3,6 +3,7 @@
 //! `set` of an attribute is a call (`namespace`); a loop's items have a known number; a macro's default may
 //! name its other arguments; and its `varargs` and `kwargs`, which are not implemented, are refused.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::LazyLock;
 
@@ -146,7 +147,7 @@ fn counted(rest: &str) -> String {
     format!("{} {ITERATE}(({items})) {}", &rest[..of.end], &rest[end..])
 }
 
-/// Returns the places of the tokens that are in no brackets.
+/// Returns the places of what separates operands and is in no brackets.
 fn outer(text: &str) -> Vec<Range<usize>> {
     let mut depth = 0_usize;
     let mut found = Vec::new();
@@ -154,7 +155,7 @@ fn outer(text: &str) -> Vec<Range<usize>> {
         match kind {
             Kind::Open => depth += 1,
             Kind::Close => depth = depth.saturating_sub(1),
-            _ if depth == 0 => found.push(at),
+            Kind::Border if depth == 0 => found.push(at),
             _ => {}
         }
     }
@@ -169,14 +170,14 @@ fn without_references(rest: &str) -> (String, String) {
     let commas = outer(list).into_iter().filter(|at| list[at.clone()] == *",");
     let mut from = 0;
     let ends: Vec<usize> = commas.map(|at| at.start).chain([list.len()]).collect();
-    let mut known = Vec::new();
+    let mut known = BTreeSet::new();
     let (mut arguments, mut defaults) = (Vec::new(), Vec::new());
     for end in ends {
         let argument = &list[from..end];
         from = (end + 1).min(list.len());
         let (name, default) = argument.split_once('=').unwrap_or((argument, ""));
-        known.push(name.trim());
-        if tokens(default).iter().any(|token| known.contains(&&default[token.at.clone()])) {
+        known.insert(name.trim());
+        if tokens(default).iter().any(|token| known.contains(&default[token.at.clone()])) {
             let name = name.trim();
             arguments.push(format!("{name}={NOT_GIVEN}"));
             defaults.push((name, default.trim()));
@@ -223,6 +224,8 @@ mod tests {
             ("{% for a, b in c.items() if a -%}", "{% for a, b in iterate__((c.items())) if a -%}"),
             ("{%- for a in [b if c] recursive%}", "{%- for a in iterate__(([b if c])) recursive%}"),
             ("{% for a in b, c %}", "{% for a in iterate__((b, c)) %}"),
+            ("{% for a in b.if.in %}", "{% for a in iterate__((b.if.in)) %}"),
+            ("{% for a in b.recursive if c %}", "{% for a in iterate__((b.recursive)) if c %}"),
             ("{% endfor %}", "{% endfor %}"),
             ("{{ varargs }}", "{{ varargs }}"),
             ("{% macro m(a, b=(1, 'a')) %}", "{% macro m(a, b=(1, 'a')) %}"),

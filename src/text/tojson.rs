@@ -6,16 +6,13 @@ use minijinja::{Error, State};
 
 use super::marks::is_mark;
 use super::objects;
-use super::python::{DEPTH_MAX, check_depth, number, refuse};
+use super::python::{DEPTH_MAX, PRINTED_BYTES_MAX, check_depth, number, refuse};
 
 /// Limit of an indent, in characters: wider ones are a mistake, and cost memory.
 const INDENT_MAX: usize = 64;
 
-/// Limit of what one call writes, in bytes: an indent can make a hundred times more of a deep value.
-const BYTES_MAX: usize = 32 << 20;
-
 /// Bytes that cost a render as much as an instruction, as everywhere else in it.
-const BYTES_PER_FUEL: usize = 64;
+pub(super) const BYTES_PER_FUEL: usize = 64;
 
 struct Writer {
     out: String,
@@ -70,8 +67,8 @@ pub(super) fn json(value: &Jinja) -> Result<String, Error> {
 impl Writer {
     fn value(&mut self, value: &Jinja, depth: usize) -> Result<(), Error> {
         check_depth(depth)?;
-        if self.out.len() > BYTES_MAX {
-            return Err(refuse(&format!("tojson: more than {BYTES_MAX} bytes")));
+        if self.out.len() > PRINTED_BYTES_MAX {
+            return Err(refuse(&format!("tojson: more than {PRINTED_BYTES_MAX} bytes")));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),

@@ -87,6 +87,8 @@ pub(super) fn tokens(text: &str) -> Vec<Token> {
 fn word_kind(word: &str, text: &str, before: Option<&Token>) -> Kind {
     let test = before.filter(|before| before.kind == Kind::Inner).map(|before| &text[before.at.clone()]);
     match (word, test) {
+        // The name of an attribute or a filter.
+        (_, Some("." | "|")) => Kind::Operand,
         ("is", _) | ("not" | "in", Some("is")) | ("in", Some("not")) => Kind::Inner,
         _ if WORDS.contains(&word) => Kind::Border,
         _ => Kind::Operand,

@@ -33,18 +33,17 @@ pub(super) fn split(text: &str, pieces: usize, right: bool) -> Vec<&str> {
 }
 
 /// Splits into lines at all that Python takes for the end of one.
-pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
-    let mut lines = Vec::new();
+pub(super) fn lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &str> {
     let mut rest = text;
-    while let Some((at, end)) = rest.char_indices().find(|(_, c)| ends_line(*c)) {
+    std::iter::from_fn(move || {
+        let Some((at, end)) = rest.char_indices().find(|(_, c)| ends_line(*c)) else {
+            return Some(std::mem::take(&mut rest)).filter(|last| !last.is_empty());
+        };
         let width = if rest[at..].starts_with("\r\n") { 2 } else { end.len_utf8() };
-        lines.push(&rest[..if keep_ends { at + width } else { at }]);
+        let line = &rest[..if keep_ends { at + width } else { at }];
         rest = &rest[at + width..];
-    }
-    if !rest.is_empty() {
-        lines.push(rest);
-    }
-    lines
+        Some(line)
+    })
 }
 
 fn ends_line(c: char) -> bool {
@@ -139,9 +138,7 @@ pub(super) fn replace(text: &str, old: &str, new: &str, count: Option<i64>) -> R
     let count = count.and_then(|count| usize::try_from(count).ok());
     // An empty text is found between all characters: the result is bounded before it is made.
     let found = text.matches(old).take(count.unwrap_or(usize::MAX)).count();
-    if found.saturating_mul(new.len()) > python::TEXT_BYTES_MAX {
-        return Err(python::refuse("replace: the text becomes too long"));
-    }
+    python::check_length(found.saturating_mul(new.len()))?;
     Ok(count.map_or_else(|| text.replace(old, new), |count| text.replacen(old, new, count)).into())
 }
 
@@ -217,24 +214,32 @@ pub(super) fn number(text: &str) -> Option<f64> {
 }
 
 /// Breaks a line before words that do not fit, and those that never would where the line ends if `breaks`.
-pub(super) fn wrap(line: &str, width: usize, breaks: bool) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut current = String::new();
+/// Each piece goes to `add`; the time is that of reading the line a few times.
+pub(super) fn wrap(
+    line: &str,
+    width: usize,
+    breaks: bool,
+    add: &mut impl FnMut(&str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    // The piece is `start..at`, with `used` characters.
+    let (mut start, mut at, mut used) = (0, 0, 0_usize);
     for word in line.split_inclusive(' ') {
-        let length = |text: &str| text.trim_end().chars().count();
-        let mut rest = word;
-        while breaks && length(rest) > width {
-            let room = width.saturating_sub(current.chars().count()).max(usize::from(current.is_empty()));
-            let at = rest.char_indices().nth(room).map_or(rest.len(), |(at, _)| at);
-            current.push_str(&rest[..at]);
-            rest = &rest[at..];
-            lines.push(std::mem::take(&mut current).trim_end().to_owned());
+        let end = at + word.len();
+        let mut rest = word.trim_end();
+        while breaks && rest.chars().nth(width).is_some() {
+            let room = width.saturating_sub(used).max(usize::from(used == 0));
+            let cut = rest.char_indices().nth(room).map_or(rest.len(), |(cut, _)| cut);
+            at += cut;
+            rest = &rest[cut..];
+            add(line[start..at].trim_end())?;
+            (start, used) = (at, 0);
         }
-        if !current.is_empty() && current.chars().count() + length(rest) > width {
-            lines.push(std::mem::take(&mut current).trim_end().to_owned());
+        if start < at && used + rest.chars().count() > width {
+            add(line[start..at].trim_end())?;
+            (start, used) = (at, 0);
         }
-        current.push_str(rest);
+        used += line[at..end].chars().count();
+        at = end;
     }
-    lines.push(current.trim_end().to_owned());
-    lines
+    add(line[start..].trim_end())
 }

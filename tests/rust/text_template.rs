@@ -224,8 +224,53 @@ fn a_render_has_a_budget() {
 }
 
 #[test]
+fn what_a_template_makes_of_little_is_bounded() {
+    // Each of these would make gigabytes. Only the render with `x` comes to it.
+    let doubled = "{% set ns = namespace(s=['a' * 100000]) %}{% for i in range(40) %}\
+        {% set ns.s = [ns.s, ns.s] %}{% endfor %}";
+    let sources = [
+        format!("{doubled}{{{{ ns.s }}}}"),
+        format!("{doubled}{{{{ ns.s ~ '' }}}}"),
+        format!("{doubled}{{{{ '%r' % (ns.s,) }}}}"),
+        format!("{doubled}{{{{ '%*d' % (ns.s, 1) }}}}"),
+        format!("{doubled}{{{{ namespace(ns.s) }}}}"),
+        format!("{doubled}{{{{ '{{a}}'.format_map(ns.s) }}}}"),
+        "{{ ('%(a)s' * 100000) % {'a': 'x' * 5000000} }}".to_owned(),
+        "{{ ('%(a).0s' * 100000) % {'a': 'x' * 5000000} }}".to_owned(),
+        "{{ ('\\n' * 100000) | indent(10000, false, true) }}".to_owned(),
+        "{{ ('\\n' * 1000) | indent('x' * 1000000, false, true) }}".to_owned(),
+        "{{ ('a ' * 1000) | wordwrap(1, true, 'x' * 1000000) }}".to_owned(),
+    ];
+    for source in sources {
+        let source = format!("{{% if x %}}{source}{{% endif %}}");
+        let arguments = Map::from_iter([("x".to_owned(), json!(true))]);
+        let refused = render(&source, &Input { arguments, ..Input::default() }).unwrap_err();
+        let reasons = ["too long", "too much work", "has more than", "cannot convert", "are texts"];
+        assert!(reasons.iter().any(|why| refused.contains(why)), "{source}: {refused}");
+    }
+}
+
+#[test]
+fn lines_of_any_length_are_wrapped_in_one_pass() {
+    let source = "{{ ('a' * 50000) | wordwrap(1) | length }} {{ ('a ' * 50000) | wordwrap(9999) | length }} \
+        {{ 'ab  cdefgh i' | wordwrap(3, true, '/') }} {{ 'ab cdefgh i' | wordwrap(3, false, '/') }}";
+    assert_eq!(with_x(source, Value::Null), "99999 99999 ab/cde/fgh/i ab/cdefgh/i");
+}
+
+#[test]
+fn names_like_keywords_and_escapes_like_quotes_are_read_as_in_python() {
+    let source = "{% for k in x.if.recursive if k %}{{ k ~ x.in % 2 }}{% endfor %}";
+    assert_eq!(with_x(source, json!({"if": {"recursive": [1, 0]}, "in": 3})), "11");
+    let source =
+        r#"{{ '\U0000005cn' }}{{ '\U00000027' }}{{ "\U00000022" }}{{ '\U0001f600' }}{{ '\U+0000041' }}"#;
+    assert_eq!(with_x(source, Value::Null), r#"\n'"😀\U+0000041"#);
+}
+
+#[test]
 fn what_a_template_nests_does_not_overflow_the_stack() {
     let count = 20_000;
+    // The limit of a source, less what is around it.
+    let longest = (512 << 10) - 8;
     let row = |operator: &str| format!("{{{{ x{} }}}}", operator.repeat(count));
     let nested = format!(
         "{{% set ns = namespace(s=[], t=[]) %}}{{% for i in range({count}) %}}\
@@ -238,6 +283,7 @@ fn what_a_template_nests_does_not_overflow_the_stack() {
         row(".a"),
         row(" | list"),
         format!("{{{{ {}x }}}}", "-".repeat(count)),
+        format!("{{{{ {}x }}}}", "+".repeat(longest)),
         format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(count)),
         format!("{nested}{{{{ ns.s == ns.t }}}}"),
         format!("{nested}{{{{ ns.s ~ x }}}}"),
