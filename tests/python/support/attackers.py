@@ -249,6 +249,8 @@ def attackers() -> dict[str, Attacker]:
     late = frozenset({"DEADLINE", "DEADLINE_EXCEEDED"})
     # The running streams of others hold the budget.
     full = frozenset({"MEMORY_BUDGET"})
+    # An idle model makes room for a request's KV cache, also before it is unloaded.
+    gone = frozenset({"MODEL_NOT_LOADED"})
     return {
         "big_text": Attacker(3, lambda wire, _: send(wire, COUNT, text, 1.5), late),
         "big_prompt": Attacker(
@@ -264,7 +266,7 @@ def attackers() -> dict[str, Attacker]:
         "unread": Attacker(3, unread),
         "interactive_prompt": Attacker(3, interactive_prompt),
         "other_prompt": Attacker(3, other_prompt, full),
-        "loads": Attacker(3, loads, full),
+        "loads": Attacker(3, loads, full | gone),
         "penalties": Attacker(2, penalties),
         "large_requests": Attacker(3, large_requests),
         "parked_caches": Attacker(3, parked_caches),
