@@ -4,13 +4,13 @@
 use clap::Args;
 use mlxd::hub::RepoName;
 use mlxd_client::v1::{GetModelRequest, LoadModelRequest};
-use mlxd_client::{Address, Client, Error, ErrorReason};
+use mlxd_client::{Address, Client, ErrorReason};
 use tokio::runtime::Runtime;
 
 use super::answer::SamplingArgs;
 use super::chat::{self, ChatArgs};
 use super::connect::ConnectArgs;
-use super::failure::{Failure, Result};
+use super::failure::Result;
 use super::interrupts::Interrupts;
 use super::own_daemon::OwnDaemon;
 use super::{load, pull};
@@ -49,13 +49,15 @@ pub(crate) fn run(runtime: &Runtime, args: RunArgs) -> Result<()> {
 
 /// Returns a daemon that has the model in memory, and the process that was started for it.
 async fn prepare(connect: &ConnectArgs, model: &str) -> Result<(Option<OwnDaemon>, Client)> {
-    let (daemon, client) = match connect.connect().await {
-        Ok(client) => (None, client),
-        Err(Failure::Client(Error::Connect { .. })) if connect.is_default() => {
+    // At an address that was named there must be one.
+    let there =
+        if connect.is_default() { connect.connect_if_there().await? } else { Some(connect.connect().await?) };
+    let (daemon, client) = match there {
+        Some(client) => (None, client),
+        None => {
             let (daemon, client) = OwnDaemon::start().await?;
             (Some(daemon), client)
         }
-        Err(failure) => return Err(failure),
     };
     fetch_if_missing(&client, model).await?;
     let request = LoadModelRequest { model: model.to_owned(), ..LoadModelRequest::default() };
@@ -70,8 +72,7 @@ async fn fetch_if_missing(client: &Client, model: &str) -> Result<()> {
     };
     let is_here = matches!(client.address(), Address::Unix(_));
     let may_help = matches!(error.reason(), ErrorReason::ModelNotFound | ErrorReason::ModelInvalid);
-    // A name of one part is a folder's; the repos that have one are not models for MLX.
-    let repo = RepoName::parse(model).ok().filter(|repo| is_here && may_help && repo.id().contains('/'));
+    let repo = RepoName::of_model(model).filter(|_| is_here && may_help);
     let Some(repo) = repo else { return Err(error.into()) };
     pull::pull(pull::settings()?, repo, false).await.map(drop)
 }

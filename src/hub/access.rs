@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{ModelFolder, RepoName};
+use super::RepoName;
 
 /// What calls may have loaded and downloaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,14 +20,15 @@ pub struct ModelAccess {
 pub struct Pattern(String);
 
 impl ModelAccess {
-    /// Returns whether calls may load a model.
+    /// Returns whether calls may load a model of this name from this folder, links resolved. Asks the file
+    /// system where the pattern is a folder.
     #[must_use]
-    pub fn may_load(&self, model: &ModelFolder) -> bool {
+    pub fn may_load(&self, name: &str, path: &Path) -> bool {
         self.loads.iter().any(|pattern| match pattern.folder() {
-            Some(folder) => folder.canonicalize().is_ok_and(|folder| model.path.starts_with(folder)),
+            Some(folder) => folder.canonicalize().is_ok_and(|folder| path.starts_with(folder)),
             // A revision counts only for a pattern that has one.
-            None if pattern.0.contains('@') => pattern.matches(&model.name),
-            None => pattern.matches(without_revision(&model.name)),
+            None if pattern.0.contains('@') => pattern.matches(name),
+            None => pattern.matches(without_revision(name)),
         })
     }
 
@@ -107,21 +108,17 @@ mod tests {
     fn a_folder_stands_for_the_models_in_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap();
-        let at = |path: std::path::PathBuf| ModelFolder {
-            name: "owner/name@main".into(),
-            path,
-            revision: String::new(),
-        };
         let access = |pattern: &str| ModelAccess { loads: vec![Pattern::new(pattern)], ..Default::default() };
+        let may_load = |pattern: &str, at: &Path| access(pattern).may_load("owner/name@main", at);
         let root = path.to_str().unwrap();
-        assert!(access(root).may_load(&at(path.join("model"))));
-        assert!(!access(root).may_load(&at(format!("{root}2/model").into())));
-        assert!(!access("/nonexistent").may_load(&at("/nonexistent/model".into())));
+        assert!(may_load(root, &path.join("model")));
+        assert!(!may_load(root, Path::new(&format!("{root}2/model"))));
+        assert!(!may_load("/nonexistent", Path::new("/nonexistent/model")));
         // A revision is the same repo's.
-        assert!(access("owner/name").may_load(&at(path.clone())));
-        assert!(!access("*@v1").may_load(&at(path.clone())) && access("*@main").may_load(&at(path.clone())));
-        assert!(!access("*main").may_load(&at(path.clone())));
-        assert!(!ModelAccess::default().may_load(&at(path)));
+        assert!(may_load("owner/name", &path));
+        assert!(!may_load("*@v1", &path) && may_load("*@main", &path));
+        assert!(!may_load("*main", &path));
+        assert!(!ModelAccess::default().may_load("owner/name@main", &path));
     }
 
     #[test]

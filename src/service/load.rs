@@ -127,7 +127,7 @@ impl Service {
 impl Models {
     async fn begin_load(&self, assets: Arc<ModelAssets>, wish: Wish) -> Result<Stage, Error> {
         if !wish.is_owners {
-            self.check_allowed(&assets)?;
+            self.check_allowed(&assets).await?;
         }
         let was_resident = self.engine().state(&wish.model) == ModelState::Resident;
         let (spec, stay) = wish.of(assets).await?;

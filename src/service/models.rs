@@ -163,11 +163,14 @@ impl Models {
     }
 
     /// Refuses a model that calls may not load.
-    pub(super) fn check_allowed(&self, assets: &ModelAssets) -> Result<(), Error> {
-        let ModelFiles { name, folder, revision, .. } = &*assets.files;
-        let folder = ModelFolder { name: name.to_string(), path: folder.clone(), revision: revision.clone() };
-        let is_allowed = self.access().may_load(&folder);
-        is_allowed.then_some(()).ok_or(Error::ModelNotAllowed { model: name.clone(), key: "loads_allowed" })
+    pub(super) async fn check_allowed(&self, assets: &ModelAssets) -> Result<(), Error> {
+        let (access, files) = (self.access(), Arc::clone(&assets.files));
+        blocking(move || {
+            let ModelFiles { name, folder, .. } = &*files;
+            let refusal = || Error::ModelNotAllowed { model: name.clone(), key: "loads_allowed" };
+            if access.may_load(name.as_str(), folder) { Ok(()) } else { Err(refusal()) }
+        })
+        .await
     }
 
     /// Joins or begins the download of a model whose files are missing, as `missing` says, if it can be
@@ -179,9 +182,7 @@ impl Models {
         missing: Error,
     ) -> Result<Download, Error> {
         let is_missing = matches!(missing, Error::ModelNotFound { .. } | Error::ModelIncomplete { .. });
-        // A name of one part is a folder's; the repos that have one are not models for MLX.
-        let repo = RepoName::parse(model.as_str()).ok();
-        let repo = repo.filter(|repo| is_missing && repo.id().contains('/'));
+        let repo = RepoName::of_model(model.as_str()).filter(|_| is_missing);
         let catalog = self.catalog();
         let (Some(repo), Some(cache)) = (repo, catalog.hf_cache()) else { return Err(missing) };
         if is_owners || self.access().may_download(&repo) {
@@ -225,7 +226,7 @@ impl Models {
         if !may_load {
             return Err(Error::ModelNotLoaded(model.clone()));
         }
-        self.check_allowed(&assets)?;
+        self.check_allowed(&assets).await?;
         Ok(Found::OnDisk(assets))
     }
 

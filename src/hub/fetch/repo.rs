@@ -32,6 +32,13 @@ impl RepoName {
         }
     }
 
+    /// Returns the repo that a model's name can be. A name of one part is a folder's: the repos that have one
+    /// are not models for MLX.
+    #[must_use]
+    pub fn of_model(name: &str) -> Option<Self> {
+        Self::parse(name).ok().filter(|repo| repo.id.contains('/'))
+    }
+
     /// Returns the repo's id, without the revision.
     #[must_use]
     pub fn id(&self) -> &str {
