@@ -157,12 +157,6 @@ impl MlxBackend {
         }
     }
 
-    /// Returns what the system would give of `bytes`, where it is less: on the CPU, MLX does not ask.
-    fn shortage(&self, bytes: u64) -> Option<u64> {
-        let available = if self.kernels.on_cpu { ffi::available(bytes) } else { bytes };
-        Some(available).filter(|available| *available < bytes)
-    }
-
     /// Returns whether something of an unloaded model is still being freed, or read where it was loading.
     pub(super) fn is_leaving(&mut self) -> Result<bool, Error> {
         for fence in &self.fences {
@@ -213,6 +207,12 @@ impl MlxBackend {
             Some(Entry::Loading(_)) | None => Err(Error::Internal(format!("model {model:?} is not ready"))),
         }
     }
+}
+
+/// Returns what the system would give of `bytes`, where it is less: on the CPU, MLX does not ask.
+fn shortage(kernels: Selection, bytes: u64) -> Option<u64> {
+    let available = if kernels.on_cpu { ffi::available(bytes) } else { bytes };
+    Some(available).filter(|available| *available < bytes)
 }
 
 /// Returns a size that the device reports, in bytes.
@@ -273,26 +273,23 @@ impl Backend for MlxBackend {
     }
 
     fn load_more(&mut self, model: ModelId) -> Result<LoadStep, Error> {
+        let is_leaving = self.is_leaving()?;
         let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
             return Err(Error::Internal(format!("model {model:?} is not loading")));
         };
-        if !loading.opening.is_done() {
-            if let Some((file, is_spare)) = loading.opening.take()? {
-                loading.weights.add(file, is_spare, &self.streams.files)?;
+        let LoadingModel { plan, policy, loader, weights, opening, is_paid, done } = &mut **loading;
+        if !opening.is_done() {
+            if let Some((file, is_spare)) = opening.take()? {
+                weights.add(file, is_spare, &self.streams.files)?;
             }
             return Ok(LoadStep::Opening);
         }
-        let unpaid_bytes = if loading.is_paid { 0 } else { loading.plan.reserved_bytes() };
-        if self.is_leaving()? {
+        if is_leaving {
             return Ok(LoadStep::Pending);
         }
-        if let Some(available_bytes) = self.shortage(unpaid_bytes) {
+        if !*is_paid && let Some(available_bytes) = shortage(self.kernels, plan.reserved_bytes()) {
             return Ok(LoadStep::Short { available_bytes });
         }
-        let Some(Entry::Loading(loading)) = self.models.get_mut(&model) else {
-            return Err(Error::Internal(format!("model {model:?} is not loading")));
-        };
-        let LoadingModel { plan, policy, loader, weights, is_paid, done, .. } = &mut **loading;
         *is_paid = true;
         if weights.is_reading()? {
             return Ok(LoadStep::Pending);
@@ -356,18 +353,18 @@ impl Backend for MlxBackend {
         let shape = self.ready(model)?.kv.shape();
         let slot_bytes = u64::from(capacity) * shape.bytes_per_token() + shape.bytes_per_sequence();
         let needed_bytes = slot_bytes.saturating_mul(slots.into());
-        let shortage = |available_bytes| Error::KvShortage { needed_bytes, available_bytes };
-        if self.shortage(needed_bytes).is_some() {
+        let refusal = |available_bytes| Error::KvShortage { needed_bytes, available_bytes };
+        if shortage(self.kernels, needed_bytes).is_some() {
             // The request would end, though what it needs is about to be free.
             self.leaving.wait();
-        }
-        if let Some(available_bytes) = self.shortage(needed_bytes) {
-            return Err(shortage(available_bytes));
+            if let Some(available_bytes) = shortage(self.kernels, needed_bytes) {
+                return Err(refusal(available_bytes));
+            }
         }
         let opened = self.ready(model)?.kv.open(slab, capacity, slots);
         opened.map_err(|error| {
             tracing::warn!(%error, "MLX did not allocate a KV slab");
-            shortage(self.free_bytes(needed_bytes))
+            refusal(self.free_bytes(needed_bytes))
         })
     }
 
@@ -452,7 +449,10 @@ impl Backend for MlxBackend {
         // Forgets what has gone.
         self.is_leaving()?;
         self.empty_cache()?;
-        ffi::trim_heap();
+        // On a CPU the thread that empties the cache does it.
+        if !self.kernels.on_cpu {
+            ffi::trim_heap();
+        }
         Ok(())
     }
 

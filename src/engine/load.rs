@@ -8,7 +8,7 @@ use crate::backend::{
     Backend, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, RowOutput, Sample, SlotId, Span, SpanKind,
     Step, Want,
 };
-use crate::error::Error;
+use crate::error::{Error, MemoryRule, Shortage};
 use crate::residency::{ModelLease, Stay};
 
 /// The steps that warm a model up, by sequences and tokens of each: what a GPU compiles differs with the
@@ -31,11 +31,6 @@ pub(super) enum Advance {
     Read,
     /// Steps of it ran on the device.
     Warmed,
-    /// The system has less memory for it than was planned.
-    Short {
-        /// Bytes that it would give.
-        available_bytes: u64,
-    },
     /// The model is ready.
     Ready(ModelId, ModelShape),
 }
@@ -109,8 +104,13 @@ impl Load {
         Ok(())
     }
 
-    /// Begins one more piece, or takes one more warm-up step.
-    pub(super) fn advance<B: Backend>(&mut self, backend: &mut B) -> Result<Advance, Error> {
+    /// Begins one more piece, or takes one more warm-up step. `budget_bytes` is for the refusal where the
+    /// system has less memory than was planned.
+    pub(super) fn advance<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        budget_bytes: u64,
+    ) -> Result<Advance, Error> {
         let Some((id, LoadPlan { kv_bytes, .. })) = self.begun else { return Ok(Advance::Waited) };
         if let Some((shape, done)) = self.warming.take() {
             return match warm_up(backend, id, (&shape, kv_bytes), done) {
@@ -119,14 +119,16 @@ impl Load {
                     Ok(Advance::Warmed)
                 }
                 Ok(false) => Ok(Advance::Ready(id, shape)),
-                Err(Error::KvShortage { available_bytes, .. }) => Ok(Advance::Short { available_bytes }),
+                Err(Error::KvShortage { available_bytes, .. }) => {
+                    Err(self.short(available_bytes, budget_bytes))
+                }
                 Err(error) => Err(error),
             };
         }
         match backend.load_more(id)? {
             LoadStep::Opening => return Ok(Advance::Opening),
             LoadStep::Pending => return Ok(Advance::Waited),
-            LoadStep::Short { available_bytes } => return Ok(Advance::Short { available_bytes }),
+            LoadStep::Short { available_bytes } => return Err(self.short(available_bytes, budget_bytes)),
             LoadStep::Reading { done_bytes, total_bytes } => {
                 self.progress(|| LoadEvent::Progress { done_bytes, total_bytes });
             }
@@ -136,6 +138,18 @@ impl Load {
             }
         }
         Ok(Advance::Read)
+    }
+
+    /// Returns the refusal of a load for which the system has less memory than was planned.
+    fn short(&self, available_bytes: u64, budget_bytes: u64) -> Error {
+        Error::MemoryBudget(Box::new(Shortage {
+            model: self.spec.model().clone(),
+            needed_bytes: self.reserved_bytes(),
+            available_bytes,
+            budget_bytes,
+            rule: MemoryRule::System,
+            in_the_way: Vec::new(),
+        }))
     }
 
     /// Frees what was read.

@@ -8,7 +8,7 @@ use super::core::Engine;
 use super::load::{Advance, Load};
 use super::model::{Resident, Room};
 use crate::backend::{Backend, KvDtype, LoadPlan, LoadSpec};
-use crate::error::{Error, MemoryRule, Shortage};
+use crate::error::{Error, Shortage};
 use crate::ids::ModelName;
 use crate::residency::{
     Demand, Evictions, Fit, Lifetime, Memory, ModelLease, Plan, State, Tenant, available_bytes, plan,
@@ -248,7 +248,6 @@ impl<B: Backend> Engine<B> {
                 self.models.values_mut().for_each(Resident::disturb);
                 return true;
             }
-            Ok(Advance::Short { available_bytes }) => Err(self.short(available_bytes)),
             Ok(Advance::Ready(id, shape)) => Ok((id, shape)),
             Err(error) => Err(error),
         };
@@ -274,19 +273,6 @@ impl<B: Backend> Engine<B> {
         true
     }
 
-    /// Returns the refusal of the first load, for which the system has less memory than was planned.
-    fn short(&self, available_bytes: u64) -> Error {
-        let Some(load) = self.loads.front() else { return Error::Internal("there is no load".into()) };
-        Error::MemoryBudget(Box::new(Shortage {
-            model: load.spec.model().clone(),
-            needed_bytes: load.reserved_bytes(),
-            available_bytes,
-            budget_bytes: self.budget_bytes,
-            rule: MemoryRule::System,
-            in_the_way: Vec::new(),
-        }))
-    }
-
     /// Ends the loads that nobody waits for any more; returns whether there was one.
     fn abandon_unwanted(&mut self) -> bool {
         if self.loads.iter().all(Load::is_wanted) {
@@ -304,10 +290,10 @@ impl<B: Backend> Engine<B> {
     }
 
     fn advance_first(&mut self) -> Result<Advance, Error> {
-        let Self { loads, backend, .. } = self;
+        let Self { loads, backend, budget_bytes, .. } = self;
         match loads.front_mut() {
             None => return Ok(Advance::Waited),
-            Some(load) if load.has_begun() => return load.advance(backend),
+            Some(load) if load.has_begun() => return load.advance(backend, *budget_bytes),
             Some(_) => self.renew_budget(),
         }
         let Some(load) = self.loads.front() else { return Ok(Advance::Waited) };
