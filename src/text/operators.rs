@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::formats::{JOIN, PERCENT};
-use super::tokens::{Kind, Token, character_length, is_between, tokens};
+use super::tokens::{Kind, Token, borders, character_length, is_between, tokens};
 
 /// Limit of rewritten operators in one tag: real ones have few, and each costs a pass over it.
 const OPERATORS_MAX: usize = 100;
@@ -62,15 +62,7 @@ fn joined(tokens: &[Token], operator: usize, inner: &str) -> Option<(Range<usize
 
 /// Returns whether an expression is a tuple without brackets.
 fn has_comma(inner: &str) -> bool {
-    let mut depth = 0_usize;
-    tokens(inner).iter().any(|token| {
-        match token.kind {
-            Kind::Open => depth += 1,
-            Kind::Close => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        depth == 0 && inner[token.at.clone()] == *","
-    })
+    borders(inner).into_iter().any(|at| inner[at] == *",")
 }
 
 /// Replaces the escapes in strings that only Python knows, and `+` before an operand.

@@ -4,7 +4,6 @@
 //! name its other arguments; and its `varargs` and `kwargs`, which are not implemented, are refused.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::LazyLock;
 
 use minijinja::Error;
@@ -12,7 +11,7 @@ use minijinja::value::{Value as Jinja, ValueKind};
 use regex::{Captures, Regex};
 
 use super::objects::Characters;
-use super::tokens::{Kind, Token, tokens};
+use super::tokens::{Kind, Token, borders, tokens};
 use super::{namespace, python};
 
 /// The function that a loop's items go through.
@@ -137,7 +136,7 @@ fn without_further(tag: &str) -> String {
 
 /// Returns the targets and items of a loop, these in a call.
 fn counted(rest: &str) -> String {
-    let found = outer(rest);
+    let found = borders(rest);
     let word = |words: &[&str], from: usize| {
         found.iter().find(|at| at.start >= from && words.contains(&&rest[(*at).clone()])).cloned()
     };
@@ -147,27 +146,12 @@ fn counted(rest: &str) -> String {
     format!("{} {ITERATE}(({items})) {}", &rest[..of.end], &rest[end..])
 }
 
-/// Returns the places of what separates operands and is in no brackets.
-fn outer(text: &str) -> Vec<Range<usize>> {
-    let mut depth = 0_usize;
-    let mut found = Vec::new();
-    for Token { kind, at } in tokens(text) {
-        match kind {
-            Kind::Open => depth += 1,
-            Kind::Close => depth = depth.saturating_sub(1),
-            Kind::Border if depth == 0 => found.push(at),
-            _ => {}
-        }
-    }
-    found
-}
-
 /// Returns a macro's name and arguments, without the defaults that name one of them, and what sets these.
 fn without_references(rest: &str) -> (String, String) {
     let unchanged = || (rest.to_owned(), String::new());
     let Some((name, list)) = rest.split_once('(') else { return unchanged() };
     let Some((list, after)) = list.rsplit_once(')') else { return unchanged() };
-    let commas = outer(list).into_iter().filter(|at| list[at.clone()] == *",");
+    let commas = borders(list).into_iter().filter(|at| list[at.clone()] == *",");
     let mut from = 0;
     let ends: Vec<usize> = commas.map(|at| at.start).chain([list.len()]).collect();
     let mut known = BTreeSet::new();

@@ -83,6 +83,21 @@ pub(super) fn tokens(text: &str) -> Vec<Token> {
     tokens
 }
 
+/// Returns the places of what separates operands and is in no brackets.
+pub(super) fn borders(text: &str) -> Vec<Range<usize>> {
+    let mut depth = 0_usize;
+    let mut found = Vec::new();
+    for Token { kind, at } in tokens(text) {
+        match kind {
+            Kind::Open => depth += 1,
+            Kind::Close => depth = depth.saturating_sub(1),
+            Kind::Border if depth == 0 => found.push(at),
+            _ => {}
+        }
+    }
+    found
+}
+
 /// Words of a test bind more tightly than operators: `is`, `not` and `in` after it.
 fn word_kind(word: &str, text: &str, before: Option<&Token>) -> Kind {
     let test = before.filter(|before| before.kind == Kind::Inner).map(|before| &text[before.at.clone()]);
