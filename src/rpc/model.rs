@@ -63,8 +63,8 @@ impl ModelService for Models {
         let page = ModelPage { size: page_size, token: page_token, resident_only };
         let bytes_max = self.0.limits().answer_bytes_max;
         answer(self.0.list_models(&page).await.and_then(|(models, next)| {
-            let name = |model: &pb::ModelInfo| model.name.clone();
-            let (models, next) = fitting(models.into_iter().map(info), name, next, bytes_max)?;
+            let entries = models.into_iter().map(info);
+            let (models, next) = fitting(entries, |model| &model.name, next, bytes_max)?;
             Ok(pb::ListModelsResponse { models, next_page_token: next.unwrap_or_default() })
         }))
     }

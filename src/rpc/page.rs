@@ -11,7 +11,7 @@ pub(super) const FIELD_BYTES: usize = 6;
 /// entry's name, or `next` after all of them.
 pub(super) fn fitting<Entry: Message>(
     entries: impl Iterator<Item = Entry>,
-    name: impl Fn(&Entry) -> String,
+    name: impl Fn(&Entry) -> &str,
     next: Option<String>,
     bytes_max: usize,
 ) -> Result<(Vec<Entry>, Option<String>), Error> {
@@ -23,7 +23,7 @@ pub(super) fn fitting<Entry: Message>(
             let Some(last) = page.last() else {
                 return Err(Error::AnswerTooLarge { limit_bytes: bytes_max as u64 });
             };
-            let token = name(last);
+            let token = name(last).to_owned();
             return Ok((page, Some(token)));
         }
         bytes += own;

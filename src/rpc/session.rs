@@ -65,8 +65,8 @@ impl SessionService for Sessions {
         let bytes_max = self.0.limits().answer_bytes_max;
         let listed = self.0.list_sessions(&caller, &page);
         answer(listed.and_then(|(sessions, next)| {
-            let name = |session: &pb::Session| session.name.clone();
-            let (sessions, next) = fitting(sessions.into_iter().map(wire), name, next, bytes_max)?;
+            let entries = sessions.into_iter().map(wire);
+            let (sessions, next) = fitting(entries, |session| &session.name, next, bytes_max)?;
             Ok(pb::ListSessionsResponse { sessions, next_page_token: next.unwrap_or_default() })
         }))
     }
