@@ -169,9 +169,9 @@ struct Chosen {
 /// Checks the weight files of a model's folder and lists their tensors.
 ///
 /// # Errors
-/// `Incomplete` if there is no weight file, or not each that the index names; `Damaged`, naming file and
-/// tensor, if one is cut short, lies about its tensors or repeats a name; `Unsupported` for a dtype MLX does
-/// not have; `Io`.
+/// `Incomplete` if there is no weight file, or one that the index names is missing; `Damaged`, naming file
+/// and tensor, if one is cut short, lies about its tensors or repeats a name; `Unsupported` for a dtype MLX
+/// does not have; `Io`.
 pub fn inspect(folder: &Path) -> Result<WeightIndex, HubError> {
     let Chosen { names, spare, warning, promised } = choose(folder)?;
     let mut places: BTreeMap<String, String> = BTreeMap::new();

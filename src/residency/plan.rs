@@ -74,7 +74,7 @@ impl Demand {
 /// Decides on a demand.
 ///
 /// # Errors
-/// It cannot be met: the daemon stops, the model has other formats, or there is no room for it.
+/// The daemon stops, the model has other formats, or it does not fit.
 pub fn plan(state: &State<'_>, demand: &Demand, memory: &Memory, now: Moment) -> Result<Plan, Error> {
     if state.draining {
         return Err(Error::Draining);

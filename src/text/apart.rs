@@ -16,7 +16,7 @@ const STACK_BYTES: usize = 256 << 20;
 /// Returns what `work` does.
 ///
 /// # Errors
-/// It panics, or there is no thread for it.
+/// It panics, or the thread cannot be started.
 pub(super) fn apart<T: Send>(work: impl FnOnce() -> Result<T, TextError> + Send) -> Result<T, TextError> {
     let builder = Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
     scope(|scope| {

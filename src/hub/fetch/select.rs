@@ -54,7 +54,7 @@ pub(super) fn check(repo: &str, files: &[Listed]) -> Result<(), FetchError> {
 /// Returns the files to download; `named` are those that the index names, none without an index.
 ///
 /// # Errors
-/// `Unsupported` if there are no weights that could be loaded, or not all that the index names.
+/// `Unsupported` if there are no weights that could be loaded, or one that the index names is missing.
 pub(super) fn wanted(
     repo: &str,
     files: &[Listed],
