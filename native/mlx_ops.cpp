@@ -7,6 +7,9 @@
 #include <stdexcept>
 #include <vector>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "cpu_ops.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
@@ -144,6 +147,19 @@ mx::array whole(const mx::array& x) {
   return mx::contiguous(x, false, cpu());
 }
 
+// Makes memory of our own zero: whole pages are given back to the system, which gives empty ones when they are used.
+void clear(char* begin, size_t bytes) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), at = reinterpret_cast<uintptr_t>(begin);
+  const uintptr_t first = (at + page - 1) / page * page, last = (at + bytes) / page * page;
+  const bool given_back = first < last && !madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  if (!given_back) {
+    std::memset(begin, 0, bytes);
+    return;
+  }
+  std::memset(begin, 0, first - at);
+  std::memset(begin + (last - at), 0, at + bytes - last);
+}
+
 template <class Make>
 int guarded(Make&& make) {
   try {
@@ -179,6 +195,27 @@ void check(const mlxd_attention_shape& a, const Arrays& inputs, size_t arrays, c
 }
 
 }  // namespace
+
+// Zeros whose pages come to be one by one, when each is first written: to write all of a large KV slab at once would
+// take hundreds of milliseconds. Memory of a GPU is MLX's matter.
+extern "C" int mlxd_zeros(mlx_array* res, const int* shape, size_t dimensions, mlx_dtype dtype) {
+  return guarded([&] {
+    const mx::Shape sizes(shape, shape + dimensions);
+    const mx::Dtype type = mlx_dtype_to_cpp(dtype);
+    if (mx::is_available(mx::Device::gpu)) {
+      mlx_array_set_(*res, mx::zeros(sizes, type));
+      return;
+    }
+    size_t bytes = mx::size_of(type);
+    for (int size : sizes) {
+      if (size < 0) fail("a shape");
+      bytes *= static_cast<size_t>(size);
+    }
+    mx::array zeros(mx::allocator::malloc(bytes), sizes, type);
+    clear(zeros.data<char>(), bytes);
+    mlx_array_set_(*res, zeros);
+  });
+}
 
 extern "C" int mlxd_gated(mlx_array* res, const mlx_array gate_up, mlxd_gate gate) {
   return guarded([&] {

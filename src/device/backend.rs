@@ -369,7 +369,9 @@ impl Backend for MlxBackend {
     }
 
     fn close_slab(&mut self, model: ModelId, slab: u32) -> Result<(), Error> {
-        self.ready(model)?.kv.close(slab);
+        // To unmap a large slab takes as long as a step or two.
+        let closed = self.ready(model)?.kv.close(slab);
+        self.free(closed);
         self.empty_cache()
     }
 

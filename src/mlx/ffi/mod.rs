@@ -20,7 +20,7 @@ pub(crate) use cuda::{CudaKernel, CudaLaunch, on_cuda};
 pub(crate) use memory::{address_limit, available, trim_heap, wired_limit_bytes};
 pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
-    instruction_set, instruction_sets, leave_products_to_blas, limit_threads, use_instruction_set,
+    instruction_set, instruction_sets, leave_products_to_blas, limit_threads, use_instruction_set, zeros,
 };
 pub(crate) use priority::in_background;
 pub(crate) use quantized::{Packed, quantize};

@@ -3,9 +3,9 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
-use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
-use mlx_sys::{mlx_array, mlx_vector_array};
+use mlx_rs::{Array, Dtype, ops};
+use mlx_sys::{mlx_array, mlx_dtype, mlx_vector_array};
 
 use super::{Handle, take_all};
 
@@ -155,6 +155,21 @@ pub(crate) fn limit_threads(most: usize) {
     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(found)(most) }
 }
 
+/// Returns zeros for what is written bit by bit. Where there are our CPU operations, their pages come to be
+/// when they are first written; elsewhere all are written at once.
+pub(crate) fn zeros(shape: &[i32], dtype: Dtype) -> Result<Array> {
+    type Zeros = unsafe extern "C" fn(*mut mlx_array, *const c_int, usize, mlx_dtype) -> c_int;
+    let Some(found) = symbol(c"mlxd_zeros") else { return ops::zeros_dtype(shape, dtype) };
+    let mut out = Handle::new();
+    // SAFETY: the function is that of native/mlx_ops.cpp; the shape outlives the call, which sets `out` if it
+    // succeeds.
+    let status = unsafe {
+        let function = std::mem::transmute::<*mut c_void, Zeros>(found);
+        function(&raw mut out.0, shape.as_ptr(), shape.len(), dtype as mlx_dtype)
+    };
+    out.take(status, "zeros")
+}
+
 impl Kernels {
     /// Returns all of them, or None where they are missing.
     pub(crate) fn find() -> Option<Self> {
@@ -240,6 +255,22 @@ impl Kernels {
             let mut taken = taken?.into_iter();
             let out = taken.next().ok_or_else(|| Exception::custom("attend gave nothing"))?;
             Ok((out, taken.collect()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_zero_also_in_memory_that_was_used_before() {
+        for elements in [1, 1000, 3_000_001] {
+            let ones = ops::ones_dtype(&[elements], Dtype::Float32).unwrap();
+            ones.eval().unwrap();
+            drop(ones);
+            let zeros = zeros(&[elements], Dtype::Float32).unwrap();
+            assert!(zeros.as_slice::<f32>().iter().all(|&zero| zero == 0.0), "{elements}");
         }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root
 use shape::ArrayShape;
 
 use crate::backend::{ParkedId, SlotId, add_checkpoint};
-use crate::mlx::dim;
+use crate::mlx::{dim, ffi};
 
 /// The recurrent states of a sequence after its first `tokens`.
 #[derive(Clone, Debug)]
@@ -94,12 +94,12 @@ impl Kv {
     pub(crate) fn open(&mut self, slab: u32, capacity: u32, slots: u32) -> Result<()> {
         let zeros = |array: &ArrayShape| match array {
             ArrayShape::PerToken { heads, elements, dtype } => {
-                ops::zeros_dtype(&[dim(slots), *heads, dim(capacity), *elements], *dtype)
+                ffi::zeros(&[dim(slots), *heads, dim(capacity), *elements], *dtype)
             }
             ArrayShape::PerSequence(state) => {
                 let shape: Vec<i32> =
                     std::iter::once(dim(slots)).chain(state.shape.iter().copied()).collect();
-                ops::zeros_dtype(&shape, state.dtype)
+                ffi::zeros(&shape, state.dtype)
             }
         };
         let arrays = self.arrays.iter().map(zeros).collect::<Result<Vec<_>>>()?;
@@ -108,9 +108,9 @@ impl Kv {
         Ok(())
     }
 
-    /// Frees a slab.
-    pub(crate) fn close(&mut self, slab: u32) {
-        self.slabs.remove(&slab);
+    /// Removes a slab and returns what it held.
+    pub(crate) fn close(&mut self, slab: u32) -> Vec<Array> {
+        self.slabs.remove(&slab).unwrap_or_default()
     }
 
     /// Writes zeros over the first `tokens` of a slot, and over its states.
