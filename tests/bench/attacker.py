@@ -5,6 +5,8 @@
 prefill: prompts of 500 to 2,000 tokens, one after another, each with an answer of one token.
 load:    loads and unloads.
 fits:    64 callers ask at once whether a model that is not resident would fit, again and again.
+all:     every kind of attacker of the load test, with the lowest priority for the processor: their
+         Python would take what they leave to the daemon.
 
 Prints a line when it has begun, then goes on until it is ended.
 """
@@ -12,12 +14,14 @@ Prints a line when it has begun, then goes on until it is ended.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
 
+import attackers
 from mlxd.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from streams import Prompts
 from wire import CHANNEL, UNLIMITED
@@ -66,9 +70,8 @@ KINDS: dict[str, Callable[[grpc.aio.Channel, str, Prompts], Awaitable[None]]] = 
 }
 
 
-async def main() -> None:
+async def main(kind: str, target: str, model: str, folder: str, seed: str) -> None:
     """Attacks."""
-    kind, target, model, folder, seed = sys.argv[1:]
     prompts = Prompts(Path(folder), int(seed))
     assert prompts.words
     async with grpc.aio.insecure_channel(target, options=UNLIMITED + CHANNEL) as channel:
@@ -78,5 +81,15 @@ async def main() -> None:
             print("again", flush=True)
 
 
+def attack_in_every_way(target: str) -> None:
+    """Makes all attacks of the load test, until it is ended."""
+    os.nice(19)
+    print("begun", flush=True)
+    attackers.main(Path(target.removeprefix("unix:")))
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    if sys.argv[1] == "all":
+        attack_in_every_way(sys.argv[2])
+    else:
+        asyncio.run(main(*sys.argv[1:]))

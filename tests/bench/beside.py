@@ -1,4 +1,4 @@
-"""Number 7 of `neighbours`: the gaps of one stream while something else goes on beside it.
+"""Number 7 of `neighbours`: the gaps of streams while something else goes on beside them.
 
 Windows with and without it alternate, so that what else the machine does meets both.
 """
@@ -15,32 +15,35 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from attackers import LOADED, OTHER, OWN
 from peers import HERE, Mlxd
 from stats import percentile
 from streams import Heard, Prompts, while_they_run
 
-PROMPT = 64
-# The stream must outlast its windows: more than it gets in a second, and the time that an attacker
-# takes to begin and to end.
-TOKENS_PER_S, ATTACKER_S = 200, 2.0
-SECOND, THIRD = "second", "third"
+Stream = tuple[Heard, asyncio.Task[Any]]
 
-# What goes on: the kind of attacker, its model ("" is the stream's own), and the most that the
-# stream's p95 gap may be, as times the quiet median.
-SCENES: dict[str, tuple[str, str, float]] = {
-    "its model prefills": ("prefill", "", 3.0),
-    "another model prefills": ("prefill", SECOND, 3.0),
-    "another model loads": ("load", THIRD, 2.0),
-    "64 ask whether one fits": ("fits", THIRD, 3.0),
+PROMPT = 64
+# The streams must outlast their windows: more than one gets in a second, and the time that an
+# attacker takes to begin and to end.
+TOKENS_PER_S, ATTACKER_S = 200, 2.0
+
+# What goes on: the number of streams, the kind of attacker, its model, and the most that the
+# streams' p95 gap may be, as times the quiet median.
+SCENES: dict[str, tuple[int, str, str, float]] = {
+    "its model prefills": (1, "prefill", OWN, 3.0),
+    "another model prefills": (1, "prefill", OTHER, 3.0),
+    "another model loads": (1, "load", LOADED, 2.0),
+    "64 ask whether one fits": (1, "fits", LOADED, 3.0),
+    "every attacker of the load test": (4, "all", OWN, 3.0),
 }
 
 
 @contextmanager
 def daemon_of_three(model: Path, root: Path) -> Iterator[Mlxd]:
     """A daemon with the model under three names, two of them resident."""
-    for name in (model.name, SECOND, THIRD):
+    for name in (OWN, OTHER, LOADED):
         shutil.copytree(model, root / name)
-    contestant = Mlxd(root / model.name, more=[SECOND])
+    contestant = Mlxd(root / OWN, more=[OTHER])
     try:
         yield contestant
     finally:
@@ -48,7 +51,7 @@ def daemon_of_three(model: Path, root: Path) -> Iterator[Mlxd]:
 
 
 class Beside:
-    """One stream, and who attacks it."""
+    """Streams, and who attacks them."""
 
     def __init__(self, contestant: Mlxd, folder: Path, prompts: Prompts, seconds: float) -> None:
         self.contestant = contestant
@@ -56,26 +59,27 @@ class Beside:
         self.prompts = prompts
         self.seconds = seconds
 
-    async def scene(self, kind: str, model: str, rounds: int) -> dict[str, float]:
+    async def scene(self, count: int, kind: str, model: str, rounds: int) -> dict[str, float]:
         """Measures one scene: medians over the rounds of each window's numbers."""
         now = asyncio.get_running_loop().time
-        heard = Heard(now())
         answer = round(TOKENS_PER_S * rounds * (2 * self.seconds + ATTACKER_S))
-        ask = self.prompts.ask(PROMPT, answer)
-        stream = asyncio.create_task(self.contestant.hear(ask, heard))
-        await while_they_run([stream], lambda: not heard.times)
+        streams = []
+        for ask in self.prompts.asks(count, PROMPT, answer):
+            heard = Heard(now())
+            streams.append((heard, asyncio.create_task(self.contestant.hear(ask, heard))))
+        tasks = [task for _, task in streams]
+        await while_they_run(tasks, lambda: not all(heard.times for heard, _ in streams))
         quiet, busy, again = [], [], []
         try:
             for _ in range(rounds):
-                quiet.append(await self.window(heard, stream))
-                gaps, times = await self.attacked(
-                    kind, model or self.contestant.model, heard, stream
-                )
+                quiet.append(await self.window(streams))
+                gaps, times = await self.attacked(kind, model, streams)
                 busy.append(gaps)
                 again.append(times)
         finally:
-            stream.cancel()
-            await asyncio.gather(stream, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         pairs = list(zip(quiet, busy, strict=True))
         return {
             "gap_p50_quiet_ms": median(median(gaps) for gaps in quiet) * 1e3,
@@ -89,18 +93,23 @@ class Beside:
             "repeats_per_s": median(again) / self.seconds,
         }
 
-    async def window(self, heard: Heard, stream: asyncio.Task[Any]) -> list[float]:
+    async def window(self, streams: list[Stream]) -> list[float]:
         """The gaps of the next seconds."""
         start = asyncio.get_running_loop().time()
         await asyncio.sleep(self.seconds)
         end = asyncio.get_running_loop().time()
-        tokens = len(heard.times)
+        tokens = [len(heard.times) for heard, _ in streams]
         # A gap that lasts longer than the window counts too.
-        await while_they_run([stream], lambda: len(heard.times) == tokens)
-        return heard.gaps(start, end)
+        await while_they_run(
+            [task for _, task in streams],
+            lambda: any(
+                len(heard.times) == n for (heard, _), n in zip(streams, tokens, strict=True)
+            ),
+        )
+        return [gap for heard, _ in streams for gap in heard.gaps(start, end)]
 
     async def attacked(
-        self, kind: str, model: str, heard: Heard, stream: asyncio.Task[Any]
+        self, kind: str, model: str, streams: list[Stream]
     ) -> tuple[list[float], int]:
         """The same, with an attacker; and how often that one repeated what it does."""
         arguments = [kind, self.contestant.daemon.target, model, str(self.folder)]
@@ -109,12 +118,13 @@ class Beside:
             str(HERE / "attacker.py"),
             *arguments,
             str(self.prompts.random.randrange(2**32)),
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=dict(os.environ),
         )
         assert attacker.stdout is not None
         assert await attacker.stdout.readline() == b"begun\n", "the attacker did not begin"
-        gaps = await self.window(heard, stream)
+        gaps = await self.window(streams)
         assert attacker.returncode is None, "the attacker ended"
         attacker.terminate()
         lines = await attacker.stdout.read()
