@@ -122,7 +122,7 @@ fn engine() -> Vec<Key> {
         }),
         number("prefill_chunk_tokens", 512, 1..=65_536, |c, n| c.engine.prefill_chunk_tokens = n.get()),
         number("prefill_step_ms", 500, 1..=60_000, |c, n| c.engine.prefill_step = n.milliseconds()),
-        number("prefill_stretch_percent", 250, 101..=100_000, |c, n| {
+        number("prefill_stretch_percent", 230, 101..=100_000, |c, n| {
             c.engine.prefill_stretch_percent = n.get();
         }),
         number("running_sequences_max", 32, 1..=1024, |c, n| c.engine.running_sequences_max = n.get()),
