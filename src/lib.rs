@@ -19,6 +19,7 @@ pub mod limits;
 mod mlx;
 mod models;
 pub mod net;
+mod priority;
 pub mod prompt;
 pub mod quantize;
 pub mod residency;

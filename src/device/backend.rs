@@ -23,6 +23,7 @@ use crate::mlx::kv::Kv;
 use crate::mlx::sampler::{self, Drawn};
 use crate::mlx::tensors::{Policy, TensorCursor, bytes_of};
 use crate::models::{self, Loading, Model};
+use crate::priority;
 
 /// Limit of freed buffers that MLX caches for reuse; more would look like a leak beside the budget.
 const CACHE_LIMIT_BYTES: usize = 128 << 20;
@@ -117,7 +118,7 @@ impl MlxBackend {
         };
         let available = selection.available().join(" ");
         tracing::info!(device = %info.device, mlx = %info.mlx_version, kernels = kernels.as_str(), available);
-        let files = ffi::in_background(|| {
+        let files = priority::in_background(|| {
             let files = Stream::new_with_device(&Device::cpu());
             // Its thread begins with its first operation.
             with_stream(&files, || ops::zeros_dtype(&[1], Dtype::Float32)?.eval())?;

@@ -34,6 +34,7 @@ use crate::error::Error;
 use crate::hub::{ModelAccess, ModelCatalog};
 use crate::ids::{ConnectionId, ModelName};
 use crate::limits::Limits;
+use crate::priority;
 use crate::session::{SessionBook, SessionLimits};
 use desk::Desk;
 use intake::IntakeOfAll;
@@ -175,11 +176,16 @@ fn session_limits(limits: &Limits) -> SessionLimits {
     SessionLimits { sessions_max, session_bytes_max, sessions_bytes_max }
 }
 
-/// Runs work that blocks on files or computes long on a thread that may wait, not on those that serve.
+/// Runs work that blocks on files or computes long on a thread that may wait, not on those that serve, and
+/// that stands behind the threads of the steps.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let span = tracing::Span::current();
-    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    let work = move || {
+        priority::stand_behind();
+        span.in_scope(work)
+    };
+    let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|failure| Err(Error::Internal(failure.to_string())))
 }

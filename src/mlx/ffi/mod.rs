@@ -5,7 +5,6 @@
 mod cuda;
 mod memory;
 mod native;
-mod priority;
 mod quantized;
 mod reader;
 
@@ -22,7 +21,6 @@ pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,
     instruction_set, instruction_sets, leave_products_to_blas, limit_threads, use_instruction_set, zeros,
 };
-pub(crate) use priority::in_background;
 pub(crate) use quantized::{Packed, quantize};
 #[cfg(test)]
 pub(crate) use reader::STUCK;
