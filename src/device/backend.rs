@@ -37,6 +37,8 @@ pub struct MlxBackend {
     /// Bytes of freed buffers that MLX keeps.
     cache_limit: u64,
     wired_limit: WiredLimit,
+    /// What is wired now.
+    wired_bytes: u64,
     models: BTreeMap<ModelId, Entry>,
     model_next: u32,
     streams: LoadStreams,
@@ -130,6 +132,7 @@ impl MlxBackend {
             kernels: selection,
             cache_limit: cache_limit as u64,
             wired_limit,
+            wired_bytes: 0,
             models: BTreeMap::new(),
             model_next: 0,
             streams,
@@ -139,8 +142,9 @@ impl MlxBackend {
         Ok((backend, info))
     }
 
-    /// Wires the weights of all models where that is configured and safe: once, when one has been loaded.
-    fn wire(&self) {
+    /// Wires the weights of all models where that is configured and safe, and nothing else: when one has been
+    /// loaded or unloaded.
+    fn wire(&mut self) {
         let (Some(working_set), Some(memory)) = (working_set(), device_memory(self.kernels.on_cpu)) else {
             return;
         };
@@ -148,12 +152,15 @@ impl MlxBackend {
             Entry::Ready(ready) => bytes_of(ready.model.arrays()),
             Entry::Loading(_) => 0,
         });
-        let Some(limit) = machine::wired_bytes(self.wired_limit, weights.sum(), working_set, memory) else {
+        let limit = machine::wired_bytes(self.wired_limit, weights.sum(), working_set, memory).unwrap_or(0);
+        if limit == self.wired_bytes {
             return;
-        };
-        let wired = usize::try_from(limit).map(memory::set_wired_limit);
-        match wired {
-            Ok(Ok(_)) => tracing::info!(limit, "the weights are wired"),
+        }
+        match usize::try_from(limit).map(memory::set_wired_limit) {
+            Ok(Ok(_)) => {
+                tracing::info!(limit, "the weights are wired");
+                self.wired_bytes = limit;
+            }
             failed => tracing::warn!(?failed, limit, "the weights are not wired"),
         }
     }
@@ -339,6 +346,7 @@ impl Backend for MlxBackend {
             Some(Entry::Ready(ready)) => {
                 let ReadyModel { model, kv, .. } = *ready;
                 self.free((model, kv));
+                self.wire();
             }
             Some(Entry::Loading(loading)) => {
                 let LoadingModel { loader, weights, .. } = *loading;
