@@ -103,6 +103,7 @@ pub(crate) fn verdict(verdict: &LoadValidated) -> Value {
         "available_bytes": verdict.available_bytes,
         "budget_bytes": verdict.budget_bytes,
         "rule": verdict.rule,
+        "in_the_way": verdict.in_the_way,
         "evictions": verdict
             .evictions
             .iter()

@@ -190,12 +190,17 @@ fn print_verdict(model: &str, verdict: &LoadValidated, as_json: bool) -> Result<
 }
 
 fn verdict_line(model: &str, verdict: &LoadValidated) -> String {
-    let LoadValidated { fits, needed_bytes, available_bytes, evictions, rule, budget_bytes: _ } = verdict;
+    let LoadValidated { fits, needed_bytes, available_bytes, evictions, rule, budget_bytes: _, in_the_way } =
+        verdict;
     let needed = format::bytes(*needed_bytes);
     let available = format::bytes(*available_bytes);
     let numbers = format!("it needs {needed}, {available} are available");
     if !fits {
-        return format!("{model} does not fit: {numbers}; {rule}\n");
+        let holders = match in_the_way.as_slice() {
+            [] => String::new(),
+            models => format!(" ({})", models.join(", ")),
+        };
+        return format!("{model} does not fit: {numbers}; {rule}{holders}\n");
     }
     let evicted = evictions.iter().map(|evicted| {
         let Eviction { model, bytes } = evicted;

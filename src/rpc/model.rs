@@ -149,14 +149,16 @@ fn update(update: LoadUpdate) -> Event {
 
 fn validated(fit: Fit) -> pb::LoadValidated {
     let Fit { needed_bytes, available_bytes, budget_bytes, evictions, refused } = fit;
+    let (rule, in_the_way) = refused.map(|(rule, models)| (rule.to_string(), models)).unzip();
     let eviction = |(model, bytes): (ModelName, u64)| pb::Eviction { model: model.to_string(), bytes };
     pb::LoadValidated {
-        fits: refused.is_none(),
+        fits: rule.is_none(),
         needed_bytes,
         available_bytes,
         evictions: evictions.into_iter().map(eviction).collect(),
-        rule: refused.map(|(rule, _)| rule.to_string()).unwrap_or_default(),
+        rule: rule.unwrap_or_default(),
         budget_bytes,
+        in_the_way: in_the_way.unwrap_or_default().iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -113,7 +113,10 @@ impl Service {
                 let (spec, _) = wish.of(assets).await?;
                 Stage::Last(Some(LoadUpdate::Validated(self.engine.fits(spec).await?)))
             }
-            Ok(assets) => self.models.begin_load(assets, wish).await?,
+            Ok(assets) => {
+                let (assets, wish) = self.models.renewed(assets, wish).await?;
+                self.models.begin_load(assets, wish).await?
+            }
             Err(error) if validate_only => return Err(error),
             Err(error) => {
                 let download = self.models.download(&wish.model, wish.is_owners, error)?;
@@ -125,6 +128,29 @@ impl Service {
 }
 
 impl Models {
+    /// Unloads a resident model whose files have changed, and returns its assets as they are now; it stays
+    /// pinned. Where the files cannot be used any more, what is resident stays.
+    async fn renewed(
+        &self,
+        assets: Arc<ModelAssets>,
+        mut wish: Wish,
+    ) -> Result<(Arc<ModelAssets>, Wish), Error> {
+        let Some(now) = self.changed(&assets).await else { return Ok((assets, wish)) };
+        if !wish.is_owners {
+            self.check_allowed(&now).await?;
+        }
+        let resident = self.engine().stats().await?.models.into_iter();
+        let is_pinned = resident.filter(|model| model.model == wish.model).any(|model| model.pinned);
+        match self.engine().unload(wish.model.clone()).await {
+            // Somebody else unloaded it for the same reason.
+            Ok(_) | Err(Error::ModelNotLoaded(_)) => {}
+            Err(error) => return Err(error),
+        }
+        tracing::info!(model = %wish.model, "the files have changed: it is loaded again");
+        wish.stay.pin = wish.stay.pin.or(is_pinned.then_some(true));
+        Ok((now, wish))
+    }
+
     async fn begin_load(&self, assets: Arc<ModelAssets>, wish: Wish) -> Result<Stage, Error> {
         if !wish.is_owners {
             self.check_allowed(&assets).await?;

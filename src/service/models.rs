@@ -207,6 +207,20 @@ impl Models {
         .await
     }
 
+    /// Returns the assets of a model as its files are now, if they are usable and others than these.
+    pub(super) async fn changed(&self, assets: &Arc<ModelAssets>) -> Option<Arc<ModelAssets>> {
+        let (catalog, known) = (self.catalog(), Arc::clone(assets));
+        let found = blocking(move || {
+            let ModelFiles { name, revision, .. } = &*known.files;
+            let is_same = catalog.resolve(name)?.revision == *revision;
+            if is_same { Ok(None) } else { catalog.assets(name).map(Some) }
+        });
+        found.await.unwrap_or_else(|error| {
+            tracing::warn!(model = %assets.files.name, %error, "the files on disk cannot be used");
+            None
+        })
+    }
+
     fn reading(&self, model: &ModelName) -> Arc<tokio::sync::Mutex<()>> {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         reading.retain(|_, calls| Arc::strong_count(calls) > 1);

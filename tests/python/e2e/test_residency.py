@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ def test_the_right_model_goes_before_the_next_load_begins(root: Path, weights: i
         verdict = wire.load("a", validate_only=True)[0].validated
         assert not verdict.fits
         assert verdict.rule.startswith("pinned models hold "), verdict
+        assert list(verdict.in_the_way) == ["b"]
         with refused("RESOURCE_EXHAUSTED", "MEMORY_BUDGET") as refusal:
             wire.load("a")
         assert refusal.failure.metadata["in_the_way"] == "b"
@@ -287,6 +289,34 @@ def test_sessions_outlive_their_model(wire: Wire) -> None:
     assert wire.generate(ids=[8], max_tokens=1, session="t").usage.cached_tokens > 0
     turn = wire.generate(ids=[8], max_tokens=1, session="s")
     assert (turn.usage.cached_tokens, turn.session_token_count) == (0, 8)
+
+
+def test_only_a_load_takes_files_that_changed(root: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(root / "a", tmp_path / "m")
+    prompt = [5, 6, 7]
+    with Daemon([root, tmp_path]) as daemon, daemon.wire() as wire:
+        old, new = (wire.generate(name, prompt, max_tokens=8).token_ids for name in ("a", "b"))
+        assert old != new
+        first = wire.load("m", pin=True)[-1].loaded.model
+        for file in (root / "b").glob("*.safetensors"):
+            shutil.copy(file, folder / "fresh")
+            os.replace(folder / "fresh", folder / file.name)
+        assert wire.load("a")[-1].loaded.model.name == "a"
+        assert wire.generate("m", prompt, max_tokens=8).token_ids == old
+        stream = wire.stream("m", prompt, max_tokens=1500)
+        next(stream)
+        with refused("FAILED_PRECONDITION", "MODEL_BUSY"):
+            wire.load("m")
+        stream.cancel()
+        wait_for(lambda: wire.stats().running_sequences == 0, "the stream has ended")
+        second = wire.load("m")[-1].loaded.model
+        assert second.revision != first.revision
+        assert second.pinned
+        assert wire.generate("m", prompt, max_tokens=8).token_ids == new
+        loads = wire.stats().loads_total
+        (folder / "config.json").write_text("{")
+        assert wire.load("m")[-1].loaded.model.revision == second.revision
+        assert wire.stats().loads_total == loads, "what cannot be used replaces nothing"
 
 
 def test_a_hangup_reloads_what_can_change(root: Path, weights: int) -> None:

@@ -1216,6 +1216,10 @@ pub struct LoadValidated {
     /// The whole memory budget, in bytes.
     #[prost(uint64, tag = "6")]
     pub budget_bytes: u64,
+    /// Models that would have to go and cannot, the one used least recently
+    /// first; empty if it fits, or if it is larger than the whole budget.
+    #[prost(string, repeated, tag = "7")]
+    pub in_the_way: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A model that a load would evict.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1687,7 +1691,9 @@ pub mod model_service_client {
             self
         }
         /// Makes a model resident; streams `progress`, then exactly one `loaded`, which
-        /// comes immediately for a model that is already resident. Idle models are evicted
+        /// comes immediately for a model that is already resident. One whose files have
+        /// changed since is unloaded first and loaded as they are now (MODEL_BUSY while
+        /// requests for it run or wait); it stays pinned, and nothing else does so. Idle models are evicted
         /// for it before the load begins, the least recently used first, unless they are
         /// pinned. A repo that is not on disk is downloaded from the Hugging Face hub
         /// first, if the caller is on the unix socket or `downloads_allowed` has it (else

@@ -26,25 +26,25 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mlxd/v1/model.proto\x12\x07mlxd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x0fQuantizeOptions\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x12\n\ngroup_size\x18\x02 \x01(\r\x12 \n\x04mode\x18\x03 \x01(\x0e\x32\x12.mlxd.v1.QuantMode\x12$\n\x06recipe\x18\x04 \x01(\x0e\x32\x14.mlxd.v1.QuantRecipe\"\xff\x01\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12,\n\rcompute_dtype\x18\x03 \x01(\x0e\x32\x15.mlxd.v1.ComputeDtype\x12\"\n\x08kv_dtype\x18\x04 \x01(\x0e\x32\x10.mlxd.v1.KvDtype\x12-\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x03pin\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12*\n\x08quantize\x18\x07 \x01(\x0b\x32\x18.mlxd.v1.QuantizeOptionsB\x06\n\x04_pin\"\x9c\x01\n\x11LoadModelResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.mlxd.v1.LoadProgressH\x00\x12&\n\x06loaded\x18\x02 \x01(\x0b\x32\x14.mlxd.v1.ModelLoadedH\x00\x12+\n\tvalidated\x18\x03 \x01(\x0b\x32\x16.mlxd.v1.LoadValidatedH\x00\x42\x07\n\x05\x65vent\"Z\n\x0cLoadProgress\x12!\n\x05phase\x18\x01 \x01(\x0e\x32\x12.mlxd.v1.LoadPhase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"0\n\x0bModelLoaded\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.mlxd.v1.ModelInfo\"\x96\x01\n\rLoadValidated\x12\x0c\n\x04\x66its\x18\x01 \x01(\x08\x12\x14\n\x0cneeded_bytes\x18\x02 \x01(\x04\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x04\x12$\n\tevictions\x18\x04 \x03(\x0b\x32\x11.mlxd.v1.Eviction\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x06 \x01(\x04\"(\n\x08\x45viction\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"*\n\x13UnloadModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.mlxd.v1.ModelInfo\"Q\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rresident_only\x18\x03 \x01(\x08\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.mlxd.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x88\x05\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.mlxd.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x17\n\x0fparameter_count\x18\x07 \x01(\x04\x12\x11\n\tstored_as\x18\x08 \x01(\t\x12\x13\n\x0b\x63omputes_in\x18\t \x01(\t\x12\x12\n\nfile_bytes\x18\n \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x0b \x01(\x04\x12\x15\n\rkv_slab_bytes\x18\x0c \x01(\x04\x12\x15\n\rkv_idle_bytes\x18\r \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x0e \x01(\x04\x12\x19\n\x11running_sequences\x18\x0f \x01(\r\x12\x18\n\x10queued_sequences\x18\x10 \x01(\r\x12-\n\tload_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07problem\x18\x13 \x01(\t\x12\x0e\n\x06pinned\x18\x14 \x01(\x08\x12-\n\nkeep_alive\x18\x15 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rsession_count\x18\x17 \x01(\r\x12\x0c\n\x04path\x18\x18 \x01(\t*\x7f\n\x0c\x43omputeDtype\x12\x1d\n\x19\x43OMPUTE_DTYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43OMPUTE_DTYPE_FLOAT32\x10\x01\x12\x1a\n\x16\x43OMPUTE_DTYPE_BFLOAT16\x10\x02\x12\x19\n\x15\x43OMPUTE_DTYPE_FLOAT16\x10\x03*L\n\x07KvDtype\x12\x18\n\x14KV_DTYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10KV_DTYPE_COMPUTE\x10\x01\x12\x11\n\rKV_DTYPE_INT8\x10\x02*\x80\x01\n\tQuantMode\x12\x1a\n\x16QUANT_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANT_MODE_AFFINE\x10\x01\x12\x14\n\x10QUANT_MODE_MXFP4\x10\x02\x12\x14\n\x10QUANT_MODE_NVFP4\x10\x03\x12\x14\n\x10QUANT_MODE_MXFP8\x10\x04*\x9b\x01\n\x0bQuantRecipe\x12\x1c\n\x18QUANT_RECIPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16QUANT_RECIPE_MIXED_2_6\x10\x01\x12\x1a\n\x16QUANT_RECIPE_MIXED_3_4\x10\x02\x12\x1a\n\x16QUANT_RECIPE_MIXED_3_6\x10\x03\x12\x1a\n\x16QUANT_RECIPE_MIXED_4_6\x10\x04*\x8d\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14LOAD_PHASE_RESOLVING\x10\x01\x12\x16\n\x12LOAD_PHASE_LOADING\x10\x02\x12\x16\n\x12LOAD_PHASE_WARMING\x10\x03\x12\x1a\n\x16LOAD_PHASE_DOWNLOADING\x10\x04*w\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x18\n\x14MODEL_STATE_RESIDENT\x10\x03\x32\xa6\x02\n\x0cModelService\x12\x44\n\tLoadModel\x12\x19.mlxd.v1.LoadModelRequest\x1a\x1a.mlxd.v1.LoadModelResponse0\x01\x12H\n\x0bUnloadModel\x12\x1b.mlxd.v1.UnloadModelRequest\x1a\x1c.mlxd.v1.UnloadModelResponse\x12?\n\x08GetModel\x12\x18.mlxd.v1.GetModelRequest\x1a\x19.mlxd.v1.GetModelResponse\x12\x45\n\nListModels\x12\x1a.mlxd.v1.ListModelsRequest\x1a\x1b.mlxd.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13mlxd/v1/model.proto\x12\x07mlxd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x0fQuantizeOptions\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x12\n\ngroup_size\x18\x02 \x01(\r\x12 \n\x04mode\x18\x03 \x01(\x0e\x32\x12.mlxd.v1.QuantMode\x12$\n\x06recipe\x18\x04 \x01(\x0e\x32\x14.mlxd.v1.QuantRecipe\"\xff\x01\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12,\n\rcompute_dtype\x18\x03 \x01(\x0e\x32\x15.mlxd.v1.ComputeDtype\x12\"\n\x08kv_dtype\x18\x04 \x01(\x0e\x32\x10.mlxd.v1.KvDtype\x12-\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x03pin\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12*\n\x08quantize\x18\x07 \x01(\x0b\x32\x18.mlxd.v1.QuantizeOptionsB\x06\n\x04_pin\"\x9c\x01\n\x11LoadModelResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.mlxd.v1.LoadProgressH\x00\x12&\n\x06loaded\x18\x02 \x01(\x0b\x32\x14.mlxd.v1.ModelLoadedH\x00\x12+\n\tvalidated\x18\x03 \x01(\x0b\x32\x16.mlxd.v1.LoadValidatedH\x00\x42\x07\n\x05\x65vent\"Z\n\x0cLoadProgress\x12!\n\x05phase\x18\x01 \x01(\x0e\x32\x12.mlxd.v1.LoadPhase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"0\n\x0bModelLoaded\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.mlxd.v1.ModelInfo\"\xaa\x01\n\rLoadValidated\x12\x0c\n\x04\x66its\x18\x01 \x01(\x08\x12\x14\n\x0cneeded_bytes\x18\x02 \x01(\x04\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x04\x12$\n\tevictions\x18\x04 \x03(\x0b\x32\x11.mlxd.v1.Eviction\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x06 \x01(\x04\x12\x12\n\nin_the_way\x18\x07 \x03(\t\"(\n\x08\x45viction\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"*\n\x13UnloadModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.mlxd.v1.ModelInfo\"Q\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x15\n\rresident_only\x18\x03 \x01(\x08\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.mlxd.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x88\x05\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.mlxd.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x17\n\x0fparameter_count\x18\x07 \x01(\x04\x12\x11\n\tstored_as\x18\x08 \x01(\t\x12\x13\n\x0b\x63omputes_in\x18\t \x01(\t\x12\x12\n\nfile_bytes\x18\n \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x0b \x01(\x04\x12\x15\n\rkv_slab_bytes\x18\x0c \x01(\x04\x12\x15\n\rkv_idle_bytes\x18\r \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x0e \x01(\x04\x12\x19\n\x11running_sequences\x18\x0f \x01(\r\x12\x18\n\x10queued_sequences\x18\x10 \x01(\r\x12-\n\tload_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07problem\x18\x13 \x01(\t\x12\x0e\n\x06pinned\x18\x14 \x01(\x08\x12-\n\nkeep_alive\x18\x15 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rsession_count\x18\x17 \x01(\r\x12\x0c\n\x04path\x18\x18 \x01(\t*\x7f\n\x0c\x43omputeDtype\x12\x1d\n\x19\x43OMPUTE_DTYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43OMPUTE_DTYPE_FLOAT32\x10\x01\x12\x1a\n\x16\x43OMPUTE_DTYPE_BFLOAT16\x10\x02\x12\x19\n\x15\x43OMPUTE_DTYPE_FLOAT16\x10\x03*L\n\x07KvDtype\x12\x18\n\x14KV_DTYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10KV_DTYPE_COMPUTE\x10\x01\x12\x11\n\rKV_DTYPE_INT8\x10\x02*\x80\x01\n\tQuantMode\x12\x1a\n\x16QUANT_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANT_MODE_AFFINE\x10\x01\x12\x14\n\x10QUANT_MODE_MXFP4\x10\x02\x12\x14\n\x10QUANT_MODE_NVFP4\x10\x03\x12\x14\n\x10QUANT_MODE_MXFP8\x10\x04*\x9b\x01\n\x0bQuantRecipe\x12\x1c\n\x18QUANT_RECIPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16QUANT_RECIPE_MIXED_2_6\x10\x01\x12\x1a\n\x16QUANT_RECIPE_MIXED_3_4\x10\x02\x12\x1a\n\x16QUANT_RECIPE_MIXED_3_6\x10\x03\x12\x1a\n\x16QUANT_RECIPE_MIXED_4_6\x10\x04*\x8d\x01\n\tLoadPhase\x12\x1a\n\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14LOAD_PHASE_RESOLVING\x10\x01\x12\x16\n\x12LOAD_PHASE_LOADING\x10\x02\x12\x16\n\x12LOAD_PHASE_WARMING\x10\x03\x12\x1a\n\x16LOAD_PHASE_DOWNLOADING\x10\x04*w\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x18\n\x14MODEL_STATE_RESIDENT\x10\x03\x32\xa6\x02\n\x0cModelService\x12\x44\n\tLoadModel\x12\x19.mlxd.v1.LoadModelRequest\x1a\x1a.mlxd.v1.LoadModelResponse0\x01\x12H\n\x0bUnloadModel\x12\x1b.mlxd.v1.UnloadModelRequest\x1a\x1c.mlxd.v1.UnloadModelResponse\x12?\n\x08GetModel\x12\x18.mlxd.v1.GetModelRequest\x1a\x19.mlxd.v1.GetModelResponse\x12\x45\n\nListModels\x12\x1a.mlxd.v1.ListModelsRequest\x1a\x1b.mlxd.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mlxd.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPUTEDTYPE']._serialized_start=1963
-  _globals['_COMPUTEDTYPE']._serialized_end=2090
-  _globals['_KVDTYPE']._serialized_start=2092
-  _globals['_KVDTYPE']._serialized_end=2168
-  _globals['_QUANTMODE']._serialized_start=2171
-  _globals['_QUANTMODE']._serialized_end=2299
-  _globals['_QUANTRECIPE']._serialized_start=2302
-  _globals['_QUANTRECIPE']._serialized_end=2457
-  _globals['_LOADPHASE']._serialized_start=2460
-  _globals['_LOADPHASE']._serialized_end=2601
-  _globals['_MODELSTATE']._serialized_start=2603
-  _globals['_MODELSTATE']._serialized_end=2722
+  _globals['_COMPUTEDTYPE']._serialized_start=1983
+  _globals['_COMPUTEDTYPE']._serialized_end=2110
+  _globals['_KVDTYPE']._serialized_start=2112
+  _globals['_KVDTYPE']._serialized_end=2188
+  _globals['_QUANTMODE']._serialized_start=2191
+  _globals['_QUANTMODE']._serialized_end=2319
+  _globals['_QUANTRECIPE']._serialized_start=2322
+  _globals['_QUANTRECIPE']._serialized_end=2477
+  _globals['_LOADPHASE']._serialized_start=2480
+  _globals['_LOADPHASE']._serialized_end=2621
+  _globals['_MODELSTATE']._serialized_start=2623
+  _globals['_MODELSTATE']._serialized_end=2742
   _globals['_QUANTIZEOPTIONS']._serialized_start=97
   _globals['_QUANTIZEOPTIONS']._serialized_end=220
   _globals['_LOADMODELREQUEST']._serialized_start=223
@@ -56,23 +56,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELLOADED']._serialized_start=731
   _globals['_MODELLOADED']._serialized_end=779
   _globals['_LOADVALIDATED']._serialized_start=782
-  _globals['_LOADVALIDATED']._serialized_end=932
-  _globals['_EVICTION']._serialized_start=934
-  _globals['_EVICTION']._serialized_end=974
-  _globals['_UNLOADMODELREQUEST']._serialized_start=976
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1011
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1013
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1055
-  _globals['_GETMODELREQUEST']._serialized_start=1057
-  _globals['_GETMODELREQUEST']._serialized_end=1089
-  _globals['_GETMODELRESPONSE']._serialized_start=1091
-  _globals['_GETMODELRESPONSE']._serialized_end=1144
-  _globals['_LISTMODELSREQUEST']._serialized_start=1146
-  _globals['_LISTMODELSREQUEST']._serialized_end=1227
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1229
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1310
-  _globals['_MODELINFO']._serialized_start=1313
-  _globals['_MODELINFO']._serialized_end=1961
-  _globals['_MODELSERVICE']._serialized_start=2725
-  _globals['_MODELSERVICE']._serialized_end=3019
+  _globals['_LOADVALIDATED']._serialized_end=952
+  _globals['_EVICTION']._serialized_start=954
+  _globals['_EVICTION']._serialized_end=994
+  _globals['_UNLOADMODELREQUEST']._serialized_start=996
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1031
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1033
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1075
+  _globals['_GETMODELREQUEST']._serialized_start=1077
+  _globals['_GETMODELREQUEST']._serialized_end=1109
+  _globals['_GETMODELRESPONSE']._serialized_start=1111
+  _globals['_GETMODELRESPONSE']._serialized_end=1164
+  _globals['_LISTMODELSREQUEST']._serialized_start=1166
+  _globals['_LISTMODELSREQUEST']._serialized_end=1247
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1249
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1330
+  _globals['_MODELINFO']._serialized_start=1333
+  _globals['_MODELINFO']._serialized_end=1981
+  _globals['_MODELSERVICE']._serialized_start=2745
+  _globals['_MODELSERVICE']._serialized_end=3039
 # @@protoc_insertion_point(module_scope)

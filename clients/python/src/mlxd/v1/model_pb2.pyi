@@ -138,20 +138,22 @@ class ModelLoaded(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
 
 class LoadValidated(_message.Message):
-    __slots__ = ("fits", "needed_bytes", "available_bytes", "evictions", "rule", "budget_bytes")
+    __slots__ = ("fits", "needed_bytes", "available_bytes", "evictions", "rule", "budget_bytes", "in_the_way")
     FITS_FIELD_NUMBER: _ClassVar[int]
     NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IN_THE_WAY_FIELD_NUMBER: _ClassVar[int]
     fits: bool
     needed_bytes: int
     available_bytes: int
     evictions: _containers.RepeatedCompositeFieldContainer[Eviction]
     rule: str
     budget_bytes: int
-    def __init__(self, fits: bool = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., evictions: _Optional[_Iterable[_Union[Eviction, _Mapping]]] = ..., rule: _Optional[str] = ..., budget_bytes: _Optional[int] = ...) -> None: ...
+    in_the_way: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, fits: bool = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., evictions: _Optional[_Iterable[_Union[Eviction, _Mapping]]] = ..., rule: _Optional[str] = ..., budget_bytes: _Optional[int] = ..., in_the_way: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Eviction(_message.Message):
     __slots__ = ("model", "bytes")
