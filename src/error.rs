@@ -63,12 +63,16 @@ impl fmt::Display for Shortage {
                 write!(f, "{available_bytes} of a budget of {budget_bytes} can be made free: {rule}")?;
             }
         }
-        for (index, model) in in_the_way.iter().enumerate() {
-            let before = if index == 0 { "; these would have to go: " } else { ", " };
-            write!(f, "{before}{model}")?;
+        if in_the_way.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        write!(f, "; these would have to go: {}", listed(in_the_way, ", "))
     }
+}
+
+/// Returns the names of models as a list.
+pub(crate) fn listed(models: &[ModelName], between: &str) -> String {
+    models.iter().map(ModelName::as_str).collect::<Vec<_>>().join(between)
 }
 
 /// The cause of a failed call.
@@ -261,6 +265,16 @@ pub enum Error {
         limit: &'static str,
         /// The limit.
         value: u32,
+        /// Delay before the next try.
+        retry_after: Duration,
+    },
+    /// Too many bytes of requests wait for downloads.
+    #[error("{limit}: requests of {value} bytes may wait for a download, and no more")]
+    WaitingBytes {
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit.
+        value: u64,
         /// Delay before the next try.
         retry_after: Duration,
     },

@@ -126,6 +126,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
             details.add_quota_failure_violation(*limit, message);
         }
         Error::QueueFull { .. }
+        | Error::WaitingBytes { .. }
         | Error::TooManyOpen { .. }
         | Error::Draining
         | Error::ModelUnloaded(_)

@@ -1,7 +1,8 @@
 //! The bytes of requests from their arrival until they are prepared. A message claims its bytes before it is
 //! read. The first bytes of a connection are its own: whatever others send, they never wait. The others come
 //! from two pools, one of them kept from large messages. In each a connection has a limit, and free bytes go
-//! to the connection that was served least; the rest waits at the sender.
+//! to the connection that was served least; the rest waits at the sender. What waits for a download is set
+//! aside, and keeps nobody out.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::line::{Front, Line};
+use super::waiting::RETRY;
+use crate::error::Error;
 use crate::ids::ConnectionId;
 use crate::limits::Limits;
 
@@ -49,12 +52,15 @@ struct State {
     own: Pool,
     kept: Pool,
     large: Pool,
+    /// The bytes of calls that wait for a download: as many as of those that arrive.
+    aside: Pool,
     line: Line<Size, Grant>,
 }
 
 /// Bytes that connections share.
 #[derive(Debug)]
 struct Pool {
+    all: usize,
     free: usize,
     of_connection_max: usize,
     used: HashMap<ConnectionId, usize>,
@@ -66,6 +72,7 @@ enum Source {
     Own,
     Kept,
     Large,
+    Aside,
 }
 
 /// The lanes.
@@ -84,6 +91,8 @@ struct Grant {
     connection: ConnectionId,
     source: Source,
     bytes: usize,
+    /// Those of its message: a message above a limit takes all of it, which is less.
+    message_bytes: usize,
 }
 
 /// One whose turn it is.
@@ -92,6 +101,7 @@ struct Turn {
     connection: ConnectionId,
     source: Source,
     bytes: usize,
+    message_bytes: usize,
 }
 
 impl IntakeOfAll {
@@ -102,6 +112,7 @@ impl IntakeOfAll {
             own: Pool::new(usize::MAX, OWN_BYTES),
             kept: Pool::new(kept, of_connection_kept),
             large: Pool::new(all - kept, of_connection - of_connection_kept),
+            aside: Pool::new(all, of_connection),
             line: Line::new(),
         })))
     }
@@ -117,8 +128,8 @@ impl IntakeOfAll {
     /// Gives bytes to those whose turn it is. Who has left by then gives them back.
     fn call(&self) {
         while let Some(turn) = self.take() {
-            let Turn { go, connection, source, bytes } = turn;
-            drop(go.send(Grant { of_all: self.clone(), connection, source, bytes }));
+            let Turn { go, connection, source, bytes, message_bytes } = turn;
+            drop(go.send(Grant { of_all: self.clone(), connection, source, bytes, message_bytes }));
         }
     }
 
@@ -163,8 +174,31 @@ impl Claim {
         drop(grant);
     }
 
+    /// Sets the bytes aside for a wait that may take hours: others' messages have them meanwhile.
+    ///
+    /// # Errors
+    /// `WaitingBytes`, if too many are set aside already.
+    pub(super) fn set_aside(&self) -> Result<(), Error> {
+        let grant = self.grant().take();
+        let aside = grant.map(Grant::set_aside).transpose()?;
+        *self.grant() = aside;
+        Ok(())
+    }
+
     fn grant(&self) -> MutexGuard<'_, Option<Grant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Grant {
+    fn set_aside(mut self) -> Result<Self, Error> {
+        let of_all = self.of_all.clone();
+        let bytes = of_all.state().aside.claim(self.connection, self.message_bytes)?;
+        let (from, taken) = (self.source, self.bytes);
+        (self.source, self.bytes) = (Source::Aside, bytes);
+        of_all.state().pool(from).give_back(self.connection, taken);
+        of_all.call();
+        Ok(self)
     }
 }
 
@@ -182,11 +216,11 @@ impl State {
         let (front, source) = self.next()?;
         let go = self.line.call(front)?;
         let bytes = self.pool(source).take(front);
-        Some(Turn { go, connection: front.connection, source, bytes })
+        Some(Turn { go, connection: front.connection, source, bytes, message_bytes: front.bytes })
     }
 
     fn next(&mut self) -> Option<(Front<Size>, Source)> {
-        let Self { own, kept, large, line } = self;
+        let Self { own, kept, large, aside: _, line } = self;
         if let Some(front) = line.next(|front| front.bytes <= OWN_BYTES && own.has_left(front)) {
             return Some((front, Source::Own));
         }
@@ -205,13 +239,31 @@ impl State {
             Source::Own => &mut self.own,
             Source::Kept => &mut self.kept,
             Source::Large => &mut self.large,
+            Source::Aside => &mut self.aside,
         }
     }
 }
 
 impl Pool {
     fn new(all: usize, of_connection: usize) -> Self {
-        Self { free: all, of_connection_max: of_connection.min(all), used: HashMap::new() }
+        Self { all, free: all, of_connection_max: of_connection.min(all), used: HashMap::new() }
+    }
+
+    /// Takes the bytes of a message that does not wait for them; returns their number.
+    fn claim(&mut self, connection: ConnectionId, message_bytes: usize) -> Result<usize, Error> {
+        let full = |limit, value: usize| {
+            let value = u64::try_from(value).unwrap_or(u64::MAX);
+            Err(Error::WaitingBytes { limit, value, retry_after: RETRY })
+        };
+        let bytes = message_bytes.min(self.of_connection_max);
+        if self.used_by(connection) + bytes > self.of_connection_max {
+            return full("receive_bytes_per_connection_max", self.of_connection_max);
+        }
+        if bytes > self.free {
+            return full("receive_bytes_max", self.all);
+        }
+        self.add(connection, bytes);
+        Ok(bytes)
     }
 
     /// Returns what a message takes.
@@ -221,15 +273,22 @@ impl Pool {
 
     /// Returns whether the connection's limit leaves room for one of its messages.
     fn has_left(&self, front: Front<Size>) -> bool {
-        let used = self.used.get(&front.connection).copied().unwrap_or(0);
-        used + self.taken_by(front) <= self.of_connection_max
+        self.used_by(front.connection) + self.taken_by(front) <= self.of_connection_max
+    }
+
+    fn used_by(&self, connection: ConnectionId) -> usize {
+        self.used.get(&connection).copied().unwrap_or(0)
     }
 
     fn take(&mut self, front: Front<Size>) -> usize {
         let bytes = self.taken_by(front);
-        self.free -= bytes;
-        *self.used.entry(front.connection).or_default() += bytes;
+        self.add(front.connection, bytes);
         bytes
+    }
+
+    fn add(&mut self, connection: ConnectionId, bytes: usize) {
+        self.free -= bytes;
+        *self.used.entry(connection).or_default() += bytes;
     }
 
     fn give_back(&mut self, connection: ConnectionId, bytes: usize) {

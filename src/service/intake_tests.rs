@@ -205,3 +205,28 @@ proptest! {
         prop_assert_eq!((state.kept.free, state.large.free, state.own.used.len()), (8 * MIB, 24 * MIB, 0));
     }
 }
+
+#[test]
+fn what_waits_for_a_download_keeps_no_message_out_and_has_limits() {
+    let intake = intake();
+    let limit = |refused: Result<(), Error>| match refused {
+        Err(Error::WaitingBytes { limit, value, .. }) => (limit, value),
+        other => panic!("{other:?}"),
+    };
+    let first = held(&intake, 1, 3 * MIB);
+    let (second, waiting) = claim(&intake, 1, 3 * MIB);
+    let mut waiting = waiting.expect("the connection has its share");
+    first.set_aside().unwrap();
+    assert!(is_ready(waiting.as_mut()));
+    assert_eq!(limit(second.set_aside()), ("receive_bytes_per_connection_max", 4 << 20));
+    let aside = |connection| {
+        let claim = held(&intake, connection, 3 * MIB);
+        claim.set_aside().map(|()| claim)
+    };
+    let _others: Vec<_> = (2..11).map(|connection| aside(connection).unwrap()).collect();
+    assert_eq!(limit(aside(11).map(drop)), ("receive_bytes_max", 32 << 20));
+    // Who is prepared or leaves makes room, and who claimed nothing has nothing to set aside.
+    first.release();
+    aside(11).unwrap();
+    Claim::default().set_aside().unwrap();
+}

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use super::caller::Caller;
 use super::downloads::{Download, Downloads};
 use super::fields::{model_name, page_size, page_token};
-use super::waiting::Waiting;
+use super::waiting::{Wait, Waiting};
 use super::{Service, blocking};
 use crate::engine::{EngineHandle, Formats, LoadSpec, ResidentModel};
 use crate::error::Error;
@@ -65,8 +66,8 @@ pub(super) struct Models {
 pub(super) enum Found {
     /// In memory, with a lease.
     Resident(ModelLease),
-    /// To be loaded.
-    OnDisk(Arc<ModelAssets>),
+    /// To be loaded. A call that waited for its download keeps its place among those who wait.
+    OnDisk(Arc<ModelAssets>, Option<Wait>),
 }
 
 impl Found {
@@ -74,7 +75,7 @@ impl Found {
     pub(super) fn assets(&self) -> &Arc<ModelAssets> {
         match self {
             Self::Resident(lease) => lease.assets(),
-            Self::OnDisk(assets) => assets,
+            Self::OnDisk(assets, _) => assets,
         }
     }
 }
@@ -181,12 +182,23 @@ impl Models {
         is_owners: bool,
         missing: Error,
     ) -> Result<Download, Error> {
+        let (repo, cache) = self.downloadable(model, is_owners, missing)?;
+        Ok(self.downloads.join(repo, cache))
+    }
+
+    /// Returns what is to be downloaded, and the cache it goes to.
+    fn downloadable(
+        &self,
+        model: &ModelName,
+        is_owners: bool,
+        missing: Error,
+    ) -> Result<(RepoName, PathBuf), Error> {
         let is_missing = matches!(missing, Error::ModelNotFound { .. } | Error::ModelIncomplete { .. });
         let repo = RepoName::of_model(model.as_str()).filter(|_| is_missing);
         let catalog = self.catalog();
         let (Some(repo), Some(cache)) = (repo, catalog.hf_cache()) else { return Err(missing) };
         if is_owners || self.access().may_download(&repo) {
-            Ok(self.downloads.join(repo, cache.to_path_buf()))
+            Ok((repo, cache.to_path_buf()))
         } else {
             Err(Error::ModelNotAllowed { model: model.clone(), key: "downloads_allowed" })
         }
@@ -227,41 +239,43 @@ impl Models {
         Arc::clone(reading.entry(model.clone()).or_default())
     }
 
-    /// Finds a model for a call that needs it resident. It is downloaded if calls may have that.
-    pub(super) async fn find(&self, model: &ModelName) -> Result<Found, Error> {
+    /// Finds a model for a call that needs it resident. It is downloaded if calls may have that; who waits for
+    /// that is counted among those who wait, and its bytes are set aside.
+    pub(super) async fn find(&self, model: &ModelName, caller: &Caller) -> Result<Found, Error> {
         if let Some(lease) = self.engine.lease(model) {
             return Ok(Found::Resident(lease));
         }
         let may_load = self.access().auto_load;
-        let assets = match self.assets(model).await {
-            Err(error) if may_load => self.downloaded(model, error).await?,
-            found => found?,
+        let (assets, wait) = match self.assets(model).await {
+            Err(missing) if may_load => {
+                let (repo, cache) = self.downloadable(model, false, missing)?;
+                let wait = self.waiting.enter(caller.connection, self.engine.settings())?;
+                caller.claim.set_aside()?;
+                self.downloads.join(repo, cache).ended().await?;
+                (self.assets(model).await?, Some(wait))
+            }
+            found => (found?, None),
         };
         if !may_load {
             return Err(Error::ModelNotLoaded(model.clone()));
         }
         self.check_allowed(&assets).await?;
-        Ok(Found::OnDisk(assets))
-    }
-
-    /// Returns the assets of a model whose files were missing, once they are downloaded.
-    async fn downloaded(&self, model: &ModelName, missing: Error) -> Result<Arc<ModelAssets>, Error> {
-        self.download(model, false, missing)?.ended().await?;
-        self.assets(model).await
+        Ok(Found::OnDisk(assets, wait))
     }
 
     /// Returns a lease of a model that was found, which is loaded first unless it is resident; as many of a
     /// connection may wait for that as in the engine's queue.
     pub(super) async fn lease(&self, found: Found, connection: ConnectionId) -> Result<ModelLease, Error> {
-        let assets = match found {
+        let (assets, wait) = match found {
             Found::Resident(lease) => return Ok(lease),
-            Found::OnDisk(assets) => assets,
+            Found::OnDisk(assets, wait) => (assets, wait),
         };
         let ModelFiles { name, revision, .. } = &*assets.files;
         let lease = match self.engine.lease(name) {
             Some(lease) => lease,
             None => {
-                let _wait = self.waiting.enter(connection, self.engine.settings())?;
+                let enter = || self.waiting.enter(connection, self.engine.settings());
+                let _wait = wait.map_or_else(enter, Ok)?;
                 self.load(Arc::clone(&assets)).await?
             }
         };
@@ -273,7 +287,10 @@ impl Models {
     /// Loads a model that the owner wants to be there, whatever calls may load.
     pub(super) async fn preload(&self, model: &ModelName) -> Result<(), Error> {
         let assets = match self.assets(model).await {
-            Err(error) => self.downloaded(model, error).await?,
+            Err(missing) => {
+                self.download(model, false, missing)?.ended().await?;
+                self.assets(model).await?
+            }
             Ok(assets) => assets,
         };
         self.load(assets).await.map(drop)

@@ -56,7 +56,7 @@ impl Service {
             }
         };
         let fit = async {
-            let found = self.models.find(&model).await?;
+            let found = self.models.find(&model, caller).await?;
             let assets = Arc::clone(found.assets());
             let preparation = self.preparation(caller, &assets, "prompt");
             let context = preparation.within_context().context(input, start).await?;

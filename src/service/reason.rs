@@ -1,10 +1,10 @@
 //! The reason of every error and the numbers that go with it, for programs. Edges turn a [`Reason`] into
 //! their protocol's code; the names are those of `errors.proto`.
 
+use std::fmt::Display;
 use std::time::Duration;
 
-use crate::error::{Error, MemoryRule, Shortage};
-use crate::ids::ModelName;
+use crate::error::{Error, MemoryRule, Shortage, listed};
 
 /// When to try again after the daemon shut down or a model was unloaded: a restart and a load take seconds.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
@@ -86,7 +86,9 @@ impl Reason {
             Error::SessionWrongModel { .. } => Self::SessionWrongModel,
             Error::SessionNotChat(_) => Self::SessionNotChat,
             Error::SessionLimit { .. } => Self::SessionLimit,
-            Error::QueueFull { .. } | Error::TooManyOpen { .. } => Self::QueueFull,
+            Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
+                Self::QueueFull
+            }
             Error::KvTooLarge { .. } => Self::KvTooLarge,
             Error::Deadline | Error::SlowSender { .. } => Self::Deadline,
             Error::DeadlineUnmeetable { .. } => Self::DeadlineUnmeetable,
@@ -113,6 +115,7 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. }
+            | Self::WaitingBytes { retry_after, .. }
             | Self::TooManyOpen { retry_after, .. }
             | Self::HubUnavailable { retry_after, .. } => Some(*retry_after),
             Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
@@ -168,10 +171,9 @@ impl Error {
         match self {
             Self::InvalidField { field, .. } => vec![("field", field.clone())],
             Self::OwnerOnly(field) => vec![("field", (*field).to_owned())],
-            Self::ContextOverflow { prompt_tokens, context_length } => vec![
-                ("prompt_tokens", prompt_tokens.to_string()),
-                ("context_length", context_length.to_string()),
-            ],
+            Self::ContextOverflow { prompt_tokens, context_length } => {
+                pairs(&[("prompt_tokens", prompt_tokens), ("context_length", context_length)])
+            }
             Self::MessageTooLarge { limit_bytes } | Self::AnswerTooLarge { limit_bytes } => {
                 vec![("limit_bytes", limit_bytes.to_string())]
             }
@@ -185,26 +187,21 @@ impl Error {
             | Self::HubUnavailable { model, .. }
             | Self::NoChatTemplate { model, .. }
             | Self::ModelUnloaded(model) => vec![("model", model.to_string())],
-            Self::ModelNotAllowed { model, key } => {
-                vec![("model", model.to_string()), ("key", (*key).to_owned())]
-            }
-            Self::DiskFull { model, needed_bytes, available_bytes } => {
-                let [needed, available] = bytes_metadata(*needed_bytes, *available_bytes);
-                vec![("model", model.to_string()), needed, available]
-            }
-            Self::ModelBusy { model, running } => {
-                vec![("model", model.to_string()), ("running", running.to_string())]
-            }
+            Self::ModelNotAllowed { model, key } => pairs(&[("model", model), ("key", key)]),
+            Self::DiskFull { model, needed_bytes, available_bytes } => pairs(&[
+                ("model", model),
+                ("needed_bytes", needed_bytes),
+                ("available_bytes", available_bytes),
+            ]),
+            Self::ModelBusy { model, running } => pairs(&[("model", model), ("running", running)]),
             Self::ModelTooLarge(shortage) | Self::MemoryBudget(shortage) => shortage_metadata(shortage),
             Self::KvTooLarge { needed_bytes, available_bytes }
             | Self::KvShortage { needed_bytes, available_bytes } => {
                 bytes_metadata(*needed_bytes, *available_bytes).into()
             }
-            Self::SessionMoved { session, expected, actual } => vec![
-                ("session", session.to_string()),
-                ("expected", expected.to_string()),
-                ("actual", actual.to_string()),
-            ],
+            Self::SessionMoved { session, expected, actual } => {
+                pairs(&[("session", session), ("expected", expected), ("actual", actual)])
+            }
             Self::SessionWrongModel { session, model } => {
                 vec![("session", session.to_string()), ("model", model.to_string())]
             }
@@ -212,16 +209,13 @@ impl Error {
             Self::SessionBusy(session) | Self::SessionNotChat(session) => {
                 vec![("session", session.to_string())]
             }
-            Self::QueueFull { limit, value, .. } => {
-                vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
+            Self::QueueFull { limit, value, .. } => pairs(&[("limit", limit), ("value", value)]),
+            Self::SessionLimit { limit, value }
+            | Self::WaitingBytes { limit, value, .. }
+            | Self::TooManyOpen { limit, value, .. } => pairs(&[("limit", limit), ("value", value)]),
+            Self::DeadlineUnmeetable { needed, available } => {
+                pairs(&[("needed_ms", &needed.as_millis()), ("available_ms", &available.as_millis())])
             }
-            Self::SessionLimit { limit, value } | Self::TooManyOpen { limit, value, .. } => {
-                vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
-            }
-            Self::DeadlineUnmeetable { needed, available } => vec![
-                ("needed_ms", needed.as_millis().to_string()),
-                ("available_ms", available.as_millis().to_string()),
-            ],
             Self::SlowReader { limit } => seconds_metadata("slow_reader_s", *limit),
             Self::SlowSender { limit } => seconds_metadata("receive_s", *limit),
             Self::EmptyPrompt
@@ -238,6 +232,10 @@ impl Error {
     }
 }
 
+fn pairs(named: &[(&'static str, &dyn Display)]) -> Vec<(&'static str, String)> {
+    named.iter().map(|(name, value)| (*name, value.to_string())).collect()
+}
+
 fn seconds_metadata(limit: &str, value: Duration) -> Vec<(&'static str, String)> {
     vec![("limit", limit.to_owned()), ("value", value.as_secs().to_string())]
 }
@@ -248,7 +246,6 @@ fn bytes_metadata(needed_bytes: u64, available_bytes: u64) -> [(&'static str, St
 
 fn shortage_metadata(shortage: &Shortage) -> Vec<(&'static str, String)> {
     let Shortage { model, needed_bytes, available_bytes, budget_bytes, rule, in_the_way } = shortage;
-    let in_the_way: Vec<_> = in_the_way.iter().map(ModelName::as_str).collect();
     let [needed, available] = bytes_metadata(*needed_bytes, *available_bytes);
     vec![
         ("model", model.to_string()),
@@ -256,6 +253,6 @@ fn shortage_metadata(shortage: &Shortage) -> Vec<(&'static str, String)> {
         available,
         ("budget_bytes", budget_bytes.to_string()),
         ("rule", rule.to_string()),
-        ("in_the_way", in_the_way.join(",")),
+        ("in_the_way", listed(in_the_way, ",")),
     ]
 }

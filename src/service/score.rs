@@ -66,7 +66,7 @@ impl Service {
                 (start.model.clone(), Some(key), Some(start))
             }
         };
-        let found = self.models.find(&model).await?;
+        let found = self.models.find(&model, caller).await?;
         let assets = &Arc::clone(found.assets());
         let from = start.as_ref().map_or(0, |start| start.tokens.len());
         let preparation = self.preparation(caller, assets, "text").within_context();

@@ -1,4 +1,4 @@
-//! Requests that wait for their model to be loaded: they are prepared and not in the engine's queue yet, so
+//! Requests that wait for their model to be downloaded or loaded: they are not in the engine's queue yet, so
 //! they are limited as it is.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::ids::ConnectionId;
 
 /// When to try again after too many waited: a load takes seconds.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// Those who wait, by connection.
 #[derive(Debug, Default)]

@@ -213,6 +213,56 @@ def test_a_download_stops_with_the_last_who_waits_and_goes_on_later(hub: Loopbac
         assert len(hub.requests("model-00001", server="hub")) == 1
 
 
+def test_who_waits_for_a_download_is_counted_and_keeps_nobody_out(
+    hub: LoopbackHub, folder: Path
+) -> None:
+    held = Held(hub)
+    # A connection's requests share a quarter of this, besides its first 128 KiB.
+    config = {
+        "downloads_allowed": ["owner/*"],
+        "queue_length_per_client_max": 2,
+        "receive_bytes_per_connection_max": 1 << 20,
+    }
+    long = inference_pb2.GenerateRequest(model=NAME, prompt="a " * (150 << 10))
+    known = inference_pb2.GenerateRequest(model=folder.name, prompt=long.prompt)
+    daemon = Daemon([folder.parent], config, environment={"HF_ENDPOINT": hub.endpoint})
+    with daemon, daemon.wire() as wire:
+        call = wire.inference.Generate
+        waiting = [call.future(long, timeout=CALL_S) for _ in range(2)]
+        assert held.asked.wait(CALL_S)
+        with refused("RESOURCE_EXHAUSTED", "QUEUE_FULL") as refusal:
+            call(long, timeout=CALL_S)
+        assert refusal.failure.metadata == {"limit": "queue_length_per_client_max", "value": "2"}
+        assert refusal.failure.has_retry_info
+        # It is read and refused while the others wait.
+        with refused("INVALID_ARGUMENT", "CONTEXT_OVERFLOW"):
+            call(known, timeout=CALL_S)
+        assert not any(each.done() for each in waiting)
+        held.free.set()
+        for each in waiting:
+            with refused("INVALID_ARGUMENT", "CONTEXT_OVERFLOW"):
+                each.result()
+
+
+def test_the_bytes_that_wait_for_downloads_are_limited(hub: LoopbackHub) -> None:
+    held = Held(hub)
+    config = {"downloads_allowed": ["owner/*"], "receive_bytes_per_connection_max": 1 << 20}
+    request = inference_pb2.GenerateRequest(model=NAME, prompt="a " * (400 << 10))
+    with serving(hub, config) as daemon, daemon.wire() as wire:
+        first = wire.inference.Generate.future(request, timeout=CALL_S)
+        assert held.asked.wait(CALL_S)
+        calls = [wire.inference.Generate.future(request, timeout=CALL_S) for _ in range(5)]
+        wait_for(lambda: any(call.done() for call in calls), "a refusal")
+        with refused("RESOURCE_EXHAUSTED", "QUEUE_FULL") as refusal:
+            next(call for call in calls if call.done()).result()
+        assert refusal.failure.metadata == {
+            "limit": "receive_bytes_per_connection_max",
+            "value": str(1 << 20),
+        }
+        assert not first.done()
+        held.free.set()
+
+
 def test_a_deadline_ends_the_download_that_nobody_else_wants(hub: LoopbackHub) -> None:
     held = Held(hub)
     with serving(hub, {"downloads_allowed": ["*"]}) as daemon, daemon.wire() as wire:

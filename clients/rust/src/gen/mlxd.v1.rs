@@ -70,7 +70,8 @@ pub enum ErrorReason {
     /// session_bytes_max or sessions_bytes_max; metadata limit, value.
     SessionLimit = 26,
     /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
-    /// or of all clients is full, or too many connections or files are open;
+    /// or of all clients is full, or too many connections or files are open, or too
+    /// many requests, or too many of their bytes, wait for a download or a load;
     /// metadata limit, value.
     QueueFull = 30,
     /// FAILED_PRECONDITION: the KV cache for prompt and max_tokens exceeds the
