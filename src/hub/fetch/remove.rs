@@ -96,6 +96,7 @@ fn bytes(folder: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::PathBuf;
 
     use super::super::api::Listed;
     use super::*;
@@ -136,22 +137,40 @@ mod tests {
         assert!(!folder.path().join(".mlxd-removed-models--owner--name-too-7").exists());
     }
 
+    /// Makes a repo with a blob; returns the repo and the blob's path.
+    fn repo_with_a_blob(cache: &Path) -> (RepoName, PathBuf) {
+        let repo = RepoName::parse("owner/name").unwrap();
+        let store = RepoFolder::new(cache, &repo);
+        store.create().unwrap();
+        let blob = store.path.join("blobs/1");
+        fs::write(&blob, "{}").unwrap();
+        (repo, blob)
+    }
+
     #[test]
     fn a_repo_that_may_not_be_removed_whole_stays_whole() {
-        if rustix::process::getuid().is_root() {
-            // Root may remove everything.
-            return;
-        }
         let folder = tempfile::tempdir().unwrap();
-        let repo = RepoName::parse("owner/name").unwrap();
-        let store = RepoFolder::new(folder.path(), &repo);
-        store.create().unwrap();
-        let blobs = store.path.join("blobs");
-        fs::write(blobs.join("1"), "{}").unwrap();
-        fs::set_permissions(&blobs, fs::Permissions::from_mode(0o555)).unwrap();
+        let (repo, blob) = repo_with_a_blob(folder.path());
+        let blobs = blob.parent().unwrap();
+        fs::set_permissions(blobs, fs::Permissions::from_mode(0o555)).unwrap();
+        let removed = remove(folder.path(), &repo);
+        // Root may remove everything, whatever the permissions.
+        let is_root = rustix::process::getuid().is_root();
+        assert_eq!(matches!(removed, Err(FetchError::Io { .. })), !is_root);
+        assert_eq!((blob.exists(), removed.ok()), (!is_root, is_root.then_some(2)));
+    }
+
+    #[test]
+    fn a_repo_that_cannot_be_hidden_stays_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (repo, blob) = repo_with_a_blob(folder.path());
+        // A file has the hidden name: that of a folder is not given to it.
+        let hidden = format!("{REMOVED}{}-{}", repo.folder_name(), std::process::id());
+        fs::write(folder.path().join(&hidden), "").unwrap();
         assert!(matches!(remove(folder.path(), &repo), Err(FetchError::Io { .. })));
-        assert!(blobs.join("1").exists());
-        fs::set_permissions(&blobs, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(fs::read_to_string(&blob).unwrap(), "{}");
+        fs::remove_file(folder.path().join(hidden)).unwrap();
+        assert_eq!(remove(folder.path(), &repo).unwrap(), 2);
     }
 
     #[test]
