@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 
 from checkpoints import Checkpoint, build
-from conversions import convert, run
+from conversions import convert, peak_bytes, run
 from daemon import binary, wait_for
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -140,6 +140,21 @@ def test_an_existing_folder_is_replaced_only_when_asked(source: Path) -> None:
     assert "quantization" not in json.loads((out / "config.json").read_text())
     shutil.copy(source / "tokenizer.json", source.parent / "note.json")
     assert sorted(os.listdir(source.parent)) == ["note.json", "out", "source"]
+
+
+def test_a_conversion_holds_about_one_tensor_at_a_time(tmp_path: Path) -> None:
+    mib = 1 << 20
+    config = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 3}
+    source = build(Checkpoint("source", config, shards=3), tmp_path)
+    largest = 4 * config["hidden_size"] * config["intermediate_size"]
+    files = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    assert files > 12 * largest
+    tiny = build(Checkpoint("tiny"), tmp_path)
+    for name, options in {"cast": ("--dtype", "bfloat16"), "packed": ("--quantize", "4")}.items():
+        without = peak_bytes(tiny, tmp_path / f"tiny-{name}", *options)
+        peak = peak_bytes(source, tmp_path / name, *options)
+        print(f"{name}: {peak / mib:.0f} MiB, {without / mib:.0f} for a tiny model")
+        assert peak <= without + 2 * largest + 16 * mib
 
 
 def test_files_that_cannot_be_copied_are_told_before_the_weights_are_converted(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from mlx_lm.convert import convert as convert_with_mlx_lm
 from daemon import binary
 
 RUN_S = 240
+# Runs a command and prints its peak of resident memory. What a process had before its exec counts
+# too, so it is the child of a small one.
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 def run(
@@ -32,6 +40,14 @@ def convert(source: Path | str, out: Path, *options: str) -> Path:
     done = run(source, out, *options)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def peak_bytes(source: Path, out: Path, *options: str) -> int:
+    """Converts with the program under test; returns the most memory that it held."""
+    command = [str(binary()), "convert", str(source), str(out), *options]
+    small = [sys.executable, "-I", "-S", "-c", PEAK, *command]
+    done = subprocess.run(small, capture_output=True, text=True, timeout=RUN_S, check=True)
+    return int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
 
 
 def oracle(source: Path, out: Path, **options: Any) -> Path:
