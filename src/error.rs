@@ -306,6 +306,19 @@ pub enum Error {
         /// Bytes that the device would give.
         available_bytes: u64,
     },
+    /// The request's KV cache would fit without models that others keep in use.
+    #[error(
+        "the KV cache of this request needs {needed_bytes} bytes; {available_bytes} are available beside models in use: {}",
+        listed(.in_the_way, ", ")
+    )]
+    KvCrowded {
+        /// Bytes it needs.
+        needed_bytes: u64,
+        /// Bytes that the budget leaves beside the weights of models that stay for now.
+        available_bytes: u64,
+        /// The models that others keep in use.
+        in_the_way: Vec<ModelName>,
+    },
     /// The call's deadline passed.
     #[error("the deadline passed")]
     Deadline,

@@ -122,6 +122,7 @@ impl<B: Backend> Engine<B> {
                 Err(error) => self.lose(&name, &error),
             }
         }
+        self.refuse_crowded_out();
         self.make_room_for_blocked();
         busy |= self.advance_load();
         self.expire();

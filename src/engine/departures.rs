@@ -8,6 +8,7 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::ModelName;
 use crate::residency::{Evictions, ResidencySettings, evictions, evictions_towards};
+use crate::sched::{Blocked, Wanted};
 
 impl<B: Backend> Engine<B> {
     /// Changes the configuration of the policy. What follows from it is done in the next tick.
@@ -46,7 +47,8 @@ impl<B: Backend> Engine<B> {
     /// Evicts idle models for the request that waits for memory, if that lets it start.
     pub(super) fn make_room_for_blocked(&mut self) {
         let Some(blocked) = &self.blocked else { return };
-        let (model, missing) = (blocked.model.clone(), self.memory().missing_bytes(blocked.needed_bytes));
+        let (model, missing) =
+            (blocked.model.clone(), self.memory().missing_bytes(blocked.wanted.missing_bytes));
         // Admission frees what is cached, or waits with that for a reason of its own.
         let cached: u64 = self.models.values().map(Resident::reclaimable_bytes).sum();
         if missing <= cached {
@@ -57,6 +59,32 @@ impl<B: Backend> Engine<B> {
         // Where a model was leased since, it is decided again in the next tick.
         if let Some(Err(error)) = evictions.map(|evictions| self.make_room(&evictions, &model)) {
             tracing::error!(%model, ?error, "there is no room for a request");
+        }
+    }
+
+    /// Refuses the request that waits for models in use to leave, if calls that came later keep them in use:
+    /// it could wait forever.
+    pub(super) fn refuse_crowded_out(&mut self) {
+        let Some(blocked) = self.blocked.clone() else { return };
+        let Blocked { model, ticket, wanted: Wanted { needed_bytes, waits_for_models, .. }, .. } = blocked;
+        let waiting = self.models.get(&model).and_then(|resident| resident.queue.peek(&ticket));
+        let Some(arrived) = waiting.map(|sequence| sequence.origin.arrived) else { return };
+        let is_kept = |other: &&Resident| {
+            *other.spec.model() != model
+                && !other.is_pinned(&self.residency)
+                && other.is_kept_by_later_than(arrived)
+        };
+        let kept: Vec<&Resident> = self.models.values().filter(is_kept).collect();
+        let kept_bytes = kept.iter().map(|other| other.shape.weight_bytes).sum();
+        let available_bytes = self.room(&model).kv_bytes_max.saturating_sub(kept_bytes);
+        if !waits_for_models || needed_bytes <= available_bytes {
+            return;
+        }
+        let in_the_way = kept.iter().map(|other| other.spec.model().clone()).collect();
+        let error = Error::KvCrowded { needed_bytes, available_bytes, in_the_way };
+        let (models, mut cx) = self.parts();
+        if let Some(resident) = models.get_mut(&model) {
+            resident.refuse(&mut cx, &ticket, &error);
         }
     }
 

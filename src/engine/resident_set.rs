@@ -11,7 +11,8 @@ use crate::backend::{Backend, KvDtype, LoadPlan, LoadSpec};
 use crate::error::{Error, Shortage};
 use crate::ids::ModelName;
 use crate::residency::{
-    Demand, Evictions, Fit, Lifetime, Memory, ModelLease, Plan, State, Tenant, available_bytes, plan,
+    Demand, Evictions, Fit, Lifetime, Memory, ModelLease, Plan, ResidencySettings, State, Tenant,
+    available_bytes, plan,
 };
 use crate::sched::{Blocked, Claims};
 
@@ -39,10 +40,10 @@ impl<B: Backend> Engine<B> {
 
     /// Returns the bytes that a model may use in a tick.
     pub(super) fn room(&self, name: &ModelName) -> Room {
-        // Idle models go where nothing else makes room.
-        let stay =
-            self.models.iter().filter(|(other, of)| *other == name || !of.is_evictable(&self.residency));
-        let weights: u64 = stay.map(|(_, resident)| resident.shape.weight_bytes).sum();
+        let beside = |stays: fn(&Resident, &ResidencySettings) -> bool| {
+            let stay = self.models.iter().filter(|(other, of)| *other == name || stays(of, &self.residency));
+            self.budget_bytes.saturating_sub(stay.map(|(_, resident)| resident.shape.weight_bytes).sum())
+        };
         let others = || self.models.iter().filter(|(other, _)| *other != name).map(|(_, other)| other);
         let claims = self.blocked.as_ref().map_or(Claims::default(), |blocked| {
             others().map(|other| other.claims(blocked.passed_from)).fold(Claims::default(), Claims::and)
@@ -51,7 +52,10 @@ impl<B: Backend> Engine<B> {
             free_bytes: self.budget_bytes.saturating_sub(self.used_bytes()),
             others_empty_bytes: others().map(|other| other.slots.empty_bytes()).sum(),
             elsewhere_bytes: others().map(Resident::reclaimable_bytes).sum(),
-            kv_bytes_max: self.budget_bytes.saturating_sub(weights),
+            kv_bytes_max: beside(Resident::is_pinned),
+            // Idle models go where nothing else makes room.
+            kv_bytes_now: beside(|other, settings| !other.is_evictable(settings)),
+            is_pinned: self.models.get(name).is_some_and(|resident| resident.is_pinned(&self.residency)),
             claims,
             idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
         }

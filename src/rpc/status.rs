@@ -120,7 +120,9 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         Error::MemoryBudget(shortage) => {
             details.add_quota_failure_violation(format!("model:{}", shortage.model), message);
         }
-        Error::KvShortage { .. } => drop(details.add_quota_failure_violation("kv", message)),
+        Error::KvShortage { .. } | Error::KvCrowded { .. } => {
+            details.add_quota_failure_violation("kv", message);
+        }
         Error::DiskFull { .. } => drop(details.add_quota_failure_violation("disk", message)),
         Error::SessionLimit { limit, .. } => {
             details.add_quota_failure_violation(*limit, message);

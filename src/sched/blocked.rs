@@ -3,6 +3,10 @@
 //! leaves room for it. So small requests do not wait for memory that they do not need, and a large one is not
 //! starved.
 //!
+//! While models in use have to leave for it, whatever fits passes: it could not start anyway, and what waits
+//! keeps its model in use as well. It waits for the calls that came before it, and is refused when later ones
+//! keep such a model in use.
+//!
 //! There is one such request at a time, whatever the number of models: the highest class, then the longest
 //! wait. A higher class passes it without condition; ageing ends that.
 
@@ -16,10 +20,21 @@ pub struct Blocked {
     pub model: ModelName,
     /// Its place in the queue.
     pub ticket: Ticket,
-    /// Bytes that it needs to start.
-    pub needed_bytes: u64,
+    /// What it waits for.
+    pub wanted: Wanted,
     /// Sequences with a number from this one on started after it was blocked.
     pub passed_from: u64,
+}
+
+/// What a blocked request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Bytes that it needs to start, its slot among them.
+    pub needed_bytes: u64,
+    /// Bytes that are to be free: the same without what is open for it already.
+    pub missing_bytes: u64,
+    /// Whether models in use have to leave first.
+    pub waits_for_models: bool,
 }
 
 /// What runs, as a blocked request sees it.
@@ -63,7 +78,10 @@ impl Blocked {
     /// Returns the bytes that passers may hold besides, of `kv_bytes_max` that all sequences may have.
     #[must_use]
     pub fn spare_bytes(&self, claims: Claims, kv_bytes_max: u64) -> u64 {
-        kv_bytes_max.saturating_sub(claims.passed_bytes + self.needed_bytes)
+        if self.wanted.waits_for_models {
+            return u64::MAX;
+        }
+        kv_bytes_max.saturating_sub(claims.passed_bytes + self.wanted.needed_bytes)
     }
 
     /// Returns whether another request may start before it.
@@ -93,7 +111,17 @@ mod tests {
 
     fn blocked() -> Blocked {
         let ticket = ticket(Priority::Normal, 5);
-        Blocked { model: "m".into(), ticket, needed_bytes: 400, passed_from: 1 }
+        let wanted = Wanted { needed_bytes: 400, missing_bytes: 100, waits_for_models: false };
+        Blocked { model: "m".into(), ticket, wanted, passed_from: 1 }
+    }
+
+    #[test]
+    fn while_models_have_to_leave_whatever_fits_passes() {
+        let mut blocked = blocked();
+        blocked.wanted.waits_for_models = true;
+        let passer = Passer { class: 2, tokens: 1000, bytes: 600 };
+        assert!(blocked.lets_pass(passer, Claims::default(), 600));
+        assert_eq!(blocked.spare_bytes(Claims::default(), 600), u64::MAX);
     }
 
     fn passes(class: u32, tokens: u32, bytes: u64) -> bool {

@@ -17,7 +17,7 @@ mod shares;
 mod timeline;
 
 pub use allowance::{Allowance, Demand};
-pub use blocked::{Blocked, Claims, Passer};
+pub use blocked::{Blocked, Claims, Passer, Wanted};
 pub use crowd::{Entry, Waiter, enter};
 pub use owner::Owner;
 pub use pace::{Pace, PaceLimits, StepLoad};

@@ -77,7 +77,7 @@ impl Reason {
             Error::NoChatTemplate { .. } => Self::NoChatTemplate,
             Error::ModelTooLarge(_) => Self::ModelTooLarge,
             Error::ModelBusy { .. } => Self::ModelBusy,
-            Error::MemoryBudget(_) | Error::KvShortage { .. } => Self::MemoryBudget,
+            Error::MemoryBudget(_) | Error::KvShortage { .. } | Error::KvCrowded { .. } => Self::MemoryBudget,
             Error::ModelUnloaded(_) => Self::ModelUnloaded,
             Error::SessionNotFound(_) => Self::SessionNotFound,
             Error::SessionExists(_) => Self::SessionExists,
@@ -125,6 +125,7 @@ impl Error {
                 MemoryRule::Pinned { .. } | MemoryRule::WholeBudget | MemoryRule::System => None,
             },
             Self::KvShortage { .. } => Some(SHORTAGE_RETRY),
+            Self::KvCrowded { .. } => Some(MEMORY_RETRY),
             Self::InvalidField { .. }
             | Self::EmptyPrompt
             | Self::ContextOverflow { .. }
@@ -198,6 +199,10 @@ impl Error {
             Self::KvTooLarge { needed_bytes, available_bytes }
             | Self::KvShortage { needed_bytes, available_bytes } => {
                 bytes_metadata(*needed_bytes, *available_bytes).into()
+            }
+            Self::KvCrowded { needed_bytes, available_bytes, in_the_way } => {
+                let [needed, available] = bytes_metadata(*needed_bytes, *available_bytes);
+                vec![needed, available, ("in_the_way", listed(in_the_way, ","))]
             }
             Self::SessionMoved { session, expected, actual } => {
                 pairs(&[("session", session), ("expected", expected), ("actual", actual)])

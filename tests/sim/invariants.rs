@@ -81,7 +81,9 @@ impl World {
         assert!(queued <= self.queue_max + self.running_max * models, "{queued} wait");
     }
 
-    /// Those who pass a blocked request leave room for it: once the others have ended, it starts.
+    /// Those who pass a blocked request leave room for it: once the others have ended, it starts. If models in
+    /// use have to leave for it, it waits as long as calls that came before it, or that have not reached the
+    /// engine, hold one that would make room.
     fn check_blocked(&mut self) {
         let could_start = self.engine.blocked.as_ref().is_some_and(|blocked| {
             let models = || self.engine.models.values();
@@ -90,13 +92,37 @@ impl World {
             let passed: u64 =
                 models().map(|resident| resident.claims(blocked.passed_from).passed_bytes).sum();
             let loading: u64 = self.engine.loads.iter().map(Load::reserved_bytes).sum();
-            let available = self.engine.room(&blocked.model).kv_bytes_max.saturating_sub(loading);
+            let available = self.engine.room(&blocked.model).kv_bytes_now.saturating_sub(loading);
             let running = self.engine.models.get(&blocked.model).map_or(0, Resident::running);
-            !older && !self.shrunk && running < self.running_max && passed + blocked.needed_bytes <= available
+            !older
+                && !self.shrunk
+                && running < self.running_max
+                && passed + blocked.wanted.needed_bytes <= available
         });
-        self.idly_blocked = if could_start { self.idly_blocked + 1 } else { 0 };
+        let is_idle = could_start || self.is_crowded_out();
+        self.idly_blocked = if is_idle { self.idly_blocked + 1 } else { 0 };
         // What is reclaimable elsewhere is freed in one tick and used in the next.
         assert!(self.idly_blocked <= 3, "{:?} waits for nobody", self.engine.blocked);
+    }
+
+    /// Returns whether the blocked request has no room but that of models which only later calls keep in use.
+    fn is_crowded_out(&self) -> bool {
+        let Some(blocked) = self.engine.blocked.as_ref() else { return false };
+        let Some(waits) = self.engine.models.get(&blocked.model) else { return true };
+        let room = self.engine.room(&blocked.model);
+        let needed_bytes = blocked.wanted.needed_bytes;
+        let Some(came) = waits.queue.peek(&blocked.ticket).map(|sequence| sequence.origin.arrived) else {
+            return false;
+        };
+        let leaves_in_time = |other: &&Resident| {
+            let sequences = || other.running.values().chain(other.queue.values());
+            let is_waited_for = sequences().any(|sequence| sequence.origin.arrived <= came);
+            !other.is_pinned(&self.engine.residency) && (is_waited_for || other.running.is_empty())
+        };
+        let others = || self.engine.models.values().filter(|other| *other.spec.model() != blocked.model);
+        let stay = others().filter(|other| !leaves_in_time(other)).map(|other| other.shape.weight_bytes);
+        let own = waits.shape.weight_bytes;
+        needed_bytes > room.kv_bytes_now && own + stay.sum::<u64>() + needed_bytes > self.engine.budget_bytes
     }
 
     pub(super) fn check_rest(&mut self) {

@@ -137,6 +137,8 @@ impl World {
         self.engine.backend.hanging.clear();
         self.set_budget(self.budget);
         self.requests.iter_mut().for_each(|request| request.reads_from = 0);
+        // Calls that have not reached the engine end without it.
+        self.leases.clear();
         let late = self.random.once_in(2);
         if late {
             self.drain();

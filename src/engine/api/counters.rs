@@ -50,6 +50,7 @@ impl Counters {
                 Error::QueueFull { .. }
                 | Error::KvTooLarge { .. }
                 | Error::KvShortage { .. }
+                | Error::KvCrowded { .. }
                 | Error::DeadlineUnmeetable { .. }
                 | Error::Draining,
             ) => self.refused_total += 1,

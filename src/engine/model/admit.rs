@@ -10,7 +10,7 @@ use crate::backend::{Backend, add_checkpoint};
 use crate::cache::Hit;
 use crate::engine::task::Sequence;
 use crate::error::Error;
-use crate::sched::{Blocked, Candidate, Passer, Running, Ticket, victim};
+use crate::sched::{Blocked, Candidate, Passer, Running, Ticket, Wanted, victim};
 
 /// Tokens of room that a new sequence's slot has beyond its prompt, so that short answers need no move.
 const HEADROOM_TOKENS: u32 = 64;
@@ -84,12 +84,11 @@ impl Resident {
         room: &mut Room,
     ) -> Result<Verdict, Error> {
         let Some(waiting) = self.queue.peek(ticket) else { return Ok(Verdict::Held) };
-        let need = self.need(waiting, room.kv_bytes_max);
+        let need = self.need(waiting, room.kv_bytes_now);
         let needed_bytes = need.growth_bytes + self.slots.slot_bytes(need.tokens);
         if needed_bytes > room.kv_bytes_max {
-            let refused = self.take(cx, ticket);
             let error = Error::KvTooLarge { needed_bytes, available_bytes: room.kv_bytes_max };
-            refused.into_iter().for_each(|refused| self.leave(cx, refused, Err(error.clone())));
+            self.refuse(cx, ticket, &error);
             return Ok(Verdict::Done);
         }
         let has_place = self.running() < cx.settings.running_sequences_max;
@@ -97,8 +96,14 @@ impl Resident {
         if !has_place && victim.is_none() {
             return Ok(Verdict::Stop(0));
         }
-        if self.missing(need, victim) > room.free_bytes + self.reclaimable_bytes() + room.elsewhere_bytes {
-            self.note_blocked(cx, ticket, needed_bytes);
+        let missing_bytes = self.missing(need, victim);
+        let waits_for_models = needed_bytes > room.kv_bytes_now;
+        let wanted = Wanted { needed_bytes, missing_bytes, waits_for_models };
+        if waits_for_models {
+            return Ok(self.wait_for_models(cx, ticket, wanted, *room));
+        }
+        if missing_bytes > room.free_bytes + self.reclaimable_bytes() + room.elsewhere_bytes {
+            self.note_blocked(cx, ticket, wanted);
             return Ok(Verdict::Held);
         }
         let Some(spare_bytes) = self.may_pass(cx, ticket, need, *room) else { return Ok(Verdict::Held) };
@@ -107,7 +112,8 @@ impl Resident {
         }
         let missing = self.free_for(cx, ticket, need, room)?;
         if missing > room.elsewhere_bytes && victim.is_none() {
-            self.note_blocked(cx, ticket, needed_bytes);
+            // Of what was open for it, an empty slab may have been closed.
+            self.note_blocked(cx, ticket, Wanted { missing_bytes: self.missing(need, None), ..wanted });
             return Ok(Verdict::Held);
         }
         if missing > 0 {
@@ -122,6 +128,33 @@ impl Resident {
             room.free_bytes = room.free_bytes.saturating_sub(taken);
         }
         Ok(Verdict::Done)
+    }
+
+    /// Lets a request wait for models in use to leave. If another request, which came before it, waits for this
+    /// model, it is refused: each would wait for the other's model.
+    fn wait_for_models<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        ticket: &Ticket,
+        wanted: Wanted,
+        room: Room,
+    ) -> Verdict {
+        self.note_blocked(cx, ticket, wanted);
+        let waits_for_this = |other: &&Blocked| {
+            other.wanted.waits_for_models && other.model != *self.spec.model() && !room.is_pinned
+        };
+        let Some(other) = cx.blocked.as_ref().filter(waits_for_this) else { return Verdict::Held };
+        let (needed_bytes, in_the_way) = (wanted.needed_bytes, vec![other.model.clone()]);
+        let error = Error::KvCrowded { needed_bytes, available_bytes: room.kv_bytes_now, in_the_way };
+        self.refuse(cx, ticket, &error);
+        Verdict::Done
+    }
+
+    /// Ends a waiting request with an error.
+    pub(crate) fn refuse<B: Backend>(&mut self, cx: &mut Context<'_, B>, ticket: &Ticket, error: &Error) {
+        if let Some(refused) = self.take(cx, ticket) {
+            self.leave(cx, refused, Err(error.clone()));
+        }
     }
 
     /// Returns whether a request should rather compute anew what `hit` has than wait for more memory: it has
@@ -175,14 +208,14 @@ impl Resident {
     }
 
     /// Notes that a request waits for memory, unless another one does with more right.
-    fn note_blocked<B: Backend>(&self, cx: &mut Context<'_, B>, ticket: &Ticket, needed_bytes: u64) {
+    fn note_blocked<B: Backend>(&self, cx: &mut Context<'_, B>, ticket: &Ticket, wanted: Wanted) {
         match cx.blocked {
             // The budget may have changed, and with it where it begins.
-            Some(blocked) if self.is_blocked(blocked, ticket) => blocked.needed_bytes = needed_bytes,
+            Some(blocked) if self.is_blocked(blocked, ticket) => blocked.wanted = wanted,
             Some(blocked) if !blocked.yields_to(ticket) => {}
             Some(_) | None => {
                 let (model, passed_from) = (self.spec.model().clone(), *cx.sequence_next);
-                *cx.blocked = Some(Blocked { model, ticket: ticket.clone(), needed_bytes, passed_from });
+                *cx.blocked = Some(Blocked { model, ticket: ticket.clone(), wanted, passed_from });
             }
         }
     }
@@ -210,8 +243,8 @@ impl Resident {
             bytes: need.growth_bytes + slot_bytes,
         };
         let claims = room.claims.and(self.claims(blocked.passed_from));
-        let spare_bytes = blocked.spare_bytes(claims, room.kv_bytes_max).saturating_sub(need.growth_bytes);
-        blocked.lets_pass(passer, claims, room.kv_bytes_max).then_some(spare_bytes)
+        let spare_bytes = blocked.spare_bytes(claims, room.kv_bytes_now).saturating_sub(need.growth_bytes);
+        blocked.lets_pass(passer, claims, room.kv_bytes_now).then_some(spare_bytes)
     }
 
     /// Returns the running sequence that should give its place to a waiting request, if any.

@@ -35,9 +35,13 @@ pub(crate) struct Room {
     pub(crate) others_empty_bytes: u64,
     /// Bytes that other models can give back, those included.
     pub(crate) elsewhere_bytes: u64,
-    /// Most bytes of KV caches: the budget less the weights of models that cannot be evicted. A running load
-    /// may take part of them for a while, or for good once it is resident.
+    /// Most bytes of KV caches that there can be room for: the budget less the weights of this model and of
+    /// pinned ones. A running load may take part of them for a while, or for good once it is resident.
     pub(crate) kv_bytes_max: u64,
+    /// The same while the models that are in use stay.
+    pub(crate) kv_bytes_now: u64,
+    /// Whether the model is pinned, so that nobody waits for it to leave.
+    pub(crate) is_pinned: bool,
     /// What the blocked request waits for in other models.
     pub(crate) claims: Claims,
     /// Most bytes of parked caches.

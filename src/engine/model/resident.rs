@@ -113,7 +113,18 @@ impl Resident {
 
     /// Returns whether it may be evicted.
     pub(crate) fn is_evictable(&self, settings: &ResidencySettings) -> bool {
-        !self.is_in_use() && !self.lifetime.is_pinned(self.spec.model(), settings)
+        !self.is_in_use() && !self.is_pinned(settings)
+    }
+
+    /// Returns whether it stays whatever happens.
+    pub(crate) fn is_pinned(&self, settings: &ResidencySettings) -> bool {
+        self.lifetime.is_pinned(self.spec.model(), settings)
+    }
+
+    /// Returns whether calls that came after a time keep it in use, and none that came before.
+    pub(crate) fn is_kept_by_later_than(&self, time: Moment) -> bool {
+        let mut sequences = self.running.values().chain(self.queue.values());
+        !self.running.is_empty() && sequences.all(|sequence| sequence.origin.arrived > time)
     }
 
     /// Returns it as the policy sees it.
@@ -127,7 +138,7 @@ impl Resident {
             empty_bytes: self.slots.empty_bytes(),
             parked_bytes: self.parked.bytes(),
             users: self.users().max(u32::from(self.is_in_use())),
-            pinned: self.lifetime.is_pinned(model, settings),
+            pinned: self.is_pinned(settings),
             used: self.lifetime.used(),
             expires: self.lifetime.expires(model, settings),
         }

@@ -13,7 +13,24 @@ fn with_room(bytes: u64) -> Bench {
     Bench::with(Fake::default(), WEIGHT_BYTES + bytes, |_| {})
 }
 
+/// Returns a bench with two models, one of which has to go for a request of 1000 tokens.
+fn with_room_for_one(pinned: bool) -> Bench {
+    let mut bench = with_room(1024 * KV_BYTES + WEIGHT_BYTES / 2);
+    let (events, _loading) = mpsc::channel(8);
+    let stay = Stay { keep_alive: None, pin: Some(pinned) };
+    bench.engine.command(Command::Load(LoadWork { stay, ..LoadWork::new(spec("other"), events) }));
+    bench.run();
+    bench
+}
+
 impl Bench {
+    fn request_on(&mut self, model: &str, max_tokens: u32) -> Events {
+        let (mut work, events) = self.work(&[1, 2, 3], max_tokens);
+        work.model = self.lease(model);
+        self.engine.command(Command::Generate(Box::new(work)));
+        events
+    }
+
     fn request(&mut self, client: &str, priority: Priority, max_tokens: u32) -> Events {
         let (mut work, events) = self.work(&[1, 2, 3], max_tokens);
         work.origin = WorkOrigin { priority, ..self.origin(client) };
@@ -161,13 +178,8 @@ fn a_running_load_is_waited_for_not_counted_as_permanent() {
 
 #[test]
 fn an_idle_model_goes_for_a_request_that_has_no_room_beside_it_unless_it_is_pinned_or_leased() {
-    for (pinned, leased) in [(false, false), (true, false), (false, true)] {
-        let mut bench = with_room(1024 * KV_BYTES + WEIGHT_BYTES / 2);
-        let (events, _loading) = mpsc::channel(8);
-        let stay = Stay { keep_alive: None, pin: Some(pinned) };
-        bench.engine.command(Command::Load(LoadWork { stay, ..LoadWork::new(spec("other"), events) }));
-        bench.run();
-        let lease = leased.then(|| bench.lease("other"));
+    for pinned in [false, true] {
+        let mut bench = with_room_for_one(pinned);
         let small = bench.request("a", Priority::Normal, 9);
         bench.run();
         drain(small).end.unwrap();
@@ -175,11 +187,96 @@ fn an_idle_model_goes_for_a_request_that_has_no_room_beside_it_unless_it_is_pinn
         let large = bench.request("a", Priority::Normal, 1000);
         bench.run();
         let refused = matches!(drain(large).end, Err(Error::KvTooLarge { .. }));
-        assert_eq!(refused, pinned || leased);
+        assert_eq!(refused, pinned);
         assert_eq!(bench.engine.models.len(), if refused { 2 } else { 1 });
         assert_eq!(bench.stats().counters.evictions_total, u64::from(!refused));
+    }
+}
+
+#[test]
+fn a_leased_neighbour_is_waited_for_and_goes_when_its_last_user_does() {
+    let mut bench = with_room_for_one(false);
+    let leases = [bench.lease("other"), bench.lease("other")];
+    let mut large = bench.request("a", Priority::Normal, 1000);
+    for lease in leases {
+        bench.ticks(20);
+        assert!(large.try_recv().is_err(), "it neither starts nor is refused");
+        // What leaves room for it, or ends in time, or is the neighbour's, passes.
+        let small = bench.request("b", Priority::Normal, 9);
+        let others = bench.request_on("other", 9);
+        for events in [small, others] {
+            assert!(bench.until_end(events) < 20);
+        }
         drop(lease);
     }
+    bench.run();
+    drain(large).end.unwrap();
+    assert_eq!(bench.engine.models.len(), 1);
+    assert_eq!(bench.stats().counters.evictions_total, 1);
+}
+
+#[test]
+fn calls_that_came_before_are_waited_for_and_later_ones_are_not() {
+    for overlaps in [false, true] {
+        let mut bench = with_room_for_one(false);
+        let before = bench.request_on("other", 50);
+        bench.pass(Duration::from_secs(1));
+        bench.ticks(3);
+        let mut large = bench.request("a", Priority::Normal, 1000);
+        bench.pass(Duration::from_secs(1));
+        bench.ticks(3);
+        let later = overlaps.then(|| bench.request_on("other", 200));
+        bench.until_end(before);
+        bench.ticks(5);
+        if let Some(later) = later {
+            let refused = Error::KvCrowded {
+                needed_bytes: LARGE - SMALL,
+                available_bytes: 1024 * KV_BYTES - WEIGHT_BYTES / 2,
+                in_the_way: vec!["other".into()],
+            };
+            assert_eq!(drain(large).end.err(), Some(refused));
+            bench.run();
+            drain(later).end.unwrap();
+        } else {
+            assert!(has_started(&mut large));
+            bench.run();
+        }
+    }
+}
+
+#[test]
+fn of_two_that_wait_for_each_others_models_the_one_that_came_first_runs() {
+    for first in ["m", "other"] {
+        let mut bench = with_room_for_one(false);
+        let second = if first == "m" { "other" } else { "m" };
+        let runs = bench.request_on(first, 1000);
+        bench.pass(Duration::from_secs(1));
+        let gives_way = bench.request_on(second, 1000);
+        bench.run();
+        drain(runs).end.unwrap();
+        let refused = drain(gives_way).end;
+        assert!(matches!(refused, Err(Error::KvCrowded { in_the_way, .. }) if in_the_way == [first.into()]));
+    }
+}
+
+#[test]
+fn an_idle_neighbour_goes_for_what_is_missing_beside_an_open_slot() {
+    // Beside two slots of 256 tokens and one of 1024, there is not quite room for another of 1024.
+    let mut bench = with_room(WEIGHT_BYTES + 2 * SMALL + 2 * 1024 * KV_BYTES - WEIGHT_BYTES / 2);
+    let (events, _loading) = mpsc::channel(8);
+    bench.engine.command(Command::Load(LoadWork::new(spec("other"), events)));
+    bench.run();
+    let first = bench.request("a", Priority::Normal, 900);
+    let short = bench.request("b", Priority::Normal, 9);
+    bench.until_end(short);
+    let class = bench.stats().models[0].slabs[0];
+    assert_eq!((class.slots, class.slots_in_use), (2, 1));
+    let mut second = bench.request("c", Priority::Normal, 900);
+    bench.ticks(3);
+    assert!(has_started(&mut second), "its slot was open, and the neighbour left room to grow");
+    assert_eq!(bench.engine.models.len(), 1);
+    bench.run();
+    drain(first).end.unwrap();
 }
 
 #[test]

@@ -20,7 +20,7 @@ impl Bench {
         events
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         *self.clock.0.lock().unwrap() += time;
     }
 }

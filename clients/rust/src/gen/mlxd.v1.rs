@@ -75,7 +75,8 @@ pub enum ErrorReason {
     /// metadata limit, value.
     QueueFull = 30,
     /// FAILED_PRECONDITION: the KV cache for prompt and max_tokens exceeds the
-    /// budget left beside the weights; metadata needed_bytes, available_bytes.
+    /// budget left beside the weights of its model and of pinned ones; metadata
+    /// needed_bytes, available_bytes.
     KvTooLarge = 31,
     /// DEADLINE_EXCEEDED: the call's deadline expired; or its request did not arrive
     /// within receive_s, with metadata limit, value.
