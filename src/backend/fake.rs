@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
-    Backend, ComputeDtype, DeviceInfo, DeviceMemory, Formats, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId,
-    ModelShape, ParkedId, RowResult, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want,
-    add_checkpoint,
+    Backend, Base, Chains, ComputeDtype, DeviceInfo, DeviceMemory, Formats, Held, KvDtype, LoadPlan,
+    LoadSpec, LoadStep, ModelId, ModelShape, NewChain, ParkedId, Parking, RowResult, SlotId, Span, SpanKind,
+    Step, TokenLogprobs, TruncateError, Want, add_checkpoint,
 };
 use crate::error::Error;
 use crate::ids::ModelName;
@@ -51,11 +51,10 @@ pub(crate) struct Fake {
     /// Bytes of weights that it holds; of a load that runs, all.
     held: BTreeMap<ModelId, u64>,
     slabs: BTreeMap<(ModelId, u32), Slab>,
-    parked: BTreeMap<(ModelId, ParkedId), (Vec<u32>, Vec<u32>)>,
+    parked: BTreeMap<ModelId, Chains<Vec<u32>, ()>>,
     checkpoints: BTreeMap<(ModelId, SlotId), Vec<u32>>,
     /// Bytes of a sequence's state; 0 is none.
     pub(crate) state_bytes: u64,
-    parked_next: u64,
     is_reading: bool,
     results: BTreeMap<ModelId, Vec<RowResult>>,
     pub(crate) faults: Faults,
@@ -123,11 +122,8 @@ impl Fake {
         let state = self.state_bytes;
         let slab = |slab: &Slab| (u64::from(slab.capacity) * KV_BYTES + state) * slab.slots.len() as u64;
         let slabs = self.slabs.iter().filter(|((of, _), _)| wanted(*of)).map(|(_, held)| slab(held));
-        let parked = self.parked.iter().filter(|((of, _), _)| wanted(*of));
-        let cache = |(tokens, checkpoints): &(Vec<u32>, Vec<u32>)| {
-            tokens.len() as u64 * KV_BYTES + if state > 0 { checkpoints.len() as u64 * state } else { 0 }
-        };
-        slabs.chain(parked.map(|(_, held)| cache(held))).sum()
+        let parked = self.parked.iter().filter(|(of, _)| wanted(**of)).map(|(_, chains)| chains.held());
+        slabs.chain(parked.map(|Held { tokens, states }| tokens * KV_BYTES + states * state)).sum()
     }
 
     /// Notes how much it holds now.
@@ -143,21 +139,33 @@ impl Fake {
 
     /// Number of parked caches.
     pub(crate) fn parked(&self) -> usize {
-        self.parked.len()
+        self.parked.values().map(Chains::len).sum()
     }
 
-    /// Copies all of a slot into a new parked cache.
-    fn copy_out(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> ParkedId {
-        let id = ParkedId(self.parked_next);
-        self.parked_next += 1;
+    /// Returns the first `tokens` of a parked cache.
+    fn content(&self, model: ModelId, parked: ParkedId, tokens: u32) -> Vec<u32> {
+        let segments = self.parked[&model].content(parked, tokens);
+        let content: Vec<u32> =
+            segments.flat_map(|(range, content)| content[..range.len()].to_vec()).collect();
+        assert_eq!(content.len(), tokens as usize, "a parked cache has these tokens");
+        content
+    }
+
+    /// Copies what a slot does not share into a new parked cache.
+    fn copy_out(&mut self, model: ModelId, parking: Parking) {
+        let Parking { id, slot, tokens, base } = parking;
         let content = self.slot(model, slot).clone();
         assert_eq!(content.len(), tokens as usize, "all of a slot is parked");
+        let (shared, tail) = content.split_at(parking.shared() as usize);
+        let of_base = base.map_or(vec![], |base| self.content(model, base.id, base.tokens));
+        assert_eq!(shared, of_base, "a cache is shared by those that begin like it");
         let mut checkpoints = self.checkpoints.get(&(model, slot)).cloned().unwrap_or_default();
         if checkpoints.last() != Some(&tokens) {
             checkpoints.push(tokens);
         }
-        self.parked.insert((model, id), (content, checkpoints));
-        id
+        let states = checkpoints.into_iter().map(|length| (length, ())).collect();
+        let new = NewChain { base, tokens, tail: tail.to_vec(), states };
+        self.parked.entry(model).or_default().add(id, new);
     }
 
     fn slot(&mut self, model: ModelId, slot: SlotId) -> &mut Vec<u32> {
@@ -264,7 +272,7 @@ impl Backend for Fake {
         assert!(self.held.remove(&model).is_some(), "the model is held");
         self.names.remove(&model);
         self.slabs.retain(|(of, _), _| *of != model);
-        self.parked.retain(|(of, _), _| *of != model);
+        self.parked.remove(&model);
         self.results.remove(&model);
         self.running.retain(|(of, _)| *of != model);
         Ok(())
@@ -329,38 +337,41 @@ impl Backend for Fake {
         Ok(())
     }
 
-    fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
-        if self.faults.parking_fails {
-            return Err(Error::Internal("the cache that a test does not park".into()));
-        }
-        let id = self.copy_out(model, slot, tokens);
-        self.note_peak();
-        Ok(id)
+    fn split_parked(&mut self, model: ModelId, at: Base) -> Result<(), Error> {
+        let cut = |mut content: Vec<u32>, tokens| {
+            let back = content.split_off(tokens as usize);
+            Ok((content, back))
+        };
+        self.parked.get_mut(&model).unwrap().split(at, cut)
     }
 
-    fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
+    fn park(&mut self, model: ModelId, parking: Parking) -> Result<(), Error> {
         if self.faults.parking_fails {
             return Err(Error::Internal("the cache that a test does not park".into()));
         }
-        let id = self.copy_out(model, slot, tokens);
-        let slab = self.slabs.remove(&(model, slot.slab));
+        self.copy_out(model, parking);
+        self.note_peak();
+        Ok(())
+    }
+
+    fn park_slab(&mut self, model: ModelId, parking: Parking) -> Result<(), Error> {
+        if self.faults.parking_fails {
+            return Err(Error::Internal("the cache that a test does not park".into()));
+        }
+        self.copy_out(model, parking);
+        let slab = self.slabs.remove(&(model, parking.slot.slab));
         let in_use = slab.iter().flat_map(|slab| &slab.slots).filter(|content| !content.is_empty()).count();
         assert!(in_use == 1, "a slab that becomes a cache has no other use");
-        self.checkpoints.remove(&(model, slot));
-        Ok(id)
+        self.checkpoints.remove(&(model, parking.slot));
+        Ok(())
     }
 
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
-        let (content, checkpoints) = &self.parked[&(model, parked)];
-        assert!(
-            self.state_bytes == 0 || checkpoints.contains(&tokens),
-            "a state is restored at a checkpoint"
-        );
-        let (mut content, mut kept) = (content[..tokens as usize].to_vec(), Vec::new());
-        checkpoints
-            .iter()
-            .filter(|&&checkpoint| checkpoint <= tokens)
-            .for_each(|&checkpoint| add_checkpoint(&mut kept, checkpoint));
+        let saved: Vec<u32> = self.parked[&model].states(parked).map(|(length, ())| length).collect();
+        assert!(self.state_bytes == 0 || saved.contains(&tokens), "a state is restored at a checkpoint");
+        let (mut content, mut kept) = (self.content(model, parked, tokens), Vec::new());
+        let reached = saved.into_iter().filter(|&length| length <= tokens);
+        reached.for_each(|length| add_checkpoint(&mut kept, length));
         self.checkpoints.insert((model, slot), kept);
         if self.faults.restores_wrongly {
             content[tokens as usize - 1] += 1;
@@ -371,7 +382,10 @@ impl Backend for Fake {
     }
 
     fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error> {
-        assert!(self.parked.remove(&(model, parked)).is_some(), "no such parked cache");
+        let chains = self.parked.get_mut(&model).unwrap();
+        let before = chains.len();
+        chains.remove(parked);
+        assert_eq!(chains.len() + 1, before, "there is such a parked cache");
         Ok(())
     }
 

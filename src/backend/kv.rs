@@ -17,6 +17,36 @@ pub struct SlotId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParkedId(pub u64);
 
+/// The beginning of a parked cache, which another one shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The cache.
+    pub id: ParkedId,
+    /// Number of its first tokens; a segment ends there.
+    pub tokens: u32,
+}
+
+/// What is to be parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parking {
+    /// Number of the cache, given by the engine.
+    pub id: ParkedId,
+    /// Where it is.
+    pub slot: SlotId,
+    /// Number of its tokens: all that the slot has.
+    pub tokens: u32,
+    /// What it shares with a parked cache.
+    pub base: Option<Base>,
+}
+
+impl Parking {
+    /// Returns the number of tokens that it shares.
+    #[must_use]
+    pub fn shared(&self) -> u32 {
+        self.base.map_or(0, |base| base.tokens)
+    }
+}
+
 /// Why a slot was not cut back.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TruncateError {

@@ -2,6 +2,7 @@
 //! (`kv`) and steps (`step`). The engine decides; a backend carries out. Not `Send` on purpose: MLX lives on
 //! one thread.
 
+mod chain;
 #[cfg(test)]
 pub(crate) mod fake;
 mod kernels;
@@ -11,8 +12,9 @@ mod model;
 mod property_tests;
 mod step;
 
+pub use chain::{Chains, Held, NewChain, Stretch};
 pub use kernels::{KernelChoice, WiredLimit};
-pub use kv::{CHECKPOINTS_MAX, ParkedId, SlotId, TruncateError, add_checkpoint};
+pub use kv::{Base, CHECKPOINTS_MAX, ParkedId, Parking, SlotId, TruncateError, add_checkpoint};
 pub use model::{ComputeDtype, Formats, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape};
 pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};
 
@@ -89,18 +91,23 @@ pub trait Backend {
     /// at this length; see [`add_checkpoint`] for those that are dropped.
     fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error>;
 
-    /// Copies a slot, which has `tokens`, out at its exact length, with its checkpoints and one at its end.
-    fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
+    /// Cuts a segment of a parked cache in two, for all caches that have it, so that another one may have the
+    /// first part as its base.
+    fn split_parked(&mut self, model: ModelId, at: Base) -> Result<(), Error>;
+
+    /// Copies what a slot has after the base out, with its checkpoints and one at its end: a parked cache of
+    /// the slot's exact length.
+    fn park(&mut self, model: ModelId, parking: Parking) -> Result<(), Error>;
 
     /// Parks a slot and frees its slab, in which no other slot is in use: piece by piece, so that the device
     /// never holds both whole. Where it fails, nothing is parked, and the slab has yet to be closed.
-    fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error>;
+    fn park_slab(&mut self, model: ModelId, parking: Parking) -> Result<(), Error>;
 
     /// Copies the first `tokens` of a parked cache into a clear slot, with the checkpoints up to there. With
     /// recurrent states, one of them must be at this length.
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error>;
 
-    /// Frees a parked cache.
+    /// Frees what no other parked cache has of one.
     fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error>;
 
     /// Starts a step and returns while it runs. The last one must have been collected.

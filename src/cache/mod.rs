@@ -1,12 +1,17 @@
-//! What the engine knows of memory: which slot of which slab is whose (`slots`), and which parked caches
-//! there are and whose tokens (`transcript`) they hold (`parked`). Pure: it decides, a backend copies.
+//! What the engine knows of memory: which slot of which slab is whose (`slots`), which parked caches there
+//! are and whose tokens (`transcript`) they hold (`parked`), and what those share (`shared`). Pure: it
+//! decides, a backend copies.
 
 mod parked;
 #[cfg(test)]
 mod property_tests;
+mod shared;
+#[cfg(test)]
+mod shared_tests;
 mod slots;
 mod transcript;
 
 pub use parked::{CacheEntry, CacheKey, Hit, Parked, Salt};
+pub use shared::{Cut, SEGMENTS_MAX};
 pub use slots::{Grant, SlabClass, Slots};
 pub use transcript::Transcript;

@@ -1,6 +1,7 @@
 //! Parked KV caches: what sequences left behind, found again by key and transcript. A cache may serve any
 //! request of the same key that begins with the same tokens and media: a session's next turn, a fork of it,
-//! or a client that sends the whole conversation each time. The least recently used are evicted first.
+//! or a client that sends the whole conversation each time. Caches that begin alike share the bytes of it
+//! (`shared`). The least recently used are evicted first.
 //!
 //! They are kept in the order of a dictionary, in which the longest common beginnings with a transcript stand
 //! beside its own place: a search compares it with some ten caches of a thousand.
@@ -8,7 +9,8 @@
 use std::cmp::Ordering;
 
 use super::Transcript;
-use crate::backend::ParkedId;
+use super::shared::{Cut, Shared};
+use crate::backend::{Base, ParkedId};
 use crate::clock::Moment;
 use crate::count::count;
 use crate::ids::{Principal, SessionKey};
@@ -38,7 +40,7 @@ pub struct Hit {
 /// A parked cache, and whose it is.
 #[derive(Clone, Debug)]
 pub struct CacheEntry {
-    /// Its number.
+    /// Its number, of [`Parked::number`].
     pub id: ParkedId,
     /// Who may use it.
     pub key: CacheKey,
@@ -55,11 +57,10 @@ pub struct CacheEntry {
 /// The parked caches of one model.
 #[derive(Clone, Debug)]
 pub struct Parked {
-    bytes_per_token: u64,
-    state_bytes: u64,
     /// Ordered by key, then by transcript.
     entries: Vec<CacheEntry>,
-    bytes: u64,
+    shared: Shared,
+    id_next: u64,
 }
 
 impl CacheEntry {
@@ -85,6 +86,11 @@ impl CacheEntry {
         }
     }
 
+    /// Returns the lengths at which states are saved.
+    fn lengths(&self) -> &[u32] {
+        self.checkpoints.as_deref().unwrap_or_default()
+    }
+
     /// Returns whether it can be cut back to the last of `checkpoints`.
     fn saves(&self, checkpoints: Option<&[u32]>) -> bool {
         let saved = |length: &u32| self.checkpoints.as_ref().is_none_or(|own| own.contains(length));
@@ -96,29 +102,57 @@ impl Parked {
     /// Returns a model's caches: none yet.
     #[must_use]
     pub fn new(bytes_per_token: u64, state_bytes: u64) -> Self {
-        Self { bytes_per_token, state_bytes, entries: Vec::new(), bytes: 0 }
+        Self { entries: Vec::new(), shared: Shared::new(bytes_per_token, state_bytes), id_next: 0 }
     }
 
-    /// Returns the bytes of them all.
+    /// Returns the number of a new cache.
+    pub fn number(&mut self) -> ParkedId {
+        let id = ParkedId(self.id_next);
+        self.id_next += 1;
+        id
+    }
+
+    /// Returns the bytes of them all; what several share is counted once.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.shared.bytes()
     }
 
-    /// Returns the bytes of a cache of `tokens` with this number of checkpoints.
+    /// Returns the bytes of those that are not needed to share this base.
     #[must_use]
-    pub fn bytes_of(&self, tokens: u32, checkpoints: usize) -> u64 {
-        u64::from(tokens) * self.bytes_per_token + checkpoints as u64 * self.state_bytes
+    pub fn bytes_beside(&self, base: Option<Base>) -> u64 {
+        self.bytes() - base.map_or(0, |base| self.shared.bytes_held_by(base.id))
+    }
+
+    /// Returns the bytes that a cache adds, given what it shares.
+    #[must_use]
+    pub fn bytes_added(&self, cache: &CacheEntry, base: Option<Base>) -> u64 {
+        self.shared.bytes_added(base, cache.tokens(), cache.lengths())
+    }
+
+    /// Returns what a cache is to share with the one that has most of its tokens.
+    #[must_use]
+    pub fn cut(&self, cache: &CacheEntry) -> Option<Cut> {
+        let CacheEntry { key, transcript, .. } = cache;
+        // The longest common beginnings stand beside its place.
+        let place = self.rank(key, (transcript, usize::MAX), Ordering::is_le);
+        let beside = [place.checked_sub(1), Some(place)].into_iter().flatten();
+        let of_key = beside.filter_map(|place| self.entries.get(place)).filter(|entry| entry.key == *key);
+        let (common, nearest) =
+            of_key.map(|entry| (entry.common(transcript), entry)).max_by_key(|(common, _)| *common)?;
+        let replaces = nearest.tokens() <= common && cache.saves(nearest.checkpoints.as_deref());
+        self.shared.cut(nearest.id, common, cache.tokens(), replaces)
+    }
+
+    /// Notes that a segment was cut in two.
+    pub fn split(&mut self, at: Base) {
+        self.shared.split(at);
     }
 
     /// Returns the time when the one that is evicted first was last used.
     #[must_use]
     pub fn oldest(&self) -> Option<Moment> {
         self.entries.iter().map(|entry| entry.used).min()
-    }
-
-    fn entry_bytes(&self, entry: &CacheEntry) -> u64 {
-        self.bytes_of(entry.tokens(), entry.checkpoints.as_ref().map_or(0, Vec::len))
     }
 
     /// Returns the number of caches from the front for which `is_before` holds of their order to the first
@@ -191,7 +225,7 @@ impl Parked {
     }
 
     /// Removes the caches that `cache` makes redundant because it restores all that they do.
-    pub fn supersede(&mut self, cache: &CacheEntry) -> Vec<ParkedId> {
+    fn supersede(&mut self, cache: &CacheEntry) -> Vec<ParkedId> {
         let CacheEntry { key, transcript, .. } = cache;
         let mut redundant = Vec::new();
         let mut end = self.rank(key, (transcript, usize::MAX), Ordering::is_le);
@@ -210,51 +244,51 @@ impl Parked {
         redundant
     }
 
-    /// Adds a cache; returns those that it makes redundant because it restores all that they do.
-    pub fn insert(&mut self, cache: CacheEntry) -> Vec<ParkedId> {
+    /// Adds a cache that shares a base; returns those that it makes redundant because it restores all that
+    /// they do.
+    pub fn insert(&mut self, cache: CacheEntry, base: Option<Base>) -> Vec<ParkedId> {
+        self.shared.add(cache.id, base, cache.tokens(), cache.lengths());
         let redundant = self.supersede(&cache);
         let place = self.rank(&cache.key, (&cache.transcript, usize::MAX), Ordering::is_le);
-        self.bytes += self.entry_bytes(&cache);
         self.entries.insert(place, cache);
         redundant
     }
 
-    /// Removes the least recently used caches until `bytes` are freed or none is left, sparing `spared`.
+    /// Removes the least recently used caches until `bytes` are freed or none is left, sparing `spared`. Each
+    /// frees what no other has.
     pub fn evict(&mut self, bytes: u64, spared: Option<ParkedId>) -> Vec<ParkedId> {
-        if bytes == 0 {
-            return Vec::new();
-        }
-        let mut freed = 0;
-        self.evict_while(spared, |size| {
-            let more = freed < bytes;
-            freed += size;
-            more
-        })
+        let most = self.bytes().saturating_sub(bytes);
+        self.evict_while(spared, |left| left.bytes() > most)
     }
 
-    /// Removes the least recently used caches until at most `most` are left.
+    /// Removes the least recently used caches until at most `most` are left, of at most twice as many
+    /// segments.
     pub fn keep(&mut self, most: u32) -> Vec<ParkedId> {
-        let mut extra = self.entries.len().saturating_sub(most as usize);
-        if extra == 0 {
-            return Vec::new();
-        }
-        self.evict_while(None, |_| {
-            let more = extra > 0;
-            extra = extra.saturating_sub(1);
-            more
-        })
+        let most = most as usize;
+        self.evict_while(None, |left| left.caches() > most || left.segments() > 2 * most)
     }
 
-    /// Removes caches, the least recently used first, as long as `more` wants one of these bytes.
-    fn evict_while(&mut self, spared: Option<ParkedId>, mut more: impl FnMut(u64) -> bool) -> Vec<ParkedId> {
-        let others = self.entries.iter().filter(|entry| Some(entry.id) != spared);
-        let mut by_age: Vec<(Moment, ParkedId, u64)> =
-            others.map(|entry| (entry.used, entry.id, self.entry_bytes(entry))).collect();
-        by_age.sort_unstable();
-        let Some((used, id, _)) = by_age.into_iter().take_while(|&(_, _, size)| more(size)).last() else {
+    /// Removes caches, the least recently used first, as long as those that are left are too many.
+    fn evict_while(
+        &mut self,
+        spared: Option<ParkedId>,
+        are_too_many: impl Fn(&Shared) -> bool,
+    ) -> Vec<ParkedId> {
+        if !are_too_many(&self.shared) {
             return Vec::new();
-        };
-        self.remove_if(|entry| Some(entry.id) != spared && (entry.used, entry.id) <= (used, id))
+        }
+        let others = self.entries.iter().filter(|entry| Some(entry.id) != spared);
+        let mut by_age: Vec<(Moment, ParkedId)> = others.map(|entry| (entry.used, entry.id)).collect();
+        by_age.sort_unstable();
+        let evicted = by_age.into_iter().take_while(|(_, id)| {
+            let more = are_too_many(&self.shared);
+            if more {
+                self.shared.remove(*id);
+            }
+            more
+        });
+        let Some(last) = evicted.last() else { return Vec::new() };
+        self.remove_if(|entry| Some(entry.id) != spared && (entry.used, entry.id) <= last)
     }
 
     /// Removes the caches of a session that is gone.
@@ -265,14 +299,15 @@ impl Parked {
     fn remove_if(&mut self, gone: impl Fn(&CacheEntry) -> bool) -> Vec<ParkedId> {
         let (removed, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries).into_iter().partition(gone);
         self.entries = kept;
-        self.bytes -= removed.iter().map(|entry| self.entry_bytes(entry)).sum::<u64>();
-        removed.into_iter().map(|entry| entry.id).collect()
+        let removed: Vec<ParkedId> = removed.into_iter().map(|entry| entry.id).collect();
+        removed.iter().for_each(|id| self.shared.remove(*id));
+        removed
     }
 
     fn take(&mut self, place: usize) -> ParkedId {
-        let entry = self.entries.remove(place);
-        self.bytes -= self.entry_bytes(&entry);
-        entry.id
+        let id = self.entries.remove(place).id;
+        self.shared.remove(id);
+        id
     }
 }
 

@@ -32,7 +32,7 @@ fn cache(id: u64, owner: &str, tokens: &[u32], used: u64) -> CacheEntry {
 fn parked(caches: &[(u64, &str, &[u32], u64)]) -> Parked {
     let mut parked = Parked::new(10, 0);
     for (id, owner, tokens, used) in caches {
-        parked.insert(cache(*id, owner, tokens, *used));
+        parked.insert(cache(*id, owner, tokens, *used), None);
     }
     parked
 }
@@ -54,7 +54,7 @@ fn a_cache_of_another_salt_is_another_cache() {
     assert_eq!(parked.find(&salted, &of(&[1, 2, 3]), 9, at(1)), None);
     assert_eq!(parked.longest(&salted, &of(&[1, 2, 3]), 9), 0);
     assert!(!parked.covers(&salted, &of(&[1, 2]), 2, None));
-    assert_eq!(parked.insert(CacheEntry { key: salted, ..cache(1, "a", &[1, 2, 3, 4], 1) }), []);
+    assert_eq!(parked.insert(CacheEntry { key: salted, ..cache(1, "a", &[1, 2, 3, 4], 1) }, None), []);
 }
 
 /// Tokens 9 in places 2..5 stand for an image.
@@ -67,7 +67,7 @@ fn with_image(hash: u8, end: &[u32]) -> Transcript {
 #[test]
 fn equal_placeholders_of_another_image_do_not_match() {
     let mut parked = Parked::new(10, 0);
-    parked.insert(CacheEntry { transcript: with_image(7, &[3, 4]), ..cache(0, "a", &[], 0) });
+    parked.insert(CacheEntry { transcript: with_image(7, &[3, 4]), ..cache(0, "a", &[], 0) }, None);
     let mut found =
         |wanted: &Transcript, most| parked.find(&key("a"), wanted, most, at(1)).map_or(0, |hit| hit.tokens);
     assert_eq!(found(&with_image(7, &[3, 5]), 9), 6);
@@ -83,17 +83,17 @@ fn equal_placeholders_of_another_image_do_not_match() {
 fn a_cache_that_ends_within_an_image_is_used_up_to_it() {
     let mut parked = Parked::new(10, 100);
     let entry = CacheEntry { transcript: with_image(7, &[3, 4]).first(4), ..cache(0, "a", &[], 0) };
-    parked.insert(entry.clone());
+    parked.insert(entry.clone(), None);
     assert_eq!(parked.longest(&key("a"), &with_image(7, &[3, 4]), 9), 2);
     let mut recurrent = Parked::new(10, 100);
-    recurrent.insert(CacheEntry { checkpoints: Some(vec![1, 4]), ..entry });
+    recurrent.insert(CacheEntry { checkpoints: Some(vec![1, 4]), ..entry }, None);
     assert_eq!(recurrent.longest(&key("a"), &with_image(7, &[3, 4]), 9), 1);
 }
 
 #[test]
 fn a_longer_cache_replaces_its_prefixes() {
     let mut parked = parked(&[(0, "a", &[1, 2], 0), (1, "b", &[1, 2], 0)]);
-    let gone = parked.insert(cache(2, "a", &[1, 2, 3], 1));
+    let gone = parked.insert(cache(2, "a", &[1, 2, 3], 1), None);
     assert_eq!(gone, vec![ParkedId(0)]);
     assert_eq!(parked.bytes(), 50);
     assert!(parked.covers(&key("a"), &of(&[1, 2]), 2, None));
@@ -106,7 +106,7 @@ fn recurrent_states_are_restored_at_their_checkpoints_only() {
         ..cache(id, "a", tokens, 0)
     };
     let mut parked = Parked::new(10, 100);
-    parked.insert(saved(0, &[1, 2, 3, 4, 5], &[2, 5]));
+    parked.insert(saved(0, &[1, 2, 3, 4, 5], &[2, 5]), None);
     assert_eq!(parked.bytes(), 250);
     let a = key("a");
     let mut tokens = |tokens: &[u32], most| parked.find(&a, &of(tokens), most, at(1)).map(|hit| hit.tokens);
@@ -116,8 +116,12 @@ fn recurrent_states_are_restored_at_their_checkpoints_only() {
     assert_eq!(tokens(&[1, 9], 9), None);
     assert_eq!(parked.checkpoints_up_to(ParkedId(0), 4), [2]);
     assert!(!parked.covers(&a, &of(&[1, 2, 3]), 3, Some(&[2, 3])));
-    assert_eq!(parked.insert(saved(1, &[1, 2, 3, 4, 5, 6], &[2, 6])), [], "its last checkpoint is not there");
-    assert_eq!(parked.insert(saved(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7])), [ParkedId(1), ParkedId(0)]);
+    assert_eq!(
+        parked.insert(saved(1, &[1, 2, 3, 4, 5, 6], &[2, 6]), None),
+        [],
+        "its last checkpoint is not there"
+    );
+    assert_eq!(parked.insert(saved(2, &[1, 2, 3, 4, 5, 6, 7], &[5, 6, 7]), None), [ParkedId(1), ParkedId(0)]);
 }
 
 #[test]
@@ -144,7 +148,7 @@ fn a_thousand() -> (Parked, impl Fn(u32) -> Vec<u32>) {
     };
     let mut parked = Parked::new(10, 0);
     for number in 0..1000 {
-        parked.insert(cache(u64::from(number), "a", &conversation(number), u64::from(number)));
+        parked.insert(cache(u64::from(number), "a", &conversation(number), u64::from(number)), None);
     }
     (parked, conversation)
 }
@@ -164,7 +168,7 @@ fn a_turn_looks_at_few_of_many_caches() {
     });
     let covered = compared(&mut || assert!(!parked.covers(&key("a"), &of(&next), 63, None)));
     let replaced = compared(&mut || {
-        assert_eq!(parked.insert(cache(1000, "a", &next, 2000)), [ParkedId(700)]);
+        assert_eq!(parked.insert(cache(1000, "a", &next, 2000), None), [ParkedId(700)]);
     });
     assert!(found + covered + replaced < 100, "{found} + {covered} + {replaced} comparisons");
     assert_eq!(parked.bytes(), 10 * (999 * 60 + 63));

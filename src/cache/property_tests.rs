@@ -105,7 +105,7 @@ proptest! {
                 transcript: cache.transcript().first(cache.held() as usize),
                 checkpoints: None,
                 used: Moment::at(Duration::from_secs(id)),
-            });
+            }, None);
         }
         let now = Moment::at(Duration::from_secs(1000));
         let found = parked.find(&key(0), &wanted.transcript(), 99, now).map(|hit| hit.tokens);
@@ -177,7 +177,7 @@ proptest! {
                 transcript: of(&new.tokens),
                 checkpoints: new.checkpoints.clone(),
                 used: Moment::at(Duration::from_secs(id)),
-            });
+            }, None);
             gone.sort_unstable();
             let redundant = list.iter().filter(|cache| new.covers(cache)).map(|cache| ParkedId(cache.id));
             prop_assert_eq!(gone, redundant.collect::<Vec<_>>());

@@ -7,8 +7,8 @@ use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Array, Device, DeviceType, Dtype, Stream, memory, ops, with_stream};
 
 use crate::backend::{
-    Backend, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
-    ParkedId, RowResult, SlotId, Step, TruncateError, WiredLimit,
+    Backend, Base, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
+    ParkedId, Parking, RowResult, SlotId, Step, TruncateError, WiredLimit,
 };
 use crate::device::leaving::Leaving;
 use crate::device::machine::{self, Share};
@@ -407,17 +407,21 @@ impl Backend for MlxBackend {
         Ok(self.ready(model)?.kv.checkpoint(slot, tokens)?)
     }
 
-    fn park(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
-        Ok(self.ready(model)?.kv.park(slot, tokens)?)
+    fn split_parked(&mut self, model: ModelId, at: Base) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.split_parked(at)?)
     }
 
-    fn park_slab(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<ParkedId, Error> {
-        let parked = self.ready(model)?.kv.park_slab(slot, tokens)?;
+    fn park(&mut self, model: ModelId, parking: Parking) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.park(parking)?)
+    }
+
+    fn park_slab(&mut self, model: ModelId, parking: Parking) -> Result<(), Error> {
+        self.ready(model)?.kv.park_slab(parking)?;
         if let Err(error) = self.empty_cache() {
-            self.ready(model)?.kv.drop_parked(parked);
+            self.ready(model)?.kv.drop_parked(parking.id);
             return Err(error);
         }
-        Ok(parked)
+        Ok(())
     }
 
     fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::backend::MlxBackend;
 use crate::backend::{
-    Backend, ComputeDtype, Formats, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, RowOutput, RowResult,
-    Sample, SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
+    Backend, ComputeDtype, Formats, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, ParkedId, Parking,
+    RowOutput, RowResult, Sample, SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
 };
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFiles, ModelFolder, WeightSizes};
@@ -19,12 +19,12 @@ use crate::mlx::ffi::STUCK;
 
 const HIDDEN: usize = 32;
 const VOCABULARY: usize = 40;
-const PROMPT: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
-const DRAFT: [u32; 5] = [3, 5, 8, 9, 7];
+pub(super) const PROMPT: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
+pub(super) const DRAFT: [u32; 5] = [3, 5, 8, 9, 7];
 /// Time after which what a test holds is let go, so that it fails and does not hang.
 const DEADLINE: Duration = Duration::from_secs(20);
-const A: SlotId = SlotId { slab: 0, slot: 0 };
-const B: SlotId = SlotId { slab: 0, slot: 1 };
+pub(super) const A: SlotId = SlotId { slab: 0, slot: 0 };
+pub(super) const B: SlotId = SlotId { slab: 0, slot: 1 };
 
 /// Two layers: `llama`, which attends in both, or `lfm2`, which keeps states in the first.
 fn write(folder: &Path, recurrent: bool) {
@@ -94,9 +94,9 @@ fn write(folder: &Path, recurrent: bool) {
     std::fs::write(folder.join("model.safetensors"), file).unwrap();
 }
 
-struct Device {
-    backend: MlxBackend,
-    model: ModelId,
+pub(super) struct Device {
+    pub(super) backend: MlxBackend,
+    pub(super) model: ModelId,
     _folder: tempfile::TempDir,
 }
 
@@ -109,12 +109,18 @@ fn spec(folder: &Path) -> LoadSpec {
     LoadSpec::new(assets, formats).unwrap()
 }
 
-/// Both slots have the prompt, and a checkpoint at its end.
 fn prompted(recurrent: bool) -> Device {
+    prompted_in(recurrent, KvDtype::Compute)
+}
+
+/// Both slots have the prompt, and a checkpoint at its end.
+pub(super) fn prompted_in(recurrent: bool, kv: KvDtype) -> Device {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), recurrent);
     let (mut backend, _) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
-    let model = backend.load(backend.plan(&spec(folder.path()), 1 << 30).unwrap()).unwrap();
+    let mut spec = spec(folder.path());
+    spec.formats.kv = kv;
+    let model = backend.load(backend.plan(&spec, 1 << 30).unwrap()).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();
     let mut device = Device { backend, model, _folder: folder };
@@ -128,7 +134,13 @@ fn prompted(recurrent: bool) -> Device {
 impl Device {
     /// Runs one span of a slot from `start` on, and returns what each row drew: token and logprob. A prefill
     /// draws nothing.
-    fn run(&mut self, slot: SlotId, start: u32, tokens: &[u32], kind: SpanKind) -> Vec<(u32, f32)> {
+    pub(super) fn run(
+        &mut self,
+        slot: SlotId,
+        start: u32,
+        tokens: &[u32],
+        kind: SpanKind,
+    ) -> Vec<(u32, f32)> {
         let sample = || Want::Sample(Sample { top_logprobs: Some(0), ..Sample::default() });
         let outputs = match kind {
             SpanKind::Prefill => Vec::new(),
@@ -152,7 +164,7 @@ impl Device {
 }
 
 #[track_caller]
-fn assert_alike(got: &[(u32, f32)], wanted: &[(u32, f32)]) {
+pub(super) fn assert_alike(got: &[(u32, f32)], wanted: &[(u32, f32)]) {
     assert_eq!(got.len(), wanted.len());
     for (got, wanted) in got.iter().zip(wanted) {
         assert!(got.0 == wanted.0 && (got.1 - wanted.1).abs() < 1e-4, "{got:?} is not {wanted:?}");
@@ -193,7 +205,8 @@ fn a_slab_that_becomes_a_cache_is_restored_as_it_was() {
         let mut device = prompted(recurrent);
         let (model, [first, second]) = (device.model, [0, 1].map(|slot| SlotId { slab: 1, slot }));
         let wanted = device.one_by_one(B, 0);
-        let parked = device.backend.park_slab(model, A, 9).unwrap();
+        let parked = ParkedId(7);
+        device.backend.park_slab(model, Parking { id: parked, slot: A, tokens: 9, base: None }).unwrap();
         device.backend.open_slab(model, 1, 64, 2).unwrap();
         device.backend.restore(model, parked, 9, first).unwrap();
         device.backend.copy_slot(model, first, second, 9).unwrap();

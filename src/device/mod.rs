@@ -5,6 +5,8 @@
 mod backend;
 #[cfg(test)]
 mod backend_tests;
+#[cfg(test)]
+mod chain_tests;
 mod convert;
 mod leaving;
 mod machine;

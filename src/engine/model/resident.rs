@@ -180,7 +180,8 @@ impl Resident {
     /// Returns the bytes of the largest cache that a sequence of the running step may leave.
     pub(crate) fn parking_bytes(&self) -> u64 {
         let computed = self.running.values().map(|sequence| sequence.computed).max().unwrap_or(0);
-        self.parked.bytes_of(computed.saturating_add(1), CHECKPOINTS_MAX + 1)
+        let state_bytes = self.shape.state_bytes * (CHECKPOINTS_MAX as u64 + 1);
+        (u64::from(computed) + 1) * self.shape.kv_bytes_per_token + state_bytes
     }
 
     /// Returns the time when the parked cache that is evicted first was last used.

@@ -2,8 +2,8 @@
 //! parked; and what no sequence uses is evicted.
 
 use super::{Context, Reclaim, Resident};
-use crate::backend::{Backend, ParkedId, SlotId};
-use crate::cache::{CacheEntry, Hit};
+use crate::backend::{Backend, Base, ParkedId, Parking, SlotId};
+use crate::cache::{CacheEntry, Cut, Hit};
 use crate::engine::task::Sequence;
 use crate::error::Error;
 use crate::ids::SessionKey;
@@ -84,55 +84,64 @@ impl Resident {
         if !sound || !sequence.leaves_cache() || *computed == 0 || covered {
             return self.free_slot(cx, slot, *computed);
         }
-        let mut cache = CacheEntry {
-            id: ParkedId(0),
+        let cache = CacheEntry {
+            id: self.parked.number(),
             key: key.clone(),
             session: sequence.origin.session.clone(),
             transcript: transcript.first(*computed as usize),
             checkpoints,
             used: cx.now,
         };
-        let beside = self.make_room_beside(cx, slot, &cache)?;
+        let base = self.share(cx, &cache)?;
+        let parking = Parking { id: cache.id, slot, tokens: *computed, base };
+        let beside = self.make_room_beside(cx, slot, &cache, base)?;
         if beside {
-            match cx.backend.park(self.id, slot, *computed) {
-                Ok(id) => cache.id = id,
-                Err(error) => {
-                    // The next turn computes anew.
-                    tracing::warn!(%error, tokens = *computed, "a KV cache was not parked");
-                    return self.free_slot(cx, slot, *computed);
-                }
+            if let Err(error) = cx.backend.park(self.id, parking) {
+                // The next turn computes anew.
+                tracing::warn!(%error, tokens = *computed, "a KV cache was not parked");
+                return self.free_slot(cx, slot, *computed);
             }
         } else if self.slots.is_alone(slot) {
-            let parked = cx.backend.park_slab(self.id, slot, *computed);
+            let parked = cx.backend.park_slab(self.id, parking);
             self.slots.close(slot.slab);
-            match parked {
-                Ok(id) => cache.id = id,
-                Err(error) => {
-                    tracing::warn!(%error, tokens = *computed, "a slab did not become a KV cache");
-                    return cx.backend.close_slab(self.id, slot.slab);
-                }
+            if let Err(error) = parked {
+                tracing::warn!(%error, tokens = *computed, "a slab did not become a KV cache");
+                return cx.backend.close_slab(self.id, slot.slab);
             }
         } else {
             return self.free_slot(cx, slot, *computed);
         }
-        let redundant = self.parked.insert(cache);
+        let redundant = self.parked.insert(cache, base);
         let extra = self.parked.keep(cx.settings.kv_idle_caches_max);
         self.drop_parked(cx, redundant.into_iter().chain(extra))?;
         if beside { self.free_slot(cx, slot, *computed) } else { Ok(()) }
     }
 
+    /// Returns what a cache shares with those that are parked.
+    fn share<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        cache: &CacheEntry,
+    ) -> Result<Option<Base>, Error> {
+        let Some(Cut { base, splits }) = self.parked.cut(cache) else { return Ok(None) };
+        if splits {
+            cx.backend.split_parked(self.id, base)?;
+            self.parked.split(base);
+        }
+        Ok(Some(base))
+    }
+
     /// Makes room for a cache beside the slot that it is copied from: empty slabs are closed first. Then the
-    /// least recently used caches are evicted, unless the slot's slab has no other use and can become the
-    /// cache. Returns whether there is room.
+    /// least recently used caches are evicted, except the one of which it shares the `base`, unless the
+    /// slot's slab has no other use and can become the cache. Returns whether there is room.
     fn make_room_beside<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         slot: SlotId,
         cache: &CacheEntry,
+        base: Option<Base>,
     ) -> Result<bool, Error> {
-        let checkpoints = cache.checkpoints.as_ref().map_or(0, Vec::len);
-        let tokens = u32::try_from(cache.transcript.len()).unwrap_or(u32::MAX);
-        let bytes = self.parked.bytes_of(tokens, checkpoints);
+        let bytes = self.parked.bytes_added(cache, base);
         let bytes_max = cx.bytes_max;
         let missing =
             |model: &Self| (model.bytes() + model.promised_bytes() + bytes).saturating_sub(bytes_max);
@@ -140,12 +149,11 @@ impl Resident {
         if missing(self) == 0 {
             return Ok(true);
         }
-        if self.slots.is_alone(slot) || self.parked.bytes() < missing(self) {
+        if self.slots.is_alone(slot) || self.parked.bytes_beside(base) < missing(self) {
             return Ok(false);
         }
-        let redundant = self.parked.supersede(cache);
-        self.drop_parked(cx, redundant.into_iter())?;
-        self.evict(cx, missing(self), None)?;
+        let evicted = self.parked.evict(missing(self), base.map(|base| base.id));
+        self.drop_parked(cx, evicted.into_iter())?;
         Ok(true)
     }
 

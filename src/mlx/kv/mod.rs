@@ -1,6 +1,6 @@
 //! KV caches of one model: slabs of keys and of values `[slots, kv_heads, capacity, head_dim]` per layer;
 //! states of fixed size `[slots, ..]` for recurrent layers; and parked caches, which are copies of one slot
-//! at its exact length. Storage only: kernel sets attend over it.
+//! at its exact length and share what they begin with (`parked`). Storage only: kernel sets attend over it.
 //!
 //! Keys and values are arrays of their own, because MLX's attention for Metal copies those of several slots
 //! unless the heads of a slot lie right before those of the next. Stored in 8 bits, each has a second array:
@@ -13,6 +13,7 @@
 //! steps nothing does, and within a layer all writes come before all reads. (Our CUDA kernel for decoding
 //! writes into them whoever holds them; it needs them contiguous, which they are.)
 
+mod parked;
 mod recurrent;
 mod shape;
 mod tokens;
@@ -29,7 +30,7 @@ pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root
 
 use shape::ArrayShape;
 
-use crate::backend::{ParkedId, SlotId, add_checkpoint};
+use crate::backend::{Chains, SlotId, add_checkpoint};
 use crate::mlx::{dim, ffi};
 
 /// The recurrent states of a sequence after its first `tokens`.
@@ -37,14 +38,6 @@ use crate::mlx::{dim, ffi};
 struct Checkpoint {
     tokens: u32,
     states: Vec<Array>,
-}
-
-/// The cache of a sequence that does not run: keys and values `[1, kv_heads, tokens, _]`, and its states at
-/// some lengths, the last of which is its own.
-#[derive(Clone, Debug)]
-struct ParkedCache {
-    tokens: Vec<Array>,
-    checkpoints: Vec<Checkpoint>,
 }
 
 /// All KV caches of one model.
@@ -57,8 +50,8 @@ pub(crate) struct Kv {
     first: Vec<usize>,
     slabs: BTreeMap<u32, Vec<Array>>,
     checkpoints: BTreeMap<SlotId, Vec<Checkpoint>>,
-    parked: BTreeMap<ParkedId, ParkedCache>,
-    parked_next: u64,
+    /// Segments of keys and values `[1, kv_heads, tokens, _]`, array by array; and states.
+    parked: Chains<Vec<Array>, Vec<Array>>,
 }
 
 impl Kv {
@@ -76,8 +69,7 @@ impl Kv {
             shape,
             slabs: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
-            parked: BTreeMap::new(),
-            parked_next: 0,
+            parked: Chains::default(),
         }
     }
 
@@ -153,7 +145,7 @@ impl Kv {
     /// no second copy is ever whole.
     pub(crate) fn copy(&mut self, from: SlotId, to: SlotId, tokens: u32) -> Result<()> {
         for (index, array) in self.arrays.clone().iter().enumerate() {
-            let part = copied(self.slab_mut(from.slab, index)?, array, from, tokens)?;
+            let part = copied(self.slab_mut(from.slab, index)?, array, from, 0..tokens)?;
             eval([&part])?;
             let slab = self.slab_mut(to.slab, index)?;
             write_part(slab, array, to, 0..tokens, &part)?;
@@ -168,91 +160,22 @@ impl Kv {
     /// Copies the states of a slot that has `tokens`, so that a cache parked from it can be restored at this
     /// length.
     pub(crate) fn checkpoint(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
-        let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
+        let states = self.read(slot, 0..0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
         add_checkpoint(self.checkpoints.entry(slot).or_default(), Checkpoint { tokens, states });
         Ok(())
     }
 
-    /// Copies the first `tokens` of a slot, which are all of them, into a new parked cache.
-    pub(crate) fn park(&mut self, slot: SlotId, tokens: u32) -> Result<ParkedId> {
-        let content = self.read(slot, tokens, |array| matches!(array, ArrayShape::PerToken { .. }))?;
-        let mut checkpoints = self.checkpoints.get(&slot).cloned().unwrap_or_default();
-        if self.shape.is_recurrent() && checkpoints.last().is_none_or(|last| last.tokens < tokens) {
-            let states = self.read(slot, 0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
-            checkpoints.push(Checkpoint { tokens, states });
-        }
-        Ok(self.keep(ParkedCache { tokens: content, checkpoints }))
-    }
-
-    /// Copies the first `tokens` of a slot, which are all of them, into a new parked cache, and frees the
-    /// slot's slab: array by array, so that not both are ever whole.
-    pub(crate) fn park_slab(&mut self, slot: SlotId, tokens: u32) -> Result<ParkedId> {
-        let mut checkpoints = self.checkpoints.remove(&slot).unwrap_or_default();
-        let (mut content, mut states) = (Vec::new(), Vec::new());
-        for (slab, array) in self.slabs.remove(&slot.slab).unwrap_or_default().into_iter().zip(&self.arrays) {
-            let part = copied(&slab, array, slot, tokens)?;
-            eval([&part])?;
-            match array {
-                ArrayShape::PerToken { .. } => content.push(part),
-                ArrayShape::PerSequence(_) => states.push(part),
-            }
-        }
-        if self.shape.is_recurrent() && checkpoints.last().is_none_or(|last| last.tokens < tokens) {
-            checkpoints.push(Checkpoint { tokens, states });
-        }
-        Ok(self.keep(ParkedCache { tokens: content, checkpoints }))
-    }
-
-    fn keep(&mut self, cache: ParkedCache) -> ParkedId {
-        let id = ParkedId(self.parked_next);
-        self.parked_next += 1;
-        self.parked.insert(id, cache);
-        id
-    }
-
-    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a
-    /// checkpoint.
-    pub(crate) fn restore(&mut self, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<()> {
-        let Some(cache) = self.parked.remove(&parked) else { return Ok(()) };
-        let written = self.restore_from(&cache, tokens, slot);
-        self.parked.insert(parked, cache);
-        written
-    }
-
-    fn restore_from(&mut self, cache: &ParkedCache, tokens: u32, slot: SlotId) -> Result<()> {
-        let checkpoints: Vec<Checkpoint> =
-            cache.checkpoints.iter().filter(|checkpoint| checkpoint.tokens <= tokens).cloned().collect();
-        let last = checkpoints.last().filter(|last| last.tokens == tokens);
-        if self.shape.is_recurrent() && last.is_none() {
-            return Err(Exception::custom("a recurrent state has no checkpoint at this length"));
-        }
-        let mut states = last.map_or(&[][..], |last| &last.states).iter();
-        let mut kept = cache.tokens.iter();
-        let part = |array: &ArrayShape| match array {
-            ArrayShape::PerToken { .. } => {
-                kept.next().map(|array| array.try_index((.., .., ..dim(tokens), ..))).transpose()
-            }
-            ArrayShape::PerSequence(_) => Ok(states.next().cloned()),
-        };
-        let content = self.arrays.iter().map(part).collect::<Result<Option<Vec<_>>>>()?;
-        let content = content.ok_or_else(|| Exception::custom("a parked cache of another shape"))?;
-        self.write(slot, 0..tokens, &content)?;
-        let mut kept = Vec::new();
-        checkpoints.into_iter().for_each(|checkpoint| add_checkpoint(&mut kept, checkpoint));
-        self.checkpoints.insert(slot, kept);
-        Ok(())
-    }
-
-    pub(crate) fn drop_parked(&mut self, parked: ParkedId) {
-        self.parked.remove(&parked);
-    }
-
-    /// Copies a slot out of some of its arrays.
-    fn read(&self, slot: SlotId, tokens: u32, wanted: fn(&ArrayShape) -> bool) -> Result<Vec<Array>> {
+    /// Copies some positions of a slot, or its states, out of the arrays that are wanted.
+    fn read(
+        &self,
+        slot: SlotId,
+        positions: Range<u32>,
+        wanted: fn(&ArrayShape) -> bool,
+    ) -> Result<Vec<Array>> {
         let slabs = self.slabs.get(&slot.slab).map_or(&[][..], Vec::as_slice);
         let wanted = slabs.iter().zip(&self.arrays).filter(|(_, array)| wanted(array));
-        let copies =
-            wanted.map(|(slab, array)| copied(slab, array, slot, tokens)).collect::<Result<Vec<_>>>()?;
+        let copy = |(slab, array)| copied(slab, array, slot, positions.clone());
+        let copies = wanted.map(copy).collect::<Result<Vec<_>>>()?;
         eval(&copies)?;
         Ok(copies)
     }
@@ -307,14 +230,20 @@ impl Kv {
     }
 }
 
-/// Returns a copy of a slot's part of a slab's array. A lazy view would keep the array's handle and make its
-/// next update a copy of the whole.
-fn copied(slab: &Array, array: &ArrayShape, slot: SlotId, tokens: u32) -> Result<Array> {
+/// Returns a copy of some positions of a slot, or of its state, in a slab's array.
+fn copied(slab: &Array, array: &ArrayShape, slot: SlotId, positions: Range<u32>) -> Result<Array> {
     let place = dim(slot.slot);
-    let view = match array {
-        ArrayShape::PerToken { .. } => slab.try_index((place..place + 1, .., ..dim(tokens), ..))?,
+    own(&match array {
+        ArrayShape::PerToken { .. } => {
+            slab.try_index((place..place + 1, .., dim(positions.start)..dim(positions.end), ..))?
+        }
         ArrayShape::PerSequence(_) => slab.try_index(place..place + 1)?,
-    };
+    })
+}
+
+/// Returns a copy of a lazy view, which would keep the array's handle and make its next update a copy of the
+/// whole.
+fn own(view: &Array) -> Result<Array> {
     // Adding zero makes an array of its own, where `contiguous` may return a view.
     view.add(ops::zeros_dtype(&[1], view.dtype())?)
 }

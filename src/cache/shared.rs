@@ -1,0 +1,103 @@
+//! What parked caches share, and what that saves: each segment of their chains is charged once. Here is
+//! decided where a new cache parts from one that begins alike, and which segments it rather copies anew so
+//! that chains stay short: a restore writes segment by segment, and each is two arrays in each layer.
+
+use crate::backend::{Base, Chains, Held, NewChain, ParkedId};
+
+/// Most segments of a chain.
+pub const SEGMENTS_MAX: usize = 16;
+
+/// Fewest tokens for which a segment is cut in two, so that a cache shares them: fewer are copied sooner than
+/// that.
+const SPLIT_TOKENS_MIN: u32 = 32;
+
+/// How a cache shares the beginning of another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// What it shares.
+    pub base: Base,
+    /// Whether a segment has to be cut in two there.
+    pub splits: bool,
+}
+
+/// The chains of a model's parked caches, without content.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    bytes_per_token: u64,
+    state_bytes: u64,
+    chains: Chains<(), ()>,
+}
+
+impl Shared {
+    pub(super) fn new(bytes_per_token: u64, state_bytes: u64) -> Self {
+        Self { bytes_per_token, state_bytes, chains: Chains::default() }
+    }
+
+    fn bytes_of(&self, held: Held) -> u64 {
+        held.tokens * self.bytes_per_token + held.states * self.state_bytes
+    }
+
+    /// Returns the bytes of all of them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes_of(self.chains.held())
+    }
+
+    /// Returns the bytes of a cache, shared or not.
+    pub(super) fn bytes_held_by(&self, id: ParkedId) -> u64 {
+        self.bytes_of(self.chains.held_by(id))
+    }
+
+    /// Returns the bytes that a cache of `tokens` would add.
+    pub(super) fn bytes_added(&self, base: Option<Base>, tokens: u32, checkpoints: &[u32]) -> u64 {
+        self.bytes_of(self.chains.added(base, tokens, checkpoints))
+    }
+
+    /// Returns the number of caches.
+    pub(super) fn caches(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// Returns the number of segments.
+    pub(super) fn segments(&self) -> usize {
+        self.chains.segments()
+    }
+
+    /// Returns what a cache of `tokens` shares with one of which it has the first `common`. Where that one
+    /// goes for it (`replaces`), its last segments are copied anew if each is no longer than what is copied
+    /// besides: so a chain has few segments, and each token is copied few times.
+    pub(super) fn cut(&self, id: ParkedId, common: u32, tokens: u32, replaces: bool) -> Option<Cut> {
+        let stretches: Vec<_> = self.chains.stretches(id).collect();
+        let whole = stretches.iter().take_while(|stretch| stretch.tokens.end <= common).count();
+        let base = Base { id, tokens: common };
+        let parted = stretches.get(whole).filter(|next| common >= next.tokens.start + SPLIT_TOKENS_MIN);
+        if parted.is_some() && whole + 2 <= SEGMENTS_MAX && self.chains.longest_through(base) < SEGMENTS_MAX {
+            return Some(Cut { base, splits: true });
+        }
+        let mut shared = &stretches[..whole.min(SEGMENTS_MAX - 1)];
+        while replaces
+            && let Some((last, rest)) = shared.split_last()
+            && !last.is_shared
+            && last.tokens.end - last.tokens.start <= tokens - last.tokens.end
+        {
+            shared = rest;
+        }
+        let tokens = shared.last()?.tokens.end;
+        Some(Cut { base: Base { id, tokens }, splits: false })
+    }
+
+    /// Cuts the segment around a place in two.
+    pub(super) fn split(&mut self, at: Base) {
+        let Ok(()) = self.chains.split(at, |(), _| Ok::<_, std::convert::Infallible>(((), ())));
+    }
+
+    /// Adds a cache.
+    pub(super) fn add(&mut self, id: ParkedId, base: Option<Base>, tokens: u32, checkpoints: &[u32]) {
+        let states = checkpoints.iter().map(|&length| (length, ())).collect();
+        self.chains.add(id, NewChain { base, tokens, tail: (), states });
+    }
+
+    /// Removes a cache, and what no other one has of it.
+    pub(super) fn remove(&mut self, id: ParkedId) {
+        self.chains.remove(id);
+    }
+}

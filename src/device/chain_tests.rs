@@ -1,0 +1,92 @@
+//! Parked caches that share segments, on whole models: what is restored goes on as if it had never been away.
+
+use super::backend_tests::{A, B, DRAFT, Device, PROMPT, assert_alike, prompted_in};
+use crate::backend::{Backend, Base, KvDtype, ParkedId, Parking, SlotId, SpanKind};
+
+const FIRST: ParkedId = ParkedId(0);
+const SECOND: ParkedId = ParkedId(1);
+const THIRD: ParkedId = ParkedId(2);
+/// Tokens of other continuations.
+const OTHER: [u32; 4] = [11, 2, 30, 4];
+
+/// Keys and values as they are computed, in 8 bits, and beside recurrent states.
+fn shapes() -> impl Iterator<Item = (bool, Device)> {
+    let shapes = [(false, KvDtype::Compute), (false, KvDtype::Int8), (true, KvDtype::Compute)];
+    shapes.into_iter().map(|(recurrent, kv)| (recurrent, prompted_in(recurrent, kv)))
+}
+
+impl Device {
+    fn park(&mut self, id: ParkedId, tokens: u32, base: Option<Base>) {
+        self.backend.park(self.model, Parking { id, slot: A, tokens, base }).unwrap();
+    }
+
+    /// Restores a cache into a slab of its own, and runs the other tokens after it.
+    fn restored(&mut self, id: ParkedId, tokens: u32, slab: u32) -> Vec<(u32, f32)> {
+        let slot = SlotId { slab, slot: 1 };
+        self.backend.open_slab(self.model, slab, 64, 2).unwrap();
+        self.backend.restore(self.model, id, tokens, slot).unwrap();
+        self.run(slot, tokens, &OTHER, SpanKind::Verify)
+    }
+
+    /// Runs tokens from the start, then the other ones.
+    fn cold(&mut self, tokens: &[u32], slab: u32) -> Vec<(u32, f32)> {
+        let slot = SlotId { slab, slot: 0 };
+        self.backend.open_slab(self.model, slab, 64, 1).unwrap();
+        self.run(slot, 0, tokens, SpanKind::Prefill);
+        self.run(slot, u32::try_from(tokens.len()).unwrap(), &OTHER, SpanKind::Verify)
+    }
+}
+
+#[test]
+fn a_cache_of_two_segments_goes_on_as_one_that_was_never_parked() {
+    for (_, mut device) in shapes() {
+        let long = [&PROMPT[..], &DRAFT].concat();
+        let (wanted, of_prompt) = (device.cold(&long, 5), device.cold(&PROMPT, 6));
+        device.park(FIRST, 9, None);
+        device.run(A, 9, &DRAFT, SpanKind::Verify);
+        device.park(SECOND, 14, Some(Base { id: FIRST, tokens: 9 }));
+        device.backend.drop_parked(device.model, FIRST).unwrap();
+        assert_alike(&device.restored(SECOND, 14, 1), &wanted);
+        assert_alike(&device.restored(SECOND, 9, 2), &of_prompt);
+        // All of it is shared, and nothing is copied.
+        device.backend.truncate(device.model, A, 14, 9).unwrap();
+        device.park(THIRD, 9, Some(Base { id: SECOND, tokens: 9 }));
+        device.backend.drop_parked(device.model, SECOND).unwrap();
+        assert_alike(&device.restored(THIRD, 9, 3), &of_prompt);
+    }
+}
+
+#[test]
+fn a_segment_that_is_cut_in_two_is_restored_as_it_was() {
+    for (recurrent, mut device) in shapes() {
+        let wanted = device.cold(&PROMPT, 5);
+        device.park(FIRST, 9, None);
+        let at = Base { id: FIRST, tokens: 6 };
+        device.backend.split_parked(device.model, at).unwrap();
+        assert_alike(&device.restored(FIRST, 9, 1), &wanted);
+        if recurrent {
+            continue;
+        }
+        // Another cache parts from the first one there.
+        let other = [&PROMPT[..6], &DRAFT].concat();
+        let wanted = device.cold(&other, 6);
+        device.backend.truncate(device.model, A, 9, 6).unwrap();
+        device.run(A, 6, &DRAFT, SpanKind::Verify);
+        device.park(SECOND, 11, Some(at));
+        device.backend.drop_parked(device.model, FIRST).unwrap();
+        assert_alike(&device.restored(SECOND, 11, 2), &wanted);
+    }
+}
+
+#[test]
+fn a_slab_becomes_the_end_of_a_chain() {
+    for (_, mut device) in shapes() {
+        let wanted = device.cold(&[&PROMPT[..], &DRAFT].concat(), 5);
+        device.park(FIRST, 9, None);
+        device.run(A, 9, &DRAFT, SpanKind::Verify);
+        device.backend.clear_slot(device.model, B, 9).unwrap();
+        let base = Some(Base { id: FIRST, tokens: 9 });
+        device.backend.park_slab(device.model, Parking { id: SECOND, slot: A, tokens: 14, base }).unwrap();
+        assert_alike(&device.restored(SECOND, 14, 1), &wanted);
+    }
+}

@@ -1,0 +1,126 @@
+//! Parked caches: copies of a slot at its exact length, as chains of segments that caches which begin alike
+//! share.
+
+use std::ops::Range;
+
+use mlx_rs::Array;
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::ops::indexing::TryIndexOp;
+use mlx_rs::transforms::eval;
+
+use super::shape::ArrayShape;
+use super::{Checkpoint, Kv, copied, own, write_part};
+use crate::backend::{Base, NewChain, ParkedId, Parking, SlotId, add_checkpoint};
+use crate::mlx::dim;
+
+impl Kv {
+    /// Cuts a segment in two: array by array, so that no second copy is ever whole.
+    pub(crate) fn split_parked(&mut self, at: Base) -> Result<()> {
+        self.parked.split(at, |content, tokens| {
+            let (mut front, mut back) = (Vec::new(), Vec::new());
+            for array in content {
+                let parts = [
+                    own(&array.try_index((.., .., ..dim(tokens), ..))?)?,
+                    own(&array.try_index((.., .., dim(tokens).., ..))?)?,
+                ];
+                eval(&parts)?;
+                let [first, last] = parts;
+                front.push(first);
+                back.push(last);
+            }
+            Ok((front, back))
+        })
+    }
+
+    /// Copies the tokens of a slot after the base into a new parked cache.
+    pub(crate) fn park(&mut self, parking: Parking) -> Result<()> {
+        let Parking { slot, tokens, .. } = parking;
+        let positions = parking.shared()..tokens;
+        let content = self.read(slot, positions, |array| matches!(array, ArrayShape::PerToken { .. }))?;
+        let mut checkpoints = self.checkpoints.get(&slot).cloned().unwrap_or_default();
+        if self.has_yet_to_save(&checkpoints, tokens) {
+            let states = self.read(slot, 0..0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
+            checkpoints.push(Checkpoint { tokens, states });
+        }
+        self.keep(parking, content, checkpoints);
+        Ok(())
+    }
+
+    /// Copies the tokens of a slot after the base into a new parked cache, and frees the slot's slab: array
+    /// by array, so that not both are ever whole.
+    pub(crate) fn park_slab(&mut self, parking: Parking) -> Result<()> {
+        let Parking { slot, tokens, .. } = parking;
+        let mut checkpoints = self.checkpoints.remove(&slot).unwrap_or_default();
+        let (mut content, mut states) = (Vec::new(), Vec::new());
+        for (slab, array) in self.slabs.remove(&slot.slab).unwrap_or_default().into_iter().zip(&self.arrays) {
+            let part = copied(&slab, array, slot, parking.shared()..tokens)?;
+            eval([&part])?;
+            match array {
+                ArrayShape::PerToken { .. } => content.push(part),
+                ArrayShape::PerSequence(_) => states.push(part),
+            }
+        }
+        if self.has_yet_to_save(&checkpoints, tokens) {
+            checkpoints.push(Checkpoint { tokens, states });
+        }
+        self.keep(parking, content, checkpoints);
+        Ok(())
+    }
+
+    /// Returns whether a sequence of `tokens` has states that none of its checkpoints has.
+    fn has_yet_to_save(&self, checkpoints: &[Checkpoint], tokens: u32) -> bool {
+        self.shape.is_recurrent() && checkpoints.last().is_none_or(|last| last.tokens < tokens)
+    }
+
+    fn keep(&mut self, parking: Parking, tail: Vec<Array>, checkpoints: Vec<Checkpoint>) {
+        let Parking { id, tokens, base, .. } = parking;
+        let states = checkpoints.into_iter().map(|Checkpoint { tokens, states }| (tokens, states)).collect();
+        self.parked.add(id, NewChain { base, tokens, tail, states });
+    }
+
+    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a
+    /// checkpoint.
+    pub(crate) fn restore(&mut self, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<()> {
+        let saved = self.parked.states(parked).filter(|(length, _)| *length <= tokens);
+        let checkpoints: Vec<Checkpoint> =
+            saved.map(|(tokens, states)| Checkpoint { tokens, states: states.clone() }).collect();
+        let last = checkpoints.last().filter(|last| last.tokens == tokens);
+        if self.shape.is_recurrent() && last.is_none() {
+            return Err(Exception::custom("a recurrent state has no checkpoint at this length"));
+        }
+        let Some(slab) = self.slabs.get_mut(&slot.slab) else { return Ok(()) };
+        for (positions, content) in self.parked.content(parked, tokens) {
+            restore_segment(slab, &self.arrays, slot, positions, content)?;
+        }
+        let is_state = |(_, array): &(_, &ArrayShape)| matches!(array, ArrayShape::PerSequence(_));
+        let states = slab.iter_mut().zip(&self.arrays).filter(is_state);
+        for ((slab, array), state) in states.zip(last.into_iter().flat_map(|last| &last.states)) {
+            write_part(slab, array, slot, 0..0, state)?;
+        }
+        eval(&*slab)?;
+        let mut kept = Vec::new();
+        checkpoints.into_iter().for_each(|checkpoint| add_checkpoint(&mut kept, checkpoint));
+        self.checkpoints.insert(slot, kept);
+        Ok(())
+    }
+
+    pub(crate) fn drop_parked(&mut self, parked: ParkedId) {
+        self.parked.remove(parked);
+    }
+}
+
+/// Writes the first tokens of a segment to their positions in a slot.
+fn restore_segment(
+    slab: &mut [Array],
+    arrays: &[ArrayShape],
+    slot: SlotId,
+    positions: Range<u32>,
+    content: &[Array],
+) -> Result<()> {
+    let per_token = |(_, array): &(_, &ArrayShape)| matches!(array, ArrayShape::PerToken { .. });
+    for ((slab, array), content) in slab.iter_mut().zip(arrays).filter(per_token).zip(content) {
+        let part = content.try_index((.., .., ..dim(positions.end - positions.start), ..))?;
+        write_part(slab, array, slot, positions.clone(), &part)?;
+    }
+    Ok(())
+}
