@@ -250,6 +250,9 @@ pub enum Error {
     /// A chat turn cannot follow raw ones.
     #[error("the session {0} has raw turns; a chat turn cannot follow them")]
     SessionNotChat(SessionName),
+    /// A turn cannot follow the session's tokens as they are.
+    #[error("history append: {0}; auto or rerender takes this turn")]
+    CannotAppend(&'static str),
     /// The caller has reached what it may hold in sessions.
     #[error("{limit}: at most {value}")]
     SessionLimit {

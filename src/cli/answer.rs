@@ -120,7 +120,7 @@ fn bound_to(session: Session, model: Option<&str>) -> Result<Session> {
 /// Creates a session; for an empty `name` the daemon chooses one.
 pub(crate) async fn create_session(client: &Client, name: &str, model: Option<&str>) -> Result<Session> {
     let model = choose_model(client, model).await?;
-    let request = CreateSessionRequest { name: name.to_owned(), model, ttl: None };
+    let request = CreateSessionRequest { name: name.to_owned(), model, ..CreateSessionRequest::default() };
     Ok(client.create_session(request).await?)
 }
 

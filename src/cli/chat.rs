@@ -4,10 +4,10 @@
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use mlxd_client::v1::{
-    DeleteSessionRequest, ForkSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, Message,
-    TruncateSessionRequest, truncate_session_request,
+    DeleteSessionRequest, ForkSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, History,
+    Message, TruncateSessionRequest, truncate_session_request,
 };
 use mlxd_client::{Client, Request};
 use rustyline::DefaultEditor;
@@ -54,10 +54,24 @@ pub(crate) struct ChatArgs {
     /// System message, sent with the first turn
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    /// Fate of past turns that the chat template writes differently now [default: the session's, else auto]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) history: Option<Past>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
+}
+
+/// What happens to past turns.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Past {
+    /// Keep them where the template has a switch for past reasoning, else write them again
+    Auto,
+    /// Keep them: only new messages are prefilled
+    Append,
+    /// Write them again
+    Rerender,
 }
 
 /// A running conversation.
@@ -66,6 +80,7 @@ struct Chat {
     session: String,
     turns: u32,
     system: Option<String>,
+    history: History,
     sampling: SamplingArgs,
     last: Option<GenerateFinished>,
 }
@@ -83,6 +98,16 @@ enum Input<'a> {
     Unknown(&'a str),
 }
 
+impl Past {
+    fn to_wire(self) -> History {
+        match self {
+            Self::Auto => History::Auto,
+            Self::Append => History::Append,
+            Self::Rerender => History::Rerender,
+        }
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(runtime: &Runtime, args: ChatArgs) -> Result<()> {
     let mut interrupts = Interrupts::listen(runtime)?;
@@ -97,7 +122,7 @@ pub(crate) fn with_client(
     client: Client,
     args: ChatArgs,
 ) -> Result<()> {
-    let ChatArgs { model, session, system, sampling, connect: _ } = args;
+    let ChatArgs { model, session, system, history, sampling, connect: _ } = args;
     let opened = runtime.block_on(interrupts.or(async {
         match &session {
             Some(name) => open_session(&client, name, model.as_deref()).await,
@@ -105,7 +130,8 @@ pub(crate) fn with_client(
         }
     }))?;
     let turns = u32::try_from(opened.turns.len()).unwrap_or(u32::MAX);
-    let mut chat = Chat { client, session: opened.name, turns, system, sampling, last: None };
+    let history = history.map_or(History::Unspecified, Past::to_wire);
+    let mut chat = Chat { client, session: opened.name, turns, system, history, sampling, last: None };
     let settled = runtime.block_on(interrupts.or(chat.sampling.settle(&chat.client, &opened.model)));
     let outcome = settled.and_then(|()| {
         if io::stdin().is_terminal() {
@@ -210,6 +236,7 @@ impl Chat {
         let messages = system.into_iter().chain([Message::user(text)]);
         let mut request =
             GenerateRequest { session: self.session.clone(), ..GenerateRequest::messages(messages) };
+        request.set_history(self.history);
         self.sampling.apply(&mut request);
         let end = stream_to_stdout(&self.client, request).await?;
         self.last = Some(end);

@@ -43,7 +43,7 @@ pub(crate) fn run(runtime: &Runtime, args: RunArgs) -> Result<()> {
     let RunArgs { model, system, sampling, connect } = args;
     let mut interrupts = Interrupts::listen(runtime)?;
     let (_daemon, client) = runtime.block_on(interrupts.or(prepare(&connect, &model)))?;
-    let chat = ChatArgs { model: Some(model), session: None, system, sampling, connect };
+    let chat = ChatArgs { model: Some(model), session: None, system, history: None, sampling, connect };
     chat::with_client(runtime, &mut interrupts, client, chat)
 }
 

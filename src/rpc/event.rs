@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
 
+use super::history::outcome;
 use super::pb::{self, stream_generate_response as stream};
 use crate::error::Error;
 use crate::service::{
@@ -50,6 +51,7 @@ impl Collected {
                 answer.request_id = started.request_id;
                 answer.model_revision = started.model_revision;
                 answer.sampling = started.sampling;
+                answer.history = started.history;
             }
             Event::Progress { .. } => {}
             Event::Delta(OutputDelta { text, token_ids, logprobs }) => {
@@ -132,7 +134,8 @@ pub(super) fn timestamp(time: SystemTime) -> Option<prost_types::Timestamp> {
 }
 
 fn started(started: Started) -> pb::GenerateStarted {
-    let Started { request, model_revision, prompt_tokens, cached_tokens, queue_time, sampling } = started;
+    let Started { request, model_revision, prompt_tokens, cached_tokens, queue_time, sampling, history } =
+        started;
     pb::GenerateStarted {
         request_id: request.to_string(),
         model_revision,
@@ -140,6 +143,7 @@ fn started(started: Started) -> pb::GenerateStarted {
         cached_tokens,
         queue_time: duration(queue_time),
         sampling: Some(effective_sampling(sampling)),
+        history: outcome(history),
     }
 }
 

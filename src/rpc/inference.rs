@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::event::{self, Collected};
 use super::gate::open;
+use super::history;
 use super::message;
 use super::pb::{self, inference_service_server::InferenceService};
 use super::status::{answer, status};
@@ -131,6 +132,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         output,
         priority: order,
         keep_alive,
+        history,
     } = request;
     let pb::OutputOptions { logprobs, return_token_ids } = output.unwrap_or_default();
     Ok(GenerateRequest {
@@ -143,6 +145,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         output: OutputOptions { top_logprobs: logprobs, token_ids: return_token_ids },
         priority: priority(order)?,
         keep_alive: stay::from_wire(keep_alive)?,
+        history: history::from_wire(history)?,
     })
 }
 
@@ -234,14 +237,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_without_input_and_an_unknown_priority_are_refused() {
+    fn a_request_without_input_and_unknown_values_are_refused() {
         let field_of = |outcome: Result<GenerateRequest, Error>| match outcome {
             Err(Error::InvalidField { field, .. }) => field,
             other => panic!("{other:?}"),
         };
         assert_eq!(field_of(generate_request(pb::GenerateRequest::default())), "input");
         let input = Some(pb::generate_request::Input::Prompt("a".into()));
-        let request = pb::GenerateRequest { input, priority: 99, ..Default::default() };
+        let request = pb::GenerateRequest { input: input.clone(), priority: 99, ..Default::default() };
         assert_eq!(field_of(generate_request(request)), "priority");
+        let request = pb::GenerateRequest { input, history: 99, ..Default::default() };
+        assert_eq!(field_of(generate_request(request)), "history");
     }
 }

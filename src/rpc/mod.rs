@@ -10,6 +10,7 @@ mod codec;
 mod event;
 mod gate;
 mod health;
+mod history;
 mod inference;
 mod json;
 mod message;

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::event::{duration, timestamp};
 use super::gate::open;
+use super::history;
 use super::message;
 use super::page::{FIELD_BYTES, fitting};
 use super::pb::{self, session_service_server::SessionService, truncate_session_request::To};
@@ -34,8 +35,9 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::CreateSessionResponse>, Status> {
         let (caller, request) = open(request)?;
         let created = async {
-            let pb::CreateSessionRequest { name, model, ttl } = request;
-            let create = CreateSession { name, model, ttl: lifetime(ttl)? };
+            let pb::CreateSessionRequest { name, model, ttl, history: sent } = request;
+            let history = history::from_wire(sent)?.unwrap_or_default();
+            let create = CreateSession { name, model, ttl: lifetime(ttl)?, history };
             let session = self.0.create_session(&caller, create).await?;
             Ok(pb::CreateSessionResponse { session: Some(wire(session)) })
         };
@@ -153,7 +155,7 @@ fn first_message(token: &str) -> Result<usize, Error> {
 }
 
 fn wire(view: SessionView) -> pb::Session {
-    let SessionView { key, model, token_count, turns, busy, ttl, created, used } = view;
+    let SessionView { key, model, token_count, turns, busy, ttl, created, used, history } = view;
     pb::Session {
         name: key.name.to_string(),
         model: model.to_string(),
@@ -165,6 +167,7 @@ fn wire(view: SessionView) -> pb::Session {
         create_time: timestamp(created),
         last_use_time: timestamp(used),
         expire_time: used.checked_add(ttl).and_then(timestamp),
+        history: history::to_wire(history),
     }
 }
 

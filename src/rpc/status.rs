@@ -74,6 +74,7 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::SessionMoved => (Code::Aborted, ErrorReason::SessionMoved),
         Reason::SessionWrongModel => (Code::FailedPrecondition, ErrorReason::SessionWrongModel),
         Reason::SessionNotChat => (Code::FailedPrecondition, ErrorReason::SessionNotChat),
+        Reason::CannotAppend => (Code::FailedPrecondition, ErrorReason::CannotAppend),
         Reason::SessionLimit => (Code::ResourceExhausted, ErrorReason::SessionLimit),
         Reason::QueueFull => (Code::ResourceExhausted, ErrorReason::QueueFull),
         Reason::KvTooLarge => (Code::FailedPrecondition, ErrorReason::KvTooLarge),
@@ -149,6 +150,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         | Error::SessionMoved { .. }
         | Error::SessionWrongModel { .. }
         | Error::SessionNotChat(_)
+        | Error::CannotAppend(_)
         | Error::KvTooLarge { .. }
         | Error::Deadline
         | Error::DeadlineUnmeetable { .. }

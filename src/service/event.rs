@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::sampling::EffectiveSampling;
 use crate::engine::Finish;
 use crate::ids::RequestId;
+use crate::session::HistoryOutcome;
 use crate::text::Tokenizer;
 
 /// An event of a generation: one `Started`, any number of `Progress`, then of `Delta`, one `Finished`.
@@ -40,6 +41,8 @@ pub struct Started {
     pub queue_time: Duration,
     /// Sampling values in force.
     pub sampling: EffectiveSampling,
+    /// What became of the session's tokens; None if there were none.
+    pub history: Option<HistoryOutcome>,
 }
 
 /// A piece of output.

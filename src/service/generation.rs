@@ -11,6 +11,7 @@ use tokio::time::Sleep;
 
 use super::Service;
 use super::event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage};
+use super::history::text_of;
 use super::request::OutputOptions;
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
@@ -22,7 +23,9 @@ use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
-use crate::session::{Message, Role, TurnContent, chat_text, joined, messages_bytes, tokens_bytes};
+use crate::session::{
+    HistoryOutcome, Message, Role, TurnContent, chat_text, joined, messages_bytes, tokens_bytes,
+};
 use crate::text::Detokenizer;
 
 /// A generation that can be handed to the engine.
@@ -40,6 +43,8 @@ pub(super) struct Prepared {
 pub(super) struct Context {
     pub(super) prompt: Prompt,
     pub(super) adds: Adds,
+    /// What became of the session's tokens; None if there were none.
+    pub(super) outcome: Option<HistoryOutcome>,
     /// Turns the output into the text that follows the prompt's.
     pub(super) detokenizer: Detokenizer,
 }
@@ -47,7 +52,11 @@ pub(super) struct Context {
 /// A turn's additions to its session besides the answer.
 pub(super) enum Adds {
     Raw,
-    Chat { messages: Vec<Message>, rendered: String },
+    Chat {
+        messages: Vec<Message>,
+        /// The text of the prompt, where it is known.
+        text: Option<String>,
+    },
 }
 
 impl Context {
@@ -56,7 +65,9 @@ impl Context {
         let tokens = tokens_bytes(self.prompt.len());
         match &self.adds {
             Adds::Raw => tokens,
-            Adds::Chat { messages, rendered } => tokens + rendered.len() + messages_bytes(messages),
+            Adds::Chat { messages, text } => {
+                tokens + text.as_ref().map_or(0, String::len) + messages_bytes(messages)
+            }
         }
     }
 }
@@ -143,12 +154,12 @@ impl Generation {
         let Context { prompt, adds, .. } = &mut self.prepared.context;
         let content = match std::mem::replace(adds, Adds::Raw) {
             Adds::Raw => TurnContent::Raw,
-            Adds::Chat { mut messages, rendered } => {
+            Adds::Chat { mut messages, text } => {
                 let ending = match (finish, generated.last()) {
-                    (Finish::StopToken, Some(last)) => self.prepared.assets.tokenizer.token_bytes(*last),
-                    (Finish::StopToken | Finish::StopString(_) | Finish::Length, _) => Vec::new(),
+                    (Finish::StopToken, Some(last)) => text_of(&self.prepared.assets.tokenizer, *last),
+                    (Finish::StopToken | Finish::StopString(_) | Finish::Length, _) => String::new(),
                 };
-                let text = chat_text(&rendered, &self.text, &String::from_utf8_lossy(&ending));
+                let text = text.map(|text| chat_text(&text, &self.text, &ending));
                 messages.push(Message::text(Role::Assistant, std::mem::take(&mut self.text)));
                 let text_is_whole = !matches!(finish, Finish::StopString(_));
                 TurnContent::Chat { messages, text, text_is_whole }
@@ -182,6 +193,7 @@ impl Generation {
             cached_tokens: self.cached_tokens,
             queue_time: self.queue_time,
             sampling: self.prepared.resolved.effective(),
+            history: self.prepared.context.outcome,
         }
     }
 

@@ -12,6 +12,7 @@ mod downloads;
 mod event;
 mod fields;
 mod generation;
+mod history;
 mod intake;
 mod line;
 mod load;
@@ -63,7 +64,9 @@ pub use crate::engine::{
 };
 pub use crate::quantize::{QuantMode, Quantization, Recipe};
 pub use crate::residency::{Fit, ModelState};
-pub use crate::session::{Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd};
+pub use crate::session::{
+    History, HistoryOutcome, Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd,
+};
 
 /// The use cases, and the state that all calls share.
 pub struct Service {

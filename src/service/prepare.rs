@@ -6,12 +6,11 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde_json::Value;
-
 use super::caller::Caller;
 use super::desk::{Desk, Place};
 use super::fields::at_most;
 use super::generation::{Adds, Context, Generation, Prepared};
+use super::history::{Dialogue, Written};
 use super::request::{Chat, GenerateRequest, Input, Target, Tool};
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
@@ -21,8 +20,8 @@ use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ConnectionId;
 use crate::limits::Limits;
-use crate::session::{Message, TurnRequest, TurnStart, chat_rest, joined};
-use crate::text::{Conversation, Encoding, Rendered, TextError};
+use crate::session::{HistoryOutcome, Message, TurnRequest, TurnStart, joined};
+use crate::text::Encoding;
 
 /// Bytes that rendering a message or a tool costs as much as, besides its own.
 const PART_BYTES: usize = 256;
@@ -44,13 +43,14 @@ impl Service {
             output,
             priority,
             keep_alive,
+            history,
         } = request;
         let (model, mut turn, start) = match target {
             Target::Model(model) => (model, None, None),
             Target::Session { name, model } => {
                 input.check_kept(&self.limits)?;
                 let (kind, input_bytes) = (input.kind(), input.kept_bytes());
-                let request = TurnRequest { model, input: kind, expected_token_count, input_bytes };
+                let request = TurnRequest { model, input: kind, expected_token_count, input_bytes, history };
                 let (turn, start) = Turn::begin(&self.sessions, &caller.session(name), &request)?;
                 (start.model.clone(), Some(turn), Some(start))
             }
@@ -154,13 +154,14 @@ impl Preparation<'_> {
     async fn appended(&self, start: Option<TurnStart>, new: Vec<u32>) -> Result<Context, Error> {
         let before = start.as_ref().map_or(0, |start| start.tokens.len());
         self.refuse_tokens(before + new.len())?;
+        let outcome = (before > 0).then_some(HistoryOutcome::Continued);
         let tokens: Arc<[u32]> = match start {
             Some(start) => joined(&start.tokens, &new),
             None => new.into(),
         };
         let (tokenizer, before) = (self.assets.tokenizer.clone(), Arc::clone(&tokens));
         let detokenizer = blocking(move || Ok(tokenizer.detokenizer_after(&before))).await?;
-        Ok(Context { prompt: tokens.into(), adds: Adds::Raw, detokenizer })
+        Ok(Context { prompt: tokens.into(), adds: Adds::Raw, outcome, detokenizer })
     }
 
     async fn chat(&self, chat: Chat, start: Option<TurnStart>) -> Result<Context, Error> {
@@ -169,54 +170,44 @@ impl Preparation<'_> {
         at_most("chat.messages", parts, "chat_parts_max", self.limits.chat_parts_max)?;
         let bytes = held.iter().map(|message| message.bytes()).sum::<usize>() + chat.bytes();
         let place = self.desk.place(self.connection, bytes + parts * PART_BYTES).await;
-        let (Rendered { text: rendered, mark }, messages) = self.render(place, chat, held.to_vec()).await?;
-        let rest = start.as_ref().and_then(|start| chat_rest(start, &rendered));
-        let (old, rest) = match (&start, rest) {
-            (Some(start), Some(rest)) => (Arc::clone(&start.tokens), rest),
-            (_, _) => (Arc::default(), rendered.as_str()),
-        };
-        self.refuse_beyond_context(old.len(), rest.len())?;
-        let tokens = if rest.is_empty() {
+        let (written, messages) = self.write(place, chat, start.clone()).await?;
+        let Written { kept, rest, text, outcome } = written;
+        let old = start.map_or_else(Arc::default, |start| start.tokens);
+        self.refuse_beyond_context(kept, rest.text.len())?;
+        let tokens = if rest.text.is_empty() && kept == old.len() {
             old
         } else {
             // The template writes the special tokens itself.
-            let rest = Rendered { text: rest.to_owned(), mark };
-            let encoding = Encoding::of_rendered(&self.assets.tokenizer, rest, old.last().copied());
-            joined(&old, &self.encode("chat", old.len(), encoding).await?)
+            let last = old[..kept].last().copied();
+            let encoding = Encoding::of_rendered(&self.assets.tokenizer, rest, last);
+            joined(&old[..kept], &self.encode("chat", kept, encoding).await?)
         };
         let detokenizer = self.assets.tokenizer.detokenizer();
-        Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, rendered }, detokenizer })
+        Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, text }, outcome, detokenizer })
     }
 
-    /// Returns the conversation as the template writes it, and its new messages.
-    async fn render(
+    /// Returns the conversation as the template writes it after what its session holds, and its new messages.
+    async fn write(
         &self,
         place: Place,
         chat: Chat,
-        held: Vec<Arc<Message>>,
-    ) -> Result<(Rendered, Vec<Message>), Error> {
+        start: Option<TurnStart>,
+    ) -> Result<(Written, Vec<Message>), Error> {
         let (assets, now, bytes_max) = (Arc::clone(&self.assets), self.now, self.limits.text_bytes_max);
         blocking(move || {
             let _place = place;
-            let ModelAssets { files, chat_template, .. } = &*assets;
-            let no_template = |error: &TextError| {
-                let (model, why) = (files.name.clone(), error.to_string());
-                Error::NoChatTemplate { model, why }
-            };
-            let template = chat_template.as_ref().map_err(no_template)?;
             let Chat { messages, tools, arguments } = chat;
+            let held: &[Arc<Message>] = start.as_ref().map_or(&[], |start| &start.messages);
             let all = held.iter().map(|message| &**message).chain(&messages);
-            let all: Vec<Value> = all.map(Message::to_template_value).collect();
-            let tools: Vec<Value> = tools.iter().map(Tool::to_template_value).collect();
-            let conversation = Conversation {
-                messages: &all,
-                tools: &tools,
-                arguments: &arguments,
-                add_generation_prompt: true,
+            let dialogue = Dialogue {
+                messages: all.map(Message::to_template_value).collect(),
+                held: held.len(),
+                tools: tools.iter().map(Tool::to_template_value).collect(),
+                arguments,
                 now,
+                bytes_max,
             };
-            let rendered = template.render(&conversation, bytes_max);
-            Ok((rendered.map_err(|error| refusal(error, held.len()))?, messages))
+            Ok((dialogue.write(&assets, start.as_ref())?, messages))
         })
         .await
     }
@@ -261,25 +252,5 @@ impl Preparation<'_> {
             }
             Some(_) | None => Ok(()),
         }
-    }
-}
-
-/// Returns the error of a conversation that a template does not take; `old` of its messages were a session's.
-fn refusal(error: TextError, old: usize) -> Error {
-    let why = error.to_string();
-    match error {
-        TextError::TooLong { .. } => Error::field("chat", format!("text_bytes_max: {why}")),
-        TextError::Role { index, .. } => {
-            Error::field(format!("chat.messages[{}].role", index.saturating_sub(old)), why)
-        }
-        TextError::Tools { .. } => Error::field("chat.tools", why),
-        TextError::Argument { name, .. } | TextError::FixedArgument(name) => {
-            Error::field(format!("chat.template_arguments.{name}"), why)
-        }
-        TextError::Invalid { .. }
-        | TextError::Unsupported { .. }
-        | TextError::Encode(_)
-        | TextError::NoTemplate
-        | TextError::Render(_) => Error::TemplateFailed(why),
     }
 }

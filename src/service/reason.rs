@@ -39,6 +39,7 @@ pub enum Reason {
     SessionMoved,
     SessionWrongModel,
     SessionNotChat,
+    CannotAppend,
     SessionLimit,
     QueueFull,
     KvTooLarge,
@@ -85,6 +86,7 @@ impl Reason {
             Error::SessionMoved { .. } => Self::SessionMoved,
             Error::SessionWrongModel { .. } => Self::SessionWrongModel,
             Error::SessionNotChat(_) => Self::SessionNotChat,
+            Error::CannotAppend(_) => Self::CannotAppend,
             Error::SessionLimit { .. } => Self::SessionLimit,
             Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
                 Self::QueueFull
@@ -150,6 +152,7 @@ impl Error {
             | Self::SessionMoved { .. }
             | Self::SessionWrongModel { .. }
             | Self::SessionNotChat(_)
+            | Self::CannotAppend(_)
             | Self::SessionLimit { .. }
             | Self::KvTooLarge { .. }
             | Self::Deadline
@@ -224,6 +227,7 @@ impl Error {
             Self::SlowReader { limit } => seconds_metadata("slow_reader_s", *limit),
             Self::SlowSender { limit } => seconds_metadata("receive_s", *limit),
             Self::EmptyPrompt
+            | Self::CannotAppend(_)
             | Self::TemplateFailed(_)
             | Self::Deadline
             | Self::Cancelled(_)

@@ -13,7 +13,7 @@ use crate::engine::{KeepAlive, Priority};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionName};
 use crate::limits::Limits;
-use crate::session::{InputKind, Message, Part, Role, messages_bytes, object_bytes, tokens_bytes};
+use crate::session::{History, InputKind, Message, Part, Role, messages_bytes, object_bytes, tokens_bytes};
 
 /// A generation.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct GenerateRequest {
     pub priority: Priority,
     /// How long the model stays after it; None leaves that as it is.
     pub keep_alive: Option<KeepAlive>,
+    /// How a chat turn goes on from its session; None takes the session's.
+    pub history: Option<History>,
 }
 
 /// The input of a request.
@@ -151,6 +153,15 @@ impl GenerateRequest {
         let target = Target::new(&self.model, &self.session)?;
         if matches!(target, Target::Model(_)) && self.expected_token_count.is_some() {
             return Err(Error::field("expected_token_count", "needs a session"));
+        }
+        if self.history.is_some() {
+            match (&target, self.input.kind()) {
+                (Target::Model(_), _) => return Err(Error::field("history", "needs a session")),
+                (Target::Session { .. }, InputKind::Raw) => {
+                    return Err(Error::field("history", "is for chat turns"));
+                }
+                (Target::Session { .. }, InputKind::Chat) => {}
+            }
         }
         self.input.check("prompt", limits)?;
         self.sampling.check(limits)?;

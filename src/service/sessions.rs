@@ -17,7 +17,8 @@ use crate::engine::TurnTie;
 use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::session::{
-    ListPage, Message, NewSession, SessionBook, SessionView, TurnContent, TurnGuard, TurnRequest, TurnStart,
+    History, ListPage, Message, NewSession, SessionBook, SessionView, TurnContent, TurnGuard, TurnRequest,
+    TurnStart,
 };
 
 /// The session book's hold on a running turn; told when the session is deleted.
@@ -126,6 +127,8 @@ pub struct CreateSession {
     pub model: String,
     /// Lifetime after the last use.
     pub ttl: Option<Duration>,
+    /// How its chat turns go on.
+    pub history: History,
 }
 
 /// A session to copy.
@@ -189,12 +192,12 @@ impl Service {
     /// # Errors
     /// A field is refused, the name is taken, the caller has too many, or the model is unknown.
     pub async fn create_session(&self, caller: &Caller, create: CreateSession) -> Result<SessionView, Error> {
-        let CreateSession { name, model, ttl: lifetime } = create;
+        let CreateSession { name, model, ttl: lifetime, history } = create;
         let key = caller.session(fresh_session_name("name", &name)?);
         let model = model_name("model", &model)?;
         let lifetime = ttl(lifetime, self.limits.session_ttl_max)?.unwrap_or(self.limits.session_ttl);
         self.models.check_exists(&model).await?;
-        self.sessions.create(NewSession { key, model, ttl: lifetime })
+        self.sessions.create(NewSession { key, model, ttl: lifetime, history })
     }
 
     /// Returns all of a session.

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use dashmap::DashMap;
 
 use super::bytes::{Charge, Held};
+use super::history::History;
 use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 use crate::clock::Clock;
 use crate::error::Error;
@@ -28,6 +29,8 @@ pub struct NewSession {
     pub model: ModelName,
     /// Lifetime after its last use.
     pub ttl: Duration,
+    /// How its chat turns go on.
+    pub history: History,
 }
 
 /// A page of a list.
@@ -113,6 +116,7 @@ impl<H> SessionBook<H> {
         let mut owned = self.owners.entry(new.key.owner.clone()).or_default();
         self.refuse_another(&owned, &new.key.name, now)?;
         let session = Session::held(owned.held.clone(), new.key.clone(), new.model, new.ttl, now);
+        let session = session.with_history(new.history);
         let view = session.view();
         owned.entries.insert(new.key.name, Entry { session, turn: None });
         Ok(view)

@@ -37,11 +37,16 @@ fn key(owner: &str, name: &str) -> SessionKey {
 
 fn create(book: &SessionBook<Arc<()>>, owner: &str, name: &str) -> Result<SessionView, Error> {
     let ttl = Duration::from_secs(10);
-    book.create(NewSession { key: key(owner, name), model: "m".into(), ttl })
+    book.create(NewSession { key: key(owner, name), model: "m".into(), ttl, history: History::Auto })
 }
 
-const RAW: TurnRequest =
-    TurnRequest { model: None, input: InputKind::Raw, expected_token_count: None, input_bytes: 0 };
+const RAW: TurnRequest = TurnRequest {
+    model: None,
+    input: InputKind::Raw,
+    expected_token_count: None,
+    input_bytes: 0,
+    history: None,
+};
 
 #[test]
 fn names_are_unique_within_an_owner_and_limited() {
@@ -156,7 +161,8 @@ fn say(book: &Arc<SessionBook<Arc<()>>>, name: &str, bytes: usize) -> Result<(),
     let request = TurnRequest { input: InputKind::Chat, input_bytes: bytes, ..RAW };
     let (guard, start) = book.begin(&key("uid:1", name), &request, Arc::new(()))?;
     let tokens = [&*start.tokens, &[1, 2]].concat();
-    let content = TurnContent::Chat { messages: vec![named(bytes)], text: "hi".into(), text_is_whole: true };
+    let content =
+        TurnContent::Chat { messages: vec![named(bytes)], text: Some("hi".into()), text_is_whole: true };
     guard.commit(tokens, content).map(drop)
 }
 

@@ -30,6 +30,7 @@ pub fn chat_text(rendered: &str, output: &str, ending: &str) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::History;
 
     fn start(text: Option<&str>) -> TurnStart {
         TurnStart {
@@ -37,6 +38,8 @@ mod tests {
             text: text.map(Into::into),
             tokens: [1000].into(),
             messages: Vec::new(),
+            is_whole: true,
+            history: History::Auto,
         }
     }
 

@@ -7,12 +7,14 @@
 mod book;
 mod bytes;
 mod context;
+mod history;
 mod message;
 mod state;
 
 pub use book::{ListPage, NewSession, SessionBook, SessionLimits, TurnGuard};
 pub use bytes::{messages_bytes, tokens_bytes};
 pub use context::{chat_rest, chat_text, joined};
+pub use history::{History, HistoryOutcome};
 pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
 pub use state::{InputKind, Session, SessionView, TurnContent, TurnEnd, TurnId, TurnRequest, TurnStart};
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::bytes::{Charge, Held, SESSION_BYTES, TURN_BYTES, messages_bytes, tokens_bytes};
+use super::history::History;
 use super::message::Message;
 use crate::count::count;
 use crate::error::Error;
@@ -35,6 +36,8 @@ pub struct TurnRequest {
     pub expected_token_count: Option<u32>,
     /// Bytes of its input that the session would keep.
     pub input_bytes: usize,
+    /// How a chat turn goes on; None takes the session's.
+    pub history: Option<History>,
 }
 
 /// The content that a turn builds on. Shares the session's content, so that no lock is held while the turn
@@ -49,6 +52,11 @@ pub struct TurnStart {
     pub text: Option<Arc<str>>,
     /// The tokens so far.
     pub tokens: Arc<[u32]>,
+    /// Whether `tokens` hold all that `messages` say. Those of a session that was cut back to a turn which a
+    /// later one rewrote do not.
+    pub is_whole: bool,
+    /// How a chat turn goes on.
+    pub history: History,
 }
 
 /// The additions of a finished turn.
@@ -60,8 +68,8 @@ pub enum TurnContent {
     Chat {
         /// The new ones, the answer last.
         messages: Vec<Message>,
-        /// The conversation as rendered, the answer at its end.
-        text: Arc<str>,
+        /// The text of the tokens, the answer at its end; None if that of the tokens before is not known.
+        text: Option<Arc<str>>,
         /// Whether `text` covers all tokens. That of an answer cut at a stop string does not: the tokens hold
         /// that string, the text does not.
         text_is_whole: bool,
@@ -77,6 +85,8 @@ pub struct TurnEnd {
     pub token_count: usize,
     /// Bytes of text at its end; none where the tokens' text is not known.
     text_bytes: Option<usize>,
+    /// Whether its tokens hold all of it: a later turn may have rewritten them.
+    is_whole: bool,
     /// Whether its input was text or ids instead of messages.
     pub raw: bool,
 }
@@ -100,6 +110,8 @@ pub struct SessionView {
     pub created: SystemTime,
     /// Time of its last use.
     pub used: SystemTime,
+    /// How its chat turns go on.
+    pub history: History,
 }
 
 /// A conversation.
@@ -123,6 +135,7 @@ pub struct Session {
     ttl: Duration,
     created: SystemTime,
     used: SystemTime,
+    history: History,
 }
 
 impl Session {
@@ -155,7 +168,14 @@ impl Session {
             ttl,
             created: now,
             used: now,
+            history: History::default(),
         }
+    }
+
+    /// Changes how its chat turns go on.
+    #[must_use]
+    pub fn with_history(self, history: History) -> Self {
+        Self { history, ..self }
     }
 
     /// Returns a copy under a new name, without the turn that may run. The content is shared.
@@ -185,6 +205,7 @@ impl Session {
             ttl: self.ttl,
             created: self.created,
             used: self.used,
+            history: self.history,
         }
     }
 
@@ -231,15 +252,17 @@ impl Session {
             return Err(Error::SessionWrongModel { session, model });
         }
         let (model, tokens) = (self.model.clone(), Arc::clone(&self.tokens));
-        Ok(TurnStart { model, messages: Vec::new(), text: None, tokens })
+        let (is_whole, history) = (self.turns.last().is_none_or(|last| last.is_whole), self.history);
+        Ok(TurnStart { model, messages: Vec::new(), text: None, tokens, is_whole, history })
     }
 
     /// Returns what a turn would build on, with the same check.
-    fn start(&self, expected: Option<&ModelName>) -> Result<TurnStart, Error> {
-        let start = self.raw_start(expected)?;
+    fn start(&self, request: &TurnRequest) -> Result<TurnStart, Error> {
+        let start = self.raw_start(request.model.as_ref())?;
+        let history = request.history.unwrap_or(start.history);
         let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
         let text = text_bytes.and_then(|end| shared_start(&self.text, end));
-        Ok(TurnStart { messages: self.messages.clone(), text, ..start })
+        Ok(TurnStart { messages: self.messages.clone(), text, history, ..start })
     }
 
     /// Begins a turn, if it may.
@@ -250,7 +273,7 @@ impl Session {
         now: SystemTime,
     ) -> Result<TurnStart, Error> {
         let session = || self.key.name.clone();
-        let start = self.start(request.model.as_ref())?;
+        let start = self.start(request)?;
         if self.busy.is_some() {
             return Err(Error::SessionBusy(session()));
         }
@@ -278,14 +301,16 @@ impl Session {
         let raw = matches!(content, TurnContent::Raw);
         let (mut text_bytes, mut kept) = (None, TURN_BYTES);
         if let TurnContent::Chat { messages, text, text_is_whole } = content {
-            self.forget_rewritten(&tokens, &text);
+            self.forget_rewritten(&tokens, text.as_deref());
             kept += messages_bytes(&messages);
             self.messages.extend(messages.into_iter().map(Arc::new));
-            text_bytes = text_is_whole.then_some(text.len());
-            self.text = text;
+            if let Some(text) = text {
+                text_bytes = text_is_whole.then_some(text.len());
+                self.text = text;
+            }
         }
         let (message_count, token_count) = (self.messages.len(), tokens.len());
-        self.turns.push(TurnEnd { message_count, token_count, text_bytes, raw });
+        self.turns.push(TurnEnd { message_count, token_count, text_bytes, is_whole: true, raw });
         self.turn_bytes.push(Arc::new(self.held.charge(kept)));
         self.tokens = tokens;
         self.count_content();
@@ -365,14 +390,16 @@ impl Session {
     }
 
     /// Moves the ends of earlier turns back to where a turn rewrote what came before (a template that drops
-    /// old reasoning does), and forgets their text.
-    fn forget_rewritten(&mut self, tokens: &[u32], text: &str) {
+    /// old reasoning does), and forgets their text. Without a new text, the old one stays.
+    fn forget_rewritten(&mut self, tokens: &[u32], text: Option<&str>) {
         let same_tokens = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
+        let text = text.unwrap_or(&self.text);
         let same_bytes = self.text.bytes().zip(text.bytes()).take_while(|(old, new)| old == new).count();
         for turn in &mut self.turns {
             let text_holds = turn.text_bytes.is_some_and(|bytes| bytes <= same_bytes);
             if turn.token_count > same_tokens || !text_holds {
                 turn.text_bytes = None;
+                turn.is_whole &= turn.token_count <= same_tokens;
                 turn.token_count = turn.token_count.min(same_tokens);
             }
         }

@@ -15,12 +15,12 @@ fn session() -> Session {
 }
 
 fn request(input: InputKind) -> TurnRequest {
-    TurnRequest { model: None, input, expected_token_count: None, input_bytes: 0 }
+    TurnRequest { model: None, input, expected_token_count: None, input_bytes: 0, history: None }
 }
 
 fn chat(text: &str) -> TurnContent {
     let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
-    TurnContent::Chat { messages, text: text.into(), text_is_whole: true }
+    TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true }
 }
 
 fn turn(session: &mut Session, id: u64, tokens: Vec<u32>, content: TurnContent) {
@@ -112,7 +112,7 @@ fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2], chat("ab"));
     let TurnContent::Chat { messages, .. } = chat("") else { unreachable!() };
-    let content = TurnContent::Chat { messages, text: "abc".into(), text_is_whole: false };
+    let content = TurnContent::Chat { messages, text: Some("abc".into()), text_is_whole: false };
     turn(&mut session, 2, vec![1, 2, 3, 4], content);
     let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
     assert_eq!(start.text, None);
@@ -120,6 +120,44 @@ fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
     session.truncate_turns(1, NOW).unwrap();
     let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
     assert_eq!(start.text.as_deref(), Some("ab"));
+}
+
+#[test]
+fn a_session_cut_back_to_a_rewritten_turn_does_not_hold_it_whole() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2, 3], chat("abc"));
+    turn(&mut session, 2, vec![1, 2, 9, 9], chat("abXY"));
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert!(start.is_whole);
+    session.roll_back(TurnId(3), NOW);
+    session.truncate_turns(1, NOW).unwrap();
+    assert!(!session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap().is_whole);
+}
+
+#[test]
+fn a_turn_after_tokens_of_unknown_text_forgets_no_earlier_text() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    for (id, tokens) in [(2, vec![1, 2, 3]), (3, vec![1, 2, 3, 4])] {
+        let TurnContent::Chat { messages, .. } = chat("") else { unreachable!() };
+        turn(&mut session, id, tokens, TurnContent::Chat { messages, text: None, text_is_whole: true });
+        let start = session.start(&request(InputKind::Chat)).unwrap();
+        assert!(start.text.is_none() && start.is_whole);
+    }
+    session.truncate_turns(1, NOW).unwrap();
+    let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!((start.text.as_deref(), start.is_whole), (Some("ab"), true));
+}
+
+#[test]
+fn a_request_overrides_the_history_of_its_session_and_a_fork_inherits_it() {
+    let session = session().with_history(History::Append);
+    let fork = session.fork(SessionKey { owner: "uid:1".into(), name: "f".into() }, None, NOW);
+    assert_eq!(fork.view().history, History::Append);
+    let history = |request: &TurnRequest| fork.start(request).unwrap().history;
+    assert_eq!(history(&request(InputKind::Chat)), History::Append);
+    let rerender = TurnRequest { history: Some(History::Rerender), ..request(InputKind::Chat) };
+    assert_eq!(history(&rerender), History::Rerender);
 }
 
 #[test]

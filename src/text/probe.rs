@@ -1,6 +1,8 @@
 //! What a template does with each part of a conversation, found by rendering short ones: many templates leave
 //! out what they do not know, without a word.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 /// The text whose way through a template is followed: a word that no template has.
@@ -9,6 +11,11 @@ const WORD: &str = "qjxzvw";
 const TOOL: &str = "qjxztool";
 /// The id of its call: some templates want nine letters and digits.
 const CALL: &str = "qjxzcall0";
+
+/// Variables by which makers let a template keep past reasoning, and the value that does (Qwen and Kimi; GLM;
+/// Nemotron).
+const REASONING_SWITCHES: [(&str, bool); 3] =
+    [("preserve_thinking", true), ("clear_thinking", false), ("truncate_history_thinking", false)];
 
 /// The fate of a part of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +120,12 @@ fn fate(rendered: Option<String>, word: &str) -> Fate {
         Some(text) if text.contains(word) => Fate::Written,
         Some(_) => Fate::Skipped,
     }
+}
+
+/// Returns the variable, of those that a template reads, by which it keeps past reasoning, and its value for
+/// that.
+pub(super) fn reasoning_switch(names: &BTreeSet<String>) -> Option<(&'static str, bool)> {
+    REASONING_SWITCHES.into_iter().find(|(name, _)| names.contains(*name))
 }
 
 fn message(role: &str, content: &str) -> Value {

@@ -18,7 +18,7 @@ use time::{OffsetDateTime, UtcOffset};
 use super::apart::{SOURCE_BYTES_MAX, apart};
 use super::marks::{Marked, Marks};
 use super::probe::{Fate, Places, Roles, Traits};
-use super::{TextError, TextFiles, Tokenizer, jinja, python, source, tojson};
+use super::{TextError, TextFiles, Tokenizer, jinja, probe, python, source, tojson};
 
 /// Limit of instructions in a render. Real templates take some hundreds for a message; this is about a second
 /// of work and at most 1 GB.
@@ -174,6 +174,12 @@ impl ChatTemplate {
     #[must_use]
     pub fn switches_thinking(&self) -> bool {
         self.0.switches_thinking
+    }
+
+    /// Returns the argument with which the template keeps past reasoning, and its value for that.
+    #[must_use]
+    pub fn reasoning_switch(&self) -> Option<(&'static str, bool)> {
+        probe::reasoning_switch(&self.0.names)
     }
 
     /// Returns the control token that the template writes after the model's answer.

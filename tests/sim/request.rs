@@ -15,7 +15,7 @@ pub(super) const SESSION_LIMITS: SessionLimits =
 /// Returns the request of a raw turn after `expected` tokens.
 pub(super) fn raw_turn(expected: u32) -> TurnRequest {
     let expected_token_count = Some(expected);
-    TurnRequest { model: None, input: InputKind::Raw, expected_token_count, input_bytes: 0 }
+    TurnRequest { model: None, input: InputKind::Raw, expected_token_count, input_bytes: 0, history: None }
 }
 
 /// A session's turn that a request is.

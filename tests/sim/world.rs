@@ -21,7 +21,7 @@ use crate::engine::{
 use crate::error::Error;
 use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
 use crate::sched::{Owner, Priority};
-use crate::session::{NewSession, SessionBook};
+use crate::session::{History, NewSession, SessionBook};
 use crate::text::Tokenizer;
 
 const MODELS: [&str; 2] = ["m", "other"];
@@ -344,7 +344,8 @@ impl World {
         let name = self.fresh_name();
         let key = SessionKey { owner: format!("p{}", self.random.below(PRINCIPALS)).as_str().into(), name };
         let ttl = Duration::from_secs(1 + self.random.below(30));
-        match self.book.create(NewSession { key: key.clone(), model: MODELS[0].into(), ttl }) {
+        let (model, history) = (MODELS[0].into(), History::Auto);
+        match self.book.create(NewSession { key: key.clone(), model, ttl, history }) {
             Ok(_) => drop(self.kept.insert(key, vec![])),
             Err(Error::SessionLimit { .. }) => {}
             Err(other) => panic!("{other:?}"),

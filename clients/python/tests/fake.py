@@ -41,6 +41,14 @@ def abort(context, code, reason, message="no", metadata=None, *details):
     context.abort(code, message)
 
 
+def _outcome(request):
+    """What a turn did: with a history of its own, as if the template wrote the past differently."""
+    return {
+        pb.HISTORY_APPEND: pb.HISTORY_OUTCOME_APPENDED,
+        pb.HISTORY_RERENDER: pb.HISTORY_OUTCOME_RERENDERED,
+    }.get(request.history, pb.HISTORY_OUTCOME_UNSPECIFIED)
+
+
 class Fake(
     InferenceServiceServicer, ModelServiceServicer, SessionServiceServicer, ServerServiceServicer
 ):
@@ -139,6 +147,7 @@ class Fake(
             text=text,
             finish_reason=pb.FINISH_REASON_STOP,
             usage=usage,
+            history=_outcome(request),
             **self._end(request, usage),
         )
         response.timings.time_to_first_token.FromMilliseconds(25)
@@ -155,6 +164,7 @@ class Fake(
                 model_revision="rev",
                 prompt_tokens=usage.prompt_tokens,
                 cached_tokens=usage.cached_tokens,
+                history=_outcome(request),
             )
         )
         yield pb.StreamGenerateResponse(
@@ -231,7 +241,9 @@ class Fake(
         name = request.name or "chosen"
         if name in self.sessions:
             abort(context, grpc.StatusCode.ALREADY_EXISTS, "SESSION_EXISTS")
-        session = session_pb2.Session(name=name, model=request.model, ttl=request.ttl)
+        session = session_pb2.Session(
+            name=name, model=request.model, ttl=request.ttl, history=request.history
+        )
         self.sessions[name] = session
         return session_pb2.CreateSessionResponse(session=session)
 

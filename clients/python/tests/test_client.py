@@ -298,6 +298,17 @@ def test_a_session_of_another_model_is_refused(client):
     assert caught.value.metadata == {"session": "talk", "model": MODEL}
 
 
+def test_history_reaches_the_session_and_its_turns_and_comes_back(client, fake):
+    session = client.create_session("h", model=MODEL, history="append")
+    assert fake.requests[-1].history == 2
+    assert session.generate("x").history is None
+    assert session.generate("x", history="append").history == "appended"
+    with session.stream("x", history="rerender") as stream:
+        assert stream.result().history == "rerendered"
+    with pytest.raises(mlxd.InvalidRequestError, match="history"):
+        session.generate("x", history="forget")
+
+
 def test_priority_and_xtc_reach_the_request(client, fake):
     client.generate(model=MODEL, prompt="x", priority="background", xtc_probability=0.5)
     request = fake.requests[-1]

@@ -9,6 +9,7 @@ mod errors;
 mod fake;
 mod folder;
 mod harness;
+mod history;
 mod life;
 mod models;
 mod neighbours;

@@ -17,7 +17,7 @@ use crate::daemon::folder::{END, answer_start, ids, message};
 use crate::daemon::harness::{Daemon, MODEL, prompt, turn};
 
 async fn create(daemon: &Daemon, name: &str) -> Result<Session, Error> {
-    let request = CreateSessionRequest { name: name.into(), model: MODEL.into(), ttl: None };
+    let request = CreateSessionRequest { name: name.into(), model: MODEL.into(), ..Default::default() };
     daemon.client.create_session(request).await
 }
 

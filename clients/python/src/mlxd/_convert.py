@@ -19,6 +19,7 @@ from mlxd.types import (
     Completion,
     FinishReason,
     GenerateOptions,
+    HistoryOutcome,
     Messages,
     Quantize,
     TokenLogprobs,
@@ -54,6 +55,11 @@ _FINISH_REASONS: dict[int, FinishReason] = {
     pb.FINISH_REASON_STOP: "stop",
     pb.FINISH_REASON_STOP_STRING: "stop_string",
     pb.FINISH_REASON_LENGTH: "length",
+}
+_HISTORY_OUTCOMES: dict[int, HistoryOutcome] = {
+    pb.HISTORY_OUTCOME_CONTINUED: "continued",
+    pb.HISTORY_OUTCOME_APPENDED: "appended",
+    pb.HISTORY_OUTCOME_RERENDERED: "rerendered",
 }
 _BAD_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
 
@@ -136,6 +142,8 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
     keep_alive = duration(given.get("keep_alive"), "keep_alive")
     if keep_alive is not None:
         request.keep_alive.CopyFrom(keep_alive)
+    if "history" in given:
+        request.history = history(given["history"])
     if "expected_token_count" in given:
         _set(request, "expected_token_count", given["expected_token_count"])
 
@@ -354,6 +362,11 @@ def quantize(options: Quantize | None) -> model_pb2.QuantizeOptions | None:
     )
 
 
+def history(name: str | None) -> pb.History:
+    """Returns the enum value of a history's name; None is unspecified."""
+    return cast(pb.History, _enum(pb.History, "history", name))
+
+
 def _enum(enum: Any, field: str, name: str | None) -> Any:
     """Returns the value of a name without its prefix; None is unspecified."""
     full = f"{field}_{'unspecified' if name is None else name}".upper()
@@ -394,6 +407,7 @@ def completion(
         request_id=started.request_id,
         model_revision=started.model_revision,
         sampling=started.sampling,
+        history=_HISTORY_OUTCOMES.get(started.history),
         token_ids=tuple(token_ids),
         logprobs=tuple(logprobs),
     )

@@ -9,7 +9,7 @@ from mlxd import _convert as convert
 from mlxd._connection import Connection
 from mlxd.errors import AlreadyExistsError, wrong_model
 from mlxd.session import Session
-from mlxd.types import CallOptions
+from mlxd.types import CallOptions, History
 from mlxd.v1 import session_pb2
 
 
@@ -34,18 +34,19 @@ class Client(Connection):
         *,
         model: str,
         ttl: float | None = None,
+        history: History | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
         """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
-        `ttl`, in seconds, applies only to a session that is created.
+        `ttl`, in seconds, and `history` apply only to a session that is created.
 
         Raises:
             StateError: the session exists and is bound to another model.
         """
         deadline = self._deadline(options)
         try:
-            return self.create_session(name, model=model, ttl=ttl, **options)
+            return self.create_session(name, model=model, ttl=ttl, history=history, **options)
         except AlreadyExistsError:
             options["timeout"] = deadline.left()
             response = self.get_session(name, **options)
@@ -59,6 +60,7 @@ class Client(Connection):
         *,
         model: str,
         ttl: float | None = None,
+        history: History | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
         """Creates a session.
@@ -67,6 +69,9 @@ class Client(Connection):
             name: the session's name; the daemon chooses one if it is empty.
             model: the model that the session is bound to.
             ttl: lifetime without use, in seconds; None is the daemon's default.
+            history: what its turns do where the chat template writes the past differently: "append"
+                keeps it, "rerender" writes it again, "auto" (the default) keeps it where the
+                template has a switch for past reasoning.
             options: options of the call.
 
         Raises:
@@ -77,6 +82,7 @@ class Client(Connection):
             name=name,
             model=model,
             ttl=convert.duration(ttl, "ttl"),
+            history=convert.history(history),
         )
         response = self._call(self._stubs.session.CreateSession, request, options)
         return Session(self, response.session)

@@ -41,6 +41,8 @@ __all__ = [
     "GenerateStarted",
     "GetSessionResponse",
     "GetStatsResponse",
+    "History",
+    "HistoryOutcome",
     "KvDtype",
     "LoadEvent",
     "LoadProgress",
@@ -63,6 +65,8 @@ FinishReason: TypeAlias = Literal["stop", "stop_string", "length"]
 ComputeDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 KvDtype: TypeAlias = Literal["compute", "int8"]
 Priority: TypeAlias = Literal["interactive", "normal", "background"]
+History: TypeAlias = Literal["auto", "append", "rerender"]
+HistoryOutcome: TypeAlias = Literal["continued", "appended", "rerendered"]
 GenerateEvent: TypeAlias = GenerateStarted | PrefillProgress | GenerateDelta | GenerateFinished
 LoadEvent: TypeAlias = LoadProgress | ModelLoaded | LoadValidated
 
@@ -132,6 +136,7 @@ class GenerateOptions(CallOptions, total=False):
     expected_token_count: int | None
     priority: Priority | None
     keep_alive: float | None
+    history: History | None
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ class Completion:
 
     Times are in seconds: `queue_time`, `time_to_first_token` and `total_time` since the request's
     arrival at the daemon, `decode_time` from the first generated token to the last. `token_ids` and
-    `logprobs` are empty unless they were asked for.
+    `logprobs` are empty unless they were asked for. `history` is what a turn did with the tokens of
+    its session; None if there were none.
     """
 
     text: str
@@ -157,6 +163,7 @@ class Completion:
     request_id: str
     model_revision: str
     sampling: EffectiveSampling
+    history: HistoryOutcome | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
 

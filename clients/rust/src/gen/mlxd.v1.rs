@@ -123,6 +123,10 @@ pub enum ErrorReason {
     /// RESOURCE_EXHAUSTED + QuotaFailure: the disk of the Hugging Face cache has no
     /// room for the model; metadata model, needed_bytes, available_bytes.
     DiskFull = 64,
+    /// FAILED_PRECONDITION: with HISTORY_APPEND, the turn needs something before the
+    /// session's last answer that the session does not hold, or the session does not
+    /// hold that answer whole. HISTORY_AUTO or HISTORY_RERENDER takes the turn.
+    CannotAppend = 66,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -172,6 +176,7 @@ impl ErrorReason {
             Self::HubDenied => "ERROR_REASON_HUB_DENIED",
             Self::HubUnavailable => "ERROR_REASON_HUB_UNAVAILABLE",
             Self::DiskFull => "ERROR_REASON_DISK_FULL",
+            Self::CannotAppend => "ERROR_REASON_CANNOT_APPEND",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -218,6 +223,7 @@ impl ErrorReason {
             "ERROR_REASON_HUB_DENIED" => Some(Self::HubDenied),
             "ERROR_REASON_HUB_UNAVAILABLE" => Some(Self::HubUnavailable),
             "ERROR_REASON_DISK_FULL" => Some(Self::DiskFull),
+            "ERROR_REASON_CANNOT_APPEND" => Some(Self::CannotAppend),
             _ => None,
         }
     }
@@ -256,6 +262,10 @@ pub struct GenerateRequest {
     /// forever. Unset leaves that as it is. A pinned model stays in any case.
     #[prost(message, optional, tag = "11")]
     pub keep_alive: ::core::option::Option<::prost_types::Duration>,
+    /// How this chat turn goes on from its session; unset takes the session's. With
+    /// a value, `session` must be given.
+    #[prost(enumeration = "History", tag = "12")]
+    pub history: i32,
     /// The text, tokens or messages to continue. In a session, only those that this
     /// turn adds. Required; an input without tokens is EMPTY_PROMPT.
     #[prost(oneof = "generate_request::Input", tags = "2, 3, 4")]
@@ -586,6 +596,9 @@ pub struct GenerateResponse {
     /// The sampling values in force.
     #[prost(message, optional, tag = "11")]
     pub sampling: ::core::option::Option<EffectiveSampling>,
+    /// What the turn did with the tokens of its session.
+    #[prost(enumeration = "HistoryOutcome", tag = "12")]
+    pub history: i32,
 }
 /// One event of a streamed generation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -634,6 +647,9 @@ pub struct GenerateStarted {
     /// The sampling values in force.
     #[prost(message, optional, tag = "6")]
     pub sampling: ::core::option::Option<EffectiveSampling>,
+    /// What the turn did with the tokens of its session.
+    #[prost(enumeration = "HistoryOutcome", tag = "7")]
+    pub history: i32,
 }
 /// Progress of the prefill.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -774,6 +790,89 @@ pub struct TokenScore {
     /// The most likely tokens at this position, best first.
     #[prost(message, repeated, tag = "3")]
     pub top: ::prost::alloc::vec::Vec<TokenLogprob>,
+}
+/// How a chat turn goes on from the messages that its session holds. Chat
+/// templates may write the past differently from turn to turn: many drop past
+/// reasoning, after which the session's tokens are no longer those of the
+/// conversation. GenerateStarted.history says what was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum History {
+    /// The session's own; for CreateSession HISTORY_AUTO.
+    Unspecified = 0,
+    /// Keeps the session's tokens where the template writes the same past again, or
+    /// does so with its own switch for keeping past reasoning (`preserve_thinking`
+    /// and the like) unless template_arguments set that; else re-renders.
+    Auto = 1,
+    /// Always keeps the session's tokens; only what follows the last answer is
+    /// rendered. Tools, template arguments and system messages that the template
+    /// would write before it and the session does not hold are CANNOT_APPEND; what
+    /// is left out after earlier turns had it stays.
+    Append = 2,
+    /// Renders the whole conversation; the session's tokens stay where the result
+    /// begins with their text, else it is tokenized anew.
+    Rerender = 3,
+}
+impl History {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HISTORY_UNSPECIFIED",
+            Self::Auto => "HISTORY_AUTO",
+            Self::Append => "HISTORY_APPEND",
+            Self::Rerender => "HISTORY_RERENDER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HISTORY_UNSPECIFIED" => Some(Self::Unspecified),
+            "HISTORY_AUTO" => Some(Self::Auto),
+            "HISTORY_APPEND" => Some(Self::Append),
+            "HISTORY_RERENDER" => Some(Self::Rerender),
+            _ => None,
+        }
+    }
+}
+/// What a turn did with the tokens of its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HistoryOutcome {
+    /// There were none: no session, or its first turn.
+    Unspecified = 0,
+    /// They stayed, and stand for what the template writes.
+    Continued = 1,
+    /// They stayed, where the template would write the past differently.
+    Appended = 2,
+    /// The template wrote the past differently: the conversation was tokenized anew.
+    Rerendered = 3,
+}
+impl HistoryOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HISTORY_OUTCOME_UNSPECIFIED",
+            Self::Continued => "HISTORY_OUTCOME_CONTINUED",
+            Self::Appended => "HISTORY_OUTCOME_APPENDED",
+            Self::Rerendered => "HISTORY_OUTCOME_RERENDERED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HISTORY_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "HISTORY_OUTCOME_CONTINUED" => Some(Self::Continued),
+            "HISTORY_OUTCOME_APPENDED" => Some(Self::Appended),
+            "HISTORY_OUTCOME_RERENDERED" => Some(Self::Rerendered),
+            _ => None,
+        }
+    }
 }
 /// Scheduling class of a request when not all can run. A queued request is
 /// promoted by one class every priority_ageing_s seconds, so that none starves.
@@ -2271,6 +2370,10 @@ pub struct CreateSessionRequest {
     /// session_ttl_s.
     #[prost(message, optional, tag = "3")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
+    /// How its chat turns go on unless they say otherwise; a fork has the same.
+    /// Default HISTORY_AUTO.
+    #[prost(enumeration = "History", tag = "6")]
+    pub history: i32,
 }
 /// Response of CreateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2440,6 +2543,9 @@ pub struct Session {
     /// Time at which it expires unless it is used.
     #[prost(message, optional, tag = "10")]
     pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// How its chat turns go on unless they say otherwise; never unspecified.
+    #[prost(enumeration = "History", tag = "16")]
+    pub history: i32,
 }
 /// One completed turn of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

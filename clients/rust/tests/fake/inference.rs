@@ -137,6 +137,7 @@ impl InferenceService for Fake {
             timings,
             session_token_count,
             sampling: Some(EffectiveSampling::default()),
+            ..GenerateResponse::default()
         }))
     }
 

@@ -8,7 +8,7 @@ from mlxd import _convert as convert
 from mlxd.aio._connection import AsyncConnection
 from mlxd.aio.session import AsyncSession
 from mlxd.errors import AlreadyExistsError, wrong_model
-from mlxd.types import CallOptions
+from mlxd.types import CallOptions, History
 from mlxd.v1 import session_pb2
 
 
@@ -33,18 +33,19 @@ class AsyncClient(AsyncConnection):
         *,
         model: str,
         ttl: float | None = None,
+        history: History | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
         """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
-        `ttl`, in seconds, applies only to a session that is created.
+        `ttl`, in seconds, and `history` apply only to a session that is created.
 
         Raises:
             StateError: the session exists and is bound to another model.
         """
         deadline = self._deadline(options)
         try:
-            return await self.create_session(name, model=model, ttl=ttl, **options)
+            return await self.create_session(name, model=model, ttl=ttl, history=history, **options)
         except AlreadyExistsError:
             options["timeout"] = deadline.left()
             response = await self.get_session(name, **options)
@@ -58,6 +59,7 @@ class AsyncClient(AsyncConnection):
         *,
         model: str,
         ttl: float | None = None,
+        history: History | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
         """Creates a session.
@@ -66,6 +68,9 @@ class AsyncClient(AsyncConnection):
             name: the session's name; the daemon chooses one if it is empty.
             model: the model that the session is bound to.
             ttl: lifetime without use, in seconds; None is the daemon's default.
+            history: what its turns do where the chat template writes the past differently: "append"
+                keeps it, "rerender" writes it again, "auto" (the default) keeps it where the
+                template has a switch for past reasoning.
             options: options of the call.
 
         Raises:
@@ -76,6 +81,7 @@ class AsyncClient(AsyncConnection):
             name=name,
             model=model,
             ttl=convert.duration(ttl, "ttl"),
+            history=convert.history(history),
         )
         response = await self._call(self._stubs.session.CreateSession, request, options)
         return AsyncSession(self, response.session)

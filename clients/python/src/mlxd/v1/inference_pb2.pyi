@@ -11,6 +11,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class History(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HISTORY_UNSPECIFIED: _ClassVar[History]
+    HISTORY_AUTO: _ClassVar[History]
+    HISTORY_APPEND: _ClassVar[History]
+    HISTORY_RERENDER: _ClassVar[History]
+
+class HistoryOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HISTORY_OUTCOME_UNSPECIFIED: _ClassVar[HistoryOutcome]
+    HISTORY_OUTCOME_CONTINUED: _ClassVar[HistoryOutcome]
+    HISTORY_OUTCOME_APPENDED: _ClassVar[HistoryOutcome]
+    HISTORY_OUTCOME_RERENDERED: _ClassVar[HistoryOutcome]
+
 class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PRIORITY_UNSPECIFIED: _ClassVar[Priority]
@@ -33,6 +47,14 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_STOP_STRING: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+HISTORY_UNSPECIFIED: History
+HISTORY_AUTO: History
+HISTORY_APPEND: History
+HISTORY_RERENDER: History
+HISTORY_OUTCOME_UNSPECIFIED: HistoryOutcome
+HISTORY_OUTCOME_CONTINUED: HistoryOutcome
+HISTORY_OUTCOME_APPENDED: HistoryOutcome
+HISTORY_OUTCOME_RERENDERED: HistoryOutcome
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_INTERACTIVE: Priority
 PRIORITY_NORMAL: Priority
@@ -49,7 +71,7 @@ FINISH_REASON_STOP_STRING: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "token_ids", "chat", "session", "expected_token_count", "sampling", "stopping", "output", "priority", "keep_alive")
+    __slots__ = ("model", "prompt", "token_ids", "chat", "session", "expected_token_count", "sampling", "stopping", "output", "priority", "keep_alive", "history")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +83,7 @@ class GenerateRequest(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     KEEP_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     token_ids: TokenIds
@@ -72,7 +95,8 @@ class GenerateRequest(_message.Message):
     output: OutputOptions
     priority: Priority
     keep_alive: _duration_pb2.Duration
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatInput, _Mapping]] = ..., session: _Optional[str] = ..., expected_token_count: _Optional[int] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., stopping: _Optional[_Union[StoppingOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ..., keep_alive: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    history: History
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatInput, _Mapping]] = ..., session: _Optional[str] = ..., expected_token_count: _Optional[int] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., stopping: _Optional[_Union[StoppingOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ..., keep_alive: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., history: _Optional[_Union[History, str]] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -256,7 +280,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, chosen: _Optional[_Union[TokenLogprob, _Mapping]] = ..., top: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "model_revision", "text", "token_ids", "logprobs", "finish_reason", "stop_string", "usage", "timings", "session_token_count", "sampling")
+    __slots__ = ("request_id", "model_revision", "text", "token_ids", "logprobs", "finish_reason", "stop_string", "usage", "timings", "session_token_count", "sampling", "history")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +292,7 @@ class GenerateResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     SESSION_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model_revision: str
     text: str
@@ -279,7 +304,8 @@ class GenerateResponse(_message.Message):
     timings: Timings
     session_token_count: int
     sampling: EffectiveSampling
-    def __init__(self, request_id: _Optional[str] = ..., model_revision: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., session_token_count: _Optional[int] = ..., sampling: _Optional[_Union[EffectiveSampling, _Mapping]] = ...) -> None: ...
+    history: HistoryOutcome
+    def __init__(self, request_id: _Optional[str] = ..., model_revision: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., session_token_count: _Optional[int] = ..., sampling: _Optional[_Union[EffectiveSampling, _Mapping]] = ..., history: _Optional[_Union[HistoryOutcome, str]] = ...) -> None: ...
 
 class StreamGenerateResponse(_message.Message):
     __slots__ = ("started", "progress", "delta", "finished")
@@ -294,20 +320,22 @@ class StreamGenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., progress: _Optional[_Union[PrefillProgress, _Mapping]] = ..., delta: _Optional[_Union[GenerateDelta, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
-    __slots__ = ("request_id", "model_revision", "prompt_tokens", "cached_tokens", "queue_time", "sampling")
+    __slots__ = ("request_id", "model_revision", "prompt_tokens", "cached_tokens", "queue_time", "sampling", "history")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model_revision: str
     prompt_tokens: int
     cached_tokens: int
     queue_time: _duration_pb2.Duration
     sampling: EffectiveSampling
-    def __init__(self, request_id: _Optional[str] = ..., model_revision: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., sampling: _Optional[_Union[EffectiveSampling, _Mapping]] = ...) -> None: ...
+    history: HistoryOutcome
+    def __init__(self, request_id: _Optional[str] = ..., model_revision: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., sampling: _Optional[_Union[EffectiveSampling, _Mapping]] = ..., history: _Optional[_Union[HistoryOutcome, str]] = ...) -> None: ...
 
 class PrefillProgress(_message.Message):
     __slots__ = ("done_tokens", "total_tokens")
