@@ -59,7 +59,7 @@ fn invariants_hold_whatever_happens() {
         for how in ["ok", "Cancelled", "Deadline", "DeadlineUnmeetable", "QueueFull", "SlowReader"] {
             assert!(ended.contains_key(how), "no request ended with {how}: {ended:?}");
         }
-        for how in ["Internal", "NonFiniteLogits", "ModelUnloaded", "KvTooLarge", "KvCrowded", "Draining"] {
+        for how in ["Internal", "NonFiniteLogits", "ModelUnloaded", "KvTooLarge", "Draining"] {
             assert!(ended.contains_key(how), "no request ended with {how}: {ended:?}");
         }
         assert!(expirations > 0 && evictions > 0, "{expirations} models expired, {evictions} were evicted");
