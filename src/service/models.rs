@@ -239,8 +239,8 @@ impl Models {
         Arc::clone(reading.entry(model.clone()).or_default())
     }
 
-    /// Finds a model for a call that needs it resident. It is downloaded if calls may have that; who waits for
-    /// that is counted among those who wait, and its bytes are set aside.
+    /// Finds a model for a call that needs it resident. It is downloaded if calls may have that; who waits
+    /// for that is counted among those who wait, and its bytes are set aside.
     pub(super) async fn find(&self, model: &ModelName, caller: &Caller) -> Result<Found, Error> {
         if let Some(lease) = self.engine.lease(model) {
             return Ok(Found::Resident(lease));

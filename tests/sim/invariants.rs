@@ -81,9 +81,9 @@ impl World {
         assert!(queued <= self.queue_max + self.running_max * models, "{queued} wait");
     }
 
-    /// Those who pass a blocked request leave room for it: once the others have ended, it starts. If models in
-    /// use have to leave for it, it waits as long as calls that came before it, or that have not reached the
-    /// engine, hold one that would make room.
+    /// Those who pass a blocked request leave room for it: once the others have ended, it starts. If models
+    /// in use have to leave for it, it waits as long as calls that came before it, or that have not reached
+    /// the engine, hold one that would make room.
     fn check_blocked(&mut self) {
         let could_start = self.engine.blocked.as_ref().is_some_and(|blocked| {
             let models = || self.engine.models.values();

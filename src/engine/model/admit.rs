@@ -130,8 +130,8 @@ impl Resident {
         Ok(Verdict::Done)
     }
 
-    /// Lets a request wait for models in use to leave. If another request, which came before it, waits for this
-    /// model, it is refused: each would wait for the other's model.
+    /// Lets a request wait for models in use to leave. If another request, which came before it, waits for
+    /// this model, it is refused: each would wait for the other's model.
     fn wait_for_models<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
