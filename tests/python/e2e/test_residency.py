@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,46 @@ def test_questions_wake_no_model(daemon: Daemon, wire: Wire) -> None:
     wire.inference.CountTokens(count, timeout=CALL_S)
     wire.load("a", validate_only=True)
     assert (wire.stats().loads_total, wire.resident()) == (0, [])
+
+
+def test_questions_extend_no_stay(daemon: Daemon, wire: Wire) -> None:
+    def state() -> model_pb2.ModelInfo:
+        request = model_pb2.GetModelRequest(model="a")
+        return wire.models.GetModel(request, timeout=CALL_S).model
+
+    count = inference_pb2.CountTokensRequest(model="a", prompt="one two")
+    capabilities = server_pb2.CapabilitiesRequest(models=NAMES)
+    questions: list[Callable[[], Any]] = [
+        wire.stats,
+        daemon.healthy,
+        state,
+        lambda: wire.models.ListModels(model_pb2.ListModelsRequest(), timeout=CALL_S),
+        lambda: wire.server.Capabilities(capabilities, timeout=CALL_S),
+        lambda: wire.inference.CountTokens(count, timeout=CALL_S),
+        lambda: wire.get_session("s", include_token_ids=True),
+        lambda: wire.load("a", validate_only=True),
+        lambda: wire.load("a", validate_only=True, keep_alive=seconds(900), pin=True),
+    ]
+    wire.create_session("s", "a")
+    wire.generate(ids=[5, 6, 7], max_tokens=1, session="s", keep_alive=seconds(600))
+    before = state()
+    assert before.HasField("expire_time")
+    for ask in questions:
+        ask()
+        now = state()
+        assert now.last_use_time == before.last_use_time
+        assert (now.keep_alive, now.pinned) == (before.keep_alive, before.pinned)
+    # Its time is shorter than all the rounds together: whatever extends it would keep it for ever.
+    wire.generate(ids=[8], max_tokens=1, session="s", keep_alive=seconds(2))
+
+    def has_left() -> bool:
+        for ask in questions:
+            ask()
+        return not wire.resident()
+
+    wait_for(has_left, "it leaves, though questions come all the time")
+    stats = wire.stats()
+    assert (stats.loads_total, stats.expirations_total) == (1, 1)
 
 
 def test_a_load_ends_with_the_last_who_waits(daemon: Daemon, wire: Wire, weights: int) -> None:
