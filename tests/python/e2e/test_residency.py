@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from daemon import Daemon, wait_for
+from daemon import Daemon, default_model, wait_for
 from mlxd.v1 import inference_pb2, model_pb2, server_pb2
 from wire import CALL_S, Wire, refused
 
@@ -25,6 +25,9 @@ SETTLED = 20
 MIB = 1 << 20
 # Of a small model, what a step computes with and a first KV cache.
 WORKING_BYTES = 8 * MIB
+# The same of the default model, which has 30 layers.
+REAL_WORKING_BYTES = 64 * MIB
+REAL_CYCLES = 5
 NAMES = ("a", "b", "c")
 
 
@@ -44,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def weights(root: Path) -> int:
     """The bytes of one model's weights, which compute as they are stored."""
-    return sum(file.stat().st_size for file in (root / "a").glob("*.safetensors"))
+    return weights_bytes(root / "a")
 
 
 @pytest.fixture
@@ -59,6 +62,11 @@ def wire(daemon: Daemon) -> Iterator[Wire]:
     """A connection to it."""
     with daemon.wire() as wire:
         yield wire
+
+
+def weights_bytes(folder: Path) -> int:
+    """Returns the bytes of a model's weights on disk."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def seconds(count: float) -> Duration:
@@ -95,6 +103,40 @@ def test_the_right_model_goes_before_the_next_load_begins(root: Path, weights: i
             wire.load("a")
         assert refusal.failure.metadata["in_the_way"] == "b"
         assert not refusal.failure.has_retry_info
+
+
+@pytest.mark.real
+def test_of_three_real_models_two_stay_and_one_gives_its_memory_back(tmp_path: Path) -> None:
+    folder = default_model()
+    if not (folder / "config.json").exists():
+        pytest.skip(f"no default model in {folder}: run `make model` or set MLXD_MODEL_DIR")
+    for name in NAMES:
+        (tmp_path / name).symlink_to(folder)
+    weights = weights_bytes(folder)
+    budget = 2 * weights + REAL_WORKING_BYTES
+    config = {"memory_budget_bytes": budget, "model_links_anywhere": True}
+    with Daemon([tmp_path], config) as daemon, daemon.wire() as wire:
+        wire.load("b", pin=True)
+        seen, held = [], []
+        for _ in range(REAL_CYCLES):
+            for name in ("a", "c"):
+                reply = wire.generate(name, prompt="The capital of France is", max_tokens=4)
+                assert reply.text.startswith(" Paris")
+                seen.append(wire.resident())
+            held.append(process_bytes(wire))
+        assert seen == [["a", "b"], ["b", "c"]] * REAL_CYCLES
+        stats = wire.stats()
+        assert (stats.loads_total, stats.evictions_total) == (
+            1 + 2 * REAL_CYCLES,
+            2 * REAL_CYCLES - 1,
+        )
+        # The weights are one shard.
+        assert stats.memory.mlx_peak_bytes <= budget + weights
+        assert max(held) - min(held) < weights // 2, "nothing piles up"
+        loaded = process_bytes(wire)
+        wire.unload("c")
+        left = loaded - weights * 3 // 4
+        wait_for(lambda: process_bytes(wire) <= left, "the system has the weights' memory back")
 
 
 def test_a_model_in_use_is_not_evicted_and_the_refusal_says_so(root: Path, weights: int) -> None:
@@ -288,6 +330,11 @@ def test_a_load_ends_with_the_last_who_waits(daemon: Daemon, wire: Wire, weights
     wire.generate("a", [5], max_tokens=1)
 
 
+def process_bytes(wire: Wire) -> int:
+    """Returns the process's resident memory."""
+    return wire.stats().memory.process_resident_bytes
+
+
 def test_a_hundred_cycles_give_everything_back(wire: Wire, weights: int) -> None:
     def held() -> tuple[int, int]:
         memory = wire.stats().memory
@@ -296,7 +343,10 @@ def test_a_hundred_cycles_give_everything_back(wire: Wire, weights: int) -> None
     def cycle() -> None:
         wire.load("a")
         wire.generate("a", [5, 6, 7], max_tokens=2)
+        loaded = process_bytes(wire)
         wire.unload("a")
+        left = loaded - weights * 3 // 4
+        wait_for(lambda: process_bytes(wire) <= left, "the system has the weights' memory back")
 
     cycle()
     # A thread frees what was unloaded.
@@ -306,7 +356,7 @@ def test_a_hundred_cycles_give_everything_back(wire: Wire, weights: int) -> None
     for _ in range(CYCLES):
         cycle()
         wait_for(lambda: held() == start, "everything is free")
-        resident.append(wire.stats().memory.process_resident_bytes)
+        resident.append(process_bytes(wire))
     slope = slope_of(resident[SETTLED:])
     assert slope <= MIB, f"{slope / MIB:.3f} MiB a cycle: {[bytes_ // MIB for bytes_ in resident]}"
 
