@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import grpc
 import pytest
 
 from daemon import Daemon, free_port, wait_for
-from loopback_hub import TOKEN, Handler, LoopbackHub, Seen
+from loopback_hub import TOKEN, Handler, LoopbackHub, Repo, Seen
 from mlxd.v1 import inference_pb2, model_pb2
 from wire import CALL_S, Wire, refused
 
@@ -303,38 +304,103 @@ def test_a_snapshot_that_lacks_a_shard_is_completed(hub: LoopbackHub) -> None:
         assert shard.exists()
 
 
-def answering(status: int, **headers: str) -> Callable[[Handler, Seen], bool]:
-    """Makes a fault: every question is answered like this."""
+Fault = Callable[[Handler, Seen], bool]
 
-    def fault(handler: Handler, _: Seen) -> bool:
+
+def answering(status: int, text: str = "", **headers: str) -> Fault:
+    """Makes a fault: every question whose path has a text is answered like this."""
+
+    def fault(handler: Handler, seen: Seen) -> bool:
         named = {key.replace("_", "-"): value for key, value in headers.items()}
-        handler.reply(status, b"", named)
+        if text in seen.path:
+            handler.reply(status, b"", named)
+        return text in seen.path
+
+    return fault
+
+
+def listing(size: int) -> Fault:
+    """Makes a fault: the weights are listed with another size."""
+
+    def fault(handler: Handler, seen: Seen) -> bool:
+        if "/tree/" not in seen.path:
+            return False
+        repo: Repo = handler.hub.repos[NAME]
+        entries = [repo.entry(name) for name in sorted(repo.files)]
+        for entry in filter(lambda entry: "lfs" in entry, entries):
+            entry["lfs"]["size"] = size
+        handler.reply(200, entries)
         return True
 
     return fault
 
 
-@pytest.mark.parametrize(
-    ("fault", "code", "reason"),
-    [
-        (answering(503), "UNAVAILABLE", "HUB_UNAVAILABLE"),
-        (answering(403, X_Error_Code="GatedRepo"), "FAILED_PRECONDITION", "HUB_DENIED"),
-        (answering(200), "FAILED_PRECONDITION", "DOWNLOAD_FAILED"),
-    ],
-    ids=["busy", "gated", "no-json"],
-)
-def test_what_a_hub_refuses_has_a_reason(
-    hub: LoopbackHub, fault: Callable[[Handler, Seen], bool], code: str, reason: str
-) -> None:
-    hub.faults.append(fault)
+@dataclass
+class Row:
+    """What a hub does, and what the caller of LoadModel gets."""
+
+    fault: Fault
+    code: str
+    reason: str
+    says: str
+    retry_s: float = 0.0
+
+
+FAILED = ("FAILED_PRECONDITION", "DOWNLOAD_FAILED")
+HUB_DENIED = ("FAILED_PRECONDITION", "HUB_DENIED")
+HUB_UNAVAILABLE = ("UNAVAILABLE", "HUB_UNAVAILABLE")
+FULL = ("RESOURCE_EXHAUSTED", "DISK_FULL")
+
+REFUSALS = {
+    "busy": Row(answering(503), *HUB_UNAVAILABLE, "503 Service Unavailable", 10),
+    "asked-too-often": Row(
+        answering(429, Retry_After="3600"), *HUB_UNAVAILABLE, "try again in 3600 s", 3600
+    ),
+    "gated": Row(answering(403, X_Error_Code="GatedRepo"), *HUB_DENIED, "it is gated"),
+    "token-refused": Row(answering(401, X_Error_Message="Bad token"), *HUB_DENIED, "Bad token"),
+    "repo-not-shown": Row(
+        answering(401, X_Error_Code="RepoNotFound"), *UNKNOWN, "or it is private"
+    ),
+    "no-json": Row(answering(200), *FAILED, "JSON that is not what its API promises"),
+    "no-such-range": Row(
+        answering(416, "Signature"), *FAILED, "the hub has fewer bytes than it lists"
+    ),
+    "more-bytes-than-listed": Row(listing(1000), *FAILED, "bytes where it lists 1000"),
+    "a-size-that-cannot-be": Row(listing(1 << 62), *FAILED, "says that it has"),
+    "a-full-disk": Row(listing(1 << 48), *FULL, "the disk has"),
+}
+
+
+@pytest.mark.parametrize("row", REFUSALS.values(), ids=REFUSALS)
+def test_what_a_hub_refuses_has_a_reason(hub: LoopbackHub, row: Row) -> None:
+    hub.faults.append(row.fault)
     with serving(hub, HF_TOKEN=TOKEN) as daemon, daemon.wire() as wire:
-        with refused(code, reason) as refusal:
+        with refused(row.code, row.reason) as refusal:
             wire.load(NAME)
-        assert refusal.failure.has_retry_info == (reason == "HUB_UNAVAILABLE")
-        assert refusal.failure.metadata["model"] == NAME
-        assert TOKEN not in refusal.failure.message + daemon.log
+        failure = refusal.failure
+        assert row.says in failure.message
+        assert (failure.has_retry_info, failure.retry_s) == (row.retry_s > 0, row.retry_s)
+        assert failure.metadata["model"] == NAME
+        assert failure.has_quota_failure == (row.reason == "DISK_FULL")
+        assert TOKEN not in failure.message + daemon.log
+        assert not cached(daemon)
         hub.faults.clear()
         wire.load(NAME)
+
+
+def test_a_full_disk_is_refused_before_the_first_byte_with_what_is_needed(
+    hub: LoopbackHub,
+) -> None:
+    hub.faults.append(listing(1 << 48))
+    with serving(hub) as daemon, daemon.wire() as wire:
+        with refused(*FULL) as refusal:
+            wire.load(NAME)
+        metadata = refusal.failure.metadata
+        # Two shards of this size are missing, and small files.
+        assert int(metadata["needed_bytes"]) > 2 << 48
+        assert 0 < int(metadata["available_bytes"]) < 2 << 48
+        assert not hub.requests(server="storage")
+        assert wire.resident() == []
 
 
 def test_offline_a_repo_that_is_not_there_is_not_found(hub: LoopbackHub) -> None:

@@ -417,8 +417,12 @@ def test_a_hub_that_lies_is_found_out(hub: LoopbackHub, tmp_path: Path) -> None:
         (lambda e: weights(e).update(lfs={**lfs, "oid": "../" * 21 + "x"}), "lists no hash of it"),
         (lambda e: weights(e).update(lfs=None, oid="1" * 40), "hash is not the one that it lists"),
     ]:
+        before = len(hub.requests(server="storage"))
         hub.faults[:] = [listing(change)]
         assert said in refused(hub, tmp_path), said
+        asked = len(hub.requests(server="storage")) - before
+        # What can be told from the list is told before the first byte.
+        assert (asked > 0) == (said.startswith(("bytes where", "hash"))), said
     assert not list(tmp_path.rglob("x.safetensors"))
 
 

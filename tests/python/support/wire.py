@@ -48,6 +48,8 @@ class Failure:
     fields: list[str] = field(default_factory=list)
     resource: str = ""
     has_retry_info: bool = False
+    # RetryInfo's delay; 0 without one.
+    retry_s: float = 0.0
     has_quota_failure: bool = False
 
 
@@ -68,7 +70,9 @@ def failure(error: grpc.RpcError) -> Failure:
             found.fields = [violation.field for violation in bad.field_violations]
         elif kind == "google.rpc.ResourceInfo":
             found.resource = _unpack(detail, error_details_pb2.ResourceInfo).resource_name
-        found.has_retry_info |= kind == "google.rpc.RetryInfo"
+        elif kind == "google.rpc.RetryInfo":
+            retry = _unpack(detail, error_details_pb2.RetryInfo)
+            found.has_retry_info, found.retry_s = True, retry.retry_delay.ToNanoseconds() / 1e9
         found.has_quota_failure |= kind == "google.rpc.QuotaFailure"
     return found
 
