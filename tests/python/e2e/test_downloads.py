@@ -4,7 +4,6 @@ loopback."""
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import grpc
 import pytest
 
 from daemon import Daemon, free_port, wait_for
-from loopback_hub import TOKEN, Handler, LoopbackHub, Repo, Seen
+from loopback_hub import TOKEN, Handler, Held, LoopbackHub, Repo, Seen
 from mlxd.v1 import inference_pb2, model_pb2
 from wire import CALL_S, Wire, refused
 
@@ -48,22 +47,6 @@ def hub(folder: Path) -> Iterator[LoopbackHub]:
 def serving(hub: LoopbackHub, config: dict[str, Any] | None = None, **variables: str) -> Daemon:
     """Makes a daemon that uses the hub."""
     return Daemon([], config, environment={"HF_ENDPOINT": hub.endpoint, **variables})
-
-
-class Held:
-    """A fault: files of a name wait until they are let go."""
-
-    def __init__(self, hub: LoopbackHub, text: str = ".safetensors") -> None:
-        self.text = text
-        self.asked = threading.Event()
-        self.free = threading.Event()
-        hub.faults.append(self)
-
-    def __call__(self, _: Handler, seen: Seen) -> bool:
-        if self.text in seen.path:
-            self.asked.set()
-            assert self.free.wait(CALL_S)
-        return False
 
 
 def cached(daemon: Daemon) -> list[Path]:

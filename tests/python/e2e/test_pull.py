@@ -1,15 +1,13 @@
-"""`mlxd pull` against a hub on loopback: what it fetches, shares with Python's huggingface_hub,
-continues after an interruption, and refuses."""
+"""`mlxd pull` against a hub on loopback: what it fetches, continues after an interruption, and
+refuses."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,23 +15,7 @@ import pytest
 
 from daemon import binary, wait_for
 from loopback_hub import TOKEN, Handler, LoopbackHub, Repo, Seen
-
-NAME = "owner/tiny"
-INDEX = "model.safetensors.index.json"
-MIB = 1 << 20
-
-SMALL = {
-    "config.json": b'{"model_type": "llama"}',
-    "tokenizer.json": b"{}",
-    "chat_template.jinja": b"{{ messages }}",
-    "README.md": b"# A model",
-    "modeling_tiny.py": b"import os",
-    "pytorch_model.bin": b"pickle",
-    "onnx/model.onnx": b"onnx",
-    "model.gguf": b"GGUF",
-    ".gitattributes": b"*",
-}
-FETCHED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+from pulls import FETCHED, INDEX, MIB, NAME, SMALL, cache, contents, noise, pull, pulled, sharded
 
 
 @pytest.fixture
@@ -42,33 +24,6 @@ def hub() -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub:
         hub.add(NAME, {**SMALL, "model.safetensors": noise(1, 300_000)})
         yield hub
-
-
-def noise(seed: int, size: int) -> bytes:
-    """Returns bytes that do not repeat."""
-    return random.Random(seed).randbytes(size)
-
-
-def sharded(size: int, shards: int = 4) -> dict[str, bytes]:
-    """Returns the files of a model with shards of `size` bytes."""
-    names = [f"model-{n + 1:05}-of-{shards:05}.safetensors" for n in range(shards)]
-    index = {"weight_map": {f"tensor{n}": name for n, name in enumerate(names)}}
-    weights = {name: noise(seed, size) for seed, name in enumerate(names)}
-    return {"config.json": b"{}", INDEX: json.dumps(index).encode(), **weights}
-
-
-def pull(
-    hub: LoopbackHub, home: Path, *arguments: str, **more: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs `mlxd pull` to its end."""
-    return hub.mlxd(home, "pull", *(arguments or (NAME,)), **more)
-
-
-def pulled(hub: LoopbackHub, home: Path, *arguments: str, **more: str) -> Path:
-    """Runs `mlxd pull`, which succeeds, and returns the snapshot."""
-    done = pull(hub, home, *arguments, **more)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
 
 
 def refused(hub: LoopbackHub, home: Path, *arguments: str, **more: str) -> str:
@@ -80,26 +35,6 @@ def refused(hub: LoopbackHub, home: Path, *arguments: str, **more: str) -> str:
     assert "signed-secret" not in done.stderr
     assert not list(home.glob("huggingface/hub/models--*/snapshots/*"))
     return done.stderr.split("error: ", 1)[1].strip()
-
-
-def cache(home: Path, name: str = NAME) -> Path:
-    """Returns a repo's folder in the cache."""
-    return home / "huggingface/hub" / f"models--{name.replace('/', '--')}"
-
-
-def contents(snapshot: Path) -> dict[str, bytes]:
-    """Returns the files of a snapshot."""
-    files = (file for file in snapshot.rglob("*") if file.is_file())
-    return {str(file.relative_to(snapshot)): file.read_bytes() for file in files}
-
-
-def python(hub: LoopbackHub, home: Path, code: str, **more: str) -> str:
-    """Runs Python with huggingface_hub against the same hub and cache."""
-    environment = hub.environment(home, HF_HUB_DISABLE_XET="1", **more)
-    command = [sys.executable, "-c", f"from huggingface_hub import *\n{code}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def answers(
@@ -137,59 +72,6 @@ def test_the_second_pull_fetches_nothing(hub: LoopbackHub, tmp_path: Path) -> No
     before = len(hub.requests("/resolve/"))
     assert pulled(hub, tmp_path) == first
     assert len(hub.requests("/resolve/")) == before
-
-
-def test_python_reads_what_we_downloaded(hub: LoopbackHub, tmp_path: Path) -> None:
-    ours = pulled(hub, tmp_path)
-    before = len(hub.requests("/resolve/")) + len(hub.requests("/resolve/", method="HEAD"))
-    offline = f"print(snapshot_download({NAME!r}, local_files_only=True))"
-    assert python(hub, tmp_path, offline, HF_HUB_OFFLINE="1") == str(ours)
-    patterns = "allow_patterns=['*.json', 'model*.safetensors', '*.jinja']"
-    assert python(hub, tmp_path, f"print(snapshot_download({NAME!r}, {patterns}))") == str(ours)
-    after = len(hub.requests("/resolve/")) + len(hub.requests("/resolve/", method="HEAD"))
-    assert after == before, "Python found every file in the cache"
-    scanned = "info = scan_cache_dir(); print(len(info.repos), info.warnings)"
-    assert python(hub, tmp_path, scanned) == "1 []"
-
-
-def test_we_use_what_python_downloaded(hub: LoopbackHub, tmp_path: Path) -> None:
-    theirs = Path(python(hub, tmp_path, f"print(snapshot_download({NAME!r}))"))
-    assert (theirs / "modeling_tiny.py").exists()
-    before = len(hub.requests("/resolve/"))
-    assert pulled(hub, tmp_path) == theirs
-    assert len(hub.requests("/resolve/")) == before
-
-
-def test_a_blob_that_python_downloads_is_waited_for(hub: LoopbackHub, tmp_path: Path) -> None:
-    digest = hub.repos[NAME].digest("model.safetensors")
-    locks = tmp_path / "huggingface/hub/.locks" / cache(tmp_path).name
-    code = f"""
-import os, sys
-from huggingface_hub.utils import WeakFileLock
-os.makedirs({str(locks)!r}, exist_ok=True)
-with WeakFileLock({str(locks / digest)!r} + ".lock"):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdin
-        assert holder.stdout
-        assert holder.stdout.readline() == "locked\n"
-        command = [str(binary()), "pull", NAME]
-        with subprocess.Popen(
-            command, env=hub.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as puller:
-            wait_for(lambda: hub.requests("tokenizer.json"), "the small files are fetched")
-            wait_for(lambda: (cache(tmp_path) / "blobs").is_dir(), "blobs")
-            others = {hub.repos[NAME].digest(name) for name in FETCHED} - {digest}
-            blobs = cache(tmp_path) / "blobs"
-            wait_for(lambda: others <= {blob.name for blob in blobs.iterdir()}, "the other blobs")
-            assert not hub.requests(digest, "storage")
-            holder.stdin.close()
-            assert puller.wait(60) == 0
-    assert len(hub.requests(digest, "storage")) == 1
 
 
 def test_two_processes_fetch_a_repo_once(hub: LoopbackHub, tmp_path: Path) -> None:

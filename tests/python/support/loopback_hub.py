@@ -343,3 +343,19 @@ class LoopbackHub:
             text=True,
             timeout=COMMAND_S,
         )
+
+
+class Held:
+    """A fault: files of a name wait until they are let go."""
+
+    def __init__(self, hub: LoopbackHub, text: str = ".safetensors") -> None:
+        self.text = text
+        self.asked = threading.Event()
+        self.free = threading.Event()
+        hub.faults.append(self)
+
+    def __call__(self, _: Handler, seen: Seen) -> bool:
+        if self.text in seen.path:
+            self.asked.set()
+            assert self.free.wait(COMMAND_S)
+        return False
