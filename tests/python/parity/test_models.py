@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 
 from architecture_rows import ROWS, row_of
-from daemon import Daemon
+from daemon import Daemon, wait_for
 from parity_cases import GREEDY, Case, check_greedy, check_score, check_session, daemons
 from raw_layouts import RAW, rewrite
 from tiny_models import Architecture, build
@@ -187,3 +187,23 @@ def test_every_other_quantization_loads(tmp_path: Path, storage: str) -> None:
     with daemons(tmp_path) as wires:
         check_score(case, wires(64), 60)
         check_greedy(case, wires(64), 33)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "nemotron_h"])
+def test_a_raw_prompt_that_was_prefilled_is_found_by_who_sends_it_again(
+    cases: Callable[[str], Case], wires: Callable[[int], Wire], name: str
+) -> None:
+    """Recurrent states cannot be cut back: the last token's own must have been saved before it."""
+    case, wire = cases(name), wires(64)
+    for length, is_cancelled in ((100, False), (64, True)):
+        asked = case.continuation(length)
+        if is_cancelled:
+            call = wire.stream(case.name, asked.prompt, max_tokens=1000)
+            next(event for event in call if event.HasField("delta"))
+            call.cancel()
+            wait_for(lambda: wire.stats().running_sequences == 0, "it was cancelled")
+        else:
+            wire.generate(case.name, asked.prompt, max_tokens=1)
+        again = wire.generate(case.name, asked.prompt, max_tokens=GREEDY)
+        assert again.usage.cached_tokens == length - 1
+        assert list(again.token_ids) == asked.output
