@@ -7,6 +7,7 @@ fails.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -314,6 +315,24 @@ def test_the_python_of_a_document_runs(place: Place, document: Path) -> None:
         program += "\n" * (block.line - program.count("\n")) + block.text
     done = place.run([sys.executable, "-c", program])
     assert done.returncode == 0, f"{document}:\n{done.stderr}"
+
+
+def test_every_example_that_generates_says_how_much() -> None:
+    """Some small models never end by themselves."""
+    silent, examples = [], 0
+    for block in ALL:
+        if block.language != "python":
+            continue
+        for call in ast.walk(ast.parse(block.text)):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            if call.func.attr not in ("chat", "generate", "stream"):
+                continue
+            examples += 1
+            if "max_tokens" not in [argument.arg for argument in call.keywords]:
+                silent.append(f"{block.document}:{block.line + call.lineno}")
+    assert examples > 5
+    assert not silent
 
 
 @pytest.mark.parametrize("block", ALL, ids=lambda block: f"{block.document}:{block.line}")
