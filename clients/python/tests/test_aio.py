@@ -38,6 +38,15 @@ def test_every_call_returns_what_the_sync_one_does(address, fake):
     assert fake.metadata[-1]["x-request-id"] == "mine"
 
 
+def test_an_answer_above_grpcs_own_limit_arrives(address, fake):
+    fake.answer = "x" * (5 << 20)
+
+    async def body(client):
+        return await client.generate(model=MODEL, prompt="a")
+
+    assert len(run(address, body).text) == 5 << 20
+
+
 def test_a_client_made_before_any_loop_serves_one_loop_after_another(address):
     client = mlxd.AsyncClient(address, timeout=10)
 

@@ -19,6 +19,12 @@ def test_generate_returns_the_outcome(client, fake):
     assert done.tokens_per_second == pytest.approx(50)
 
 
+def test_an_answer_above_grpcs_own_limit_arrives(client, fake):
+    fake.answer = "x" * (5 << 20)
+    assert len(client.generate(model=MODEL, prompt="a").text) == 5 << 20
+    assert len(client.stream(model=MODEL, prompt="a").result().text) == 5 << 20
+
+
 def test_options_reach_their_fields_and_none_is_unset(client, fake):
     client.generate(
         model=MODEL,
