@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,10 +18,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from daemon import Daemon, free_port, wait_for
+from mlxd.v1 import inference_pb2 as inference
 from mlxd.v1 import inference_pb2_grpc as inference_grpc
 from mlxd.v1 import server_pb2 as server
+from raw_frames import HalfSent, open_connection
 from wire import CALL_S, Wire, failure, refused, request
 
+COUNT = "/mlxd.v1.InferenceService/CountTokens"
 SERVICES = [
     "",
     "mlxd.v1.InferenceService",
@@ -250,6 +257,128 @@ def test_too_many_open_files_are_named_and_not_a_missing_model(tiny_root: Path) 
             for end in silent:
                 end.close()
             wait_for(lambda: served(wire, "other"), "it goes on when files are free")
+    finally:
+        daemon.stop()
+
+
+def test_half_sent_messages_take_no_more_memory_than_their_connection_may(
+    tiny_root: Path,
+) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+    calls, announced, grown_max = 48, 15_000_000, 100_000_000
+    with Daemon([tiny_root], {"receive_s": 600}, models=["tiny"]) as daemon, daemon.wire() as wire:
+        wire.generate("tiny", [5], max_tokens=1)
+        before = daemon.resident_bytes(peak=True)
+        with open_connection(daemon.target) as connection:
+            half = HalfSent(connection, COUNT, calls, announced)
+            half.send()
+            assert half.sent > announced, "one is read, and the others have begun"
+            grown = daemon.resident_bytes(peak=True) - before
+            assert grown < grown_max, f"{half.sent >> 20} MiB sent, {grown >> 20} MiB taken"
+            # Others are served meanwhile, and have room for messages of their own.
+            text = inference.CountTokensRequest(model="tiny", prompt="word " * 100_000)
+            assert wire.inference.CountTokens(text, timeout=CALL_S).token_count
+
+
+def larger(folder: Path, rows: int) -> Path:
+    """Gives a model's embedding this number of rows, of zeros that take no room on the disk."""
+    file, name = folder / "model.safetensors", "model.embed_tokens.weight"
+    stored = file.read_bytes()
+    length = int.from_bytes(stored[:8], "little")
+    tensors, data = json.loads(stored[8 : 8 + length]), b""
+    embedding = tensors.pop(name)
+    tensors.pop("__metadata__", None)
+    for tensor in tensors.values():
+        start, end = tensor["data_offsets"]
+        tensor["data_offsets"] = [len(data), len(data) + end - start]
+        data += stored[8 + length + start : 8 + length + end]
+    columns = embedding["shape"][1]
+    end = len(data) + 4 * rows * columns
+    tensors[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [len(data), end]}
+    header = json.dumps(tensors).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    os.truncate(file, 8 + len(header) + end)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": rows}))
+    return folder
+
+
+def test_weights_that_the_system_would_not_give_are_refused_and_harm_nobody(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("the system does not hold to ulimit -v")
+    shutil.copytree(tiny_root / "tiny", tmp_path / "large")
+    limit_bytes = 4 << 30
+    larger(tmp_path / "large", rows=1 << 24)
+    # Within the budget of one who does not know of the limit.
+    config = {"memory_budget_bytes": 4 * limit_bytes}
+    daemon = Daemon([tiny_root, tmp_path], config, models=["tiny"])
+    limit = f'ulimit -v {limit_bytes >> 10}; exec "$@"'
+    daemon.command = ["sh", "-c", limit, "sh", *daemon.command]
+    try:
+        daemon.start()
+        with daemon.wire() as wire:
+            expected = wire.generate("tiny", [5, 6], max_tokens=4).token_ids
+            for _ in range(2):
+                with refused("RESOURCE_EXHAUSTED", "MEMORY_BUDGET") as refusal:
+                    wire.load("large")
+                numbers = refusal.failure.metadata
+                needed, available = int(numbers["needed_bytes"]), int(numbers["available_bytes"])
+                assert available < limit_bytes < needed
+            assert wire.generate("tiny", [5, 6], max_tokens=4).token_ids == expected
+            assert wire.generate("other", [5, 6], max_tokens=4).token_ids
+        assert daemon.healthy()
+    finally:
+        daemon.stop()
+
+
+def pool_threads(daemon: Daemon) -> int:
+    """Returns the number of threads that share the daemon's products, its own included."""
+    assert daemon.process is not None
+    names = Path(f"/proc/{daemon.process.pid}/task").glob("*/comm")
+    return 1 + [name.read_text().strip() for name in names].count("mlxd-blas")
+
+
+# Where control groups are, a group of a quota of one processor, as both versions of them say it.
+ONE_PROCESSOR = """
+set -e
+groups=$(cut -d: -f3 /proc/self/cgroup)
+mount -t tmpfs none /sys/fs/cgroup
+for group in $groups; do
+  mkdir -p "/sys/fs/cgroup/$group" "/sys/fs/cgroup/cpu/$group"
+  touch "/sys/fs/cgroup/$group/cgroup.controllers" "/sys/fs/cgroup/cpu/$group/cgroup.procs"
+  echo "100000 100000" > "/sys/fs/cgroup/$group/cpu.max"
+  echo 100000 > "/sys/fs/cgroup/cpu/$group/cpu.cfs_quota_us"
+  echo 100000 > "/sys/fs/cgroup/cpu/$group/cpu.cfs_period_us"
+done
+exec "$@"
+"""
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
+
+@pytest.mark.parametrize("by", ["nothing", "affinity", "quota"])
+def test_products_have_as_many_threads_as_the_process_has_processors(
+    tiny_root: Path, by: str
+) -> None:
+    limits = {"nothing": [], "affinity": ["taskset", "-c", "0"]}
+    limits["quota"] = [*NAMESPACE, "sh", "-c", ONE_PROCESSOR, "sh"]
+    limit = limits[by]
+    if not Path("/proc/self/task").exists() or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("no /proc, or a single processor")
+    if limit and (not shutil.which(limit[0]) or subprocess.run([*limit, "true"]).returncode):
+        pytest.skip(f"no {limit[0]} here")
+    daemon = Daemon([tiny_root], models=["tiny"])
+    daemon.command = [*limit, *daemon.command]
+    daemon.environment.pop("OPENBLAS_NUM_THREADS", None)
+    try:
+        daemon.start()
+        with daemon.wire() as wire:
+            # Many rows: a product that is worth all threads.
+            wire.generate("tiny", [5, 6] * 500, max_tokens=4)
+        threads = pool_threads(daemon)
+        assert threads > 1 if by == "nothing" else threads == 1
     finally:
         daemon.stop()
 
