@@ -15,9 +15,20 @@ use crate::clock::Moment;
 use crate::count::count;
 use crate::ids::{Principal, SessionKey};
 
-/// Hash of whatever shapes a KV cache besides tokens and media, such as an adapter; 0 is the plain model.
+/// What shapes or separates KV caches besides owner, tokens and media, such as a tenant or an adapter: a hash
+/// wide enough that nobody finds two inputs with the same. Zeros are none of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Salt(pub u64);
+pub struct Salt(pub [u8; 32]);
+
+impl Salt {
+    /// Returns the salt of one sequence's own caches. Nobody finds an input that hashes to it.
+    #[must_use]
+    pub fn private(number: u64) -> Self {
+        let mut bytes = [0xff; 32];
+        bytes[24..].copy_from_slice(&number.to_be_bytes());
+        Self(bytes)
+    }
+}
 
 /// Which caches a request may use, besides those of other tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -294,6 +305,11 @@ impl Parked {
     /// Removes the caches of a session that is gone.
     pub fn forget(&mut self, session: &SessionKey) -> Vec<ParkedId> {
         self.remove_if(|entry| entry.session.as_ref() == Some(session))
+    }
+
+    /// Removes the caches of a key.
+    pub fn forget_key(&mut self, key: &CacheKey) -> Vec<ParkedId> {
+        self.remove_if(|entry| entry.key == *key)
     }
 
     fn remove_if(&mut self, gone: impl Fn(&CacheEntry) -> bool) -> Vec<ParkedId> {

@@ -50,7 +50,7 @@ fn the_longest_common_prefix_of_the_owner_wins() {
 #[test]
 fn a_cache_of_another_salt_is_another_cache() {
     let mut parked = parked(&[(0, "a", &[1, 2, 3], 0)]);
-    let salted = CacheKey { salt: Salt(1), ..key("a") };
+    let salted = CacheKey { salt: Salt([1; 32]), ..key("a") };
     assert_eq!(parked.find(&salted, &of(&[1, 2, 3]), 9, at(1)), None);
     assert_eq!(parked.longest(&salted, &of(&[1, 2, 3]), 9), 0);
     assert!(!parked.covers(&salted, &of(&[1, 2]), 2, None));

@@ -5,8 +5,8 @@ use std::io;
 use clap::{Args, ValueEnum};
 use mlxd::config::KeepAlive;
 use mlxd_client::v1::{
-    CapabilitiesRequest, CreateSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest,
-    Priority, SamplingOptions, Session, StoppingOptions, stream_generate_response::Event,
+    CacheOptions, CapabilitiesRequest, CreateSessionRequest, GenerateFinished, GenerateRequest,
+    GetSessionRequest, Priority, SamplingOptions, Session, StoppingOptions, stream_generate_response::Event,
 };
 use mlxd_client::{Client, ErrorReason};
 
@@ -49,6 +49,9 @@ pub(crate) struct SamplingArgs {
     /// (forever) [default: unchanged]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     keep_alive: Option<KeepAlive>,
+    /// Compute the whole prompt, and leave no KV cache behind
+    #[arg(long)]
+    no_cache: bool,
 }
 
 /// Scheduling class of a request.
@@ -77,8 +80,18 @@ impl SamplingArgs {
 
     /// Copies the options into `request`.
     pub(crate) fn apply(&self, request: &mut GenerateRequest) {
-        let Self { temperature, top_p, top_k, min_p, seed, max_tokens, ref stop, priority, keep_alive } =
-            *self;
+        let Self {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            seed,
+            max_tokens,
+            ref stop,
+            priority,
+            keep_alive,
+            no_cache,
+        } = *self;
         let priority = match priority {
             None => Priority::Unspecified,
             Some(Class::Interactive) => Priority::Interactive,
@@ -87,6 +100,7 @@ impl SamplingArgs {
         };
         request.priority = priority.into();
         request.keep_alive = keep_alive.map(format::keep_alive);
+        request.cache = no_cache.then(|| CacheOptions { off: true, ..CacheOptions::default() });
         request.sampling =
             Some(SamplingOptions { temperature, top_p, top_k, min_p, seed, ..SamplingOptions::default() });
         request.stopping =

@@ -61,7 +61,7 @@ impl<B: Backend> Engine<B> {
             table: watch::Sender::default(),
             counters: Counters::default(),
             blocked: None,
-            sequence_next: 0,
+            sequence_next: 1,
             allowance: Allowance::default(),
             timeline: Timeline::default(),
             drain: None,

@@ -18,15 +18,15 @@ mod tests;
 mod thread;
 
 pub use api::{
-    Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, Finish,
-    GenerateEvent, GenerateWork, Generated, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel, Sampling,
-    ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    CacheUse, Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats,
+    Finish, GenerateEvent, GenerateWork, Generated, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel,
+    Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 
 // The edge names these too, but needs nothing else of a backend.
 pub use crate::backend::{ComputeDtype, DeviceInfo, DeviceMemory, Formats, KvDtype, LoadSpec, TokenLogprobs};
-pub use crate::cache::SlabClass;
+pub use crate::cache::{Salt, SlabClass};
 pub use crate::prompt::Prompt;
 pub use crate::residency::{
     Fit, KeepAlive, ModelLease, ModelSettings, ModelState, ModelTable, NotAKeepAlive, ResidencySettings,

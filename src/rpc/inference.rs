@@ -17,7 +17,7 @@ use super::stay;
 use crate::count::count;
 use crate::error::Error;
 use crate::service::{
-    CountRequest, Counted, Event, GenerateRequest, Generation, Input, OutputOptions, Priority,
+    CacheOptions, CountRequest, Counted, Event, GenerateRequest, Generation, Input, OutputOptions, Priority,
     SamplingOptions, ScoreRequest, Service, StoppingOptions,
 };
 
@@ -133,6 +133,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         priority: order,
         keep_alive,
         history,
+        cache,
     } = request;
     let pb::OutputOptions { logprobs, return_token_ids } = output.unwrap_or_default();
     Ok(GenerateRequest {
@@ -146,12 +147,20 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         priority: priority(order)?,
         keep_alive: stay::from_wire(keep_alive)?,
         history: history::from_wire(history)?,
+        cache: cache_options(cache),
     })
 }
 
 fn score_request(request: pb::ScoreRequest) -> Result<ScoreRequest, Error> {
-    let pb::ScoreRequest { model, input, top_logprobs, session, priority: order } = request;
-    Ok(ScoreRequest { model, input: score_input(input)?, top_logprobs, session, priority: priority(order)? })
+    let pb::ScoreRequest { model, input, top_logprobs, session, priority: order, cache } = request;
+    Ok(ScoreRequest {
+        model,
+        input: score_input(input)?,
+        top_logprobs,
+        session,
+        priority: priority(order)?,
+        cache: cache_options(cache),
+    })
 }
 
 fn generate_input(input: Option<pb::generate_request::Input>) -> Result<Input, Error> {
@@ -221,6 +230,11 @@ fn sampling_options(sent: pb::SamplingOptions) -> SamplingOptions {
 fn stopping_options(sent: pb::StoppingOptions) -> StoppingOptions {
     let pb::StoppingOptions { max_tokens, stop_strings, stop_token_ids, ignore_eos } = sent;
     StoppingOptions { max_tokens, stop_strings: stop_strings.into(), stop_token_ids, ignore_eos }
+}
+
+fn cache_options(sent: Option<pb::CacheOptions>) -> CacheOptions {
+    let pb::CacheOptions { off, salt } = sent.unwrap_or_default();
+    CacheOptions { off, salt }
 }
 
 fn priority(sent: i32) -> Result<Priority, Error> {

@@ -35,9 +35,9 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::CreateSessionResponse>, Status> {
         let (caller, request) = open(request)?;
         let created = async {
-            let pb::CreateSessionRequest { name, model, ttl, history: sent } = request;
+            let pb::CreateSessionRequest { name, model, ttl, history: sent, cache_salt } = request;
             let history = history::from_wire(sent)?.unwrap_or_default();
-            let create = CreateSession { name, model, ttl: lifetime(ttl)?, history };
+            let create = CreateSession { name, model, ttl: lifetime(ttl)?, history, cache_salt };
             let session = self.0.create_session(&caller, create).await?;
             Ok(pb::CreateSessionResponse { session: Some(wire(session)) })
         };

@@ -3,7 +3,7 @@
 
 use super::intake::Claim;
 use crate::clock::Moment;
-use crate::engine::{Owner, Priority, WorkOrigin};
+use crate::engine::{CacheUse, Owner, Priority, WorkOrigin};
 use crate::ids::{ClientId, ConnectionId, Principal, RequestId, SessionKey, SessionName};
 
 /// A call's identity.
@@ -37,9 +37,14 @@ impl Caller {
     }
 
     /// Returns the origin of the engine's work for this call.
-    pub(super) fn origin(&self, session: Option<SessionKey>, priority: Priority) -> WorkOrigin {
+    pub(super) fn origin(
+        &self,
+        session: Option<SessionKey>,
+        priority: Priority,
+        cache: CacheUse,
+    ) -> WorkOrigin {
         let Self { request, principal, connection, client, arrived, deadline, claim: _ } = self.clone();
         let owner = Owner { principal, connection, client };
-        WorkOrigin { request, owner, priority, session, turn: None, arrived, deadline }
+        WorkOrigin { request, owner, priority, session, turn: None, cache, arrived, deadline }
     }
 }

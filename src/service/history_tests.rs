@@ -93,8 +93,15 @@ struct Given {
 impl Held {
     fn new(history: History) -> Self {
         let (messages, model) = (Vec::new(), "m".into());
-        let start =
-            TurnStart { model, messages: Vec::new(), text: None, tokens: [].into(), is_whole: true, history };
+        let start = TurnStart {
+            model,
+            messages: Vec::new(),
+            text: None,
+            tokens: [].into(),
+            is_whole: true,
+            history,
+            cache_salt: "".into(),
+        };
         Self { messages, start }
     }
 

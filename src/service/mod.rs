@@ -5,6 +5,7 @@
 //!
 //! A generation's way is `prepare` (check, session turn, model, prompt), then `generation` (engine, events).
 
+mod cache;
 mod caller;
 mod capabilities;
 mod desk;
@@ -42,6 +43,7 @@ use intake::IntakeOfAll;
 use models::Models;
 use sessions::TurnHold;
 
+pub use cache::CacheOptions;
 pub use caller::Caller;
 pub use capabilities::{Feature, ModelCapabilities, Stats};
 pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage};

@@ -44,6 +44,7 @@ impl Service {
             priority,
             keep_alive,
             history,
+            cache,
         } = request;
         let (model, mut turn, start) = match target {
             Target::Model(model) => (model, None, None),
@@ -55,6 +56,7 @@ impl Service {
                 (start.model.clone(), Some(turn), Some(start))
             }
         };
+        let cache = cache.for_work(start.as_ref().map_or("", |start| &start.cache_salt));
         let fit = async {
             let found = self.models.find(&model, caller).await?;
             let assets = Arc::clone(found.assets());
@@ -69,7 +71,7 @@ impl Service {
         if let Some(turn) = &turn {
             turn.reserve(context.kept_bytes())?;
         }
-        let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority);
+        let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority, cache);
         let assets = Arc::clone(lease.assets());
         let prepared = Prepared { origin, assets, context, resolved, output, turn, keep_alive };
         Generation::start(self, prepared, lease).await

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::cache::CacheOptions;
 use super::event::{TokenScore, Usage};
 use super::fields::{at_least_one, at_most, optional_model, session_name, up_to};
 use super::sampling::{SamplingOptions, StoppingOptions};
@@ -38,6 +39,8 @@ pub struct GenerateRequest {
     pub keep_alive: Option<KeepAlive>,
     /// How a chat turn goes on from its session; None takes the session's.
     pub history: Option<History>,
+    /// The reuse of cached KV.
+    pub cache: CacheOptions,
 }
 
 /// The input of a request.
@@ -113,6 +116,8 @@ pub struct ScoreRequest {
     pub session: String,
     /// Order among waiting requests.
     pub priority: Priority,
+    /// The reuse of cached KV.
+    pub cache: CacheOptions,
 }
 
 /// The scores of an input.
@@ -167,6 +172,7 @@ impl GenerateRequest {
         self.sampling.check(limits)?;
         self.stopping.check(limits)?;
         self.output.check(limits)?;
+        self.cache.check()?;
         Ok(target)
     }
 }

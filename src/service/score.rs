@@ -53,10 +53,11 @@ impl Service {
     /// # Errors
     /// The request is refused, or the engine is dead.
     pub async fn score(&self, caller: &Caller, request: ScoreRequest) -> Result<Scores, Error> {
-        let ScoreRequest { model, input, top_logprobs, session, priority } = request;
+        let ScoreRequest { model, input, top_logprobs, session, priority, cache } = request;
         let target = Target::new(&model, &session)?;
         input.check("text", &self.limits)?;
         up_to("top_logprobs", top_logprobs, "top_logprobs_max", self.limits.top_logprobs_max)?;
+        cache.check()?;
         let input_path = if matches!(input, Input::Ids(_)) { "token_ids.ids" } else { "text" };
         let (model, session, start) = match target {
             Target::Model(model) => (model, None, None),
@@ -66,6 +67,7 @@ impl Service {
                 (start.model.clone(), Some(key), Some(start))
             }
         };
+        let cache = cache.for_work(start.as_ref().map_or("", |start| &start.cache_salt));
         let found = self.models.find(&model, caller).await?;
         let assets = &Arc::clone(found.assets());
         let from = start.as_ref().map_or(0, |start| start.tokens.len());
@@ -77,7 +79,8 @@ impl Service {
             return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
         }
         let lease = self.models.lease(found, caller.connection).await?;
-        let pass = Pass { origin: caller.origin(session, priority), prompt, from, top_logprobs };
+        let origin = caller.origin(session, priority, cache);
+        let pass = Pass { origin, prompt, from, top_logprobs };
         let scored = pass.run(self, lease).await?;
         let prompt_tokens = count(pass.prompt.len());
         let usage = Usage { prompt_tokens, cached_tokens: scored.cached_tokens, completion_tokens: 0 };

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::Service;
+use super::cache::check_salt;
 use super::caller::Caller;
 use super::fields::{
     fresh_session_name, model_name, optional_model, page_size, page_token, session_name, ttl,
@@ -129,6 +130,8 @@ pub struct CreateSession {
     pub ttl: Option<Duration>,
     /// How its chat turns go on.
     pub history: History,
+    /// Salt of its cached KV; empty for none.
+    pub cache_salt: String,
 }
 
 /// A session to copy.
@@ -192,12 +195,14 @@ impl Service {
     /// # Errors
     /// A field is refused, the name is taken, the caller has too many, or the model is unknown.
     pub async fn create_session(&self, caller: &Caller, create: CreateSession) -> Result<SessionView, Error> {
-        let CreateSession { name, model, ttl: lifetime, history } = create;
+        let CreateSession { name, model, ttl: lifetime, history, cache_salt } = create;
         let key = caller.session(fresh_session_name("name", &name)?);
         let model = model_name("model", &model)?;
         let lifetime = ttl(lifetime, self.limits.session_ttl_max)?.unwrap_or(self.limits.session_ttl);
+        check_salt("cache_salt", &cache_salt)?;
         self.models.check_exists(&model).await?;
-        self.sessions.create(NewSession { key, model, ttl: lifetime, history })
+        let cache_salt = cache_salt.into();
+        self.sessions.create(NewSession { key, model, ttl: lifetime, history, cache_salt })
     }
 
     /// Returns all of a session.

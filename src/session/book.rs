@@ -31,6 +31,8 @@ pub struct NewSession {
     pub ttl: Duration,
     /// How its chat turns go on.
     pub history: History,
+    /// Salt of its cached KV; empty for none.
+    pub cache_salt: Arc<str>,
 }
 
 /// A page of a list.
@@ -116,7 +118,7 @@ impl<H> SessionBook<H> {
         let mut owned = self.owners.entry(new.key.owner.clone()).or_default();
         self.refuse_another(&owned, &new.key.name, now)?;
         let session = Session::held(owned.held.clone(), new.key.clone(), new.model, new.ttl, now);
-        let session = session.with_history(new.history);
+        let session = session.with_history(new.history).with_cache_salt(new.cache_salt);
         let view = session.view();
         owned.entries.insert(new.key.name, Entry { session, turn: None });
         Ok(view)

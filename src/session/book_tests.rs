@@ -37,7 +37,13 @@ fn key(owner: &str, name: &str) -> SessionKey {
 
 fn create(book: &SessionBook<Arc<()>>, owner: &str, name: &str) -> Result<SessionView, Error> {
     let ttl = Duration::from_secs(10);
-    book.create(NewSession { key: key(owner, name), model: "m".into(), ttl, history: History::Auto })
+    book.create(NewSession {
+        key: key(owner, name),
+        model: "m".into(),
+        ttl,
+        history: History::Auto,
+        cache_salt: "".into(),
+    })
 }
 
 const RAW: TurnRequest = TurnRequest {

@@ -40,6 +40,7 @@ mod tests {
             messages: Vec::new(),
             is_whole: true,
             history: History::Auto,
+            cache_salt: "".into(),
         }
     }
 

@@ -57,6 +57,8 @@ pub struct TurnStart {
     pub is_whole: bool,
     /// How a chat turn goes on.
     pub history: History,
+    /// Salt of the session's cached KV; empty for none.
+    pub cache_salt: Arc<str>,
 }
 
 /// The additions of a finished turn.
@@ -136,6 +138,7 @@ pub struct Session {
     created: SystemTime,
     used: SystemTime,
     history: History,
+    cache_salt: Arc<str>,
 }
 
 impl Session {
@@ -169,6 +172,7 @@ impl Session {
             created: now,
             used: now,
             history: History::default(),
+            cache_salt: "".into(),
         }
     }
 
@@ -176,6 +180,12 @@ impl Session {
     #[must_use]
     pub fn with_history(self, history: History) -> Self {
         Self { history, ..self }
+    }
+
+    /// Changes the salt of its cached KV.
+    #[must_use]
+    pub fn with_cache_salt(self, cache_salt: Arc<str>) -> Self {
+        Self { cache_salt, ..self }
     }
 
     /// Returns a copy under a new name, without the turn that may run. The content is shared.
@@ -252,8 +262,15 @@ impl Session {
             return Err(Error::SessionWrongModel { session, model });
         }
         let (model, tokens) = (self.model.clone(), Arc::clone(&self.tokens));
-        let (is_whole, history) = (self.turns.last().is_none_or(|last| last.is_whole), self.history);
-        Ok(TurnStart { model, messages: Vec::new(), text: None, tokens, is_whole, history })
+        Ok(TurnStart {
+            model,
+            messages: Vec::new(),
+            text: None,
+            tokens,
+            is_whole: self.turns.last().is_none_or(|last| last.is_whole),
+            history: self.history,
+            cache_salt: Arc::clone(&self.cache_salt),
+        })
     }
 
     /// Returns what a turn would build on, with the same check.

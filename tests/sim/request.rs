@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::fake::next_token;
-use crate::engine::{GenerateEvent, Scored};
+use crate::engine::{CacheUse, GenerateEvent, Salt, Scored};
 use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::session::{InputKind, SessionLimits, TurnContent, TurnGuard, TurnRequest};
@@ -16,6 +16,15 @@ pub(super) const SESSION_LIMITS: SessionLimits =
 pub(super) fn raw_turn(expected: u32) -> TurnRequest {
     let expected_token_count = Some(expected);
     TurnRequest { model: None, input: InputKind::Raw, expected_token_count, input_bytes: 0, history: None }
+}
+
+/// Returns what a request does with cached KV; `number` is a random one below 12.
+pub(super) fn cache_use(number: u64) -> CacheUse {
+    match number {
+        0 => CacheUse::Off,
+        1 => CacheUse::Shared(Salt([7; 32])),
+        _ => CacheUse::default(),
+    }
 }
 
 /// A session's turn that a request is.

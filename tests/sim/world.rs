@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::random::Random;
-use super::request::{Inbox, Request, SESSION_LIMITS, Turn, raw_turn};
+use super::request::{Inbox, Request, SESSION_LIMITS, Turn, cache_use, raw_turn};
 use crate::backend::ModelId;
 use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
@@ -224,6 +224,7 @@ impl World {
             priority,
             session: session.cloned(),
             turn: None,
+            cache: cache_use(self.random.below(12)),
             arrived: now,
             deadline,
         }
@@ -345,7 +346,7 @@ impl World {
         let key = SessionKey { owner: format!("p{}", self.random.below(PRINCIPALS)).as_str().into(), name };
         let ttl = Duration::from_secs(1 + self.random.below(30));
         let (model, history) = (MODELS[0].into(), History::Auto);
-        match self.book.create(NewSession { key: key.clone(), model, ttl, history }) {
+        match self.book.create(NewSession { key: key.clone(), model, ttl, history, cache_salt: "".into() }) {
             Ok(_) => drop(self.kept.insert(key, vec![])),
             Err(Error::SessionLimit { .. }) => {}
             Err(other) => panic!("{other:?}"),

@@ -315,6 +315,19 @@ def test_history_reaches_the_session_and_its_turns_and_comes_back(client, fake):
         session.generate("x", history="forget")
 
 
+def test_the_switches_of_the_cache_reach_the_request(client, fake):
+    client.generate(model=MODEL, prompt="x")
+    assert not fake.requests[-1].HasField("cache")
+    client.generate(model=MODEL, prompt="x", cache=False)
+    assert (fake.requests[-1].cache.off, fake.requests[-1].cache.salt) == (True, "")
+    client.generate(model=MODEL, prompt="x", cache_salt="tenant")
+    assert (fake.requests[-1].cache.off, fake.requests[-1].cache.salt) == (False, "tenant")
+    client.score(model=MODEL, text="x", cache_salt="tenant")
+    assert fake.requests[-1].cache.salt == "tenant"
+    client.create_session(model=MODEL, cache_salt="tenant")
+    assert fake.requests[-1].cache_salt == "tenant"
+
+
 def test_priority_and_xtc_reach_the_request(client, fake):
     client.generate(model=MODEL, prompt="x", priority="background", xtc_probability=0.5)
     request = fake.requests[-1]

@@ -19,5 +19,6 @@ pub use pulse::Pulse;
 pub use settings::EngineSettings;
 pub use stats::{EngineStats, ResidentModel};
 pub use work::{
-    GenerateWork, LoadWork, Penalty, Sampling, ScoreWork, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    CacheUse, GenerateWork, LoadWork, Penalty, Sampling, ScoreWork, Stopping, TurnTie, WorkOrigin,
+    XtcSampling,
 };

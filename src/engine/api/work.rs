@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{GenerateEvent, LoadEvent, Scored};
 use crate::backend::LoadSpec;
+use crate::cache::Salt;
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{RequestId, SessionKey};
@@ -30,10 +31,27 @@ pub struct WorkOrigin {
     pub session: Option<SessionKey>,
     /// News of that session; none for a work that changes none.
     pub turn: Option<TurnTie>,
+    /// Which cached KV of its principal it may use.
+    pub cache: CacheUse,
     /// Time when the RPC arrived.
     pub arrived: Moment,
     /// Time when the RPC's deadline passes.
     pub deadline: Option<Moment>,
+}
+
+/// Which of its principal's cached KV a work may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheUse {
+    /// That with this salt; it leaves its own there.
+    Shared(Salt),
+    /// None, and it leaves none.
+    Off,
+}
+
+impl Default for CacheUse {
+    fn default() -> Self {
+        Self::Shared(Salt::default())
+    }
 }
 
 /// Ties a work to the turn of a session that it is for: a deleted session ends it and keeps no cache, and the

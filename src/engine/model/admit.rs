@@ -368,6 +368,7 @@ impl Resident {
                 add_checkpoint(&mut sequence.checkpoints, checkpoint);
             }
         }
+        sequence.claim_caches(id);
         sequence.computed = cached;
         if sequence.start(cached, cx.now) {
             cx.counters.cached_tokens_total += u64::from(cached);

@@ -82,6 +82,9 @@ impl Resident {
         outcome: Result<Finish, Error>,
     ) {
         self.shares.leave(&sequence.origin.owner);
+        if sequence.is_private() {
+            self.forget_own(cx, &sequence);
+        }
         cx.counters.ended(&outcome);
         sequence.end(outcome, cx.now);
     }
@@ -98,8 +101,8 @@ impl Resident {
         for (id, outcome) in ended {
             let Some(sequence) = self.running.remove(&id) else { continue };
             self.shares.stop(&sequence.origin.owner);
-            let sound = !matches!(outcome, Err(Error::NonFiniteLogits));
-            let freed = self.give_up_slot(cx, &sequence, sound);
+            let is_sound = !matches!(outcome, Err(Error::NonFiniteLogits));
+            let freed = self.give_up_slot(cx, &sequence, is_sound && !sequence.is_private());
             self.leave(cx, sequence, outcome);
             freed?;
         }

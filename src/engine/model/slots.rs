@@ -69,19 +69,19 @@ impl Resident {
         Ok(None)
     }
 
-    /// Frees a sequence's slot. What it computed is parked first, unless it is not `sound`, another parked
-    /// cache covers it, or there is no room for it.
+    /// Frees a sequence's slot. What it computed is parked first, unless it is not to be
+    /// kept, another parked cache covers it, or there is no room for it.
     pub(super) fn give_up_slot<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         sequence: &Sequence,
-        sound: bool,
+        keep: bool,
     ) -> Result<(), Error> {
         let Some(slot) = sequence.slot else { return Ok(()) };
         let Sequence { key, transcript, computed, .. } = sequence;
         let checkpoints = (self.shape.state_bytes > 0).then(|| sequence.all_checkpoints());
         let covered = self.parked.covers(key, transcript, *computed, checkpoints.as_deref());
-        if !sound || !sequence.leaves_cache() || *computed == 0 || covered {
+        if !keep || !sequence.leaves_cache() || *computed == 0 || covered {
             return self.free_slot(cx, slot, *computed);
         }
         let cache = CacheEntry {
@@ -221,6 +221,14 @@ impl Resident {
     ) -> Result<(), Error> {
         let gone = self.parked.forget(session);
         self.drop_parked(cx, gone.into_iter())
+    }
+
+    /// Drops what a sequence that ends left for itself when it was preempted.
+    pub(super) fn forget_own<B: Backend>(&mut self, cx: &mut Context<'_, B>, sequence: &Sequence) {
+        let own = self.parked.forget_key(&sequence.key);
+        if let Err(error) = self.drop_parked(cx, own.into_iter()) {
+            tracing::warn!(%error, "a KV cache was not dropped");
+        }
     }
 
     fn drop_parked<B: Backend>(

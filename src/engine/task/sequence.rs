@@ -11,7 +11,7 @@ use crate::backend::{CHECKPOINTS_MAX, RowOutput, RowResult, SlotId, Span, SpanKi
 use crate::cache::{CacheKey, Salt, Transcript};
 use crate::clock::Moment;
 use crate::count::count;
-use crate::engine::api::{Finish, GenerateWork, ScoreWork, WorkOrigin};
+use crate::engine::api::{CacheUse, Finish, GenerateWork, ScoreWork, WorkOrigin};
 use crate::error::Error;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
@@ -63,7 +63,11 @@ impl Sequence {
 
     fn new(origin: WorkOrigin, lease: ModelLease, prompt: Prompt, task: Task) -> Self {
         let (checkpoints, planned) = (Vec::new(), Vec::new());
-        let key = CacheKey { owner: origin.owner.principal.clone(), salt: Salt::default() };
+        let salt = match origin.cache {
+            CacheUse::Shared(salt) => salt,
+            CacheUse::Off => Salt::private(0),
+        };
+        let key = CacheKey { owner: origin.owner.principal.clone(), salt };
         let (transcript, since) = (Transcript::new(prompt), origin.arrived);
         let (computed, slot, class) = (0, None, 0);
         Self { origin, lease, key, transcript, computed, slot, class, since, checkpoints, planned, task }
@@ -185,6 +189,19 @@ impl Sequence {
             Task::Score(scoring) => scoring.from.max(1),
         };
         end - 1
+    }
+
+    /// Returns whether only itself may find what it computed: while it is preempted.
+    pub(crate) fn is_private(&self) -> bool {
+        self.origin.cache == CacheUse::Off
+    }
+
+    /// Notes that it runs, with a number above 0 that no other has: what it leaves when it is preempted is
+    /// its own from the first time on.
+    pub(crate) fn claim_caches(&mut self, number: u64) {
+        if self.key.salt == Salt::private(0) {
+            self.key.salt = Salt::private(number);
+        }
     }
 
     /// Returns whether what it computed is worth parking for a later request.

@@ -1,6 +1,7 @@
 //! The engine driven by hand, tick by tick, on a backend whose tokens tell what was in the slot.
 
 mod blocked;
+mod caches;
 mod loads;
 mod memory;
 mod pace;
@@ -126,6 +127,7 @@ impl Bench {
             priority: Priority::Normal,
             session: None,
             turn: None,
+            cache: CacheUse::default(),
             arrived: self.clock.now(),
             deadline: None,
         }

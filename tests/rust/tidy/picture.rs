@@ -104,7 +104,7 @@ pub(super) const CRATES: &[Crate] = &[
     home("rustls",             &["hub::fetch"], &[]),
     home("safetensors",        &["hub"], &[]),
     home("sha1",               &["hub::fetch"], &[]),
-    home("sha2",               &["hub", "net"], &[]),
+    home("sha2",               &["hub", "net", "service"], &[]),
     home("libc",               &["mlx::ffi"], &[]),
     home("mlx_sys",            &["mlx::ffi"], &[]),
     home("mlx_rs",             &["device", "mlx", "models"], &[]),

@@ -208,6 +208,8 @@ class Connection:
         top_logprobs: int = 0,
         session: str = "",
         priority: Priority | None = None,
+        cache: bool | None = None,
+        cache_salt: str | None = None,
         **options: Unpack[CallOptions],
     ) -> ScoreResponse:
         """Computes the log-probability of every token of a text.
@@ -219,6 +221,8 @@ class Connection:
             top_logprobs: number of most likely alternatives to return for each token.
             session: name of the session whose tokens precede the text.
             priority: None is "normal", as of a generation.
+            cache: False looks up no cached KV.
+            cache_salt: only KV with the same salt is reused.
             options: options of the call.
         """
         request = convert.score_request(
@@ -228,6 +232,8 @@ class Connection:
             top_logprobs=top_logprobs,
             session=session,
             priority=priority,
+            cache=cache,
+            cache_salt=cache_salt,
         )
         response: ScoreResponse = self._call(self._stubs.inference.Score, request, options)
         return response

@@ -142,10 +142,20 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
     keep_alive = duration(given.get("keep_alive"), "keep_alive")
     if keep_alive is not None:
         request.keep_alive.CopyFrom(keep_alive)
+    _set_cache(request, given.get("cache"), given.get("cache_salt"))
     if "history" in given:
         request.history = history(given["history"])
     if "expected_token_count" in given:
         _set(request, "expected_token_count", given["expected_token_count"])
+
+
+def _set_cache(
+    request: pb.GenerateRequest | pb.ScoreRequest, cache: bool | None, salt: str | None
+) -> None:
+    if cache is not None:
+        _set(request.cache, "off", not cache, "cache")
+    if salt is not None:
+        _set(request.cache, "salt", salt, "cache.salt")
 
 
 Request = TypeVar("Request")
@@ -192,6 +202,8 @@ def score_request(
     top_logprobs: int,
     session: str,
     priority: str | None,
+    cache: bool | None,
+    cache_salt: str | None,
 ) -> pb.ScoreRequest:
     """Builds a ScoreRequest."""
     _exactly_one(text=text, token_ids=token_ids)
@@ -200,6 +212,7 @@ def score_request(
     _set(request, "session", session)
     _set(request, "top_logprobs", top_logprobs)
     request.priority = _enum(pb.Priority, "priority", priority)
+    _set_cache(request, cache, cache_salt)
     if text is not None:
         _set(request, "text", text)
     if token_ids is not None:

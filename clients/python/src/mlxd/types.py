@@ -108,7 +108,8 @@ class CallOptions(TypedDict, total=False):
 class GenerateOptions(CallOptions, total=False):
     """Options of a generation, as mlxd/v1/inference.proto documents them. None is unset.
 
-    `keep_alive` is in seconds; negative is forever.
+    `keep_alive` is in seconds; negative is forever. `cache=False` reuses no cached KV and leaves
+    none; only requests with the same `cache_salt` reuse each other's.
     """
 
     temperature: float | None
@@ -137,6 +138,8 @@ class GenerateOptions(CallOptions, total=False):
     priority: Priority | None
     keep_alive: float | None
     history: History | None
+    cache: bool | None
+    cache_salt: str | None
 
 
 @dataclass(frozen=True)

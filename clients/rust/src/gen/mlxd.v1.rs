@@ -266,6 +266,10 @@ pub struct GenerateRequest {
     /// a value, `session` must be given.
     #[prost(enumeration = "History", tag = "12")]
     pub history: i32,
+    /// The reuse of cached KV. Unset: it is reused, with the session's salt if there
+    /// is one.
+    #[prost(message, optional, tag = "13")]
+    pub cache: ::core::option::Option<CacheOptions>,
     /// The text, tokens or messages to continue. In a session, only those that this
     /// turn adds. Required; an input without tokens is EMPTY_PROMPT.
     #[prost(oneof = "generate_request::Input", tags = "2, 3, 4")]
@@ -289,6 +293,21 @@ pub mod generate_request {
         #[prost(message, tag = "4")]
         Chat(super::ChatInput),
     }
+}
+/// How a request takes part in the reuse of cached KV: what an earlier request
+/// computed is found by its first tokens. Requests of other principals are never
+/// found, whatever these say.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CacheOptions {
+    /// Looks nothing up and leaves nothing behind, for which every token of the
+    /// prompt is computed. Default false.
+    #[prost(bool, tag = "1")]
+    pub off: bool,
+    /// Only requests with the same salt find each other: separates those for whom a
+    /// principal asks. At most 128 bytes. Default: the session's, else none, which is
+    /// a salt of its own.
+    #[prost(string, tag = "2")]
+    pub salt: ::prost::alloc::string::String,
 }
 /// A list of token ids.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -749,6 +768,10 @@ pub struct ScoreRequest {
     /// Scheduling class; default PRIORITY_NORMAL.
     #[prost(enumeration = "Priority", tag = "6")]
     pub priority: i32,
+    /// The reuse of cached KV, as in GenerateRequest. A score leaves nothing behind
+    /// in any case.
+    #[prost(message, optional, tag = "7")]
+    pub cache: ::core::option::Option<CacheOptions>,
     /// The input to score: 1 to score_tokens_max tokens. Required.
     #[prost(oneof = "score_request::Input", tags = "2, 3")]
     pub input: ::core::option::Option<score_request::Input>,
@@ -2374,6 +2397,9 @@ pub struct CreateSessionRequest {
     /// Default HISTORY_AUTO.
     #[prost(enumeration = "History", tag = "6")]
     pub history: i32,
+    /// Salt of its turns and of its forks', as in CacheOptions. Not shown again.
+    #[prost(string, tag = "8")]
+    pub cache_salt: ::prost::alloc::string::String,
 }
 /// Response of CreateSession.
 #[derive(Clone, PartialEq, ::prost::Message)]

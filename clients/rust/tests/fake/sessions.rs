@@ -35,7 +35,8 @@ impl SessionService for Fake {
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
-        let CreateSessionRequest { name, model, ttl, history } = self.note("CreateSession", request);
+        let CreateSessionRequest { name, model, ttl, history, cache_salt: _ } =
+            self.note("CreateSession", request);
         self.model(&model)?;
         let name = if name.is_empty() { "chosen".to_owned() } else { name };
         let session = Session { name, model, ttl, history, owner: "uid:0".into(), ..Session::default() };

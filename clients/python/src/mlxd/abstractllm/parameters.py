@@ -26,6 +26,8 @@ _OPTIONS = (
     "template_arguments",
     "return_token_ids",
     "priority",
+    "cache",
+    "cache_salt",
     "request_id",
 )
 # Parameters with a special meaning here.

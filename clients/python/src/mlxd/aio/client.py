@@ -34,18 +34,21 @@ class AsyncClient(AsyncConnection):
         model: str,
         ttl: float | None = None,
         history: History | None = None,
+        cache_salt: str = "",
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
         """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
-        `ttl`, in seconds, and `history` apply only to a session that is created.
+        `ttl`, in seconds, `history` and `cache_salt` apply only to a session that is created.
 
         Raises:
             StateError: the session exists and is bound to another model.
         """
         deadline = self._deadline(options)
         try:
-            return await self.create_session(name, model=model, ttl=ttl, history=history, **options)
+            return await self.create_session(
+                name, model=model, ttl=ttl, history=history, cache_salt=cache_salt, **options
+            )
         except AlreadyExistsError:
             options["timeout"] = deadline.left()
             response = await self.get_session(name, **options)
@@ -60,6 +63,7 @@ class AsyncClient(AsyncConnection):
         model: str,
         ttl: float | None = None,
         history: History | None = None,
+        cache_salt: str = "",
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
         """Creates a session.
@@ -71,6 +75,8 @@ class AsyncClient(AsyncConnection):
             history: what its turns do where the chat template writes the past differently: "append"
                 keeps it, "rerender" writes it again, "auto" (the default) keeps it where the
                 template has a switch for past reasoning.
+            cache_salt: separates those for whom a principal asks: only requests and sessions with
+                the same one reuse each other's cached KV.
             options: options of the call.
 
         Raises:
@@ -82,6 +88,7 @@ class AsyncClient(AsyncConnection):
             model=model,
             ttl=convert.duration(ttl, "ttl"),
             history=convert.history(history),
+            cache_salt=cache_salt,
         )
         response = await self._call(self._stubs.session.CreateSession, request, options)
         return AsyncSession(self, response.session)
