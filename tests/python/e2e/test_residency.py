@@ -285,7 +285,7 @@ def test_questions_extend_no_stay(daemon: Daemon, wire: Wire) -> None:
         now = state()
         assert now.last_use_time == before.last_use_time
         assert (now.keep_alive, now.pinned) == (before.keep_alive, before.pinned)
-    # Its time is shorter than all the rounds together: whatever extends it would keep it for ever.
+    # Its time is shorter than all the rounds together: whatever extends it would keep it forever.
     wire.generate(ids=[8], max_tokens=1, session="s", keep_alive=seconds(2))
 
     def has_left() -> bool:
