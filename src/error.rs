@@ -253,6 +253,14 @@ pub enum Error {
     /// A turn cannot follow the session's tokens as they are.
     #[error("history append: {0}; auto or rerender takes this turn")]
     CannotAppend(&'static str),
+    /// The session was stored, and what is stored cannot be read.
+    #[error("the session {session} is damaged: {why}; it can only be deleted")]
+    SessionDamaged {
+        /// The session.
+        session: SessionName,
+        /// What is wrong.
+        why: String,
+    },
     /// The caller has reached what it may hold in sessions.
     #[error("{limit}: at most {value}")]
     SessionLimit {

@@ -1,8 +1,8 @@
 //! mlxd: serves language models on MLX to every app on a machine, over gRPC.
 //!
 //! The rooms, from the top floor down: `cli`, `daemon`; the edges `rpc` and `net`; `service`; `engine`;
-//! `device`, `models`, `mlx`; and the pure rooms. `tests/rust/tidy/picture.rs` lists which room may name
-//! which; `docs/architecture.md` explains them.
+//! `store`; `device`, `models`, `mlx`; and the pure rooms. `tests/rust/tidy/picture.rs` lists which room may
+//! name which; `docs/architecture.md` explains them.
 
 pub mod backend;
 pub mod cache;
@@ -16,6 +16,7 @@ pub mod error;
 pub mod hub;
 pub mod ids;
 pub mod limits;
+mod lock;
 mod mlx;
 mod models;
 pub mod net;
@@ -27,5 +28,6 @@ pub mod rpc;
 pub mod sched;
 pub mod service;
 pub mod session;
+pub mod store;
 pub mod telemetry;
 pub mod text;

@@ -99,7 +99,9 @@ fn hint(error: &Error) -> Option<String> {
         return Some("start a daemon with `mlxd serve`, or give another address with --address".into());
     }
     if matches!(error, Error::Disconnected { .. }) {
-        return Some("if the daemon has ended, so have its sessions; `mlxd serve` starts another".into());
+        return Some(
+            "if the daemon has ended, `mlxd serve` starts another with the sessions that it kept".into(),
+        );
     }
     let text = match error.reason() {
         ErrorReason::ModelNotFound => "`mlxd ps --all` lists the available models",

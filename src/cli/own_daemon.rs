@@ -39,6 +39,8 @@ impl OwnDaemon {
         let started = Command::new(std::env::current_exe()?)
             .args(["serve", "--stop-with-stdin", "--socket"])
             .arg(&socket)
+            // Its sessions end with it; the user's folder may be another daemon's.
+            .env("MLXD_STATE_DIR", "off")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)

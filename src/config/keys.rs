@@ -8,6 +8,7 @@ use toml::Value;
 
 use super::{Config, LogFormat, models};
 use crate::backend::{KernelChoice, KvDtype, WiredLimit};
+use crate::store::Durability;
 
 /// The values that a key takes, and the field that it sets. Keys whose value depends on others or on the
 /// environment set none here; `Config` reads them.
@@ -45,6 +46,9 @@ const KV_DTYPES: [&str; 2] = ["compute", "int8"];
 
 /// Words of `wired_limit`.
 const WIRED_LIMITS: [&str; 2] = ["never", "auto"];
+
+/// Words of `durability`.
+const DURABILITIES: [&str; 2] = ["turn", "second"];
 
 /// Words of `kernels`.
 const KERNELS: [&str; KernelChoice::ALL.len()] = {
@@ -145,6 +149,11 @@ fn sessions() -> Vec<Key> {
         number("session_ttl_s", DAY_S, 1..=3650 * DAY_S, |c, n| c.limits.session_ttl = n.seconds()),
         number("session_ttl_max_s", 30 * DAY_S, 1..=3650 * DAY_S, |c, n| {
             c.limits.session_ttl_max = n.seconds();
+        }),
+        // `Config` reads it: it knows the home folder.
+        text("state_dir", "", |_, _| {}),
+        word("durability", &DURABILITIES, |c, word| {
+            c.durability = if word == DURABILITIES[1] { Durability::Second } else { Durability::Turn };
         }),
     ]
 }

@@ -5,6 +5,7 @@
 mod keys;
 mod layers;
 mod models;
+mod state_dir;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ pub use crate::engine::{KeepAlive, NotAKeepAlive};
 use crate::hub::{ModelAccess, ModelRoots, Pattern, default_hf_cache, expand_home};
 use crate::ids::ModelName;
 use crate::limits::Limits;
+use crate::store::Durability;
 
 /// Bytes of a socket's path. macOS has room for 104 with the closing zero, Linux for 108.
 pub const SOCKET_PATH_BYTES_MAX: usize = 103;
@@ -100,6 +102,10 @@ pub struct Config {
     pub kernels: KernelChoice,
     /// Whether weights are wired.
     pub wired_limit: WiredLimit,
+    /// The folder that keeps sessions; None keeps them in memory only.
+    pub state_dir: Option<PathBuf>,
+    /// When changes of sessions are on disk.
+    pub durability: Durability,
     /// Limits of calls.
     pub limits: Limits,
     /// Time for running requests to finish before the daemon exits.
@@ -180,6 +186,7 @@ impl Config {
             token_file,
             model_roots: roots.iter().map(|text| expand_home(text, home.as_deref())).collect(),
             hf_cache: path("hf_cache").or_else(|| default_hf_cache(env)),
+            state_dir: state_dir::folder(path("state_dir"), env),
             ..Self::default()
         };
         layers.apply(&mut config);

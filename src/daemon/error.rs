@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::store::StoreError;
 
 /// Why the daemon fails to start or to go on.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum DaemonError {
         /// The error of the operating system.
         source: io::Error,
     },
+    /// The folder of the sessions is another daemon's, or cannot be used.
+    #[error("`state_dir`: {0}")]
+    State(StoreError),
     /// The token file is unreadable, readable by others, or malformed.
     #[error("token_file {}: {why}", path.display())]
     Token {

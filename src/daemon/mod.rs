@@ -30,6 +30,7 @@ use crate::hub::ModelCatalog;
 use crate::net::{self, Authenticator, Connection, Listener, Phase};
 use crate::rpc::{self, Gate, Health};
 use crate::service::Service;
+use crate::store;
 use crate::telemetry;
 pub use error::DaemonError;
 use socket::{BoundSocket, SocketFile, SocketLock};
@@ -119,6 +120,7 @@ pub async fn serve(
     let service =
         Service::new(engine.clone(), catalog, config.limits.clone(), config.access.clone(), of_calls);
     let service = Arc::new(service);
+    keep_sessions(&service, config)?;
     reload::warn_of_budget(&service, config);
     tokio::pin!(stop);
     tokio::select! {
@@ -140,6 +142,9 @@ pub async fn serve(
     };
     open.phase.send_replace(Phase::Closing);
     while open.accepting.join_next().await.is_some() {}
+    if let Err(error) = service.leave_sessions().await {
+        tracing::warn!(%error, "the last changes of sessions may be lost");
+    }
     drop(open.file);
     ended
 }
@@ -157,6 +162,17 @@ fn catalog(config: &Config) -> ModelCatalog {
         tracing::warn!(%error, "the models are not looked at");
     }
     ModelCatalog::new(roots)
+}
+
+/// Takes in the sessions of the state folder and keeps them there from now on.
+fn keep_sessions(service: &Service, config: &Config) -> Result<(), DaemonError> {
+    let Some(folder) = &config.state_dir else {
+        tracing::info!("no state_dir: sessions end with the daemon");
+        return Ok(());
+    };
+    let found = store::open(folder).map_err(DaemonError::State)?;
+    tracing::info!(folder = %folder.display(), sessions = found.1.len(), "sessions are kept");
+    service.keep_sessions(found, config.durability).map_err(|error| DaemonError::Setup(error.to_string()))
 }
 
 /// A daemon that accepts connections.

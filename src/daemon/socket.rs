@@ -2,27 +2,24 @@
 //! A socket left behind by a dead daemon is replaced, that of a live one is not, and no other file is
 //! removed or written.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File, Metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio::net::UnixListener;
 
 use super::DaemonError;
-
-/// Bytes of a process id and the end of its line, at most.
-const PID_BYTES_MAX: u64 = 20;
+use crate::lock::{LockError, lock};
 
 /// A socket path that this process has locked.
 #[derive(Debug)]
 pub(super) struct SocketLock {
     socket: PathBuf,
-    /// Locked while it is open. The file stays when the daemon ends: removing it would let two daemons lock
-    /// two files of the same name.
+    /// Locked while it is open.
     _lock: File,
 }
 
@@ -52,17 +49,10 @@ impl SocketLock {
         }
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
-        let mut lock = open_lock(Path::new(&name)).map_err(fault)?;
-        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if error != rustix::io::Errno::WOULDBLOCK {
-                return Err(fault(error.into()));
-            }
-            let mut pid = String::new();
-            lock.take(PID_BYTES_MAX).read_to_string(&mut pid).map_err(fault)?;
-            return Err(DaemonError::Locked { socket: socket.to_owned(), pid: pid.trim().to_owned() });
-        }
-        lock.set_len(0).and_then(|()| lock.rewind()).map_err(fault)?;
-        writeln!(lock, "{}", std::process::id()).map_err(fault)?;
+        let lock = lock(Path::new(&name)).map_err(|error| match error {
+            LockError::Held { pid } => DaemonError::Locked { socket: socket.to_owned(), pid },
+            LockError::Io(source) => fault(source),
+        })?;
         Ok(Self { socket: socket.to_owned(), _lock: lock })
     }
 
@@ -100,34 +90,6 @@ impl Drop for SocketFile {
             drop(std::fs::remove_file(&self.path));
         }
     }
-}
-
-/// Opens the lock file, or makes it. A link, or a file that holds anything but a process id, is not ours to
-/// write to.
-fn open_lock(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    // Bits of the system's own flags, which fit its own type of them.
-    options.custom_flags(OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed());
-    let foreign = |why: &str| io::Error::other(format!("{} {why}", path.display()));
-    let mut file = match options.open(path) {
-        Ok(file) => file,
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Err(foreign("is a link"));
-        }
-        Err(error) => return Err(error),
-    };
-    let mut content = Vec::new();
-    let is_file = file.metadata()?.is_file();
-    if is_file {
-        Read::take(&mut file, PID_BYTES_MAX + 1).read_to_end(&mut content)?;
-    }
-    let is_pid = content.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n');
-    if !is_file || !is_pid || content.len() as u64 > PID_BYTES_MAX {
-        return Err(foreign("exists and is not a daemon's lock"));
-    }
-    file.rewind()?;
-    Ok(file)
 }
 
 fn identity(metadata: &Metadata) -> FileIdentity {

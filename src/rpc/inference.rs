@@ -38,7 +38,7 @@ impl InferenceService for Inference {
                 answer.add(event)?;
             }
             let answer = answer.whole()?;
-            generation.commit()?;
+            generation.commit().await?;
             Ok(answer)
         };
         answer(collected.await)
@@ -116,7 +116,7 @@ async fn next(
     let message = event::stream_event(event);
     if is_end {
         event::at_most_bytes(message.encoded_len(), bytes_max)?;
-        generation.commit()?;
+        generation.commit().await?;
     }
     Ok(Some(message))
 }

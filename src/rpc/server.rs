@@ -11,8 +11,8 @@ use super::pb::{self, server_service_server::ServerService};
 use super::status::answer;
 use crate::hub::DefaultSampling;
 use crate::service::{
-    Counters, EffectiveSampling, EngineStats, Feature, ModelCapabilities, ResidentModel, Service, SlabClass,
-    Stats,
+    Counters, EffectiveSampling, EngineStats, Feature, ModelCapabilities, ResidentModel, SaveStats, Service,
+    SlabClass, Stats,
 };
 
 pub(super) struct Server(pub(super) Arc<Service>);
@@ -104,7 +104,8 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
 }
 
 fn stats(stats: Stats) -> pb::GetStatsResponse {
-    let Stats { uptime, sessions, process_resident_bytes, engine } = stats;
+    let Stats { uptime, sessions, saves, process_resident_bytes, engine } = stats;
+    let SaveStats { enabled, unwritten_sessions } = saves;
     let EngineStats { counters, budget_bytes, memory: device, models } = &engine;
     let Counters {
         requests_total,
@@ -154,6 +155,11 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         stalled_sequences: sequences(|model| model.stalled_sequences),
         queued_sequences: sequences(|model| model.queued_sequences),
         sessions,
+        session_store: Some(pb::SessionStoreStats {
+            enabled,
+            durable: enabled && unwritten_sessions == 0,
+            unwritten_sessions,
+        }),
         memory: Some(memory),
         slabs: models
             .iter()

@@ -50,11 +50,8 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let (caller, request) = open(request)?;
         let bytes_max = self.0.limits().answer_bytes_max;
-        answer(
-            self.0
-                .get_session(&caller, &request.name)
-                .and_then(|session| content(session, &request, bytes_max)),
-        )
+        let session = self.0.get_session(&caller, &request.name).await;
+        answer(session.and_then(|session| content(session, &request, bytes_max)))
     }
 
     async fn list_sessions(
@@ -79,10 +76,11 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::ForkSessionResponse>, Status> {
         let (caller, request) = open(request)?;
         let pb::ForkSessionRequest { name, new_name, ttl, expected_token_count } = request;
-        let forked = lifetime(ttl).and_then(|ttl| {
-            self.0.fork_session(&caller, &ForkSession { name, new_name, ttl, expected_token_count })
-        });
-        answer(forked.map(|session| pb::ForkSessionResponse { session: Some(wire(session)) }))
+        let forked = async {
+            let fork = ForkSession { name, new_name, ttl: lifetime(ttl)?, expected_token_count };
+            self.0.fork_session(&caller, &fork).await
+        };
+        answer(forked.await.map(|session| pb::ForkSessionResponse { session: Some(wire(session)) }))
     }
 
     async fn truncate_session(
@@ -96,10 +94,11 @@ impl SessionService for Sessions {
             Some(To::TokenCount(tokens)) => Ok(TruncateTo::Tokens(tokens)),
             None => Err(Error::field("to", "must be given")),
         };
-        let truncated = to.and_then(|to| {
-            self.0.truncate_session(&caller, &TruncateSession { name, to, expected_token_count })
-        });
-        answer(truncated.map(|session| pb::TruncateSessionResponse { session: Some(wire(session)) }))
+        let truncated = async {
+            let truncate = TruncateSession { name, to: to?, expected_token_count };
+            self.0.truncate_session(&caller, &truncate).await
+        };
+        answer(truncated.await.map(|session| pb::TruncateSessionResponse { session: Some(wire(session)) }))
     }
 
     async fn delete_session(

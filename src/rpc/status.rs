@@ -93,6 +93,7 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::HubDenied => (Code::FailedPrecondition, ErrorReason::HubDenied),
         Reason::HubUnavailable => (Code::Unavailable, ErrorReason::HubUnavailable),
         Reason::DiskFull => (Code::ResourceExhausted, ErrorReason::DiskFull),
+        Reason::SessionDamaged => (Code::DataLoss, ErrorReason::SessionDamaged),
     }
 }
 
@@ -151,6 +152,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         | Error::SessionWrongModel { .. }
         | Error::SessionNotChat(_)
         | Error::CannotAppend(_)
+        | Error::SessionDamaged { .. }
         | Error::KvTooLarge { .. }
         | Error::Deadline
         | Error::DeadlineUnmeetable { .. }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Service;
 use super::fields::model_name;
 use super::models::ModelInfo;
+use super::saves::SaveStats;
 use crate::count::count;
 use crate::engine::{DeviceInfo, EngineStats};
 use crate::error::Error;
@@ -66,6 +67,8 @@ pub struct Stats {
     pub uptime: Duration,
     /// Sessions of all principals.
     pub sessions: u32,
+    /// What of them is on disk.
+    pub saves: SaveStats,
     /// Resident bytes of the process as Linux counts them; 0 elsewhere.
     pub process_resident_bytes: u64,
     /// The engine's counts.
@@ -134,6 +137,7 @@ impl Service {
             engine: self.engine.stats().await?,
             uptime: self.clock.now() - self.started,
             sessions: count(self.sessions.count()),
+            saves: self.saves.stats(),
             process_resident_bytes: process_resident_bytes(),
         })
     }

@@ -14,6 +14,7 @@ use super::event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLog
 use super::history::text_of;
 use super::request::OutputOptions;
 use super::sampling::Resolved;
+use super::saves::Saves;
 use super::sessions::{Turn, or_session_deleted};
 use crate::count::count;
 use crate::engine::{
@@ -85,6 +86,7 @@ pub struct Generation {
     text: String,
     /// Time that an outcome may stay unread.
     slow_reader: Duration,
+    saves: Saves,
     /// How it ended, and its tokens; set by the last event.
     ended: Option<(Finish, Vec<u32>)>,
 }
@@ -107,6 +109,7 @@ impl Generation {
             queue_time: Duration::ZERO,
             text: String::new(),
             slow_reader,
+            saves: service.saves.clone(),
             ended: None,
         };
         let first = generation.event().await?;
@@ -142,12 +145,14 @@ impl Generation {
         }))
     }
 
-    /// Commits the session's turn, if there is one, after the last event. Call it when that event can be
-    /// delivered: what is not, is not part of the session.
+    /// Commits the session's turn, if there is one, after the last event, and waits until it is saved. Call
+    /// it when that event can be delivered: what is not, is not part of the session. A caller who leaves
+    /// while the turn is being saved has it in the session, like one who leaves while the event is on its
+    /// way.
     ///
     /// # Errors
     /// The session was deleted, or the end was not read in time.
-    pub fn commit(&mut self) -> Result<(), Error> {
+    pub async fn commit(&mut self) -> Result<(), Error> {
         let (Some((finish, generated)), Some(turn)) = (&self.ended, self.prepared.turn.take()) else {
             return Ok(());
         };
@@ -165,7 +170,9 @@ impl Generation {
                 TurnContent::Chat { messages, text, text_is_whole }
             }
         };
-        turn.commit(self.slow_reader, joined(&prompt.tokens, generated), content)
+        turn.commit(self.slow_reader, joined(&prompt.tokens, generated), content)?;
+        self.saves.saved().await;
+        Ok(())
     }
 
     async fn event(&mut self) -> Result<GenerateEvent, Error> {

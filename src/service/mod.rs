@@ -22,6 +22,7 @@ mod prepare;
 mod reason;
 mod request;
 mod sampling;
+mod saves;
 mod score;
 mod sessions;
 mod waiting;
@@ -38,9 +39,11 @@ use crate::ids::{ConnectionId, ModelName};
 use crate::limits::Limits;
 use crate::priority;
 use crate::session::{SessionBook, SessionLimits};
+use crate::store::{Durability, OpenStore, Stored};
 use desk::Desk;
 use intake::IntakeOfAll;
 use models::Models;
+use saves::Saves;
 use sessions::TurnHold;
 
 pub use cache::CacheOptions;
@@ -56,6 +59,7 @@ pub use request::{
     Chat, CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores, Tool,
 };
 pub use sampling::{EffectiveSampling, SamplingOptions, StoppingOptions};
+pub use saves::SaveStats;
 pub use sessions::{CreateSession, ForkSession, SessionContent, SessionPage, TruncateSession, TruncateTo};
 
 // Plain types of the floors below that requests and answers are made of.
@@ -75,6 +79,7 @@ pub struct Service {
     engine: EngineHandle,
     models: Arc<Models>,
     sessions: Arc<SessionBook<TurnHold>>,
+    saves: Saves,
     desk: Arc<Desk>,
     intake: IntakeOfAll,
     limits: Limits,
@@ -97,6 +102,7 @@ impl Service {
             models: Arc::new(Models::new(engine.clone(), catalog, access, limits.downloads_running_max)),
             engine,
             sessions: Arc::new(SessionBook::new(session_limits(&limits), Arc::clone(&clock))),
+            saves: Saves::default(),
             desk: Arc::new(Desk::new(limits.preparations_max)),
             intake: IntakeOfAll::new(&limits),
             limits,
@@ -104,6 +110,26 @@ impl Service {
             clock,
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// Keeps the sessions in a state folder from now on, with those that were found in it.
+    ///
+    /// # Errors
+    /// The system has no thread to write with.
+    pub fn keep_sessions(
+        &self,
+        found: (OpenStore, Vec<Stored>),
+        durability: Durability,
+    ) -> std::io::Result<()> {
+        self.saves.begin(&self.sessions, found, durability)
+    }
+
+    /// Writes the last changes of sessions and gives the state folder back; nothing is kept after it.
+    ///
+    /// # Errors
+    /// The writer failed.
+    pub async fn leave_sessions(&self) -> Result<(), Error> {
+        self.saves.end().await
     }
 
     /// Returns the limits on what callers may ask for and hold.

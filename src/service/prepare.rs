@@ -52,7 +52,9 @@ impl Service {
                 input.check_kept(&self.limits)?;
                 let (kind, input_bytes) = (input.kind(), input.kept_bytes());
                 let request = TurnRequest { model, input: kind, expected_token_count, input_bytes, history };
-                let (turn, start) = Turn::begin(&self.sessions, &caller.session(name), &request)?;
+                let key = caller.session(name);
+                self.saves.warm(&self.sessions, &key).await?;
+                let (turn, start) = Turn::begin(&self.sessions, &key, &request)?;
                 (start.model.clone(), Some(turn), Some(start))
             }
         };

@@ -58,6 +58,7 @@ pub enum Reason {
     HubDenied,
     HubUnavailable,
     DiskFull,
+    SessionDamaged,
 }
 
 impl Reason {
@@ -88,6 +89,7 @@ impl Reason {
             Error::SessionNotChat(_) => Self::SessionNotChat,
             Error::CannotAppend(_) => Self::CannotAppend,
             Error::SessionLimit { .. } => Self::SessionLimit,
+            Error::SessionDamaged { .. } => Self::SessionDamaged,
             Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
                 Self::QueueFull
             }
@@ -154,6 +156,7 @@ impl Error {
             | Self::SessionNotChat(_)
             | Self::CannotAppend(_)
             | Self::SessionLimit { .. }
+            | Self::SessionDamaged { .. }
             | Self::KvTooLarge { .. }
             | Self::Deadline
             | Self::DeadlineUnmeetable { .. }
@@ -214,7 +217,9 @@ impl Error {
                 vec![("session", session.to_string()), ("model", model.to_string())]
             }
             Self::SessionNotFound(name) | Self::SessionExists(name) => vec![("session", name.clone())],
-            Self::SessionBusy(session) | Self::SessionNotChat(session) => {
+            Self::SessionBusy(session)
+            | Self::SessionNotChat(session)
+            | Self::SessionDamaged { session, .. } => {
                 vec![("session", session.to_string())]
             }
             Self::QueueFull { limit, value, .. } => pairs(&[("limit", limit), ("value", value)]),

@@ -63,7 +63,8 @@ impl Service {
             Target::Model(model) => (model, None, None),
             Target::Session { name, model } => {
                 let key = caller.session(name);
-                let start = self.sessions.with(&key, |session, _| session.raw_start(model.as_ref()))?;
+                self.saves.warm(&self.sessions, &key).await?;
+                let start = self.sessions.read(&key, |session| session.raw_start(model.as_ref()))?;
                 (start.model.clone(), Some(key), Some(start))
             }
         };

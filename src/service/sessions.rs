@@ -202,16 +202,19 @@ impl Service {
         check_salt("cache_salt", &cache_salt)?;
         self.models.check_exists(&model).await?;
         let cache_salt = cache_salt.into();
-        self.sessions.create(NewSession { key, model, ttl: lifetime, history, cache_salt })
+        let created = self.sessions.create(NewSession { key, model, ttl: lifetime, history, cache_salt })?;
+        self.saves.saved().await;
+        Ok(created)
     }
 
     /// Returns all of a session.
     ///
     /// # Errors
-    /// The caller has no such session.
-    pub fn get_session(&self, caller: &Caller, name: &str) -> Result<SessionContent, Error> {
+    /// The caller has no such session, or what was stored of it is damaged.
+    pub async fn get_session(&self, caller: &Caller, name: &str) -> Result<SessionContent, Error> {
         let key = caller.session(session_name("name", name)?);
-        self.sessions.with(&key, |session, _| {
+        self.saves.warm(&self.sessions, &key).await?;
+        self.sessions.read(&key, |session| {
             let (messages, tokens) = (session.messages().to_vec(), Arc::clone(session.tokens()));
             Ok(SessionContent { view: session.view(), messages, tokens })
         })
@@ -240,34 +243,41 @@ impl Service {
     /// Copies a session.
     ///
     /// # Errors
-    /// A field is refused, the name is taken, the caller has too many, or the session moved.
-    pub fn fork_session(&self, caller: &Caller, fork: &ForkSession) -> Result<SessionView, Error> {
+    /// A field is refused, the name is taken, the caller has too many, the session moved, or what was stored
+    /// of it is damaged.
+    pub async fn fork_session(&self, caller: &Caller, fork: &ForkSession) -> Result<SessionView, Error> {
         let ForkSession { name, new_name, ttl: lifetime, expected_token_count } = fork;
         let from = caller.session(session_name("name", name)?);
         let to = fresh_session_name("new_name", new_name)?;
         let lifetime = ttl(*lifetime, self.limits.session_ttl_max)?;
-        self.sessions.fork(&from, to, lifetime, *expected_token_count)
+        self.saves.warm(&self.sessions, &from).await?;
+        let forked = self.sessions.fork(&from, to, lifetime, *expected_token_count)?;
+        self.saves.saved().await;
+        Ok(forked)
     }
 
     /// Shortens a session.
     ///
     /// # Errors
-    /// A turn runs in it, it moved, or it cannot end there.
-    pub fn truncate_session(
+    /// A turn runs in it, it moved, it cannot end there, or what was stored of it is damaged.
+    pub async fn truncate_session(
         &self,
         caller: &Caller,
         truncate: &TruncateSession,
     ) -> Result<SessionView, Error> {
         let TruncateSession { name, to, expected_token_count } = truncate;
         let key = caller.session(session_name("name", name)?);
-        self.sessions.with(&key, |session, now| {
+        self.saves.warm(&self.sessions, &key).await?;
+        let truncated = self.sessions.with(&key, |session, now| {
             session.expect_tokens(*expected_token_count)?;
             match *to {
                 TruncateTo::Turns(turns) => session.truncate_turns(turns as usize, now)?,
                 TruncateTo::Tokens(tokens) => session.truncate_tokens(tokens as usize, now)?,
             }
             Ok(session.view())
-        })
+        })?;
+        self.saves.saved().await;
+        Ok(truncated)
     }
 
     /// Deletes a session, stops its running turn and drops its KV caches.
@@ -280,7 +290,9 @@ impl Service {
         if let Some(turn) = self.sessions.delete(&key)? {
             turn.send_replace(true);
         }
-        self.engine.forget(key).await
+        self.engine.forget(key).await?;
+        self.saves.saved().await;
+        Ok(())
     }
 
     /// Removes expired sessions and drops their KV caches.

@@ -14,11 +14,13 @@ use std::time::{Duration, SystemTime};
 use dashmap::DashMap;
 
 use super::bytes::{Charge, Held};
+use super::changes::Changes;
 use super::history::History;
+use super::snapshot::{Contents, Outline, Snapshot};
 use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::ids::{ModelName, Principal, SessionKey, SessionName};
+use crate::ids::{ModelName, Principal, SessionId, SessionKey, SessionName};
 
 /// A session to create.
 #[derive(Clone, Debug)]
@@ -79,6 +81,9 @@ pub struct SessionLimits {
 pub struct SessionBook<H> {
     owners: DashMap<Principal, Owned<H>>,
     turns_begun: AtomicU64,
+    /// Numbers given to sessions so far.
+    numbered: AtomicU64,
+    changes: Arc<Changes>,
     limits: SessionLimits,
     clock: Arc<dyn Clock>,
     lease_time: Mutex<LeaseTime>,
@@ -109,7 +114,60 @@ impl<H> SessionBook<H> {
     pub fn new(limits: SessionLimits, clock: Arc<dyn Clock>) -> Self {
         let told = clock.wall();
         let lease_time = Mutex::new(LeaseTime { told, now: told });
-        Self { owners: DashMap::new(), turns_begun: AtomicU64::new(0), limits, clock, lease_time }
+        Self {
+            owners: DashMap::new(),
+            turns_begun: AtomicU64::new(0),
+            numbered: AtomicU64::new(0),
+            changes: Arc::default(),
+            limits,
+            clock,
+            lease_time,
+        }
+    }
+
+    /// Returns the sessions that change, for who stores them.
+    #[must_use]
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
+    /// Takes in sessions that were stored, each with why it is damaged, if it is. They hold their bytes, also
+    /// where a limit has become smaller since; what has expired goes with the next sweep.
+    pub fn restore(&self, stored: impl IntoIterator<Item = (Outline, Option<String>)>) {
+        for (outline, damage) in stored {
+            self.numbered.fetch_max(outline.id.0, Ordering::Relaxed);
+            let SessionKey { owner, name } = outline.key.clone();
+            let mut owned = self.owners.entry(owner).or_default();
+            let session = Session::stored(owned.held.clone(), outline, damage);
+            owned.entries.insert(name, Entry { session, turn: None });
+        }
+    }
+
+    /// Returns what a session is now; none if there is none, whether it expired or not.
+    #[must_use]
+    pub fn snapshot(&self, key: &SessionKey) -> Option<Snapshot> {
+        let owned = self.owners.get(&key.owner)?;
+        owned.entries.get(&key.name).map(|entry| entry.session.snapshot())
+    }
+
+    /// Returns the number of a session whose content has still to be read.
+    #[must_use]
+    pub fn cold(&self, key: &SessionKey) -> Option<SessionId> {
+        let owned = self.owners.get(&key.owner)?;
+        let session = &owned.entries.get(&key.name)?.session;
+        session.is_cold().then(|| session.id())
+    }
+
+    /// Gives a cold session the content that was read for its number, or says why it is damaged.
+    pub fn fill(&self, key: &SessionKey, id: SessionId, contents: Result<Contents, String>) {
+        let Some(mut owned) = self.owners.get_mut(&key.owner) else { return };
+        let Some(entry) = owned.entries.get_mut(&key.name).filter(|entry| entry.session.id() == id) else {
+            return;
+        };
+        match contents {
+            Ok(contents) => entry.session.fill(contents),
+            Err(why) => entry.session.lose(why),
+        }
     }
 
     /// Creates an empty session.
@@ -119,9 +177,7 @@ impl<H> SessionBook<H> {
         self.refuse_another(&owned, &new.key.name, now)?;
         let session = Session::held(owned.held.clone(), new.key.clone(), new.model, new.ttl, now);
         let session = session.with_history(new.history).with_cache_salt(new.cache_salt);
-        let view = session.view();
-        owned.entries.insert(new.key.name, Entry { session, turn: None });
-        Ok(view)
+        Ok(self.insert(&mut owned, session))
     }
 
     /// Copies a session of the same owner.
@@ -134,16 +190,36 @@ impl<H> SessionBook<H> {
     ) -> Result<SessionView, Error> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&from.owner).ok_or_else(|| not_found(from))?;
-        let original = &live(&mut owned, from, now)?.session;
+        let original = &usable(&mut owned, from, now)?.session;
         original.expect_tokens(expected_token_count)?;
-        let copy = original.fork(SessionKey { owner: from.owner.clone(), name: name.clone() }, ttl, now);
-        self.refuse_another(&owned, &name, now)?;
-        let view = copy.view();
-        owned.entries.insert(name, Entry { session: copy, turn: None });
-        Ok(view)
+        let key = SessionKey { owner: from.owner.clone(), name };
+        let copy = original.fork(key.clone(), ttl, now);
+        self.refuse_another(&owned, &key.name, now)?;
+        Ok(self.insert(&mut owned, copy))
     }
 
-    /// Reads or changes a session with `act`.
+    /// Numbers a session and adds it.
+    fn insert(&self, owned: &mut Owned<H>, session: Session) -> SessionView {
+        let id = SessionId(self.numbered.fetch_add(1, Ordering::Relaxed) + 1);
+        let session = session.with_id(id);
+        let view = session.view();
+        owned.entries.insert(view.key.name.clone(), Entry { session, turn: None });
+        self.changes.note(&view.key);
+        view
+    }
+
+    /// Reads a session with `read`.
+    pub fn read<T>(
+        &self,
+        key: &SessionKey,
+        read: impl FnOnce(&Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let now = self.now();
+        let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
+        read(&usable(&mut owned, key, now)?.session)
+    }
+
+    /// Changes a session with `act`.
     pub fn with<T>(
         &self,
         key: &SessionKey,
@@ -151,7 +227,9 @@ impl<H> SessionBook<H> {
     ) -> Result<T, Error> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
-        act(&mut live(&mut owned, key, now)?.session, now)
+        let acted = act(&mut usable(&mut owned, key, now)?.session, now)?;
+        self.changes.note(key);
+        Ok(acted)
     }
 
     /// Removes a session; returns the `H` of a running turn.
@@ -159,7 +237,9 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         live(&mut owned, key, now)?;
-        Ok(owned.entries.remove(&key.name).and_then(|entry| entry.turn))
+        let gone = owned.entries.remove(&key.name);
+        self.changes.note(key);
+        Ok(gone.and_then(|entry| entry.turn))
     }
 
     /// Returns one page of an owner's sessions, and whether there are more.
@@ -206,7 +286,9 @@ impl<H> SessionBook<H> {
             owned.entries.retain(|name, entry| {
                 let expired = entry.session.is_expired(now);
                 if expired {
-                    gone.push(SessionKey { owner: owner.clone(), name: name.clone() });
+                    let key = SessionKey { owner: owner.clone(), name: name.clone() };
+                    self.changes.note(&key);
+                    gone.push(key);
                 }
                 !expired
             });
@@ -226,7 +308,7 @@ impl<H> SessionBook<H> {
         let id = TurnId(self.turns_begun.fetch_add(1, Ordering::Relaxed));
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         let held = owned.held.clone();
-        let entry = live(&mut owned, key, now)?;
+        let entry = usable(&mut owned, key, now)?;
         let reserved = self.reserve(&held, &entry.session, request.input_bytes)?;
         let start = entry.session.begin(id, request, now)?;
         entry.turn = Some(hold);
@@ -272,9 +354,12 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner)?;
         let entry = owned.entries.get_mut(&key.name)?;
+        let ran = entry.session.is_busy();
         let ended = end(&mut entry.session, now);
-        if !entry.session.view().busy {
+        if ran && !entry.session.is_busy() {
             entry.turn = None;
+            // Also after a roll-back: it was used.
+            self.changes.note(key);
         }
         Some(ended)
     }
@@ -295,6 +380,17 @@ fn live<'a, H>(
 ) -> Result<&'a mut Entry<H>, Error> {
     let entry = owned.entries.get_mut(&key.name).ok_or_else(|| not_found(key))?;
     if entry.session.is_expired(now) { Err(not_found(key)) } else { Ok(entry) }
+}
+
+/// Returns a session whose content is in memory.
+fn usable<'a, H>(
+    owned: &'a mut Owned<H>,
+    key: &SessionKey,
+    now: SystemTime,
+) -> Result<&'a mut Entry<H>, Error> {
+    let entry = live(owned, key, now)?;
+    entry.session.refuse_without_content()?;
+    Ok(entry)
 }
 
 /// A running turn of a session. Dropping it rolls the turn back.

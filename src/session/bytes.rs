@@ -52,6 +52,11 @@ impl Charge {
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// Returns the bytes as they were given.
+    pub(super) fn charged(&self) -> usize {
+        usize::try_from(self.bytes).unwrap_or(usize::MAX)
+    }
 }
 
 impl PartialEq for Charge {

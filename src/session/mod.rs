@@ -6,17 +6,23 @@
 
 mod book;
 mod bytes;
+mod changes;
 mod context;
 mod history;
 mod message;
+mod record;
+mod snapshot;
 mod state;
 
 pub use book::{ListPage, NewSession, SessionBook, SessionLimits, TurnGuard};
 pub use bytes::{messages_bytes, tokens_bytes};
+pub use changes::{Changes, Taken};
 pub use context::{chat_rest, chat_text, joined};
 pub use history::{History, HistoryOutcome};
 pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
-pub use state::{InputKind, Session, SessionView, TurnContent, TurnEnd, TurnId, TurnRequest, TurnStart};
+pub use record::{Keeps, Record, RecordError, Replay, record, whole};
+pub use snapshot::{Contents, Outline, Sizes, Snapshot, TurnEnd};
+pub use state::{InputKind, Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 
 /// Characters of a session's name.
 pub const NAME_CHARS_MAX: usize = 128;

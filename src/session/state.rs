@@ -2,15 +2,19 @@
 //! or is rolled back; between the two only `busy` is set. Messages, text and tokens are shared with the turns
 //! and forks that build on them, never copied.
 
+mod stored;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::bytes::{Charge, Held, SESSION_BYTES, TURN_BYTES, messages_bytes, tokens_bytes};
 use super::history::History;
 use super::message::Message;
+use super::snapshot::TurnEnd;
 use crate::count::count;
 use crate::error::Error;
-use crate::ids::{ModelName, SessionKey};
+use crate::ids::{ModelName, SessionId, SessionKey};
+use stored::Absence;
 
 /// One running turn; unique in the daemon's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,21 +82,6 @@ pub enum TurnContent {
     },
 }
 
-/// The end of a finished turn.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TurnEnd {
-    /// Messages at its end; the raw turns of a session add none.
-    pub message_count: usize,
-    /// Tokens at its end.
-    pub token_count: usize,
-    /// Bytes of text at its end; none where the tokens' text is not known.
-    text_bytes: Option<usize>,
-    /// Whether its tokens hold all of it: a later turn may have rewritten them.
-    is_whole: bool,
-    /// Whether its input was text or ids instead of messages.
-    pub raw: bool,
-}
-
 /// The public facts of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionView {
@@ -119,6 +108,7 @@ pub struct SessionView {
 /// A conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
+    id: SessionId,
     key: SessionKey,
     model: ModelName,
     messages: Vec<Arc<Message>>,
@@ -133,6 +123,8 @@ pub struct Session {
     /// The bytes that no fork shares.
     own_bytes: Arc<Charge>,
     held: Held,
+    /// None while messages, text and tokens are those of the session.
+    absence: Option<Absence>,
     busy: Option<TurnId>,
     ttl: Duration,
     created: SystemTime,
@@ -157,6 +149,7 @@ impl Session {
         now: SystemTime,
     ) -> Self {
         Self {
+            id: SessionId::default(),
             key,
             model,
             messages: Vec::new(),
@@ -167,6 +160,7 @@ impl Session {
             content_bytes: Arc::new(held.charge(0)),
             own_bytes: Arc::new(held.charge(SESSION_BYTES)),
             held,
+            absence: None,
             busy: None,
             ttl,
             created: now,
@@ -209,7 +203,7 @@ impl Session {
         SessionView {
             key: self.key.clone(),
             model: self.model.clone(),
-            token_count: self.tokens.len(),
+            token_count: self.sizes().tokens,
             turns: self.turns.clone(),
             busy: self.busy.is_some(),
             ttl: self.ttl,
@@ -217,6 +211,11 @@ impl Session {
             used: self.used,
             history: self.history,
         }
+    }
+
+    /// Returns whether a turn runs.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.is_some()
     }
 
     /// Returns the model it is bound to.
@@ -245,7 +244,7 @@ impl Session {
 
     /// Refuses when the token count is not the expected one.
     pub fn expect_tokens(&self, expected: Option<u32>) -> Result<(), Error> {
-        let actual = count(self.tokens.len());
+        let actual = count(self.sizes().tokens);
         match expected {
             Some(expected) if expected != actual => {
                 Err(Error::SessionMoved { session: self.key.name.clone(), expected, actual })

@@ -121,7 +121,11 @@ def daemon(demo: Demo) -> Iterator[subprocess.Popen[bytes]]:
     )
     with demo.log.open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=demo.environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=demo.environment | {"MLXD_STATE_DIR": str(demo.folder / "state")},
         )
     try:
         yield process

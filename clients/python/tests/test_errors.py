@@ -53,6 +53,7 @@ CLASSES = {
     "HUB_DENIED": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "HUB_UNAVAILABLE": (Code.UNAVAILABLE, mlxd.UnavailableError),
     "DISK_FULL": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
+    "SESSION_DAMAGED": (Code.DATA_LOSS, mlxd.StateError),
     "CANNOT_APPEND": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "UNIMPLEMENTED": (Code.UNIMPLEMENTED, mlxd.UnsupportedError),
 }

@@ -41,8 +41,8 @@ pub enum Error {
         /// The transport's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The connection broke during the call; the daemon may have ended, and its sessions with it. It may have
-    /// carried the call out all the same.
+    /// The connection broke during the call; the daemon may have ended. It may have carried
+    /// the call out all the same.
     #[error("the connection to the daemon is lost: {cause}")]
     Disconnected {
         /// The transport's innermost error.

@@ -90,6 +90,8 @@ class Daemon:
         # Without the variables of the person's own set-up, with an empty Hugging Face cache.
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MLXD_")}
         self.environment["HF_HOME"] = str(self.folder / "huggingface")
+        # Sessions that another daemon on the same folder finds again.
+        self.environment["MLXD_STATE_DIR"] = str(self.folder / "state")
         # No test reaches a real hub.
         self.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
         self.environment.update(environment or {})

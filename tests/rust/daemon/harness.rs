@@ -39,6 +39,25 @@ impl Daemon {
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         folder::write(&folder.path().join("models").join(MODEL));
+        Self::start_in(folder, change).await
+    }
+
+    /// Stops it and starts another in its folder.
+    pub async fn restart(self) -> Self {
+        Self::start_in(self.leave().await, |_| {}).await
+    }
+
+    /// Stops it; returns its folder.
+    pub async fn leave(mut self) -> TempDir {
+        self.stop();
+        let Self { task, client, folder, .. } = self;
+        drop(client);
+        let ended = tokio::time::timeout(Duration::from_secs(20), task).await.expect("the daemon ends");
+        ended.unwrap().unwrap();
+        folder
+    }
+
+    pub async fn start_in(folder: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(&folder);
         change(&mut config);
         let (engine, handle) = Fake::start(config.engine);
@@ -85,7 +104,8 @@ impl Daemon {
 pub fn config(folder: &TempDir) -> Config {
     let file: PathBuf = folder.path().join("mlxd.toml");
     let text = format!(
-        "socket = \"{0}/run/mlxd.sock\"\nmodel_roots = [\"{0}/models\"]\nhf_cache = \"{0}/hf\"\n",
+        "socket = \"{0}/run/mlxd.sock\"\nmodel_roots = [\"{0}/models\"]\nhf_cache = \"{0}/hf\"\n\
+         state_dir = \"{0}/state\"\n",
         folder.path().display()
     );
     std::fs::write(&file, text).unwrap();

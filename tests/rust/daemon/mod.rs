@@ -5,6 +5,7 @@
 
 mod calls;
 mod connections;
+mod durability;
 mod errors;
 mod fake;
 mod folder;

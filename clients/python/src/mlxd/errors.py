@@ -156,7 +156,7 @@ class ConnectionFailedError(UnavailableError, ConnectionError):
 
 
 class ConnectionLostError(UnavailableError, ConnectionError):
-    """The connection broke during the call; the daemon may have ended, and its sessions with it.
+    """The connection broke during the call; the daemon may have ended.
 
     The daemon may have carried the call out all the same. Repeat it where that does no harm: a turn
     of a session only with `expected_token_count`.
@@ -219,6 +219,7 @@ _BY_REASON: dict[str, type[MlxdError]] = {
     "KV_TOO_LARGE": TooLargeError,
     "ANSWER_TOO_LARGE": TooLargeError,
     "SLOW_READER": SlowReaderError,
+    "SESSION_DAMAGED": StateError,
 }
 
 
@@ -232,7 +233,7 @@ def _disconnected(details: str, address: str) -> tuple[type[MlxdError], str]:
     if details.startswith(_UNREACHED):
         hint = "start one with `mlxd serve`, or name another address"
         return ConnectionFailedError, f"no daemon answers at {address}: {details}; {hint}"
-    hint = "if the daemon has ended, so have its sessions; `mlxd serve` starts another"
+    hint = "if the daemon has ended, `mlxd serve` starts another with the sessions that it kept"
     lost = f"the connection to the daemon at {address} is lost"
     return ConnectionLostError, f"{lost}: {details}; {hint}"
 

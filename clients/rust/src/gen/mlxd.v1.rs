@@ -123,6 +123,9 @@ pub enum ErrorReason {
     /// RESOURCE_EXHAUSTED + QuotaFailure: the disk of the Hugging Face cache has no
     /// room for the model; metadata model, needed_bytes, available_bytes.
     DiskFull = 64,
+    /// DATA_LOSS: what the daemon stored of the session cannot be read, or is not what
+    /// it wrote. The session can only be deleted; metadata session.
+    SessionDamaged = 65,
     /// FAILED_PRECONDITION: with HISTORY_APPEND, the turn needs something before the
     /// session's last answer that the session does not hold, or the session does not
     /// hold that answer whole. HISTORY_AUTO or HISTORY_RERENDER takes the turn.
@@ -176,6 +179,7 @@ impl ErrorReason {
             Self::HubDenied => "ERROR_REASON_HUB_DENIED",
             Self::HubUnavailable => "ERROR_REASON_HUB_UNAVAILABLE",
             Self::DiskFull => "ERROR_REASON_DISK_FULL",
+            Self::SessionDamaged => "ERROR_REASON_SESSION_DAMAGED",
             Self::CannotAppend => "ERROR_REASON_CANNOT_APPEND",
         }
     }
@@ -223,6 +227,7 @@ impl ErrorReason {
             "ERROR_REASON_HUB_DENIED" => Some(Self::HubDenied),
             "ERROR_REASON_HUB_UNAVAILABLE" => Some(Self::HubUnavailable),
             "ERROR_REASON_DISK_FULL" => Some(Self::DiskFull),
+            "ERROR_REASON_SESSION_DAMAGED" => Some(Self::SessionDamaged),
             "ERROR_REASON_CANNOT_APPEND" => Some(Self::CannotAppend),
             _ => None,
         }
@@ -2090,6 +2095,24 @@ pub struct GetStatsResponse {
     /// Models unloaded because nobody had used them for their keep_alive.
     #[prost(uint64, tag = "32")]
     pub expirations_total: u64,
+    /// How sessions are stored.
+    #[prost(message, optional, tag = "40")]
+    pub session_store: ::core::option::Option<SessionStoreStats>,
+}
+/// How the daemon stores sessions on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionStoreStats {
+    /// Whether sessions are stored: false where state_dir is off.
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// Whether all sessions are on disk as they are, but for what durability allows.
+    /// False while the disk is full or fails: sessions go on in memory then, and are
+    /// written once that is possible again.
+    #[prost(bool, tag = "2")]
+    pub durable: bool,
+    /// Number of sessions whose last change could not be written.
+    #[prost(uint32, tag = "3")]
+    pub unwritten_sessions: u32,
 }
 /// Memory use of the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

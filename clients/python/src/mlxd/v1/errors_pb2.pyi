@@ -47,6 +47,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_HUB_DENIED: _ClassVar[ErrorReason]
     ERROR_REASON_HUB_UNAVAILABLE: _ClassVar[ErrorReason]
     ERROR_REASON_DISK_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_DAMAGED: _ClassVar[ErrorReason]
     ERROR_REASON_CANNOT_APPEND: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
@@ -89,4 +90,5 @@ ERROR_REASON_DOWNLOAD_FAILED: ErrorReason
 ERROR_REASON_HUB_DENIED: ErrorReason
 ERROR_REASON_HUB_UNAVAILABLE: ErrorReason
 ERROR_REASON_DISK_FULL: ErrorReason
+ERROR_REASON_SESSION_DAMAGED: ErrorReason
 ERROR_REASON_CANNOT_APPEND: ErrorReason

@@ -1,0 +1,94 @@
+//! The sessions on disk, as the use cases see them: a change is acknowledged when it is saved, and a session
+//! that nobody has used since the start is read first.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use super::blocking;
+use super::sessions::TurnHold;
+use crate::error::Error;
+use crate::ids::{SessionId, SessionKey};
+use crate::session::SessionBook;
+use crate::store::{Durability, LoadError, OpenStore, Store, Stored};
+
+/// The store of the sessions, once there is one.
+#[derive(Clone, Default)]
+pub(super) struct Saves(Arc<OnceLock<Store>>);
+
+/// What of the sessions is on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SaveStats {
+    /// Whether they are stored at all.
+    pub enabled: bool,
+    /// Sessions whose last change could not be written.
+    pub unwritten_sessions: u32,
+}
+
+impl Saves {
+    /// Takes in the sessions that were found, and writes what changes from now on.
+    pub(super) fn begin(
+        &self,
+        sessions: &Arc<SessionBook<TurnHold>>,
+        (open, stored): (OpenStore, Vec<Stored>),
+        durability: Durability,
+    ) -> io::Result<()> {
+        sessions.restore(stored);
+        let book = Arc::clone(sessions);
+        let store = open.start(durability, Arc::clone(sessions.changes()), move |key| book.snapshot(key))?;
+        // Only the first is taken; a second would be closed at once.
+        drop(self.0.set(store));
+        Ok(())
+    }
+
+    /// Returns when all changes so far may be acknowledged.
+    pub(super) async fn saved(&self) {
+        if let Some(store) = self.0.get() {
+            store.saved().await;
+        }
+    }
+
+    /// Reads a session's content into memory if it is not there.
+    pub(super) async fn warm(&self, sessions: &SessionBook<TurnHold>, key: &SessionKey) -> Result<(), Error> {
+        let Some(id) = sessions.cold(key) else { return Ok(()) };
+        let (saves, of) = (self.clone(), key.clone());
+        match blocking(move || Ok(saves.load(&of, id))).await? {
+            Ok(contents) => sessions.fill(key, id, Ok(contents)),
+            Err(LoadError::Damaged(why)) => {
+                tracing::warn!(session = %key, why, "a stored session is damaged");
+                sessions.fill(key, id, Err(why));
+            }
+            // It may be readable later.
+            Err(error @ LoadError::Io(_)) => {
+                let (session, why) = (key.name.clone(), error.to_string());
+                return Err(Error::SessionDamaged { session, why });
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, key: &SessionKey, id: SessionId) -> Result<crate::session::Contents, LoadError> {
+        match self.0.get() {
+            Some(store) => store.load(key, id),
+            None => Err(LoadError::Damaged("sessions are not stored".into())),
+        }
+    }
+
+    /// Returns what is on disk.
+    pub(super) fn stats(&self) -> SaveStats {
+        let written = self.0.get().map(Store::written);
+        SaveStats {
+            enabled: written.is_some(),
+            unwritten_sessions: written.map_or(0, |written| written.behind),
+        }
+    }
+
+    /// Writes what is left and gives the folder back.
+    pub(super) async fn end(&self) -> Result<(), Error> {
+        let saves = self.clone();
+        blocking(move || {
+            saves.0.get().into_iter().for_each(Store::close);
+            Ok(())
+        })
+        .await
+    }
+}

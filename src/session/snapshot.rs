@@ -1,0 +1,116 @@
+//! What a session is at one moment, as plain data that is stored and read back: its outline (all but the
+//! content) and, if it is in memory, the content. After a start only outlines are known: a session is *cold*
+//! until its content is read.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::history::History;
+use super::message::Message;
+use crate::ids::{ModelName, SessionId, SessionKey};
+
+/// The end of a finished turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TurnEnd {
+    /// Messages at its end; the raw turns of a session add none.
+    pub message_count: usize,
+    /// Tokens at its end.
+    pub token_count: usize,
+    /// Bytes of text at its end; none where the tokens' text is not known.
+    pub(super) text_bytes: Option<usize>,
+    /// Whether its tokens hold all of it: a later turn may have rewritten them.
+    pub(super) is_whole: bool,
+    /// Whether its input was text or ids instead of messages.
+    pub raw: bool,
+}
+
+impl TurnEnd {
+    /// Returns whether it lies within a content of these sizes.
+    fn is_within(&self, sizes: Sizes) -> bool {
+        self.message_count <= sizes.messages
+            && self.token_count <= sizes.tokens
+            && self.text_bytes.is_none_or(|bytes| bytes <= sizes.text_bytes)
+    }
+}
+
+/// All facts of a session but its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Its number.
+    pub id: SessionId,
+    /// Its owner and name.
+    pub key: SessionKey,
+    /// The model it is bound to.
+    pub model: ModelName,
+    /// Lifetime after its last use.
+    pub ttl: Duration,
+    /// Time of its creation.
+    pub created: SystemTime,
+    /// Time of its last use.
+    pub used: SystemTime,
+    /// How its chat turns go on.
+    pub history: History,
+    /// Salt of its cached KV; empty for none.
+    pub cache_salt: Arc<str>,
+    /// Its finished turns.
+    pub turns: Vec<TurnEnd>,
+    /// The bytes that each of them is charged with.
+    pub turn_bytes: Vec<usize>,
+    /// Sizes of its content.
+    pub sizes: Sizes,
+}
+
+/// Sizes of a session's content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Messages.
+    pub messages: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Bytes of rendered text.
+    pub text_bytes: usize,
+}
+
+/// A session's content; shared, never copied.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contents {
+    /// The messages.
+    pub messages: Vec<Arc<Message>>,
+    /// The messages as rendered, as far as that is known.
+    pub text: Arc<str>,
+    /// The tokens.
+    pub tokens: Arc<[u32]>,
+}
+
+impl Contents {
+    /// Returns its sizes.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        let Self { messages, text, tokens } = self;
+        Sizes { messages: messages.len(), tokens: tokens.len(), text_bytes: text.len() }
+    }
+}
+
+/// A session at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// All but the content.
+    pub outline: Outline,
+    /// The content; none of a cold session.
+    pub contents: Option<Contents>,
+}
+
+/// Bytes that no session comes near; sums of them stay far from an overflow.
+const BYTES_MAX: usize = 1 << 48;
+
+impl Outline {
+    /// Returns whether it can be a session's: its turns end within its content, and its sizes can be charged.
+    pub(super) fn is_sound(&self) -> bool {
+        let Self { turns, turn_bytes, sizes, .. } = self;
+        let Sizes { messages, tokens, text_bytes } = *sizes;
+        let bytes = turn_bytes.iter().chain([&messages, &tokens, &text_bytes]);
+        turns.len() == turn_bytes.len()
+            && turns.iter().all(|turn| turn.is_within(*sizes))
+            && bytes.fold(0_usize, |sum, bytes| sum.saturating_add(*bytes)) <= BYTES_MAX
+    }
+}

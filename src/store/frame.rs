@@ -1,0 +1,157 @@
+//! The frames that a session's file is made of, one a record, one after the other:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | `mlx1` |
+//! | 8, 8 | sizes of outline and content, least byte first |
+//! | 16 | the seal of the frame before; zeros in the first |
+//! | 16 | the seal of the content |
+//! | 16 | the seal of all of this and of the outline |
+//! | … | the outline, the content |
+//!
+//! A seal is the start of a SHA-256. Each frame names the one before, so that none can be missing, moved or
+//! another file's; the sessions' outlines are read without their content.
+
+use std::io;
+
+use sha2::{Digest, Sha256};
+
+use super::disk::Disk;
+use crate::session::Record;
+
+const MAGIC: [u8; 4] = *b"mlx1";
+
+const SIZES_AT: usize = MAGIC.len();
+const BEFORE_AT: usize = SIZES_AT + 16;
+const CONTENT_SEAL_AT: usize = BEFORE_AT + SEAL_BYTES;
+const SEAL_AT: usize = CONTENT_SEAL_AT + SEAL_BYTES;
+const HEADER_BYTES: usize = SEAL_AT + SEAL_BYTES;
+
+const SEAL_BYTES: usize = 16;
+
+/// Bytes that are read at first: a header and most outlines.
+const FIRST_READ_BYTES: usize = 4 << 10;
+
+/// Bytes that are searched at a time for a frame.
+const SEARCH_BYTES: usize = 1 << 20;
+
+/// What identifies a frame and all before it.
+pub(super) type Seal = [u8; SEAL_BYTES];
+
+/// A frame whose outline is intact; its content has not been looked at.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) outline: Vec<u8>,
+    pub(super) before: Seal,
+    pub(super) seal: Seal,
+    content_seal: Seal,
+    content_at: u64,
+    content_bytes: u64,
+}
+
+/// Appends a record's frame; returns its seal.
+pub(super) fn put(bytes: &mut Vec<u8>, before: Seal, record: &Record) -> Seal {
+    let Record { outline, content } = record;
+    let start = bytes.len();
+    bytes.extend(MAGIC);
+    bytes.extend((outline.len() as u64).to_le_bytes());
+    bytes.extend((content.len() as u64).to_le_bytes());
+    bytes.extend(before);
+    bytes.extend(seal_of(&[content]));
+    let seal = seal_of(&[&bytes[start..], outline]);
+    bytes.extend(seal);
+    bytes.extend(outline);
+    bytes.extend(content);
+    seal
+}
+
+/// Returns the frame at `at` of a file of `size` bytes; none if there is no intact one.
+pub(super) fn at(disk: &dyn Disk, file: &str, at: u64, size: u64) -> io::Result<Option<Frame>> {
+    let room = size.saturating_sub(at);
+    let mut bytes = disk.read(file, at, FIRST_READ_BYTES.min(fitting(room)))?;
+    let Some((outline_bytes, content_bytes)) = sizes(&bytes) else { return Ok(None) };
+    let whole = (HEADER_BYTES as u64).checked_add(outline_bytes);
+    let Some(head) = whole.filter(|head| head.checked_add(content_bytes).is_some_and(|end| end <= room))
+    else {
+        return Ok(None);
+    };
+    if head > bytes.len() as u64 {
+        bytes = disk.read(file, at, fitting(head))?;
+    }
+    bytes.truncate(fitting(head));
+    let Some((header, outline)) = bytes.split_at_checked(HEADER_BYTES) else { return Ok(None) };
+    let seal = seal_at(header, SEAL_AT);
+    if seal_of(&[&header[..SEAL_AT], outline]) != seal {
+        return Ok(None);
+    }
+    Ok(Some(Frame {
+        before: seal_at(header, BEFORE_AT),
+        content_seal: seal_at(header, CONTENT_SEAL_AT),
+        seal,
+        outline: outline.to_vec(),
+        content_at: at + head,
+        content_bytes,
+    }))
+}
+
+/// Returns the first intact frame from `from` on.
+pub(super) fn find(disk: &dyn Disk, file: &str, from: u64, size: u64) -> io::Result<Option<Frame>> {
+    let mut start = from;
+    while start < size {
+        let bytes = disk.read(file, start, SEARCH_BYTES.min(fitting(size - start)))?;
+        let found = bytes.windows(MAGIC.len()).enumerate().filter(|(_, window)| *window == MAGIC);
+        for (offset, _) in found {
+            if let Some(frame) = at(disk, file, start + offset as u64, size)? {
+                return Ok(Some(frame));
+            }
+        }
+        if bytes.len() < SEARCH_BYTES {
+            break;
+        }
+        // The next piece begins so that none is cut apart.
+        start += (bytes.len() - MAGIC.len()) as u64 + 1;
+    }
+    Ok(None)
+}
+
+impl Frame {
+    /// Returns where the next frame begins.
+    pub(super) fn end(&self) -> u64 {
+        self.content_at + self.content_bytes
+    }
+
+    /// Returns the content; none if it is not what was written.
+    pub(super) fn content(&self, disk: &dyn Disk, file: &str) -> io::Result<Option<Vec<u8>>> {
+        let content = disk.read(file, self.content_at, fitting(self.content_bytes))?;
+        Ok((seal_of(&[&content]) == self.content_seal).then_some(content))
+    }
+}
+
+/// Returns the sizes of outline and content that a header says.
+fn sizes(header: &[u8]) -> Option<(u64, u64)> {
+    if header.len() < HEADER_BYTES || header[..SIZES_AT] != MAGIC {
+        return None;
+    }
+    let (outline, rest) = header[SIZES_AT..].split_first_chunk()?;
+    let content = rest.first_chunk()?;
+    Some((u64::from_le_bytes(*outline), u64::from_le_bytes(*content)))
+}
+
+/// Returns the seal of bytes that follow one another.
+pub(super) fn seal_of(parts: &[&[u8]]) -> Seal {
+    let mut hash = Sha256::new();
+    parts.iter().for_each(|part| hash.update(part));
+    seal_at(&hash.finalize(), 0)
+}
+
+/// Returns a seal out of bytes that have one at `at`.
+fn seal_at(bytes: &[u8], at: usize) -> Seal {
+    let mut seal = Seal::default();
+    seal.copy_from_slice(&bytes[at..at + SEAL_BYTES]);
+    seal
+}
+
+/// Returns a size in memory; files have no more bytes than fit.
+fn fitting(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,115 @@
+//! The store on a real folder, with its thread.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::world::{book, key};
+use crate::ids::SessionKey;
+use crate::session::{History, InputKind, NewSession, SessionBook, TurnContent, TurnRequest};
+use crate::store::{Durability, Store, StoreError, open};
+
+fn start(folder: &Path, durability: Durability) -> (Store, Arc<SessionBook<()>>) {
+    let (opened, stored) = open(folder).unwrap();
+    let book = book();
+    book.restore(stored);
+    let source = Arc::clone(&book);
+    let now = move |key: &SessionKey| source.snapshot(key);
+    (opened.start(durability, Arc::clone(book.changes()), now).unwrap(), book)
+}
+
+fn create(book: &SessionBook<()>, name: &str) {
+    let ttl = std::time::Duration::from_secs(60);
+    book.create(NewSession {
+        key: key(name),
+        model: "m".into(),
+        ttl,
+        history: History::Auto,
+        cache_salt: "".into(),
+    })
+    .unwrap();
+}
+
+fn turn(book: &Arc<SessionBook<()>>, name: &str, tokens: &[u32]) {
+    let request = TurnRequest {
+        model: None,
+        input: InputKind::Raw,
+        expected_token_count: None,
+        input_bytes: 0,
+        history: None,
+    };
+    let (guard, start) = book.begin(&key(name), &request, ()).unwrap();
+    guard.commit([&*start.tokens, tokens].concat(), TurnContent::Raw).unwrap();
+}
+
+/// Reads a session as a first use does.
+fn tokens(store: &Store, book: &SessionBook<()>, name: &str) -> Vec<u32> {
+    if let Some(id) = book.cold(&key(name)) {
+        book.fill(&key(name), id, Ok(store.load(&key(name), id).unwrap()));
+    }
+    book.read(&key(name), |session| Ok(session.tokens().to_vec())).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_saved_is_there_for_the_next_daemon_whether_the_last_one_left_in_order_or_not() {
+    for durability in [Durability::Turn, Durability::Second] {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, sessions) = start(folder.path(), durability);
+        ["a", "b"].into_iter().for_each(|name| create(&sessions, name));
+        turn(&sessions, "a", &[1, 2]);
+        store.saved().await;
+        sessions.delete(&key("b")).unwrap();
+        turn(&sessions, "a", &[3]);
+        store.saved().await;
+        assert_eq!(store.written().behind, 0);
+        if durability == Durability::Turn {
+            // A copy of the folder is what a killed daemon leaves.
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::create_dir(copy.path().join("sessions")).unwrap();
+            for file in std::fs::read_dir(folder.path().join("sessions")).unwrap() {
+                let file = file.unwrap();
+                std::fs::copy(file.path(), copy.path().join("sessions").join(file.file_name())).unwrap();
+            }
+            let (killed, after) = start(copy.path(), durability);
+            assert_eq!((tokens(&killed, &after, "a"), after.count()), (vec![1, 2, 3], 1));
+        }
+        store.close();
+        let (store, sessions) = start(folder.path(), durability);
+        assert_eq!((tokens(&store, &sessions, "a"), sessions.count()), (vec![1, 2, 3], 1));
+        turn(&sessions, "a", &[4]);
+        create(&sessions, "c");
+        drop(store);
+        let (store, sessions) = start(folder.path(), durability);
+        assert_eq!((tokens(&store, &sessions, "a"), sessions.count()), (vec![1, 2, 3, 4], 2));
+    }
+}
+
+#[test]
+fn the_folder_is_for_one_daemon_and_one_user() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new/state");
+    let (store, sessions) = start(&path, Durability::Turn);
+    create(&sessions, "a");
+    let Err(StoreError::Held { pid, .. }) = open(&path) else { panic!("opened twice") };
+    assert_eq!(pid, std::process::id().to_string());
+    store.close();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&path.join("sessions"))), (0o700, 0o700));
+    for folder in [path.clone(), path.join("sessions")] {
+        for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            assert!(file.is_dir() || mode(&file) == 0o600, "{}", file.display());
+        }
+    }
+    drop(store);
+    assert!(open(&path).is_ok());
+}
+
+#[test]
+fn a_folder_of_another_format_is_left_alone_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("version"), "2\n").unwrap();
+    let Err(error) = open(folder.path()) else { panic!("opened") };
+    let said = format!("{} has format \"2\"; this mlxd reads format 1", folder.path().display());
+    assert_eq!(error.to_string(), said);
+    assert!(!folder.path().join("sessions").exists());
+}
