@@ -9,7 +9,7 @@ for that.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,40 +31,41 @@ from wire import Wire, failure
 # Longer than every window.
 TOKENS = 40
 REFUSALS = ("MODEL_INVALID", "MODEL_UNSUPPORTED")
-# Keys of training, of other parts, and of files that say them again: no logit depends on them.
-NO_EFFECT = [
-    "architectures",
-    "attention_dropout",
-    "bos_token_id",
-    "chunk_size",
-    "dtype",
-    "embd_pdrop",
-    "eos_token_id",
-    "expand",
-    "hidden_dropout",
-    "initializer_range",
-    "mamba_ssm_cache_dtype",
-    "moe_shared_expert_overlap",
-    "mtp_layers_block_type",
-    "num_logits_to_keep",
-    "num_nextn_predict_layers",
-    "output_router_logits",
-    "pad_token_id",
-    "pretraining_tp",
-    "qk_head_dim",
-    "rescale_prenorm_residual",
-    "resid_pdrop",
-    "residual_in_fp32",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "time_step_floor",
-    "time_step_max",
-    "time_step_min",
-    "transformers_version",
-    "use_cache",
-    "use_mamba_kernels",
-    "_sliding_window_pattern",
-]
+# Keys of training, of other parts, and of files that say them again, each with a value that no row
+# has: no logit depends on them.
+NO_EFFECT: dict[str, Any] = {
+    "architectures": ["OtherForCausalLM"],
+    "attention_dropout": 0.5,
+    "bos_token_id": 3,
+    "chunk_size": 16,
+    "dtype": "bfloat16",
+    "embd_pdrop": 0.5,
+    "eos_token_id": 3,
+    "expand": 3,
+    "hidden_dropout": 0.5,
+    "initializer_range": 0.5,
+    "mamba_ssm_cache_dtype": "bfloat16",
+    "moe_shared_expert_overlap": False,
+    "mtp_layers_block_type": ["attention"],
+    "num_logits_to_keep": 3,
+    "num_nextn_predict_layers": 1,
+    "output_router_logits": True,
+    "pad_token_id": 3,
+    "pretraining_tp": 2,
+    "qk_head_dim": 7,
+    "rescale_prenorm_residual": False,
+    "resid_pdrop": 0.5,
+    "residual_in_fp32": True,
+    "router_aux_loss_coef": 0.5,
+    "router_jitter_noise": 0.5,
+    "time_step_floor": 0.5,
+    "time_step_max": 0.5,
+    "time_step_min": 0.25,
+    "transformers_version": "4.0.0",
+    "use_cache": False,
+    "use_mamba_kernels": False,
+    "_sliding_window_pattern": 5,
+}
 # Keys that transformers does not let be null and that mean nothing in the architecture.
 FOREIGN = ("num_key_value_heads",)
 # Rows of text models that transformers reads as a part of a larger one only.
@@ -99,6 +100,8 @@ def paths(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yields the keys to take away, those of rotations by themselves too."""
     part = text_of(config)
     outer = () if part is config else ("text_config",)
+    if outer:
+        yield from ((key,) for key in config if key not in NO_EFFECT)
     for key, value in part.items():
         if key in NO_EFFECT:
             continue
@@ -123,6 +126,21 @@ def without(config: dict[str, Any], path: tuple[str, ...], null: bool) -> dict[s
     return copy
 
 
+# What may become of a key without effect.
+FATES = ("present", "null", "removed")
+
+
+def changed(config: dict[str, Any], keys: Iterable[str], fate: str) -> dict[str, Any]:
+    """Returns a copy of a config in which all places have keys without effect, or null, or none."""
+    copy: dict[str, Any] = json.loads(json.dumps(config))
+    for part in (copy, text_of(copy)):
+        for key in keys:
+            part.pop(key, None)
+            if fate != "removed":
+                part[key] = NO_EFFECT[key] if fate == "present" else None
+    return copy
+
+
 class Served:
     """A checkpoint in the daemon, under one config after another."""
 
@@ -142,6 +160,28 @@ class Served:
         scores = self.wire.score(self.folder.name, self.text, 0).tokens
         self.wire.unload(self.folder.name)
         return np.array([entry.token.logprob for entry in scores[1:]])
+
+
+def effects(
+    served: Served, base: dict[str, Any], plain: np.ndarray, bound: float
+) -> Iterator[tuple[str, str]]:
+    """Yields what the keys without effect change: all at once, and if so each by itself."""
+
+    def effect(keys: Iterable[str], fate: str) -> str:
+        got = served.logprobs(changed(base, keys, fate))
+        if isinstance(got, str):
+            return f"refused: {got}"
+        off = np.abs(got - plain).max()
+        return f"other numbers, by {off:.1e}" if off > bound else ""
+
+    for fate in FATES:
+        if not effect(NO_EFFECT, fate):
+            continue
+        for key in NO_EFFECT:
+            said = effect([key], fate)
+            named = "config.json" in said and key in said
+            if said and not named:
+                yield f"{key} {fate}", said
 
 
 @pytest.fixture(scope="module")
@@ -170,21 +210,27 @@ def test_a_config_gives_the_numbers_of_transformers_reading_or_is_refused_by_its
     assert not isinstance(plain, str), plain
     expected = np.array([logits[i][token] for i, token in enumerate(served.text[1:])])
     np.testing.assert_allclose(plain, expected, rtol=0, atol=bound)
-    wrong = []
+    wrong = [f"{what}: {said}" for what, said in effects(served, base, plain, bound)]
     for path in paths(base):
         for null in (True, False):
             config = without(base, path, null)
             what = f"{'.'.join(path)} {'null' if null else 'removed'}"
             got = served.logprobs(config)
             if isinstance(got, str):
-                if "config.json" not in got or path[-1] not in got:
+                # Without a part for the text, the whole is taken for it, and what it lacks named.
+                names = text_of(base) if path == ("text_config",) else path[-1:]
+                if "config.json" not in got or not any(name in got for name in names):
                     wrong.append(f"{what}: refused without its name: {got}")
                 continue
             try:
                 full = whole(config)
             except Exception as error:
-                if path[-1] not in FOREIGN:
+                # Beside the text's part: a key of images, say, or one that the part says again.
+                is_outer = text_of(base) is not base and len(path) == 1
+                if path[-1] not in FOREIGN and not is_outer:
                     wrong.append(f"{what}: transformers refuses it: {str(error)[:100]}")
+                elif np.abs(got - plain).max() > bound:
+                    wrong.append(f"{what}: other numbers, by {np.abs(got - plain).max():.1e}")
                 continue
             # Whatever the default is, transformers ties no head that is not the embedding.
             same = full == base or path[-1] == "tie_word_embeddings"
