@@ -187,37 +187,59 @@ proptest! {
 }
 
 /// Words with the space that SentencePiece writes before them, and without.
-const WORDS: &[&str] =
-    &["<unk>", "▁The", "▁capital", "▁is", "▁Paris", ".", "The", "capital", "▁", "is", "▁in▁the▁box", "\n"];
+pub(crate) const WORDS: &[&str] = &[
+    "<unk>",
+    "▁The",
+    "▁capital",
+    "▁of",
+    "▁France",
+    "▁is",
+    "▁Paris",
+    ".",
+    "The",
+    "capital",
+    "▁",
+    "is",
+    "▁in▁the▁box",
+    "\n",
+];
 
 /// Steps of tokenizers that put a space before every text, in their three notations, and of one that does
 /// not.
 fn prefixing() -> Vec<Value> {
     let fuse = json!({"type": "Fuse"});
-    let split = |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true});
     let legacy = json!({"type": "Sequence", "normalizers": [
         {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]});
     let replaced = sequence(&[replace("▁", " "), fuse.clone(), strip(1, 0)]);
     vec![
         json!({"normalizer": legacy, "decoder": replaced}),
-        json!({"pre_tokenizer": split("first"), "decoder": metaspace("first")}),
-        json!({"pre_tokenizer": split("always"), "decoder": sequence(&[metaspace("always")])}),
-        json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split("first")]}, "decoder": replaced}),
-        json!({"pre_tokenizer": split("never"), "decoder": metaspace("never")}),
+        metaspace_first(),
+        json!({"pre_tokenizer": metaspace("always"), "decoder": sequence(&[metaspace("always")])}),
+        json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [metaspace("first")]}, "decoder": replaced}),
+        json!({"pre_tokenizer": metaspace("never"), "decoder": metaspace("never")}),
     ]
 }
 
 /// A tokenizer whose words are single tokens.
 fn words(steps: &Value) -> Tokenizer {
+    load(&words_file(steps).to_string()).unwrap()
+}
+
+/// The steps that put a space before the first text only.
+pub(crate) fn metaspace_first() -> Value {
+    json!({"pre_tokenizer": metaspace("first"), "decoder": metaspace("first")})
+}
+
+/// The file of a tokenizer whose words are single tokens, and one more for the end.
+pub(crate) fn words_file(steps: &Value) -> Value {
     let vocab: Vec<Value> = WORDS.iter().map(|word| json!([word, -1.0])).collect();
     let end = json!({"id": WORDS.len(), "content": "<|end|>", "single_word": false, "lstrip": false,
                      "rstrip": false, "normalized": false, "special": true});
-    let file = json!({
+    json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [end], "post_processor": null,
         "normalizer": steps["normalizer"], "pre_tokenizer": steps["pre_tokenizer"], "decoder": steps["decoder"],
         "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab},
-    });
-    load(&file.to_string()).unwrap()
+    })
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tonic::Request;
 
 use crate::daemon::fake::ANSWER;
 use crate::daemon::folder::{END, answer_start, ids, message};
-use crate::daemon::harness::{Daemon, MODEL, chat, prompt};
+use crate::daemon::harness::{Daemon, MODEL, WORDS, chat, prompt};
 
 #[tokio::test]
 async fn both_generate_calls_give_the_same_answer() {
@@ -47,6 +47,22 @@ async fn both_generate_calls_give_the_same_answer() {
 }
 
 #[tokio::test]
+#[tokio::test]
+async fn a_raw_prompt_and_its_answer_are_one_text() {
+    let daemon = Daemon::start().await;
+    daemon.add_words();
+    let ask = |text: &str| GenerateRequest { model: WORDS.into(), ..prompt(text) };
+    assert_eq!(daemon.client.generate(ask("The capital of France is")).await.unwrap().text, " Paris");
+    let mut stream = daemon.client.stream_generate(ask("The")).await.unwrap();
+    let mut text = String::new();
+    while let Some(event) = stream.next_event().await.unwrap() {
+        if let Event::Delta(delta) = event {
+            text += &delta.text;
+        }
+    }
+    assert_eq!(text, " Paris");
+}
+
 async fn ids_and_logprobs_come_if_asked_for() {
     let daemon = Daemon::start().await;
     let output = Some(OutputOptions { logprobs: Some(1), return_token_ids: true });

@@ -1,6 +1,6 @@
-//! An engine that answers every prompt alike: with "yes" and the end token, one token a delta. For a prompt
-//! that contains "flood" there is more text first than an unread connection holds; one that contains "hang"
-//! never gets further.
+//! An engine that answers every prompt alike: with "yes" and the end token, one token a delta, or with the
+//! word " Paris" where that is a token. For a prompt that contains "flood" there is more text first than an
+//! unread connection holds; one that contains "hang" never gets further.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -14,11 +14,12 @@ use mlxd::engine::{
 use mlxd::error::Error;
 use mlxd::hub::ModelAssets;
 use mlxd::ids::{ConnectionId, ModelName, SessionKey};
+use mlxd::text::Tokenizer;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::daemon::folder::END;
-
 pub const ANSWER: &str = "yes";
+/// The answer of a model whose tokens are words, as it stands in the vocabulary.
+pub const WORD: &str = "▁Paris";
 
 /// Few enough to fit an engine's channel with all that follows.
 const FLOOD_DELTAS: usize = 20;
@@ -272,7 +273,7 @@ impl Fake {
 }
 
 async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<GenerateEvent>> {
-    let GenerateWork { prompt, stopping, top_logprobs, events, .. } = work;
+    let GenerateWork { prompt, stopping, top_logprobs, tokenizer, mut detokenizer, events, .. } = work;
     let context = prompt.tokens;
     let count = u32::try_from(context.len()).unwrap();
     events.send(GenerateEvent::Started { cached_tokens: 0, queue_time: Duration::ZERO }).await?;
@@ -289,12 +290,12 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
     }
     let mut tokens = Vec::new();
     let mut finish = Finish::Length;
-    for token in ANSWER.bytes().map(u32::from).chain([END]) {
+    for token in answer(&tokenizer) {
         tokens.push(token);
         let ends = stopping.stop_token_ids.contains(&token);
         let logprobs =
             top_logprobs.map(|_| TokenLogprobs { chosen: (token, -0.5), top: vec![(token, -0.5)] });
-        let text = if ends { String::new() } else { char::from_u32(token).unwrap().into() };
+        let text = if ends { String::new() } else { detokenizer.push(token) };
         let delta = Delta { text, tokens: vec![token], logprobs: logprobs.into_iter().collect() };
         events.send(GenerateEvent::Delta(delta)).await?;
         if ends {
@@ -308,6 +309,13 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
     let generated =
         Generated { finish, tokens, time_to_first_token: time, decode_time: time, total_time: time };
     events.send(GenerateEvent::Ended(Ok(generated))).await
+}
+
+/// Returns the tokens of the answer, the end included.
+fn answer(tokenizer: &Tokenizer) -> Vec<u32> {
+    let bytes = || ANSWER.bytes().map(u32::from).collect();
+    let text: Vec<u32> = tokenizer.token_id(WORD).map_or_else(bytes, |word| vec![word]);
+    text.into_iter().chain(tokenizer.token_id("<|end|>")).collect()
 }
 
 fn score(work: ScoreWork) {

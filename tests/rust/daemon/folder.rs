@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::text_detokenizer::{WORDS, metaspace_first, words_file};
+
 /// The token that begins a message.
 pub const START: u32 = 256;
 /// The token that ends one, and the output.
@@ -34,16 +36,28 @@ pub fn answer_start() -> Vec<u32> {
 }
 
 pub fn write(folder: &Path) {
+    write_with(folder, &tokenizer(), VOCABULARY);
+}
+
+/// The same with one token a word: a SentencePiece model, which writes the space before a word into its token.
+pub fn write_words(folder: &Path) {
+    let vocabulary = u32::try_from(WORDS.len() + 1).unwrap();
+    write_with(folder, &words_file(&metaspace_first()), vocabulary);
+}
+
+/// A model with this tokenizer, whose last token ends the output.
+fn write_with(folder: &Path, tokenizer: &Value, vocabulary: u32) {
     fs::create_dir_all(folder).unwrap();
     let put = |name: &str, value: &Value| fs::write(folder.join(name), value.to_string()).unwrap();
     put(
         "config.json",
         &json!({
-            "model_type": "llama", "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "eos_token_id": END,
+            "model_type": "llama", "vocab_size": vocabulary, "max_position_embeddings": CONTEXT,
+            "eos_token_id": vocabulary - 1,
         }),
     );
     put("tokenizer_config.json", &json!({ "chat_template": TEMPLATE, "eos_token": "<|end|>" }));
-    put("tokenizer.json", &tokenizer());
+    put("tokenizer.json", tokenizer);
     let header = json!({ "w": { "dtype": "F32", "shape": [2], "data_offsets": [0, 8] } }).to_string();
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat();
     fs::write(folder.join("model.safetensors"), file).unwrap();

@@ -7,6 +7,8 @@ use std::time::Duration;
 use mlxd::clock::SystemClock;
 use mlxd::config::{Config, Overrides};
 use mlxd::daemon::{self, Bound, Control, DaemonError};
+use mlxd::hub::read_text_files;
+use mlxd::text::Tokenizer;
 use mlxd_client::Client;
 use mlxd_client::v1::{GenerateRequest, LoadModelRequest, LoadProgress, load_model_response::Event};
 use tempfile::TempDir;
@@ -19,6 +21,8 @@ use crate::daemon::folder;
 
 /// The model every daemon has.
 pub const MODEL: &str = "tiny";
+/// A model whose tokens are words, where a test adds it.
+pub const WORDS: &str = "words";
 
 pub struct Daemon {
     pub engine: Fake,
@@ -72,6 +76,13 @@ impl Daemon {
         let bound = bound.await.expect("the daemon starts");
         let client = Client::connect(&format!("unix://{}", bound.socket.display())).await.unwrap();
         Self { engine, client, bound, folder, reloads, stop: Some(stop), task }
+    }
+
+    /// Adds the model whose tokens are words; returns its tokenizer.
+    pub fn add_words(&self) -> Tokenizer {
+        let folder = self.folder.path().join("models").join(WORDS);
+        folder::write_words(&folder);
+        Tokenizer::new(&read_text_files(&folder).unwrap()).unwrap()
     }
 
     /// A connection without the client's conveniences.

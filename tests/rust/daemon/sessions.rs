@@ -6,15 +6,15 @@ use mlxd_client::Error;
 use mlxd_client::v1::inference_service_client::InferenceServiceClient;
 use mlxd_client::v1::{
     ChatInput, CreateSessionRequest, DeleteSessionRequest, ErrorReason, ForkSessionRequest, GenerateRequest,
-    GetSessionRequest, ListSessionsRequest, Message, ScoreRequest, Session, StreamGenerateResponse,
-    TruncateSessionRequest, generate_request::Input, score_request, stream_generate_response::Event,
-    truncate_session_request::To,
+    GetSessionRequest, ListSessionsRequest, Message, ScoreRequest, Session, StoppingOptions,
+    StreamGenerateResponse, TruncateSessionRequest, generate_request::Input, score_request,
+    stream_generate_response::Event, truncate_session_request::To,
 };
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::daemon::folder::{END, answer_start, ids, message};
-use crate::daemon::harness::{Daemon, MODEL, prompt, turn};
+use crate::daemon::harness::{Daemon, MODEL, WORDS, prompt, turn};
 
 async fn create(daemon: &Daemon, name: &str) -> Result<Session, Error> {
     let request = CreateSessionRequest { name: name.into(), model: MODEL.into(), ..Default::default() };
@@ -63,6 +63,28 @@ async fn raw_turns_append_and_no_chat_turn_follows_them() {
     let cut = TruncateSessionRequest { name: "s".into(), to: Some(To::TokenCount(1)), ..Default::default() };
     assert_eq!(daemon.client.truncate_session(cut).await.unwrap().token_count, 1);
     assert_eq!(get(&daemon, "s").await.token_ids, ids("a"));
+}
+
+#[tokio::test]
+async fn raw_turns_and_their_answers_are_one_text() {
+    let daemon = Daemon::start().await;
+    let tokenizer = daemon.add_words();
+    let request = CreateSessionRequest { name: "s".into(), model: WORDS.into(), ttl: None };
+    daemon.client.create_session(request).await.unwrap();
+    let stopping = Some(StoppingOptions { max_tokens: Some(1), ..Default::default() });
+    let mut said = String::new();
+    for text in ["The capital of France is", " capital of"] {
+        let request = GenerateRequest {
+            session: "s".into(),
+            model: String::new(),
+            stopping: stopping.clone(),
+            ..prompt(text)
+        };
+        let answer = daemon.client.generate(request).await.unwrap();
+        assert_eq!(answer.text, " Paris");
+        said += &(text.to_owned() + &answer.text);
+    }
+    assert_eq!(tokenizer.decode(&get(&daemon, "s").await.token_ids).unwrap(), said);
 }
 
 #[tokio::test]
