@@ -97,7 +97,7 @@ fn write(folder: &Path, recurrent: bool) {
 pub(super) struct Device {
     pub(super) backend: MlxBackend,
     pub(super) model: ModelId,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn spec(folder: &Path) -> LoadSpec {
@@ -123,7 +123,7 @@ pub(super) fn prompted_in(recurrent: bool, kv: KvDtype) -> Device {
     let model = backend.load(backend.plan(&spec, 1 << 30).unwrap()).unwrap();
     while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
     backend.open_slab(model, 0, 64, 2).unwrap();
-    let mut device = Device { backend, model, _folder: folder };
+    let mut device = Device { backend, model, folder };
     for slot in [A, B] {
         assert!(device.run(slot, 0, &PROMPT, SpanKind::Prefill).is_empty());
         device.backend.checkpoint(model, slot, 9).unwrap();
@@ -369,4 +369,26 @@ fn a_plan_takes_the_sizes_that_were_counted_for_it() {
     let sizes = WeightSizes { plain_elements: 1000, ..WeightSizes::default() };
     let plan = backend.plan(&LoadSpec { sizes, ..spec(folder.path()) }, 1 << 30).unwrap();
     assert_eq!((plan.needed_bytes, plan.kv_bytes), (4000, 500));
+}
+
+#[test]
+fn weights_that_the_system_would_not_give_are_refused_and_other_models_go_on() {
+    let (_, info) = MlxBackend::new(KernelChoice::Auto, WiredLimit::Never).unwrap();
+    if info.device != "cpu" {
+        return; // Where MLX asks, it is not asked before.
+    }
+    let mut device = prompted(false);
+    let large = WeightSizes { plain_elements: 1 << 55, ..WeightSizes::default() };
+    let spec = LoadSpec { sizes: large, ..spec(device.folder.path()) };
+    let plan = device.backend.plan(&spec, 1 << 30).unwrap();
+    let needed_bytes = plan.reserved_bytes();
+    let refused = device.backend.load(plan).unwrap();
+    let end = end(&mut device.backend, refused);
+    let Ok(LoadStep::Short { available_bytes }) = end else { panic!("{end:?}") };
+    assert!(available_bytes < needed_bytes);
+    assert_eq!(device.one_by_one(A, 0).len(), DRAFT.len());
+    device.backend.unload(refused).unwrap();
+    let spec = self::spec(device.folder.path());
+    let next = device.backend.load(device.backend.plan(&spec, 1 << 30).unwrap()).unwrap();
+    assert!(matches!(self::end(&mut device.backend, next), Ok(LoadStep::Ready(_))));
 }
