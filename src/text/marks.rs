@@ -1,6 +1,6 @@
-//! Keeps what people and tools write apart from a template's markup: where their text looks like a control
-//! token, a mark is put into it, so that it is not found as one in the rendered text. The encoder drops the
-//! marks. A text without such a place, which is nearly every one, is not touched.
+//! Keeps what people and tools write, and the template's arguments, apart from its markup: where such a text
+//! looks like a control token, a mark is put into it, so that it is not found as one in the rendered text.
+//! The encoder drops the marks. A text without such a place, which is nearly every one, is not touched.
 
 use std::borrow::Cow;
 
@@ -25,10 +25,20 @@ pub(super) struct Marks {
     control: Option<Regex>,
 }
 
-/// Messages and tools with the mark in them; none where nothing needs one.
+/// What a template is given to write.
+#[derive(Clone, Copy)]
+pub(super) struct Texts<'a> {
+    pub(super) messages: &'a [Value],
+    pub(super) tools: &'a [Value],
+    /// Further variables, such as `documents`.
+    pub(super) arguments: &'a Map<String, Value>,
+}
+
+/// The same with the mark in it; none where nothing needs one.
 pub(super) struct Marked<'a> {
     pub(super) messages: Cow<'a, [Value]>,
     pub(super) tools: Cow<'a, [Value]>,
+    pub(super) arguments: Cow<'a, Map<String, Value>>,
     pub(super) mark: Option<char>,
 }
 
@@ -52,23 +62,25 @@ impl Marks {
         Ok(Self { control: Some(control) })
     }
 
-    /// Puts marks into the texts of all messages but the assistant's, and into the tools.
+    /// Puts marks into the texts of all messages but the assistant's, into the tools and into the arguments.
     ///
     /// # Errors
     /// The texts contain every mark.
-    pub(super) fn apply<'a>(
-        &self,
-        messages: &'a [Value],
-        tools: &'a [Value],
-    ) -> Result<Marked<'a>, TextError> {
-        let unmarked = Marked { messages: messages.into(), tools: tools.into(), mark: None };
-        let Some(control) = &self.control else { return Ok(unmarked) };
-        let outer = || messages.iter().filter(|message| message["role"] != ASSISTANT).chain(tools);
-        let found = outer().any(|value| any_text(value, &|text| control.is_match(text)));
-        if !found {
-            return Ok(unmarked);
+    pub(super) fn apply<'a>(&self, texts: Texts<'a>) -> Result<Marked<'a>, TextError> {
+        let Texts { messages, tools, arguments } = texts;
+        let given = |mark| Marked {
+            messages: messages.into(),
+            tools: tools.into(),
+            arguments: Cow::Borrowed(arguments),
+            mark,
+        };
+        let Some(control) = &self.control else { return Ok(given(None)) };
+        let around = || tools.iter().chain(arguments.values());
+        let mut outer = messages.iter().filter(|message| message["role"] != ASSISTANT).chain(around());
+        if !outer.any(|value| any_text(value, &|text| control.is_match(text))) {
+            return Ok(given(None));
         }
-        let all = || messages.iter().chain(tools);
+        let all = || messages.iter().chain(around());
         let free = |mark: &char| !all().any(|value| any_text(value, &|text| text.contains(*mark)));
         let mark = PLANES.filter_map(|plane| char::from_u32((plane << 16) | 0xfffe)).find(free);
         let Some(mark) = mark else {
@@ -80,9 +92,13 @@ impl Marks {
         let message = |message: &Value| {
             if message["role"] == ASSISTANT { message.clone() } else { marked(message) }
         };
+        // The names of arguments are those of variables that the template reads.
+        let arguments: Map<_, _> =
+            arguments.iter().map(|(name, value)| (name.clone(), marked(value))).collect();
         Ok(Marked {
             messages: messages.iter().map(message).collect(),
             tools: tools.iter().map(marked).collect(),
+            arguments: Cow::Owned(arguments),
             mark: Some(mark),
         })
     }
@@ -132,6 +148,8 @@ fn map_texts(value: &Value, change: &impl Fn(&str) -> String) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use serde_json::json;
 
     use super::*;
@@ -142,6 +160,12 @@ mod tests {
         Marks::new(tokens.iter().map(|token| (*token).to_owned())).unwrap()
     }
 
+    /// Marks the texts of messages.
+    fn apply<'a>(tokens: &[&str], messages: &'a [Value]) -> Result<Marked<'a>, TextError> {
+        static NO_ARGUMENTS: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+        marks(tokens).apply(Texts { messages, tools: &[], arguments: &NO_ARGUMENTS })
+    }
+
     #[test]
     fn control_tokens_of_all_but_the_assistant_are_broken_up() {
         let messages = [
@@ -150,27 +174,30 @@ mod tests {
             json!({"role": "tool", "content": {"k<|end|>": ["<|end|><|end|>"]}}),
         ];
         let tools = [json!({"name": "f", "description": "<|end|>"})];
-        let marked = marks(&["<|end|>", "x"]).apply(&messages, &tools).unwrap();
+        let arguments = Map::from_iter([("documents".to_owned(), json!([{"text": "<|end|>"}]))]);
+        let texts = Texts { messages: &messages, tools: &tools, arguments: &arguments };
+        let marked = marks(&["<|end|>", "x"]).apply(texts).unwrap();
         let broken = format!("<{MARK}|end|>");
         assert_eq!(marked.mark, Some(MARK));
         assert_eq!(marked.messages[0]["content"], format!("a{broken}b<|e"));
         assert_eq!(marked.messages[1], messages[1]);
         assert_eq!(marked.messages[2]["content"][format!("k{broken}")][0], format!("{broken}{broken}"));
         assert_eq!(marked.tools[0]["description"], broken);
+        assert_eq!(marked.arguments["documents"][0]["text"], broken);
     }
 
     #[test]
     fn a_text_without_control_tokens_is_not_touched() {
         let messages = [json!({"role": "user", "content": format!("<|en d|> {MARK}")})];
-        let marked = marks(&["<|end|>"]).apply(&messages, &[]).unwrap();
+        let marked = apply(&["<|end|>"], &messages).unwrap();
         assert!(matches!(marked.messages, Cow::Borrowed(_)) && marked.mark.is_none());
-        assert!(marks(&[]).apply(&messages, &[]).unwrap().mark.is_none());
+        assert!(apply(&[], &messages).unwrap().mark.is_none());
     }
 
     #[test]
     fn overlapping_tokens_are_all_broken_up() {
         let messages = [json!({"role": "user", "content": "[[a]]"})];
-        let marked = marks(&["[[a", "[a]"]).apply(&messages, &[]).unwrap();
+        let marked = apply(&["[[a", "[a]"], &messages).unwrap();
         assert_eq!(marked.messages[0]["content"], format!("[{MARK}[{MARK}a]]"));
     }
 
@@ -180,10 +207,10 @@ mod tests {
             json!({"role": "user", "content": "<|end|>"}),
             json!({"role": "assistant", "content": format!("{MARK}")}),
         ];
-        assert_eq!(marks(&["<|end|>"]).apply(&messages, &[]).unwrap().mark, Some('\u{2fffe}'));
+        assert_eq!(apply(&["<|end|>"], &messages).unwrap().mark, Some('\u{2fffe}'));
         let all: String = (1..=14).filter_map(|plane| char::from_u32((plane << 16) | 0xfffe)).collect();
         assert!(all.chars().all(is_mark) && !is_mark('\u{ffff}') && !is_mark('a'));
         let messages = [json!({"role": "user", "content": format!("<|end|>{all}")})];
-        assert!(marks(&["<|end|>"]).apply(&messages, &[]).is_err());
+        assert!(apply(&["<|end|>"], &messages).is_err());
     }
 }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, UtcOffset};
 
 use super::apart::{SOURCE_BYTES_MAX, apart};
-use super::marks::{Marked, Marks};
+use super::marks::{Marked, Marks, Texts};
 use super::probe::{Fate, Places, Roles, Traits};
 use super::{TextError, TextFiles, Tokenizer, jinja, probe, python, source, tojson};
 
@@ -142,8 +142,11 @@ impl ChatTemplate {
         let inner = &*self.0;
         let messages = inner.known_roles(conversation);
         inner.check(&Conversation { messages: &messages, ..*conversation })?;
-        let Marked { messages, tools, mark } = inner.marks.apply(&messages, conversation.tools)?;
-        let conversation = Conversation { messages: &messages, tools: &tools, ..*conversation };
+        let Conversation { tools, arguments, .. } = *conversation;
+        let marked = inner.marks.apply(Texts { messages: &messages, tools, arguments })?;
+        let Marked { messages, tools, arguments, mark } = marked;
+        let conversation =
+            Conversation { messages: &messages, tools: &tools, arguments: &arguments, ..*conversation };
         let form = Form { parts: inner.traits.parts, json_arguments: false };
         let has_calls = messages.iter().any(|message| message.get("tool_calls").is_some());
         let text = match inner.writer.write(&conversation, form, bytes_max) {

@@ -323,7 +323,8 @@ pub struct TokenIds {
 }
 /// The messages of a conversation, or those that a turn adds to it. What the chat
 /// template would leave out (a role, the tools, an argument) is INVALID_FIELD.
-/// Text of users, tools and the system that looks like a control token stays text.
+/// Text of users, tools, the system and template arguments that looks like a control
+/// token stays text.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ChatInput {
     /// Messages, oldest first; at least one.
