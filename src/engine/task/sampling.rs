@@ -103,7 +103,11 @@ impl Edits {
             return;
         }
         for place in self.counted..tokens {
-            let token_at = |place: usize| transcript.tokens(place..place + 1).next();
+            let token_at = |place: usize| {
+                #[cfg(test)]
+                tests::READ.with(|read| read.set(read.get() + 1));
+                transcript.tokens(place..place + 1).next()
+            };
             for index in 0..self.windows.len() {
                 let window = &mut self.windows[index];
                 let gone = (window.size > 0 && place >= window.size).then(|| place - window.size);
@@ -155,9 +159,16 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    thread_local! {
+        /// Number of tokens that were read from transcripts on this thread.
+        pub(super) static READ: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn after(tokens: &[u32]) -> Transcript {
         Transcript::new(tokens.to_vec().into())
@@ -213,6 +224,27 @@ mod tests {
             LogitEdit { token: 9, bias: -2.0, repetition: 1.0, subtract: 0.0 },
         ];
         assert_eq!(edits(&after(&[4, 5, 5, 4]), &sampling), expected);
+    }
+
+    #[test]
+    fn a_token_costs_the_same_however_long_the_context_of_a_penalty() {
+        for (context_size, reads) in [(0, 1000), (1000, 1000), (10, 1990)] {
+            let mut sampling = plain();
+            for (penalty, value) in [
+                (&mut sampling.repetition, 1.5),
+                (&mut sampling.presence, 0.5),
+                (&mut sampling.frequency, 0.25),
+            ] {
+                *penalty = Penalty { value, context_size };
+            }
+            let transcript = after(&[7; 1000]);
+            let mut edits = Edits::new(&sampling);
+            READ.set(0);
+            for tokens in 1..=1000 {
+                edits.count(&transcript, tokens);
+            }
+            assert_eq!(READ.get(), reads, "{context_size}");
+        }
     }
 
     proptest! {

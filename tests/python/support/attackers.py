@@ -157,6 +157,7 @@ def loads(wire: Wire, _: int) -> None:
 def penalties(wire: Wire, at: int) -> None:
     """Has penalties examine all tokens of a long stream."""
     sampling = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}
+    sampling |= {f"{kind}_context_size": 0 for kind in ("repetition", "presence", "frequency")}
     wire.generate(OWN, prompt(at, 1500), max_tokens=200, sampling=sampling)
 
 
