@@ -12,7 +12,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::daemon::harness::{Daemon, MODEL, prompt};
 use crate::daemon::raw::{
-    CANCEL, DATA, GENERATE, HEADERS, HEALTH, RST_STREAM, Raw, SERVING, call, frame, headers, same_authority,
+    CANCEL, DATA, GENERATE, GOAWAY, HEADERS, HEALTH, RST_STREAM, Raw, SERVING, call, frame, headers,
+    same_authority,
 };
 
 /// A daemon that serves TCP too, with the token "secret".
@@ -166,15 +167,32 @@ async fn a_path_in_a_huffman_code_as_authority_is_served_on_the_socket() {
     assert_eq!(raw.until(DATA, 1).await.payload, SERVING);
 }
 
+/// 250 calls, each cancelled at once: more than the HTTP/2 library lets wait.
+fn cancelled_calls() -> Vec<u8> {
+    let cancelled =
+        |stream| [call(stream, "localhost", GENERATE, &[]), frame(RST_STREAM, 0, stream, &CANCEL)].concat();
+    (0..250).flat_map(|number| cancelled(2 * number + 1)).collect()
+}
+
 #[tokio::test]
 async fn calls_cancelled_in_one_write_end_alone() {
     let daemon = Daemon::start().await;
     let mut raw = raw(&daemon).await;
-    let cancelled =
-        |stream| [call(stream, "localhost", GENERATE, &[]), frame(RST_STREAM, 0, stream, &CANCEL)].concat();
-    let all: Vec<u8> = (0..250).flat_map(|number| cancelled(2 * number + 1)).collect();
-    raw.write(&all).await;
+    raw.write(&cancelled_calls()).await;
     raw.is_served(501).await;
+}
+
+#[tokio::test]
+async fn a_stranger_who_cancels_as_many_loses_its_connection_alone() {
+    let (daemon, _token) = on_tcp(|_| {}).await;
+    let connect = async || Raw::begin(TcpStream::connect(daemon.bound.tcp.unwrap()).await.unwrap()).await;
+    let (mut stranger, honest) = (connect().await, client(&daemon, "secret").await);
+    honest.generate(prompt("a")).await.unwrap();
+    stranger.write(&cancelled_calls()).await;
+    let goaway = String::from_utf8_lossy(&stranger.until(GOAWAY, 0).await.payload).into_owned();
+    assert!(goaway.contains("too_many_resets"), "{goaway}");
+    honest.generate(prompt("a")).await.unwrap();
+    client(&daemon, "secret").await.generate(prompt("a")).await.unwrap();
 }
 
 #[tokio::test]
