@@ -63,6 +63,10 @@ pub(crate) struct Fake {
     pub(crate) kv_bytes_peak: u64,
     /// Lets the time of a step pass, given its number of prefilled tokens; None takes no time.
     pub(crate) pass: Option<Box<dyn FnMut(u32) + Send>>,
+    /// Pieces that the loads to come read in all, one a call.
+    pub(crate) pieces: u32,
+    /// Lets the time of a piece pass; None takes no time.
+    pub(crate) pass_piece: Option<Box<dyn Fn() + Send>>,
     /// Lets the time of a plan pass; None takes no time.
     pub(crate) pass_plan: Option<Box<dyn Fn() + Send>>,
     /// Steps that run, in the order of their launch, with their numbers of prefilled tokens.
@@ -247,6 +251,12 @@ impl Backend for Fake {
         }
         if let Some(available_bytes) = self.faults.short_of {
             return Ok(LoadStep::Short { available_bytes });
+        }
+        if self.pieces > 0 {
+            self.pieces -= 1;
+            self.pass_piece.iter().for_each(|pass| pass());
+            let (done_bytes, total_bytes) = (0, self.held[&model]);
+            return Ok(LoadStep::Reading { done_bytes, total_bytes });
         }
         self.is_reading = !self.is_reading;
         if self.is_reading {

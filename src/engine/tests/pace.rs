@@ -96,6 +96,27 @@ fn prompts_of_two_models_share_the_time_beside_a_stream() {
     assert!(done.iter().all(|done| *done > 800), "both move on: {done:?}");
 }
 
+#[test]
+fn a_load_whose_pieces_take_time_stretches_the_gaps_of_a_stream_at_most_threefold() {
+    let mut bench = two_models();
+    bench.decode_with_both();
+    let mut events = bench.ask_model("m", &prompt(1, 20), 2000);
+    let quiet = bench.gaps(&mut events, 20);
+    assert!(quiet.iter().all(|gap| *gap == DECODE), "{quiet:?}");
+    let clock = Arc::clone(&bench.clock);
+    bench.engine.backend.pieces = 50;
+    bench.engine.backend.pass_piece = Some(Box::new(move || *clock.0.lock().unwrap() += DECODE));
+    let (sender, mut load) = mpsc::channel(100);
+    bench.engine.command(Command::Load(LoadWork::new(spec("third"), sender)));
+    let gaps = bench.gaps(&mut events, 80);
+    // The end of a tick, where a gap ends here, is later than its delta: in one tick by a step of the warm-up.
+    let most = DECODE * 3 + TOKEN * 13;
+    assert!(gaps.len() > 70 && gaps.iter().all(|gap| *gap <= most), "{gaps:?}");
+    assert!(gaps[..50].iter().all(|gap| *gap <= DECODE * 3), "{gaps:?}");
+    let events: Vec<LoadEvent> = std::iter::from_fn(|| load.try_recv().ok()).collect();
+    assert!(matches!(events.last(), Some(LoadEvent::Loaded(..))), "{} events", events.len());
+}
+
 /// Callers of every kind that harm others, as far as the engine sees them; each tick they are at it again.
 #[derive(Default)]
 struct Attackers {
