@@ -121,6 +121,35 @@ async fn lists_read_every_page() {
 }
 
 #[tokio::test]
+async fn all_pages_of_a_list_have_one_time_limit() {
+    let (fake, delay) = (FakeDaemon::start(), Duration::from_millis(20));
+    // As long as a limit in microseconds can be.
+    let timeout = Duration::from_secs(90);
+    let address = Some(fake.socket().display().to_string().parse().unwrap());
+    let options = ConnectOptions { address, timeout: Some(timeout), ..ConnectOptions::default() };
+    let client = Client::connect_with(options).await.unwrap();
+    for name in ["a", "b"] {
+        let request = CreateSessionRequest { name: name.into(), model: "tiny".into(), ..Default::default() };
+        client.create_session(request).await.unwrap();
+    }
+    fake.state().page_delay = delay;
+    assert_eq!(client.list_all_models(false).await.unwrap().len(), 2);
+    assert_eq!(client.list_all_sessions().await.unwrap().len(), 2);
+    assert_eq!(client.session_messages("a").await.unwrap().len(), 2);
+    for method in ["ListModels", "ListSessions", "GetSession"] {
+        let state = fake.state();
+        let calls = state.calls.iter().filter(|(called, _)| *called == method);
+        let limit = |metadata: &tonic::metadata::MetadataMap| {
+            let text = metadata.get("grpc-timeout").unwrap().to_str().unwrap();
+            Duration::from_micros(text.strip_suffix('u').unwrap().parse().unwrap())
+        };
+        let limits: Vec<Duration> = calls.map(|(_, metadata)| limit(metadata)).collect();
+        let [first, second] = limits[..] else { panic!("{method}: {limits:?}") };
+        assert!(first <= timeout && second <= first - delay, "{method}: {limits:?}");
+    }
+}
+
+#[tokio::test]
 async fn sessions_are_created_forked_truncated_and_deleted() {
     let (_fake, client) = start().await;
     let request = CreateSessionRequest { name: "a".into(), model: "tiny".into(), ..Default::default() };

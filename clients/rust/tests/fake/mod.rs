@@ -12,6 +12,7 @@ mod sessions;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use mlxd_client::v1::{ModelInfo, ModelState, Session};
 use tokio::net::{UnixListener, UnixStream};
@@ -43,6 +44,10 @@ pub struct State {
     pub sessions: BTreeMap<String, Session>,
     /// Temperature that the models' files name; 0 if they name none.
     pub temperature: f32,
+    /// What is wrong with the model roots.
+    pub problems: Vec<String>,
+    /// Time that each page of a list takes.
+    pub page_delay: Duration,
 }
 
 /// A running fake; it stops when dropped.
@@ -156,7 +161,7 @@ impl FakeDaemon {
             if condition(&self.state()) {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{what}: not within 30 seconds");
     }
@@ -177,6 +182,14 @@ impl Fake {
     fn note<T>(&self, method: &'static str, request: tonic::Request<T>) -> T {
         let (metadata, _, message) = request.into_parts();
         self.state().calls.push((method, metadata));
+        message
+    }
+
+    /// Records a call for a page, and takes its time.
+    async fn note_page<T>(&self, method: &'static str, request: tonic::Request<T>) -> T {
+        let message = self.note(method, request);
+        let delay = self.state().page_delay;
+        tokio::time::sleep(delay).await;
         message
     }
 

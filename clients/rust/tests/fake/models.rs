@@ -94,7 +94,7 @@ impl ModelService for Fake {
         &self,
         request: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
-        let request = self.note("ListModels", request);
+        let request = self.note_page("ListModels", request).await;
         let state = self.state();
         let models = state.models.values();
         // One model a page, so that clients must read several.

@@ -1,9 +1,10 @@
-//! Sessions: names and counts, no content.
+//! Sessions: names and counts, and as content two messages, each a page of its own.
 
 use mlxd_client::v1::{
     CreateSessionRequest, CreateSessionResponse, DeleteSessionRequest, DeleteSessionResponse,
     ForkSessionRequest, ForkSessionResponse, GetSessionRequest, GetSessionResponse, ListSessionsRequest,
-    ListSessionsResponse, Session, TruncateSessionRequest, TruncateSessionResponse, truncate_session_request,
+    ListSessionsResponse, Message, Session, TruncateSessionRequest, TruncateSessionResponse,
+    truncate_session_request,
 };
 use tonic::{Code, Request, Response, Status};
 
@@ -48,17 +49,34 @@ impl SessionService for Fake {
         &self,
         request: Request<GetSessionRequest>,
     ) -> Result<Response<GetSessionResponse>, Status> {
-        let session = self.session(&self.note("GetSession", request).name)?;
-        Ok(Response::new(GetSessionResponse { session: Some(session), ..GetSessionResponse::default() }))
+        let request = self.note_page("GetSession", request).await;
+        let session = Some(self.session(&request.name)?);
+        if !request.include_messages {
+            return Ok(Response::new(GetSessionResponse { session, ..GetSessionResponse::default() }));
+        }
+        let (said, next) = if request.message_page_token.is_empty() { ("one", "1") } else { ("two", "") };
+        let messages = vec![Message::user(said)];
+        let next_message_page_token = next.to_owned();
+        Ok(Response::new(GetSessionResponse {
+            session,
+            messages,
+            next_message_page_token,
+            ..GetSessionResponse::default()
+        }))
     }
 
     async fn list_sessions(
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        self.note("ListSessions", request);
-        let sessions = self.state().sessions.values().cloned().collect();
-        Ok(Response::new(ListSessionsResponse { sessions, next_page_token: String::new() }))
+        let request = self.note_page("ListSessions", request).await;
+        let state = self.state();
+        // One session a page.
+        let mut rest = state.sessions.values().filter(|session| session.name > request.page_token).cloned();
+        let sessions: Vec<_> = rest.by_ref().take(1).collect();
+        let more = rest.next().is_some();
+        let last = sessions.last().filter(|_| more).map(|session| session.name.clone());
+        Ok(Response::new(ListSessionsResponse { sessions, next_page_token: last.unwrap_or_default() }))
     }
 
     async fn fork_session(
