@@ -168,6 +168,6 @@ async fn stats_count_what_the_engine_does() {
     daemon.client.generate(prompt("a")).await.unwrap();
     let stats = daemon.client.get_stats(GetStatsRequest {}).await.unwrap();
     let memory = stats.memory.unwrap();
-    assert_eq!((stats.requests_total, memory.weight_bytes), (1, 8));
+    assert_eq!((stats.requests_total, memory.weight_bytes, memory.kv_idle_bytes), (1, 8, 7));
     assert!(memory.process_resident_bytes > 0 || !cfg!(target_os = "linux"));
 }

@@ -335,7 +335,7 @@ fn resident(spec: &LoadSpec) -> ResidentModel {
         parameter_count: 2,
         weight_bytes: 8,
         kv_slab_bytes: 0,
-        kv_idle_bytes: 0,
+        kv_idle_bytes: 7,
         kv_bytes_per_token: 4,
         kv_reserved_bytes: 0,
         prefilling_sequences: 0,

@@ -47,6 +47,7 @@ async fn models_on_disk_and_in_memory_are_listed_once() {
     let shown: Vec<_> = models.iter().map(|model| (model.name.as_str(), model.state())).collect();
     assert_eq!(shown, [("other", ModelState::Available), (MODEL, ModelState::Resident)]);
     assert!(models.iter().all(|model| model.context_length == 400 && model.vocabulary_size == 258));
+    assert_eq!(models.iter().map(|model| model.kv_idle_bytes).collect::<Vec<_>>(), [0, 7]);
     assert_eq!(daemon.client.list_all_models(true).await.unwrap().len(), 1);
     let page = ListModelsRequest { page_size: 1, ..Default::default() };
     let first = daemon.client.list_models(page.clone()).await.unwrap();
