@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use mlxd::clock::{Clock as _, SystemClock};
-use mlxd_client::v1::{GetStatsRequest, GetStatsResponse, ModelInfo, ModelState, Session};
+use mlxd_client::Client;
+use mlxd_client::v1::{GetStatsRequest, GetStatsResponse, ListModelsRequest, ModelInfo, ModelState, Session};
 
 use super::connect::{ConnectArgs, NO_MODELS};
 use super::failure::Result;
@@ -33,26 +34,38 @@ pub(crate) struct PsArgs {
 /// Runs the command.
 pub(crate) async fn run(args: PsArgs) -> Result<()> {
     let client = args.connect.connect().await?;
-    let (models, sessions, stats) = tokio::try_join!(
+    let (models, problems, sessions, stats) = tokio::try_join!(
         client.list_all_models(!args.all),
+        root_problems(&client, args.all),
         client.list_all_sessions(),
         client.get_stats(GetStatsRequest {}),
     )?;
     if args.json {
         json::print(&serde_json::json!({
             "models": models.iter().map(json::model).collect::<Vec<_>>(),
+            "problems": problems,
             "sessions": sessions.iter().map(json::session).collect::<Vec<_>>(),
             "stats": json::stats(&stats),
         }))?;
         return Ok(());
     }
-    let page = page(&models, args.all, (&sessions, &stats), SystemClock::new().wall());
+    let page = page((&models, &problems), args.all, (&sessions, &stats), SystemClock::new().wall());
     out::data(&page)?;
     Ok(())
 }
 
+/// Returns what is wrong with the model roots, where models on disk are shown too.
+async fn root_problems(client: &Client, all: bool) -> mlxd_client::Result<Vec<String>> {
+    if !all {
+        return Ok(Vec::new());
+    }
+    // Every page has them; this one reads nothing from the disk.
+    let request = ListModelsRequest { page_size: 1, resident_only: true, ..Default::default() };
+    Ok(client.list_models(request).await?.problems)
+}
+
 fn page(
-    models: &[ModelInfo],
+    (models, problems): (&[ModelInfo], &[String]),
     all: bool,
     (sessions, stats): (&[Session], &GetStatsResponse),
     now: SystemTime,
@@ -66,8 +79,9 @@ fn page(
             ["MODEL", "STATE", "PARAMETERS", "STORED AS", "COMPUTES IN", "WEIGHTS", "KV", "RUNNING", "UNTIL"];
         table(&header, models.iter().map(|model| model_row(model, now)))
     };
-    for model in models.iter().filter(|model| !model.problem.is_empty()) {
-        page.push_str(&format!("! {}\n", model.problem));
+    let of_models = models.iter().map(|model| &model.problem).filter(|problem| !problem.is_empty());
+    for problem in problems.iter().chain(of_models) {
+        page.push_str(&format!("! {problem}\n"));
     }
     if !sessions.is_empty() {
         page.push('\n');

@@ -97,6 +97,12 @@ impl ModelCatalog {
         self.roots.list()
     }
 
+    /// Says what is wrong with the model roots themselves.
+    #[must_use]
+    pub fn root_problems(&self) -> Vec<String> {
+        self.roots.problems()
+    }
+
     /// Says what is wrong with the model roots and the models in them, for the log.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
@@ -104,7 +110,7 @@ impl ModelCatalog {
             let checked = found.map_err(|error| error.into_error(&name.as_str().into()));
             checked.and_then(|folder| self.facts_of(&folder)).err().map(|error| error.to_string())
         });
-        self.roots.problems().into_iter().chain(models).collect()
+        self.root_problems().into_iter().chain(models).collect()
     }
 
     /// Finds the folder of a model.

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::event::timestamp;
 use super::gate::open;
-use super::page::fitting;
+use super::page::{FIELD_BYTES, fitting};
 use super::pb::{self, load_model_response::Event, model_service_server::ModelService};
 use super::status::{answer, status};
 use super::stay;
@@ -62,11 +62,16 @@ impl ModelService for Models {
         let pb::ListModelsRequest { page_size, page_token, resident_only } = request;
         let page = ModelPage { size: page_size, token: page_token, resident_only };
         let bytes_max = self.0.limits().answer_bytes_max;
-        answer(self.0.list_models(&page).await.and_then(|(models, next)| {
+        let listed = async {
+            let (models, next) = self.0.list_models(&page).await?;
+            let problems = self.0.root_problems().await?;
+            let taken: usize = problems.iter().map(|problem| problem.len() + FIELD_BYTES).sum();
             let entries = models.into_iter().map(info);
-            let (models, next) = fitting(entries, |model| &model.name, next, bytes_max)?;
-            Ok(pb::ListModelsResponse { models, next_page_token: next.unwrap_or_default() })
-        }))
+            let room = bytes_max.saturating_sub(taken);
+            let (models, next) = fitting(entries, |model| &model.name, next, room)?;
+            Ok(pb::ListModelsResponse { models, next_page_token: next.unwrap_or_default(), problems })
+        };
+        answer(listed.await)
     }
 }
 

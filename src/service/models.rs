@@ -121,6 +121,15 @@ impl Service {
         self.count_sessions(&mut models);
         Ok((models, next))
     }
+
+    /// Says what is wrong with the model roots.
+    ///
+    /// # Errors
+    /// The daemon ends.
+    pub async fn root_problems(&self) -> Result<Vec<String>, Error> {
+        let catalog = self.models.catalog();
+        blocking(move || Ok(catalog.root_problems())).await
+    }
 }
 
 impl Models {

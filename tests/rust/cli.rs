@@ -440,6 +440,18 @@ async fn where_no_model_is_the_hints_say_how_to_get_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ps_with_all_names_what_is_wrong_with_the_model_roots() {
+    let fake = FakeDaemon::start();
+    let problem = "the model root \"unplugged\" does not exist";
+    fake.state().problems = vec![problem.into()];
+    let shown = stdout(&run(&fake, &["ps", "--all"]));
+    assert!(shown.contains(&format!("\n! {problem}\n")), "{shown}");
+    let value = json(&run(&fake, &["ps", "--all", "--json"]));
+    assert_eq!(value["problems"], serde_json::json!([problem]));
+    assert!(!stdout(&run(&fake, &["ps"])).contains("unplugged"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bench_finds_a_path_that_cannot_be_written_before_the_run() {
     let fake = FakeDaemon::start();
     for option in ["--svg", "--json"] {

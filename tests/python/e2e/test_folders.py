@@ -277,6 +277,12 @@ def test_links_out_of_a_root_are_the_owners_choice(root: Path, tmp_path: Path) -
         assert_same(wire, "folder", "weights")
 
 
+def root_problems(wire: Wire, *, resident_only: bool = False) -> list[str]:
+    """Returns what is wrong with the model roots."""
+    request = model.ListModelsRequest(resident_only=resident_only)
+    return list(wire.models.ListModels(request, timeout=CALL_S).problems)
+
+
 def test_a_root_that_does_not_exist_is_named_and_one_that_is_a_model_serves_it(
     root: Path, tmp_path: Path
 ) -> None:
@@ -287,7 +293,11 @@ def test_a_root_that_does_not_exist_is_named_and_one_that_is_a_model_serves_it(
         assert 'the model root "unplugged" does not exist' in refusal.failure.message
         wait_for(lambda: 'the model root "unplugged" does not exist' in daemon.log, "it is logged")
         assert listed(wire) == {"llama": ""}
+        problems = ['the model root "unplugged" does not exist']
+        assert root_problems(wire) == root_problems(wire, resident_only=True) == problems
         wire.load("llama")
+        missing.mkdir()
+        assert not root_problems(wire)
 
 
 def test_the_cache_gives_its_only_whole_snapshot_and_names_half_ones(

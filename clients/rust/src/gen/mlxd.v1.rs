@@ -1414,6 +1414,10 @@ pub struct ListModelsResponse {
     pub next_page_token: ::prost::alloc::string::String,
 }
 /// A model and its state.
+    /// Faults of the model roots, for people, such as one that does not exist; the
+    /// same on every page. Empty if there are none.
+    #[prost(string, repeated, tag = "3")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelInfo {
     /// Name that requests refer to it by.

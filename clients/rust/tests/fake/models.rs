@@ -105,6 +105,7 @@ impl ModelService for Fake {
         let models: Vec<_> = rest.by_ref().take(1).collect();
         let more = rest.next().is_some();
         let last = models.last().filter(|_| more).map(|info| info.name.clone());
-        Ok(Response::new(ListModelsResponse { models, next_page_token: last.unwrap_or_default() }))
+        let (next_page_token, problems) = (last.unwrap_or_default(), state.problems.clone());
+        Ok(Response::new(ListModelsResponse { models, next_page_token, problems }))
     }
 }

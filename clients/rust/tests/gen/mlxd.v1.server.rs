@@ -46,7 +46,8 @@ pub mod inference_service_server {
             tonic::Response<Self::StreamGenerateStream>,
             tonic::Status,
         >;
-        /// Renders and tokenizes an input as Generate would, without running it.
+        /// Renders and tokenizes an input as Generate would, without running it. Ids that
+        /// an answer has no room for are ANSWER_TOO_LARGE.
         async fn count_tokens(
             &self,
             request: tonic::Request<::mlxd_client::v1::CountTokensRequest>,
@@ -54,7 +55,8 @@ pub mod inference_service_server {
             tonic::Response<::mlxd_client::v1::CountTokensResponse>,
             tonic::Status,
         >;
-        /// Computes the log-probability of every token of an input.
+        /// Computes the log-probability of every token of an input. Scores that an answer
+        /// has no room for are ANSWER_TOO_LARGE, in most cases before they are computed.
         async fn score(
             &self,
             request: tonic::Request<::mlxd_client::v1::ScoreRequest>,
