@@ -86,6 +86,15 @@ pub(super) fn at_most_bytes(bytes: usize, bytes_max: usize) -> Result<(), Error>
     if bytes <= bytes_max { Ok(()) } else { Err(Error::AnswerTooLarge { limit_bytes: bytes_max as u64 }) }
 }
 
+/// Returns the least bytes that a token's score takes in an answer. Its token and each alternative have a
+/// frame of 2, and an alternative a log-probability of 5 and an id of 2; but one may be certain, and one has
+/// the id 0, and protobuf writes no zeros.
+pub(super) fn score_bytes_min(top_logprobs: u32) -> usize {
+    let (frame, logprob, id) = (2, 5, 2);
+    let alternatives = (top_logprobs as usize).saturating_mul(frame + logprob + id);
+    (2 * frame).saturating_add(alternatives.saturating_sub(logprob + id))
+}
+
 pub(super) fn scores(scores: Scores) -> pb::ScoreResponse {
     let Scores { tokens, usage } = scores;
     let token = |TokenScore { token, has_logprob, top }| pb::TokenScore {
@@ -192,5 +201,29 @@ fn token_logprobs(token: TokenLogprobs) -> pb::TokenLogprobs {
     pb::TokenLogprobs {
         chosen: Some(token_logprob(chosen)),
         top: top.into_iter().map(token_logprob).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_score_takes_less_than_the_least_bytes() {
+        // The first of the most likely tokens is certain and has the id 0; none has bytes.
+        let alternative = |id| {
+            let logprob = if id == 0 { 0.0 } else { -1.0 };
+            TokenLogprob { id, logprob, bytes: Vec::new() }
+        };
+        for top_logprobs in 0..20 {
+            let token = TokenScore {
+                token: alternative(0),
+                has_logprob: false,
+                top: (0..top_logprobs).map(alternative).collect(),
+            };
+            let bytes = |tokens| scores(Scores { tokens, usage: Usage::default() }).encoded_len();
+            let own = bytes(vec![token]) - bytes(Vec::new());
+            assert!(own >= score_bytes_min(top_logprobs), "{top_logprobs}: {own}");
+        }
     }
 }

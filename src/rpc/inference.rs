@@ -64,7 +64,9 @@ impl InferenceService for Inference {
         let (caller, request) = open(request)?;
         let pb::CountTokensRequest { model, input, return_token_ids } = request;
         let counted = async {
-            let request = CountRequest { model, input: count_input(input)? };
+            // Each id takes a byte or more.
+            let answer_tokens_max = return_token_ids.then_some(self.0.limits().answer_bytes_max);
+            let request = CountRequest { model, input: count_input(input)?, answer_tokens_max };
             let Counted { tokens, context_length } = self.0.count_tokens(&caller, request).await?;
             Ok(pb::CountTokensResponse {
                 token_count: count(tokens.len()),
@@ -78,7 +80,8 @@ impl InferenceService for Inference {
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let (caller, request) = open(request)?;
         let scored = async {
-            let scores = Box::pin(self.0.score(&caller, score_request(request)?)).await?;
+            let request = score_request(request, self.0.limits().answer_bytes_max)?;
+            let scores = Box::pin(self.0.score(&caller, request)).await?;
             Ok(event::scores(scores))
         };
         answer(scored.await)
@@ -151,7 +154,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
     })
 }
 
-fn score_request(request: pb::ScoreRequest) -> Result<ScoreRequest, Error> {
+fn score_request(request: pb::ScoreRequest, bytes_max: usize) -> Result<ScoreRequest, Error> {
     let pb::ScoreRequest { model, input, top_logprobs, session, priority: order, cache } = request;
     Ok(ScoreRequest {
         model,
@@ -160,6 +163,7 @@ fn score_request(request: pb::ScoreRequest) -> Result<ScoreRequest, Error> {
         session,
         priority: priority(order)?,
         cache: cache_options(cache),
+        answer_tokens_max: bytes_max / event::score_bytes_min(top_logprobs),
     })
 }
 

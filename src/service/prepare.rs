@@ -93,7 +93,7 @@ impl Service {
             now: self.clock.wall(),
             limits: &self.limits,
             text_field,
-            tokens_max: None,
+            limit: None,
         }
     }
 }
@@ -106,14 +106,27 @@ pub(super) struct Preparation<'a> {
     now: SystemTime,
     limits: &'a Limits,
     text_field: &'static str,
-    /// Tokens above which the rest does not matter.
-    tokens_max: Option<u32>,
+    limit: Option<TokenLimit>,
+}
+
+/// What tokens have to fit; beyond it, the rest of an input does not matter.
+#[derive(Clone, Copy)]
+enum TokenLimit {
+    /// The model's context.
+    Context(u32),
+    /// An answer that lists them, of at most this number.
+    Answer(usize),
 }
 
 impl Preparation<'_> {
     /// Gives up as soon as the input is known not to fit the model's context.
     pub(super) fn within_context(self) -> Self {
-        Self { tokens_max: Some(self.assets.files.facts.context_length), ..self }
+        Self { limit: Some(TokenLimit::Context(self.assets.files.facts.context_length)), ..self }
+    }
+
+    /// Gives up as soon as the input is known to have more tokens than an answer has room for.
+    pub(super) fn within_answer(self, tokens_max: usize) -> Self {
+        Self { limit: Some(TokenLimit::Answer(tokens_max)), ..self }
     }
 
     /// Renders and tokenizes an input after what its session holds.
@@ -144,7 +157,7 @@ impl Preparation<'_> {
         let tokenizer = &self.assets.tokenizer;
         let is_beginning = start.as_ref().is_none_or(|start| start.tokens.is_empty());
         let before = start.as_ref().map_or(0, |start| start.tokens.len());
-        self.refuse_beyond_context(before, text.len())?;
+        self.refuse_bytes(before, text.len())?;
         let encoding = if is_beginning {
             Encoding::of_prompt(tokenizer, text)
         } else {
@@ -177,7 +190,7 @@ impl Preparation<'_> {
         let (written, messages) = self.write(place, chat, start.clone()).await?;
         let Written { kept, rest, text, outcome } = written;
         let old = start.map_or_else(Arc::default, |start| start.tokens);
-        self.refuse_beyond_context(kept, rest.text.len())?;
+        self.refuse_bytes(kept, rest.text.len())?;
         let tokens = if rest.text.is_empty() && kept == old.len() {
             old
         } else {
@@ -241,8 +254,8 @@ impl Preparation<'_> {
         }
     }
 
-    /// Refuses a text of more bytes than the model's context can stand for, before it is tokenized.
-    fn refuse_beyond_context(&self, before: usize, bytes: usize) -> Result<(), Error> {
+    /// Refuses a text of more bytes than the tokens can stand for, before it is tokenized.
+    fn refuse_bytes(&self, before: usize, bytes: usize) -> Result<(), Error> {
         match self.assets.tokenizer.token_bytes_max() {
             Some(token_bytes_max) => self.refuse_tokens(before + bytes.div_ceil(token_bytes_max)),
             None => Ok(()),
@@ -250,11 +263,20 @@ impl Preparation<'_> {
     }
 
     fn refuse_tokens(&self, tokens: usize) -> Result<(), Error> {
-        match self.tokens_max {
-            Some(context_length) if count(tokens) > context_length => {
+        match self.limit {
+            Some(TokenLimit::Context(context_length)) if count(tokens) > context_length => {
                 Err(Error::ContextOverflow { prompt_tokens: count(tokens), context_length })
             }
-            Some(_) | None => Ok(()),
+            Some(TokenLimit::Answer(tokens_max)) => fit_answer(tokens, tokens_max, self.limits),
+            Some(TokenLimit::Context(_)) | None => Ok(()),
         }
     }
+}
+
+/// Refuses what an answer has no room for.
+pub(super) fn fit_answer(tokens: usize, tokens_max: usize, limits: &Limits) -> Result<(), Error> {
+    if tokens <= tokens_max {
+        return Ok(());
+    }
+    Err(Error::AnswerTooLarge { limit_bytes: limits.answer_bytes_max as u64 })
 }

@@ -92,6 +92,8 @@ pub struct CountRequest {
     pub model: String,
     /// Input to count.
     pub input: Input,
+    /// Tokens that the answer has room for; None if it only tells their number.
+    pub answer_tokens_max: Option<usize>,
 }
 
 /// An input's tokens.
@@ -118,6 +120,8 @@ pub struct ScoreRequest {
     pub priority: Priority,
     /// The reuse of cached KV.
     pub cache: CacheOptions,
+    /// Tokens whose scores the answer has room for.
+    pub answer_tokens_max: usize,
 }
 
 /// The scores of an input.

@@ -9,6 +9,7 @@ use super::Service;
 use super::caller::Caller;
 use super::event::{TokenLogprob, TokenScore, Usage};
 use super::fields::{model_name, up_to};
+use super::prepare::fit_answer;
 use super::request::{CountRequest, Counted, Input, ScoreRequest, Scores, Target};
 use crate::count::count;
 use crate::engine::{ScoreWork, Scored, TokenLogprobs, WorkOrigin};
@@ -32,7 +33,7 @@ impl Service {
     /// # Errors
     /// The request is refused, or the model's files cannot be used.
     pub async fn count_tokens(&self, caller: &Caller, request: CountRequest) -> Result<Counted, Error> {
-        let CountRequest { model, input } = request;
+        let CountRequest { model, input, answer_tokens_max } = request;
         let model = model_name("model", &model)?;
         // An empty text has a count too.
         let is_empty = matches!(&input, Input::Text(text) if text.is_empty());
@@ -40,11 +41,15 @@ impl Service {
             input.check("prompt", &self.limits)?;
         }
         let assets = self.models.assets(&model).await?;
-        let tokens = if is_empty {
-            [].into()
-        } else {
-            self.preparation(caller, &assets, "prompt").context(input, None).await?.prompt.tokens
+        if is_empty {
+            return Ok(Counted { tokens: [].into(), context_length: assets.files.facts.context_length });
+        }
+        let preparation = self.preparation(caller, &assets, "prompt");
+        let preparation = match answer_tokens_max {
+            Some(max) => preparation.within_answer(max),
+            None => preparation,
         };
+        let tokens = preparation.context(input, None).await?.prompt.tokens;
         Ok(Counted { tokens, context_length: assets.files.facts.context_length })
     }
 
@@ -53,7 +58,8 @@ impl Service {
     /// # Errors
     /// The request is refused, or the engine is dead.
     pub async fn score(&self, caller: &Caller, request: ScoreRequest) -> Result<Scores, Error> {
-        let ScoreRequest { model, input, top_logprobs, session, priority, cache } = request;
+        let ScoreRequest { model, input, top_logprobs, session, priority, cache, answer_tokens_max } =
+            request;
         let target = Target::new(&model, &session)?;
         input.check("text", &self.limits)?;
         up_to("top_logprobs", top_logprobs, "top_logprobs_max", self.limits.top_logprobs_max)?;
@@ -79,6 +85,7 @@ impl Service {
         if prompt.len() - from > max as usize {
             return Err(Error::field(input_path, format!("score_tokens_max: at most {max} tokens")));
         }
+        fit_answer(prompt.len() - from, answer_tokens_max, &self.limits)?;
         let lease = self.models.lease(found, caller.connection).await?;
         let origin = caller.origin(session, priority, cache);
         let pass = Pass { origin, prompt, from, top_logprobs };

@@ -1,10 +1,11 @@
 //! Calls that go well.
 
 use mlxd_client::v1::{
-    CapabilitiesRequest, CountTokensRequest, Feature, FinishReason, GenerateRequest, GetStatsRequest,
-    OutputOptions, ScoreRequest, StoppingOptions, TokenIds, score_request, stream_generate_response::Event,
+    CapabilitiesRequest, CountTokensRequest, ErrorReason, Feature, FinishReason, GenerateRequest,
+    GetStatsRequest, OutputOptions, ScoreRequest, StoppingOptions, TokenIds, score_request,
+    stream_generate_response::Event,
 };
-use tonic::Request;
+use tonic::{Code, Request};
 
 use crate::daemon::fake::ANSWER;
 use crate::daemon::folder::{END, answer_start, ids, message};
@@ -47,7 +48,6 @@ async fn both_generate_calls_give_the_same_answer() {
 }
 
 #[tokio::test]
-#[tokio::test]
 async fn a_raw_prompt_and_its_answer_are_one_text() {
     let daemon = Daemon::start().await;
     daemon.add_words();
@@ -63,6 +63,7 @@ async fn a_raw_prompt_and_its_answer_are_one_text() {
     assert_eq!(text, " Paris");
 }
 
+#[tokio::test]
 async fn ids_and_logprobs_come_if_asked_for() {
     let daemon = Daemon::start().await;
     let output = Some(OutputOptions { logprobs: Some(1), return_token_ids: true });
@@ -144,6 +145,34 @@ async fn every_token_but_the_first_has_a_score() {
         (END, -0.25, &b"<|end|>"[..])
     );
     assert_eq!(score.usage.unwrap().prompt_tokens, 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_could_not_be_sent_is_refused_before_the_work() {
+    let daemon = Daemon::with(|config| config.limits.answer_bytes_max = 65_536).await;
+    let score = |tokens, top_logprobs| {
+        let input = Some(score_request::Input::TokenIds(TokenIds { ids: vec![5; tokens] }));
+        ScoreRequest { model: MODEL.into(), input, top_logprobs, ..Default::default() }
+    };
+    let count = |bytes, return_token_ids| CountTokensRequest {
+        model: MODEL.into(),
+        return_token_ids,
+        ..CountTokensRequest::prompt("x".repeat(bytes))
+    };
+    let refused = [
+        daemon.client.score(score(400, 20)).await.unwrap_err(),
+        daemon.client.count_tokens(count(65_537, true)).await.unwrap_err(),
+        daemon.client.count_tokens(count(10_000_000, true)).await.unwrap_err(),
+    ];
+    for error in refused {
+        let call = error.call().unwrap();
+        assert_eq!((call.code, call.reason), (Code::ResourceExhausted, ErrorReason::AnswerTooLarge));
+        assert_eq!(call.metadata["limit_bytes"], "65536");
+    }
+    assert!(daemon.engine.contexts().is_empty() && daemon.engine.loads() == 0);
+    assert_eq!(daemon.client.score(score(300, 20)).await.unwrap().tokens.len(), 300);
+    assert_eq!(daemon.client.count_tokens(count(65_000, true)).await.unwrap().token_ids.len(), 65_000);
+    assert_eq!(daemon.client.count_tokens(count(65_537, false)).await.unwrap().token_count, 65_537);
 }
 
 #[tokio::test]

@@ -1175,7 +1175,8 @@ pub mod inference_service_client {
                 .insert(GrpcMethod::new("mlxd.v1.InferenceService", "StreamGenerate"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Renders and tokenizes an input as Generate would, without running it.
+        /// Renders and tokenizes an input as Generate would, without running it. Ids that
+        /// an answer has no room for are ANSWER_TOO_LARGE.
         pub async fn count_tokens(
             &mut self,
             request: impl tonic::IntoRequest<super::CountTokensRequest>,
@@ -1200,7 +1201,8 @@ pub mod inference_service_client {
                 .insert(GrpcMethod::new("mlxd.v1.InferenceService", "CountTokens"));
             self.inner.unary(req, path, codec).await
         }
-        /// Computes the log-probability of every token of an input.
+        /// Computes the log-probability of every token of an input. Scores that an answer
+        /// has no room for are ANSWER_TOO_LARGE, in most cases before they are computed.
         pub async fn score(
             &mut self,
             request: impl tonic::IntoRequest<super::ScoreRequest>,
@@ -1412,12 +1414,12 @@ pub struct ListModelsResponse {
     /// Token of the next page; empty on the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
-}
-/// A model and its state.
     /// Faults of the model roots, for people, such as one that does not exist; the
     /// same on every page. Empty if there are none.
     #[prost(string, repeated, tag = "3")]
     pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A model and its state.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelInfo {
     /// Name that requests refer to it by.

@@ -85,14 +85,16 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Renders and tokenizes an input as Generate would, without running it.
+        """Renders and tokenizes an input as Generate would, without running it. Ids that
+        an answer has no room for are ANSWER_TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Computes the log-probability of every token of an input.
+        """Computes the log-probability of every token of an input. Scores that an answer
+        has no room for are ANSWER_TOO_LARGE, in most cases before they are computed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
