@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LINK, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+    ACCEPT_ENCODING, AUTHORIZATION, DATE, HeaderMap, HeaderName, LINK, LOCATION, RANGE, RETRY_AFTER,
+    USER_AGENT,
 };
 use reqwest::{Response, StatusCode, Url, redirect};
 use rustls::crypto::ring;
@@ -227,8 +228,17 @@ fn header(response: &Response, name: &str) -> Option<String> {
     response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
+/// Returns how long a hub asks to wait: in seconds, or until a date (RFC 9110, 10.2.3). A date is compared
+/// with the answer's own, so that it does not matter what our clock says.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let given = text(RETRY_AFTER)?;
+    if let Ok(seconds) = given.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let (until, now) = (date(given)?, date(text(DATE)?)?);
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 /// Returns the address of `Link: <address>; rel="next"` (RFC 8288), which may be relative.
@@ -306,6 +316,26 @@ mod tests {
         assert_eq!(wait_after(&error(None), 1), Some(FIRST_WAIT));
         assert_eq!(wait_after(&error(None), 3), seconds(1));
         assert_eq!(wait_after(&FetchError::Stopped, 1), None);
+    }
+
+    #[test]
+    fn a_wait_is_in_seconds_or_until_a_date_of_the_hubs_clock() {
+        let read = |given: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, given.parse().unwrap());
+            date.map(|date| headers.insert(DATE, date.parse().unwrap()));
+            retry_after(&headers).map(|wait| wait.as_secs())
+        };
+        let (then, now) = ("Sun, 06 Nov 1994 09:49:37 GMT", Some("Sun, 06 Nov 1994 08:49:37 GMT"));
+        assert_eq!(read("7", now), Some(7));
+        assert_eq!(read(then, now), Some(3600));
+        assert_eq!(read(then, Some("Sun Nov  6 09:49:36 1994")), Some(1), "the old form");
+        assert_eq!(read(then, Some("Mon, 07 Nov 1994 00:00:00 GMT")), Some(0), "it has passed");
+        assert_eq!(read(then, None), None, "nothing to compare with");
+        assert_eq!(read(then, Some("now")), None);
+        for wrong in ["", "soon", "-1", "1.5", "Sun, 99 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(read(wrong, now), None, "{wrong}");
+        }
     }
 
     #[test]

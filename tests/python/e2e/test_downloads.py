@@ -329,6 +329,13 @@ class Row:
     retry_s: float = 0.0
 
 
+def asked_to_wait_until_a_date(handler: Handler, _: Seen) -> bool:
+    """A fault: come back in an hour of the hub's clock, which is years behind."""
+    handler.date_time_string = lambda *_: "Sun, 06 Nov 1994 08:49:37 GMT"  # type: ignore[method-assign]
+    handler.reply(429, b"", {"Retry-After": "Sun, 06 Nov 1994 09:49:37 GMT"})
+    return True
+
+
 FAILED = ("FAILED_PRECONDITION", "DOWNLOAD_FAILED")
 HUB_DENIED = ("FAILED_PRECONDITION", "HUB_DENIED")
 HUB_UNAVAILABLE = ("UNAVAILABLE", "HUB_UNAVAILABLE")
@@ -338,6 +345,9 @@ REFUSALS = {
     "busy": Row(answering(503), *HUB_UNAVAILABLE, "503 Service Unavailable", 10),
     "asked-too-often": Row(
         answering(429, Retry_After="3600"), *HUB_UNAVAILABLE, "try again in 3600 s", 3600
+    ),
+    "asked-to-wait-until-a-date": Row(
+        asked_to_wait_until_a_date, *HUB_UNAVAILABLE, "try again in 3600 s", 3600
     ),
     "gated": Row(answering(403, X_Error_Code="GatedRepo"), *HUB_DENIED, "it is gated"),
     "token-refused": Row(answering(401, X_Error_Message="Bad token"), *HUB_DENIED, "Bad token"),

@@ -102,6 +102,7 @@ pub(super) const CRATES: &[Crate] = &[
     home("tokenizers",         &["text"], &["hub"]),
     home("dashmap",            &["hub", "session"], &[]),
     home("half",               &["hub"], &[]),
+    home("httpdate",           &["hub::fetch"], &[]),
     home("reqwest",            &["hub::fetch"], &[]),
     home("rustls",             &["hub::fetch"], &[]),
     home("safetensors",        &["hub"], &[]),
