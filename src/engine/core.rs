@@ -93,7 +93,10 @@ impl<B: Backend> Engine<B> {
                 let keep_alive = work.keep_alive;
                 self.submit(Sequence::generate(*work), keep_alive);
             }
-            Command::Score(work) => self.submit(Sequence::score(*work), None),
+            Command::Score(work) => {
+                let keep_alive = work.keep_alive;
+                self.submit(Sequence::score(*work), keep_alive);
+            }
             Command::Load(work) => self.request_load(work),
             Command::Fits(spec, reply) => drop(reply.send(self.fits(&spec))),
             Command::Configure(settings) => self.configure(*settings),

@@ -155,7 +155,8 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
 }
 
 fn score_request(request: pb::ScoreRequest, bytes_max: usize) -> Result<ScoreRequest, Error> {
-    let pb::ScoreRequest { model, input, top_logprobs, session, priority: order, cache } = request;
+    let pb::ScoreRequest { model, input, top_logprobs, session, priority: order, cache, keep_alive } =
+        request;
     Ok(ScoreRequest {
         model,
         input: score_input(input)?,
@@ -164,6 +165,7 @@ fn score_request(request: pb::ScoreRequest, bytes_max: usize) -> Result<ScoreReq
         priority: priority(order)?,
         cache: cache_options(cache),
         answer_tokens_max: bytes_max / event::score_bytes_min(top_logprobs),
+        keep_alive: stay::from_wire(keep_alive)?,
     })
 }
 

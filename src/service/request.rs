@@ -122,6 +122,8 @@ pub struct ScoreRequest {
     pub cache: CacheOptions,
     /// Tokens whose scores the answer has room for.
     pub answer_tokens_max: usize,
+    /// How long the model stays after it; None leaves that as it is.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// The scores of an input.

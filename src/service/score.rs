@@ -16,7 +16,7 @@ use crate::engine::{ScoreWork, Scored, TokenLogprobs, WorkOrigin};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
-use crate::residency::ModelLease;
+use crate::residency::{KeepAlive, ModelLease};
 
 /// A pass that the engine can be asked for.
 struct Pass {
@@ -25,6 +25,7 @@ struct Pass {
     /// Index of the first token to score.
     from: usize,
     top_logprobs: u32,
+    keep_alive: Option<KeepAlive>,
 }
 
 impl Service {
@@ -58,8 +59,16 @@ impl Service {
     /// # Errors
     /// The request is refused, or the engine is dead.
     pub async fn score(&self, caller: &Caller, request: ScoreRequest) -> Result<Scores, Error> {
-        let ScoreRequest { model, input, top_logprobs, session, priority, cache, answer_tokens_max } =
-            request;
+        let ScoreRequest {
+            model,
+            input,
+            top_logprobs,
+            session,
+            priority,
+            cache,
+            answer_tokens_max,
+            keep_alive,
+        } = request;
         let target = Target::new(&model, &session)?;
         input.check("text", &self.limits)?;
         up_to("top_logprobs", top_logprobs, "top_logprobs_max", self.limits.top_logprobs_max)?;
@@ -88,7 +97,7 @@ impl Service {
         fit_answer(prompt.len() - from, answer_tokens_max, &self.limits)?;
         let lease = self.models.lease(found, caller.connection).await?;
         let origin = caller.origin(session, priority, cache);
-        let pass = Pass { origin, prompt, from, top_logprobs };
+        let pass = Pass { origin, prompt, from, top_logprobs, keep_alive };
         let scored = pass.run(self, lease).await?;
         let prompt_tokens = count(pass.prompt.len());
         let usage = Usage { prompt_tokens, cached_tokens: scored.cached_tokens, completion_tokens: 0 };
@@ -108,6 +117,7 @@ impl Pass {
             prompt: self.prompt.clone(),
             score_from: count(self.from),
             top_logprobs: self.top_logprobs,
+            keep_alive: self.keep_alive,
             reply,
         };
         service.engine.score(work).await?;

@@ -287,6 +287,7 @@ impl World {
             prompt: tokens.clone().into(),
             score_from: 0,
             top_logprobs: 0,
+            keep_alive: None,
             reply,
         };
         self.engine.command(Command::Score(Box::new(work)));

@@ -165,6 +165,8 @@ pub struct ScoreWork {
     pub score_from: u32,
     /// Number of alternatives to return for each position.
     pub top_logprobs: u32,
+    /// How long the model stays after it; None leaves that as it is.
+    pub keep_alive: Option<KeepAlive>,
     /// Receiver of the scores; closing it cancels the work.
     pub reply: oneshot::Sender<Result<Scored, Error>>,
 }

@@ -27,7 +27,9 @@ pub(super) struct Scoring {
 impl Scoring {
     /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
     pub(super) fn new(work: ScoreWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
-        let ScoreWork { origin, model, prompt, score_from: from, top_logprobs: top, reply } = work;
+        // The engine has read the stay already.
+        let ScoreWork { origin, model, prompt, score_from: from, top_logprobs: top, keep_alive: _, reply } =
+            work;
         // Nothing comes before a text's first token that could say how likely it is.
         let scores = if from == 0 { vec![None] } else { vec![] };
         (origin, model, prompt, Self { from, top, cached: 0, scores, reply })

@@ -272,6 +272,7 @@ fn a_score_has_an_entry_for_each_token_but_the_first() {
         prompt: prompt(3, 300).into(),
         score_from: 0,
         top_logprobs: 0,
+        keep_alive: None,
         reply,
     };
     bench.engine.command(Command::Score(Box::new(work)));

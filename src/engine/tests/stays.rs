@@ -309,6 +309,25 @@ fn a_request_asks_for_no_longer_than_the_limit_and_ends_no_pin() {
 }
 
 #[test]
+fn a_score_says_how_long_its_model_stays() {
+    let mut bench = empty(2 * LARGE + 3000);
+    for (model, keep_alive, stays) in
+        [("a", None, true), ("b", Some(seconds(0)), false), ("c", Some(KeepAlive::Forever), true)]
+    {
+        bench.have(model).unwrap();
+        let (reply, mut answer) = oneshot::channel();
+        let (origin, model, prompt) = (bench.origin("c"), bench.lease(model), vec![1, 2].into());
+        let name = model.model().to_string();
+        let work = ScoreWork { origin, model, prompt, score_from: 0, top_logprobs: 0, keep_alive, reply };
+        bench.engine.command(Command::Score(Box::new(work)));
+        bench.run();
+        answer.try_recv().unwrap().unwrap();
+        bench.ticks(1);
+        assert_eq!(bench.resident().contains(&name.as_str()), stays, "{name}");
+    }
+}
+
+#[test]
 fn questions_neither_wake_nor_extend_a_model() {
     let mut bench = empty(2 * LARGE + 3000);
     bench.configure(|settings| settings.keep_alive = seconds(100));

@@ -246,6 +246,13 @@ def test_an_idle_model_goes_when_its_time_is_over_though_nobody_calls(root: Path
         assert shown["c"].expire_time.seconds > 0
 
 
+def test_a_score_says_how_long_its_model_stays(wire: Wire) -> None:
+    request = inference_pb2.ScoreRequest(model="a", text="one two", keep_alive=seconds(0))
+    assert wire.inference.Score(request, timeout=CALL_S).usage.prompt_tokens > 1
+    wait_for(lambda: not wire.resident(), "it is unloaded after use")
+    assert wire.stats().expirations_total == 1
+
+
 def test_questions_wake_no_model(daemon: Daemon, wire: Wire) -> None:
     wire.stats()
     daemon.healthy()

@@ -210,6 +210,7 @@ class Connection:
         priority: Priority | None = None,
         cache: bool | None = None,
         cache_salt: str | None = None,
+        keep_alive: float | None = None,
         **options: Unpack[CallOptions],
     ) -> ScoreResponse:
         """Computes the log-probability of every token of a text.
@@ -223,6 +224,8 @@ class Connection:
             priority: None is "normal", as of a generation.
             cache: False looks up no cached KV.
             cache_salt: only KV with the same salt is reused.
+            keep_alive: seconds that the model stays after its last use; negative is forever, None
+                leaves that as it is.
             options: options of the call.
         """
         request = convert.score_request(
@@ -234,6 +237,7 @@ class Connection:
             priority=priority,
             cache=cache,
             cache_salt=cache_salt,
+            keep_alive=keep_alive,
         )
         response: ScoreResponse = self._call(self._stubs.inference.Score, request, options)
         return response

@@ -204,6 +204,7 @@ def score_request(
     priority: str | None,
     cache: bool | None,
     cache_salt: str | None,
+    keep_alive: float | None,
 ) -> pb.ScoreRequest:
     """Builds a ScoreRequest."""
     _exactly_one(text=text, token_ids=token_ids)
@@ -218,6 +219,9 @@ def score_request(
     if token_ids is not None:
         request.token_ids.SetInParent()
         _extend(request.token_ids.ids, token_ids, "token_ids")
+    stay = duration(keep_alive, "keep_alive")
+    if stay is not None:
+        request.keep_alive.CopyFrom(stay)
     return request
 
 

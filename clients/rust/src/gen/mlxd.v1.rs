@@ -778,6 +778,9 @@ pub struct ScoreRequest {
     /// in any case.
     #[prost(message, optional, tag = "7")]
     pub cache: ::core::option::Option<CacheOptions>,
+    /// How long the model stays after its last use, as in GenerateRequest.
+    #[prost(message, optional, tag = "8")]
+    pub keep_alive: ::core::option::Option<::prost_types::Duration>,
     /// The input to score: 1 to score_tokens_max tokens. Required.
     #[prost(oneof = "score_request::Input", tags = "2, 3")]
     pub input: ::core::option::Option<score_request::Input>,

@@ -220,6 +220,7 @@ class AsyncConnection:
         priority: Priority | None = None,
         cache: bool | None = None,
         cache_salt: str | None = None,
+        keep_alive: float | None = None,
         **options: Unpack[CallOptions],
     ) -> ScoreResponse:
         """Computes the log-probability of every token of a text.
@@ -233,6 +234,8 @@ class AsyncConnection:
             priority: None is "normal", as of a generation.
             cache: False looks up no cached KV.
             cache_salt: only KV with the same salt is reused.
+            keep_alive: seconds that the model stays after its last use; negative is forever, None
+                leaves that as it is.
             options: options of the call.
         """
         request = convert.score_request(
@@ -244,6 +247,7 @@ class AsyncConnection:
             priority=priority,
             cache=cache,
             cache_salt=cache_salt,
+            keep_alive=keep_alive,
         )
         response: ScoreResponse = await self._call(self._stubs.inference.Score, request, options)
         return response
