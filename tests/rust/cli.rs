@@ -196,7 +196,7 @@ async fn load_shows_its_progress_and_its_result() {
         stdout(&output),
         "loaded owner/large: llama, 135M parameters, stored as bfloat16, computes in float32, 513 MiB\n"
     );
-    assert_eq!(stderr(&output), "loading 257 MiB\nwarming 257 MiB\n");
+    assert_eq!(stderr(&output), "downloading 257 MiB\nloading 257 MiB\nwarming 257 MiB\n");
     assert_eq!(json(&run(&fake, &["load", "tiny", "--json"]))["state"], "resident");
     assert_eq!(json(&run(&fake, &["unload", "tiny", "--json"]))["freed_bytes"], 588_452_752_u64);
 }

@@ -25,6 +25,14 @@ from mlxd.v1.session_pb2_grpc import SessionServiceServicer, add_SessionServiceS
 MODEL = "SmolLM2-135M-Instruct"
 PARIS = "The capital of France is Paris."
 DOMAIN = "mlxd.v1"
+# Progress of a load: phase, bytes done, bytes in all.
+LOAD = [
+    (model_pb2.LOAD_PHASE_DOWNLOADING, 20, 80),
+    (model_pb2.LOAD_PHASE_DOWNLOADING, 80, 80),
+    (model_pb2.LOAD_PHASE_LOADING, 0, 100),
+    (model_pb2.LOAD_PHASE_LOADING, 50, 100),
+    (model_pb2.LOAD_PHASE_LOADING, 100, 100),
+]
 
 
 def abort(context, code, reason, message="no", metadata=None, *details):
@@ -211,10 +219,8 @@ class Fake(
             validated = model_pb2.LoadValidated(fits=True, needed_bytes=5, available_bytes=9)
             yield model_pb2.LoadModelResponse(validated=validated)
             return
-        for done in (0, 50, 100):
-            progress = model_pb2.LoadProgress(
-                phase=model_pb2.LOAD_PHASE_LOADING, done_bytes=done, total_bytes=100
-            )
+        for phase, done, total in LOAD:
+            progress = model_pb2.LoadProgress(phase=phase, done_bytes=done, total_bytes=total)
             yield model_pb2.LoadModelResponse(progress=progress)
         yield model_pb2.LoadModelResponse(loaded=model_pb2.ModelLoaded(model=self._info()))
 

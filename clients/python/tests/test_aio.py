@@ -4,7 +4,7 @@ import sys
 import threading
 
 import pytest
-from fake import MODEL, PARIS
+from fake import LOAD, MODEL, PARIS
 
 import mlxd
 from mlxd import types
@@ -22,7 +22,7 @@ def test_every_call_returns_what_the_sync_one_does(address, fake):
     async def body(client):
         seen = []
         await client.load_model(MODEL, on_progress=seen.append)
-        assert len(seen) == 3
+        assert [(step.phase, step.done_bytes, step.total_bytes) for step in seen] == LOAD
         assert (await client.validate_model(MODEL)).fits
         assert await client.unload_model(MODEL) == 538
         assert (await client.get_model("m")).name == "m"

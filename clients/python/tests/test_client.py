@@ -3,7 +3,7 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fake import MODEL, PARIS, Fake, server
+from fake import LOAD, MODEL, PARIS, Fake, server
 
 import mlxd
 from mlxd import types
@@ -236,13 +236,16 @@ def test_model_calls_load_unload_describe_and_list(client, fake):
         on_progress=seen.append,
     )
     assert info.name == MODEL
-    assert [progress.done_bytes for progress in seen] == [0, 50, 100]
+    assert [(step.phase, step.done_bytes, step.total_bytes) for step in seen] == LOAD
     asked = fake.requests[-1]
     assert (asked.compute_dtype, asked.kv_dtype) == (1, 2)
     assert (asked.quantize.bits, asked.quantize.group_size) == (3, 32)
     assert (asked.keep_alive.seconds, asked.HasField("pin"), asked.pin) == (-1, True, False)
     client.generate(prompt="a", model=MODEL, keep_alive=1.5)
     assert fake.requests[-1].keep_alive.ToMilliseconds() == 1500
+    client.score(text="a", model=MODEL, keep_alive=0)
+    assert fake.requests[-1].HasField("keep_alive")
+    assert fake.requests[-1].keep_alive.ToMilliseconds() == 0
     assert client.validate_model(MODEL).fits
     assert client.unload_model(MODEL) == 538
     assert client.get_model("m").name == "m"

@@ -9,8 +9,8 @@ use std::time::Duration;
 use fake::FakeDaemon;
 use mlxd_client::v1::{
     CountTokensRequest, CreateSessionRequest, DeleteSessionRequest, ForkSessionRequest, GenerateRequest,
-    GetModelRequest, LoadModelRequest, ScoreRequest, TokenIds, TruncateSessionRequest, load_model_response,
-    score_request, stream_generate_response::Event, truncate_session_request,
+    GetModelRequest, LoadModelRequest, LoadPhase, ScoreRequest, TokenIds, TruncateSessionRequest,
+    load_model_response, score_request, stream_generate_response::Event, truncate_session_request,
 };
 use mlxd_client::{BearerToken, Client, ConnectOptions, Error, ErrorReason, Request};
 
@@ -180,8 +180,19 @@ async fn loads_stream_progress_and_dry_runs_their_answer() {
     while let Some(event) = stream.next_event().await.unwrap() {
         events.push(event);
     }
-    assert_eq!(events.len(), 4);
-    assert!(matches!(events.last(), Some(load_model_response::Event::Loaded(_))));
+    let phases: Vec<_> = events
+        .iter()
+        .map_while(|event| match event {
+            load_model_response::Event::Progress(step) => {
+                Some((step.phase(), step.done_bytes < step.total_bytes))
+            }
+            _ => None,
+        })
+        .collect();
+    let (downloading, loading) = (LoadPhase::Downloading, LoadPhase::Loading);
+    let expected = [(downloading, true), (downloading, false), (loading, true), (loading, false)];
+    assert_eq!(phases, [&expected[..], &[(LoadPhase::Warming, false)]].concat());
+    assert!(matches!(events[5..], [load_model_response::Event::Loaded(_)]));
 
     let check = LoadModelRequest { model: "owner/huge".into(), validate_only: true, ..Default::default() };
     let mut stream = client.load_model(check).await.unwrap();

@@ -54,6 +54,8 @@ impl ModelService for Fake {
                 })
             };
             vec![
+                progress(LoadPhase::Downloading, info.file_bytes / 4),
+                progress(LoadPhase::Downloading, info.file_bytes),
                 progress(LoadPhase::Loading, info.file_bytes / 2),
                 progress(LoadPhase::Loading, info.file_bytes),
                 progress(LoadPhase::Warming, info.file_bytes),
