@@ -52,9 +52,9 @@ impl TransferBars {
 
     /// Ends with a line.
     pub(crate) fn finish(self, line: &str) {
-        if let Some(Bars { group, .. }) = &self.bars {
-            // A bar that cannot be cleared stays above the line.
-            _ = group.clear();
+        if let Some(Bars { all, files, group: _ }) = self.bars {
+            // A bar that goes later would be drawn once more, below the line.
+            files.values().chain([&all]).for_each(ProgressBar::finish_and_clear);
         }
         out::note(line);
     }

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +15,10 @@ pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 
 from checkpoints import Checkpoint, build
 from daemon import Daemon, binary, default_model
-from loopback_hub import LoopbackHub
+from loopback_hub import COMMAND_S, LoopbackHub
+from terminal import Terminal, at_a_terminal
 
 NAME = "owner/tiny-chat"
-DEADLINE_S = 120.0
-SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|\r")
 
 
 @pytest.fixture(scope="module")
@@ -39,53 +34,6 @@ def hub(model: Path) -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub:
         hub.add_folder(NAME, model)
         yield hub
-
-
-class Terminal:
-    """A command in a pseudo-terminal, and what it shows."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.process, self.shown, self.heard = 0, "", 0
-        self.process, self.descriptor = pty.fork()
-        if self.process == 0:
-            os.execve(command[0], command, environment)
-
-    def read_until(self, text: str) -> None:
-        """Reads until a text is shown, after the one that was waited for before."""
-        deadline = time.monotonic() + DEADLINE_S
-        while text not in self.shown[self.heard :]:
-            ready, _, _ = select.select([self.descriptor], [], [], 0.2)
-            assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
-            if ready:
-                self.shown += self.read()
-        self.heard = self.shown.index(text, self.heard) + len(text)
-
-    def read(self) -> str:
-        """Returns what is there; nothing once the command has ended."""
-        try:
-            return os.read(self.descriptor, 65536).decode(errors="replace")
-        except OSError:
-            return ""
-
-    def type(self, text: str) -> None:
-        """Types a text."""
-        os.write(self.descriptor, text.encode())
-
-    def end(self) -> int:
-        """Reads to the end and returns the exit code."""
-        while text := self.read():
-            self.shown += text
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
-
-    def transcript(self) -> str:
-        """Returns what a person saw: the last state of each line."""
-        lines = SEQUENCES.sub("", self.shown.replace("\r\n", "\n")).split("\n")
-        return "\n".join(line.rstrip() for line in lines if line.strip())
-
-
-def at_a_terminal(home: Path) -> dict[str, str]:
-    """Returns variables of a person's terminal."""
-    return {"TERM": "xterm", "XDG_RUNTIME_DIR": str(home), "TMPDIR": "/tmp"}
 
 
 def mlxd(hub: LoopbackHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -162,7 +110,7 @@ def test_run_uses_the_daemon_that_answers(hub: LoopbackHub, tmp_path: Path) -> N
             input="Hello\n",
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=COMMAND_S,
         )
         assert done.returncode == 0, done.stderr
         assert "no daemon answers" not in done.stderr
