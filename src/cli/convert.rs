@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar};
 use mlxd::device::{self, Conversion, ConvertError, MlxQuantizer};
-use mlxd::hub::{self, GgufConversion, HubError, ModelFolder};
+use mlxd::hub::{self, GgufConversion, HubError, ModelFolder, RepoName};
 
 use super::bar::styled;
 use super::failure::{Failure, Result};
@@ -101,7 +101,12 @@ fn folder(source: &str) -> Result<ModelFolder> {
         let name = real.file_name().unwrap_or(real.as_os_str()).to_string_lossy().into_owned();
         return Ok(ModelFolder { name, path: real, revision: String::new() });
     }
-    config()?.roots().resolve(source).map_err(refused)
+    config()?.roots().resolve(source).map_err(|error| match error {
+        HubError::NotFound { .. } if RepoName::parse(source).is_ok() => {
+            Failure::Local(anyhow::anyhow!("{error}: `mlxd pull {source}` downloads it"))
+        }
+        other => refused(other),
+    })
 }
 
 fn refused(error: HubError) -> Failure {

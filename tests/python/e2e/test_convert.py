@@ -16,8 +16,9 @@ import pytest
 pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
 
 from checkpoints import Checkpoint, build
-from conversions import convert, peak_bytes, run
+from conversions import convert, peak_bytes, run, same
 from daemon import binary, wait_for
+from loopback_hub import LoopbackHub
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -117,6 +118,25 @@ def test_what_is_not_a_model_is_told_so(source: Path) -> None:
     assert "cannot name a model" in message or "no model named" in message
     (source / "config.json").write_text(json.dumps({"model_type": "cobra", "vocab_size": 8}))
     assert "cobra" in refused(source, out)
+
+
+def test_a_repo_of_the_cache_is_converted_by_its_name(source: Path, tmp_path: Path) -> None:
+    with LoopbackHub() as hub:
+        hub.add_folder("owner/name", source)
+        out, environment = tmp_path / "out", hub.environment(tmp_path)
+        done = run("owner/name", out, env=environment)
+        assert done.returncode == FAILED
+        assert 'no model named "owner/name"' in done.stderr
+        assert "`mlxd pull owner/name` downloads it" in done.stderr
+        assert not hub.seen, "a conversion downloads nothing"
+        assert not out.exists()
+        assert hub.mlxd(tmp_path, "pull", "owner/name").returncode == 0
+        before = len(hub.seen)
+        for options in ((), ("--quantize", "4", "--group-size", "32")):
+            done = run("owner/name", out, *options, "--overwrite", env=environment)
+            assert done.returncode == 0, done.stderr
+            same(out, convert(source, tmp_path / "expected", *options, "--overwrite"))
+        assert len(hub.seen) == before
 
 
 def test_options_that_contradict_each_other_are_usage_errors(source: Path) -> None:

@@ -7,6 +7,7 @@ that it was made of, tokenizers with the originals.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,24 @@ def test_a_split_model_is_read_from_its_first_part(tmp_path: Path) -> None:
     parts[-1].unlink()
     assert "is missing" in run(parts[0], tmp_path / "no").stderr
     assert not (tmp_path / "no").exists()
+
+
+def test_version_2_of_the_format_is_read_as_version_3(tmp_path: Path) -> None:
+    config, tensors = original("llama", tmp_path / "original")
+    new, old = tmp_path / "v3.gguf", tmp_path / "v2.gguf"
+    kinds = {"blk.0.ffn_up.weight": Kind.Q8_0, "blk.1.ffn_up.weight": Kind.F16}
+    gguf_files.write(new, config, tensors, byte_level(), kinds)
+    whole = new.read_bytes()
+    assert struct.unpack("<4sI", whole[:8]) == (b"GGUF", 3)
+    # Version 3 added big-endian files; what is little-endian has the same layout.
+    old.write_bytes(struct.pack("<4sI", b"GGUF", 2) + whole[8:])
+    one, other = convert(old, tmp_path / "old"), convert(new, tmp_path / "new")
+    same(one, other)
+    assert config_of(one) == config_of(other)
+    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+    for version in (1, 4):
+        old.write_bytes(struct.pack("<4sI", b"GGUF", version) + whole[8:])
+        assert f"version {version}" in run(old, tmp_path / "no").stderr
 
 
 def test_what_cannot_be_converted_is_refused_by_name(tmp_path: Path) -> None:
