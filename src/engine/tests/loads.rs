@@ -73,6 +73,20 @@ fn who_wants_other_formats_than_a_load_has_is_refused_and_the_load_goes_on() {
 }
 
 #[test]
+fn who_joins_a_load_sees_its_progress() {
+    let mut bench = empty(2 * LARGE + 1000);
+    let first = bench.wish("a", Stay::default());
+    bench.ticks(1);
+    let second = bench.wish("a", Stay::default());
+    bench.run();
+    for mut loading in [first, second] {
+        let events: Vec<LoadEvent> = std::iter::from_fn(|| loading.try_recv().ok()).collect();
+        assert!(matches!(events[..], [LoadEvent::Warming, LoadEvent::Loaded(..)]), "{events:?}");
+    }
+    assert_eq!(bench.engine.backend.models, 1);
+}
+
+#[test]
 fn who_wants_no_format_takes_a_model_as_it_was_loaded() {
     let mut bench = empty(LARGE + 1000);
     let quantized = bench.wish_as("a", four_bits());

@@ -179,6 +179,29 @@ def follow(wire: Wire) -> Any:
     return stream
 
 
+def test_a_second_caller_sees_the_progress_of_the_shared_load(hub: LoopbackHub) -> None:
+    held = Held(hub, "model-00002")
+    with serving(hub) as daemon, daemon.wire() as wire:
+        first = follow(wire)
+        assert held.asked.wait(CALL_S)
+        second = follow(wire)
+        # The first shard and the small files are there before anybody goes on.
+        half = next(
+            event.progress
+            for event in second
+            if event.progress.phase == PHASES.LOAD_PHASE_DOWNLOADING and event.progress.done_bytes
+        )
+        assert 0 < half.done_bytes < half.total_bytes
+        held.free.set()
+        for stream in (first, second):
+            events = list(stream)
+            assert events[-1].loaded.model.name == NAME
+            phases = {event.progress.phase for event in events[:-1]}
+            assert {PHASES.LOAD_PHASE_LOADING, PHASES.LOAD_PHASE_WARMING} <= phases
+        assert wire.stats().loads_total == 1
+        assert daemon.log.count("a download begins") == 1
+
+
 def test_a_download_stops_with_the_last_who_waits_and_goes_on_later(hub: LoopbackHub) -> None:
     held = Held(hub, "model-00002")
     with serving(hub) as daemon, daemon.wire() as wire:
