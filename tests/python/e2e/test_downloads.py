@@ -3,6 +3,7 @@ loopback."""
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import grpc
 import pytest
 
 from daemon import Daemon, free_port, wait_for
-from loopback_hub import TOKEN, Handler, Held, LoopbackHub, Repo, Seen
+from loopback_hub import SIGNED, TOKEN, Handler, Held, LoopbackHub, Repo, Seen
 from mlxd.v1 import inference_pb2, model_pb2
 from wire import CALL_S, Wire, refused
 
@@ -385,6 +386,31 @@ REFUSALS = {
     "a-size-that-cannot-be": Row(listing(1 << 62), *FAILED, "says that it has"),
     "a-full-disk": Row(listing(1 << 48), *FULL, "the disk has"),
 }
+
+
+def test_no_log_has_the_token_or_a_signed_address(hub: LoopbackHub) -> None:
+    # The storage refuses an address once: what failed is logged too.
+    left = [1]
+
+    def expired(handler: Handler, seen: Seen) -> bool:
+        if "Signature" not in seen.path or not left[0]:
+            return False
+        left[0] -= 1
+        handler.reply(403)
+        return True
+
+    hub.faults.append(expired)
+    with serving(hub, {"log_filter": "trace"}, HF_TOKEN=TOKEN) as daemon, daemon.wire() as wire:
+        wire.load(NAME)
+        hub.faults[:] = [answering(403, X_Error_Code="GatedRepo", X_Error_Message="Ask first.")]
+        with refused("FAILED_PRECONDITION", "HUB_DENIED"):
+            wire.load("owner/gated")
+        assert TOKEN in "".join(seen.authorization or "" for seen in hub.requests(server="hub"))
+        assert hub.requests(SIGNED, "storage")
+        # The lines of the library that connects to the hub are there.
+        assert re.search(rf" (TRACE|DEBUG) .*\b{hub.endpoint.rsplit(':')[-1]}\b", daemon.log)
+        assert TOKEN not in daemon.log
+        assert SIGNED not in daemon.log
 
 
 @pytest.mark.parametrize("row", REFUSALS.values(), ids=REFUSALS)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from daemon import binary, wait_for
-from loopback_hub import TOKEN, Handler, LoopbackHub, Repo, Seen
+from loopback_hub import SIGNED, TOKEN, Handler, LoopbackHub, Repo, Seen
 from pulls import FETCHED, INDEX, MIB, NAME, SMALL, cache, contents, noise, pull, pulled, sharded
 
 
@@ -32,7 +32,7 @@ def refused(hub: LoopbackHub, home: Path, *arguments: str, **more: str) -> str:
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("error:") == 1
     assert TOKEN not in done.stderr
-    assert "signed-secret" not in done.stderr
+    assert SIGNED not in done.stderr
     assert not list(home.glob("huggingface/hub/models--*/snapshots/*"))
     return done.stderr.split("error: ", 1)[1].strip()
 

@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from daemon import binary
 
 TOKEN = "hf_loopback_secret"
+# A part of the storage's addresses that gives access to a file.
+SIGNED = "signed-secret"
 LFS = (".safetensors", ".model", ".bin", ".gguf")
 BLOCK = 64 << 10
 # Far beyond what a command takes on a busy machine with two cores.
@@ -190,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
             digest = repo.digest(file)
             headers["X-Linked-Etag"] = f'"{digest}"'
             headers["X-Linked-Size"] = str(len(repo.files[file]))
-            headers["Location"] = f"{self.hub.storage}/{digest}?Signature=signed-secret"
+            headers["Location"] = f"{self.hub.storage}/{digest}?Signature={SIGNED}"
             self.reply(302, headers=headers)
         else:
             path = f"/api/resolve-cache/models/{name}/{repo.commit}/{quote(file)}"
