@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     Backend, Base, Chains, ComputeDtype, DeviceInfo, DeviceMemory, Formats, Held, KvDtype, LoadPlan,
-    LoadSpec, LoadStep, ModelId, ModelShape, NewChain, ParkedId, Parking, RowResult, SlotId, Span, SpanKind,
-    Step, TokenLogprobs, TruncateError, Want, add_checkpoint,
+    LoadSpec, LoadStep, ModelId, ModelShape, NewChain, ParkedId, Parking, Restoring, RowResult, SlotId, Span,
+    SpanKind, Step, TokenLogprobs, TruncateError, Want, add_checkpoint,
 };
 use crate::error::Error;
 use crate::ids::ModelName;
@@ -53,6 +53,10 @@ pub(crate) struct Fake {
     slabs: BTreeMap<(ModelId, u32), Slab>,
     parked: BTreeMap<ModelId, Chains<Vec<u32>, ()>>,
     checkpoints: BTreeMap<(ModelId, SlotId), Vec<u32>>,
+    /// Tokens that it copied into parked caches.
+    pub(crate) parked_tokens: u64,
+    /// Tokens that it copied out of them.
+    pub(crate) restored_tokens: u64,
     /// Bytes of a sequence's state; 0 is none.
     pub(crate) state_bytes: u64,
     is_reading: bool,
@@ -161,9 +165,10 @@ impl Fake {
         let content = self.slot(model, slot).clone();
         assert_eq!(content.len(), tokens as usize, "all of a slot is parked");
         let (shared, tail) = content.split_at(parking.shared() as usize);
+        self.parked_tokens += tail.len() as u64;
         let of_base = base.map_or(vec![], |base| self.content(model, base.id, base.tokens));
         assert_eq!(shared, of_base, "a cache is shared by those that begin like it");
-        let mut checkpoints = self.checkpoints.get(&(model, slot)).cloned().unwrap_or_default();
+        let mut checkpoints = self.checkpoints.remove(&(model, slot)).unwrap_or_default();
         if checkpoints.last() != Some(&tokens) {
             checkpoints.push(tokens);
         }
@@ -369,24 +374,23 @@ impl Backend for Fake {
             return Err(Error::Internal("the cache that a test does not park".into()));
         }
         self.copy_out(model, parking);
-        let slab = self.slabs.remove(&(model, parking.slot.slab));
-        let in_use = slab.iter().flat_map(|slab| &slab.slots).filter(|content| !content.is_empty()).count();
-        assert!(in_use == 1, "a slab that becomes a cache has no other use");
-        self.checkpoints.remove(&(model, parking.slot));
-        Ok(())
+        self.close_slab(model, parking.slot.slab)
     }
 
-    fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
-        let saved: Vec<u32> = self.parked[&model].states(parked).map(|(length, ())| length).collect();
+    fn restore(&mut self, model: ModelId, restoring: Restoring) -> Result<(), Error> {
+        let Restoring { id, tokens, slot, held } = restoring;
+        let saved: Vec<u32> = self.parked[&model].states(id).map(|(length, ())| length).collect();
         assert!(self.state_bytes == 0 || saved.contains(&tokens), "a state is restored at a checkpoint");
-        let (mut content, mut kept) = (self.content(model, parked, tokens), Vec::new());
+        let there = self.content(model, id, held);
+        assert_eq!(*self.slot(model, slot), there, "a slot is clear, or has the cache");
+        let (mut content, mut kept) = (self.content(model, id, tokens), Vec::new());
         let reached = saved.into_iter().filter(|&length| length <= tokens);
         reached.for_each(|length| add_checkpoint(&mut kept, length));
         self.checkpoints.insert((model, slot), kept);
         if self.faults.restores_wrongly {
             content[tokens as usize - 1] += 1;
         }
-        assert!(self.slot(model, slot).is_empty(), "a cache is restored into a clear slot");
+        self.restored_tokens += u64::from(tokens.saturating_sub(held));
         *self.slot(model, slot) = content;
         Ok(())
     }

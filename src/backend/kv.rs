@@ -47,6 +47,19 @@ impl Parking {
     }
 }
 
+/// What is to be restored, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restoring {
+    /// The parked cache.
+    pub id: ParkedId,
+    /// Number of its first tokens.
+    pub tokens: u32,
+    /// Where to.
+    pub slot: SlotId,
+    /// Number of its first tokens that the slot has already, and nothing else; more than `tokens` are cut off.
+    pub held: u32,
+}
+
 /// Why a slot was not cut back.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TruncateError {

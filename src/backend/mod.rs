@@ -14,7 +14,7 @@ mod step;
 
 pub use chain::{Chains, Held, NewChain, Stretch};
 pub use kernels::{KernelChoice, WiredLimit};
-pub use kv::{Base, CHECKPOINTS_MAX, ParkedId, Parking, SlotId, TruncateError, add_checkpoint};
+pub use kv::{Base, CHECKPOINTS_MAX, ParkedId, Parking, Restoring, SlotId, TruncateError, add_checkpoint};
 pub use model::{ComputeDtype, Formats, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape};
 pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};
 
@@ -95,17 +95,17 @@ pub trait Backend {
     /// first part as its base.
     fn split_parked(&mut self, model: ModelId, at: Base) -> Result<(), Error>;
 
-    /// Copies what a slot has after the base out, with its checkpoints and one at its end: a parked cache of
-    /// the slot's exact length.
+    /// Copies what a slot has after the base out: a parked cache of the slot's exact length, with one
+    /// checkpoint more at its end. The slot keeps its tokens, but no checkpoint.
     fn park(&mut self, model: ModelId, parking: Parking) -> Result<(), Error>;
 
     /// Parks a slot and frees its slab, in which no other slot is in use: piece by piece, so that the device
     /// never holds both whole. Where it fails, nothing is parked, and the slab has yet to be closed.
     fn park_slab(&mut self, model: ModelId, parking: Parking) -> Result<(), Error>;
 
-    /// Copies the first `tokens` of a parked cache into a clear slot, with the checkpoints up to there. With
-    /// recurrent states, one of them must be at this length.
-    fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error>;
+    /// Copies the first tokens of a parked cache into a slot that is clear, or has first tokens of it already,
+    /// with the checkpoints up to there. With recurrent states, one of them must be at this length.
+    fn restore(&mut self, model: ModelId, restoring: Restoring) -> Result<(), Error>;
 
     /// Frees what no other parked cache has of one.
     fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error>;

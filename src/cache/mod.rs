@@ -13,5 +13,5 @@ mod transcript;
 
 pub use parked::{CacheEntry, CacheKey, Hit, Parked, Salt};
 pub use shared::{Cut, SEGMENTS_MAX};
-pub use slots::{Grant, SlabClass, Slots};
+pub use slots::{Grant, Leftover, SlabClass, Slots};
 pub use transcript::Transcript;

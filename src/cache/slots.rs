@@ -1,10 +1,14 @@
 //! Which slot of which slab is whose. Slabs come in capacity classes (powers of two tokens); a slab's
 //! used slots stay in front, so that a launch over them reads one slice. A slab is never enlarged: a
 //! full class opens another one, sized by how many sequences ask.
+//!
+//! A slot that was parked keeps what it had until its next owner comes: one that would restore the same cache
+//! takes it over, and anyone else has it cleared.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use crate::backend::SlotId;
+use crate::backend::{ParkedId, SlotId};
 
 /// Tokens of the smallest class: below it, slots are too cheap to be worth a class of their own.
 const CAPACITY_MIN: u32 = 256;
@@ -42,12 +46,23 @@ pub struct Grant {
     pub open: Option<(u32, u32)>,
 }
 
+/// What is still in a free slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// The parked cache of which it is a copy.
+    pub id: ParkedId,
+    /// Number of its tokens.
+    pub tokens: u32,
+}
+
 #[derive(Clone, Debug)]
 struct Slab {
     capacity: u32,
     slots: u32,
     /// The sequences in the slots from the front.
     owners: Vec<u64>,
+    /// What is left in free slots.
+    leftovers: BTreeMap<u32, Leftover>,
 }
 
 /// The slots of one model.
@@ -127,7 +142,7 @@ impl Slots {
         let slots = spare.max(waiting.min(wanted).min(affordable(free_bytes))).max(1);
         let id = self.slab_next;
         self.slab_next += 1;
-        self.slabs.insert(id, Slab { capacity, slots, owners: Vec::new() });
+        self.slabs.insert(id, Slab { capacity, slots, owners: Vec::new(), leftovers: BTreeMap::new() });
         Grant { slot: self.place(id, owner), open: Some((capacity, slots)) }
     }
 
@@ -146,6 +161,29 @@ impl Slots {
         slab.owners.swap_remove(place);
         let from = SlotId { slab: slot.slab, slot: u32::try_from(slab.owners.len()).unwrap_or(u32::MAX) };
         slab.owners.get(place).map(|&moved| (moved, from))
+    }
+
+    /// Notes what is left in a slot that was freed.
+    pub fn leave(&mut self, slot: SlotId, leftover: Leftover) {
+        if let Some(slab) = self.slabs.get_mut(&slot.slab) {
+            slab.leftovers.insert(slot.slot, leftover);
+        }
+    }
+
+    /// Returns what is left in a slot, which is its owner's to clear or to take over.
+    pub fn take_leftover(&mut self, slot: SlotId) -> Option<Leftover> {
+        self.slabs.get_mut(&slot.slab)?.leftovers.remove(&slot.slot)
+    }
+
+    /// Allocates the slot that still has a parked cache, if it is the next of its slab and holds `tokens`.
+    pub fn take_over(&mut self, owner: u64, tokens: u32, id: ParkedId) -> Option<(SlotId, Leftover)> {
+        let next = |(&slab, of): (&u32, &Slab)| {
+            let leftover = of.leftovers.get(&u32::try_from(of.owners.len()).ok()?)?;
+            (leftover.id == id && of.capacity >= tokens).then_some(slab)
+        };
+        let slab = self.slabs.iter().find_map(next)?;
+        let slot = self.place(slab, owner);
+        Some((slot, self.take_leftover(slot)?))
     }
 
     /// Removes slabs that no sequence uses, small ones first, until `bytes` are freed or none is left.
@@ -169,6 +207,12 @@ impl Slots {
     #[must_use]
     pub fn is_alone(&self, slot: SlotId) -> bool {
         self.slabs.get(&slot.slab).is_some_and(|slab| slab.owners.len() == 1)
+    }
+
+    /// Returns whether a slot is the last of its slab that is in use.
+    #[must_use]
+    pub fn is_last(&self, slot: SlotId) -> bool {
+        self.slabs.get(&slot.slab).is_some_and(|slab| slab.owners.len() == slot.slot as usize + 1)
     }
 
     /// Removes a slab, whoever uses it.
@@ -206,13 +250,16 @@ impl Slots {
         u64::from(slab.slots) * (u64::from(slab.capacity) * self.bytes_per_token + self.state_bytes)
     }
 
-    /// Returns the fullest slab of a class with room, so that others run empty and can be closed.
+    /// Returns the fullest slab of a class with room, so that others run empty and can be closed; of two, the
+    /// one with the fewer leftovers.
     fn free_slab(&self, capacity: u32) -> Option<u32> {
         let with_room = self
             .slabs
             .iter()
             .filter(|(_, slab)| slab.capacity == capacity && slab.owners.len() < slab.slots as usize);
-        with_room.max_by_key(|(_, slab)| slab.owners.len()).map(|(&id, _)| id)
+        with_room
+            .max_by_key(|(_, slab)| (slab.owners.len(), Reverse(slab.leftovers.len())))
+            .map(|(&id, _)| id)
     }
 
     fn place(&mut self, id: u32, owner: u64) -> SlotId {
@@ -242,6 +289,29 @@ mod tests {
         assert_eq!(slots.release(a.slot), None);
         assert_eq!(slots.close_empty(u64::MAX), vec![0]);
         assert_eq!(slots.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_left_in_a_slot_is_for_whoever_comes_next() {
+        let mut slots = Slots::new(8192, 10, 0);
+        let [a, b] = [1, 2].map(|owner| slots.acquire(owner, 10, 1, u64::MAX).slot);
+        let [of_a, of_b] = [ParkedId(7), ParkedId(8)].map(|id| Leftover { id, tokens: 9 });
+        slots.release(b);
+        slots.leave(b, of_b);
+        assert_eq!(slots.take_over(3, 10, of_a.id), None);
+        assert_eq!(slots.take_over(3, 257, of_b.id), None, "it would not fit");
+        assert_eq!(slots.take_over(3, 10, of_b.id), Some((b, of_b)));
+        assert_eq!(slots.take_over(4, 10, of_b.id), None, "it is taken");
+        slots.release(b);
+        slots.leave(b, of_b);
+        slots.release(a);
+        slots.leave(a, of_a);
+        assert_eq!(slots.take_over(5, 10, of_b.id), None, "those in use stay in front");
+        assert_eq!(slots.acquire(5, 10, 1, 0).slot, a);
+        assert_eq!(slots.take_leftover(a), Some(of_a));
+        slots.release(a);
+        assert_eq!(slots.close_empty(1), [0]);
+        assert_eq!(slots.take_over(6, 10, of_b.id), None);
     }
 
     #[test]

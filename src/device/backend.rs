@@ -8,7 +8,7 @@ use mlx_rs::{Array, Device, DeviceType, Dtype, Stream, memory, ops, with_stream}
 
 use crate::backend::{
     Backend, Base, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
-    ParkedId, Parking, RowResult, SlotId, Step, TruncateError, WiredLimit,
+    ParkedId, Parking, Restoring, RowResult, SlotId, Step, TruncateError, WiredLimit,
 };
 use crate::device::leaving::Leaving;
 use crate::device::machine::{self, Share};
@@ -424,8 +424,8 @@ impl Backend for MlxBackend {
         Ok(())
     }
 
-    fn restore(&mut self, model: ModelId, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<(), Error> {
-        Ok(self.ready(model)?.kv.restore(parked, tokens, slot)?)
+    fn restore(&mut self, model: ModelId, restoring: Restoring) -> Result<(), Error> {
+        Ok(self.ready(model)?.kv.restore(restoring)?)
     }
 
     fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error> {

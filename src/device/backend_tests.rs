@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::backend::MlxBackend;
 use crate::backend::{
     Backend, ComputeDtype, Formats, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, ParkedId, Parking,
-    RowOutput, RowResult, Sample, SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
+    Restoring, RowOutput, RowResult, Sample, SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
 };
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFiles, ModelFolder, WeightSizes};
@@ -208,7 +208,7 @@ fn a_slab_that_becomes_a_cache_is_restored_as_it_was() {
         let parked = ParkedId(7);
         device.backend.park_slab(model, Parking { id: parked, slot: A, tokens: 9, base: None }).unwrap();
         device.backend.open_slab(model, 1, 64, 2).unwrap();
-        device.backend.restore(model, parked, 9, first).unwrap();
+        device.backend.restore(model, Restoring { id: parked, tokens: 9, slot: first, held: 0 }).unwrap();
         device.backend.copy_slot(model, first, second, 9).unwrap();
         assert_alike(&device.one_by_one(first, 0), &wanted);
         assert_alike(&device.one_by_one(second, 0), &wanted);

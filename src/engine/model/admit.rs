@@ -350,7 +350,9 @@ impl Resident {
     ) -> Result<bool, Error> {
         let id = *cx.sequence_next;
         *cx.sequence_next += 1;
-        let slot = match self.take_slot(cx, id, tokens, free_bytes) {
+        let most = sequence.reusable_max();
+        let hit = self.parked.find(&sequence.key, &sequence.transcript, most, cx.now);
+        let slot = match self.take_restored(cx, id, (tokens, free_bytes), hit)? {
             Ok(slot) => slot,
             Err(error) => {
                 self.leave(cx, sequence, Err(error));
@@ -358,12 +360,9 @@ impl Resident {
             }
         };
         sequence.slot = Some(slot);
-        let most = sequence.reusable_max();
-        let hit = self.parked.find(&sequence.key, &sequence.transcript, most, cx.now);
         let cached = hit.map_or(0, |hit| hit.tokens);
         sequence.checkpoints.clear();
         if let Some(hit) = hit {
-            cx.backend.restore(self.id, hit.id, cached, slot)?;
             for checkpoint in self.parked.checkpoints_up_to(hit.id, cached) {
                 add_checkpoint(&mut sequence.checkpoints, checkpoint);
             }

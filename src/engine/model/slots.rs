@@ -2,8 +2,8 @@
 //! parked; and what no sequence uses is evicted.
 
 use super::{Context, Reclaim, Resident};
-use crate::backend::{Backend, Base, ParkedId, Parking, SlotId};
-use crate::cache::{CacheEntry, Cut, Hit};
+use crate::backend::{Backend, Base, ParkedId, Parking, Restoring, SlotId};
+use crate::cache::{CacheEntry, Cut, Hit, Leftover};
 use crate::engine::task::Sequence;
 use crate::error::Error;
 use crate::ids::SessionKey;
@@ -42,6 +42,43 @@ impl Resident {
         }
     }
 
+    /// Allocates a slot of `tokens` for a sequence that starts with a cache, and restores it; one that still
+    /// has it is taken over, unless a request waits for memory.
+    ///
+    /// # Errors
+    /// The outer one means that the model is lost, the inner one that the device has no memory for it.
+    pub(super) fn take_restored<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        owner: u64,
+        (tokens, free_bytes): (u32, u64),
+        hit: Option<Hit>,
+    ) -> Result<Result<SlotId, Error>, Error> {
+        // A larger slot than it needs, held for longer, may be what that request waits for.
+        let free = hit.filter(|_| cx.blocked.is_none());
+        if let Some(Hit { id, tokens: wanted }) = free
+            && let Some((slot, Leftover { tokens: held, .. })) = self.slots.take_over(owner, tokens, id)
+        {
+            cx.backend.restore(self.id, Restoring { id, tokens: wanted, slot, held })?;
+            return Ok(Ok(slot));
+        }
+        let slot = match self.take_slot(cx, owner, tokens, free_bytes) {
+            Ok(slot) => slot,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.clear_leftover(cx, slot)?;
+        if let Some(Hit { id, tokens }) = hit {
+            cx.backend.restore(self.id, Restoring { id, tokens, slot, held: 0 })?;
+        }
+        Ok(Ok(slot))
+    }
+
+    /// Clears a slot of what its last owner left in it.
+    fn clear_leftover<B: Backend>(&mut self, cx: &mut Context<'_, B>, slot: SlotId) -> Result<(), Error> {
+        let leftover = self.slots.take_leftover(slot);
+        leftover.map_or(Ok(()), |leftover| cx.backend.clear_slot(self.id, slot, leftover.tokens))
+    }
+
     /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the
     /// one it has. Returns an error of its own if the device has no memory for it.
     pub(super) fn grow<B: Backend>(
@@ -61,6 +98,7 @@ impl Resident {
             Ok(to) => to,
             Err(error) => return Ok(Some(error)),
         };
+        self.clear_leftover(cx, to)?;
         cx.backend.copy_slot(self.id, from, to, computed)?;
         if let Some(sequence) = self.running.get_mut(&id) {
             sequence.slot = Some(to);
@@ -111,10 +149,11 @@ impl Resident {
         } else {
             return self.free_slot(cx, slot, *computed);
         }
+        let leftover = Leftover { id: cache.id, tokens: *computed };
         let redundant = self.parked.insert(cache, base);
         let extra = self.parked.keep(cx.settings.kv_idle_caches_max);
         self.drop_parked(cx, redundant.into_iter().chain(extra))?;
-        if beside { self.free_slot(cx, slot, *computed) } else { Ok(()) }
+        if beside { self.leave_slot(cx, slot, leftover) } else { Ok(()) }
     }
 
     /// Returns what a cache shares with those that are parked.
@@ -155,6 +194,22 @@ impl Resident {
         let evicted = self.parked.evict(missing(self), base.map(|base| base.id));
         self.drop_parked(cx, evicted.into_iter())?;
         Ok(true)
+    }
+
+    /// Frees a slot that was parked. It keeps what it has until its next owner comes, unless the slab's last
+    /// used one moves into it.
+    fn leave_slot<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        slot: SlotId,
+        leftover: Leftover,
+    ) -> Result<(), Error> {
+        if !self.slots.is_last(slot) {
+            return self.free_slot(cx, slot, leftover.tokens);
+        }
+        self.slots.release(slot);
+        self.slots.leave(slot, leftover);
+        Ok(())
     }
 
     /// Clears and frees a slot; the slab's last used one moves into the hole.

@@ -89,3 +89,70 @@ fn parked_caches_are_bounded_in_number() {
     assert_eq!(bench.engine.backend.parked(), 3);
     assert_eq!([run(&mut bench, 4), run(&mut bench, 2), run(&mut bench, 0)], [39, 39, 0]);
 }
+
+/// Runs a prompt to its end; returns it with the answer, and how much of it was cached.
+fn turn(bench: &mut Bench, prompt: &[u32]) -> (Vec<u32>, u32) {
+    let events = bench.submit(prompt, 5);
+    bench.run();
+    *bench.clock.0.lock().unwrap() += Duration::from_secs(1);
+    let outcome = drain(events);
+    assert_eq!(outcome.tokens, alone(prompt, 5));
+    ([prompt, &outcome.tokens].concat(), outcome.cached)
+}
+
+#[test]
+fn a_turn_copies_its_new_tokens_only() {
+    for state_bytes in [0, 50] {
+        let mut fake = Fake::default();
+        fake.state_bytes = state_bytes;
+        let mut bench = Bench::with(fake, 10_000_000, |_| {});
+        let (mut context, _) = turn(&mut bench, &prompt(1, 200));
+        assert_eq!(bench.engine.backend.parked_tokens, 204);
+        for seed in 2..5 {
+            context.extend(prompt(seed, 10));
+            let (longer, cached) = turn(&mut bench, &context);
+            assert_eq!(cached as usize, context.len() - 11);
+            context = longer;
+        }
+        let Fake { parked_tokens, restored_tokens, .. } = bench.engine.backend;
+        // Ends of 15 and 30 tokens are copied together.
+        assert_eq!((parked_tokens, restored_tokens), (204 + 15 + 30 + 15, 0));
+        // Once somebody else had the slot, all is copied back.
+        turn(&mut bench, &prompt(9, 20));
+        context.extend(prompt(5, 10));
+        turn(&mut bench, &context);
+        assert_eq!(bench.engine.backend.restored_tokens, context.len() as u64 - 11);
+    }
+}
+
+#[test]
+fn forks_of_a_session_find_what_its_slot_has_and_share_it() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |_| {});
+    let (context, _) = turn(&mut bench, &prompt(1, 200));
+    let forks: Vec<Vec<u32>> = (2..10).map(|seed| [&context[..], &prompt(seed, 10)].concat()).collect();
+    let running: Vec<Events> = forks.iter().map(|fork| bench.submit(fork, 5)).collect();
+    bench.run();
+    for (fork, events) in forks.iter().zip(running) {
+        let outcome = drain(events);
+        assert_eq!((outcome.cached, outcome.tokens), (204, alone(fork, 5)));
+    }
+    assert_eq!(bench.stats().models[0].kv_idle_bytes, (204 + 8 * 15) * KV_BYTES);
+    // Whoever comes next, in which order ever, finds his own.
+    for fork in forks.iter().rev() {
+        let (_, cached) = turn(&mut bench, &[&fork[..], &alone(fork, 5), &[7]].concat());
+        assert_eq!(cached as usize, fork.len() + 4);
+    }
+}
+
+#[test]
+fn a_prompt_that_is_edited_shares_what_stands_before_it() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |_| {});
+    let (context, _) = turn(&mut bench, &prompt(1, 200));
+    let edited = [&context[..100], &prompt(2, 60)].concat();
+    let (longer, cached) = turn(&mut bench, &edited);
+    assert_eq!(cached, 100);
+    assert_eq!(bench.stats().models[0].kv_idle_bytes, (204 + 64) * KV_BYTES);
+    // Both are there.
+    assert_eq!(turn(&mut bench, &[&context[..], &[7]].concat()).1, 204);
+    assert_eq!(turn(&mut bench, &[&longer[..], &[7]].concat()).1, 164);
+}

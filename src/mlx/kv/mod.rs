@@ -108,9 +108,8 @@ impl Kv {
     /// Writes zeros over the first `tokens` of a slot, and over its states.
     pub(crate) fn clear(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
         self.checkpoints.remove(&slot);
-        let zeros: Vec<Array> = self.slabs.get(&slot.slab).map_or(Ok(Vec::new()), |slab| {
-            slab.iter().map(|array| ops::zeros_dtype(&[1], array.dtype())).collect()
-        })?;
+        let zeros: Vec<Array> =
+            self.slabs.get(&slot.slab).map_or(Ok(Vec::new()), |slab| slab.iter().map(zero).collect())?;
         self.write(slot, 0..tokens, &zeros)
     }
 
@@ -134,7 +133,7 @@ impl Kv {
                 ArrayShape::PerToken { .. } => None,
                 ArrayShape::PerSequence(_) => states.next(),
             };
-            state.map_or_else(|| ops::zeros_dtype(&[1], slab.dtype()), Ok)
+            state.map_or_else(|| zero(slab), Ok)
         });
         let content = content.collect::<Result<Vec<_>>>()?;
         self.write(slot, tokens..held, &content)?;
@@ -241,11 +240,16 @@ fn copied(slab: &Array, array: &ArrayShape, slot: SlotId, positions: Range<u32>)
     })
 }
 
+/// Returns a zero of an array's type.
+fn zero(array: &Array) -> Result<Array> {
+    ops::zeros_dtype(&[1], array.dtype())
+}
+
 /// Returns a copy of a lazy view, which would keep the array's handle and make its next update a copy of the
 /// whole.
 fn own(view: &Array) -> Result<Array> {
     // Adding zero makes an array of its own, where `contiguous` may return a view.
-    view.add(ops::zeros_dtype(&[1], view.dtype())?)
+    view.add(zero(view)?)
 }
 
 /// Writes some positions of a slot, or its state, in a slab's array.

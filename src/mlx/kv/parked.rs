@@ -9,8 +9,8 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
 use super::shape::ArrayShape;
-use super::{Checkpoint, Kv, copied, own, write_part};
-use crate::backend::{Base, NewChain, ParkedId, Parking, SlotId, add_checkpoint};
+use super::{Checkpoint, Kv, copied, own, write_part, zero};
+use crate::backend::{Base, NewChain, ParkedId, Parking, Restoring, SlotId, add_checkpoint};
 use crate::mlx::dim;
 
 impl Kv {
@@ -32,12 +32,12 @@ impl Kv {
         })
     }
 
-    /// Copies the tokens of a slot after the base into a new parked cache.
+    /// Copies the tokens of a slot after the base into a new parked cache, which gets its checkpoints.
     pub(crate) fn park(&mut self, parking: Parking) -> Result<()> {
         let Parking { slot, tokens, .. } = parking;
         let positions = parking.shared()..tokens;
         let content = self.read(slot, positions, |array| matches!(array, ArrayShape::PerToken { .. }))?;
-        let mut checkpoints = self.checkpoints.get(&slot).cloned().unwrap_or_default();
+        let mut checkpoints = self.checkpoints.remove(&slot).unwrap_or_default();
         if self.has_yet_to_save(&checkpoints, tokens) {
             let states = self.read(slot, 0..0, |array| matches!(array, ArrayShape::PerSequence(_)))?;
             checkpoints.push(Checkpoint { tokens, states });
@@ -78,10 +78,11 @@ impl Kv {
         self.parked.add(id, NewChain { base, tokens, tail, states });
     }
 
-    /// Copies the first `tokens` of a parked cache into a slot. Where layers are recurrent, there must be a
-    /// checkpoint.
-    pub(crate) fn restore(&mut self, parked: ParkedId, tokens: u32, slot: SlotId) -> Result<()> {
-        let saved = self.parked.states(parked).filter(|(length, _)| *length <= tokens);
+    /// Copies the first tokens of a parked cache into a slot, as far as it does not have them, and writes zeros
+    /// over what it has beyond. Where layers are recurrent, there must be a checkpoint.
+    pub(crate) fn restore(&mut self, restoring: Restoring) -> Result<()> {
+        let Restoring { id, tokens, slot, held } = restoring;
+        let saved = self.parked.states(id).filter(|(length, _)| *length <= tokens);
         let checkpoints: Vec<Checkpoint> =
             saved.map(|(tokens, states)| Checkpoint { tokens, states: states.clone() }).collect();
         let last = checkpoints.last().filter(|last| last.tokens == tokens);
@@ -89,13 +90,24 @@ impl Kv {
             return Err(Exception::custom("a recurrent state has no checkpoint at this length"));
         }
         let Some(slab) = self.slabs.get_mut(&slot.slab) else { return Ok(()) };
-        for (positions, content) in self.parked.content(parked, tokens) {
-            restore_segment(slab, &self.arrays, slot, positions, content)?;
+        for (positions, content) in self.parked.content(id, tokens) {
+            if held < positions.end {
+                let missing = positions.start.max(held)..positions.end;
+                restore_segment(slab, &self.arrays, (slot, missing), (positions.start, content))?;
+            }
         }
-        let is_state = |(_, array): &(_, &ArrayShape)| matches!(array, ArrayShape::PerSequence(_));
-        let states = slab.iter_mut().zip(&self.arrays).filter(is_state);
-        for ((slab, array), state) in states.zip(last.into_iter().flat_map(|last| &last.states)) {
-            write_part(slab, array, slot, 0..0, state)?;
+        let mut states = last.into_iter().flat_map(|last| &last.states);
+        for (slab, array) in slab.iter_mut().zip(&self.arrays) {
+            match array {
+                ArrayShape::PerToken { .. } if tokens < held => {
+                    let zero = zero(slab)?;
+                    write_part(slab, array, slot, tokens..held, &zero)?;
+                }
+                ArrayShape::PerToken { .. } => {}
+                ArrayShape::PerSequence(_) => {
+                    states.next().map_or(Ok(()), |state| write_part(slab, array, slot, 0..0, state))?;
+                }
+            }
         }
         eval(&*slab)?;
         let mut kept = Vec::new();
@@ -109,17 +121,17 @@ impl Kv {
     }
 }
 
-/// Writes the first tokens of a segment to their positions in a slot.
+/// Writes tokens of a segment, which begins at `start`, to their positions in a slot.
 fn restore_segment(
     slab: &mut [Array],
     arrays: &[ArrayShape],
-    slot: SlotId,
-    positions: Range<u32>,
-    content: &[Array],
+    (slot, positions): (SlotId, Range<u32>),
+    (start, content): (u32, &[Array]),
 ) -> Result<()> {
     let per_token = |(_, array): &(_, &ArrayShape)| matches!(array, ArrayShape::PerToken { .. });
+    let wanted = dim(positions.start - start)..dim(positions.end - start);
     for ((slab, array), content) in slab.iter_mut().zip(arrays).filter(per_token).zip(content) {
-        let part = content.try_index((.., .., ..dim(positions.end - positions.start), ..))?;
+        let part = content.try_index((.., .., wanted.clone(), ..))?;
         write_part(slab, array, slot, positions.clone(), &part)?;
     }
     Ok(())
