@@ -65,7 +65,8 @@ def test_eight_forks_hold_their_prefix_once_and_answer_as_eight_cold_runs(
             heard = list(pool.map(go_on, range(FORKS)))
         held = wire.stats().memory.kv_idle_bytes
         most = 1.1 * bytes_of(wire, len(context) + FORKS * (NEW + ANSWER))
-    assert [cached for _, cached in heard] == [len(PREFIX)] * FORKS
+    # One that begins when another has ended has the session's last token from it as well.
+    assert {cached for _, cached in heard} <= {len(PREFIX), len(context)}
     assert held <= most
     for number, (ids, _) in enumerate(heard):
         alone = cold.generate("tiny", context + own(number), max_tokens=ANSWER)
