@@ -56,7 +56,8 @@ pub struct Restoring {
     pub tokens: u32,
     /// Where to.
     pub slot: SlotId,
-    /// Number of its first tokens that the slot has already, and nothing else; more than `tokens` are cut off.
+    /// Number of its first tokens that the slot has already, and nothing else; more than `tokens` are cut
+    /// off.
     pub held: u32,
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn mlxd(fake: &FakeDaemon, arguments: &[&str]) -> Command {
     command
 }
 
-fn run(fake: &FakeDaemon, arguments: &[&str]) -> Output {
+pub(crate) fn run(fake: &FakeDaemon, arguments: &[&str]) -> Output {
     mlxd(fake, arguments).output().expect("mlxd runs")
 }
 
@@ -35,7 +35,7 @@ fn run_with_input(fake: &FakeDaemon, arguments: &[&str], input: &str) -> Output 
     child.wait_with_output().expect("mlxd ends")
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     }
 }
 
-fn json(output: &Output) -> Value {
+pub(crate) fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON value")
 }
 
@@ -437,18 +437,6 @@ async fn where_no_model_is_the_hints_say_how_to_get_one() {
     }
     let shown = stdout(&run(&fake, &["ps", "--all"]));
     assert!(shown.starts_with("the daemon finds no model: "), "{shown}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ps_with_all_names_what_is_wrong_with_the_model_roots() {
-    let fake = FakeDaemon::start();
-    let problem = "the model root \"unplugged\" does not exist";
-    fake.state().problems = vec![problem.into()];
-    let shown = stdout(&run(&fake, &["ps", "--all"]));
-    assert!(shown.contains(&format!("\n! {problem}\n")), "{shown}");
-    let value = json(&run(&fake, &["ps", "--all", "--json"]));
-    assert_eq!(value["problems"], serde_json::json!([problem]));
-    assert!(!stdout(&run(&fake, &["ps"])).contains("unplugged"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ mod api;
 mod cli;
 mod cli_interrupts;
 mod cli_local;
+mod cli_models;
 mod codegen;
 mod daemon;
 mod text_detokenizer;

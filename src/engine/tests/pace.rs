@@ -109,7 +109,7 @@ fn a_load_whose_pieces_take_time_stretches_the_gaps_of_a_stream_at_most_threefol
     let (sender, mut load) = mpsc::channel(100);
     bench.engine.command(Command::Load(LoadWork::new(spec("third"), sender)));
     let gaps = bench.gaps(&mut events, 80);
-    // The end of a tick, where a gap ends here, is later than its delta: in one tick by a step of the warm-up.
+    // The end of a tick, where a gap ends here, is later than its delta: once by a step of the warm-up.
     let most = DECODE * 3 + TOKEN * 13;
     assert!(gaps.len() > 70 && gaps.iter().all(|gap| *gap <= most), "{gaps:?}");
     assert!(gaps[..50].iter().all(|gap| *gap <= DECODE * 3), "{gaps:?}");

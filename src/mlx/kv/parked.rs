@@ -78,8 +78,8 @@ impl Kv {
         self.parked.add(id, NewChain { base, tokens, tail, states });
     }
 
-    /// Copies the first tokens of a parked cache into a slot, as far as it does not have them, and writes zeros
-    /// over what it has beyond. Where layers are recurrent, there must be a checkpoint.
+    /// Copies the first tokens of a parked cache into a slot, as far as it does not have them, and writes
+    /// zeros over what it has beyond. Where layers are recurrent, there must be a checkpoint.
     pub(crate) fn restore(&mut self, restoring: Restoring) -> Result<()> {
         let Restoring { id, tokens, slot, held } = restoring;
         let saved = self.parked.states(id).filter(|(length, _)| *length <= tokens);

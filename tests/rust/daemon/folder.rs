@@ -39,7 +39,8 @@ pub fn write(folder: &Path) {
     write_with(folder, &tokenizer(), VOCABULARY);
 }
 
-/// The same with one token a word: a SentencePiece model, which writes the space before a word into its token.
+/// The same with one token a word: a SentencePiece model, which writes the space before a word into its
+/// token.
 pub fn write_words(folder: &Path) {
     let vocabulary = u32::try_from(WORDS.len() + 1).unwrap();
     write_with(folder, &words_file(&metaspace_first()), vocabulary);

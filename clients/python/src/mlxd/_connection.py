@@ -470,8 +470,6 @@ class Connection:
         request = convert.request(session_pb2.DeleteSessionRequest, name=name)
         self._call(self._stubs.session.DeleteSession, request, options)
 
-    # The daemon
-
     def capabilities(self, *models: str, **options: Unpack[CallOptions]) -> CapabilitiesResponse:
         """Describes the daemon and the named models, by default the resident ones."""
         request = convert.request(server_pb2.CapabilitiesRequest, models=models)

@@ -482,8 +482,6 @@ class AsyncConnection:
         request = convert.request(session_pb2.DeleteSessionRequest, name=name)
         await self._call(self._stubs.session.DeleteSession, request, options)
 
-    # The daemon
-
     async def capabilities(
         self, *models: str, **options: Unpack[CallOptions]
     ) -> CapabilitiesResponse:
