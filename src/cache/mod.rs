@@ -1,7 +1,8 @@
 //! What the engine knows of memory: which slot of which slab is whose (`slots`), which parked caches there
-//! are and whose tokens (`transcript`) they hold (`parked`), and what those share (`shared`). Pure: it
-//! decides, a backend copies.
+//! are and whose tokens (`transcript`) they hold (`parked`, in the order of `index`), and what those share
+//! (`shared`). Pure: it decides, a backend copies.
 
+mod index;
 mod parked;
 #[cfg(test)]
 mod property_tests;

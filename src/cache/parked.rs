@@ -3,12 +3,14 @@
 //! or a client that sends the whole conversation each time. Caches that begin alike share the bytes of it
 //! (`shared`). The least recently used are evicted first.
 //!
-//! They are kept in the order of a dictionary, in which the longest common beginnings with a transcript stand
-//! beside its own place: a search compares it with some ten caches of a thousand.
+//! They are kept in the order of a dictionary (`index`), in which the longest common beginnings with a
+//! transcript stand beside its own place: a search compares it with some fifteen caches of ten thousand.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 
 use super::Transcript;
+use super::index::Index;
 use super::shared::{Cut, Shared};
 use crate::backend::{Base, ParkedId};
 use crate::clock::Moment;
@@ -68,8 +70,7 @@ pub struct CacheEntry {
 /// The parked caches of one model.
 #[derive(Clone, Debug)]
 pub struct Parked {
-    /// Ordered by key, then by transcript.
-    entries: Vec<CacheEntry>,
+    entries: Index,
     shared: Shared,
     id_next: u64,
 }
@@ -77,11 +78,6 @@ pub struct Parked {
 impl CacheEntry {
     fn tokens(&self) -> u32 {
         count(self.transcript.len())
-    }
-
-    /// Returns the number of its tokens that `transcript` begins with.
-    fn common(&self, transcript: &Transcript) -> u32 {
-        count(self.transcript.common_prefix(transcript))
     }
 
     /// Returns the number of `transcript`'s tokens that it can restore, of the `common` ones that it begins
@@ -113,7 +109,7 @@ impl Parked {
     /// Returns a model's caches: none yet.
     #[must_use]
     pub fn new(bytes_per_token: u64, state_bytes: u64) -> Self {
-        Self { entries: Vec::new(), shared: Shared::new(bytes_per_token, state_bytes), id_next: 0 }
+        Self { entries: Index::default(), shared: Shared::new(bytes_per_token, state_bytes), id_next: 0 }
     }
 
     /// Returns the number of a new cache.
@@ -146,11 +142,11 @@ impl Parked {
     pub fn cut(&self, cache: &CacheEntry) -> Option<Cut> {
         let CacheEntry { key, transcript, .. } = cache;
         // The longest common beginnings stand beside its place.
-        let place = self.rank(key, (transcript, usize::MAX), Ordering::is_le);
-        let beside = [place.checked_sub(1), Some(place)].into_iter().flatten();
-        let of_key = beside.filter_map(|place| self.entries.get(place)).filter(|entry| entry.key == *key);
-        let (common, nearest) =
-            of_key.map(|entry| (entry.common(transcript), entry)).max_by_key(|(common, _)| *common)?;
+        let place = self.entries.rank(key, (transcript, usize::MAX), Ordering::is_le);
+        let before = self.entries.before(key, transcript, place).next();
+        let beside = before.into_iter().chain(self.entries.after(key, transcript, place).next());
+        let (nearest, common) = beside.max_by_key(|(_, common)| *common)?;
+        let nearest = &self.entries[nearest];
         let replaces = nearest.tokens() <= common && cache.saves(nearest.checkpoints.as_deref());
         self.shared.cut(nearest.id, common, cache.tokens(), replaces)
     }
@@ -166,42 +162,28 @@ impl Parked {
         self.entries.iter().map(|entry| entry.used).min()
     }
 
-    /// Returns the number of caches from the front for which `is_before` holds of their order to the first
-    /// `count` tokens of a transcript.
-    fn rank(
-        &self,
-        key: &CacheKey,
-        (transcript, count): (&Transcript, usize),
-        is_before: fn(Ordering) -> bool,
-    ) -> usize {
-        self.entries.partition_point(|entry| {
-            is_before(entry.key.cmp(key).then_with(|| entry.transcript.compare(transcript, count)))
-        })
-    }
-
     /// Returns the place of the cache that restores most of the first `most` tokens, and how many.
     fn best(&self, key: &CacheKey, transcript: &Transcript, most: u32) -> Option<(usize, u32)> {
-        let middle = self.rank(key, (transcript, usize::MAX), Ordering::is_le);
+        let place = self.entries.rank(key, (transcript, usize::MAX), Ordering::is_le);
         let mut best: Option<(usize, u32)> = None;
         // Farther caches have less in common.
-        let mut may_be_followed = |place: &usize| {
-            let entry = &self.entries[*place];
-            let common = if entry.key == *key { entry.common(transcript).min(most) } else { 0 };
-            let usable = entry.usable(transcript, common);
+        let mut may_be_followed = |&(place, common): &(usize, u32)| {
+            let common = common.min(most);
+            let usable = self.entries[place].usable(transcript, common);
             if usable > best.map_or(0, |(_, usable)| usable) {
-                best = Some((*place, usable));
+                best = Some((place, usable));
             }
             common > best.map_or(0, |(_, usable)| usable)
         };
-        (0..middle).rev().take_while(&mut may_be_followed).for_each(drop);
-        (middle..self.entries.len()).take_while(&mut may_be_followed).for_each(drop);
+        self.entries.before(key, transcript, place).take_while(&mut may_be_followed).for_each(drop);
+        self.entries.after(key, transcript, place).take_while(&mut may_be_followed).for_each(drop);
         best
     }
 
     /// Returns the cache of `key` that restores most of the first `most` tokens, and notes that it was used.
     pub fn find(&mut self, key: &CacheKey, transcript: &Transcript, most: u32, now: Moment) -> Option<Hit> {
         let (place, tokens) = self.best(key, transcript, most)?;
-        let entry = &mut self.entries[place];
+        let entry = self.entries.get_mut(place);
         entry.used = now;
         Some(Hit { id: entry.id, tokens })
     }
@@ -230,38 +212,32 @@ impl Parked {
         checkpoints: Option<&[u32]>,
     ) -> bool {
         // Those that begin with these tokens stand together.
-        let first = self.rank(key, (transcript, tokens as usize), Ordering::is_lt);
-        let begins = |entry: &&CacheEntry| entry.key == *key && entry.common(transcript) >= tokens;
-        self.entries[first..].iter().take_while(begins).any(|entry| entry.saves(checkpoints))
+        let first = self.entries.rank(key, (transcript, tokens as usize), Ordering::is_lt);
+        let mut longer =
+            self.entries.after(key, transcript, first).take_while(|(_, common)| *common >= tokens);
+        longer.any(|(place, _)| self.entries[place].saves(checkpoints))
     }
 
-    /// Removes the caches that `cache` makes redundant because it restores all that they do.
-    fn supersede(&mut self, cache: &CacheEntry) -> Vec<ParkedId> {
+    /// Removes the caches that `cache` makes redundant because it restores all that they do; they stand before
+    /// its `place`.
+    fn supersede(&mut self, cache: &CacheEntry, place: usize) -> Vec<ParkedId> {
         let CacheEntry { key, transcript, .. } = cache;
-        let mut redundant = Vec::new();
-        let mut end = self.rank(key, (transcript, usize::MAX), Ordering::is_le);
-        while let Some(entry) = self.entries[..end].last().filter(|entry| entry.key == *key) {
-            let common = entry.common(transcript);
-            if common < entry.tokens() {
-                // Shorter beginnings of `cache` stand before all that part from it here.
-                end = self.rank(key, (transcript, common as usize), Ordering::is_le);
-                continue;
-            }
-            end -= 1;
-            if cache.saves(entry.checkpoints.as_deref()) {
-                redundant.push(self.take(end));
-            }
-        }
-        redundant
+        let is_redundant = |&(place, common): &(usize, u32)| {
+            let entry = &self.entries[place];
+            entry.tokens() <= common && cache.saves(entry.checkpoints.as_deref())
+        };
+        let redundant: Vec<_> = self.entries.before(key, transcript, place).filter(is_redundant).collect();
+        // From the last one on, so that the others keep their places.
+        redundant.into_iter().map(|(place, _)| self.take(place)).collect()
     }
 
     /// Adds a cache that shares a base; returns those that it makes redundant because it restores all that
     /// they do.
     pub fn insert(&mut self, cache: CacheEntry, base: Option<Base>) -> Vec<ParkedId> {
         self.shared.add(cache.id, base, cache.tokens(), cache.lengths());
-        let redundant = self.supersede(&cache);
-        let place = self.rank(&cache.key, (&cache.transcript, usize::MAX), Ordering::is_le);
-        self.entries.insert(place, cache);
+        let place = self.entries.rank(&cache.key, (&cache.transcript, usize::MAX), Ordering::is_le);
+        let redundant = self.supersede(&cache, place);
+        self.entries.insert(place - redundant.len(), cache);
         redundant
     }
 
@@ -289,9 +265,11 @@ impl Parked {
             return Vec::new();
         }
         let others = self.entries.iter().filter(|entry| Some(entry.id) != spared);
-        let mut by_age: Vec<(Moment, ParkedId)> = others.map(|entry| (entry.used, entry.id)).collect();
-        by_age.sort_unstable();
-        let evicted = by_age.into_iter().take_while(|(_, id)| {
+        // A heap: mostly few are evicted of many.
+        let mut by_age: BinaryHeap<Reverse<(Moment, ParkedId)>> =
+            others.map(|entry| Reverse((entry.used, entry.id))).collect();
+        let oldest = std::iter::from_fn(|| by_age.pop().map(|Reverse(oldest)| oldest));
+        let evicted = oldest.take_while(|(_, id)| {
             let more = are_too_many(&self.shared);
             if more {
                 self.shared.remove(*id);
@@ -313,9 +291,7 @@ impl Parked {
     }
 
     fn remove_if(&mut self, gone: impl Fn(&CacheEntry) -> bool) -> Vec<ParkedId> {
-        let (removed, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries).into_iter().partition(gone);
-        self.entries = kept;
-        let removed: Vec<ParkedId> = removed.into_iter().map(|entry| entry.id).collect();
+        let removed: Vec<ParkedId> = self.entries.remove_if(gone).iter().map(|entry| entry.id).collect();
         removed.iter().for_each(|id| self.shared.remove(*id));
         removed
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::cache::transcript::tests::COMPARED;
+use crate::clock::{Clock as _, SystemClock};
 use crate::prompt::{MediaSpan, Prompt};
 
 fn at(seconds: u64) -> Moment {
@@ -156,20 +157,88 @@ fn a_thousand() -> (Parked, impl Fn(u32) -> Vec<u32>) {
 #[test]
 fn a_turn_looks_at_few_of_many_caches() {
     let (mut parked, conversation) = a_thousand();
-    let compared = |act: &mut dyn FnMut()| {
-        COMPARED.set(0);
-        act();
-        COMPARED.get()
-    };
     let next = [conversation(700), vec![1, 2, 3]].concat();
-    let found = compared(&mut || {
+    let found = compared(|| {
         let hit = parked.find(&key("a"), &of(&next), 99, at(2000));
         assert_eq!(hit, Some(Hit { id: ParkedId(700), tokens: 60 }));
     });
-    let covered = compared(&mut || assert!(!parked.covers(&key("a"), &of(&next), 63, None)));
-    let replaced = compared(&mut || {
+    let covered = compared(|| assert!(!parked.covers(&key("a"), &of(&next), 63, None)));
+    let replaced = compared(|| {
         assert_eq!(parked.insert(cache(1000, "a", &next, 2000), None), [ParkedId(700)]);
     });
     assert!(found + covered + replaced < 100, "{found} + {covered} + {replaced} comparisons");
     assert_eq!(parked.bytes(), 10 * (999 * 60 + 63));
+}
+
+const COMMON: u32 = 7_900;
+const LONG: u32 = 8_000;
+
+/// Conversations of 8,000 tokens whose first 7,900 are the same; of `states` that are saved there, if any.
+fn many(count: u64, states: Option<&[u32]>) -> (Parked, impl Fn(u64) -> CacheEntry) {
+    let prompt: Prompt = (0..COMMON).collect::<Vec<u32>>().into();
+    let states = states.map(<[u32]>::to_vec);
+    let conversation = move |number: u64| {
+        let mut transcript = Transcript::new(prompt.clone());
+        let own = u32::try_from(number).unwrap();
+        (COMMON..LONG).for_each(|place| transcript.push(own * 31 % 10_007 + place % 7));
+        CacheEntry { transcript, checkpoints: states.clone(), ..cache(number, "a", &[], number) }
+    };
+    let mut parked = Parked::new(10, 1);
+    for number in 0..count {
+        assert_eq!(parked.insert(conversation(number), None), []);
+    }
+    (parked, conversation)
+}
+
+fn compared(act: impl FnOnce()) -> usize {
+    COMPARED.set(0);
+    act();
+    COMPARED.get()
+}
+
+#[test]
+fn a_search_among_many_that_begin_alike_compares_few() {
+    // Of recurrent caches none can be cut back to where a request parts from it: each may be the best.
+    for states in [None, Some(&[100, LONG][..])] {
+        let (mut parked, conversation) = many(1000, states);
+        let wanted = conversation(5000);
+        let usable = states.map_or(COMMON, |states| states[0]);
+        let found = compared(|| {
+            let hit = parked.find(&key("a"), &wanted.transcript, LONG, at(9999)).unwrap();
+            assert!(hit.tokens >= usable, "{hit:?}");
+        });
+        let covered = compared(|| assert!(!parked.covers(&key("a"), &wanted.transcript, LONG, states)));
+        let inserted = compared(|| assert_eq!(parked.insert(wanted.clone(), None), []));
+        assert!(found <= 14 && covered <= 14 && inserted <= 16, "{found}, {covered}, {inserted} comparisons");
+    }
+}
+
+/// What is promised of a release build.
+#[test]
+#[ignore = "measures: `cargo test --release --lib ten_thousand -- --ignored --nocapture`"]
+#[allow(clippy::print_stderr, reason = "a measurement")]
+fn ten_thousand_caches_of_8000_tokens_are_searched_in_a_millisecond() {
+    let clock = SystemClock::new();
+    for states in [None, Some(&[100, LONG][..])] {
+        let (mut parked, conversation) = many(10_000, states);
+        let mut took = [Vec::new(), Vec::new(), Vec::new()];
+        for number in 10_000..10_200 {
+            let wanted = conversation(number);
+            let before = clock.now();
+            assert!(parked.find(&key("a"), &wanted.transcript, LONG, at(99_999)).is_some());
+            took[0].push(clock.now() - before);
+            let before = clock.now();
+            parked.insert(wanted, None);
+            took[1].push(clock.now() - before);
+            let before = clock.now();
+            assert_eq!(parked.keep(10_000).len(), 1);
+            took[2].push(clock.now() - before);
+        }
+        let [find, insert, evict] = took.map(|mut times| {
+            times.sort_unstable();
+            times[times.len() / 2]
+        });
+        eprintln!("median: search {find:?}, insertion {insert:?}, eviction of one {evict:?}");
+        assert!(find < Duration::from_millis(1), "{find:?}");
+    }
 }
