@@ -197,6 +197,18 @@ impl Dialogue {
     }
 }
 
+/// Returns the most times that a turn renders its conversation.
+pub(super) fn renders_max(assets: &ModelAssets, start: Option<&TurnStart>) -> usize {
+    let Some(start) = start.filter(|start| !start.tokens.is_empty()) else { return 1 };
+    let switches =
+        || assets.chat_template.as_ref().is_ok_and(|template| template.reasoning_switch().is_some());
+    match start.history {
+        History::Rerender => 1,
+        History::Auto => 1 + usize::from(switches()),
+        History::Append => 3,
+    }
+}
+
 /// A rendering in two parts.
 struct Parted {
     before: String,

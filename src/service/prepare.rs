@@ -10,7 +10,7 @@ use super::caller::Caller;
 use super::desk::{Desk, Place};
 use super::fields::at_most;
 use super::generation::{Adds, Context, Generation, Prepared};
-use super::history::{Dialogue, Written};
+use super::history::{Dialogue, Written, renders_max};
 use super::request::{Chat, GenerateRequest, Input, Target, Tool};
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
@@ -186,7 +186,8 @@ impl Preparation<'_> {
         let parts = held.iter().map(|message| message.part_count()).sum::<usize>() + chat.part_count();
         at_most("chat.messages", parts, "chat_parts_max", self.limits.chat_parts_max)?;
         let bytes = held.iter().map(|message| message.bytes()).sum::<usize>() + chat.bytes();
-        let place = self.desk.place(self.connection, bytes + parts * PART_BYTES).await;
+        let renders = renders_max(&self.assets, start.as_ref());
+        let place = self.desk.place(self.connection, renders * (bytes + parts * PART_BYTES)).await;
         let (written, messages) = self.write(place, chat, start.clone()).await?;
         let Written { kept, rest, text, outcome } = written;
         let old = start.map_or_else(Arc::default, |start| start.tokens);
