@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +26,8 @@ COLD = range(1, TURNS, 13)
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon that serves a plain model and hybrids, with templates that think and one that does
-    not."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain model and hybrids, with templates that think and one that does not."""
     pytest.importorskip("mlx_lm", reason="mlx-lm needs Python 3.11")
     from architecture_rows import row_of
     from checkpoints import Checkpoint, build
@@ -42,6 +42,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         row = row_of(label)
         folder = build_row(row, row.base(max_position_embeddings=8192), root / label)
         set_template(folder, thinking())
+    return root
+
+
+@pytest.fixture(scope="module")
+def daemon(root: Path) -> Iterator[Daemon]:
+    """A daemon that serves them."""
     with Daemon([root]) as daemon:
         yield daemon
 
@@ -180,6 +186,34 @@ def test_auto_keeps_reasoning_where_the_template_has_a_switch(wire: Wire) -> Non
             )
         assert talk.outcomes == [pb.HISTORY_OUTCOME_UNSPECIFIED, *[expected] * 3]
         wire.delete_session(model)
+
+
+def test_a_session_that_appends_goes_on_after_a_restart(
+    root: Path, words: dict[int, float]
+) -> None:
+    chat = pb.ChatInput(messages=[message("USER", "again")])
+    fields: dict[str, Any] = {"max_tokens": ANSWER, "sampling": {"logit_bias": words}}
+    with Daemon([root]) as daemon:
+        with daemon.wire() as wire:
+            wire.create_session("s", "thinks", history=pb.HISTORY_APPEND)
+            wire.generate("", session="s", chat=chat, **fields)
+            # Its tokens hold the stop string, its text does not.
+            cut = wire.generate("", session="s", chat=chat, stop_strings=[" "], **fields)
+            assert (cut.finish_reason, cut.text) == (pb.FINISH_REASON_STOP_STRING, "")
+            before = ids_of(wire, "s")
+        daemon.signal(15)
+        assert daemon.exit_code() == 0, daemon.log
+        daemon.start()
+        with daemon.wire() as wire:
+            assert wire.get_session("s").session.history == pb.HISTORY_APPEND
+            reply = wire.generate("", session="s", chat=chat, **fields)
+            assert reply.history == pb.HISTORY_OUTCOME_APPENDED
+            ids = ids_of(wire, "s")
+            assert ids[: len(before)] == before
+            prompt = ids[: reply.usage.prompt_tokens]
+            assert cold(wire, "thinks", prompt, sampling=fields["sampling"]) == list(
+                reply.token_ids
+            )
 
 
 def common(a: list[int], b: list[int]) -> int:
