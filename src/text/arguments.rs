@@ -3,7 +3,7 @@
 use minijinja::value::{Kwargs, Rest, Value as Jinja, from_args};
 use minijinja::{Error, ErrorKind};
 
-use super::python;
+use super::refusal::refuse;
 
 /// Limit of a width, in characters: wider ones are a mistake, and cost memory.
 pub(super) const WIDTH_MAX: usize = 10_000;
@@ -56,7 +56,7 @@ impl<'a> Arguments<'a> {
         let Some(value) = self.get(index) else { return Ok(None) };
         match value.as_str() {
             Some(text) => Ok(Some(text.to_owned())),
-            None => Err(python::refuse(&format!("{} must be a text", self.names[index]))),
+            None => Err(refuse(&format!("{} must be a text", self.names[index]))),
         }
     }
 

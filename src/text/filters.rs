@@ -4,6 +4,7 @@ use minijinja::value::{Kwargs, Rest, Value as Jinja, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use super::arguments::Arguments;
+use super::refusal::refuse;
 use super::{objects, python, words};
 
 /// Adds them.
@@ -211,10 +212,10 @@ fn truncate(value: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, 
         return Ok(value.clone());
     }
     if value.as_str().is_none() {
-        return Err(python::refuse("truncate takes a text"));
+        return Err(refuse("truncate takes a text"));
     }
     let room = length.checked_sub(end.chars().count());
-    let room = room.ok_or_else(|| python::refuse("truncate: the length is less than that of the end"))?;
+    let room = room.ok_or_else(|| refuse("truncate: the length is less than that of the end"))?;
     let kept: String = text.chars().take(room).collect();
     let kept = if arguments.flag(1) {
         kept.as_str()
@@ -295,7 +296,7 @@ fn float(value: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, Err
 
 fn round(value: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, Error> {
     let arguments = Arguments::of(given.0, kwargs, &["precision", "method"])?;
-    let refuse = || python::refuse("round takes a number, a precision, and common, ceil or floor");
+    let refuse = || refuse("round takes a number, a precision, and common, ceil or floor");
     let precision = arguments.integer(0)?.unwrap_or(0);
     let precision = i32::try_from(precision).ok().filter(|digits| digits.abs() <= 300).ok_or_else(refuse)?;
     let number = python::number_of(value).ok_or_else(refuse)?;
@@ -324,7 +325,7 @@ fn filesizeformat(value: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<S
     let (base, unit) = if binary { (1024.0, "iB") } else { (1000.0, "B") };
     let number = value.as_str().map_or_else(|| python::number_of(value), words::number);
     let number = number.filter(|number| number.is_finite());
-    let number = number.ok_or_else(|| python::refuse("filesizeformat takes a number"))?;
+    let number = number.ok_or_else(|| refuse("filesizeformat takes a number"))?;
     if number == 1.0 {
         return Ok("1 Byte".to_owned());
     }

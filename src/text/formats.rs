@@ -6,6 +6,7 @@ use minijinja::{Environment, Error, State, context};
 
 use super::arguments::WIDTH_MAX;
 use super::python;
+use super::refusal::refuse;
 use super::tojson::BYTES_PER_FUEL;
 
 /// The function that stands for `%`.
@@ -45,7 +46,7 @@ fn format(state: &mut State, text: &Jinja, given: Rest<Jinja>, named: Kwargs) ->
     let arguments = match (given.0.is_empty(), pairs.is_empty()) {
         (_, true) => given.0,
         (true, false) => vec![Jinja::from_pairs(pairs)],
-        (false, false) => return Err(python::refuse("format takes arguments in their order or by name")),
+        (false, false) => return Err(refuse("format takes arguments in their order or by name")),
     };
     formatted(state, &python::str(text)?, arguments)
 }
@@ -67,7 +68,7 @@ fn formatted(state: &mut State, format: &str, arguments: Vec<Jinja>) -> Result<J
         |value: &Jinja| matches!(value.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable);
     let only = arguments.first().filter(|only| arguments.len() == 1 && is_container(only)).cloned();
     let mut arguments = arguments.into_iter();
-    let mut next = || arguments.next().ok_or_else(|| python::refuse("not enough arguments for the format"));
+    let mut next = || arguments.next().ok_or_else(|| refuse("not enough arguments for the format"));
     let mut out = String::with_capacity(format.len());
     let mut rest = format;
     while let Some((before, spec)) = rest.split_once('%') {
@@ -77,8 +78,7 @@ fn formatted(state: &mut State, format: &str, arguments: Vec<Jinja>) -> Result<J
             None => (None, spec),
         };
         let length = spec.find(|c: char| c.is_ascii_alphabetic() || c == '%');
-        let (flags, conversion) =
-            spec.split_at(length.ok_or_else(|| python::refuse("an incomplete format"))?);
+        let (flags, conversion) = spec.split_at(length.ok_or_else(|| refuse("an incomplete format"))?);
         let (kind, after) = conversion.split_at(1);
         rest = after;
         if kind == "%" {
@@ -91,14 +91,14 @@ fn formatted(state: &mut State, format: &str, arguments: Vec<Jinja>) -> Result<J
         }
         let argument = match (name, &only) {
             (Some(name), Some(map)) => map.get_item(&name.into())?,
-            (Some(_), None) => return Err(python::refuse("the format needs a mapping")),
+            (Some(_), None) => return Err(refuse("the format needs a mapping")),
             (None, _) => next()?,
         };
         out.push_str(&converted(state, &flags, kind, argument)?);
         python::check_length(out.len())?;
     }
     if only.is_none() && next().is_ok() {
-        return Err(python::refuse("not all arguments are in the format"));
+        return Err(refuse("not all arguments are in the format"));
     }
     Ok((out + rest).into())
 }
@@ -129,7 +129,7 @@ fn padded(text: String, flags: &str) -> Result<String, Error> {
     let (width, most) = width.split_once('.').map_or((width, None), |(width, most)| (width, Some(most)));
     let count = |digits: &str| {
         let count = if digits.is_empty() { Some(0) } else { digits.parse().ok() };
-        count.filter(|count| *count <= WIDTH_MAX).ok_or_else(|| python::refuse("a width beyond 10,000"))
+        count.filter(|count| *count <= WIDTH_MAX).ok_or_else(|| refuse("a width beyond 10,000"))
     };
     let most = most.map(count).transpose()?;
     let text: String = text.chars().take(most.unwrap_or(usize::MAX)).collect();

@@ -10,6 +10,7 @@ use minijinja::value::{Value as Jinja, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use regex::{Captures, Regex};
 
+use super::refusal::refuse;
 use super::{filters, formats, methods, namespace, objects, python, source, statements, tojson};
 
 /// Returns the environment of templates, which may take this many instructions; 64 bytes of text count as one
@@ -36,11 +37,11 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     environment.add_test("sequence", is_sequence);
     environment.add_function("range", objects::range);
     environment.add_function(statements::ITERATE, statements::iterate);
-    environment.add_function(statements::REFUSE, statements::refuse);
+    environment.add_function(statements::REFUSE, statements::not_supported);
     environment.add_global(statements::NOT_GIVEN, Jinja::UNDEFINED);
     formats::add(&mut environment);
     environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, python::str(message)?))
+        Err(refuse(&python::str(message)?))
     });
     environment
 }

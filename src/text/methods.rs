@@ -7,6 +7,7 @@ use minijinja_contrib::pycompat;
 
 use super::arguments::Arguments;
 use super::objects::View;
+use super::refusal::refuse;
 use super::{python, words};
 
 /// Calls a method that the value itself does not have.
@@ -119,7 +120,7 @@ fn split(text: &str, arguments: &Arguments<'_>, right: bool) -> Result<Jinja, Er
     let most = arguments.integer(1)?.and_then(|most| usize::try_from(most).ok());
     let pieces = most.map_or(usize::MAX, |most| most.saturating_add(1));
     let mut parts: Vec<&str> = match arguments.text(0)? {
-        Some(separator) if separator.is_empty() => return Err(python::refuse("empty separator")),
+        Some(separator) if separator.is_empty() => return Err(refuse("empty separator")),
         Some(separator) if right => text.rsplitn(pieces, separator.as_str()).collect(),
         Some(separator) => text.splitn(pieces, separator.as_str()).collect(),
         None => words::split(text, pieces, right),
@@ -152,7 +153,7 @@ fn search(text: &str, method: &str, arguments: &Arguments<'_>) -> Result<Jinja, 
     match part.zip(at) {
         Some((part, at)) => Ok(part.index(at).into()),
         None if method.ends_with("find") => Ok((-1).into()),
-        None => Err(python::refuse("substring not found")),
+        None => Err(refuse("substring not found")),
     }
 }
 
@@ -224,7 +225,7 @@ fn list(value: &Jinja, method: &str, arguments: &[Jinja]) -> Result<Option<Jinja
         "index" => {
             let (sought,): (&Jinja,) = from_args(arguments)?;
             let at = value.try_iter()?.position(|item| item == *sought);
-            at.map(|at| Some(at.into())).ok_or_else(|| python::refuse("the value is not in the list"))
+            at.map(|at| Some(at.into())).ok_or_else(|| refuse("the value is not in the list"))
         }
         "count" => {
             let (sought,): (&Jinja,) = from_args(arguments)?;

@@ -23,6 +23,7 @@ mod parting;
 mod pieces;
 mod probe;
 mod python;
+mod refusal;
 mod source;
 mod special;
 mod statements;

@@ -7,8 +7,9 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::refusal::refuse;
 use minijinja::value::{DynObject, Kwargs, Object, ObjectRepr, Value as Jinja};
-use minijinja::{Environment, Error, ErrorKind, State};
+use minijinja::{Environment, Error, State};
 
 /// The function that stands for `{% set ns.name = value %}`.
 pub(super) const SET: &str = "set_attribute__";
@@ -32,9 +33,7 @@ fn namespace(state: &mut State, given: Option<&Jinja>, named: Kwargs) -> Result<
     let namespace = Arc::new(Namespace::default());
     if let Some(given) = given {
         for key in given.try_iter()? {
-            let name = key.as_str().ok_or_else(|| {
-                Error::new(ErrorKind::InvalidOperation, "the names in a namespace are texts")
-            })?;
+            let name = key.as_str().ok_or_else(|| refuse("the names in a namespace are texts"))?;
             namespace.put(name, given.get_item(&key)?);
         }
     }
@@ -47,8 +46,7 @@ fn namespace(state: &mut State, given: Option<&Jinja>, named: Kwargs) -> Result<
 
 fn set(target: &Jinja, name: &str, value: &Jinja) -> Result<(), Error> {
     let namespace = target.downcast_object_ref::<Namespace>();
-    let namespace = namespace
-        .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "only a namespace's attributes can be set"))?;
+    let namespace = namespace.ok_or_else(|| refuse("only a namespace's attributes can be set"))?;
     namespace.put(name, value.clone());
     Ok(())
 }

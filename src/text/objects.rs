@@ -5,8 +5,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::refusal::refuse;
+use minijinja::Error;
 use minijinja::value::{Enumerator, Object, ObjectExt as _, ObjectRepr, Value as Jinja, ValueIter};
-use minijinja::{Error, ErrorKind};
 
 /// Limit of a range's items, as in Jinja2's sandbox.
 const RANGE_MAX: i64 = 100_000;
@@ -94,7 +95,6 @@ pub(super) fn is_generator(value: &Jinja) -> bool {
 pub(super) fn range(start: i64, stop: Option<i64>, step: Option<i64>) -> Result<Jinja, Error> {
     let (start, stop) = stop.map_or((0, start), |stop| (start, stop));
     let step = step.unwrap_or(1);
-    let refuse = |why: &str| Error::new(ErrorKind::InvalidOperation, why.to_owned());
     let span = if step < 0 { start.saturating_sub(stop) } else { stop.saturating_sub(start) };
     let size = step.checked_abs().filter(|size| *size > 0).ok_or_else(|| refuse("a range of step 0"))?;
     let length = span.max(0) / size + i64::from(span.max(0) % size > 0);

@@ -4,14 +4,15 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
+use minijinja::Error;
 use minijinja::value::{Tuple, Value as Jinja, ValueKind};
-use minijinja::{Error, ErrorKind};
 use regex::Regex;
 use serde_json::Value;
 
 use super::marks::is_mark;
 use super::namespace::Namespace;
 use super::objects;
+use super::refusal::refuse;
 
 /// Limit of nesting: printing recurses. Python stops near 1,000.
 pub(super) const DEPTH_MAX: usize = 128;
@@ -225,8 +226,4 @@ pub(super) fn check_depth(depth: usize) -> Result<(), Error> {
 /// Refuses a text of more bytes than the limit.
 pub(super) fn check_length(bytes: usize) -> Result<(), Error> {
     if bytes > TEXT_BYTES_MAX { Err(refuse("the text becomes too long")) } else { Ok(()) }
-}
-
-pub(super) fn refuse(why: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, why.to_owned())
 }

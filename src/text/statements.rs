@@ -10,9 +10,10 @@ use minijinja::Error;
 use minijinja::value::{Value as Jinja, ValueKind};
 use regex::{Captures, Regex};
 
+use super::namespace;
 use super::objects::Characters;
+use super::refusal::refuse;
 use super::tokens::{Kind, Token, borders, tokens};
-use super::{namespace, python};
 
 /// The function that a loop's items go through.
 pub(super) const ITERATE: &str = "iterate__";
@@ -48,7 +49,7 @@ pub(super) struct Statements {
 /// `loop.last` would be false.
 pub(super) fn iterate(value: &Jinja) -> Result<Jinja, Error> {
     match value.kind() {
-        ValueKind::None => Err(python::refuse("none is not iterable")),
+        ValueKind::None => Err(refuse("none is not iterable")),
         ValueKind::String => Ok(Characters::of(value)),
         ValueKind::Iterable if value.len().is_none() => Ok(value.try_iter()?.collect()),
         _ => Ok(value.clone()),
@@ -56,8 +57,8 @@ pub(super) fn iterate(value: &Jinja) -> Result<Jinja, Error> {
 }
 
 /// Refuses what is not implemented.
-pub(super) fn refuse(what: &str) -> Result<Jinja, Error> {
-    Err(python::refuse(&format!("{what} is not supported")))
+pub(super) fn not_supported(what: &str) -> Result<Jinja, Error> {
+    Err(refuse(&format!("{what} is not supported")))
 }
 
 impl Statements {

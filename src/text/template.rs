@@ -18,6 +18,7 @@ use time::{OffsetDateTime, UtcOffset};
 use super::apart::{SOURCE_BYTES_MAX, apart};
 use super::marks::{Marked, Marks, Texts};
 use super::probe::{Fate, Places, Roles, Traits};
+use super::refusal::refuse;
 use super::{TextError, TextFiles, Tokenizer, jinja, probe, python, source, tojson};
 
 /// Limit of instructions in a render. Real templates take some hundreds for a message; this is about a second
@@ -489,10 +490,10 @@ fn chosen(file: &'static str, mut sources: Vec<Source>) -> Result<Vec<Source>, T
 
 /// Formats the time in the machine's zone, in the notation of C.
 fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
-    let refuse = |error: String| python::refuse(&format!("strftime_now: {error}"));
+    let failed = |error: String| refuse(&format!("strftime_now: {error}"));
     let utc = OffsetDateTime::from(now);
     let local = utc.to_offset(UtcOffset::local_offset_at(utc).unwrap_or(UtcOffset::UTC));
     let items = time::format_description::parse_strftime_borrowed(format)
-        .map_err(|error| refuse(error.to_string()))?;
-    local.format(&items).map_err(|error| refuse(error.to_string()))
+        .map_err(|error| failed(error.to_string()))?;
+    local.format(&items).map_err(|error| failed(error.to_string()))
 }

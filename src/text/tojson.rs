@@ -6,7 +6,8 @@ use minijinja::{Error, State};
 
 use super::marks::is_mark;
 use super::objects;
-use super::python::{DEPTH_MAX, PRINTED_BYTES_MAX, check_depth, number, refuse};
+use super::python::{DEPTH_MAX, PRINTED_BYTES_MAX, check_depth, number};
+use super::refusal::refuse;
 
 /// Limit of an indent, in characters: wider ones are a mistake, and cost memory.
 const INDENT_MAX: usize = 64;
