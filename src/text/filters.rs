@@ -5,7 +5,7 @@ use minijinja::{Environment, Error, ErrorKind, State};
 
 use super::arguments::Arguments;
 use super::refusal::refuse;
-use super::{objects, python, words};
+use super::{objects, python, words, work};
 
 /// Adds them.
 pub(super) fn add(environment: &mut Environment<'static>) {
@@ -94,6 +94,7 @@ fn lists(environment: &mut Environment<'static>) {
             name,
             move |state: &mut State, value: Jinja, given: Rest<Jinja>, kwargs: Kwargs| {
                 let arguments = Arguments::of(given.0, kwargs, names)?;
+                work::pay_for_sorting(state, &value)?;
                 filter(state, value, arguments.named())
             },
         );
@@ -133,6 +134,7 @@ fn generators(environment: &mut Environment<'static>) {
             if kwargs.args().next().is_some() {
                 arguments.push(kwargs.into());
             }
+            arguments.iter().skip(1).try_for_each(|argument| work::pay(state, argument))?;
             let items = state.apply_filter(&format!("{name}__"), &arguments)?;
             if items.as_str().is_some() { Ok(items) } else { objects::Generator::of(&items) }
         });
@@ -141,6 +143,7 @@ fn generators(environment: &mut Environment<'static>) {
 
 fn unique(state: &mut State, value: Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, Error> {
     let arguments = Arguments::of(given.0, kwargs, &["case_sensitive", "attribute"])?;
+    work::pay_for_sorting(state, &value)?;
     minijinja::filters::unique(state, value, arguments.named())
 }
 
@@ -187,9 +190,10 @@ fn escape(text: &Jinja) -> Result<Jinja, Error> {
     Ok(Jinja::from_safe_string(out))
 }
 
-fn dictsort(map: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, Error> {
+fn dictsort(state: &mut State, map: &Jinja, given: Rest<Jinja>, kwargs: Kwargs) -> Result<Jinja, Error> {
     let names = ["case_sensitive", "by", "reverse"];
     let arguments = Arguments::of(given.0, kwargs, &names)?;
+    work::pay_for_sorting(state, map)?;
     minijinja::filters::dictsort(map, arguments.named())
 }
 

@@ -11,7 +11,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use regex::{Captures, Regex};
 
 use super::refusal::refuse;
-use super::{filters, formats, methods, namespace, objects, python, source, statements, tojson};
+use super::{filters, formats, methods, namespace, objects, python, source, statements, tojson, work};
 
 /// Returns the environment of templates, which may take this many instructions; 64 bytes of text count as one
 /// (minijinja's fuel).
@@ -40,6 +40,7 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     environment.add_function(statements::REFUSE, statements::not_supported);
     environment.add_global(statements::NOT_GIVEN, Jinja::UNDEFINED);
     formats::add(&mut environment);
+    work::add(&mut environment);
     environment.add_function("raise_exception", |message: &Jinja| -> Result<Jinja, Error> {
         Err(refuse(&python::str(message)?))
     });

@@ -8,7 +8,7 @@ use minijinja_contrib::pycompat;
 use super::arguments::Arguments;
 use super::objects::View;
 use super::refusal::refuse;
-use super::{python, words};
+use super::{python, words, work};
 
 /// Calls a method that the value itself does not have.
 pub(super) fn call(
@@ -17,6 +17,11 @@ pub(super) fn call(
     method: &str,
     arguments: &[Jinja],
 ) -> Result<Jinja, Error> {
+    // What a text's method takes may be printed, a mapping's hashed, and a list's compared with each item.
+    arguments.iter().try_for_each(|argument| work::pay(state, argument))?;
+    if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        work::pay(state, value)?;
+    }
     let own = match value.kind() {
         ValueKind::String => text(value.as_str().unwrap_or_default(), method, arguments)?,
         ValueKind::Map => mapping(value, method, arguments)?,

@@ -5,6 +5,7 @@
 
 mod apart;
 mod arguments;
+mod comparisons;
 mod detokenizer;
 mod encoder;
 mod eos;
@@ -34,6 +35,7 @@ mod tokenizer;
 mod tokens;
 mod vocabulary;
 mod words;
+mod work;
 
 pub use detokenizer::Detokenizer;
 pub use eos::eos_token_ids;

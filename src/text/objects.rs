@@ -33,6 +33,14 @@ pub(super) struct View {
 pub(super) struct Generator(Mutex<Option<ValueIter>>);
 
 impl Generator {
+    /// Returns the items that are left, and leaves them.
+    pub(super) fn rest(&self) -> Vec<Jinja> {
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let items: Vec<Jinja> = left.take().into_iter().flatten().collect();
+        *left = Jinja::from(items.clone()).try_iter().ok();
+        items
+    }
+
     /// Takes the items of a list.
     pub(super) fn of(items: &Jinja) -> Result<Jinja, Error> {
         Ok(Jinja::from_object(Self(Mutex::new(Some(items.try_iter()?)))))

@@ -6,20 +6,17 @@
 use std::ops::Range;
 
 use super::formats::{JOIN, PERCENT};
-use super::tokens::{Kind, Token, borders, character_length, is_between, tokens};
+use super::statements::REFUSE;
+use super::tokens::{Kind, Token, borders, character_length, is_between, parted, tokens};
 
 /// Limit of rewritten operators in one tag: real ones have few, and each costs a pass over it.
 const OPERATORS_MAX: usize = 100;
 
 /// Returns a tag without these operators.
 pub(super) fn rewrite(tag: &str) -> String {
-    let modifier = matches!(tag.as_bytes().get(2), Some(b'-' | b'+'));
-    let (open, inner) = tag.split_at(if modifier { 3 } else { 2 });
-    let end = inner.len() - if inner.ends_with("%}") || inner.ends_with("}}") { 2 } else { 0 };
-    let end = end - usize::from(inner[..end].ends_with(['-', '+']));
-    let (inner, close) = inner.split_at(end);
+    let (open, inner, close) = parted(tag);
     let mut inner = plain_operands(inner);
-    for _ in 0..OPERATORS_MAX {
+    for count in 0.. {
         let tokens = tokens(&inner);
         let first = |kind| tokens.iter().position(|token| token.kind == kind);
         // The leftmost first: `a % b % c` formats or divides from the left.
@@ -29,6 +26,11 @@ pub(super) fn rewrite(tag: &str) -> String {
             (None, None) => break,
         };
         let Some((range, call)) = call else { break };
+        if count == OPERATORS_MAX {
+            // The rest would be minijinja's own.
+            inner = format!(" {REFUSE}('more than {OPERATORS_MAX} operators in a tag') ");
+            break;
+        }
         inner.replace_range(range, &call);
     }
     if open.starts_with("{{") && has_comma(&inner) {
@@ -202,6 +204,13 @@ mod tests {
             format!("{{{{ j(a{}) }}}}", ", b".repeat(count))
         );
         assert_eq!(rewritten(&format!("{{{{ {}a }}}}", "+".repeat(count))), "{{ - -a }}");
+    }
+
+    #[test]
+    fn more_operators_than_the_limit_are_refused() {
+        let tag = |count| format!("{{{{ [{}a] }}}}", "a % b, ".repeat(count));
+        assert!(!rewrite(&tag(OPERATORS_MAX)).contains(REFUSE));
+        assert!(rewrite(&tag(OPERATORS_MAX + 1)).contains(REFUSE));
     }
 
     #[test]

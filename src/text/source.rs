@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::operators;
 use super::statements::Statements;
 use super::tokens::{Kind, Token, character_length, string_length, tokens};
+use super::{comparisons, operators};
 
 /// A piece of a source.
 enum Piece<'a> {
@@ -31,7 +31,9 @@ pub(super) fn rewrite(source: &str) -> String {
                 }
                 _ => out.push_str(block),
             },
-            Piece::Tag(tag) => out.push_str(&statements.rewrite(&operators::rewrite(tag))),
+            Piece::Tag(tag) => {
+                out.push_str(&statements.rewrite(&comparisons::rewrite(&operators::rewrite(tag))));
+            }
         }
     }
     out

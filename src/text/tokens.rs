@@ -50,6 +50,16 @@ pub(super) struct Token {
     pub(super) at: Range<usize>,
 }
 
+/// Returns the beginning of a tag, what is in it, and its end.
+pub(super) fn parted(tag: &str) -> (&str, &str, &str) {
+    let modifier = matches!(tag.as_bytes().get(2), Some(b'-' | b'+'));
+    let (open, inner) = tag.split_at(if modifier { 3 } else { 2 });
+    let end = inner.len() - if inner.ends_with("%}") || inner.ends_with("}}") { 2 } else { 0 };
+    let end = end - usize::from(inner[..end].ends_with(['-', '+']));
+    let (inner, close) = inner.split_at(end);
+    (open, inner, close)
+}
+
 pub(super) fn tokens(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut at = 0;

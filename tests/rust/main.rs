@@ -16,4 +16,5 @@ mod text_parity;
 mod text_special;
 mod text_stop;
 mod text_template;
+mod text_work;
 mod tidy;

@@ -83,11 +83,18 @@ pub(crate) fn jinja(source: &str) -> ChatTemplate {
 }
 
 /// Renders with `x` as an argument, if the template reads it.
-fn with_x(source: &str, x: Value) -> String {
+pub(crate) fn with_x(source: &str, x: Value) -> String {
     let arguments = Map::from_iter([("x".to_owned(), x)]);
     render(source, &Input { arguments, ..Input::default() })
         .or_else(|_| render(source, &Input::default()))
         .unwrap()
+}
+
+/// Returns why a template is refused that does something only with `x`, which no probe has.
+pub(crate) fn refused(source: &str) -> String {
+    let source = format!("{{% if x %}}{source}{{% endif %}}");
+    let arguments = Map::from_iter([("x".to_owned(), json!(true))]);
+    render(&source, &Input { arguments, ..Input::default() }).unwrap_err()
 }
 
 pub(crate) fn said(role: &str, content: &str) -> Value {
@@ -242,9 +249,7 @@ fn what_a_template_makes_of_little_is_bounded() {
         "{{ ('a ' * 1000) | wordwrap(1, true, 'x' * 1000000) }}".to_owned(),
     ];
     for source in sources {
-        let source = format!("{{% if x %}}{source}{{% endif %}}");
-        let arguments = Map::from_iter([("x".to_owned(), json!(true))]);
-        let refused = render(&source, &Input { arguments, ..Input::default() }).unwrap_err();
+        let refused = refused(&source);
         let reasons = ["too long", "too much work", "has more than", "cannot convert", "are texts"];
         assert!(reasons.iter().any(|why| refused.contains(why)), "{source}: {refused}");
     }
