@@ -22,6 +22,10 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// Sessions of one principal.
     pub sessions_max: u32,
+    /// Pinned sessions of one principal.
+    pub sessions_pinned_max: u32,
+    /// Labels of one session.
+    pub session_labels_max: u32,
     /// Bytes of one session.
     pub session_bytes_max: u64,
     /// Bytes of all sessions of one principal; what forks share counts once.

@@ -37,6 +37,11 @@ impl Index {
         &mut self.entries[place]
     }
 
+    /// Changes some caches; what their places depend on stays.
+    pub(super) fn change(&mut self, which: impl Fn(&CacheEntry) -> bool, change: impl Fn(&mut CacheEntry)) {
+        self.entries.iter_mut().filter(|entry| which(entry)).for_each(change);
+    }
+
     /// Returns the number of caches from the front for which `is_before` holds of their order to the first
     /// `count` tokens of a transcript.
     pub(super) fn rank(
@@ -138,7 +143,7 @@ mod tests {
 
     use super::*;
     use crate::backend::ParkedId;
-    use crate::cache::Salt;
+    use crate::cache::{Rank, Salt};
     use crate::clock::Moment;
 
     fn entry(id: u64, salt: u8, tokens: Vec<u32>) -> CacheEntry {
@@ -149,6 +154,7 @@ mod tests {
             transcript: Transcript::new(tokens.into()),
             checkpoints: None,
             used: Moment::at(Duration::ZERO),
+            rank: Rank::Anonymous,
         }
     }
 

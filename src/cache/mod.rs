@@ -12,7 +12,7 @@ mod shared_tests;
 mod slots;
 mod transcript;
 
-pub use parked::{CacheEntry, CacheKey, Hit, Parked, Salt};
+pub use parked::{CacheEntry, CacheKey, Hit, Parked, Rank, Salt};
 pub use shared::{Cut, SEGMENTS_MAX};
 pub use slots::{Grant, Leftover, SlabClass, Slots};
 pub use transcript::Transcript;

@@ -1,7 +1,7 @@
 //! Parked KV caches: what sequences left behind, found again by key and transcript. A cache may serve any
 //! request of the same key that begins with the same tokens and media: a session's next turn, a fork of it,
 //! or a client that sends the whole conversation each time. Caches that begin alike share the bytes of it
-//! (`shared`). The least recently used are evicted first.
+//! (`shared`). Those of a lesser rank are evicted first, of each rank the least recently used.
 //!
 //! They are kept in the order of a dictionary (`index`), in which the longest common beginnings with a
 //! transcript stand beside its own place: a search compares it with some fifteen caches of ten thousand.
@@ -32,6 +32,19 @@ impl Salt {
     }
 }
 
+/// How long a cache is worth keeping: those of a lesser rank are evicted first, of each rank the least
+/// recently used before others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// What a request without a session left.
+    #[default]
+    Anonymous,
+    /// A session's.
+    Session,
+    /// A pinned session's.
+    Pinned,
+}
+
 /// Which caches a request may use, besides those of other tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CacheKey {
@@ -59,6 +72,8 @@ pub struct CacheEntry {
     pub key: CacheKey,
     /// The session it goes with.
     pub session: Option<SessionKey>,
+    /// How long it is worth keeping.
+    pub rank: Rank,
     /// The tokens that it holds.
     pub transcript: Transcript,
     /// The lengths to which it can be cut back, ascending; None is any.
@@ -156,10 +171,16 @@ impl Parked {
         self.shared.split(at);
     }
 
-    /// Returns the time when the one that is evicted first was last used.
+    /// Returns the place in the order of eviction of the one that goes first.
     #[must_use]
-    pub fn oldest(&self) -> Option<Moment> {
-        self.entries.iter().map(|entry| entry.used).min()
+    pub fn first_to_go(&self) -> Option<(Rank, Moment)> {
+        self.entries.iter().map(|entry| (entry.rank, entry.used)).min()
+    }
+
+    /// Gives the caches of a session another rank.
+    pub fn set_rank(&mut self, session: &SessionKey, rank: Rank) {
+        let is_own = |entry: &CacheEntry| entry.session.as_ref() == Some(session);
+        self.entries.change(is_own, |entry| entry.rank = rank);
     }
 
     /// Returns the place of the cache that restores most of the first `most` tokens, and how many.
@@ -218,44 +239,46 @@ impl Parked {
         longer.any(|(place, _)| self.entries[place].saves(checkpoints))
     }
 
-    /// Removes the caches that `cache` makes redundant because it restores all that they do; they stand before
-    /// its `place`.
-    fn supersede(&mut self, cache: &CacheEntry, place: usize) -> Vec<ParkedId> {
-        let CacheEntry { key, transcript, .. } = cache;
+    /// Removes the caches that `cache` makes redundant because it restores all that they do; they stand
+    /// before its `place`, and it takes over their rank.
+    fn supersede(&mut self, cache: &mut CacheEntry, place: usize) -> Vec<ParkedId> {
+        let CacheEntry { key, transcript, .. } = &*cache;
         let is_redundant = |&(place, common): &(usize, u32)| {
             let entry = &self.entries[place];
             entry.tokens() <= common && cache.saves(entry.checkpoints.as_deref())
         };
         let redundant: Vec<_> = self.entries.before(key, transcript, place).filter(is_redundant).collect();
+        let ranks = redundant.iter().map(|(place, _)| self.entries[*place].rank);
+        cache.rank = ranks.fold(cache.rank, Rank::max);
         // From the last one on, so that the others keep their places.
         redundant.into_iter().map(|(place, _)| self.take(place)).collect()
     }
 
     /// Adds a cache that shares a base; returns those that it makes redundant because it restores all that
     /// they do.
-    pub fn insert(&mut self, cache: CacheEntry, base: Option<Base>) -> Vec<ParkedId> {
+    pub fn insert(&mut self, mut cache: CacheEntry, base: Option<Base>) -> Vec<ParkedId> {
         self.shared.add(cache.id, base, cache.tokens(), cache.lengths());
         let place = self.entries.rank(&cache.key, (&cache.transcript, usize::MAX), Ordering::is_le);
-        let redundant = self.supersede(&cache, place);
+        let redundant = self.supersede(&mut cache, place);
         self.entries.insert(place - redundant.len(), cache);
         redundant
     }
 
-    /// Removes the least recently used caches until `bytes` are freed or none is left, sparing `spared`. Each
+    /// Removes caches in the order of eviction until `bytes` are freed or none is left, sparing `spared`. Each
     /// frees what no other has.
     pub fn evict(&mut self, bytes: u64, spared: Option<ParkedId>) -> Vec<ParkedId> {
         let most = self.bytes().saturating_sub(bytes);
         self.evict_while(spared, |left| left.bytes() > most)
     }
 
-    /// Removes the least recently used caches until at most `most` are left, of at most twice as many
+    /// Removes caches in the order of eviction until at most `most` are left, of at most twice as many
     /// segments.
     pub fn keep(&mut self, most: u32) -> Vec<ParkedId> {
         let most = most as usize;
         self.evict_while(None, |left| left.caches() > most || left.segments() > 2 * most)
     }
 
-    /// Removes caches, the least recently used first, as long as those that are left are too many.
+    /// Removes caches in the order of eviction as long as those that are left are too many.
     fn evict_while(
         &mut self,
         spared: Option<ParkedId>,
@@ -264,12 +287,12 @@ impl Parked {
         if !are_too_many(&self.shared) {
             return Vec::new();
         }
+        let order = |entry: &CacheEntry| (entry.rank, entry.used, entry.id);
         let others = self.entries.iter().filter(|entry| Some(entry.id) != spared);
         // A heap: mostly few are evicted of many.
-        let mut by_age: BinaryHeap<Reverse<(Moment, ParkedId)>> =
-            others.map(|entry| Reverse((entry.used, entry.id))).collect();
-        let oldest = std::iter::from_fn(|| by_age.pop().map(|Reverse(oldest)| oldest));
-        let evicted = oldest.take_while(|(_, id)| {
+        let mut in_order: BinaryHeap<_> = others.map(|entry| Reverse(order(entry))).collect();
+        let in_order = std::iter::from_fn(|| in_order.pop().map(|Reverse(first)| first));
+        let evicted = in_order.take_while(|(_, _, id)| {
             let more = are_too_many(&self.shared);
             if more {
                 self.shared.remove(*id);
@@ -277,7 +300,7 @@ impl Parked {
             more
         });
         let Some(last) = evicted.last() else { return Vec::new() };
-        self.remove_if(|entry| Some(entry.id) != spared && (entry.used, entry.id) <= last)
+        self.remove_if(|entry| Some(entry.id) != spared && order(entry) <= last)
     }
 
     /// Removes the caches of a session that is gone.

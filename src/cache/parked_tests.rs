@@ -24,6 +24,7 @@ fn cache(id: u64, owner: &str, tokens: &[u32], used: u64) -> CacheEntry {
         id: ParkedId(id),
         key: key(owner),
         session: None,
+        rank: Rank::Anonymous,
         transcript: of(tokens),
         checkpoints: None,
         used: at(used),
@@ -138,7 +139,7 @@ fn no_more_than_the_limit_are_kept() {
     let mut parked = parked(&[(0, "a", &[1], 3), (1, "a", &[2], 1), (2, "b", &[3], 2)]);
     assert_eq!(parked.keep(3), vec![]);
     assert_eq!(parked.keep(1), vec![ParkedId(1), ParkedId(2)]);
-    assert_eq!((parked.bytes(), parked.oldest()), (10, Some(at(3))));
+    assert_eq!((parked.bytes(), parked.first_to_go()), (10, Some((Rank::Anonymous, at(3)))));
 }
 
 /// A thousand conversations that begin with the same 40 tokens.
@@ -241,4 +242,30 @@ fn ten_thousand_caches_of_8000_tokens_are_searched_in_a_millisecond() {
         eprintln!("median: search {find:?}, insertion {insert:?}, eviction of one {evict:?}");
         assert!(find < Duration::from_millis(1), "{find:?}");
     }
+}
+
+#[test]
+fn a_pinned_sessions_cache_goes_last_and_an_anonymous_one_first() {
+    let session = |name: &str| SessionKey { owner: "a".into(), name: name.into() };
+    let mut parked = parked(&[(0, "a", &[1, 1], 9)]);
+    let of_session = |id, token, name: &str, rank, used| CacheEntry {
+        session: Some(session(name)),
+        rank,
+        ..cache(id, "a", &[token, token], used)
+    };
+    parked.insert(of_session(1, 2, "pinned", Rank::Pinned, 0), None);
+    parked.insert(of_session(2, 3, "s", Rank::Session, 5), None);
+    parked.insert(of_session(3, 4, "t", Rank::Session, 4), None);
+    assert_eq!(parked.first_to_go(), Some((Rank::Anonymous, at(9))));
+    let mut all = parked.clone();
+    assert_eq!([all.evict(1, None), all.evict(1, None)], [[ParkedId(0)], [ParkedId(3)]]);
+    assert_eq!([all.evict(1, None), all.evict(1, None)], [[ParkedId(2)], [ParkedId(1)]]);
+    // What makes a pinned session's cache redundant takes its place.
+    parked.insert(cache(4, "a", &[2, 2, 2], 20), None);
+    assert_eq!(parked.clone().evict(1, None), [ParkedId(0)]);
+    parked.insert(of_session(1, 2, "pinned", Rank::Pinned, 0), None);
+    // A session that is pinned now takes its cache with it, and one that is not any more.
+    parked.set_rank(&session("t"), Rank::Pinned);
+    parked.set_rank(&session("pinned"), Rank::Session);
+    assert_eq!(parked.keep(2), [ParkedId(0), ParkedId(1), ParkedId(2)]);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{CacheEntry, CacheKey, Parked, Salt, Slots, Transcript};
+use super::{CacheEntry, CacheKey, Parked, Rank, Salt, Slots, Transcript};
 use crate::backend::{ParkedId, SlotId};
 use crate::clock::Moment;
 use crate::ids::Principal;
@@ -102,6 +102,7 @@ proptest! {
                 id: ParkedId(id),
                 key: key(*number),
                 session: None,
+                rank: Rank::Anonymous,
                 transcript: cache.transcript().first(cache.held() as usize),
                 checkpoints: None,
                 used: Moment::at(Duration::from_secs(id)),
@@ -174,6 +175,7 @@ proptest! {
                 id: ParkedId(id),
                 key: key.clone(),
                 session: None,
+                rank: Rank::Anonymous,
                 transcript: of(&new.tokens),
                 checkpoints: new.checkpoints.clone(),
                 used: Moment::at(Duration::from_secs(id)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{CacheEntry, CacheKey, Cut, Parked, SEGMENTS_MAX, Salt, Transcript};
+use super::{CacheEntry, CacheKey, Cut, Parked, Rank, SEGMENTS_MAX, Salt, Transcript};
 use crate::backend::{Base, Chains, NewChain, ParkedId};
 use crate::clock::Moment;
 use crate::ids::Principal;
@@ -39,6 +39,7 @@ impl World {
             id: self.parked.number(),
             key: CacheKey { owner: Principal::from("a"), salt: Salt::default() },
             session: None,
+            rank: Rank::Anonymous,
             transcript: Transcript::new(tokens.to_vec().into()),
             checkpoints: self.recurrent.then(|| checkpoints.to_vec()),
             used: Moment::at(Duration::from_secs(self.now)),

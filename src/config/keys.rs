@@ -142,6 +142,8 @@ fn engine() -> Vec<Key> {
 fn sessions() -> Vec<Key> {
     vec![
         number("sessions_max", 1024, 1..=1_000_000, |c, n| c.limits.sessions_max = n.get()),
+        number("sessions_pinned_max", 16, 0..=1_000_000, |c, n| c.limits.sessions_pinned_max = n.get()),
+        number("session_labels_max", 32, 0..=1024, |c, n| c.limits.session_labels_max = n.get()),
         number("session_bytes_max", 64 << 20, 65_536..=16 * GIB, |c, n| c.limits.session_bytes_max = n.get()),
         number("sessions_bytes_max", 512 << 20, 65_536..=256 * GIB, |c, n| {
             c.limits.sessions_bytes_max = n.get();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 
-use super::api::{Command, Counters, EngineSettings, EngineStats, QUEUE_RETRY};
+use super::api::{CachedKv, Command, Counters, EngineSettings, EngineStats, QUEUE_RETRY};
 use super::load::Load;
 use super::model::{Context, Resident};
 use super::task::Sequence;
@@ -103,6 +103,16 @@ impl<B: Backend> Engine<B> {
             Command::Unload(model, reply) => drop(reply.send(self.unload_on_request(&model))),
             Command::Forget(session) => {
                 self.each_model(|resident, cx| resident.forget(cx, &session));
+            }
+            Command::Cached(asked, reply) => {
+                let cached = asked.iter().map(|asked| {
+                    let resident = self.models.get(&asked.model);
+                    resident.map_or_else(CachedKv::default, |resident| resident.cached(asked))
+                });
+                let _ = reply.send(cached.collect());
+            }
+            Command::PinSession(session, pinned) => {
+                self.models.values_mut().for_each(|resident| resident.pin_session(&session, pinned));
             }
             Command::Stats(reply) => drop(reply.send(self.stats())),
             Command::Drain(limit, reply) => {

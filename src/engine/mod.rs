@@ -18,9 +18,9 @@ mod tests;
 mod thread;
 
 pub use api::{
-    CacheUse, Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats,
-    Finish, GenerateEvent, GenerateWork, Generated, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel,
-    Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    CacheUse, CachedAsk, CachedKv, Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle,
+    EngineSettings, EngineStats, Finish, GenerateEvent, GenerateWork, Generated, LoadEvent, LoadWork,
+    Penalty, Pulse, ResidentModel, Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 

@@ -92,11 +92,11 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Frees `missing` bytes, as far as they are reclaimable, from all models but `spared`: empty slabs
-    /// first, then parked caches, the least recently used of all models first.
+    /// first, then parked caches in the order of eviction, over all models.
     pub(super) fn give_back(&mut self, missing: u64, spared: Option<&ModelName>) {
         let mut left = self.close_empty(missing, spared);
         while left > 0 {
-            let Some(model) = self.oldest_parked(spared) else { return };
+            let Some(model) = self.first_to_go(spared) else { return };
             left = left.saturating_sub(self.evict_cached(&model, 1));
         }
     }
@@ -127,10 +127,10 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Returns the model with the cache that is evicted first, among all but `spared`.
-    fn oldest_parked(&self, spared: Option<&ModelName>) -> Option<ModelName> {
+    fn first_to_go(&self, spared: Option<&ModelName>) -> Option<ModelName> {
         let others = self.models.iter().filter(|(name, _)| Some(*name) != spared);
-        let oldest = others.filter_map(|(name, resident)| Some((resident.oldest_parked()?, name)));
-        oldest.min().map(|(_, name)| name.clone())
+        let first = others.filter_map(|(name, resident)| Some((resident.first_to_go()?, name)));
+        first.min().map(|(_, name)| name.clone())
     }
 
     /// Answers whether a model would fit now, and what its load would evict. A question changes nothing.

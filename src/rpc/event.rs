@@ -186,7 +186,7 @@ fn finished(finished: Finished) -> pb::GenerateFinished {
     }
 }
 
-fn usage(usage: Usage) -> pb::Usage {
+pub(super) fn usage(usage: Usage) -> pb::Usage {
     let Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
     pb::Usage { prompt_tokens, cached_tokens, completion_tokens }
 }

@@ -194,7 +194,7 @@ fn score_input(input: Option<pb::score_request::Input>) -> Result<Input, Error> 
     }
 }
 
-fn missing_input() -> Error {
+pub(super) fn missing_input() -> Error {
     Error::field("input", "must be given")
 }
 
@@ -243,7 +243,7 @@ fn cache_options(sent: Option<pb::CacheOptions>) -> CacheOptions {
     CacheOptions { off, salt }
 }
 
-fn priority(sent: i32) -> Result<Priority, Error> {
+pub(super) fn priority(sent: i32) -> Result<Priority, Error> {
     match pb::Priority::try_from(sent) {
         Ok(pb::Priority::Unspecified | pb::Priority::Normal) => Ok(Priority::Normal),
         Ok(pb::Priority::Interactive) => Ok(Priority::Interactive),

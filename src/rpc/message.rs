@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::service::{Chat, Message, Part, Role, Tool, ToolCall, ToolResult};
 
 pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
-    let pb::ChatInput { messages, tools, template_arguments } = chat;
+    let pb::ChatInput { messages, tools, template_arguments, add_generation_prompt } = chat;
     let messages = messages.into_iter().enumerate();
     let messages = messages.map(|(index, sent)| message(&format!("chat.messages[{index}]"), sent));
     let tools = tools.into_iter().enumerate();
@@ -16,6 +16,7 @@ pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
         messages: messages.collect::<Result<_, _>>()?,
         tools: tools.collect::<Result<_, _>>()?,
         arguments: json::from_struct("chat.template_arguments", template_arguments.unwrap_or_default())?,
+        add_generation_prompt,
     })
 }
 

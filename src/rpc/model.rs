@@ -49,8 +49,8 @@ impl ModelService for Models {
         &self,
         request: Request<pb::GetModelRequest>,
     ) -> Result<Response<pb::GetModelResponse>, Status> {
-        let (_, request) = open(request)?;
-        let described = self.0.get_model(&request.model).await;
+        let (caller, request) = open(request)?;
+        let described = self.0.get_model(&caller, &request.model).await;
         answer(described.map(|model| pb::GetModelResponse { model: Some(info(model)) }))
     }
 
@@ -58,12 +58,12 @@ impl ModelService for Models {
         &self,
         request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        let (_, request) = open(request)?;
+        let (caller, request) = open(request)?;
         let pb::ListModelsRequest { page_size, page_token, resident_only } = request;
         let page = ModelPage { size: page_size, token: page_token, resident_only };
         let bytes_max = self.0.limits().answer_bytes_max;
         let listed = async {
-            let (models, next) = self.0.list_models(&page).await?;
+            let (models, next) = self.0.list_models(&caller, &page).await?;
             let problems = self.0.root_problems().await?;
             let taken: usize = problems.iter().map(|problem| problem.len() + FIELD_BYTES).sum();
             let entries = models.into_iter().map(info);

@@ -9,6 +9,7 @@ use super::gate::open;
 use super::model::info;
 use super::pb::{self, server_service_server::ServerService};
 use super::status::answer;
+use crate::count::count;
 use crate::hub::DefaultSampling;
 use crate::service::{
     Counters, EffectiveSampling, EngineStats, Feature, ModelCapabilities, ResidentModel, SaveStats, Service,
@@ -23,9 +24,9 @@ impl ServerService for Server {
         &self,
         request: Request<pb::CapabilitiesRequest>,
     ) -> Result<Response<pb::CapabilitiesResponse>, Status> {
-        let (_, request) = open(request)?;
+        let (caller, request) = open(request)?;
         let described = async {
-            let (models, budget_bytes) = self.0.capabilities(&request.models).await?;
+            let (models, budget_bytes) = self.0.capabilities(&caller, &request.models).await?;
             Ok(pb::CapabilitiesResponse {
                 server: Some(server_capabilities(&self.0, budget_bytes)),
                 models: models.into_iter().map(model_capabilities).collect(),
@@ -38,8 +39,8 @@ impl ServerService for Server {
         &self,
         request: Request<pb::GetStatsRequest>,
     ) -> Result<Response<pb::GetStatsResponse>, Status> {
-        open(request)?;
-        answer(self.0.stats().await.map(stats))
+        let (caller, _) = open(request)?;
+        answer(self.0.stats(&caller).await.map(stats))
     }
 }
 
@@ -104,7 +105,7 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
 }
 
 fn stats(stats: Stats) -> pb::GetStatsResponse {
-    let Stats { uptime, sessions, saves, process_resident_bytes, engine } = stats;
+    let Stats { uptime, sessions: totals, saves, process_resident_bytes, engine } = stats;
     let SaveStats { enabled, unwritten_sessions } = saves;
     let EngineStats { counters, budget_bytes, memory: device, models } = &engine;
     let Counters {
@@ -154,7 +155,10 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         prefilling_sequences: sequences(|model| model.prefilling_sequences),
         stalled_sequences: sequences(|model| model.stalled_sequences),
         queued_sequences: sequences(|model| model.queued_sequences),
-        sessions,
+        sessions: count(totals.sessions),
+        pinned_sessions: count(totals.pinned),
+        busy_sessions: count(totals.busy),
+        session_bytes: totals.bytes,
         session_store: Some(pb::SessionStoreStats {
             enabled,
             durable: enabled && unwritten_sessions == 0,

@@ -1,23 +1,28 @@
 //! `SessionService`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
-use super::event::{duration, timestamp};
+use super::event::{self, duration, timestamp};
 use super::gate::open;
 use super::history;
+use super::inference::{missing_input, priority};
 use super::message;
 use super::page::{FIELD_BYTES, fitting};
-use super::pb::{self, session_service_server::SessionService, truncate_session_request::To};
+use super::pb::{
+    self, extend_session_request::Input as Addition, session_service_server::SessionService,
+    truncate_session_request::To, update_session_request::Lifetime as New,
+};
 use super::status::answer;
+use super::stay;
 use crate::count::count;
 use crate::error::Error;
 use crate::service::{
-    CreateSession, ForkSession, Service, SessionContent, SessionPage, SessionView, TruncateSession,
-    TruncateTo, TurnEnd,
+    CreateSession, DescribedSession, ExtendRequest, Extended, ForkSession, Input, Lease, Lifetime, Message,
+    Service, SessionContent, SessionPage, SessionView, TruncateSession, TruncateTo, TurnEnd, UpdateSession,
 };
 
 const NANOS_PER_SECOND: i32 = 1_000_000_000;
@@ -35,11 +40,22 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::CreateSessionResponse>, Status> {
         let (caller, request) = open(request)?;
         let created = async {
-            let pb::CreateSessionRequest { name, model, ttl, history: sent, cache_salt } = request;
-            let history = history::from_wire(sent)?.unwrap_or_default();
-            let create = CreateSession { name, model, ttl: lifetime(ttl)?, history, cache_salt };
-            let session = self.0.create_session(&caller, create).await?;
-            Ok(pb::CreateSessionResponse { session: Some(wire(session)) })
+            let pb::CreateSessionRequest {
+                name,
+                model,
+                ttl,
+                labels,
+                pinned,
+                history: sent,
+                expire_time,
+                cache_salt,
+            } = request;
+            let lifetime = Lifetime { ttl: time_span(ttl)?, expire_time: time(expire_time)? };
+            let (labels, history) =
+                (labels.into_iter().collect(), history::from_wire(sent)?.unwrap_or_default());
+            let create = CreateSession { name, model, lifetime, labels, pinned, history, cache_salt };
+            let view = self.0.create_session(&caller, create).await?;
+            Ok(pb::CreateSessionResponse { session: self.described(view).await })
         };
         answer(created.await)
     }
@@ -50,8 +66,14 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let (caller, request) = open(request)?;
         let bytes_max = self.0.limits().answer_bytes_max;
-        let session = self.0.get_session(&caller, &request.name).await;
-        answer(session.and_then(|session| content(session, &request, bytes_max)))
+        let got = async {
+            let SessionContent { view, messages } = self.0.get_session(&caller, &request.name).await?;
+            let token_ids = if request.include_token_ids { view.tokens.to_vec() } else { Vec::new() };
+            let session = self.described(view).await;
+            let described = pb::GetSessionResponse { session, token_ids, ..Default::default() };
+            with_messages(described, &messages, &request, bytes_max)
+        };
+        answer(got.await)
     }
 
     async fn list_sessions(
@@ -59,15 +81,51 @@ impl SessionService for Sessions {
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
         let (caller, request) = open(request)?;
-        let pb::ListSessionsRequest { page_size, page_token, model } = request;
-        let page = SessionPage { size: page_size, token: page_token, model };
+        let pb::ListSessionsRequest { page_size, page_token, model, labels, name_prefix, pinned } = request;
+        let labels = labels.into_iter().collect();
+        let page = SessionPage { size: page_size, token: page_token, model, labels, name_prefix, pinned };
         let bytes_max = self.0.limits().answer_bytes_max;
-        let listed = self.0.list_sessions(&caller, &page);
-        answer(listed.and_then(|(sessions, next)| {
-            let entries = sessions.into_iter().map(wire);
+        let listed = async {
+            let (views, next) = self.0.list_sessions(&caller, page)?;
+            let entries = self.0.describe_sessions(views).await.into_iter().map(wire);
             let (sessions, next) = fitting(entries, |session| &session.name, next, bytes_max)?;
             Ok(pb::ListSessionsResponse { sessions, next_page_token: next.unwrap_or_default() })
-        }))
+        };
+        answer(listed.await)
+    }
+
+    async fn update_session(
+        &self,
+        request: Request<pb::UpdateSessionRequest>,
+    ) -> Result<Response<pb::UpdateSessionResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let updated = async {
+            let pb::UpdateSessionRequest { name, lifetime, labels, remove_labels, pinned } = request;
+            let lifetime = match lifetime {
+                Some(New::Ttl(ttl)) => Lifetime { ttl: time_span(Some(ttl))?, expire_time: None },
+                Some(New::ExpireTime(end)) => Lifetime { ttl: None, expire_time: time(Some(end))? },
+                None => Lifetime::default(),
+            };
+            let labels = labels.into_iter().collect();
+            let update = UpdateSession { name, lifetime, labels, remove_labels, pinned };
+            let view = self.0.update_session(&caller, update).await?;
+            Ok(pb::UpdateSessionResponse { session: self.described(view).await })
+        };
+        answer(updated.await)
+    }
+
+    async fn extend_session(
+        &self,
+        request: Request<pb::ExtendSessionRequest>,
+    ) -> Result<Response<pb::ExtendSessionResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let extended = async {
+            let extended = Box::pin(self.0.extend_session(&caller, extend_request(request)?)).await?;
+            let Extended { view, usage } = extended;
+            let session = self.described(view).await;
+            Ok(pb::ExtendSessionResponse { session, usage: Some(event::usage(usage)) })
+        };
+        answer(extended.await)
     }
 
     async fn fork_session(
@@ -75,12 +133,15 @@ impl SessionService for Sessions {
         request: Request<pb::ForkSessionRequest>,
     ) -> Result<Response<pb::ForkSessionResponse>, Status> {
         let (caller, request) = open(request)?;
-        let pb::ForkSessionRequest { name, new_name, ttl, expected_token_count } = request;
+        let pb::ForkSessionRequest { name, new_name, ttl, expected_token_count, turn_count, pinned } =
+            request;
         let forked = async {
-            let fork = ForkSession { name, new_name, ttl: lifetime(ttl)?, expected_token_count };
-            self.0.fork_session(&caller, &fork).await
+            let ttl = time_span(ttl)?;
+            let fork = ForkSession { name, new_name, ttl, pinned, turn_count, expected_token_count };
+            let view = self.0.fork_session(&caller, &fork).await?;
+            Ok(pb::ForkSessionResponse { session: self.described(view).await })
         };
-        answer(forked.await.map(|session| pb::ForkSessionResponse { session: Some(wire(session)) }))
+        answer(forked.await)
     }
 
     async fn truncate_session(
@@ -92,13 +153,15 @@ impl SessionService for Sessions {
         let to = match to {
             Some(To::TurnCount(turns)) => Ok(TruncateTo::Turns(turns)),
             Some(To::TokenCount(tokens)) => Ok(TruncateTo::Tokens(tokens)),
+            Some(To::MessageCount(messages)) => Ok(TruncateTo::Messages(messages)),
             None => Err(Error::field("to", "must be given")),
         };
         let truncated = async {
             let truncate = TruncateSession { name, to: to?, expected_token_count };
-            self.0.truncate_session(&caller, &truncate).await
+            let view = self.0.truncate_session(&caller, &truncate).await?;
+            Ok(pb::TruncateSessionResponse { session: self.described(view).await })
         };
-        answer(truncated.await.map(|session| pb::TruncateSessionResponse { session: Some(wire(session)) }))
+        answer(truncated.await)
     }
 
     async fn delete_session(
@@ -111,18 +174,31 @@ impl SessionService for Sessions {
     }
 }
 
-/// Returns what was asked for of a session, with as many messages as fit in an answer of `bytes_max`.
-fn content(
-    session: SessionContent,
+fn extend_request(request: pb::ExtendSessionRequest) -> Result<ExtendRequest, Error> {
+    let pb::ExtendSessionRequest { name, input, expected_token_count, priority: order, keep_alive } = request;
+    let input = match input.ok_or_else(missing_input)? {
+        Addition::Prompt(text) => Input::Text(text),
+        Addition::TokenIds(list) => Input::Ids(list.ids),
+        Addition::Chat(chat) => Input::Chat(message::chat(chat)?),
+    };
+    let (priority, keep_alive) = (priority(order)?, stay::from_wire(keep_alive)?);
+    Ok(ExtendRequest { name, input, expected_token_count, priority, keep_alive })
+}
+
+impl Sessions {
+    /// Returns a session as it is sent.
+    async fn described(&self, view: SessionView) -> Option<pb::Session> {
+        Some(wire(self.0.describe_session(view).await))
+    }
+}
+
+/// Adds as many of a session's messages as were asked for and fit in an answer of `bytes_max`.
+fn with_messages(
+    mut answer: pb::GetSessionResponse,
+    messages: &[Arc<Message>],
     request: &pb::GetSessionRequest,
     bytes_max: usize,
 ) -> Result<pb::GetSessionResponse, Error> {
-    let SessionContent { view, messages, tokens } = session;
-    let mut answer = pb::GetSessionResponse {
-        session: Some(wire(view)),
-        token_ids: if request.include_token_ids { tokens.to_vec() } else { Vec::new() },
-        ..Default::default()
-    };
     if !request.include_messages {
         return Ok(answer);
     }
@@ -153,8 +229,20 @@ fn first_message(token: &str) -> Result<usize, Error> {
     token.parse().map_err(|_| Error::field("message_page_token", "is not a token of this daemon"))
 }
 
-fn wire(view: SessionView) -> pb::Session {
-    let SessionView { key, model, token_count, turns, busy, ttl, created, used, history } = view;
+fn wire(session: DescribedSession) -> pb::Session {
+    let DescribedSession { view, cached } = session;
+    let SessionView { key, model, token_count, tokens: _, bytes, turns, busy, terms, .. } = view;
+    let SessionView { created, used, history, cache_salt: _, .. } = view;
+    let state = match cached.tokens {
+        _ if busy => pb::SessionState::Running,
+        0 => pb::SessionState::Cold,
+        _ => pb::SessionState::Hot,
+    };
+    let expire_time = terms.end(used).and_then(timestamp);
+    let ttl = match terms.lease {
+        Lease::AfterUse(ttl) => duration(ttl),
+        Lease::Until(_) => None,
+    };
     pb::Session {
         name: key.name.to_string(),
         model: model.to_string(),
@@ -162,11 +250,17 @@ fn wire(view: SessionView) -> pb::Session {
         token_count: count(token_count),
         turns: turns.iter().map(turn).collect(),
         busy,
-        ttl: duration(ttl),
+        ttl,
         create_time: timestamp(created),
         last_use_time: timestamp(used),
-        expire_time: used.checked_add(ttl).and_then(timestamp),
+        expire_time,
+        labels: terms.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        pinned: terms.pinned,
+        content_bytes: bytes,
+        kv_bytes: cached.bytes,
+        state: state.into(),
         history: history::to_wire(history),
+        cached_token_count: cached.tokens,
     }
 }
 
@@ -176,12 +270,22 @@ fn turn(turn: &TurnEnd) -> pb::Turn {
 }
 
 /// Reads a lifetime. prost would repair a malformed one; it is refused.
-fn lifetime(sent: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
+fn time_span(sent: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
     let Some(sent) = sent else { return Ok(None) };
     let is_plain = sent.seconds >= 0 && (0..NANOS_PER_SECOND).contains(&sent.nanos);
     match Duration::try_from(sent) {
         Ok(ttl) if is_plain => Ok(Some(ttl)),
         Ok(_) | Err(_) => Err(Error::field("ttl", "must be a duration above 0")),
+    }
+}
+
+/// Reads a time, which must be as the protocol writes one.
+fn time(sent: Option<prost_types::Timestamp>) -> Result<Option<SystemTime>, Error> {
+    let Some(sent) = sent else { return Ok(None) };
+    let is_plain = (0..NANOS_PER_SECOND).contains(&sent.nanos);
+    match SystemTime::try_from(sent) {
+        Ok(time) if is_plain => Ok(Some(time)),
+        Ok(_) | Err(_) => Err(Error::field("expire_time", "must be a time")),
     }
 }
 
@@ -191,8 +295,8 @@ mod tests {
 
     #[test]
     fn a_malformed_lifetime_is_refused() {
-        let read = |seconds, nanos| lifetime(Some(prost_types::Duration { seconds, nanos }));
-        assert_eq!(lifetime(None), Ok(None));
+        let read = |seconds, nanos| time_span(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(time_span(None), Ok(None));
         assert_eq!(read(1, 5), Ok(Some(Duration::new(1, 5))));
         for (seconds, nanos) in [(-1, 0), (1, -5), (1, 1_000_000_000)] {
             let refused = read(seconds, nanos);

@@ -44,7 +44,7 @@ pub(super) fn check_salt(path: &str, salt: &str) -> Result<(), Error> {
 }
 
 /// Hashes a salt, so that none can be found that shares another's caches.
-fn hash(salt: &str) -> Salt {
+pub(super) fn hash(salt: &str) -> Salt {
     if salt.is_empty() { Salt::default() } else { Salt(Sha256::digest(salt).into()) }
 }
 

@@ -31,6 +31,11 @@ impl Caller {
         self.principal.as_str().starts_with("uid:")
     }
 
+    /// Returns whose sessions are counted for it; None is everybody's, which only the daemon's own user sees.
+    pub(super) fn counted(&self) -> Option<&Principal> {
+        if self.is_owner() { None } else { Some(&self.principal) }
+    }
+
     /// Returns the key of a session that the caller owns.
     pub(super) fn session(&self, name: SessionName) -> SessionKey {
         SessionKey { owner: self.principal.clone(), name }
@@ -45,6 +50,6 @@ impl Caller {
     ) -> WorkOrigin {
         let Self { request, principal, connection, client, arrived, deadline, claim: _ } = self.clone();
         let owner = Owner { principal, connection, client };
-        WorkOrigin { request, owner, priority, session, turn: None, cache, arrived, deadline }
+        WorkOrigin { request, owner, priority, session, pinned: false, turn: None, cache, arrived, deadline }
     }
 }

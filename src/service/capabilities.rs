@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Service;
+use super::caller::Caller;
 use super::fields::model_name;
 use super::models::ModelInfo;
 use super::saves::SaveStats;
-use crate::count::count;
 use crate::engine::{DeviceInfo, EngineStats};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ModelName;
+use crate::session::SessionTotals;
 use crate::text::ChatTemplate;
 
 /// Models that one call may ask about.
@@ -65,8 +66,8 @@ pub struct ModelCapabilities {
 pub struct Stats {
     /// Time since the daemon's start.
     pub uptime: Duration,
-    /// Sessions of all principals.
-    pub sessions: u32,
+    /// Sessions that the caller may know of.
+    pub sessions: SessionTotals,
     /// What of them is on disk.
     pub saves: SaveStats,
     /// Resident bytes of the process as Linux counts them; 0 elsewhere.
@@ -87,7 +88,11 @@ impl Service {
     ///
     /// # Errors
     /// A name is refused, or a model's files cannot be used.
-    pub async fn capabilities(&self, models: &[String]) -> Result<(Vec<ModelCapabilities>, u64), Error> {
+    pub async fn capabilities(
+        &self,
+        caller: &Caller,
+        models: &[String],
+    ) -> Result<(Vec<ModelCapabilities>, u64), Error> {
         if models.len() > MODELS_MAX as usize {
             return Err(Error::field("models", format!("at most {MODELS_MAX} entries")));
         }
@@ -103,7 +108,7 @@ impl Service {
         for name in names {
             let assets = self.models.assets(&name).await?;
             let mut info = [self.models.describe(&name).await?];
-            self.count_sessions(&mut info);
+            self.count_sessions(caller, &mut info);
             let [info] = info;
             models.push(self.model_capabilities(assets, info));
         }
@@ -132,11 +137,11 @@ impl Service {
     ///
     /// # Errors
     /// The engine is dead.
-    pub async fn stats(&self) -> Result<Stats, Error> {
+    pub async fn stats(&self, caller: &Caller) -> Result<Stats, Error> {
         Ok(Stats {
             engine: self.engine.stats().await?,
             uptime: self.clock.now() - self.started,
-            sessions: count(self.sessions.count()),
+            sessions: self.sessions.totals(caller.counted()),
             saves: self.saves.stats(),
             process_resident_bytes: process_resident_bytes(),
         })

@@ -25,7 +25,7 @@ use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
 use crate::session::{
-    HistoryOutcome, Message, Role, TurnContent, chat_text, joined, messages_bytes, tokens_bytes,
+    AnswerStart, HistoryOutcome, Message, Role, TurnContent, chat_text, joined, messages_bytes, tokens_bytes,
 };
 use crate::text::Detokenizer;
 
@@ -156,10 +156,16 @@ impl Generation {
         let (Some((finish, generated)), Some(turn)) = (&self.ended, self.prepared.turn.take()) else {
             return Ok(());
         };
+        let has_answer = self.prepared.resolved.has_answer();
         let Context { prompt, adds, .. } = &mut self.prepared.context;
         let content = match std::mem::replace(adds, Adds::Raw) {
             Adds::Raw => TurnContent::Raw,
+            Adds::Chat { messages, text } if !has_answer => {
+                TurnContent::Chat { messages, text: text.map(Into::into), text_is_whole: true, answer: None }
+            }
             Adds::Chat { mut messages, text } => {
+                let text_bytes = text.as_ref().map(String::len);
+                let answer = Some(AnswerStart { tokens: prompt.len(), text_bytes });
                 let ending = match (finish, generated.last()) {
                     (Finish::StopToken, Some(last)) => text_of(&self.prepared.assets.tokenizer, *last),
                     (Finish::StopToken | Finish::StopString(_) | Finish::Length, _) => String::new(),
@@ -167,7 +173,7 @@ impl Generation {
                 let text = text.map(|text| chat_text(&text, &self.text, &ending));
                 messages.push(Message::text(Role::Assistant, std::mem::take(&mut self.text)));
                 let text_is_whole = !matches!(finish, Finish::StopString(_));
-                TurnContent::Chat { messages, text, text_is_whole }
+                TurnContent::Chat { messages, text, text_is_whole, answer }
             }
         };
         turn.commit(self.slow_reader, joined(&prompt.tokens, generated), content)?;

@@ -24,6 +24,8 @@ pub(super) struct Dialogue {
     pub(super) held: usize,
     pub(super) tools: Vec<Value>,
     pub(super) arguments: Map<String, Value>,
+    /// Whether the text ends with what begins an answer.
+    pub(super) add_generation_prompt: bool,
     pub(super) now: SystemTime,
     /// Limit of what the template writes, in bytes.
     pub(super) bytes_max: usize,
@@ -93,8 +95,8 @@ impl Dialogue {
         messages: &[Value],
         (tools, arguments): (&[Value], &Map<String, Value>),
     ) -> Result<Rendered, Error> {
-        let now = self.now;
-        let conversation = Conversation { messages, tools, arguments, add_generation_prompt: true, now };
+        let &Self { now, add_generation_prompt, .. } = self;
+        let conversation = Conversation { messages, tools, arguments, add_generation_prompt, now };
         template.render(&conversation, self.bytes_max).map_err(|error| refusal(error, self.held))
     }
 

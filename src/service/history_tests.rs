@@ -101,6 +101,7 @@ impl Held {
             is_whole: true,
             history,
             cache_salt: "".into(),
+            pinned: false,
         };
         Self { messages, start }
     }
@@ -111,6 +112,7 @@ impl Held {
             held: self.messages.len(),
             tools: given.tools.clone(),
             arguments: given.arguments.clone(),
+            add_generation_prompt: true,
             now: SystemTime::UNIX_EPOCH,
             bytes_max: 1 << 20,
         };

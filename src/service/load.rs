@@ -15,7 +15,7 @@ use super::{Service, blocking};
 use crate::engine::{Formats, LoadEvent, LoadSpec};
 use crate::error::Error;
 use crate::hub::ModelAssets;
-use crate::ids::ModelName;
+use crate::ids::{ModelName, Principal};
 use crate::residency::{Fit, ModelState, Stay};
 use crate::session::SessionBook;
 
@@ -66,6 +66,8 @@ pub enum LoadUpdate {
 pub struct Load {
     models: Arc<Models>,
     sessions: Arc<SessionBook<TurnHold>>,
+    /// Whose sessions its caller may know of; None is everybody's.
+    counted: Option<Principal>,
     stage: Stage,
 }
 
@@ -123,7 +125,9 @@ impl Service {
                 Stage::Downloading { download, wish, told_bytes: None }
             }
         };
-        Ok(Load { models: Arc::clone(&self.models), sessions: Arc::clone(&self.sessions), stage })
+        let counted = caller.counted().cloned();
+        let (models, sessions) = (Arc::clone(&self.models), Arc::clone(&self.sessions));
+        Ok(Load { models, sessions, counted, stage })
     }
 }
 
@@ -201,7 +205,8 @@ impl Load {
             LoadEvent::Loaded(resident, door, _) => {
                 self.stage = Stage::Last(None);
                 let facts = door.assets().files.facts.clone();
-                let sessions = self.sessions.count_by_model().remove(&resident.model).unwrap_or_default();
+                let mut counts = self.sessions.count_by_model(self.counted.as_ref());
+                let sessions = counts.remove(&resident.model).unwrap_or_default();
                 let info = ModelInfo::of_resident(*resident, Some(facts));
                 LoadUpdate::Loaded(Box::new(ModelInfo { sessions, ..info }))
             }

@@ -8,9 +8,11 @@
 mod cache;
 mod caller;
 mod capabilities;
+mod described;
 mod desk;
 mod downloads;
 mod event;
+mod extend;
 mod fields;
 mod generation;
 mod history;
@@ -25,6 +27,7 @@ mod sampling;
 mod saves;
 mod score;
 mod sessions;
+mod terms;
 mod waiting;
 
 use std::sync::Arc;
@@ -49,7 +52,9 @@ use sessions::TurnHold;
 pub use cache::CacheOptions;
 pub use caller::Caller;
 pub use capabilities::{Feature, ModelCapabilities, Stats};
+pub use described::DescribedSession;
 pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage};
+pub use extend::{ExtendRequest, Extended};
 pub use generation::Generation;
 pub use intake::{Claim, Intake};
 pub use load::{Load, LoadRequest, LoadUpdate};
@@ -60,18 +65,21 @@ pub use request::{
 };
 pub use sampling::{EffectiveSampling, SamplingOptions, StoppingOptions};
 pub use saves::SaveStats;
-pub use sessions::{CreateSession, ForkSession, SessionContent, SessionPage, TruncateSession, TruncateTo};
+pub use sessions::{
+    CreateSession, ForkSession, SessionContent, SessionPage, TruncateSession, TruncateTo, UpdateSession,
+};
+pub use terms::Lifetime;
 
 // Plain types of the floors below that requests and answers are made of.
 pub use crate::engine::SlabClass;
 pub use crate::engine::{
-    ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, Formats, KeepAlive, KvDtype, Priority,
+    CachedKv, ComputeDtype, Counters, DeviceInfo, EngineStats, Finish, Formats, KeepAlive, KvDtype, Priority,
     ResidentModel, Stay,
 };
 pub use crate::quantize::{QuantMode, Quantization, Recipe};
 pub use crate::residency::{Fit, ModelState};
 pub use crate::session::{
-    History, HistoryOutcome, Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd,
+    History, HistoryOutcome, Labels, Lease, Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd,
 };
 
 /// The use cases, and the state that all calls share.
@@ -203,8 +211,21 @@ impl Service {
 }
 
 fn session_limits(limits: &Limits) -> SessionLimits {
-    let Limits { sessions_max, session_bytes_max, sessions_bytes_max, .. } = *limits;
-    SessionLimits { sessions_max, session_bytes_max, sessions_bytes_max }
+    let Limits {
+        sessions_max,
+        sessions_pinned_max,
+        session_labels_max,
+        session_bytes_max,
+        sessions_bytes_max,
+        ..
+    } = *limits;
+    SessionLimits {
+        sessions_max,
+        sessions_pinned_max,
+        session_labels_max,
+        session_bytes_max,
+        sessions_bytes_max,
+    }
 }
 
 /// Runs work that blocks on files or computes long on a thread that may wait, not on those that serve, and

@@ -94,16 +94,16 @@ impl Service {
     ///
     /// # Errors
     /// The model is unknown or its files cannot be used, or the engine is dead.
-    pub async fn get_model(&self, model: &str) -> Result<ModelInfo, Error> {
+    pub async fn get_model(&self, caller: &Caller, model: &str) -> Result<ModelInfo, Error> {
         let mut described = [self.models.describe(&model_name("model", model)?).await?];
-        self.count_sessions(&mut described);
+        self.count_sessions(caller, &mut described);
         let [described] = described;
         Ok(described)
     }
 
-    /// Adds the numbers of sessions.
-    pub(super) fn count_sessions(&self, models: &mut [ModelInfo]) {
-        let counts = self.sessions.count_by_model();
+    /// Adds the numbers of sessions that a caller may know of.
+    pub(super) fn count_sessions(&self, caller: &Caller, models: &mut [ModelInfo]) {
+        let counts = self.sessions.count_by_model(caller.counted());
         for model in models {
             model.sessions = counts.get(&ModelName::from(model.name.as_str())).copied().unwrap_or_default();
         }
@@ -113,12 +113,16 @@ impl Service {
     ///
     /// # Errors
     /// A field is refused, or the engine is dead.
-    pub async fn list_models(&self, page: &ModelPage) -> Result<(Vec<ModelInfo>, Option<String>), Error> {
+    pub async fn list_models(
+        &self,
+        caller: &Caller,
+        page: &ModelPage,
+    ) -> Result<(Vec<ModelInfo>, Option<String>), Error> {
         let after = page_token(&page.token, model_name)?;
         let after = after.as_ref().map_or("", ModelName::as_str);
         let listed = self.models.list(after, page_size(page.size)?, page.resident_only).await;
         let (mut models, next) = listed?;
-        self.count_sessions(&mut models);
+        self.count_sessions(caller, &mut models);
         Ok((models, next))
     }
 

@@ -16,6 +16,7 @@ use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
 use super::{Service, blocking};
 use crate::count::count;
+use crate::engine::WorkOrigin;
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ConnectionId;
@@ -26,6 +27,15 @@ use crate::text::Encoding;
 /// Bytes that rendering a message or a tool costs as much as, besides its own.
 const PART_BYTES: usize = 256;
 
+/// What a request is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Aim {
+    /// To answer.
+    Answer,
+    /// Only to compute its context, which its session keeps.
+    Context,
+}
+
 impl Service {
     /// Checks and prepares a request and hands it to the engine; returns once the engine has admitted it.
     ///
@@ -33,6 +43,17 @@ impl Service {
     /// The request is refused, its session was deleted meanwhile, or the engine is dead.
     pub async fn generate(&self, caller: &Caller, request: GenerateRequest) -> Result<Generation, Error> {
         let target = request.check(&self.limits)?;
+        self.begin(caller, request, target, Aim::Answer).await
+    }
+
+    /// Prepares a request that is checked and hands it to the engine.
+    pub(super) async fn begin(
+        &self,
+        caller: &Caller,
+        request: GenerateRequest,
+        target: Target,
+        aim: Aim,
+    ) -> Result<Generation, Error> {
         let GenerateRequest {
             model: _,
             input,
@@ -58,6 +79,7 @@ impl Service {
                 (start.model.clone(), Some(turn), Some(start))
             }
         };
+        let pinned = start.as_ref().is_some_and(|start| start.pinned);
         let cache = cache.for_work(start.as_ref().map_or("", |start| &start.cache_salt));
         let fit = async {
             let found = self.models.find(&model, caller).await?;
@@ -67,6 +89,10 @@ impl Service {
             caller.claim.release();
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
+            let resolved = match aim {
+                Aim::Answer => resolved,
+                Aim::Context => resolved.without_answer(),
+            };
             Ok((self.models.lease(found, caller.connection).await?, context, resolved))
         };
         let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
@@ -74,6 +100,7 @@ impl Service {
             turn.reserve(context.kept_bytes())?;
         }
         let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority, cache);
+        let origin = WorkOrigin { pinned, ..origin };
         let assets = Arc::clone(lease.assets());
         let prepared = Prepared { origin, assets, context, resolved, output, turn, keep_alive };
         Generation::start(self, prepared, lease).await
@@ -214,7 +241,7 @@ impl Preparation<'_> {
         let (assets, now, bytes_max) = (Arc::clone(&self.assets), self.now, self.limits.text_bytes_max);
         blocking(move || {
             let _place = place;
-            let Chat { messages, tools, arguments } = chat;
+            let Chat { messages, tools, arguments, add_generation_prompt } = chat;
             let held: &[Arc<Message>] = start.as_ref().map_or(&[], |start| &start.messages);
             let all = held.iter().map(|message| &**message).chain(&messages);
             let dialogue = Dialogue {
@@ -222,6 +249,7 @@ impl Preparation<'_> {
                 held: held.len(),
                 tools: tools.iter().map(Tool::to_template_value).collect(),
                 arguments,
+                add_generation_prompt: add_generation_prompt.unwrap_or(true),
                 now,
                 bytes_max,
             };

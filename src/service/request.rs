@@ -16,6 +16,9 @@ use crate::ids::{ModelName, SessionName};
 use crate::limits::Limits;
 use crate::session::{History, InputKind, Message, Part, Role, messages_bytes, object_bytes, tokens_bytes};
 
+/// Path of what a chat says about the beginning of an answer.
+pub(super) const GENERATION_PROMPT: &str = "chat.add_generation_prompt";
+
 /// A generation.
 #[derive(Debug)]
 pub struct GenerateRequest {
@@ -63,6 +66,8 @@ pub struct Chat {
     pub tools: Vec<Tool>,
     /// Further variables of the template.
     pub arguments: Map<String, Value>,
+    /// Whether the text ends with what begins an answer; unset is what the call usually does.
+    pub add_generation_prompt: Option<bool>,
 }
 
 /// A function the model may call.
@@ -175,6 +180,10 @@ impl GenerateRequest {
             }
         }
         self.input.check("prompt", limits)?;
+        if matches!(target, Target::Session { .. }) && self.input.generation_prompt() == Some(false) {
+            let why = "must be true in a session; ExtendSession adds messages without an answer";
+            return Err(Error::field(GENERATION_PROMPT, why));
+        }
         self.sampling.check(limits)?;
         self.stopping.check(limits)?;
         self.output.check(limits)?;
@@ -203,6 +212,14 @@ impl Input {
             Self::Text(text) => at_most_bytes(text_field, text.len(), limits),
             Self::Ids(_) => Ok(()),
             Self::Chat(chat) => chat.check(limits),
+        }
+    }
+
+    /// Returns what a chat says about the beginning of an answer.
+    pub(super) fn generation_prompt(&self) -> Option<bool> {
+        match self {
+            Self::Chat(chat) => chat.add_generation_prompt,
+            Self::Text(_) | Self::Ids(_) => None,
         }
     }
 
@@ -321,7 +338,7 @@ mod tests {
     use crate::session::{ToolCall, ToolResult};
 
     fn field_of(messages: Vec<Message>) -> String {
-        let chat = Chat { messages, tools: Vec::new(), arguments: Map::new() };
+        let chat = Chat { messages, tools: Vec::new(), arguments: Map::new(), add_generation_prompt: None };
         match Input::Chat(chat).check("prompt", &limits()) {
             Err(Error::InvalidField { field, .. }) => field,
             other => panic!("{other:?}"),
@@ -366,7 +383,9 @@ mod tests {
         assert_eq!(refused(Input::Text("x".repeat(1001))), format!("text: {long}"));
         let tool =
             |name: &str| Tool { name: name.into(), description: String::new(), parameters: Map::new() };
-        let chat = |messages, tools, arguments| Input::Chat(Chat { messages, tools, arguments });
+        let chat = |messages, tools, arguments| {
+            Input::Chat(Chat { messages, tools, arguments, add_generation_prompt: None })
+        };
         let hi = || Message::text(Role::User, "hi");
         let three = chat(vec![hi(), hi(), hi()], Vec::new(), Map::new());
         assert_eq!(refused(three), "chat.messages: chat_parts_max: at most 4 entries, not 6");

@@ -220,6 +220,16 @@ impl Resolved {
         })
     }
 
+    /// Returns them for a request that only computes its context.
+    pub(super) fn without_answer(self) -> Self {
+        Self { stopping: Stopping { max_tokens: 0, ..self.stopping }, ..self }
+    }
+
+    /// Returns whether there is to be an answer.
+    pub(super) fn has_answer(&self) -> bool {
+        self.stopping.max_tokens > 0
+    }
+
     /// Returns the values in force, as the caller is told.
     pub(super) fn effective(&self) -> EffectiveSampling {
         let Sampling { temperature, top_p, top_k, min_p, seed, repetition, presence, frequency, xtc, .. } =

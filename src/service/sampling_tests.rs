@@ -12,6 +12,8 @@ const LIMITS: Limits = Limits {
     streams_per_connection_max: 1,
     keep_alive: std::time::Duration::from_secs(1),
     sessions_max: 1,
+    sessions_pinned_max: 1,
+    session_labels_max: 1,
     session_ttl: std::time::Duration::from_secs(1),
     session_ttl_max: std::time::Duration::from_secs(1),
     max_tokens_default: 4096,

@@ -8,18 +8,17 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::Service;
 use super::cache::check_salt;
 use super::caller::Caller;
-use super::fields::{
-    fresh_session_name, model_name, optional_model, page_size, page_token, session_name, ttl,
-};
+use super::fields::{fresh_session_name, model_name, optional_model, page_size, page_token, session_name};
+use super::terms::{Lifetime, label_keys, labels, name_prefix, wanted_labels};
+use super::{Service, blocking};
 use crate::engine::TurnTie;
 use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::session::{
-    History, ListPage, Message, NewSession, SessionBook, SessionView, TurnContent, TurnGuard, TurnRequest,
-    TurnStart,
+    AnswerCut, History, Labels, Lease, ListPage, Message, NewFork, NewSession, SessionBook, SessionFilter,
+    SessionView, Terms, TermsChange, TurnContent, TurnGuard, TurnRequest, TurnStart,
 };
 
 /// The session book's hold on a running turn; told when the session is deleted.
@@ -126,12 +125,31 @@ pub struct CreateSession {
     pub name: String,
     /// The model to bind it to.
     pub model: String,
-    /// Lifetime after the last use.
-    pub ttl: Option<Duration>,
+    /// How long it stays.
+    pub lifetime: Lifetime,
+    /// Labels.
+    pub labels: Labels,
+    /// Whether it is pinned.
+    pub pinned: bool,
     /// How its chat turns go on.
     pub history: History,
     /// Salt of its cached KV; empty for none.
     pub cache_salt: String,
+}
+
+/// A change of a session's terms; what is unset stays.
+#[derive(Clone, Debug)]
+pub struct UpdateSession {
+    /// The session.
+    pub name: String,
+    /// How long it stays from now on.
+    pub lifetime: Lifetime,
+    /// Labels to add or replace.
+    pub labels: Labels,
+    /// Keys of labels to remove first.
+    pub remove_labels: Vec<String>,
+    /// Whether it is pinned.
+    pub pinned: Option<bool>,
 }
 
 /// A session to copy.
@@ -143,6 +161,10 @@ pub struct ForkSession {
     pub new_name: String,
     /// Lifetime after the last use; unset takes the original's.
     pub ttl: Option<Duration>,
+    /// Whether it is pinned; unset takes over the original's pin.
+    pub pinned: Option<bool>,
+    /// Number of turns to copy; unset copies all.
+    pub turn_count: Option<u32>,
     /// The session's token count as the caller last saw it.
     pub expected_token_count: Option<u32>,
 }
@@ -165,6 +187,8 @@ pub enum TruncateTo {
     Turns(u32),
     /// The first tokens.
     Tokens(u32),
+    /// The first messages.
+    Messages(u32),
 }
 
 /// A page of a caller's sessions.
@@ -176,6 +200,12 @@ pub struct SessionPage {
     pub token: String,
     /// Model name; empty for the sessions of every model.
     pub model: String,
+    /// Labels that they have.
+    pub labels: Labels,
+    /// How their names begin; empty for all.
+    pub name_prefix: String,
+    /// Whether they are pinned; unset for both.
+    pub pinned: Option<bool>,
 }
 
 /// All of a session.
@@ -185,8 +215,6 @@ pub struct SessionContent {
     pub view: SessionView,
     /// Its messages; none once a turn was raw.
     pub messages: Vec<Arc<Message>>,
-    /// Its tokens.
-    pub tokens: Arc<[u32]>,
 }
 
 impl Service {
@@ -195,16 +223,39 @@ impl Service {
     /// # Errors
     /// A field is refused, the name is taken, the caller has too many, or the model is unknown.
     pub async fn create_session(&self, caller: &Caller, create: CreateSession) -> Result<SessionView, Error> {
-        let CreateSession { name, model, ttl: lifetime, history, cache_salt } = create;
+        let CreateSession { name, model, lifetime, labels: own, pinned, history, cache_salt } = create;
         let key = caller.session(fresh_session_name("name", &name)?);
         let model = model_name("model", &model)?;
-        let lifetime = ttl(lifetime, self.limits.session_ttl_max)?.unwrap_or(self.limits.session_ttl);
+        let lease = lifetime.lease(&self.limits, self.clock.wall())?;
+        let lease = lease.unwrap_or(Lease::AfterUse(self.limits.session_ttl));
+        let terms = Terms { lease, pinned, labels: Arc::new(labels(own)?) };
         check_salt("cache_salt", &cache_salt)?;
         self.models.check_exists(&model).await?;
         let cache_salt = cache_salt.into();
-        let created = self.sessions.create(NewSession { key, model, ttl: lifetime, history, cache_salt })?;
+        let created = self.sessions.create(NewSession { key, model, terms, history, cache_salt })?;
         self.saves.saved().await;
         Ok(created)
+    }
+
+    /// Changes how long a session stays, or its labels.
+    ///
+    /// # Errors
+    /// A field is refused, the caller has no such session or too much of something, or the engine is dead.
+    pub async fn update_session(&self, caller: &Caller, update: UpdateSession) -> Result<SessionView, Error> {
+        let UpdateSession { name, lifetime, labels: set, remove_labels, pinned } = update;
+        let key = caller.session(session_name("name", &name)?);
+        let change = TermsChange {
+            lease: lifetime.lease(&self.limits, self.clock.wall())?,
+            pinned,
+            set_labels: labels(set)?,
+            remove_labels: label_keys(remove_labels, &self.limits)?,
+        };
+        let view = self.sessions.update(&key, change)?;
+        if pinned.is_some() {
+            self.engine.pin_session(key, view.terms.pinned).await?;
+        }
+        self.saves.saved().await;
+        Ok(view)
     }
 
     /// Returns all of a session.
@@ -215,8 +266,7 @@ impl Service {
         let key = caller.session(session_name("name", name)?);
         self.saves.warm(&self.sessions, &key).await?;
         self.sessions.read(&key, |session| {
-            let (messages, tokens) = (session.messages().to_vec(), Arc::clone(session.tokens()));
-            Ok(SessionContent { view: session.view(), messages, tokens })
+            Ok(SessionContent { view: session.view(), messages: session.messages().to_vec() })
         })
     }
 
@@ -227,39 +277,49 @@ impl Service {
     pub fn list_sessions(
         &self,
         caller: &Caller,
-        page: &SessionPage,
+        page: SessionPage,
     ) -> Result<(Vec<SessionView>, Option<String>), Error> {
-        let SessionPage { size, token, model } = page;
-        let page = ListPage {
-            size: page_size(*size)?,
-            after: page_token(token, session_name)?,
-            model: optional_model("model", model)?,
+        let SessionPage { size, token, model, labels, name_prefix: prefix, pinned } = page;
+        let filter = SessionFilter {
+            model: optional_model("model", &model)?,
+            labels: wanted_labels(labels, &self.limits)?,
+            name_prefix: name_prefix(prefix)?,
+            pinned,
         };
+        let (size, after) = (page_size(size)?, page_token(&token, session_name)?);
+        let page = ListPage { after, size, filter };
         let (views, more) = self.sessions.list(&caller.principal, &page);
         let last = views.last().filter(|_| more).map(|view| view.key.name.to_string());
         Ok((views, last))
     }
 
-    /// Copies a session.
+    /// Copies a session, or its first turns.
     ///
     /// # Errors
     /// A field is refused, the name is taken, the caller has too many, the session moved, or what was stored
     /// of it is damaged.
     pub async fn fork_session(&self, caller: &Caller, fork: &ForkSession) -> Result<SessionView, Error> {
-        let ForkSession { name, new_name, ttl: lifetime, expected_token_count } = fork;
+        let ForkSession { name, new_name, ttl, pinned, turn_count, expected_token_count } = fork;
         let from = caller.session(session_name("name", name)?);
-        let to = fresh_session_name("new_name", new_name)?;
-        let lifetime = ttl(*lifetime, self.limits.session_ttl_max)?;
+        let lifetime = Lifetime { ttl: *ttl, expire_time: None };
+        let lease = lifetime.lease(&self.limits, self.clock.wall())?;
+        let fork = NewFork {
+            name: fresh_session_name("new_name", new_name)?,
+            change: TermsChange { lease, pinned: *pinned, ..TermsChange::default() },
+            turn_count: *turn_count,
+            expected_token_count: *expected_token_count,
+        };
         self.saves.warm(&self.sessions, &from).await?;
-        let forked = self.sessions.fork(&from, to, lifetime, *expected_token_count)?;
+        let forked = self.sessions.fork(&from, fork)?;
         self.saves.saved().await;
         Ok(forked)
     }
 
-    /// Shortens a session.
+    /// Shortens a session. Within an answer the model's tokenizer says what remains of its text.
     ///
     /// # Errors
-    /// A turn runs in it, it moved, it cannot end there, or what was stored of it is damaged.
+    /// A turn runs in it, it moved, it cannot end there, the model's files cannot be used, or what was stored
+    /// of it is damaged.
     pub async fn truncate_session(
         &self,
         caller: &Caller,
@@ -268,16 +328,44 @@ impl Service {
         let TruncateSession { name, to, expected_token_count } = truncate;
         let key = caller.session(session_name("name", name)?);
         self.saves.warm(&self.sessions, &key).await?;
-        let truncated = self.sessions.with(&key, |session, now| {
-            session.expect_tokens(*expected_token_count)?;
-            match *to {
-                TruncateTo::Turns(turns) => session.truncate_turns(turns as usize, now)?,
-                TruncateTo::Tokens(tokens) => session.truncate_tokens(tokens as usize, now)?,
+        loop {
+            let (view, cut) = self.sessions.with(&key, |session, now| {
+                session.expect_tokens(*expected_token_count)?;
+                let cut = match *to {
+                    TruncateTo::Turns(turns) => session.truncate_turns(turns as usize, now).map(|()| None),
+                    TruncateTo::Tokens(tokens) => session.truncate_tokens(tokens as usize, now),
+                    TruncateTo::Messages(messages) => {
+                        session.truncate_messages(messages as usize, now).map(|()| None)
+                    }
+                }?;
+                Ok((session.view(), cut))
+            })?;
+            let view = match cut {
+                None => Some(view),
+                // Meanwhile the session may have moved: then it is asked again.
+                Some(cut) => self.cut_answer(&key, cut).await?,
+            };
+            if let Some(view) = view {
+                self.saves.saved().await;
+                return Ok(view);
             }
-            Ok(session.view())
-        })?;
-        self.saves.saved().await;
-        Ok(truncated)
+        }
+    }
+
+    /// Shortens an answer; returns None if the session moved.
+    async fn cut_answer(&self, key: &SessionKey, cut: AnswerCut) -> Result<Option<SessionView>, Error> {
+        let assets = self.models.assets(&cut.model).await?;
+        let (cut, text) = blocking(move || {
+            let mut detokenizer = assets.tokenizer.detokenizer();
+            let mut text: String = cut.remaining().iter().map(|id| detokenizer.push(*id)).collect();
+            text.push_str(&detokenizer.finish());
+            Ok((cut, text))
+        })
+        .await?;
+        self.sessions.with(key, |session, now| {
+            let done = session.cut_answer(&cut, &text, now)?;
+            Ok(done.then(|| session.view()))
+        })
     }
 
     /// Deletes a session, stops its running turn and drops its KV caches.

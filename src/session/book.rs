@@ -5,11 +5,13 @@
 //! `H` is a hold on a running turn: it is dropped when the turn ends or its session is deleted, whichever is
 //! first.
 
+mod lease_time;
+mod terms;
+
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use dashmap::DashMap;
 
@@ -18,9 +20,14 @@ use super::changes::Changes;
 use super::history::History;
 use super::snapshot::{Contents, Outline, Snapshot};
 use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
+use super::terms::Terms;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::ids::{ModelName, Principal, SessionId, SessionKey, SessionName};
+
+pub use terms::{NewFork, SessionTotals};
+
+use lease_time::LeaseTime;
 
 /// A session to create.
 #[derive(Clone, Debug)]
@@ -29,23 +36,12 @@ pub struct NewSession {
     pub key: SessionKey,
     /// The model it is bound to.
     pub model: ModelName,
-    /// Lifetime after its last use.
-    pub ttl: Duration,
+    /// How long it stays, and its labels.
+    pub terms: Terms,
     /// How its chat turns go on.
     pub history: History,
     /// Salt of its cached KV; empty for none.
     pub cache_salt: Arc<str>,
-}
-
-/// A page of a list.
-#[derive(Clone, Debug)]
-pub struct ListPage {
-    /// Only sessions after this name.
-    pub after: Option<SessionName>,
-    /// Number of entries.
-    pub size: usize,
-    /// Only sessions of this model.
-    pub model: Option<ModelName>,
 }
 
 #[derive(Debug)]
@@ -71,6 +67,10 @@ impl<H> Default for Owned<H> {
 pub struct SessionLimits {
     /// Sessions.
     pub sessions_max: u32,
+    /// Pinned sessions.
+    pub sessions_pinned_max: u32,
+    /// Labels of one session.
+    pub session_labels_max: u32,
     /// Bytes of one session.
     pub session_bytes_max: u64,
     /// Bytes of all sessions together; what forks share counts once.
@@ -89,31 +89,12 @@ pub struct SessionBook<H> {
     lease_time: Mutex<LeaseTime>,
 }
 
-/// The time by which leases run: wall time whose backward steps are left out. It goes on while the machine
-/// sleeps, which monotonic time does not. No lease ends early because the clock was set back, and after that
-/// leases run on at once instead of waiting for the clock to catch up.
-#[derive(Clone, Copy, Debug)]
-struct LeaseTime {
-    /// The wall time at the last reading.
-    told: SystemTime,
-    now: SystemTime,
-}
-
-impl LeaseTime {
-    fn read(&mut self, told: SystemTime) -> SystemTime {
-        let step = told.duration_since(self.told).unwrap_or_default();
-        self.told = told;
-        self.now = self.now.checked_add(step).unwrap_or(self.now);
-        self.now
-    }
-}
-
 impl<H> SessionBook<H> {
     /// Returns an empty book.
     #[must_use]
     pub fn new(limits: SessionLimits, clock: Arc<dyn Clock>) -> Self {
         let told = clock.wall();
-        let lease_time = Mutex::new(LeaseTime { told, now: told });
+        let lease_time = Mutex::new(LeaseTime::new(told));
         Self {
             owners: DashMap::new(),
             turns_begun: AtomicU64::new(0),
@@ -173,29 +154,14 @@ impl<H> SessionBook<H> {
     /// Creates an empty session.
     pub fn create(&self, new: NewSession) -> Result<SessionView, Error> {
         let now = self.now();
-        let mut owned = self.owners.entry(new.key.owner.clone()).or_default();
-        self.refuse_another(&owned, &new.key.name, now)?;
-        let session = Session::held(owned.held.clone(), new.key.clone(), new.model, new.ttl, now);
-        let session = session.with_history(new.history).with_cache_salt(new.cache_salt);
-        Ok(self.insert(&mut owned, session))
-    }
-
-    /// Copies a session of the same owner.
-    pub fn fork(
-        &self,
-        from: &SessionKey,
-        name: SessionName,
-        ttl: Option<Duration>,
-        expected_token_count: Option<u32>,
-    ) -> Result<SessionView, Error> {
-        let now = self.now();
-        let mut owned = self.owners.get_mut(&from.owner).ok_or_else(|| not_found(from))?;
-        let original = &usable(&mut owned, from, now)?.session;
-        original.expect_tokens(expected_token_count)?;
-        let key = SessionKey { owner: from.owner.clone(), name };
-        let copy = original.fork(key.clone(), ttl, now);
+        let NewSession { key, model, terms, history, cache_salt } = new;
+        let terms = Terms { lease: self.own_lease(terms.lease), ..terms };
+        let mut owned = self.owners.entry(key.owner.clone()).or_default();
         self.refuse_another(&owned, &key.name, now)?;
-        Ok(self.insert(&mut owned, copy))
+        self.refuse_terms(&owned, &key.name, &terms, now)?;
+        let session = Session::held(owned.held.clone(), key, model, terms, now);
+        let session = session.with_history(history).with_cache_salt(cache_salt);
+        Ok(self.insert(&mut owned, session))
     }
 
     /// Numbers a session and adds it.
@@ -240,41 +206,6 @@ impl<H> SessionBook<H> {
         let gone = owned.entries.remove(&key.name);
         self.changes.note(key);
         Ok(gone.and_then(|entry| entry.turn))
-    }
-
-    /// Returns one page of an owner's sessions, and whether there are more.
-    #[must_use]
-    pub fn list(&self, owner: &Principal, page: &ListPage) -> (Vec<SessionView>, bool) {
-        let now = self.now();
-        let Some(owned) = self.owners.get(owner) else { return (Vec::new(), false) };
-        let start = page.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut matching = owned
-            .entries
-            .range((start, Bound::Unbounded))
-            .map(|(_, entry)| &entry.session)
-            .filter(|session| {
-                !session.is_expired(now) && page.model.as_ref().is_none_or(|model| session.model() == model)
-            });
-        let views = matching.by_ref().take(page.size).map(Session::view).collect();
-        (views, matching.next().is_some())
-    }
-
-    /// Returns the number of sessions of all owners.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.owners.iter().map(|owned| owned.entries.len()).sum()
-    }
-
-    /// Returns the number of sessions of all owners by model.
-    #[must_use]
-    pub fn count_by_model(&self) -> BTreeMap<ModelName, usize> {
-        let mut counts = BTreeMap::new();
-        for owned in &self.owners {
-            for entry in owned.entries.values() {
-                *counts.entry(entry.session.model().clone()).or_default() += 1;
-            }
-        }
-        counts
     }
 
     /// Removes expired sessions and returns their keys.

@@ -1,11 +1,11 @@
 //! Owners, limits, leases and guards.
 
 use std::sync::Mutex;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::clock::Moment;
-use crate::session::{InputKind, Message, Role};
+use crate::session::{InputKind, Labels, Lease, ListPage, Message, Role, SessionFilter, TermsChange};
 
 struct Hand(Mutex<SystemTime>);
 
@@ -27,7 +27,13 @@ impl Clock for Hand {
 
 fn book(sessions_max: u32) -> (Arc<SessionBook<Arc<()>>>, Arc<Hand>) {
     let clock = Arc::new(Hand(Mutex::new(SystemTime::UNIX_EPOCH)));
-    let limits = SessionLimits { sessions_max, session_bytes_max: 100_000, sessions_bytes_max: 200_000 };
+    let limits = SessionLimits {
+        sessions_max,
+        sessions_pinned_max: 2,
+        session_labels_max: 3,
+        session_bytes_max: 100_000,
+        sessions_bytes_max: 200_000,
+    };
     (Arc::new(SessionBook::new(limits, clock.clone())), clock)
 }
 
@@ -37,13 +43,15 @@ fn key(owner: &str, name: &str) -> SessionKey {
 
 fn create(book: &SessionBook<Arc<()>>, owner: &str, name: &str) -> Result<SessionView, Error> {
     let ttl = Duration::from_secs(10);
-    book.create(NewSession {
-        key: key(owner, name),
-        model: "m".into(),
-        ttl,
-        history: History::Auto,
-        cache_salt: "".into(),
-    })
+    let (history, cache_salt) = (History::Auto, "".into());
+    let terms = Terms::after_use(ttl);
+    book.create(NewSession { key: key(owner, name), model: "m".into(), terms, history, cache_salt })
+}
+
+/// A copy of all turns.
+fn whole(name: &str) -> NewFork {
+    let change = TermsChange::default();
+    NewFork { name: name.into(), change, turn_count: None, expected_token_count: None }
 }
 
 const RAW: TurnRequest = TurnRequest {
@@ -62,7 +70,7 @@ fn names_are_unique_within_an_owner_and_limited() {
     create(&book, "uid:2", "a").unwrap();
     create(&book, "uid:1", "b").unwrap();
     assert_eq!(create(&book, "uid:1", "c"), Err(Error::SessionLimit { limit: "sessions_max", value: 2 }));
-    assert_eq!(book.count(), 3);
+    assert_eq!((book.totals(None).sessions, book.totals(Some(&"uid:2".into())).sessions), (3, 1));
 }
 
 #[test]
@@ -106,8 +114,9 @@ fn a_fork_goes_on_independently() {
     create(&book, "uid:1", "a").unwrap();
     let (guard, _) = book.begin(&key("uid:1", "a"), &RAW, Arc::default()).unwrap();
     guard.commit(vec![1, 2], TurnContent::Raw).unwrap();
-    assert!(book.fork(&key("uid:1", "a"), "b".into(), None, Some(1)).is_err());
-    book.fork(&key("uid:1", "a"), "b".into(), None, Some(2)).unwrap();
+    let copy = |expected| NewFork { expected_token_count: Some(expected), ..whole("b") };
+    assert!(book.fork(&key("uid:1", "a"), copy(1)).is_err());
+    book.fork(&key("uid:1", "a"), copy(2)).unwrap();
     let (guard, start) = book.begin(&key("uid:1", "b"), &RAW, Arc::default()).unwrap();
     assert_eq!(*start.tokens, [1, 2]);
     guard.commit(vec![1, 2, 3], TurnContent::Raw).unwrap();
@@ -122,7 +131,7 @@ fn an_expired_session_is_gone_before_and_after_the_sweep() {
     assert!(book.begin(&key("uid:1", "a"), &RAW, Arc::default()).is_err());
     create(&book, "uid:1", "b").unwrap();
     assert_eq!(book.sweep(), [key("uid:1", "a")]);
-    assert_eq!(book.count(), 1);
+    assert_eq!(book.totals(None).sessions, 1);
 }
 
 #[test]
@@ -149,7 +158,7 @@ fn pages_follow_one_another_in_order() {
     for name in ["c", "a", "b"] {
         create(&book, "uid:1", name).unwrap();
     }
-    let mut page = ListPage { after: None, size: 2, model: None };
+    let mut page = ListPage { after: None, size: 2, filter: SessionFilter::default() };
     let (first, more) = book.list(&"uid:1".into(), &page);
     let names: Vec<_> = first.iter().map(|view| view.key.name.to_string()).collect();
     assert_eq!((names, more), (vec!["a".into(), "b".into()], true));
@@ -167,8 +176,12 @@ fn say(book: &Arc<SessionBook<Arc<()>>>, name: &str, bytes: usize) -> Result<(),
     let request = TurnRequest { input: InputKind::Chat, input_bytes: bytes, ..RAW };
     let (guard, start) = book.begin(&key("uid:1", name), &request, Arc::new(()))?;
     let tokens = [&*start.tokens, &[1, 2]].concat();
-    let content =
-        TurnContent::Chat { messages: vec![named(bytes)], text: Some("hi".into()), text_is_whole: true };
+    let content = TurnContent::Chat {
+        messages: vec![named(bytes)],
+        text: Some("hi".into()),
+        text_is_whole: true,
+        answer: None,
+    };
     guard.commit(tokens, content).map(drop)
 }
 
@@ -182,7 +195,7 @@ fn forks_share_their_bytes_and_the_last_one_gives_them_back() {
     create(&book, "uid:1", "a").unwrap();
     say(&book, "a", 50_000).unwrap();
     let before = held(&book);
-    let fork = |name: &str| book.fork(&key("uid:1", "a"), name.into(), None, None).map(drop);
+    let fork = |name: &str| book.fork(&key("uid:1", "a"), whole(name)).map(drop);
     (0..30).for_each(|at| fork(&format!("f{at}")).unwrap());
     assert!(held(&book) < before + 30 * 1000, "{before} {}", held(&book));
     // What a fork adds is its own.
@@ -221,4 +234,159 @@ fn a_session_and_its_owner_hold_limited_bytes_of_every_field() {
     assert_eq!(held(&book), before);
     book.with(&key("uid:1", "a"), |session, now| session.truncate_turns(0, now)).unwrap();
     say(&book, "c", 50_000).unwrap();
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn pin(book: &SessionBook<Arc<()>>, name: &str, pinned: bool) -> Result<SessionView, Error> {
+    book.update(&key("uid:1", name), TermsChange { pinned: Some(pinned), ..TermsChange::default() })
+}
+
+#[test]
+fn a_pinned_session_stays_until_it_is_deleted_or_unpinned() {
+    let (book, clock) = book(9);
+    create(&book, "uid:1", "a").unwrap();
+    pin(&book, "a", true).unwrap();
+    clock.set(1_000_000);
+    assert!(book.sweep().is_empty());
+    // Unpinning is a use: its lifetime begins anew.
+    pin(&book, "a", false).unwrap();
+    clock.set(1_000_009);
+    assert!(book.sweep().is_empty());
+    clock.set(1_000_010);
+    assert_eq!(book.sweep(), [key("uid:1", "a")]);
+}
+
+#[test]
+fn pins_are_limited_by_owner_and_forks_take_them_over() {
+    let (book, _) = book(9);
+    for name in ["a", "b"] {
+        create(&book, "uid:1", name).unwrap();
+    }
+    pin(&book, "a", true).unwrap();
+    let fork = book.fork(&key("uid:1", "a"), whole("f")).unwrap();
+    assert!(fork.terms.pinned);
+    let refused = Err(Error::SessionLimit { limit: "sessions_pinned_max", value: 2 });
+    assert_eq!(pin(&book, "b", true), refused);
+    assert_eq!(book.fork(&key("uid:1", "a"), whole("g")), refused);
+    let unpinned = TermsChange { pinned: Some(false), ..TermsChange::default() };
+    book.fork(&key("uid:1", "a"), NewFork { change: unpinned, ..whole("g") }).unwrap();
+    // To pin again changes nothing, and what another owner has pinned does not count.
+    pin(&book, "a", true).unwrap();
+    create(&book, "uid:2", "a").unwrap();
+    book.update(&key("uid:2", "a"), TermsChange { pinned: Some(true), ..TermsChange::default() }).unwrap();
+    book.delete(&key("uid:1", "f")).unwrap();
+    pin(&book, "b", true).unwrap();
+}
+
+#[test]
+fn an_end_that_was_given_holds_whatever_the_session_is_used_for() {
+    let (book, clock) = book(9);
+    clock.set(1000);
+    create(&book, "uid:1", "a").unwrap();
+    clock.set(900);
+    let until = Lease::Until(SystemTime::UNIX_EPOCH + Duration::from_secs(903));
+    book.update(&key("uid:1", "a"), TermsChange { lease: Some(until), ..TermsChange::default() }).unwrap();
+    clock.set(902);
+    let (guard, _) = book.begin(&key("uid:1", "a"), &RAW, Arc::default()).unwrap();
+    guard.commit(vec![1], TurnContent::Raw).unwrap();
+    assert!(book.sweep().is_empty());
+    clock.set(903);
+    assert_eq!(book.sweep(), [key("uid:1", "a")]);
+}
+
+#[test]
+fn labels_are_limited_in_number_and_bytes() {
+    let (book, _) = book(9);
+    create(&book, "uid:1", "a").unwrap();
+    let before = held(&book);
+    let set = |pairs: &[(&str, &str)]| {
+        let change = TermsChange { set_labels: labels(pairs), ..TermsChange::default() };
+        book.update(&key("uid:1", "a"), change)
+    };
+    set(&[("a", "1"), ("b", "2")]).unwrap();
+    let many = Err(Error::SessionLimit { limit: "session_labels_max", value: 3 });
+    assert_eq!(set(&[("c", "3"), ("d", "4")]), many);
+    let long = "x".repeat(200_000);
+    let bytes = Err(Error::SessionLimit { limit: "sessions_bytes_max", value: 200_000 });
+    assert_eq!(set(&[("c", &long)]), bytes);
+    assert!(held(&book) > before);
+    let change = TermsChange { remove_labels: vec!["a".into(), "b".into()], ..TermsChange::default() };
+    assert!(book.update(&key("uid:1", "a"), change).unwrap().terms.labels.is_empty());
+    assert_eq!(held(&book), before);
+}
+
+#[test]
+fn pages_of_a_filtered_list_follow_one_another() {
+    let (book, _) = book(99);
+    for (name, color) in [("a/1", "red"), ("b/1", "red"), ("b/2", "blue"), ("b/3", "red"), ("c/1", "red")] {
+        let terms = Terms {
+            labels: Arc::new(labels(&[("color", color), ("kind", "test")])),
+            pinned: name == "b/3",
+            ..Terms::after_use(Duration::from_secs(10))
+        };
+        let (history, cache_salt) = (History::Auto, "".into());
+        let model = "m".into();
+        book.create(NewSession { key: key("uid:1", name), model, terms, history, cache_salt }).unwrap();
+    }
+    let names = |filter: &SessionFilter| {
+        let (mut after, mut all) = (None, Vec::new());
+        loop {
+            let page = ListPage { after, size: 1, filter: filter.clone() };
+            let (views, more) = book.list(&"uid:1".into(), &page);
+            all.extend(views.iter().map(|view| view.key.name.to_string()));
+            after = views.last().map(|view| view.key.name.clone());
+            if !more {
+                return all;
+            }
+        }
+    };
+    let filter = SessionFilter::default;
+    assert_eq!(names(&filter()).len(), 5);
+    let red = SessionFilter { labels: labels(&[("color", "red")]), ..filter() };
+    assert_eq!(names(&red), ["a/1", "b/1", "b/3", "c/1"]);
+    assert_eq!(names(&SessionFilter { name_prefix: "b/".into(), ..red.clone() }), ["b/1", "b/3"]);
+    assert_eq!(names(&SessionFilter { pinned: Some(false), ..red }), ["a/1", "b/1", "c/1"]);
+    assert!(names(&SessionFilter { labels: labels(&[("color", "")]), ..filter() }).is_empty());
+    assert!(names(&SessionFilter { name_prefix: "zz".into(), ..filter() }).is_empty());
+    assert!(names(&SessionFilter { model: Some("other".into()), ..filter() }).is_empty());
+}
+
+#[test]
+fn a_fork_begins_at_the_end_of_a_turn() {
+    let (book, _) = book(9);
+    create(&book, "uid:1", "a").unwrap();
+    for _ in 0..3 {
+        say(&book, "a", 10).unwrap();
+    }
+    let at = |name: &str, turns| {
+        let fork = NewFork { turn_count: Some(turns), ..whole(name) };
+        book.fork(&key("uid:1", "a"), fork).map(|view| (view.turns.len(), view.token_count))
+    };
+    assert_eq!((at("f", 2), at("g", 0), at("h", 3)), (Ok((2, 4)), Ok((0, 0)), Ok((3, 6))));
+    assert!(matches!(at("i", 4), Err(Error::InvalidField { field, .. }) if field == "turn_count"));
+    assert_eq!(book.totals(None).sessions, 4);
+    // A turn that runs is not part of the copy.
+    let _running = book.begin(&key("uid:1", "a"), &RAW, Arc::default()).unwrap();
+    assert_eq!(at("i", 1), Ok((1, 2)));
+}
+
+#[test]
+fn totals_are_of_one_owner_or_of_all() {
+    let (book, _) = book(9);
+    create(&book, "uid:1", "a").unwrap();
+    create(&book, "uid:1", "b").unwrap();
+    create(&book, "uid:2", "a").unwrap();
+    pin(&book, "b", true).unwrap();
+    say(&book, "a", 1000).unwrap();
+    let _running = book.begin(&key("uid:1", "a"), &RAW, Arc::default()).unwrap();
+    let own = book.totals(Some(&"uid:1".into()));
+    assert_eq!((own.sessions, own.pinned, own.busy), (2, 1, 1));
+    let other = book.totals(Some(&"uid:2".into()));
+    assert_eq!((other.sessions, other.pinned, other.busy), (1, 0, 0));
+    assert!(own.bytes > 1000 + other.bytes);
+    assert_eq!(book.totals(None).bytes, own.bytes + other.bytes);
+    assert_eq!(book.totals(Some(&"uid:3".into())), SessionTotals::default());
 }

@@ -13,8 +13,8 @@ pub(super) const SESSION_BYTES: usize = 512;
 /// Bytes of a turn besides its messages.
 pub(super) const TURN_BYTES: usize = 64;
 
-/// Bytes of a message, or of a part of one, besides what it holds.
-const PART_BYTES: usize = 64;
+/// Bytes of a message, of a part of one, or of a label, besides what it holds.
+pub(super) const PART_BYTES: usize = 64;
 
 /// The bytes of one owner.
 #[derive(Clone, Debug, Default)]
@@ -73,8 +73,8 @@ impl Drop for Charge {
 
 /// Returns the bytes of messages as a session keeps them, with every field.
 #[must_use]
-pub fn messages_bytes(messages: &[Message]) -> usize {
-    messages.iter().map(|message| message.bytes() + message.part_count() * PART_BYTES).sum()
+pub fn messages_bytes<'a>(messages: impl IntoIterator<Item = &'a Message>) -> usize {
+    messages.into_iter().map(|message| message.bytes() + message.part_count() * PART_BYTES).sum()
 }
 
 /// Returns the bytes of tokens.

@@ -41,6 +41,7 @@ mod tests {
             is_whole: true,
             history: History::Auto,
             cache_salt: "".into(),
+            pinned: false,
         }
     }
 

@@ -8,21 +8,27 @@ mod book;
 mod bytes;
 mod changes;
 mod context;
+mod cut;
 mod history;
+mod list;
 mod message;
 mod record;
 mod snapshot;
 mod state;
+mod terms;
 
-pub use book::{ListPage, NewSession, SessionBook, SessionLimits, TurnGuard};
+pub use book::{NewFork, NewSession, SessionBook, SessionLimits, SessionTotals, TurnGuard};
 pub use bytes::{messages_bytes, tokens_bytes};
 pub use changes::{Changes, Taken};
 pub use context::{chat_rest, chat_text, joined};
+pub use cut::AnswerCut;
 pub use history::{History, HistoryOutcome};
+pub use list::{ListPage, SessionFilter};
 pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
 pub use record::{Keeps, Record, RecordError, Replay, record, whole};
-pub use snapshot::{Contents, Outline, Sizes, Snapshot, TurnEnd};
+pub use snapshot::{AnswerStart, Contents, Outline, Sizes, Snapshot, TurnEnd};
 pub use state::{InputKind, Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
+pub use terms::{Labels, Lease, Terms, TermsChange};
 
 /// Characters of a session's name.
 pub const NAME_CHARS_MAX: usize = 128;
@@ -30,6 +36,12 @@ pub const NAME_CHARS_MAX: usize = 128;
 /// Returns whether `name` may name a session: 1 to 128 characters out of `A-Z a-z 0-9 . _ : / -`.
 #[must_use]
 pub fn is_valid_name(name: &str) -> bool {
-    (1..=NAME_CHARS_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte))
+    !name.is_empty() && may_begin_name(name)
+}
+
+/// Returns whether a session's name may begin with `prefix`; an empty one begins them all.
+#[must_use]
+pub fn may_begin_name(prefix: &str) -> bool {
+    prefix.len() <= NAME_CHARS_MAX
+        && prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte))
 }

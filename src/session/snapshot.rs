@@ -3,11 +3,21 @@
 //! until its content is read.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::history::History;
 use super::message::Message;
+use super::terms::Terms;
 use crate::ids::{ModelName, SessionId, SessionKey};
+
+/// Where the answer of a turn begins in its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerStart {
+    /// Tokens before it.
+    pub tokens: usize,
+    /// Bytes of text before it; none where that is not known.
+    pub text_bytes: Option<usize>,
+}
 
 /// The end of a finished turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +28,10 @@ pub struct TurnEnd {
     pub token_count: usize,
     /// Bytes of text at its end; none where the tokens' text is not known.
     pub(super) text_bytes: Option<usize>,
-    /// Whether its tokens hold all of it: a later turn may have rewritten them.
+    /// Whether its tokens hold all of its messages, and nothing else: a later turn may have rewritten them.
     pub(super) is_whole: bool,
+    /// Where its answer, its last message, begins; none without one, and where a later turn rewrote it.
+    pub(super) answer: Option<AnswerStart>,
     /// Whether its input was text or ids instead of messages.
     pub raw: bool,
 }
@@ -30,6 +42,11 @@ impl TurnEnd {
         self.message_count <= sizes.messages
             && self.token_count <= sizes.tokens
             && self.text_bytes.is_none_or(|bytes| bytes <= sizes.text_bytes)
+            && self.answer.is_none_or(|start| {
+                self.message_count > 0
+                    && start.tokens <= self.token_count
+                    && start.text_bytes.is_none_or(|bytes| bytes <= sizes.text_bytes)
+            })
     }
 }
 
@@ -42,8 +59,8 @@ pub struct Outline {
     pub key: SessionKey,
     /// The model it is bound to.
     pub model: ModelName,
-    /// Lifetime after its last use.
-    pub ttl: Duration,
+    /// How long it stays, and its labels.
+    pub terms: Terms,
     /// Time of its creation.
     pub created: SystemTime,
     /// Time of its last use.

@@ -1,16 +1,17 @@
 //! One session: its turns, and the rules of what may follow what. A turn begins (`begin`), and either commits
 //! or is rolled back; between the two only `busy` is set. Messages, text and tokens are shared with the turns
-//! and forks that build on them, never copied.
+//! and forks that build on them, never copied. How it is cut back is in `cut`.
 
 mod stored;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::bytes::{Charge, Held, SESSION_BYTES, TURN_BYTES, messages_bytes, tokens_bytes};
 use super::history::History;
 use super::message::Message;
-use super::snapshot::TurnEnd;
+use super::snapshot::{AnswerStart, TurnEnd};
+use super::terms::Terms;
 use crate::count::count;
 use crate::error::Error;
 use crate::ids::{ModelName, SessionId, SessionKey};
@@ -63,6 +64,8 @@ pub struct TurnStart {
     pub history: History,
     /// Salt of the session's cached KV; empty for none.
     pub cache_salt: Arc<str>,
+    /// Whether the session is pinned.
+    pub pinned: bool,
 }
 
 /// The additions of a finished turn.
@@ -79,6 +82,8 @@ pub enum TurnContent {
         /// Whether `text` covers all tokens. That of an answer cut at a stop string does not: the tokens hold
         /// that string, the text does not.
         text_is_whole: bool,
+        /// Where the answer begins; none if the turn has no answer.
+        answer: Option<AnswerStart>,
     },
 }
 
@@ -89,18 +94,24 @@ pub struct SessionView {
     pub key: SessionKey,
     /// The model it is bound to.
     pub model: ModelName,
-    /// Tokens in it.
+    /// Number of its tokens.
     pub token_count: usize,
+    /// Its tokens; none while its content is not in memory.
+    pub tokens: Arc<[u32]>,
+    /// Bytes of all that it holds; what forks share counts in each.
+    pub bytes: u64,
     /// Its finished turns.
     pub turns: Vec<TurnEnd>,
     /// Whether a turn runs.
     pub busy: bool,
-    /// Lifetime after its last use.
-    pub ttl: Duration,
+    /// How long it stays, and its labels.
+    pub terms: Terms,
     /// Time of its creation.
     pub created: SystemTime,
     /// Time of its last use.
     pub used: SystemTime,
+    /// Salt of its cached KV; empty for none.
+    pub cache_salt: Arc<str>,
     /// How its chat turns go on.
     pub history: History,
 }
@@ -109,26 +120,28 @@ pub struct SessionView {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
     id: SessionId,
-    key: SessionKey,
-    model: ModelName,
-    messages: Vec<Arc<Message>>,
+    pub(super) key: SessionKey,
+    pub(super) model: ModelName,
+    pub(super) messages: Vec<Arc<Message>>,
     /// Rendered messages, output included, as far as known; the last turn says how far it is valid.
-    text: Arc<str>,
-    tokens: Arc<[u32]>,
-    turns: Vec<TurnEnd>,
+    pub(super) text: Arc<str>,
+    pub(super) tokens: Arc<[u32]>,
+    pub(super) turns: Vec<TurnEnd>,
     /// The bytes of each turn.
-    turn_bytes: Vec<Arc<Charge>>,
+    pub(super) turn_bytes: Vec<Arc<Charge>>,
     /// The bytes of text and tokens.
     content_bytes: Arc<Charge>,
+    /// The bytes of its labels.
+    terms_bytes: Arc<Charge>,
     /// The bytes that no fork shares.
     own_bytes: Arc<Charge>,
-    held: Held,
+    pub(super) held: Held,
     /// None while messages, text and tokens are those of the session.
     absence: Option<Absence>,
     busy: Option<TurnId>,
-    ttl: Duration,
+    terms: Terms,
     created: SystemTime,
-    used: SystemTime,
+    pub(super) used: SystemTime,
     history: History,
     cache_salt: Arc<str>,
 }
@@ -136,18 +149,12 @@ pub struct Session {
 impl Session {
     /// Returns an empty session.
     #[must_use]
-    pub fn new(key: SessionKey, model: ModelName, ttl: Duration, now: SystemTime) -> Self {
-        Self::held(Held::default(), key, model, ttl, now)
+    pub fn new(key: SessionKey, model: ModelName, terms: Terms, now: SystemTime) -> Self {
+        Self::held(Held::default(), key, model, terms, now)
     }
 
     /// Returns an empty session whose bytes are counted in `held`.
-    pub(super) fn held(
-        held: Held,
-        key: SessionKey,
-        model: ModelName,
-        ttl: Duration,
-        now: SystemTime,
-    ) -> Self {
+    pub(super) fn held(held: Held, key: SessionKey, model: ModelName, terms: Terms, now: SystemTime) -> Self {
         Self {
             id: SessionId::default(),
             key,
@@ -158,11 +165,12 @@ impl Session {
             turns: Vec::new(),
             turn_bytes: Vec::new(),
             content_bytes: Arc::new(held.charge(0)),
+            terms_bytes: Arc::new(held.charge(terms.bytes())),
             own_bytes: Arc::new(held.charge(SESSION_BYTES)),
             held,
             absence: None,
             busy: None,
-            ttl,
+            terms,
             created: now,
             used: now,
             history: History::default(),
@@ -182,19 +190,20 @@ impl Session {
         Self { cache_salt, ..self }
     }
 
-    /// Returns a copy under a new name, without the turn that may run. The content is shared.
+    /// Returns a copy under a new name, without the turn that may run. Content and labels are shared.
     #[must_use]
-    pub fn fork(&self, key: SessionKey, ttl: Option<Duration>, now: SystemTime) -> Self {
-        let ttl = ttl.unwrap_or(self.ttl);
+    pub fn fork(&self, key: SessionKey, now: SystemTime) -> Self {
         let lists = size_of_val(self.messages.as_slice()) + size_of_val(self.turns.as_slice());
         let own_bytes = Arc::new(self.held.charge(SESSION_BYTES + lists));
-        Self { key, own_bytes, busy: None, ttl, created: now, used: now, ..self.clone() }
+        Self { key, own_bytes, busy: None, created: now, used: now, ..self.clone() }
     }
 
     /// Returns the bytes that a further turn does not replace: everything but text and tokens.
     #[must_use]
     pub fn lasting_bytes(&self) -> u64 {
-        self.own_bytes.bytes() + self.turn_bytes.iter().map(|turn| turn.bytes()).sum::<u64>()
+        self.own_bytes.bytes()
+            + self.terms_bytes.bytes()
+            + self.turn_bytes.iter().map(|turn| turn.bytes()).sum::<u64>()
     }
 
     /// Returns its public facts.
@@ -204,17 +213,21 @@ impl Session {
             key: self.key.clone(),
             model: self.model.clone(),
             token_count: self.sizes().tokens,
+            tokens: Arc::clone(&self.tokens),
+            bytes: self.lasting_bytes() + self.content_bytes.bytes(),
             turns: self.turns.clone(),
             busy: self.busy.is_some(),
-            ttl: self.ttl,
+            terms: self.terms.clone(),
             created: self.created,
             used: self.used,
+            cache_salt: Arc::clone(&self.cache_salt),
             history: self.history,
         }
     }
 
     /// Returns whether a turn runs.
-    pub(super) fn is_busy(&self) -> bool {
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
         self.busy.is_some()
     }
 
@@ -222,6 +235,19 @@ impl Session {
     #[must_use]
     pub fn model(&self) -> &ModelName {
         &self.model
+    }
+
+    /// Returns its terms.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Changes its terms, which is a use of it.
+    pub fn set_terms(&mut self, terms: Terms, now: SystemTime) {
+        self.terms_bytes = Arc::new(self.held.charge(terms.bytes()));
+        self.terms = terms;
+        self.used = now;
     }
 
     /// Returns its tokens.
@@ -239,7 +265,7 @@ impl Session {
     /// Returns whether it expired. A running turn keeps it alive.
     #[must_use]
     pub fn is_expired(&self, now: SystemTime) -> bool {
-        self.busy.is_none() && self.used.checked_add(self.ttl).is_some_and(|end| end <= now)
+        self.busy.is_none() && self.terms.end(self.used).is_some_and(|end| end <= now)
     }
 
     /// Refuses when the token count is not the expected one.
@@ -269,6 +295,7 @@ impl Session {
             is_whole: self.turns.last().is_none_or(|last| last.is_whole),
             history: self.history,
             cache_salt: Arc::clone(&self.cache_salt),
+            pinned: self.terms.pinned,
         })
     }
 
@@ -315,18 +342,19 @@ impl Session {
             return false;
         }
         let raw = matches!(content, TurnContent::Raw);
-        let (mut text_bytes, mut kept) = (None, TURN_BYTES);
-        if let TurnContent::Chat { messages, text, text_is_whole } = content {
+        let (mut text_bytes, mut kept, mut answer) = (None, TURN_BYTES, None);
+        if let TurnContent::Chat { messages, text, text_is_whole, answer: start } = content {
             self.forget_rewritten(&tokens, text.as_deref());
             kept += messages_bytes(&messages);
             self.messages.extend(messages.into_iter().map(Arc::new));
+            answer = start;
             if let Some(text) = text {
                 text_bytes = text_is_whole.then_some(text.len());
                 self.text = text;
             }
         }
         let (message_count, token_count) = (self.messages.len(), tokens.len());
-        self.turns.push(TurnEnd { message_count, token_count, text_bytes, is_whole: true, raw });
+        self.turns.push(TurnEnd { message_count, token_count, text_bytes, is_whole: true, answer, raw });
         self.turn_bytes.push(Arc::new(self.held.charge(kept)));
         self.tokens = tokens;
         self.count_content();
@@ -343,64 +371,16 @@ impl Session {
         }
     }
 
-    /// Truncates to the first `turn_count` turns.
-    pub fn truncate_turns(&mut self, turn_count: usize, now: SystemTime) -> Result<(), Error> {
-        self.refuse_if_busy()?;
-        if turn_count > self.turns.len() {
-            return Err(Error::field("turn_count", format!("the session has {} turns", self.turns.len())));
-        }
-        self.cut(turn_count, now);
-        Ok(())
-    }
-
-    /// Truncates to the first `token_count` tokens: the end of a turn, or a point inside a raw one.
-    pub fn truncate_tokens(&mut self, token_count: usize, now: SystemTime) -> Result<(), Error> {
-        self.refuse_if_busy()?;
-        if token_count > self.tokens.len() {
-            return Err(Error::field("token_count", format!("the session has {} tokens", self.tokens.len())));
-        }
-        let whole = self.turns.partition_point(|turn| turn.token_count <= token_count);
-        let end = whole.checked_sub(1).map_or(0, |last| self.turns[last].token_count);
-        let shortened = self.turns.get(whole).filter(|_| end < token_count).cloned();
-        if shortened.as_ref().is_some_and(|turn| !turn.raw) {
-            return Err(Error::field("token_count", "must be the end of a turn: the session has chat turns"));
-        }
-        let tokens = Arc::clone(&self.tokens);
-        self.cut(whole, now);
-        if let Some(turn) = shortened {
-            self.tokens = tokens[..token_count].into();
-            self.turns.push(TurnEnd { token_count, ..turn });
-            self.turn_bytes.push(Arc::new(self.held.charge(TURN_BYTES)));
-            self.count_content();
-        }
-        Ok(())
-    }
-
     fn is_raw(&self) -> bool {
         self.turns.last().is_some_and(|turn| turn.raw)
     }
 
-    fn refuse_if_busy(&self) -> Result<(), Error> {
+    pub(super) fn refuse_if_busy(&self) -> Result<(), Error> {
         if self.busy.is_some() { Err(Error::SessionBusy(self.key.name.clone())) } else { Ok(()) }
     }
 
-    fn cut(&mut self, turn_count: usize, now: SystemTime) {
-        self.turns.truncate(turn_count);
-        self.turn_bytes.truncate(turn_count);
-        let (messages, tokens) =
-            self.turns.last().map_or((0, 0), |last| (last.message_count, last.token_count));
-        self.messages.truncate(messages);
-        if tokens < self.tokens.len() {
-            self.tokens = self.tokens[..tokens].into();
-        }
-        let text_bytes = self.turns.iter().filter_map(|turn| turn.text_bytes).max().unwrap_or(0);
-        self.text = shared_start(&self.text, text_bytes).unwrap_or_default();
-        self.count_content();
-        self.used = now;
-    }
-
     /// Charges text and tokens as they are now.
-    fn count_content(&mut self) {
+    pub(super) fn count_content(&mut self) {
         let bytes = self.text.len() + tokens_bytes(self.tokens.len());
         self.content_bytes = Arc::new(self.held.charge(bytes));
     }
@@ -414,7 +394,7 @@ impl Session {
         for turn in &mut self.turns {
             let text_holds = turn.text_bytes.is_some_and(|bytes| bytes <= same_bytes);
             if turn.token_count > same_tokens || !text_holds {
-                turn.text_bytes = None;
+                (turn.text_bytes, turn.answer) = (None, None);
                 turn.is_whole &= turn.token_count <= same_tokens;
                 turn.token_count = turn.token_count.min(same_tokens);
             }
@@ -423,7 +403,7 @@ impl Session {
 }
 
 /// Returns the first `end` bytes; shared if they are all.
-fn shared_start(text: &Arc<str>, end: usize) -> Option<Arc<str>> {
+pub(super) fn shared_start(text: &Arc<str>, end: usize) -> Option<Arc<str>> {
     if end == text.len() { Some(Arc::clone(text)) } else { text.get(..end).map(Arc::from) }
 }
 

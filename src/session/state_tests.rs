@@ -1,6 +1,6 @@
 //! What may follow what in a session, and that text and tokens agree whatever happens.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
 fn session() -> Session {
     let key = SessionKey { owner: "uid:1".into(), name: "s".into() };
-    Session::new(key, "m".into(), Duration::from_secs(60), NOW)
+    Session::new(key, "m".into(), Terms::after_use(Duration::from_secs(60)), NOW)
 }
 
 fn request(input: InputKind) -> TurnRequest {
@@ -20,7 +20,19 @@ fn request(input: InputKind) -> TurnRequest {
 
 fn chat(text: &str) -> TurnContent {
     let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
-    TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true }
+    TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true, answer: None }
+}
+
+/// A chat turn of which the last `answer` tokens, and bytes of text, are the answer.
+fn answered(text: &str, answer: usize) -> TurnContent {
+    let start = text.len() - answer;
+    let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, &text[start..])];
+    let answer = Some(AnswerStart { tokens: start, text_bytes: Some(start) });
+    TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true, answer }
+}
+
+fn texts(session: &Session) -> Vec<String> {
+    session.messages().iter().map(|message| message.joined_text()).collect()
 }
 
 fn turn(session: &mut Session, id: u64, tokens: Vec<u32>, content: TurnContent) {
@@ -91,8 +103,7 @@ fn truncation_restores_text_and_tokens_of_the_turn() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2], chat("ab"));
     turn(&mut session, 2, vec![1, 2, 3, 4], chat("abcd"));
-    assert!(session.truncate_tokens(3, NOW).is_err());
-    session.truncate_tokens(2, NOW).unwrap();
+    assert_eq!(session.truncate_tokens(2, NOW), Ok(None));
     let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
     assert_eq!((start.text.as_deref(), &*start.tokens), (Some("ab"), &[1, 2][..]));
 }
@@ -112,7 +123,8 @@ fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2], chat("ab"));
     let TurnContent::Chat { messages, .. } = chat("") else { unreachable!() };
-    let content = TurnContent::Chat { messages, text: Some("abc".into()), text_is_whole: false };
+    let content =
+        TurnContent::Chat { messages, text: Some("abc".into()), text_is_whole: false, answer: None };
     turn(&mut session, 2, vec![1, 2, 3, 4], content);
     let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
     assert_eq!(start.text, None);
@@ -140,7 +152,8 @@ fn a_turn_after_tokens_of_unknown_text_forgets_no_earlier_text() {
     turn(&mut session, 1, vec![1, 2], chat("ab"));
     for (id, tokens) in [(2, vec![1, 2, 3]), (3, vec![1, 2, 3, 4])] {
         let TurnContent::Chat { messages, .. } = chat("") else { unreachable!() };
-        turn(&mut session, id, tokens, TurnContent::Chat { messages, text: None, text_is_whole: true });
+        let content = TurnContent::Chat { messages, text: None, text_is_whole: true, answer: None };
+        turn(&mut session, id, tokens, content);
         let start = session.start(&request(InputKind::Chat)).unwrap();
         assert!(start.text.is_none() && start.is_whole);
     }
@@ -152,7 +165,7 @@ fn a_turn_after_tokens_of_unknown_text_forgets_no_earlier_text() {
 #[test]
 fn a_request_overrides_the_history_of_its_session_and_a_fork_inherits_it() {
     let session = session().with_history(History::Append);
-    let fork = session.fork(SessionKey { owner: "uid:1".into(), name: "f".into() }, None, NOW);
+    let fork = session.fork(SessionKey { owner: "uid:1".into(), name: "f".into() }, NOW);
     assert_eq!(fork.view().history, History::Append);
     let history = |request: &TurnRequest| fork.start(request).unwrap().history;
     assert_eq!(history(&request(InputKind::Chat)), History::Append);
@@ -168,8 +181,86 @@ fn a_turn_and_a_fork_share_what_the_session_holds() {
     assert!(Arc::ptr_eq(&start.tokens, session.tokens()));
     assert!(Arc::ptr_eq(&start.messages[0], &session.messages()[0]));
     assert!(Arc::ptr_eq(start.text.as_ref().unwrap(), &session.text));
-    let fork = session.fork(SessionKey { owner: "uid:1".into(), name: "f".into() }, None, NOW);
+    let fork = session.fork(SessionKey { owner: "uid:1".into(), name: "f".into() }, NOW);
     assert!(Arc::ptr_eq(fork.tokens(), session.tokens()));
+}
+
+#[test]
+fn an_answer_is_cut_to_the_text_of_its_remaining_tokens() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], answered("ab", 1));
+    turn(&mut session, 2, vec![1, 2, 3, 4, 5, 6], answered("abcdef", 3));
+    let cut = session.truncate_tokens(5, NOW).unwrap().unwrap();
+    assert_eq!((cut.remaining(), session.tokens().len()), (&[4, 5][..], 6));
+    assert_eq!(session.cut_answer(&cut, "de", NOW), Ok(true));
+    assert_eq!(texts(&session), ["q", "b", "q", "de"]);
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!((start.text.as_deref(), &*start.tokens), (Some("abcde"), &[1, 2, 3, 4, 5][..]));
+    session.roll_back(TurnId(3), NOW);
+    // Cut again, to one token, then to none: the messages of the turn stay without the answer.
+    let cut = session.truncate_tokens(4, NOW).unwrap().unwrap();
+    assert_eq!(session.cut_answer(&cut, "d", NOW), Ok(true));
+    assert_eq!(session.truncate_tokens(3, NOW), Ok(None));
+    assert_eq!((texts(&session), session.tokens().len()), (vec!["q".into(), "b".into(), "q".into()], 3));
+    let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!(start.text.as_deref(), Some("abc"));
+}
+
+#[test]
+fn a_cut_before_an_answer_leaves_tokens_without_a_text() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], answered("ab", 1));
+    turn(&mut session, 2, vec![1, 2, 3, 4, 5, 6], answered("abcdef", 1));
+    assert_eq!(session.truncate_tokens(4, NOW), Ok(None));
+    assert_eq!((texts(&session), session.view().turns.len()), (vec!["q".into(), "b".into()], 2));
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!((start.text, &*start.tokens), (None, &[1, 2, 3, 4][..]));
+    session.roll_back(TurnId(3), NOW);
+    session.truncate_turns(1, NOW).unwrap();
+    let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!(start.text.as_deref(), Some("ab"));
+}
+
+#[test]
+fn a_cut_that_the_session_has_moved_away_from_is_not_done() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2, 3], answered("abc", 2));
+    let cut = session.truncate_tokens(2, NOW).unwrap().unwrap();
+    turn(&mut session, 2, vec![1, 2, 3, 4], answered("abcd", 1));
+    let before = session.clone();
+    assert_eq!(session.cut_answer(&cut, "b", NOW), Ok(false));
+    assert_eq!(session, before);
+    session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!(session.cut_answer(&cut, "b", NOW), Err(Error::SessionBusy("s".into())));
+}
+
+#[test]
+fn messages_are_cut_at_the_end_of_a_turn_or_before_an_answer() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], answered("ab", 1));
+    turn(&mut session, 2, vec![1, 2, 3, 4], answered("abcd", 1));
+    turn(&mut session, 3, vec![1, 2, 3, 4, 5], TurnContent::Raw);
+    let mut cut = |messages| {
+        session.truncate_messages(messages, NOW).map(|()| (texts(&session).len(), session.tokens().len()))
+    };
+    assert!(matches!(cut(5), Err(Error::InvalidField { field, .. }) if field == "message_count"));
+    // The raw turn is no longer there.
+    assert_eq!((cut(4), cut(3), cut(2), cut(0)), (Ok((4, 4)), Ok((3, 3)), Ok((2, 2)), Ok((0, 0))));
+}
+
+#[test]
+fn messages_are_not_cut_within_a_turns_input() {
+    let mut session = session();
+    let TurnContent::Chat { mut messages, text, text_is_whole, answer } = answered("abc", 1) else {
+        unreachable!()
+    };
+    messages.insert(0, Message::text(Role::System, "s"));
+    turn(&mut session, 1, vec![1, 2, 3], TurnContent::Chat { messages, text, text_is_whole, answer });
+    let before = session.clone();
+    assert!(session.truncate_messages(1, NOW).is_err());
+    assert_eq!(session, before);
+    session.truncate_messages(2, NOW).unwrap();
+    assert_eq!(texts(&session), ["s", "q"]);
 }
 
 #[test]
@@ -196,11 +287,12 @@ fn the_lease_counts_from_the_last_use_and_not_while_a_turn_runs() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Chat { keep: usize, add: Vec<u32> },
+    Chat { keep: usize, add: Vec<u32>, answer: bool },
     Raw(Vec<u32>),
     RollBack(InputKind),
     TruncateTurns(usize),
     TruncateTokens(usize),
+    TruncateMessages(usize),
     Fork,
 }
 
@@ -208,11 +300,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let tokens = || prop::collection::vec(0_u32..2, 1..4);
     let kind = prop_oneof![Just(InputKind::Chat), Just(InputKind::Raw)];
     let step = prop_oneof![
-        (0_usize..12, tokens()).prop_map(|(keep, add)| Step::Chat { keep, add }),
+        (0_usize..12, tokens(), any::<bool>()).prop_map(|(keep, add, answer)| Step::Chat {
+            keep,
+            add,
+            answer
+        }),
         tokens().prop_map(Step::Raw),
         kind.prop_map(Step::RollBack),
         (0_usize..6).prop_map(Step::TruncateTurns),
         (0_usize..12).prop_map(Step::TruncateTokens),
+        (0_usize..12).prop_map(Step::TruncateMessages),
         Just(Step::Fork),
     ];
     prop::collection::vec(step, 1..24)
@@ -225,13 +322,14 @@ fn text_of(tokens: &[u32]) -> String {
 
 fn apply(session: &mut Session, id: u64, step: Step) {
     match step {
-        Step::Chat { keep, add } => {
+        Step::Chat { keep, add, answer } => {
             let Ok(start) = session.begin(TurnId(id), &request(InputKind::Chat), NOW) else { return };
             let mut tokens = start.tokens.to_vec();
             tokens.truncate(tokens.len().min(keep));
             tokens.extend(add);
             let text = text_of(&tokens);
-            assert!(session.commit(TurnId(id), tokens.into(), chat(&text), NOW));
+            let content = if answer { answered(&text, 1) } else { chat(&text) };
+            assert!(session.commit(TurnId(id), tokens.into(), content, NOW));
         }
         Step::Raw(add) => {
             let start = session.begin(TurnId(id), &request(InputKind::Raw), NOW).unwrap();
@@ -246,10 +344,16 @@ fn apply(session: &mut Session, id: u64, step: Step) {
             assert_eq!(*session, before);
         }
         Step::TruncateTurns(count) => drop(session.truncate_turns(count, NOW)),
-        Step::TruncateTokens(count) => drop(session.truncate_tokens(count, NOW)),
+        Step::TruncateTokens(count) => {
+            if let Ok(Some(cut)) = session.truncate_tokens(count, NOW) {
+                let text = text_of(cut.remaining());
+                assert_eq!(session.cut_answer(&cut, &text, NOW), Ok(true));
+            }
+        }
+        Step::TruncateMessages(count) => drop(session.truncate_messages(count, NOW)),
         Step::Fork => {
             let key = SessionKey { owner: "uid:1".into(), name: format!("f{id}").into() };
-            *session = session.fork(key, None, NOW);
+            *session = session.fork(key, NOW);
         }
     }
 }
@@ -268,6 +372,14 @@ proptest! {
             for turn in turns {
                 if let Some(bytes) = turn.text_bytes {
                     prop_assert_eq!(text_of(&session.tokens[..turn.token_count]), &session.text[..bytes]);
+                }
+                if let Some(AnswerStart { tokens, text_bytes }) = turn.answer {
+                    prop_assert!(tokens <= turn.token_count);
+                    if let Some(bytes) = text_bytes {
+                        prop_assert_eq!(text_of(&session.tokens[..tokens]), &session.text[..bytes]);
+                    }
+                    let answer = session.messages[turn.message_count - 1].joined_text();
+                    prop_assert_eq!(text_of(&session.tokens[tokens..turn.token_count]), answer);
                 }
             }
         }

@@ -7,6 +7,7 @@
 mod invariants;
 mod random;
 mod request;
+mod sessions;
 mod stays;
 mod world;
 

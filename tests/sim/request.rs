@@ -9,8 +9,13 @@ use crate::ids::SessionKey;
 use crate::session::{InputKind, SessionLimits, TurnContent, TurnGuard, TurnRequest};
 
 /// Few sessions, with room for all that a day brings.
-pub(super) const SESSION_LIMITS: SessionLimits =
-    SessionLimits { sessions_max: 6, session_bytes_max: 1 << 20, sessions_bytes_max: 1 << 22 };
+pub(super) const SESSION_LIMITS: SessionLimits = SessionLimits {
+    sessions_max: 6,
+    sessions_pinned_max: 2,
+    session_labels_max: 2,
+    session_bytes_max: 1 << 20,
+    sessions_bytes_max: 1 << 22,
+};
 
 /// Returns the request of a raw turn after `expected` tokens.
 pub(super) fn raw_turn(expected: u32) -> TurnRequest {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::random::Random;
-use super::request::{Inbox, Request, SESSION_LIMITS, Turn, cache_use, raw_turn};
+use super::request::{Inbox, Request, SESSION_LIMITS, Turn, cache_use};
 use crate::backend::ModelId;
 use crate::backend::fake::{CONTEXT, Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
@@ -19,14 +19,14 @@ use crate::engine::{
     WorkOrigin,
 };
 use crate::error::Error;
-use crate::ids::{ConnectionId, ModelName, SessionKey, SessionName};
+use crate::ids::{ConnectionId, ModelName, SessionKey};
 use crate::sched::{Owner, Priority};
-use crate::session::{History, NewSession, SessionBook};
+use crate::session::SessionBook;
 use crate::text::Tokenizer;
 
-const MODELS: [&str; 2] = ["m", "other"];
+pub(super) const MODELS: [&str; 2] = ["m", "other"];
 const CLIENTS: u64 = 5;
-const PRINCIPALS: u64 = 2;
+pub(super) const PRINCIPALS: u64 = 2;
 /// A token whose context has no finite logits.
 const POISON: u32 = 999;
 /// Ticks within which a drained world comes to rest.
@@ -55,10 +55,10 @@ pub(super) struct World {
     /// Those who wait for a load.
     loading: Vec<mpsc::Receiver<LoadEvent>>,
     pub(super) random: Random,
-    requests: Vec<Request>,
+    pub(super) requests: Vec<Request>,
     tokenizer: Tokenizer,
     ticks: u32,
-    sessions_made: u64,
+    pub(super) sessions_made: u64,
     budget: u64,
 }
 
@@ -223,6 +223,7 @@ impl World {
             owner: Owner { principal, connection: ConnectionId(number / 2), client: client.as_str().into() },
             priority,
             session: session.cloned(),
+            pinned: session.is_some() && self.random.once_in(4),
             turn: None,
             cache: cache_use(self.random.below(12)),
             arrived: now,
@@ -243,7 +244,7 @@ impl World {
         tokens
     }
 
-    fn generate(&mut self, turn: Option<(Turn, ModelName, Vec<u32>)>) {
+    pub(super) fn generate(&mut self, turn: Option<(Turn, ModelName, Vec<u32>)>) {
         let model: ModelName = MODELS[usize::try_from(self.random.below(2)).unwrap()].into();
         let new = self.tokens();
         let (turn, model, prompt) = match turn {
@@ -255,7 +256,8 @@ impl World {
             return;
         }
         let longest = if self.random.once_in(12) { 900 } else { 40 };
-        let max_tokens = (1 + self.random.small(longest)).min(room);
+        // At times only the context is to be computed.
+        let max_tokens = if self.random.once_in(10) { 0 } else { (1 + self.random.small(longest)).min(room) };
         let (events, inbox) = mpsc::channel(3 + usize::try_from(self.random.below(30)).unwrap());
         let work = GenerateWork {
             origin: self.origin(turn.as_ref().map(|turn| turn.guard.key())),
@@ -299,85 +301,6 @@ impl World {
     fn lease(&self, model: &ModelName) -> ModelLease {
         let lease = self.engine.table().borrow().lease(model);
         lease.unwrap_or_else(|| Tenancy::new(spec(model.as_str()).assets).lease())
-    }
-
-    fn some_session(&mut self) -> Option<SessionKey> {
-        let count = self.kept.len() as u64;
-        if count == 0 {
-            return None;
-        }
-        let place = usize::try_from(self.random.below(count)).unwrap();
-        self.kept.keys().nth(place).cloned()
-    }
-
-    fn fresh_name(&mut self) -> SessionName {
-        self.sessions_made += 1;
-        format!("s{}", self.sessions_made).as_str().into()
-    }
-
-    /// Begins a turn of a session, at times with an outdated count.
-    fn session_turn(&mut self) {
-        let Some(key) = self.some_session().filter(|_| !self.random.once_in(4)) else {
-            return self.make_session();
-        };
-        let known = self.kept[&key].len();
-        let stale = self.random.once_in(6);
-        let expected = u32::try_from(known + usize::from(stale)).unwrap();
-        let request = raw_turn(expected);
-        let (hold, stopped) = oneshot::channel();
-        match self.book.begin(&key, &request, hold) {
-            Ok((guard, start)) => {
-                assert!(!stale, "a stale count does not begin a turn");
-                assert_eq!(*start.tokens, *self.kept[&key], "a turn builds on those that ended well");
-                self.generate(Some((Turn { guard, stopped }, start.model, start.tokens.to_vec())));
-            }
-            Err(Error::SessionMoved { .. }) => assert!(stale, "{key} has not moved"),
-            Err(Error::SessionBusy(_)) => {
-                let has_turn =
-                    |request: &Request| request.turn.as_ref().is_some_and(|turn| *turn.guard.key() == key);
-                assert!(self.requests.iter().any(has_turn), "{key} is busy for a reason");
-            }
-            Err(Error::SessionNotFound(_)) => drop(self.kept.remove(&key)),
-            Err(other) => panic!("{other:?}"),
-        }
-    }
-
-    fn make_session(&mut self) {
-        let name = self.fresh_name();
-        let key = SessionKey { owner: format!("p{}", self.random.below(PRINCIPALS)).as_str().into(), name };
-        let ttl = Duration::from_secs(1 + self.random.below(30));
-        let (model, history) = (MODELS[0].into(), History::Auto);
-        match self.book.create(NewSession { key: key.clone(), model, ttl, history, cache_salt: "".into() }) {
-            Ok(_) => drop(self.kept.insert(key, vec![])),
-            Err(Error::SessionLimit { .. }) => {}
-            Err(other) => panic!("{other:?}"),
-        }
-    }
-
-    fn session_changes(&mut self) {
-        let Some(key) = self.some_session() else { return };
-        match self.random.below(3) {
-            0 => {
-                let name = self.fresh_name();
-                let tokens = self.kept[&key].clone();
-                if self.book.fork(&key, name.clone(), None, None).is_ok() {
-                    self.kept.insert(SessionKey { owner: key.owner, name }, tokens);
-                }
-            }
-            1 => {
-                let length = usize::try_from(self.random.below(self.kept[&key].len() as u64 + 1)).unwrap();
-                let cut = self.book.with(&key, |session, now| session.truncate_tokens(length, now));
-                if cut.is_ok() {
-                    self.kept.get_mut(&key).unwrap().truncate(length);
-                }
-            }
-            _ => {
-                if self.book.delete(&key).is_ok() {
-                    self.engine.command(Command::Forget(key.clone()));
-                }
-                self.kept.remove(&key);
-            }
-        }
     }
 
     fn somebody_leaves(&mut self) {

@@ -27,6 +27,7 @@ NAMES = {
     "AsyncGenerateStream": "GenerateStream",
     "AsyncIterator": "Iterator",
     "AsyncSession": "Session",
+    "AsyncSessionCalls": "SessionCalls",
     "AsyncStream": "Stream",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

@@ -248,7 +248,12 @@ class Fake(
         if name in self.sessions:
             abort(context, grpc.StatusCode.ALREADY_EXISTS, "SESSION_EXISTS")
         session = session_pb2.Session(
-            name=name, model=request.model, ttl=request.ttl, history=request.history
+            name=name,
+            model=request.model,
+            ttl=request.ttl,
+            labels=request.labels,
+            pinned=request.pinned,
+            history=request.history,
         )
         self.sessions[name] = session
         return session_pb2.CreateSessionResponse(session=session)
@@ -268,7 +273,30 @@ class Fake(
 
     def ListSessions(self, request, context):
         self._note(request, context)
-        return session_pb2.ListSessionsResponse(sessions=self.sessions.values())
+        wanted = request.labels.items()
+        found = [one for one in self.sessions.values() if wanted <= one.labels.items()]
+        return session_pb2.ListSessionsResponse(sessions=found)
+
+    def UpdateSession(self, request, context):
+        self._note(request, context)
+        session = self.sessions[request.name]
+        for key in request.remove_labels:
+            session.labels.pop(key, None)
+        session.labels.update(request.labels)
+        if request.HasField("pinned"):
+            session.pinned = request.pinned
+        return session_pb2.UpdateSessionResponse(session=session)
+
+    def ExtendSession(self, request, context):
+        self._note(request, context)
+        session = self.sessions[request.name]
+        usage = pb.Usage(cached_tokens=session.token_count)
+        texts = [request.prompt] + [p.text for m in request.chat.messages for p in m.content]
+        words = sum(len(text.split()) for text in texts) + len(request.token_ids.ids)
+        session.token_count += words
+        session.turns.add(token_count=session.token_count)
+        usage.prompt_tokens = session.token_count
+        return session_pb2.ExtendSessionResponse(session=session, usage=usage)
 
     def ForkSession(self, request, context):
         self._note(request, context)
@@ -281,7 +309,7 @@ class Fake(
     def TruncateSession(self, request, context):
         self._note(request, context)
         session = self.sessions[request.name]
-        keep = request.turn_count
+        keep = request.turn_count or request.message_count // 2
         session.token_count = session.turns[keep - 1].token_count if keep else 0
         del session.turns[keep:]
         return session_pb2.TruncateSessionResponse(session=session)

@@ -1,6 +1,7 @@
 import gc
 import inspect
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 
 import pytest
 from fake import LOAD, MODEL, PARIS, Fake, server
@@ -290,12 +291,54 @@ def test_a_session_runs_forks_truncates_and_deletes(client, fake):
     assert list(fake.sessions) == ["talk"]
 
 
+def test_sessions_are_labelled_pinned_and_found_again(client, fake):
+    talk = client.session("talk", model=MODEL, labels={"project": "a", "kind": "chat"})
+    client.create_session("other", model=MODEL, pinned=True)
+    assert fake.requests[-1].pinned
+    end = datetime(2030, 1, 2, tzinfo=timezone.utc)
+    client.create_session("until", model=MODEL, expire_time=end)
+    assert fake.requests[-1].expire_time.ToDatetime(timezone.utc) == end
+    changed = talk.update(labels={"kind": "test"}, remove_labels=["project"], pinned=True, ttl=5)
+    assert (dict(changed.labels), changed.pinned) == ({"kind": "test"}, True)
+    assert fake.requests[-1].ttl.seconds == 5
+    found = client.list_sessions(labels={"kind": "test"}, name_prefix="t", pinned=True)
+    assert [info.name for info in found] == ["talk"]
+    assert (fake.requests[-1].name_prefix, fake.requests[-1].pinned) == ("t", True)
+    talk.fork("part", turns=0, pinned=False)
+    assert fake.requests[-1].HasField("turn_count")
+    assert fake.requests[-1].HasField("pinned")
+    with pytest.raises(TypeError, match="ttl, expire_time"):
+        talk.update(ttl=1, expire_time=end)
+    with pytest.raises(mlxd.InvalidRequestError, match="time zone"):
+        talk.update(expire_time=datetime(2030, 1, 2))
+    with pytest.raises(mlxd.InvalidRequestError):
+        talk.update(labels={"a": 1})
+
+
+def test_a_session_is_extended_without_an_answer(client, fake):
+    talk = client.session("talk", model=MODEL)
+    extended = talk.extend("a b c", priority="background", keep_alive=5)
+    assert (extended.usage.prompt_tokens, extended.usage.cached_tokens) == (3, 0)
+    assert fake.requests[-1].priority == pb.PRIORITY_BACKGROUND
+    assert not fake.requests[-1].chat.HasField("add_generation_prompt")
+    assert talk.extend(token_ids=[1, 2], expected_token_count=3).usage.cached_tokens == 3
+    assert client.extend_session("talk", prompt="x").session.token_count == 6
+    assert talk.token_count == 5
+    for inputs in ({}, {"prompt": "x", "token_ids": [1]}, {"prompt": "x", "tools": []}):
+        with pytest.raises(TypeError):
+            talk.extend(**inputs)
+    client.chat("x", model=MODEL, add_generation_prompt=False)
+    assert fake.requests[-1].chat.HasField("add_generation_prompt")
+    with pytest.raises(TypeError, match="belong to messages"):
+        client.generate(model=MODEL, prompt="x", add_generation_prompt=True)
+
+
 def test_session_opens_what_exists_and_create_does_not(client):
     client.session("talk", model=MODEL).generate("x")
     assert client.session("talk", model=MODEL).token_count == 7
     with pytest.raises(mlxd.AlreadyExistsError):
         client.create_session("talk", model=MODEL)
-    with pytest.raises(TypeError, match="turns, tokens"):
+    with pytest.raises(TypeError, match="turns, tokens, messages"):
         client.truncate_session("talk")
 
 

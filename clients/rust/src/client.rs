@@ -20,11 +20,12 @@ use crate::v1::server_service_client::ServerServiceClient;
 use crate::v1::session_service_client::SessionServiceClient;
 use crate::v1::{
     CapabilitiesRequest, CapabilitiesResponse, CountTokensRequest, CountTokensResponse, CreateSessionRequest,
-    DeleteSessionRequest, DeleteSessionResponse, ForkSessionRequest, GenerateRequest, GenerateResponse,
-    GetModelRequest, GetSessionRequest, GetSessionResponse, GetStatsRequest, GetStatsResponse,
-    ListModelsRequest, ListModelsResponse, ListSessionsRequest, ListSessionsResponse, LoadModelRequest,
-    Message, ModelInfo, ScoreRequest, ScoreResponse, Session, TruncateSessionRequest, UnloadModelRequest,
-    UnloadModelResponse,
+    DeleteSessionRequest, DeleteSessionResponse, ExtendSessionRequest, ExtendSessionResponse,
+    ForkSessionRequest, GenerateRequest, GenerateResponse, GetModelRequest, GetSessionRequest,
+    GetSessionResponse, GetStatsRequest, GetStatsResponse, ListModelsRequest, ListModelsResponse,
+    ListSessionsRequest, ListSessionsResponse, LoadModelRequest, Message, ModelInfo, ScoreRequest,
+    ScoreResponse, Session, TruncateSessionRequest, UnloadModelRequest, UnloadModelResponse,
+    UpdateSessionRequest,
 };
 
 /// Largest message that this client accepts, in bytes. Scores of a long text are the largest messages:
@@ -183,7 +184,11 @@ impl Client {
         sessions.get_session(GetSessionRequest) -> GetSessionResponse;
         /// Lists one page of the caller's sessions.
         sessions.list_sessions(ListSessionsRequest) -> ListSessionsResponse;
-        /// Copies a session under a new name.
+        /// Changes a session's lifetime, labels or pin.
+        sessions.update_session(UpdateSessionRequest) -> Session, via session;
+        /// Adds an input to a session and computes its KV cache, without an answer.
+        sessions.extend_session(ExtendSessionRequest) -> ExtendSessionResponse;
+        /// Copies a session, or its first turns, under a new name.
         sessions.fork_session(ForkSessionRequest) -> Session, via session;
         /// Cuts a session back to an earlier point.
         sessions.truncate_session(TruncateSessionRequest) -> Session, via session;

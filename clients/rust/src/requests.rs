@@ -2,8 +2,8 @@
 //! `GenerateRequest { model: "…".into(), ..GenerateRequest::chat("…") }`.
 
 use crate::v1::{
-    ChatInput, ContentPart, CountTokensRequest, GenerateRequest, Message, Role, content_part,
-    count_tokens_request, generate_request,
+    ChatInput, ContentPart, CountTokensRequest, ExtendSessionRequest, GenerateRequest, Message, Role,
+    content_part, count_tokens_request, extend_session_request, generate_request,
 };
 
 impl GenerateRequest {
@@ -24,6 +24,23 @@ impl GenerateRequest {
     #[must_use]
     pub fn prompt(text: impl Into<String>) -> Self {
         Self { input: Some(generate_request::Input::Prompt(text.into())), ..Self::default() }
+    }
+}
+
+impl ExtendSessionRequest {
+    /// Adds messages to a session, oldest first.
+    #[must_use]
+    pub fn messages(session: impl Into<String>, messages: impl IntoIterator<Item = Message>) -> Self {
+        let chat = ChatInput { messages: messages.into_iter().collect(), ..ChatInput::default() };
+        let input = Some(extend_session_request::Input::Chat(chat));
+        Self { name: session.into(), input, ..Self::default() }
+    }
+
+    /// Adds raw text to a session.
+    #[must_use]
+    pub fn prompt(session: impl Into<String>, text: impl Into<String>) -> Self {
+        let input = Some(extend_session_request::Input::Prompt(text.into()));
+        Self { name: session.into(), input, ..Self::default() }
     }
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use fake::FakeDaemon;
 use mlxd_client::v1::{
-    CountTokensRequest, CreateSessionRequest, DeleteSessionRequest, ForkSessionRequest, GenerateRequest,
-    GetModelRequest, LoadModelRequest, LoadPhase, ScoreRequest, TokenIds, TruncateSessionRequest,
-    load_model_response, score_request, stream_generate_response::Event, truncate_session_request,
+    CountTokensRequest, CreateSessionRequest, DeleteSessionRequest, ExtendSessionRequest, ForkSessionRequest,
+    GenerateRequest, GetModelRequest, LoadModelRequest, LoadPhase, Message, ScoreRequest, TokenIds,
+    TruncateSessionRequest, UpdateSessionRequest, load_model_response, score_request,
+    stream_generate_response::Event, truncate_session_request,
 };
 use mlxd_client::{BearerToken, Client, ConnectOptions, Error, ErrorReason, Request};
 
@@ -165,6 +166,15 @@ async fn sessions_are_created_forked_truncated_and_deleted() {
     let to = Some(truncate_session_request::To::TurnCount(1));
     let cut = TruncateSessionRequest { name: "b".into(), to, ..Default::default() };
     assert_eq!(Some(client.truncate_session(cut).await.unwrap().token_count), first);
+    let extend = ExtendSessionRequest::prompt("b", "more");
+    let extended = client.extend_session(extend).await.unwrap();
+    assert_eq!(extended.usage.unwrap().cached_tokens, first.unwrap());
+    let more = ExtendSessionRequest::messages("b", [Message::user("more")]);
+    assert_eq!(client.extend_session(more).await.unwrap().session.unwrap().turns.len(), 3);
+    let labels = [("kind".to_owned(), "test".to_owned())].into();
+    let update = UpdateSessionRequest { name: "b".into(), labels, pinned: Some(true), ..Default::default() };
+    let updated = client.update_session(update).await.unwrap();
+    assert!(updated.pinned && updated.labels["kind"] == "test");
     client.delete_session(DeleteSessionRequest { name: "a".into() }).await.unwrap();
     let left = client.list_all_sessions().await.unwrap();
     assert_eq!(left.len(), 1);

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, LoadWork, Pulse, ScoreWork};
+use super::{
+    CachedAsk, CachedKv, Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, LoadWork, Pulse,
+    ScoreWork,
+};
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
@@ -150,6 +153,16 @@ impl EngineHandle {
     /// Drops the KV caches of a session that is gone.
     pub async fn forget(&self, session: SessionKey) -> Result<(), Error> {
         self.send(Command::Forget(session)).await
+    }
+
+    /// Notes whether a session is pinned: its KV caches are evicted last then.
+    pub async fn pin_session(&self, session: SessionKey, pinned: bool) -> Result<(), Error> {
+        self.send(Command::PinSession(session, pinned)).await
+    }
+
+    /// Returns how much of some tokens is cached, in the order of the questions.
+    pub async fn cached(&self, asked: Vec<CachedAsk>) -> Result<Vec<CachedKv>, Error> {
+        self.ask(|reply| Command::Cached(asked, reply)).await
     }
 
     /// Returns the counts.

@@ -10,7 +10,7 @@ mod settings;
 mod stats;
 mod work;
 
-pub use command::Command;
+pub use command::{CachedAsk, CachedKv, Command};
 pub use counters::Counters;
 pub use event::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, Generated, LoadEvent, Scored};
 pub use handle::EngineHandle;

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{GenerateEvent, LoadEvent, Scored};
 use crate::backend::LoadSpec;
-use crate::cache::Salt;
+use crate::cache::{Rank, Salt};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{RequestId, SessionKey};
@@ -29,6 +29,8 @@ pub struct WorkOrigin {
     pub priority: Priority,
     /// Session whose turn it is; its KV cache is dropped with the session.
     pub session: Option<SessionKey>,
+    /// Whether that session is pinned: its KV cache is evicted last.
+    pub pinned: bool,
     /// News of that session; none for a work that changes none.
     pub turn: Option<TurnTie>,
     /// Which cached KV of its principal it may use.
@@ -65,6 +67,15 @@ pub struct TurnTie {
 }
 
 impl WorkOrigin {
+    /// Returns how long the cache that the work leaves is worth keeping.
+    pub(crate) fn rank(&self) -> Rank {
+        match self.session {
+            Some(_) if self.pinned => Rank::Pinned,
+            Some(_) => Rank::Session,
+            None => Rank::Anonymous,
+        }
+    }
+
     /// Returns whether its session was deleted.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.turn.as_ref().is_some_and(|turn| *turn.deleted.borrow())
@@ -134,7 +145,8 @@ pub struct GenerateWork {
     pub origin: WorkOrigin,
     /// The resident model to run. The engine holds it until the work ends.
     pub model: ModelLease,
-    /// The whole context, a session's earlier tokens included; at least one token.
+    /// The whole context, a session's earlier tokens included; at least one token. With `max_tokens` of 0 it is
+    /// only computed, and left in a cache.
     pub prompt: Prompt,
     /// How tokens are chosen.
     pub sampling: Sampling,

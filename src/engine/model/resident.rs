@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::backend::{CHECKPOINTS_MAX, LoadSpec, ModelId, ModelShape, SpanKind};
-use crate::cache::{Parked, Slots};
+use crate::cache::{Parked, Rank, Slots};
 use crate::clock::{Clock, Moment};
 use crate::engine::api::ResidentModel;
 use crate::engine::task::Sequence;
@@ -184,9 +184,9 @@ impl Resident {
         (u64::from(computed) + 1) * self.shape.kv_bytes_per_token + state_bytes
     }
 
-    /// Returns the time when the parked cache that is evicted first was last used.
-    pub(crate) fn oldest_parked(&self) -> Option<Moment> {
-        self.parked.oldest()
+    /// Returns the place in the order of eviction of the parked cache that goes first.
+    pub(crate) fn first_to_go(&self) -> Option<(Rank, Moment)> {
+        self.parked.first_to_go()
     }
 
     /// Returns the bytes of the slot that a sequence moves to when it outgrows one of `capacity`, and of its

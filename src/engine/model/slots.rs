@@ -1,9 +1,12 @@
 //! Where a model's KV caches are: sequences get slots, outgrow them and give them up; what they computed is
 //! parked; and what no sequence uses is evicted.
 
+use std::sync::Arc;
+
 use super::{Context, Reclaim, Resident};
 use crate::backend::{Backend, Base, ParkedId, Parking, Restoring, SlotId};
-use crate::cache::{CacheEntry, Cut, Hit, Leftover};
+use crate::cache::{CacheEntry, CacheKey, Cut, Hit, Leftover, Rank, Transcript};
+use crate::engine::api::{CachedAsk, CachedKv};
 use crate::engine::task::Sequence;
 use crate::error::Error;
 use crate::ids::SessionKey;
@@ -126,6 +129,7 @@ impl Resident {
             id: self.parked.number(),
             key: key.clone(),
             session: sequence.origin.session.clone(),
+            rank: sequence.origin.rank(),
             transcript: transcript.first(*computed as usize),
             checkpoints,
             used: cx.now,
@@ -231,7 +235,7 @@ impl Resident {
     }
 
     /// Frees at least `bytes` if they are reclaimable: empty slabs first, which cost nothing to make again,
-    /// then parked caches, the least recently used before others. Returns the bytes that were freed.
+    /// then parked caches in the order of their eviction. Returns the bytes that were freed.
     pub(super) fn give_back<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
@@ -266,6 +270,27 @@ impl Resident {
     ) -> Result<(), Error> {
         let closed = self.slots.close_empty(bytes);
         closed.into_iter().try_for_each(|slab| cx.backend.close_slab(self.id, slab))
+    }
+
+    /// Returns how much of some tokens is cached.
+    pub(crate) fn cached(&self, asked: &CachedAsk) -> CachedKv {
+        let CachedAsk { model: _, owner, salt, tokens } = asked;
+        let key = CacheKey { owner: owner.clone(), salt: *salt };
+        let transcript = Transcript::new(Arc::clone(tokens).into());
+        let tokens = self.parked.longest(&key, &transcript, u32::MAX);
+        // Where states cannot be cut back, the last ones are restored with them.
+        let states = if tokens > 0 { self.shape.state_bytes } else { 0 };
+        CachedKv { tokens, bytes: u64::from(tokens) * self.shape.kv_bytes_per_token + states }
+    }
+
+    /// Notes whether a session is pinned: its caches, and what its turn leaves, are evicted last then.
+    pub(crate) fn pin_session(&mut self, session: &SessionKey, pinned: bool) {
+        for sequence in self.running.values_mut().chain(self.queue.values_mut()) {
+            if sequence.origin.session.as_ref() == Some(session) {
+                sequence.origin.pinned = pinned;
+            }
+        }
+        self.parked.set_rank(session, if pinned { Rank::Pinned } else { Rank::Session });
     }
 
     /// Drops the caches of a session that is gone.

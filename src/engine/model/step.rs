@@ -26,9 +26,9 @@ impl Resident {
                 rows.for_each(drop);
                 continue;
             };
-            let mut drawn = 0;
+            let (mut drawn, draws) = (0, sequence.draws_left() > 0);
             let counted =
-                rows.by_ref().inspect(|row| drawn += u32::from(matches!(row, RowResult::Token(..))));
+                rows.by_ref().inspect(|row| drawn += u32::from(draws && matches!(row, RowResult::Token(..))));
             let outcome = sequence.commit(tokens, counted, cx.now);
             sequence.served(took);
             rows.for_each(drop);

@@ -305,6 +305,10 @@ impl Sequence {
             rows += 1;
             match (&mut self.task, result) {
                 (_, RowResult::NotFinite) => return Some(Err(Error::NonFiniteLogits)),
+                // Only its context was asked for; the row says that it is sound.
+                (Task::Generate(generation), RowResult::Token(..)) if generation.stopping.max_tokens == 0 => {
+                    return Some(Ok(Finish::Length));
+                }
                 (Task::Generate(generation), RowResult::Token(token, logprobs)) => {
                     self.transcript.push(token);
                     let generated = count(self.transcript.generated().len());

@@ -6,6 +6,7 @@ mod loads;
 mod memory;
 mod pace;
 mod requests;
+mod sessions;
 mod sharing;
 mod stays;
 
@@ -126,6 +127,7 @@ impl Bench {
             owner: Owner { principal: "p".into(), connection: connection_of(client), client: client.into() },
             priority: Priority::Normal,
             session: None,
+            pinned: false,
             turn: None,
             cache: CacheUse::default(),
             arrived: self.clock.now(),

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::ids::{SessionId, SessionKey};
 use crate::session::{
-    History, InputKind, Part, Role, Session, ToolCall, ToolResult, TurnContent, TurnId, TurnRequest,
+    AnswerStart, History, InputKind, Lease, Part, Role, Session, Terms, ToolCall, ToolResult, TurnContent,
+    TurnId, TurnRequest,
 };
 
 fn key() -> SessionKey {
@@ -17,7 +18,7 @@ fn key() -> SessionKey {
 }
 
 fn session() -> Session {
-    Session::new(key(), "m".into(), Duration::from_secs(10), at(5))
+    Session::new(key(), "m".into(), Terms::after_use(Duration::from_secs(10)), at(5))
         .with_id(SessionId(7))
         .with_history(History::Append)
         .with_cache_salt("salt".into())
@@ -42,6 +43,20 @@ enum Event {
     Raw(Vec<u32>),
     Turns(usize),
     Tokens(usize),
+    Terms(Terms),
+}
+
+fn any_terms() -> impl Strategy<Value = Terms> {
+    let lease = prop_oneof![
+        (0_u64..1 << 40).prop_map(|ns| Lease::AfterUse(Duration::from_nanos(ns))),
+        (0_u64..1 << 40).prop_map(|s| Lease::Until(at(s % (1 << 32)))),
+    ];
+    let labels = prop::collection::btree_map("[a-c]{1,2}", ".{0,3}", 0..3);
+    (lease, any::<bool>(), labels).prop_map(|(lease, pinned, labels)| Terms {
+        lease,
+        pinned,
+        labels: Arc::new(labels),
+    })
 }
 
 fn any_value() -> impl Strategy<Value = Value> {
@@ -89,6 +104,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => tokens().prop_map(Event::Raw),
         1 => any::<usize>().prop_map(Event::Turns),
         1 => any::<usize>().prop_map(Event::Tokens),
+        1 => any_terms().prop_map(Event::Terms),
     ]
 }
 
@@ -102,12 +118,15 @@ fn happen(session: &mut Session, event: Event, now: SystemTime) {
             let kept = &start.tokens[..keep_tokens % (start.tokens.len() + 1)];
             let old = start.text.unwrap_or_default();
             let old = &old[..old.floor_char_boundary(keep_text % (old.len() + 1))];
+            let before =
+                AnswerStart { tokens: kept.len(), text_bytes: (keep_text % 5 > 0).then_some(old.len()) };
             let tokens = [kept, &tokens].concat();
             let text = [old, &text].concat().into();
             let content = TurnContent::Chat {
                 messages: vec![message],
                 text: (keep_text % 5 > 0).then_some(text),
                 text_is_whole: whole,
+                answer: (keep_text % 3 > 0).then_some(before),
             };
             assert!(session.commit(TurnId(1), tokens.into(), content, now));
         }
@@ -122,8 +141,11 @@ fn happen(session: &mut Session, event: Event, now: SystemTime) {
         }
         Event::Tokens(tokens) => {
             let tokens = tokens % (session.tokens().len() + 1);
-            drop(session.truncate_tokens(tokens, now));
+            if let Ok(Some(cut)) = session.truncate_tokens(tokens, now) {
+                assert_eq!(session.cut_answer(&cut, "cut", now), Ok(true));
+            }
         }
+        Event::Terms(terms) => session.set_terms(terms, now),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The messages of a record. Numbers of fields and roles stay as they are for good: files have them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,8 @@ use super::{Keeps, RecordError, values};
 use crate::ids::{SessionId, SessionKey};
 use crate::session::history::History;
 use crate::session::message::{Message, Part, Role, ToolCall, ToolResult};
-use crate::session::snapshot::{Outline, Sizes, TurnEnd};
+use crate::session::snapshot::{AnswerStart, Outline, Sizes, TurnEnd};
+use crate::session::terms::{Lease, Terms};
 
 /// All facts but the content, and what stays of the content before.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -43,6 +45,13 @@ pub(super) struct OutlineRecord {
     history: u32,
     #[prost(string, tag = "13")]
     cache_salt: String,
+    /// The time at which it ends, instead of its lifetime.
+    #[prost(sint64, optional, tag = "14")]
+    until_ns: Option<i64>,
+    #[prost(bool, tag = "15")]
+    pinned: bool,
+    #[prost(btree_map = "string, string", tag = "16")]
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -61,6 +70,16 @@ struct TurnRecord {
     /// Whether the tokens lack a part of it.
     #[prost(bool, tag = "6")]
     rewritten: bool,
+    #[prost(message, optional, tag = "7")]
+    answer: Option<AnswerRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AnswerRecord {
+    #[prost(uint64, tag = "1")]
+    tokens: u64,
+    #[prost(uint64, optional, tag = "2")]
+    text_bytes: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -131,15 +150,23 @@ struct ResultRecord {
 
 impl OutlineRecord {
     pub(super) fn new(outline: &Outline, keeps: Keeps) -> Self {
-        let Outline { id, key, model, ttl, created, used, history, cache_salt, turns, turn_bytes, sizes } =
+        let Outline { id, key, model, terms, created, used, history, cache_salt, turns, turn_bytes, sizes } =
             outline;
         let turns = turns.iter().zip(turn_bytes).skip(keeps.turns);
+        let Terms { lease, pinned, labels } = terms;
+        let (ttl_ns, until_ns) = match lease {
+            Lease::AfterUse(ttl) => (u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX), None),
+            Lease::Until(end) => (0, Some(nanoseconds(*end))),
+        };
         Self {
             id: id.0,
             owner: key.owner.to_string(),
             name: key.name.to_string(),
             model: model.to_string(),
-            ttl_ns: u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX),
+            ttl_ns,
+            until_ns,
+            pinned: *pinned,
+            labels: (**labels).clone(),
             created_ns: nanoseconds(*created),
             used_ns: nanoseconds(*used),
             keep_turns: keeps.turns as u64,
@@ -169,7 +196,14 @@ impl OutlineRecord {
             id: SessionId(self.id),
             key: SessionKey { owner: self.owner.as_str().into(), name: self.name.as_str().into() },
             model: self.model.as_str().into(),
-            ttl: Duration::from_nanos(self.ttl_ns),
+            terms: Terms {
+                lease: match self.until_ns {
+                    None => Lease::AfterUse(Duration::from_nanos(self.ttl_ns)),
+                    Some(end) => Lease::Until(time(end)?),
+                },
+                pinned: self.pinned,
+                labels: Arc::new(self.labels.clone()),
+            },
             created: time(self.created_ns)?,
             used: time(self.used_ns)?,
             history: match self.history {
@@ -211,7 +245,7 @@ impl OutlineRecord {
 
 impl TurnRecord {
     fn new(turn: &TurnEnd, bytes: usize) -> Self {
-        let TurnEnd { message_count, token_count, text_bytes, is_whole, raw } = *turn;
+        let TurnEnd { message_count, token_count, text_bytes, is_whole, answer, raw } = *turn;
         Self {
             messages: message_count as u64,
             tokens: token_count as u64,
@@ -219,6 +253,10 @@ impl TurnRecord {
             raw,
             bytes: bytes as u64,
             rewritten: !is_whole,
+            answer: answer.map(|AnswerStart { tokens, text_bytes }| AnswerRecord {
+                tokens: tokens as u64,
+                text_bytes: text_bytes.map(|bytes| bytes as u64),
+            }),
         }
     }
 
@@ -228,8 +266,16 @@ impl TurnRecord {
             token_count: size(self.tokens)?,
             text_bytes: self.text_bytes.map(size).transpose()?,
             is_whole: !self.rewritten,
+            answer: self.answer.map(AnswerRecord::into_start).transpose()?,
             raw: self.raw,
         })
+    }
+}
+
+impl AnswerRecord {
+    fn into_start(self) -> Result<AnswerStart, RecordError> {
+        let Self { tokens, text_bytes } = self;
+        Ok(AnswerStart { tokens: size(tokens)?, text_bytes: text_bytes.map(size).transpose()? })
     }
 }
 

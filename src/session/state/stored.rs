@@ -21,7 +21,7 @@ pub(super) enum Absence {
 impl Session {
     /// Returns a session that was stored, without its content; damaged if there is a reason why.
     pub(in crate::session) fn stored(held: Held, outline: Outline, damage: Option<String>) -> Self {
-        let Outline { id, key, model, ttl, created, used, history, cache_salt, turns, turn_bytes, sizes } =
+        let Outline { id, key, model, terms, created, used, history, cache_salt, turns, turn_bytes, sizes } =
             outline;
         let charged = turn_bytes.into_iter().map(|bytes| Arc::new(held.charge(bytes)));
         let turn_bytes = charged.collect();
@@ -31,7 +31,7 @@ impl Session {
             Some(why) => Absence::Damaged(sizes, why),
             None => Absence::Cold(sizes),
         });
-        let empty = Self::held(held, key, model, ttl, created);
+        let empty = Self::held(held, key, model, terms, created);
         Self { id, turns, turn_bytes, content_bytes, absence, used, history, cache_salt, ..empty }
     }
 
@@ -53,7 +53,7 @@ impl Session {
             id: self.id,
             key: self.key.clone(),
             model: self.model.clone(),
-            ttl: self.ttl,
+            terms: self.terms.clone(),
             created: self.created,
             used: self.used,
             history: self.history,

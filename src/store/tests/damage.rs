@@ -1,6 +1,7 @@
 //! Bytes that change, files that are cut, swapped or gone: a session is what it was, or damaged.
 
-use super::world::{Told, World, key};
+use super::world::{Told, World, key, whole};
+use crate::session::{ListPage, SessionFilter};
 use crate::store::failing::FailingDisk;
 
 /// A disk with sessions of every kind, left in order or not, and what they are.
@@ -17,7 +18,7 @@ fn disk(in_order: bool) -> (FailingDisk, Told, Vec<Told>) {
         world.write();
         states.push(world.told());
     }
-    world.book.fork(&key("chat"), "fork".into(), None, None).unwrap();
+    world.book.fork(&key("chat"), whole("fork")).unwrap();
     world.write();
     let told = world.told();
     states.push(told.clone());
@@ -117,14 +118,8 @@ fn a_damaged_session_is_refused_until_it_is_deleted_and_its_name_is_free_then() 
         refused.unwrap_err().to_string(),
         format!("the session {} is damaged: {why}; it can only be deleted", damaged.name)
     );
-    assert!(
-        world
-            .book
-            .list(&"uid:1".into(), &crate::session::ListPage { after: None, size: 9, model: None })
-            .0
-            .len()
-            == told.len()
-    );
+    let page = ListPage { after: None, size: 9, filter: SessionFilter::default() };
+    assert_eq!(world.book.list(&"uid:1".into(), &page).0.len(), told.len());
     world.book.delete(&damaged).unwrap();
     world.create(damaged.name.as_str());
     world.raw(damaged.name.as_str(), &[5]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::world::{book, key};
 use crate::ids::SessionKey;
-use crate::session::{History, InputKind, NewSession, SessionBook, TurnContent, TurnRequest};
+use crate::session::{History, InputKind, NewSession, SessionBook, Terms, TurnContent, TurnRequest};
 use crate::store::{Durability, Store, StoreError, open};
 
 fn start(folder: &Path, durability: Durability) -> (Store, Arc<SessionBook<()>>) {
@@ -23,7 +23,7 @@ fn create(book: &SessionBook<()>, name: &str) {
     book.create(NewSession {
         key: key(name),
         model: "m".into(),
-        ttl,
+        terms: Terms::after_use(ttl),
         history: History::Auto,
         cache_salt: "".into(),
     })
@@ -71,16 +71,16 @@ async fn what_is_saved_is_there_for_the_next_daemon_whether_the_last_one_left_in
                 std::fs::copy(file.path(), copy.path().join("sessions").join(file.file_name())).unwrap();
             }
             let (killed, after) = start(copy.path(), durability);
-            assert_eq!((tokens(&killed, &after, "a"), after.count()), (vec![1, 2, 3], 1));
+            assert_eq!((tokens(&killed, &after, "a"), after.totals(None).sessions), (vec![1, 2, 3], 1));
         }
         store.close();
         let (store, sessions) = start(folder.path(), durability);
-        assert_eq!((tokens(&store, &sessions, "a"), sessions.count()), (vec![1, 2, 3], 1));
+        assert_eq!((tokens(&store, &sessions, "a"), sessions.totals(None).sessions), (vec![1, 2, 3], 1));
         turn(&sessions, "a", &[4]);
         create(&sessions, "c");
         drop(store);
         let (store, sessions) = start(folder.path(), durability);
-        assert_eq!((tokens(&store, &sessions, "a"), sessions.count()), (vec![1, 2, 3, 4], 2));
+        assert_eq!((tokens(&store, &sessions, "a"), sessions.totals(None).sessions), (vec![1, 2, 3, 4], 2));
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use crate::clock::{Clock, Moment};
 use crate::ids::{Principal, SessionKey};
 use crate::session::{
-    History, InputKind, ListPage, Message, NewSession, Role, SessionBook, SessionLimits, Snapshot,
-    TurnContent, TurnRequest,
+    History, InputKind, ListPage, Message, NewFork, NewSession, Role, SessionBook, SessionFilter,
+    SessionLimits, Snapshot, Terms, TermsChange, TurnContent, TurnRequest,
 };
 use crate::store::failing::{Chance, FailingDisk};
 use crate::store::writer::Writer;
@@ -37,9 +37,20 @@ impl Clock for Still {
     }
 }
 
+/// A copy of all turns.
+pub(super) fn whole(name: &str) -> NewFork {
+    let change = TermsChange::default();
+    NewFork { name: name.into(), change, turn_count: None, expected_token_count: None }
+}
+
 pub(super) fn book() -> Arc<SessionBook<()>> {
-    let limits =
-        SessionLimits { sessions_max: 1000, session_bytes_max: 1 << 30, sessions_bytes_max: 1 << 30 };
+    let limits = SessionLimits {
+        sessions_max: 1000,
+        sessions_pinned_max: 1000,
+        session_labels_max: 1000,
+        session_bytes_max: 1 << 30,
+        sessions_bytes_max: 1 << 30,
+    };
     Arc::new(SessionBook::new(limits, Arc::new(Still)))
 }
 
@@ -77,7 +88,7 @@ impl World {
 
     /// Returns what every session is that can be used.
     pub(super) fn told(&self) -> Told {
-        let page = ListPage { after: None, size: 1000, model: None };
+        let page = ListPage { after: None, size: 1000, filter: SessionFilter::default() };
         let owners: [Principal; 2] = ["uid:1".into(), "token:2".into()];
         let views = owners.iter().flat_map(|owner| self.book.list(owner, &page).0);
         let snapshots = views.filter_map(|view| Some((view.key.clone(), self.book.snapshot(&view.key)?)));
@@ -102,7 +113,7 @@ impl World {
         let new = NewSession {
             key: key(name),
             model: "m".into(),
-            ttl: Duration::from_secs(60),
+            terms: Terms::after_use(Duration::from_secs(60)),
             history: History::Append,
             cache_salt: "salt".into(),
         };
@@ -137,7 +148,10 @@ impl World {
         let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
         let messages = vec![Message::text(Role::User, text.clone()), Message::text(Role::Assistant, "yes")];
         guard
-            .commit(tokens, TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true })
+            .commit(
+                tokens,
+                TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true, answer: None },
+            )
             .unwrap();
     }
 
@@ -151,7 +165,7 @@ impl World {
             5 | 6 => self.raw(name, &[7; 5].map(|token| token + u32::try_from(number).unwrap())),
             7 => {
                 let other = ["a", "b", "c", "d"][chance.below(4)];
-                drop(self.book.fork(&key(name), other.into(), None, None));
+                drop(self.book.fork(&key(name), whole(other)));
             }
             8 => drop(self.book.with(&key(name), |session, now| {
                 let turns = number % (session.view().turns.len() + 1);

@@ -116,12 +116,77 @@ def test_truncating_goes_back_to_the_end_of_a_turn(wire: Wire, name: str) -> Non
     assert ids_of(wire, name) == FIRST[:10]
 
 
-def test_a_chat_session_is_truncated_only_between_turns(wire: Wire, name: str) -> None:
-    wire.generate("", session=name, chat=chat("one"), max_tokens=6)
-    with refused("INVALID_ARGUMENT", "INVALID_FIELD", "token_count"):
-        wire.sessions.TruncateSession(
-            session.TruncateSessionRequest(name=name, token_count=3), timeout=CALL_S
-        )
+def cut(wire: Wire, name: str, **to: int) -> Any:
+    """Truncates the session and returns it."""
+    request = session.TruncateSessionRequest(name=name, **to)
+    return wire.sessions.TruncateSession(request, timeout=CALL_S).session
+
+
+def test_an_answer_is_cut_to_what_its_remaining_tokens_stand_for(wire: Wire, name: str) -> None:
+    first = wire.generate("", session=name, chat=chat("one"), max_tokens=8)
+    before = ids_of(wire, name)
+    at = first.usage.prompt_tokens + 3
+    assert cut(wire, name, token_count=at).token_count == at
+    assert ids_of(wire, name) == before[:at]
+    held = wire.get_session(name, include_messages=True)
+    # What a shorter answer would have been.
+    short = wire.generate("tiny", chat=chat("one"), max_tokens=3)
+    assert list(short.token_ids) == before[first.usage.prompt_tokens : at]
+    assert held.messages[1].content[0].text == short.text
+    again = wire.generate("", session=name, chat=chat("two"), max_tokens=4)
+    assert again.usage.cached_tokens >= at - 1
+    assert ids_of(wire, name)[:at] == before[:at]
+    whole = wire.generate("tiny", ids_of(wire, name)[: again.usage.prompt_tokens], max_tokens=4)
+    assert list(again.token_ids) == list(whole.token_ids)
+
+
+def test_a_chat_session_is_cut_before_an_answer_and_within_a_question(
+    wire: Wire, name: str
+) -> None:
+    first = wire.generate("", session=name, chat=chat("one"), max_tokens=6)
+    before = ids_of(wire, name)
+    assert cut(wire, name, message_count=1).token_count == first.usage.prompt_tokens
+    assert len(wire.get_session(name, include_messages=True).messages) == 1
+    assert cut(wire, name, token_count=3).token_count == 3
+    assert ids_of(wire, name) == before[:3]
+    again = wire.generate("", session=name, chat=chat("one"), max_tokens=6)
+    assert list(again.token_ids) == list(first.token_ids)
+    assert ids_of(wire, name) == before
+    with refused("INVALID_ARGUMENT", "INVALID_FIELD", "message_count"):
+        cut(wire, name, message_count=3)
+
+
+def test_a_fork_at_a_turn_goes_on_as_the_session_did(wire: Wire, name: str) -> None:
+    turn(wire, name, FIRST)
+    second = turn(wire, name, SECOND)
+    copy = f"{name}.at"
+    fork = session.ForkSessionRequest(name=name, new_name=copy, turn_count=1)
+    assert wire.sessions.ForkSession(fork, timeout=CALL_S).session.token_count == len(FIRST) + 8
+    again = turn(wire, copy, SECOND)
+    assert list(again.token_ids) == list(second.token_ids)
+    assert again.usage.cached_tokens >= len(FIRST) + 7
+    wire.delete_session(copy)
+
+
+def test_an_extended_session_prefills_only_what_a_turn_adds(wire: Wire, name: str) -> None:
+    text = chat("a long text that a question is about " * 20)
+    extend = session.ExtendSessionRequest(name=name, chat=text)
+    extended = wire.sessions.ExtendSession(extend, timeout=CALL_S)
+    tokens = extended.session.token_count
+    assert extended.usage.prompt_tokens == tokens > 40
+    assert extended.usage.completion_tokens == 0
+    assert (extended.session.state, extended.session.cached_token_count) == (2, tokens)
+    assert extended.session.kv_bytes > 0
+    before = wire.stats()
+    first = wire.generate("", session=name, chat=chat("one"), max_tokens=6)
+    after = wire.stats()
+    assert first.usage.cached_tokens == tokens
+    added = first.usage.prompt_tokens - tokens
+    assert after.prefill_tokens_total - before.prefill_tokens_total == added
+    whole = wire.generate("tiny", ids_of(wire, name)[: first.usage.prompt_tokens], max_tokens=6)
+    assert list(first.token_ids) == list(whole.token_ids)
+    roles = [message.role for message in wire.get_session(name, include_messages=True).messages]
+    assert roles == [2, 2, 3]
 
 
 def test_an_unexpected_token_count_is_refused_with_both(wire: Wire, name: str) -> None:

@@ -1,15 +1,16 @@
 //! An engine that answers every prompt alike: with "yes" and the end token, one token a delta, or with the
 //! word " Paris" where that is a token. For a prompt that contains "flood" there is more text first than an
-//! unread connection holds; one that contains "hang" never gets further.
+//! unread connection holds; one that contains "hang" never gets further. One that is only to be
+//! computed gets no answer.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use mlxd::engine::{
-    Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats, Finish, Fit,
-    GenerateEvent, GenerateWork, Generated, KeepAlive, LoadEvent, LoadSpec, LoadWork, ModelTable, Pulse,
-    ResidencySettings, ResidentModel, ScoreWork, Scored, Stay, Tenancy, TokenLogprobs,
+    CachedAsk, CachedKv, Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats,
+    Finish, Fit, GenerateEvent, GenerateWork, Generated, KeepAlive, LoadEvent, LoadSpec, LoadWork,
+    ModelTable, Pulse, ResidencySettings, ResidentModel, ScoreWork, Scored, Stay, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
 use mlxd::hub::ModelAssets;
@@ -43,6 +44,8 @@ struct State {
     connections: Vec<ConnectionId>,
     validated: Vec<Arc<ModelAssets>>,
     forgotten: Vec<SessionKey>,
+    pins: Vec<(SessionKey, bool)>,
+    pinned: Vec<bool>,
     stays: Vec<Stay>,
     keep_alives: Vec<Option<KeepAlive>>,
     configured: Vec<ResidencySettings>,
@@ -108,6 +111,17 @@ impl Fake {
 
     pub fn forgotten(&self) -> Vec<String> {
         self.state.lock().unwrap().forgotten.iter().map(ToString::to_string).collect()
+    }
+
+    /// Returns which sessions were pinned and unpinned.
+    pub fn pins(&self) -> Vec<(String, bool)> {
+        let pins = &self.state.lock().unwrap().pins;
+        pins.iter().map(|(session, pinned)| (session.to_string(), *pinned)).collect()
+    }
+
+    /// Returns whether each generation's session was pinned.
+    pub fn pinned(&self) -> Vec<bool> {
+        self.state.lock().unwrap().pinned.clone()
     }
 
     /// Returns what the loads that were validated would have been made from.
@@ -180,6 +194,7 @@ impl Fake {
                 state.clients.push(generation.origin.owner.client.to_string());
                 state.connections.push(generation.origin.owner.connection);
                 state.keep_alives.push(generation.keep_alive);
+                state.pinned.push(generation.origin.pinned);
                 let resident = state.resident.get(generation.model.model());
                 let known = resident.is_some_and(|(_, tenancy)| tenancy.granted(&generation.model));
                 work.spawn(self.clone().generate(*generation, known));
@@ -216,6 +231,8 @@ impl Fake {
                 drop(reply.send(freed.ok_or(Error::ModelNotLoaded(model))));
             }
             Command::Forget(session) => state.forgotten.push(session),
+            Command::PinSession(session, pinned) => state.pins.push((session, pinned)),
+            Command::Cached(asked, reply) => drop(reply.send(asked.iter().map(cached).collect())),
             Command::Stats(reply) => {
                 let models = state.resident.values().map(|(model, _)| model.clone()).collect();
                 let requests_total = state.contexts.len() as u64;
@@ -290,7 +307,8 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
     }
     let mut tokens = Vec::new();
     let mut finish = Finish::Length;
-    for token in answer(&tokenizer) {
+    let answer_tokens = if stopping.max_tokens == 0 { 0 } else { usize::MAX };
+    for token in answer(&tokenizer).into_iter().take(answer_tokens) {
         tokens.push(token);
         let ends = stopping.stop_token_ids.contains(&token);
         let logprobs =
@@ -316,6 +334,12 @@ fn answer(tokenizer: &Tokenizer) -> Vec<u32> {
     let bytes = || ANSWER.bytes().map(u32::from).collect();
     let text: Vec<u32> = tokenizer.token_id(WORD).map_or_else(bytes, |word| vec![word]);
     text.into_iter().chain(tokenizer.token_id("<|end|>")).collect()
+}
+
+/// Answers that all but the last token is cached.
+fn cached(asked: &CachedAsk) -> CachedKv {
+    let tokens = u32::try_from(asked.tokens.len().saturating_sub(1)).unwrap();
+    CachedKv { tokens, bytes: u64::from(tokens) * 8 }
 }
 
 fn score(work: ScoreWork) {

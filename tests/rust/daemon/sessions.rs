@@ -69,8 +69,7 @@ async fn raw_turns_append_and_no_chat_turn_follows_them() {
 async fn raw_turns_and_their_answers_are_one_text() {
     let daemon = Daemon::start().await;
     let tokenizer = daemon.add_words();
-    let request =
-        CreateSessionRequest { name: "s".into(), model: WORDS.into(), ..CreateSessionRequest::default() };
+    let request = CreateSessionRequest { name: "s".into(), model: WORDS.into(), ..Default::default() };
     daemon.client.create_session(request).await.unwrap();
     let stopping = Some(StoppingOptions { max_tokens: Some(1), ..Default::default() });
     let mut said = String::new();

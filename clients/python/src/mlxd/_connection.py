@@ -1,5 +1,5 @@
 # Generated from aio/_connection.py by scripts/generate_sync.py; do not edit.
-"""The connection to a daemon and the calls on it; `client` adds sessions as objects."""
+"""The connection to a daemon and the calls on it; `_sessions` adds those about sessions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from mlxd.types import (
     ComputeDtype,
     CountTokensResponse,
     GenerateOptions,
-    GetSessionResponse,
     GetStatsResponse,
     KvDtype,
     LoadEvent,
@@ -36,13 +35,12 @@ from mlxd.types import (
     Priority,
     Quantize,
     ScoreResponse,
-    SessionInfo,
 )
-from mlxd.v1 import model_pb2, server_pb2, session_pb2
+from mlxd.v1 import model_pb2, server_pb2
 
 
 class Connection:
-    """A connection to the daemon, and every call on it that returns no session object."""
+    """A connection to the daemon, and the calls on it that are not about sessions."""
 
     def __init__(
         self,
@@ -182,6 +180,7 @@ class Connection:
         messages: Messages | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
         return_token_ids: bool = False,
         **options: Unpack[CallOptions],
     ) -> CountTokensResponse:
@@ -192,6 +191,7 @@ class Connection:
             messages=messages,
             tools=tools,
             template_arguments=template_arguments,
+            add_generation_prompt=add_generation_prompt,
             return_token_ids=return_token_ids,
         )
         response: CountTokensResponse = self._call(
@@ -372,103 +372,7 @@ class Connection:
                 return models
             request.page_token = page.next_page_token
 
-    # Sessions
-
-    def get_session(
-        self,
-        name: str,
-        *,
-        include_messages: bool = False,
-        include_token_ids: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> GetSessionResponse:
-        """Describes a session; its messages are those of all pages."""
-        request = convert.request(
-            session_pb2.GetSessionRequest,
-            name=name,
-            include_messages=include_messages,
-            include_token_ids=include_token_ids,
-        )
-        deadline = self._deadline(options)
-        response: GetSessionResponse = self._call(self._stubs.session.GetSession, request, options)
-        request.include_token_ids = False
-        while response.next_message_page_token:
-            request.message_page_token = response.next_message_page_token
-            options["timeout"] = deadline.left()
-            page = self._call(self._stubs.session.GetSession, request, options)
-            response.messages.extend(page.messages)
-            response.next_message_page_token = page.next_message_page_token
-        return response
-
-    def list_sessions(
-        self, *, model: str = "", page_size: int = 0, **options: Unpack[CallOptions]
-    ) -> list[SessionInfo]:
-        """Lists the caller's sessions, reading every page.
-
-        `page_size` is in sessions; 0 is the daemon's default.
-        """
-        sessions: list[SessionInfo] = []
-        request = convert.request(session_pb2.ListSessionsRequest, page_size=page_size, model=model)
-        deadline = self._deadline(options)
-        while True:
-            options["timeout"] = deadline.left()
-            page = self._call(self._stubs.session.ListSessions, request, options)
-            sessions.extend(page.sessions)
-            if not page.next_page_token:
-                return sessions
-            request.page_token = page.next_page_token
-
-    def _fork_session(
-        self,
-        name: str,
-        new_name: str,
-        ttl: float | None,
-        expected_token_count: int | None,
-        options: CallOptions,
-    ) -> SessionInfo:
-        """Copies a session. For `client` and `session`, which wrap the result in an object."""
-        request = convert.request(
-            session_pb2.ForkSessionRequest,
-            name=name,
-            new_name=new_name,
-            ttl=convert.duration(ttl, "ttl"),
-            expected_token_count=expected_token_count,
-        )
-        response = self._call(self._stubs.session.ForkSession, request, options)
-        info: SessionInfo = response.session
-        return info
-
-    def truncate_session(
-        self,
-        name: str,
-        *,
-        turns: int | None = None,
-        tokens: int | None = None,
-        expected_token_count: int | None = None,
-        **options: Unpack[CallOptions],
-    ) -> SessionInfo:
-        """Cuts a session back to its first `turns` turns or `tokens` tokens.
-
-        Raises:
-            SessionMovedError: the session does not have `expected_token_count` tokens.
-        """
-        if (turns is None) == (tokens is None):
-            raise TypeError("give exactly one of turns, tokens")
-        request = convert.request(
-            session_pb2.TruncateSessionRequest,
-            name=name,
-            turn_count=turns,
-            token_count=tokens,
-            expected_token_count=expected_token_count,
-        )
-        response = self._call(self._stubs.session.TruncateSession, request, options)
-        info: SessionInfo = response.session
-        return info
-
-    def delete_session(self, name: str, **options: Unpack[CallOptions]) -> None:
-        """Deletes a session and cancels a turn that runs in it."""
-        request = convert.request(session_pb2.DeleteSessionRequest, name=name)
-        self._call(self._stubs.session.DeleteSession, request, options)
+    # The daemon
 
     def capabilities(self, *models: str, **options: Unpack[CallOptions]) -> CapabilitiesResponse:
         """Describes the daemon and the named models, by default the resident ones."""

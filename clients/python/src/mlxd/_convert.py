@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from mlxd.errors import ServerError, invalid
 from mlxd.types import (
@@ -25,7 +27,7 @@ from mlxd.types import (
     TokenLogprobs,
 )
 from mlxd.v1 import inference_pb2 as pb
-from mlxd.v1 import model_pb2
+from mlxd.v1 import model_pb2, session_pb2
 
 SAMPLING = (
     "temperature",
@@ -42,6 +44,7 @@ SAMPLING = (
     "xtc_probability",
     "xtc_threshold",
 )
+CHAT = ("tools", "template_arguments", "add_generation_prompt")
 OPTIONS = frozenset(GenerateOptions.__annotations__)
 CALL_OPTIONS = frozenset(CallOptions.__annotations__)
 _ROLES = {
@@ -107,10 +110,9 @@ def generate_request(
         request.token_ids.SetInParent()
         _extend(request.token_ids.ids, token_ids, "token_ids")
     if messages is not None:
-        chat = chat_input(messages, given.get("tools"), given.get("template_arguments"))
-        request.chat.CopyFrom(chat)
-    elif "tools" in given or "template_arguments" in given:
-        raise TypeError("tools and template_arguments belong to messages")
+        request.chat.CopyFrom(chat_input(messages, **{k: given.get(k) for k in CHAT}))
+    elif any(name in given for name in CHAT):
+        raise TypeError(f"{', '.join(CHAT)} belong to messages")
     for name in SAMPLING:
         if name in given:
             _set(request.sampling, name, given[name], f"sampling.{name}")
@@ -165,8 +167,10 @@ def request(kind: type[Request], **fields: Any) -> Request:
     """Builds a plain request; None leaves a field unset."""
     result = kind()
     for field, value in fields.items():
-        if isinstance(value, (Duration, model_pb2.QuantizeOptions)):
+        if isinstance(value, (Duration, Timestamp, model_pb2.QuantizeOptions)):
             getattr(result, field).CopyFrom(value)
+        elif isinstance(value, Mapping):
+            _update(getattr(result, field), value, field)
         elif isinstance(value, (list, tuple)):
             _extend(getattr(result, field), value, field)
         elif value is not None:
@@ -181,6 +185,7 @@ def count_request(
     messages: Messages | None,
     tools: Sequence[Mapping[str, Any]] | None,
     template_arguments: Mapping[str, Any] | None,
+    add_generation_prompt: bool | None,
     return_token_ids: bool,
 ) -> pb.CountTokensRequest:
     """Builds a CountTokensRequest."""
@@ -190,8 +195,41 @@ def count_request(
     if prompt is not None:
         _set(request, "prompt", prompt)
     if messages is not None:
-        request.chat.CopyFrom(chat_input(messages, tools, template_arguments))
+        chat = chat_input(messages, tools, template_arguments, add_generation_prompt)
+        request.chat.CopyFrom(chat)
     return request
+
+
+def extend_request(
+    *,
+    name: str,
+    prompt: str | None,
+    messages: Messages | None,
+    token_ids: Sequence[int] | None,
+    tools: Sequence[Mapping[str, Any]] | None,
+    template_arguments: Mapping[str, Any] | None,
+    expected_token_count: int | None,
+    priority: str | None,
+    keep_alive: float | None,
+) -> session_pb2.ExtendSessionRequest:
+    """Builds an ExtendSessionRequest."""
+    _exactly_one(prompt=prompt, messages=messages, token_ids=token_ids)
+    result = request(
+        session_pb2.ExtendSessionRequest,
+        name=name,
+        prompt=prompt,
+        expected_token_count=expected_token_count,
+        priority=_enum(pb.Priority, "priority", priority),
+        keep_alive=duration(keep_alive, "keep_alive"),
+    )
+    if token_ids is not None:
+        result.token_ids.SetInParent()
+        _extend(result.token_ids.ids, token_ids, "token_ids")
+    if messages is not None:
+        result.chat.CopyFrom(chat_input(messages, tools, template_arguments))
+    elif tools is not None or template_arguments is not None:
+        raise TypeError("tools and template_arguments belong to messages")
+    return result
 
 
 def score_request(
@@ -229,10 +267,11 @@ def chat_input(
     messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_arguments: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool | None = None,
 ) -> pb.ChatInput:
     """Builds a conversation; a plain string is one user message."""
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    chat = pb.ChatInput()
+    chat = request(pb.ChatInput, add_generation_prompt=add_generation_prompt)
     for index, message in enumerate(given):
         chat.messages.append(_message(message, f"chat.messages[{index}]"))
     for index, tool in enumerate(tools or ()):
@@ -339,6 +378,28 @@ def _extend(field: Any, values: Any, path: str) -> None:
         field.extend(values)
     except _BAD_VALUE as error:
         raise invalid(path, str(error)) from error
+
+
+def _update(field: Any, values: Mapping[Any, Any], path: str) -> None:
+    try:
+        field.update(values)
+    except _BAD_VALUE as error:
+        raise invalid(path, str(error)) from error
+
+
+def timestamp(time: datetime | None, field: str) -> Timestamp | None:
+    """Converts a time to a Timestamp, None to None.
+
+    Raises:
+        InvalidRequestError: it has no time zone, which would be guessed.
+    """
+    if time is None:
+        return None
+    if not isinstance(time, datetime) or time.tzinfo is None:
+        raise invalid(field, "expected a datetime with a time zone")
+    result = Timestamp()
+    result.FromDatetime(time)
+    return result
 
 
 def duration(seconds: float | None, field: str) -> Duration | None:

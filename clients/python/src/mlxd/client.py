@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from typing_extensions import Unpack
 
 from mlxd import _convert as convert
-from mlxd._connection import Connection
+from mlxd._sessions import SessionCalls
 from mlxd.errors import AlreadyExistsError, wrong_model
 from mlxd.session import Session
 from mlxd.types import CallOptions, History
 from mlxd.v1 import session_pb2
 
 
-class Client(Connection):
+class Client(SessionCalls):
     """A connection to the daemon.
 
     Args:
@@ -34,13 +37,15 @@ class Client(Connection):
         *,
         model: str,
         ttl: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        pinned: bool = False,
         history: History | None = None,
         cache_salt: str = "",
         **options: Unpack[CallOptions],
     ) -> Session:
         """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
-        `ttl`, in seconds, `history` and `cache_salt` apply only to a session that is created.
+        `ttl` (in seconds) and the other terms apply only to a session that is created.
 
         Raises:
             StateError: the session exists and is bound to another model.
@@ -48,7 +53,14 @@ class Client(Connection):
         deadline = self._deadline(options)
         try:
             return self.create_session(
-                name, model=model, ttl=ttl, history=history, cache_salt=cache_salt, **options
+                name,
+                model=model,
+                ttl=ttl,
+                labels=labels,
+                pinned=pinned,
+                history=history,
+                cache_salt=cache_salt,
+                **options,
             )
         except AlreadyExistsError:
             options["timeout"] = deadline.left()
@@ -63,6 +75,9 @@ class Client(Connection):
         *,
         model: str,
         ttl: float | None = None,
+        expire_time: datetime | None = None,
+        labels: Mapping[str, str] | None = None,
+        pinned: bool = False,
         history: History | None = None,
         cache_salt: str = "",
         **options: Unpack[CallOptions],
@@ -73,6 +88,9 @@ class Client(Connection):
             name: the session's name; the daemon chooses one if it is empty.
             model: the model that the session is bound to.
             ttl: lifetime without use, in seconds; None is the daemon's default.
+            expire_time: the time at which it expires, instead of `ttl`; with a time zone.
+            labels: labels to find it by.
+            pinned: whether it stays until it is deleted.
             history: what its turns do where the chat template writes the past differently: "append"
                 keeps it, "rerender" writes it again, "auto" (the default) keeps it where the
                 template has a switch for past reasoning.
@@ -88,6 +106,9 @@ class Client(Connection):
             name=name,
             model=model,
             ttl=convert.duration(ttl, "ttl"),
+            expire_time=convert.timestamp(expire_time, "expire_time"),
+            labels=labels,
+            pinned=pinned,
             history=convert.history(history),
             cache_salt=cache_salt,
         )
@@ -100,13 +121,22 @@ class Client(Connection):
         new_name: str = "",
         *,
         ttl: float | None = None,
+        turns: int | None = None,
+        pinned: bool | None = None,
         expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
         """Copies a session under a new name; its cached tokens are shared, not prefilled again.
 
+        `turns` copies only the first turns. `ttl` and `pinned` are the original's unless given.
+
         Raises:
             SessionMovedError: the session does not have `expected_token_count` tokens.
         """
-        info = self._fork_session(name, new_name, ttl, expected_token_count, options)
-        return Session(self, info)
+        changes = {
+            "ttl": ttl,
+            "turn_count": turns,
+            "pinned": pinned,
+            "expected_token_count": expected_token_count,
+        }
+        return Session(self, self._fork_session(name, new_name, changes, options))

@@ -22,7 +22,7 @@ from mlxd.v1.inference_pb2 import (
 from mlxd.v1.inference_pb2 import Message as ProtoMessage
 from mlxd.v1.model_pb2 import LoadProgress, LoadValidated, ModelInfo, ModelLoaded
 from mlxd.v1.server_pb2 import CapabilitiesResponse, GetStatsResponse, ModelCapabilities
-from mlxd.v1.session_pb2 import GetSessionResponse
+from mlxd.v1.session_pb2 import ExtendSessionResponse, GetSessionResponse
 from mlxd.v1.session_pb2 import Session as SessionInfo
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ComputeDtype",
     "CountTokensResponse",
     "EffectiveSampling",
+    "ExtendSessionResponse",
     "FinishReason",
     "GenerateDelta",
     "GenerateEvent",
@@ -134,6 +135,7 @@ class GenerateOptions(CallOptions, total=False):
     return_token_ids: bool | None
     tools: Sequence[Mapping[str, Any]] | None
     template_arguments: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
     expected_token_count: int | None
     priority: Priority | None
     keep_alive: float | None

@@ -67,7 +67,8 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION: a chat turn cannot follow raw turns; metadata session.
     SessionNotChat = 25,
     /// RESOURCE_EXHAUSTED + QuotaFailure: the caller has reached sessions_max,
-    /// session_bytes_max or sessions_bytes_max; metadata limit, value.
+    /// sessions_pinned_max, session_labels_max, session_bytes_max or
+    /// sessions_bytes_max; metadata limit, value.
     SessionLimit = 26,
     /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
     /// or of all clients is full, or too many connections or files are open, or too
@@ -337,6 +338,11 @@ pub struct ChatInput {
     /// must be one that it reads.
     #[prost(message, optional, tag = "3")]
     pub template_arguments: ::core::option::Option<::prost_types::Struct>,
+    /// Ends the rendered text with what begins the model's answer. Default true; in
+    /// ExtendSession false, and true is INVALID_FIELD. False in a session's Generate
+    /// is INVALID_FIELD: what would follow is not an answer.
+    #[prost(bool, optional, tag = "4")]
+    pub add_generation_prompt: ::core::option::Option<bool>,
 }
 /// One message of a conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1497,7 +1503,8 @@ pub struct ModelInfo {
     /// or is not resident.
     #[prost(message, optional, tag = "22")]
     pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Number of sessions that are bound to it, of all principals.
+    /// Number of sessions that are bound to it: of all principals for the daemon's own
+    /// user on the unix socket, else the caller's.
     #[prost(uint32, tag = "23")]
     pub session_count: u32,
     /// Folder of its files; empty if it is unknown.
@@ -2075,7 +2082,8 @@ pub struct GetStatsResponse {
     /// Number of queued requests.
     #[prost(uint32, tag = "11")]
     pub queued_sequences: u32,
-    /// Number of sessions, of all principals.
+    /// Number of sessions: of all principals for the daemon's own user on the unix
+    /// socket, else the caller's.
     #[prost(uint32, tag = "12")]
     pub sessions: u32,
     /// Memory use.
@@ -2105,6 +2113,15 @@ pub struct GetStatsResponse {
     /// Models unloaded because nobody had used them for their keep_alive.
     #[prost(uint64, tag = "32")]
     pub expirations_total: u64,
+    /// Number of `sessions` that are pinned.
+    #[prost(uint32, tag = "33")]
+    pub pinned_sessions: u32,
+    /// Number of `sessions` in which a turn is running.
+    #[prost(uint32, tag = "34")]
+    pub busy_sessions: u32,
+    /// Bytes of `sessions`, as sessions_bytes_max counts them.
+    #[prost(uint64, tag = "35")]
+    pub session_bytes: u64,
     /// How sessions are stored.
     #[prost(message, optional, tag = "40")]
     pub session_store: ::core::option::Option<SessionStoreStats>,
@@ -2413,7 +2430,7 @@ pub mod server_service_client {
     }
 }
 /// Request of CreateSession.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateSessionRequest {
     /// Name of 1 to 128 characters out of A-Z a-z 0-9 . _ : / -; if empty, the
     /// daemon chooses one. An existing name is SESSION_EXISTS.
@@ -2426,6 +2443,21 @@ pub struct CreateSessionRequest {
     /// session_ttl_s.
     #[prost(message, optional, tag = "3")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
+    /// Labels to find it by, at most session_labels_max: keys as session names,
+    /// values of at most 1,024 bytes. Default: none.
+    #[prost(map = "string, string", tag = "4")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Keeps the session until it is deleted or unpinned, and its cached KV longer
+    /// than that of other sessions. At most sessions_pinned_max. Default false.
+    #[prost(bool, tag = "5")]
+    pub pinned: bool,
+    /// Time at which it expires, used or not, instead of `ttl`: in the future, by at
+    /// most session_ttl_max_s. Giving both is INVALID_FIELD.
+    #[prost(message, optional, tag = "7")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
     /// How its chat turns go on unless they say otherwise; a fork has the same.
     /// Default HISTORY_AUTO.
     #[prost(enumeration = "History", tag = "6")]
@@ -2478,7 +2510,7 @@ pub struct GetSessionResponse {
     pub next_message_page_token: ::prost::alloc::string::String,
 }
 /// Request of ListSessions.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListSessionsRequest {
     /// Maximum number of entries to return, at most 1,000; 0 means 100. A page may
     /// have fewer: those that fit in answer_bytes_max.
@@ -2490,6 +2522,20 @@ pub struct ListSessionsRequest {
     /// Lists only the sessions of this model; empty for all.
     #[prost(string, tag = "3")]
     pub model: ::prost::alloc::string::String,
+    /// Lists only the sessions that have all of these labels, with these values, at
+    /// most session_labels_max; empty for all.
+    #[prost(map = "string, string", tag = "4")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Lists only the sessions whose name begins with this, at most 128 characters;
+    /// empty for all.
+    #[prost(string, tag = "5")]
+    pub name_prefix: ::prost::alloc::string::String,
+    /// Lists only pinned sessions, or only others. Default: all.
+    #[prost(bool, optional, tag = "6")]
+    pub pinned: ::core::option::Option<bool>,
 }
 /// Response of ListSessions: one page of sessions, ordered by name.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2501,7 +2547,96 @@ pub struct ListSessionsResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
-/// Request of ForkSession.
+/// Request of UpdateSession. What is unset stays as it is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateSessionRequest {
+    /// Name of the session. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Labels to add or replace, as in CreateSessionRequest; others stay.
+    #[prost(map = "string, string", tag = "4")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Keys of labels to remove, before others are added; unknown ones are ignored.
+    /// At most session_labels_max.
+    #[prost(string, repeated, tag = "5")]
+    pub remove_labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Pins or unpins it, as in CreateSessionRequest.
+    #[prost(bool, optional, tag = "6")]
+    pub pinned: ::core::option::Option<bool>,
+    /// New lifetime.
+    #[prost(oneof = "update_session_request::Lifetime", tags = "2, 3")]
+    pub lifetime: ::core::option::Option<update_session_request::Lifetime>,
+}
+/// Nested message and enum types in `UpdateSessionRequest`.
+pub mod update_session_request {
+    /// New lifetime.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Lifetime {
+        /// Lifetime after the last use, as in CreateSessionRequest; begins now.
+        #[prost(message, tag = "2")]
+        Ttl(::prost_types::Duration),
+        /// Time at which it expires, as in CreateSessionRequest.
+        #[prost(message, tag = "3")]
+        ExpireTime(::prost_types::Timestamp),
+    }
+}
+/// Response of UpdateSession.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateSessionResponse {
+    /// The session as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<Session>,
+}
+/// Request of ExtendSession.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExtendSessionRequest {
+    /// Name of the session. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Expected token count of the session, as in GenerateRequest.
+    #[prost(uint32, optional, tag = "5")]
+    pub expected_token_count: ::core::option::Option<u32>,
+    /// Scheduling class; default PRIORITY_NORMAL.
+    #[prost(enumeration = "Priority", tag = "6")]
+    pub priority: i32,
+    /// How long the model stays in memory, as in GenerateRequest.
+    #[prost(message, optional, tag = "7")]
+    pub keep_alive: ::core::option::Option<::prost_types::Duration>,
+    /// The text, tokens or messages to add, as in GenerateRequest. Required.
+    #[prost(oneof = "extend_session_request::Input", tags = "2, 3, 4")]
+    pub input: ::core::option::Option<extend_session_request::Input>,
+}
+/// Nested message and enum types in `ExtendSessionRequest`.
+pub mod extend_session_request {
+    /// The text, tokens or messages to add, as in GenerateRequest. Required.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Input {
+        /// Raw text; continues the text before.
+        #[prost(string, tag = "2")]
+        Prompt(::prost::alloc::string::String),
+        /// Token ids, used unchanged.
+        #[prost(message, tag = "3")]
+        TokenIds(super::TokenIds),
+        /// Messages, rendered by the model's chat template without what begins an
+        /// answer.
+        #[prost(message, tag = "4")]
+        Chat(super::ChatInput),
+    }
+}
+/// Response of ExtendSession.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExtendSessionResponse {
+    /// The session as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<Session>,
+    /// Token counts: `prompt_tokens` is the session's, `completion_tokens` 0.
+    #[prost(message, optional, tag = "2")]
+    pub usage: ::core::option::Option<Usage>,
+}
+/// Request of ForkSession. The copy has the original's labels.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForkSessionRequest {
     /// Name of the session to copy. A running turn is not part of the copy.
@@ -2517,6 +2652,12 @@ pub struct ForkSessionRequest {
     /// Expected token count of the session, as in GenerateRequest.
     #[prost(uint32, optional, tag = "4")]
     pub expected_token_count: ::core::option::Option<u32>,
+    /// Number of turns to copy, at most the current number. Default: all.
+    #[prost(uint32, optional, tag = "5")]
+    pub turn_count: ::core::option::Option<u32>,
+    /// Whether the copy is pinned. Default: as the original.
+    #[prost(bool, optional, tag = "6")]
+    pub pinned: ::core::option::Option<bool>,
 }
 /// Response of ForkSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2535,7 +2676,7 @@ pub struct TruncateSessionRequest {
     #[prost(uint32, optional, tag = "4")]
     pub expected_token_count: ::core::option::Option<u32>,
     /// Point to cut back to. Required.
-    #[prost(oneof = "truncate_session_request::To", tags = "2, 3")]
+    #[prost(oneof = "truncate_session_request::To", tags = "2, 3, 5")]
     pub to: ::core::option::Option<truncate_session_request::To>,
 }
 /// Nested message and enum types in `TruncateSessionRequest`.
@@ -2546,10 +2687,17 @@ pub mod truncate_session_request {
         /// Number of turns to keep, at most the current number.
         #[prost(uint32, tag = "2")]
         TurnCount(u32),
-        /// Number of tokens to keep, at most the current number. In a session with
-        /// chat turns it must be the end of a turn.
+        /// Number of tokens to keep, at most the current number. Within the answer of a
+        /// chat turn, the session keeps the part of it that its remaining tokens stand
+        /// for; at the beginning of the answer, the turn's messages without it. Before
+        /// that, it keeps none of the turn's messages: a raw turn continues the tokens,
+        /// a chat turn renders the messages before them anew.
         #[prost(uint32, tag = "3")]
         TokenCount(u32),
+        /// Number of messages to keep, at most the current number: those up to the end
+        /// of a turn, or up to its answer; other numbers are INVALID_FIELD.
+        #[prost(uint32, tag = "5")]
+        MessageCount(u32),
     }
 }
 /// Response of TruncateSession.
@@ -2590,7 +2738,7 @@ pub struct Session {
     /// Whether a turn is running.
     #[prost(bool, tag = "6")]
     pub busy: bool,
-    /// Lifetime after the last use.
+    /// Lifetime after the last use; unset if it expires at a given time.
     #[prost(message, optional, tag = "7")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
     /// Time of creation.
@@ -2599,12 +2747,36 @@ pub struct Session {
     /// Time of the last use.
     #[prost(message, optional, tag = "9")]
     pub last_use_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Time at which it expires unless it is used.
+    /// Time at which it expires, unless it is used before or that time was given;
+    /// unset if it is pinned.
     #[prost(message, optional, tag = "10")]
     pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Its labels.
+    #[prost(map = "string, string", tag = "11")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Whether it is pinned.
+    #[prost(bool, tag = "12")]
+    pub pinned: bool,
+    /// Bytes of its messages, text, tokens and labels, as session_bytes_max counts
+    /// them; what forks share counts in each.
+    #[prost(uint64, tag = "13")]
+    pub content_bytes: u64,
+    /// Bytes of the cached KV that its next turn would find, those that forks and
+    /// others of the caller's requests share included.
+    #[prost(uint64, tag = "14")]
+    pub kv_bytes: u64,
+    /// Where its KV is.
+    #[prost(enumeration = "SessionState", tag = "15")]
+    pub state: i32,
     /// How its chat turns go on unless they say otherwise; never unspecified.
     #[prost(enumeration = "History", tag = "16")]
     pub history: i32,
+    /// Number of its tokens whose KV its next turn would find.
+    #[prost(uint32, tag = "17")]
+    pub cached_token_count: u32,
 }
 /// One completed turn of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2615,6 +2787,43 @@ pub struct Turn {
     /// Number of tokens in the session at the end of the turn.
     #[prost(uint32, tag = "2")]
     pub token_count: u32,
+}
+/// Where the KV of a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SessionState {
+    /// Never sent.
+    Unspecified = 0,
+    /// In no cache: the next turn prefills all tokens.
+    Cold = 1,
+    /// Cached, at least the KV of its first tokens; cached_token_count says how much.
+    Hot = 2,
+    /// A turn is running.
+    Running = 3,
+}
+impl SessionState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SESSION_STATE_UNSPECIFIED",
+            Self::Cold => "SESSION_STATE_COLD",
+            Self::Hot => "SESSION_STATE_HOT",
+            Self::Running => "SESSION_STATE_RUNNING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SESSION_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SESSION_STATE_COLD" => Some(Self::Cold),
+            "SESSION_STATE_HOT" => Some(Self::Hot),
+            "SESSION_STATE_RUNNING" => Some(Self::Running),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod session_service_client {
@@ -2784,8 +2993,60 @@ pub mod session_service_client {
                 .insert(GrpcMethod::new("mlxd.v1.SessionService", "ListSessions"));
             self.inner.unary(req, path, codec).await
         }
-        /// Copies a session under a new name. Both continue independently; their common
-        /// tokens are not prefilled again.
+        /// Changes a session's lifetime, labels or pin. Counts as a use of it.
+        pub async fn update_session(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateSessionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mlxd.v1.SessionService/UpdateSession",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mlxd.v1.SessionService", "UpdateSession"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Adds an input to a session as a turn without an answer, and computes its KV
+        /// cache: the next turn prefills only what it adds. Waits, is cancelled, and is
+        /// refused as Generate is; a call that fails leaves the session as it was.
+        pub async fn extend_session(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExtendSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExtendSessionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mlxd.v1.SessionService/ExtendSession",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mlxd.v1.SessionService", "ExtendSession"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Copies a session, or its first turns, under a new name. Both continue
+        /// independently; their common tokens are not prefilled again.
         pub async fn fork_session(
             &mut self,
             request: impl tonic::IntoRequest<super::ForkSessionRequest>,

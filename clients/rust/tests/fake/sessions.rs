@@ -2,8 +2,9 @@
 
 use mlxd_client::v1::{
     CreateSessionRequest, CreateSessionResponse, DeleteSessionRequest, DeleteSessionResponse,
-    ForkSessionRequest, ForkSessionResponse, GetSessionRequest, GetSessionResponse, ListSessionsRequest,
-    ListSessionsResponse, Message, Session, TruncateSessionRequest, TruncateSessionResponse,
+    ExtendSessionRequest, ExtendSessionResponse, ForkSessionRequest, ForkSessionResponse, GetSessionRequest,
+    GetSessionResponse, ListSessionsRequest, ListSessionsResponse, Message, Session, TruncateSessionRequest,
+    TruncateSessionResponse, Turn, UpdateSessionRequest, UpdateSessionResponse, Usage,
     truncate_session_request,
 };
 use tonic::{Code, Request, Response, Status};
@@ -36,11 +37,13 @@ impl SessionService for Fake {
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
-        let CreateSessionRequest { name, model, ttl, history, cache_salt: _ } =
+        let CreateSessionRequest { name, model, ttl, labels, pinned, expire_time, history, cache_salt: _ } =
             self.note("CreateSession", request);
         self.model(&model)?;
         let name = if name.is_empty() { "chosen".to_owned() } else { name };
-        let session = Session { name, model, ttl, history, owner: "uid:0".into(), ..Session::default() };
+        let owner = "uid:0".into();
+        let session =
+            Session { name, model, ttl, owner, labels, pinned, expire_time, history, ..Session::default() };
         self.add(&session)?;
         Ok(Response::new(CreateSessionResponse { session: Some(session) }))
     }
@@ -77,6 +80,33 @@ impl SessionService for Fake {
         let more = rest.next().is_some();
         let last = sessions.last().filter(|_| more).map(|session| session.name.clone());
         Ok(Response::new(ListSessionsResponse { sessions, next_page_token: last.unwrap_or_default() }))
+    }
+
+    async fn update_session(
+        &self,
+        request: Request<UpdateSessionRequest>,
+    ) -> Result<Response<UpdateSessionResponse>, Status> {
+        let request = self.note("UpdateSession", request);
+        let mut session = self.session(&request.name)?;
+        request.remove_labels.iter().for_each(|key| drop(session.labels.remove(key)));
+        session.labels.extend(request.labels);
+        session.pinned = request.pinned.unwrap_or(session.pinned);
+        self.state().sessions.insert(session.name.clone(), session.clone());
+        Ok(Response::new(UpdateSessionResponse { session: Some(session) }))
+    }
+
+    async fn extend_session(
+        &self,
+        request: Request<ExtendSessionRequest>,
+    ) -> Result<Response<ExtendSessionResponse>, Status> {
+        let request = self.note("ExtendSession", request);
+        let mut session = self.session(&request.name)?;
+        let cached_tokens = session.token_count;
+        session.token_count += 3;
+        session.turns.push(Turn { message_count: 1, token_count: session.token_count });
+        self.state().sessions.insert(session.name.clone(), session.clone());
+        let usage = Usage { prompt_tokens: session.token_count, cached_tokens, completion_tokens: 0 };
+        Ok(Response::new(ExtendSessionResponse { session: Some(session), usage: Some(usage) }))
     }
 
     async fn fork_session(

@@ -1007,8 +1007,26 @@ pub mod session_service_server {
             tonic::Response<::mlxd_client::v1::ListSessionsResponse>,
             tonic::Status,
         >;
-        /// Copies a session under a new name. Both continue independently; their common
-        /// tokens are not prefilled again.
+        /// Changes a session's lifetime, labels or pin. Counts as a use of it.
+        async fn update_session(
+            &self,
+            request: tonic::Request<::mlxd_client::v1::UpdateSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::mlxd_client::v1::UpdateSessionResponse>,
+            tonic::Status,
+        >;
+        /// Adds an input to a session as a turn without an answer, and computes its KV
+        /// cache: the next turn prefills only what it adds. Waits, is cancelled, and is
+        /// refused as Generate is; a call that fails leaves the session as it was.
+        async fn extend_session(
+            &self,
+            request: tonic::Request<::mlxd_client::v1::ExtendSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::mlxd_client::v1::ExtendSessionResponse>,
+            tonic::Status,
+        >;
+        /// Copies a session, or its first turns, under a new name. Both continue
+        /// independently; their common tokens are not prefilled again.
         async fn fork_session(
             &self,
             request: tonic::Request<::mlxd_client::v1::ForkSessionRequest>,
@@ -1236,6 +1254,102 @@ pub mod session_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListSessionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mlxd.v1.SessionService/UpdateSession" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSessionSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<
+                        ::mlxd_client::v1::UpdateSessionRequest,
+                    > for UpdateSessionSvc<T> {
+                        type Response = ::mlxd_client::v1::UpdateSessionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::mlxd_client::v1::UpdateSessionRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::update_session(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSessionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mlxd.v1.SessionService/ExtendSession" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExtendSessionSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<
+                        ::mlxd_client::v1::ExtendSessionRequest,
+                    > for ExtendSessionSvc<T> {
+                        type Response = ::mlxd_client::v1::ExtendSessionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::mlxd_client::v1::ExtendSessionRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::extend_session(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExtendSessionSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

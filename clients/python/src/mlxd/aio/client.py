@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from typing_extensions import Unpack
 
 from mlxd import _convert as convert
-from mlxd.aio._connection import AsyncConnection
+from mlxd.aio._sessions import AsyncSessionCalls
 from mlxd.aio.session import AsyncSession
 from mlxd.errors import AlreadyExistsError, wrong_model
 from mlxd.types import CallOptions, History
 from mlxd.v1 import session_pb2
 
 
-class AsyncClient(AsyncConnection):
+class AsyncClient(AsyncSessionCalls):
     """A connection to the daemon.
 
     Args:
@@ -33,13 +36,15 @@ class AsyncClient(AsyncConnection):
         *,
         model: str,
         ttl: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        pinned: bool = False,
         history: History | None = None,
         cache_salt: str = "",
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
         """Opens the session of this name, or creates it. An empty name lets the daemon choose.
 
-        `ttl`, in seconds, `history` and `cache_salt` apply only to a session that is created.
+        `ttl` (in seconds) and the other terms apply only to a session that is created.
 
         Raises:
             StateError: the session exists and is bound to another model.
@@ -47,7 +52,14 @@ class AsyncClient(AsyncConnection):
         deadline = self._deadline(options)
         try:
             return await self.create_session(
-                name, model=model, ttl=ttl, history=history, cache_salt=cache_salt, **options
+                name,
+                model=model,
+                ttl=ttl,
+                labels=labels,
+                pinned=pinned,
+                history=history,
+                cache_salt=cache_salt,
+                **options,
             )
         except AlreadyExistsError:
             options["timeout"] = deadline.left()
@@ -62,6 +74,9 @@ class AsyncClient(AsyncConnection):
         *,
         model: str,
         ttl: float | None = None,
+        expire_time: datetime | None = None,
+        labels: Mapping[str, str] | None = None,
+        pinned: bool = False,
         history: History | None = None,
         cache_salt: str = "",
         **options: Unpack[CallOptions],
@@ -72,6 +87,9 @@ class AsyncClient(AsyncConnection):
             name: the session's name; the daemon chooses one if it is empty.
             model: the model that the session is bound to.
             ttl: lifetime without use, in seconds; None is the daemon's default.
+            expire_time: the time at which it expires, instead of `ttl`; with a time zone.
+            labels: labels to find it by.
+            pinned: whether it stays until it is deleted.
             history: what its turns do where the chat template writes the past differently: "append"
                 keeps it, "rerender" writes it again, "auto" (the default) keeps it where the
                 template has a switch for past reasoning.
@@ -87,6 +105,9 @@ class AsyncClient(AsyncConnection):
             name=name,
             model=model,
             ttl=convert.duration(ttl, "ttl"),
+            expire_time=convert.timestamp(expire_time, "expire_time"),
+            labels=labels,
+            pinned=pinned,
             history=convert.history(history),
             cache_salt=cache_salt,
         )
@@ -99,13 +120,22 @@ class AsyncClient(AsyncConnection):
         new_name: str = "",
         *,
         ttl: float | None = None,
+        turns: int | None = None,
+        pinned: bool | None = None,
         expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
         """Copies a session under a new name; its cached tokens are shared, not prefilled again.
 
+        `turns` copies only the first turns. `ttl` and `pinned` are the original's unless given.
+
         Raises:
             SessionMovedError: the session does not have `expected_token_count` tokens.
         """
-        info = await self._fork_session(name, new_name, ttl, expected_token_count, options)
-        return AsyncSession(self, info)
+        changes = {
+            "ttl": ttl,
+            "turn_count": turns,
+            "pinned": pinned,
+            "expected_token_count": expected_token_count,
+        }
+        return AsyncSession(self, await self._fork_session(name, new_name, changes, options))

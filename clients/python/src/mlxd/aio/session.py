@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 from typing_extensions import Unpack
 
-from mlxd.aio._connection import AsyncConnection
+from mlxd.aio._sessions import AsyncSessionCalls
 from mlxd.aio._stream import AsyncGenerateStream
 from mlxd.types import (
     CallOptions,
     Completion,
+    ExtendSessionResponse,
     GenerateOptions,
     GetSessionResponse,
     Messages,
+    Priority,
     ProtoMessage,
     SessionInfo,
 )
@@ -29,7 +33,7 @@ class AsyncSession:
             `expected_token_count`, it makes a retry of that turn safe.
     """
 
-    def __init__(self, connection: AsyncConnection, info: SessionInfo) -> None:
+    def __init__(self, connection: AsyncSessionCalls, info: SessionInfo) -> None:
         self._connection = connection
         self.name = info.name
         self.model = info.model
@@ -82,6 +86,38 @@ class AsyncSession:
             **options,
         )
 
+    async def extend(
+        self,
+        messages: Messages | None = None,
+        *,
+        prompt: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        expected_token_count: int | None = None,
+        priority: Priority | None = None,
+        keep_alive: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> ExtendSessionResponse:
+        """Adds an input and computes its KV cache, without generating.
+
+        The next turn prefills only what it adds.
+        """
+        response = await self._connection.extend_session(
+            self.name,
+            messages,
+            prompt=prompt,
+            token_ids=token_ids,
+            tools=tools,
+            template_arguments=template_arguments,
+            expected_token_count=expected_token_count,
+            priority=priority,
+            keep_alive=keep_alive,
+            **options,
+        )
+        self.token_count = response.session.token_count
+        return response
+
     async def get(
         self,
         *,
@@ -104,18 +140,48 @@ class AsyncSession:
         response = await self.get(include_messages=True, **options)
         return list(response.messages)
 
+    async def update(
+        self,
+        *,
+        ttl: float | None = None,
+        expire_time: datetime | None = None,
+        labels: Mapping[str, str] | None = None,
+        remove_labels: Sequence[str] = (),
+        pinned: bool | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SessionInfo:
+        """Changes the session's lifetime, labels or pin; what is None stays as it is."""
+        return await self._connection.update_session(
+            self.name,
+            ttl=ttl,
+            expire_time=expire_time,
+            labels=labels,
+            remove_labels=remove_labels,
+            pinned=pinned,
+            **options,
+        )
+
     async def fork(
         self,
         new_name: str = "",
         *,
         ttl: float | None = None,
+        turns: int | None = None,
+        pinned: bool | None = None,
         expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
-        """Copies the session; the tokens that both share are not prefilled again."""
-        info = await self._connection._fork_session(
-            self.name, new_name, ttl, expected_token_count, options
-        )
+        """Copies the session; the tokens that both share are not prefilled again.
+
+        `turns` copies only the first turns. `ttl` and `pinned` are this session's unless given.
+        """
+        changes = {
+            "ttl": ttl,
+            "turn_count": turns,
+            "pinned": pinned,
+            "expected_token_count": expected_token_count,
+        }
+        info = await self._connection._fork_session(self.name, new_name, changes, options)
         return AsyncSession(self._connection, info)
 
     async def truncate(
@@ -123,14 +189,20 @@ class AsyncSession:
         *,
         turns: int | None = None,
         tokens: int | None = None,
+        messages: int | None = None,
         expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> SessionInfo:
-        """Cuts the session back to its first `turns` turns or `tokens` tokens."""
+        """Cuts the session back to its first `turns` turns, `tokens` tokens or `messages` messages.
+
+        Tokens may end within an answer, which is then shortened; messages end at the end of a
+        turn, or before its answer.
+        """
         info = await self._connection.truncate_session(
             self.name,
             turns=turns,
             tokens=tokens,
+            messages=messages,
             expected_token_count=expected_token_count,
             **options,
         )

@@ -115,7 +115,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("uptime", "requests_total", "finished_total", "cancelled_total", "failed_total", "prefill_tokens_total", "cached_tokens_total", "decode_tokens_total", "steps_total", "running_sequences", "queued_sequences", "sessions", "memory", "slabs", "prefilling_sequences", "stalled_sequences", "preemptions_total", "refused_total", "loads_total", "evictions_total", "expirations_total", "session_store")
+    __slots__ = ("uptime", "requests_total", "finished_total", "cancelled_total", "failed_total", "prefill_tokens_total", "cached_tokens_total", "decode_tokens_total", "steps_total", "running_sequences", "queued_sequences", "sessions", "memory", "slabs", "prefilling_sequences", "stalled_sequences", "preemptions_total", "refused_total", "loads_total", "evictions_total", "expirations_total", "pinned_sessions", "busy_sessions", "session_bytes", "session_store")
     UPTIME_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     FINISHED_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,9 @@ class GetStatsResponse(_message.Message):
     LOADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     EXPIRATIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PINNED_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_BYTES_FIELD_NUMBER: _ClassVar[int]
     SESSION_STORE_FIELD_NUMBER: _ClassVar[int]
     uptime: _duration_pb2.Duration
     requests_total: int
@@ -159,8 +162,11 @@ class GetStatsResponse(_message.Message):
     loads_total: int
     evictions_total: int
     expirations_total: int
+    pinned_sessions: int
+    busy_sessions: int
+    session_bytes: int
     session_store: SessionStoreStats
-    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., requests_total: _Optional[int] = ..., finished_total: _Optional[int] = ..., cancelled_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., prefill_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., decode_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., sessions: _Optional[int] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., slabs: _Optional[_Iterable[_Union[SlabStats, _Mapping]]] = ..., prefilling_sequences: _Optional[int] = ..., stalled_sequences: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., expirations_total: _Optional[int] = ..., session_store: _Optional[_Union[SessionStoreStats, _Mapping]] = ...) -> None: ...
+    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., requests_total: _Optional[int] = ..., finished_total: _Optional[int] = ..., cancelled_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., prefill_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., decode_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., sessions: _Optional[int] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., slabs: _Optional[_Iterable[_Union[SlabStats, _Mapping]]] = ..., prefilling_sequences: _Optional[int] = ..., stalled_sequences: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., expirations_total: _Optional[int] = ..., pinned_sessions: _Optional[int] = ..., busy_sessions: _Optional[int] = ..., session_bytes: _Optional[int] = ..., session_store: _Optional[_Union[SessionStoreStats, _Mapping]] = ...) -> None: ...
 
 class SessionStoreStats(_message.Message):
     __slots__ = ("enabled", "durable", "unwritten_sessions")

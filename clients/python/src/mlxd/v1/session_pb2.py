@@ -27,41 +27,67 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mlxd.v1 import inference_pb2 as mlxd_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mlxd/v1/session.proto\x12\x07mlxd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17mlxd/v1/inference.proto\"\x92\x01\n\x14\x43reateSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x07history\x18\x06 \x01(\x0e\x32\x10.mlxd.v1.History\x12\x12\n\ncache_salt\x18\x08 \x01(\t\":\n\x15\x43reateSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\"\x8d\x01\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10include_messages\x18\x02 \x01(\x08\x12\x19\n\x11include_token_ids\x18\x03 \x01(\x08\x12\x19\n\x11message_page_size\x18\x04 \x01(\r\x12\x1a\n\x12message_page_token\x18\x05 \x01(\t\"\x8f\x01\n\x12GetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.mlxd.v1.Message\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x1f\n\x17next_message_page_token\x18\x04 \x01(\t\"K\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"S\n\x14ListSessionsResponse\x12\"\n\x08sessions\x18\x01 \x03(\x0b\x32\x10.mlxd.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x12\x46orkSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08new_name\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x14\x65xpected_token_count\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x17\n\x15_expected_token_count\"8\n\x13\x46orkSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\"\x95\x01\n\x16TruncateSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\nturn_count\x18\x02 \x01(\rH\x00\x12\x15\n\x0btoken_count\x18\x03 \x01(\rH\x00\x12!\n\x14\x65xpected_token_count\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x04\n\x02toB\x17\n\x15_expected_token_count\"<\n\x17TruncateSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\xd6\x02\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x13\n\x0btoken_count\x18\x04 \x01(\r\x12\x1c\n\x05turns\x18\x05 \x03(\x0b\x32\r.mlxd.v1.Turn\x12\x0c\n\x04\x62usy\x18\x06 \x01(\x08\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x07history\x18\x10 \x01(\x0e\x32\x10.mlxd.v1.History\"2\n\x04Turn\x12\x15\n\rmessage_count\x18\x01 \x01(\r\x12\x13\n\x0btoken_count\x18\x02 \x01(\r2\xe4\x03\n\x0eSessionService\x12N\n\rCreateSession\x12\x1d.mlxd.v1.CreateSessionRequest\x1a\x1e.mlxd.v1.CreateSessionResponse\x12\x45\n\nGetSession\x12\x1a.mlxd.v1.GetSessionRequest\x1a\x1b.mlxd.v1.GetSessionResponse\x12K\n\x0cListSessions\x12\x1c.mlxd.v1.ListSessionsRequest\x1a\x1d.mlxd.v1.ListSessionsResponse\x12H\n\x0b\x46orkSession\x12\x1b.mlxd.v1.ForkSessionRequest\x1a\x1c.mlxd.v1.ForkSessionResponse\x12T\n\x0fTruncateSession\x12\x1f.mlxd.v1.TruncateSessionRequest\x1a .mlxd.v1.TruncateSessionResponse\x12N\n\rDeleteSession\x12\x1d.mlxd.v1.DeleteSessionRequest\x1a\x1e.mlxd.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mlxd/v1/session.proto\x12\x07mlxd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17mlxd/v1/inference.proto\"\xbd\x02\n\x14\x43reateSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x06labels\x18\x04 \x03(\x0b\x32).mlxd.v1.CreateSessionRequest.LabelsEntry\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x07history\x18\x06 \x01(\x0e\x32\x10.mlxd.v1.History\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x15\x43reateSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\"\x8d\x01\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10include_messages\x18\x02 \x01(\x08\x12\x19\n\x11include_token_ids\x18\x03 \x01(\x08\x12\x19\n\x11message_page_size\x18\x04 \x01(\r\x12\x1a\n\x12message_page_token\x18\x05 \x01(\t\"\x8f\x01\n\x12GetSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.mlxd.v1.Message\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x1f\n\x17next_message_page_token\x18\x04 \x01(\t\"\xe9\x01\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.mlxd.v1.ListSessionsRequest.LabelsEntry\x12\x13\n\x0bname_prefix\x18\x05 \x01(\t\x12\x13\n\x06pinned\x18\x06 \x01(\x08H\x00\x88\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_pinned\"S\n\x14ListSessionsResponse\x12\"\n\x08sessions\x18\x01 \x03(\x0b\x32\x10.mlxd.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xae\x02\n\x14UpdateSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x31\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x39\n\x06labels\x18\x04 \x03(\x0b\x32).mlxd.v1.UpdateSessionRequest.LabelsEntry\x12\x15\n\rremove_labels\x18\x05 \x03(\t\x12\x13\n\x06pinned\x18\x06 \x01(\x08H\x01\x88\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08lifetimeB\t\n\x07_pinned\":\n\x15UpdateSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\"\x9b\x02\n\x14\x45xtendSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12&\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x11.mlxd.v1.TokenIdsH\x00\x12\"\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x12.mlxd.v1.ChatInputH\x00\x12!\n\x14\x65xpected_token_count\x18\x05 \x01(\rH\x01\x88\x01\x01\x12#\n\x08priority\x18\x06 \x01(\x0e\x32\x11.mlxd.v1.Priority\x12-\n\nkeep_alive\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05inputB\x17\n\x15_expected_token_count\"Y\n\x15\x45xtendSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mlxd.v1.Usage\"\xe0\x01\n\x12\x46orkSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08new_name\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x14\x65xpected_token_count\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nturn_count\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06pinned\x18\x06 \x01(\x08H\x02\x88\x01\x01\x42\x17\n\x15_expected_token_countB\r\n\x0b_turn_countB\t\n\x07_pinned\"8\n\x13\x46orkSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\"\xae\x01\n\x16TruncateSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\nturn_count\x18\x02 \x01(\rH\x00\x12\x15\n\x0btoken_count\x18\x03 \x01(\rH\x00\x12\x17\n\rmessage_count\x18\x05 \x01(\rH\x00\x12!\n\x14\x65xpected_token_count\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x04\n\x02toB\x17\n\x15_expected_token_count\"<\n\x17TruncateSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.mlxd.v1.Session\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\xae\x04\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x13\n\x0btoken_count\x18\x04 \x01(\r\x12\x1c\n\x05turns\x18\x05 \x03(\x0b\x32\r.mlxd.v1.Turn\x12\x0c\n\x04\x62usy\x18\x06 \x01(\x08\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x06labels\x18\x0b \x03(\x0b\x32\x1c.mlxd.v1.Session.LabelsEntry\x12\x0e\n\x06pinned\x18\x0c \x01(\x08\x12\x15\n\rcontent_bytes\x18\r \x01(\x04\x12\x10\n\x08kv_bytes\x18\x0e \x01(\x04\x12$\n\x05state\x18\x0f \x01(\x0e\x32\x15.mlxd.v1.SessionState\x12!\n\x07history\x18\x10 \x01(\x0e\x32\x10.mlxd.v1.History\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x11 \x01(\r\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"2\n\x04Turn\x12\x15\n\rmessage_count\x18\x01 \x01(\r\x12\x13\n\x0btoken_count\x18\x02 \x01(\r*w\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SESSION_STATE_COLD\x10\x01\x12\x15\n\x11SESSION_STATE_HOT\x10\x02\x12\x19\n\x15SESSION_STATE_RUNNING\x10\x03\x32\x84\x05\n\x0eSessionService\x12N\n\rCreateSession\x12\x1d.mlxd.v1.CreateSessionRequest\x1a\x1e.mlxd.v1.CreateSessionResponse\x12\x45\n\nGetSession\x12\x1a.mlxd.v1.GetSessionRequest\x1a\x1b.mlxd.v1.GetSessionResponse\x12K\n\x0cListSessions\x12\x1c.mlxd.v1.ListSessionsRequest\x1a\x1d.mlxd.v1.ListSessionsResponse\x12N\n\rUpdateSession\x12\x1d.mlxd.v1.UpdateSessionRequest\x1a\x1e.mlxd.v1.UpdateSessionResponse\x12N\n\rExtendSession\x12\x1d.mlxd.v1.ExtendSessionRequest\x1a\x1e.mlxd.v1.ExtendSessionResponse\x12H\n\x0b\x46orkSession\x12\x1b.mlxd.v1.ForkSessionRequest\x1a\x1c.mlxd.v1.ForkSessionResponse\x12T\n\x0fTruncateSession\x12\x1f.mlxd.v1.TruncateSessionRequest\x1a .mlxd.v1.TruncateSessionResponse\x12N\n\rDeleteSession\x12\x1d.mlxd.v1.DeleteSessionRequest\x1a\x1e.mlxd.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mlxd.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_SESSION_LABELSENTRY']._loaded_options = None
+  _globals['_SESSION_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_SESSIONSTATE']._serialized_start=3057
+  _globals['_SESSIONSTATE']._serialized_end=3176
   _globals['_CREATESESSIONREQUEST']._serialized_start=125
-  _globals['_CREATESESSIONREQUEST']._serialized_end=271
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=273
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=331
-  _globals['_GETSESSIONREQUEST']._serialized_start=334
-  _globals['_GETSESSIONREQUEST']._serialized_end=475
-  _globals['_GETSESSIONRESPONSE']._serialized_start=478
-  _globals['_GETSESSIONRESPONSE']._serialized_end=621
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=623
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=698
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=700
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=783
-  _globals['_FORKSESSIONREQUEST']._serialized_start=786
-  _globals['_FORKSESSIONREQUEST']._serialized_end=938
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=940
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=996
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=999
-  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=1148
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=1150
-  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=1210
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1212
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1248
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1250
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1273
-  _globals['_SESSION']._serialized_start=1276
-  _globals['_SESSION']._serialized_end=1618
-  _globals['_TURN']._serialized_start=1620
-  _globals['_TURN']._serialized_end=1670
-  _globals['_SESSIONSERVICE']._serialized_start=1673
-  _globals['_SESSIONSERVICE']._serialized_end=2157
+  _globals['_CREATESESSIONREQUEST']._serialized_end=442
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._serialized_start=397
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._serialized_end=442
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=444
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=502
+  _globals['_GETSESSIONREQUEST']._serialized_start=505
+  _globals['_GETSESSIONREQUEST']._serialized_end=646
+  _globals['_GETSESSIONRESPONSE']._serialized_start=649
+  _globals['_GETSESSIONRESPONSE']._serialized_end=792
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=795
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1028
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_start=397
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_end=442
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1030
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1113
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=1116
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=1418
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_start=397
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_end=442
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1420
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1478
+  _globals['_EXTENDSESSIONREQUEST']._serialized_start=1481
+  _globals['_EXTENDSESSIONREQUEST']._serialized_end=1764
+  _globals['_EXTENDSESSIONRESPONSE']._serialized_start=1766
+  _globals['_EXTENDSESSIONRESPONSE']._serialized_end=1855
+  _globals['_FORKSESSIONREQUEST']._serialized_start=1858
+  _globals['_FORKSESSIONREQUEST']._serialized_end=2082
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=2084
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=2140
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_start=2143
+  _globals['_TRUNCATESESSIONREQUEST']._serialized_end=2317
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_start=2319
+  _globals['_TRUNCATESESSIONRESPONSE']._serialized_end=2379
+  _globals['_DELETESESSIONREQUEST']._serialized_start=2381
+  _globals['_DELETESESSIONREQUEST']._serialized_end=2417
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=2419
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=2442
+  _globals['_SESSION']._serialized_start=2445
+  _globals['_SESSION']._serialized_end=3003
+  _globals['_SESSION_LABELSENTRY']._serialized_start=397
+  _globals['_SESSION_LABELSENTRY']._serialized_end=442
+  _globals['_TURN']._serialized_start=3005
+  _globals['_TURN']._serialized_end=3055
+  _globals['_SESSIONSERVICE']._serialized_start=3179
+  _globals['_SESSIONSERVICE']._serialized_end=3823
 # @@protoc_insertion_point(module_scope)

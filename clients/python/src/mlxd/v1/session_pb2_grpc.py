@@ -51,6 +51,16 @@ class SessionServiceStub(object):
                 request_serializer=mlxd_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
                 response_deserializer=mlxd_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateSession = channel.unary_unary(
+                '/mlxd.v1.SessionService/UpdateSession',
+                request_serializer=mlxd_dot_v1_dot_session__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=mlxd_dot_v1_dot_session__pb2.UpdateSessionResponse.FromString,
+                _registered_method=True)
+        self.ExtendSession = channel.unary_unary(
+                '/mlxd.v1.SessionService/ExtendSession',
+                request_serializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionRequest.SerializeToString,
+                response_deserializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionResponse.FromString,
+                _registered_method=True)
         self.ForkSession = channel.unary_unary(
                 '/mlxd.v1.SessionService/ForkSession',
                 request_serializer=mlxd_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
@@ -94,9 +104,25 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateSession(self, request, context):
+        """Changes a session's lifetime, labels or pin. Counts as a use of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendSession(self, request, context):
+        """Adds an input to a session as a turn without an answer, and computes its KV
+        cache: the next turn prefills only what it adds. Waits, is cancelled, and is
+        refused as Generate is; a call that fails leaves the session as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ForkSession(self, request, context):
-        """Copies a session under a new name. Both continue independently; their common
-        tokens are not prefilled again.
+        """Copies a session, or its first turns, under a new name. Both continue
+        independently; their common tokens are not prefilled again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +159,16 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ListSessions,
                     request_deserializer=mlxd_dot_v1_dot_session__pb2.ListSessionsRequest.FromString,
                     response_serializer=mlxd_dot_v1_dot_session__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'UpdateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSession,
+                    request_deserializer=mlxd_dot_v1_dot_session__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=mlxd_dot_v1_dot_session__pb2.UpdateSessionResponse.SerializeToString,
+            ),
+            'ExtendSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendSession,
+                    request_deserializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionRequest.FromString,
+                    response_serializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionResponse.SerializeToString,
             ),
             'ForkSession': grpc.unary_unary_rpc_method_handler(
                     servicer.ForkSession,
@@ -233,6 +269,60 @@ class SessionService(object):
             '/mlxd.v1.SessionService/ListSessions',
             mlxd_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
             mlxd_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlxd.v1.SessionService/UpdateSession',
+            mlxd_dot_v1_dot_session__pb2.UpdateSessionRequest.SerializeToString,
+            mlxd_dot_v1_dot_session__pb2.UpdateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlxd.v1.SessionService/ExtendSession',
+            mlxd_dot_v1_dot_session__pb2.ExtendSessionRequest.SerializeToString,
+            mlxd_dot_v1_dot_session__pb2.ExtendSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,
