@@ -5,7 +5,8 @@
 use std::cmp::Ordering;
 use std::ops::Index as At;
 
-use super::{CacheEntry, CacheKey, Transcript};
+use super::Transcript;
+use super::entry::{CacheEntry, CacheKey};
 use crate::count::count;
 
 /// The caches of one model.
@@ -143,7 +144,7 @@ mod tests {
 
     use super::*;
     use crate::backend::ParkedId;
-    use crate::cache::{Rank, Salt};
+    use crate::cache::entry::{Rank, Salt};
     use crate::clock::Moment;
 
     fn entry(id: u64, salt: u8, tokens: Vec<u32>) -> CacheEntry {

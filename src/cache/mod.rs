@@ -2,6 +2,7 @@
 //! are and whose tokens (`transcript`) they hold (`parked`, in the order of `index`), and what those share
 //! (`shared`). Pure: it decides, a backend copies.
 
+mod entry;
 mod index;
 mod parked;
 #[cfg(test)]
@@ -12,7 +13,8 @@ mod shared_tests;
 mod slots;
 mod transcript;
 
-pub use parked::{CacheEntry, CacheKey, Hit, Parked, Rank, Salt};
+pub use entry::{CacheEntry, CacheKey, Rank, Salt};
+pub use parked::{Hit, Parked};
 pub use shared::{Cut, SEGMENTS_MAX};
 pub use slots::{Grant, Leftover, SlabClass, Slots};
 pub use transcript::Transcript;

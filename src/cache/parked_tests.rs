@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::*;
+use crate::cache::entry::Salt;
 use crate::cache::transcript::tests::COMPARED;
 use crate::clock::{Clock as _, SystemClock};
+use crate::ids::Principal;
 use crate::prompt::{MediaSpan, Prompt};
 
 fn at(seconds: u64) -> Moment {
