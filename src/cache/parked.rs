@@ -178,8 +178,8 @@ impl Parked {
         redundant
     }
 
-    /// Removes caches in the order of eviction until `bytes` are freed or none is left, sparing `spared`. Each
-    /// frees what no other has.
+    /// Removes caches in the order of eviction until `bytes` are freed or none is left, sparing `spared`.
+    /// Each frees what no other has.
     pub fn evict(&mut self, bytes: u64, spared: Option<ParkedId>) -> Vec<ParkedId> {
         let most = self.bytes().saturating_sub(bytes);
         self.evict_while(spared, |left| left.bytes() > most)

@@ -7,7 +7,8 @@ use super::cache::hash;
 use crate::engine::{CachedAsk, CachedKv};
 use crate::session::SessionView;
 
-/// Questions that the engine answers at once: each searches the caches for a whole session, between two steps.
+/// Questions that the engine answers at once: each searches the caches for a whole session, between two
+/// steps.
 const ASKED_AT_ONCE: usize = 8;
 
 /// A session and what is cached of it.

@@ -121,7 +121,7 @@ impl Session {
             Some(start) if start.tokens == token_count => self.without_answer(start, message_count - 1),
             Some(_) | None => {
                 let (answer, text, start) = (None, None, None);
-                // The unfinished text is no message's: nothing may be appended to it but raw text.
+                // The unfinished text is of none of them: nothing may be appended to it but raw text.
                 Remainder { tokens: token_count, messages, answer, text, is_whole: false, start }
             }
         };

@@ -19,7 +19,7 @@ pub struct CachedAsk {
     pub model: ModelName,
     /// Whose caches may be used.
     pub owner: Principal,
-    /// Of which salt.
+    /// The salt that they have.
     pub salt: Salt,
     /// The tokens that are looked for; at least one more follows.
     pub tokens: Arc<[u32]>,

@@ -145,8 +145,8 @@ pub struct GenerateWork {
     pub origin: WorkOrigin,
     /// The resident model to run. The engine holds it until the work ends.
     pub model: ModelLease,
-    /// The whole context, a session's earlier tokens included; at least one token. With `max_tokens` of 0 it is
-    /// only computed, and left in a cache.
+    /// The whole context, a session's earlier tokens included; at least one token. With `max_tokens` of 0 it
+    /// is only computed, and left in a cache.
     pub prompt: Prompt,
     /// How tokens are chosen.
     pub sampling: Sampling,

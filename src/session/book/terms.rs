@@ -1,5 +1,5 @@
-//! What the book does about the terms of sessions: it makes forks, changes, lists and counts sessions by them,
-//! and keeps them within their limits.
+//! What the book does about the terms of sessions: it makes forks, changes, lists and counts sessions by
+//! them, and keeps them within their limits.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::Unbounded;
