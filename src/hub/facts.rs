@@ -77,7 +77,7 @@ impl ModelFacts {
         let context_length = size("max_position_embeddings", Some(CONTEXT_LENGTH_DEFAULT))
             .ok_or_else(|| damaged("max_position_embeddings is not a length"))?;
         let quantization = &config["quantization"];
-        refuse_unknown_quantization(quantization, &config["quantization_config"])?;
+        refuse_unknown_quantization(quantization, &config["quantization_config"], weights)?;
         Ok(Self {
             architecture: architecture.to_owned(),
             context_length,
@@ -124,14 +124,20 @@ impl Packing {
     }
 }
 
+/// Ends of the names of tensors that only others' formats have, for configs that do not name theirs.
+const FOREIGN_TENSORS: [(&str, &str); 3] =
+    [(".qweight", "GPTQ or AWQ"), (".weight_scale_inv", "fp8 in blocks"), (".activation_scale", "fp8")];
+
 /// Refuses quantization that is not MLX's. MLX writes `quantization` and, without a method,
-/// `quantization_config`; others write only the latter, with a method of their own.
-fn refuse_unknown_quantization(own: &Value, foreign: &Value) -> Result<(), HubError> {
-    let refuse = |how: &str| {
+/// `quantization_config`; others write only the latter, with a method of their own, or nothing.
+fn refuse_unknown_quantization(own: &Value, foreign: &Value, weights: &WeightIndex) -> Result<(), HubError> {
+    let refuse_at = |place: &str, how: &str| {
         HubError::unsupported(format!(
-            "config.json: quantized with {how}; only MLX's own formats can be loaded"
+            "{place}: quantized with {how}, which only others can load; use the model's floats, which `quantize` \
+             packs at load, or a copy that was quantized for MLX"
         ))
     };
+    let refuse = |how: &str| refuse_at("config.json", how);
     let method = &foreign["quant_method"];
     if own.is_null() && !method.is_null() && method != "mxfp4" {
         return Err(refuse(method.as_str().unwrap_or("a method that is not a string")));
@@ -142,7 +148,11 @@ fn refuse_unknown_quantization(own: &Value, foreign: &Value) -> Result<(), HubEr
             return Err(refuse(mode.as_str().unwrap_or("a mode that is not a string")));
         }
     }
-    Ok(())
+    let of_others = weights.tensors().find_map(|TensorInfo { name, .. }| {
+        let foreign = FOREIGN_TENSORS.iter().find(|(end, _)| name.ends_with(end));
+        foreign.map(|(_, how)| refuse_at(name, how))
+    });
+    of_others.filter(|_| own.is_null()).map_or(Ok(()), Err)
 }
 
 /// Counts the weights: a packed tensor by its elements, its scales and biases not at all.
@@ -225,7 +235,8 @@ mod tests {
 
     #[test]
     fn only_quantization_of_mlx_is_taken() {
-        let check = |own: Value, foreign: Value| refuse_unknown_quantization(&own, &foreign);
+        let floats = weights(vec![tensor("a.weight", Dtype::F16, &[8, 4])]);
+        let check = |own: Value, foreign: Value| refuse_unknown_quantization(&own, &foreign, &floats);
         let affine = json!({ "bits": 4, "group_size": 64, "mode": "affine", "a": false, "b": { "bits": 8 } });
         assert!(check(Value::Null, Value::Null).is_ok());
         assert!(check(affine.clone(), affine.clone()).is_ok());
@@ -236,6 +247,22 @@ mod tests {
         assert!(check(json!({ "bits": 4, "mode": "mxfp4" }), Value::Null).is_ok());
         assert!(check(json!({ "bits": 4, "mode": "fp3" }), Value::Null).is_err());
         assert!(check(json!({ "bits": 4, "a": { "mode": "fp3" } }), Value::Null).is_err());
+    }
+
+    #[test]
+    fn what_others_have_quantized_is_known_by_its_tensors_too() {
+        for (name, how) in [
+            ("model.layers.0.mlp.up_proj.qweight", "GPTQ or AWQ"),
+            ("model.layers.0.mlp.up_proj.weight_scale_inv", "fp8 in blocks"),
+            ("model.layers.0.mlp.up_proj.activation_scale", "fp8"),
+        ] {
+            let packed = weights(vec![tensor(name, Dtype::I32, &[8, 4])]);
+            let check = |own: &Value| refuse_unknown_quantization(own, &Value::Null, &packed);
+            let why = check(&Value::Null).unwrap_err().to_string();
+            assert!(why.starts_with(&format!("{name}: quantized with {how}, which only others")), "{why}");
+            assert!(why.contains("quantized for MLX"), "{why}");
+            assert!(check(&json!({ "bits": 4, "group_size": 64 })).is_ok(), "MLX says how it packed them");
+        }
     }
 
     #[test]

@@ -53,17 +53,6 @@ impl Architecture for Ministral3 {
         self.windows[layer]
     }
 
-    fn adapt(&self, weights: &mut TensorCursor) -> Result<(), Error> {
-        for kind in ["weight_scale_inv", "activation_scale"] {
-            let name = format!("model.layers.0.self_attn.q_proj.{kind}");
-            if weights.has(&name) {
-                let why = format!("{name}: weights as fp8 with scales are not implemented");
-                return Err(weights.invalid(why));
-            }
-        }
-        Ok(())
-    }
-
     fn mixer(&self, layer: &Layer, weights: &mut TensorCursor) -> Result<Box<dyn Sublayer>, Error> {
         let query_scale = Some(self.query_scale).filter(|scale| scale.beta != 0.0);
         Ok(Box::new(Attention { query_scale, ..self.common.attention(layer, weights)? }))

@@ -166,4 +166,5 @@ def test_what_others_have_quantized_is_refused_by_name(
             with pytest.raises(grpc.RpcError) as caught:
                 wire.load(place)
             assert failure(caught.value).reason == "MODEL_UNSUPPORTED"
-            assert f"quantized with {method}" in failure(caught.value).message
+            assert f"quantized with {method}, which only others" in failure(caught.value).message
+            assert "a copy that was quantized for MLX" in failure(caught.value).message
