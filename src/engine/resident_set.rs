@@ -133,10 +133,16 @@ impl<B: Backend> Engine<B> {
         first.min().map(|(_, name)| name.clone())
     }
 
-    /// Answers whether a model would fit now, and what its load would evict. A question changes nothing.
+    /// Answers whether a model would fit now, and what its load would evict; where other files of it are
+    /// resident, in their place. A question changes nothing.
     pub(super) fn fits(&self, spec: &LoadSpec) -> Result<Fit, Error> {
-        let tenants = self.tenants();
-        let memory = Memory { budget_bytes: self.current_budget(), ..self.memory() };
+        let mut tenants = self.tenants();
+        let mut memory = Memory { budget_bytes: self.current_budget(), ..self.memory() };
+        let resident = self.models.get(spec.model());
+        if resident.is_some_and(|resident| resident.spec.files().revision != spec.files().revision) {
+            let replaced = tenants.extract_if(.., |tenant| tenant.model == *spec.model());
+            memory.used_bytes -= replaced.map(|tenant| tenant.bytes).sum::<u64>();
+        }
         let fit = Fit {
             available_bytes: available_bytes(&tenants, &memory),
             budget_bytes: memory.budget_bytes,

@@ -13,7 +13,7 @@ use super::models::{ModelInfo, Models};
 use super::sessions::TurnHold;
 use super::{Service, blocking};
 use crate::engine::{Formats, LoadEvent, LoadSpec};
-use crate::error::Error;
+use crate::error::{Error, MemoryRule, Shortage};
 use crate::hub::ModelAssets;
 use crate::ids::{ModelName, Principal};
 use crate::residency::{Fit, ModelState, Stay};
@@ -112,13 +112,18 @@ impl Service {
         let wish = Wish { model, is_owners: caller.is_owner(), formats, stay };
         let stage = match self.models.assets(&wish.model).await {
             Ok(assets) if validate_only => {
+                let assets = self.models.changed(&assets).await.unwrap_or(assets);
                 let (spec, _) = wish.of(assets).await?;
                 Stage::Last(Some(LoadUpdate::Validated(self.engine.fits(spec).await?)))
             }
-            Ok(assets) => {
-                let (assets, wish) = self.models.renewed(assets, wish).await?;
-                self.models.begin_load(assets, wish).await?
-            }
+            Ok(assets) => match self.models.changed(&assets).await {
+                None => self.models.begin_load(assets, wish).await?,
+                Some(now) => {
+                    let is_pinned = self.models.make_way(&assets, Arc::clone(&now), &wish).await?;
+                    let stay = Stay { pin: wish.stay.pin.or(is_pinned.then_some(true)), ..wish.stay };
+                    self.models.begin_load(now, Wish { stay, ..wish }).await?
+                }
+            },
             Err(error) if validate_only => return Err(error),
             Err(error) => {
                 let download = self.models.download(&wish.model, wish.is_owners, error)?;
@@ -132,27 +137,42 @@ impl Service {
 }
 
 impl Models {
-    /// Unloads a resident model whose files have changed, and returns its assets as they are now; it stays
-    /// pinned. Where the files cannot be used any more, what is resident stays.
-    async fn renewed(
+    /// Unloads a resident model for its files as they are `now`, if those can be loaded in its place. Returns
+    /// whether it was pinned.
+    async fn make_way(
         &self,
-        assets: Arc<ModelAssets>,
-        mut wish: Wish,
-    ) -> Result<(Arc<ModelAssets>, Wish), Error> {
-        let Some(now) = self.changed(&assets).await else { return Ok((assets, wish)) };
+        resident: &Arc<ModelAssets>,
+        now: Arc<ModelAssets>,
+        wish: &Wish,
+    ) -> Result<bool, Error> {
         if !wish.is_owners {
             self.check_allowed(&now).await?;
         }
-        let resident = self.engine().stats().await?.models.into_iter();
-        let is_pinned = resident.filter(|model| model.model == wish.model).any(|model| model.pinned);
+        let formats = wish.formats;
+        let spec = blocking(move || LoadSpec::new(now, formats)).await?;
+        let Fit { needed_bytes, available_bytes, budget_bytes, refused, .. } =
+            self.engine().fits(spec).await?;
+        if let Some((rule, in_the_way)) = refused {
+            let model = wish.model.clone();
+            let shortage = Shortage { model, needed_bytes, available_bytes, budget_bytes, rule, in_the_way };
+            let refusal = match shortage.rule {
+                MemoryRule::WholeBudget => Error::ModelTooLarge,
+                MemoryRule::Pinned { .. } | MemoryRule::InUse { .. } | MemoryRule::System => {
+                    Error::MemoryBudget
+                }
+            };
+            return Err(refusal(Box::new(shortage)));
+        }
+        let models = self.engine().stats().await?.models.into_iter();
+        let old = models.into_iter().find(|model| model.model == wish.model);
+        // Somebody else may have unloaded it for the same reason.
+        let Some(old) = old.filter(|old| old.revision == resident.files.revision) else { return Ok(false) };
         match self.engine().unload(wish.model.clone()).await {
-            // Somebody else unloaded it for the same reason.
             Ok(_) | Err(Error::ModelNotLoaded(_)) => {}
             Err(error) => return Err(error),
         }
         tracing::info!(model = %wish.model, "the files have changed: it is loaded again");
-        wish.stay.pin = wish.stay.pin.or(is_pinned.then_some(true));
-        Ok((now, wish))
+        Ok(old.pinned)
     }
 
     async fn begin_load(&self, assets: Arc<ModelAssets>, wish: Wish) -> Result<Stage, Error> {

@@ -234,8 +234,10 @@ impl Models {
 
     /// Returns the assets of a model as its files are now, if they are usable and others than these.
     pub(super) async fn changed(&self, assets: &Arc<ModelAssets>) -> Option<Arc<ModelAssets>> {
+        let reading = self.reading(&assets.files.name).lock_owned().await;
         let (catalog, known) = (self.catalog(), Arc::clone(assets));
         let found = blocking(move || {
+            let _reading = reading;
             let ModelFiles { name, revision, .. } = &*known.files;
             let is_same = catalog.resolve(name)?.revision == *revision;
             if is_same { Ok(None) } else { catalog.assets(name).map(Some) }

@@ -388,10 +388,13 @@ def test_sessions_outlive_their_model(wire: Wire) -> None:
     assert (turn.usage.cached_tokens, turn.session_token_count) == (0, 8)
 
 
-def test_only_a_load_takes_files_that_changed(root: Path, tmp_path: Path) -> None:
+def test_only_a_load_takes_files_that_changed(root: Path, weights: int, tmp_path: Path) -> None:
+    from checkpoints import Checkpoint, build
+
     folder = shutil.copytree(root / "a", tmp_path / "m")
     prompt = [5, 6, 7]
-    with Daemon([root, tmp_path]) as daemon, daemon.wire() as wire:
+    settings = {"memory_budget_bytes": 4 * weights + WORKING_BYTES}
+    with Daemon([root, tmp_path], settings) as daemon, daemon.wire() as wire:
         old, new = (wire.generate(name, prompt, max_tokens=8).token_ids for name in ("a", "b"))
         assert old != new
         first = wire.load("m", pin=True)[-1].loaded.model
@@ -411,6 +414,14 @@ def test_only_a_load_takes_files_that_changed(root: Path, tmp_path: Path) -> Non
         assert second.pinned
         assert wire.generate("m", prompt, max_tokens=8).token_ids == new
         loads = wire.stats().loads_total
+        large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+        shutil.rmtree(folder)
+        build(Checkpoint("m", large), tmp_path, seed=1)
+        verdict = wire.load("m", validate_only=True)[0].validated
+        assert not verdict.fits
+        with refused("FAILED_PRECONDITION", "MODEL_TOO_LARGE"):
+            wire.load("m")
+        assert wire.generate("m", prompt, max_tokens=8).token_ids == new, "it goes on"
         (folder / "config.json").write_text("{")
         assert wire.load("m")[-1].loaded.model.revision == second.revision
         assert wire.stats().loads_total == loads, "what cannot be used replaces nothing"
