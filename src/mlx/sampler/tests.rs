@@ -69,9 +69,11 @@ fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
     let mut kept = vec![true; logits.len()];
     let all = likelihood(&kept);
     if sample.top_p < 1.0 {
-        let mut above = 0.0;
+        let (mut above, mut last) = (0.0, f32::INFINITY);
         for &id in &order {
-            kept[id] = above < f64::from(sample.top_p);
+            // What is as likely as the last one belongs to the nucleus too.
+            kept[id] = above < f64::from(sample.top_p) || logits[id] >= last;
+            last = if kept[id] { logits[id] } else { last };
             above += all[id];
         }
     }
@@ -118,7 +120,7 @@ fn is_drawn(logits: &[f32], sample: &Sample, token: usize) -> bool {
     weights[token] > 0.0 && low - f64::from(SUM_ERROR) <= uniform && uniform <= high + f64::from(SUM_ERROR)
 }
 
-/// Distinct logits, peaked or flat.
+/// Logits, peaked or flat; few are equal.
 fn logits() -> impl Strategy<Value = Vec<f32>> {
     let spread = prop_oneof![Just(0.5f32), Just(3.0), Just(12.0)];
     (spread, any::<u64>()).prop_map(|(spread, seed)| {
@@ -163,6 +165,15 @@ proptest! {
             prop_assert_eq!(alone, token, "alone as among others");
         }
     }
+}
+
+#[test]
+fn what_is_as_likely_as_the_last_of_a_nucleus_belongs_to_it() {
+    let logits: Vec<f32> = [2.0, 1.0, 1.0].into_iter().chain([-20.0; 5]).collect();
+    // Two tokens have 0.79 of the mass. Of all three the first has 0.58, of two 0.73.
+    let sample = Sample { top_p: 0.6, uniform: 0.7, ..sample() };
+    let token = drawn(&logits, std::slice::from_ref(&sample))[0];
+    assert!([1, 2].contains(&token), "{token}");
 }
 
 #[test]
