@@ -253,6 +253,11 @@ pub enum Error {
     /// A turn cannot follow the session's tokens as they are.
     #[error("history append: {0}; auto or rerender takes this turn")]
     CannotAppend(&'static str),
+    /// A session's tokens are of another tokenizer.
+    #[error(
+        "the tokens are of another tokenizer than {0} has now; a chat turn tokenizes its conversation anew"
+    )]
+    SessionTokenizerChanged(ModelName),
     /// The session was stored, and what is stored cannot be read.
     #[error("the session {session} is damaged: {why}; it can only be deleted")]
     SessionDamaged {

@@ -37,6 +37,10 @@ macro_rules! name_type {
     };
 }
 
+/// SHA-256 of a `tokenizer.json`: says whose tokens a session's are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenizerHash(pub [u8; 32]);
+
 name_type! {
     /// A model's name as clients send it: a repository id or a folder's name.
     ModelName

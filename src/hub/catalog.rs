@@ -5,13 +5,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::cache::RevisionCache;
 use super::{HubError, Listed, ModelFacts, ModelFiles, ModelFolder, ModelRoots, read_text_files};
 use crate::error::Error;
-use crate::ids::ModelName;
-#[cfg(test)]
-use crate::text::TextFiles;
-use crate::text::{ChatTemplate, TextError, Tokenizer, eos_token_ids};
+use crate::ids::{ModelName, TokenizerHash};
+use crate::text::{ChatTemplate, TextError, TextFiles, Tokenizer, eos_token_ids};
 
 /// A tokenizer takes tens of megabytes. Resident models hold theirs in addition.
 const ASSETS_CACHED_MAX: usize = 16;
@@ -33,6 +33,8 @@ pub struct ModelAssets {
     /// Number of ids that are both the model's and the tokenizer's. Embeddings are often padded: their rows
     /// beyond the tokenizer are not tokens.
     pub vocabulary_size: u32,
+    /// Says which tokenizer it is.
+    pub tokenizer_hash: TokenizerHash,
 }
 
 /// The models under the configured roots, with the assets that were used last.
@@ -147,7 +149,14 @@ impl ModelAssets {
         }
         // An id beyond can never be drawn.
         eos_token_ids.retain(|id| *id < vocabulary_size);
-        Ok(Self { files: Arc::new(files), tokenizer, chat_template, eos_token_ids, vocabulary_size })
+        Ok(Self {
+            files: Arc::new(files),
+            tokenizer,
+            chat_template,
+            eos_token_ids,
+            vocabulary_size,
+            tokenizer_hash: hash(&text),
+        })
     }
 
     /// Makes assets of a model that is on no disk.
@@ -162,8 +171,13 @@ impl ModelAssets {
             chat_template: Err(TextError::NoTemplate),
             eos_token_ids: Vec::new(),
             vocabulary_size: 0,
+            tokenizer_hash: hash(&text),
         }
     }
+}
+
+fn hash(text: &TextFiles) -> TokenizerHash {
+    TokenizerHash(Sha256::digest(text.tokenizer.as_deref().unwrap_or_default()).into())
 }
 
 fn unusable(model: &ModelName, error: &TextError) -> Error {

@@ -75,6 +75,7 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::SessionWrongModel => (Code::FailedPrecondition, ErrorReason::SessionWrongModel),
         Reason::SessionNotChat => (Code::FailedPrecondition, ErrorReason::SessionNotChat),
         Reason::CannotAppend => (Code::FailedPrecondition, ErrorReason::CannotAppend),
+        Reason::SessionTokenizerChanged => (Code::FailedPrecondition, ErrorReason::SessionTokenizerChanged),
         Reason::SessionLimit => (Code::ResourceExhausted, ErrorReason::SessionLimit),
         Reason::QueueFull => (Code::ResourceExhausted, ErrorReason::QueueFull),
         Reason::KvTooLarge => (Code::FailedPrecondition, ErrorReason::KvTooLarge),
@@ -152,6 +153,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         | Error::SessionWrongModel { .. }
         | Error::SessionNotChat(_)
         | Error::CannotAppend(_)
+        | Error::SessionTokenizerChanged(_)
         | Error::SessionDamaged { .. }
         | Error::KvTooLarge { .. }
         | Error::Deadline

@@ -176,7 +176,8 @@ impl Generation {
                 TurnContent::Chat { messages, text, text_is_whole, answer }
             }
         };
-        turn.commit(self.slow_reader, joined(&prompt.tokens, generated), content)?;
+        let tokens = joined(&prompt.tokens, generated);
+        turn.commit(self.slow_reader, (tokens, self.prepared.assets.tokenizer_hash), content)?;
         self.saves.saved().await;
         Ok(())
     }

@@ -102,6 +102,7 @@ impl Held {
             history,
             cache_salt: "".into(),
             pinned: false,
+            tokenizer: None,
         };
         Self { messages, start }
     }

@@ -165,6 +165,9 @@ impl Preparation<'_> {
         };
         let context = match input {
             Input::Chat(chat) => self.chat(chat, start).await?,
+            Input::Text(_) | Input::Ids(_) if !self.is_readable(start.as_ref()) => {
+                return Err(Error::SessionTokenizerChanged(self.assets.files.name.clone()));
+            }
             Input::Text(text) => self.text(text, start).await?,
             Input::Ids(ids) => {
                 if let Some((index, id)) = ids.iter().enumerate().find(|(_, id)| is_unknown(id)) {
@@ -178,6 +181,11 @@ impl Preparation<'_> {
             return Err(unknown("input", id));
         }
         if context.prompt.is_empty() { Err(Error::EmptyPrompt) } else { Ok(context) }
+    }
+
+    /// Returns whether a session's tokens are the model's, as far as is known.
+    fn is_readable(&self, start: Option<&TurnStart>) -> bool {
+        start.is_none_or(|start| start.is_of(self.assets.tokenizer_hash))
     }
 
     async fn text(&self, text: String, start: Option<TurnStart>) -> Result<Context, Error> {
@@ -208,7 +216,12 @@ impl Preparation<'_> {
         Ok(Context { prompt: tokens.into(), adds: Adds::Raw, outcome, detokenizer })
     }
 
-    async fn chat(&self, chat: Chat, start: Option<TurnStart>) -> Result<Context, Error> {
+    async fn chat(&self, chat: Chat, mut start: Option<TurnStart>) -> Result<Context, Error> {
+        let is_readable = self.is_readable(start.as_ref());
+        if let Some(start) = start.as_mut().filter(|_| !is_readable) {
+            // Its tokens mean something else now: the conversation is tokenized anew.
+            (start.tokens, start.text) = (Arc::default(), None);
+        }
         let held: &[Arc<Message>] = start.as_ref().map_or(&[], |start| &start.messages);
         let parts = held.iter().map(|message| message.part_count()).sum::<usize>() + chat.part_count();
         at_most("chat.messages", parts, "chat_parts_max", self.limits.chat_parts_max)?;
@@ -217,6 +230,7 @@ impl Preparation<'_> {
         let place = self.desk.place(self.connection, renders * (bytes + parts * PART_BYTES)).await;
         let (written, messages) = self.write(place, chat, start.clone()).await?;
         let Written { kept, rest, text, outcome } = written;
+        let outcome = if is_readable { outcome } else { Some(HistoryOutcome::Rerendered) };
         let old = start.map_or_else(Arc::default, |start| start.tokens);
         self.refuse_bytes(kept, rest.text.len())?;
         let tokens = if rest.text.is_empty() && kept == old.len() {

@@ -40,6 +40,7 @@ pub enum Reason {
     SessionWrongModel,
     SessionNotChat,
     CannotAppend,
+    SessionTokenizerChanged,
     SessionLimit,
     QueueFull,
     KvTooLarge,
@@ -88,6 +89,7 @@ impl Reason {
             Error::SessionWrongModel { .. } => Self::SessionWrongModel,
             Error::SessionNotChat(_) => Self::SessionNotChat,
             Error::CannotAppend(_) => Self::CannotAppend,
+            Error::SessionTokenizerChanged(_) => Self::SessionTokenizerChanged,
             Error::SessionLimit { .. } => Self::SessionLimit,
             Error::SessionDamaged { .. } => Self::SessionDamaged,
             Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
@@ -155,6 +157,7 @@ impl Error {
             | Self::SessionWrongModel { .. }
             | Self::SessionNotChat(_)
             | Self::CannotAppend(_)
+            | Self::SessionTokenizerChanged(_)
             | Self::SessionLimit { .. }
             | Self::SessionDamaged { .. }
             | Self::KvTooLarge { .. }
@@ -193,6 +196,7 @@ impl Error {
             | Self::HubDenied { model, .. }
             | Self::HubUnavailable { model, .. }
             | Self::NoChatTemplate { model, .. }
+            | Self::SessionTokenizerChanged(model)
             | Self::ModelUnloaded(model) => vec![("model", model.to_string())],
             Self::ModelNotAllowed { model, key } => pairs(&[("model", model), ("key", key)]),
             Self::DiskFull { model, needed_bytes, available_bytes } => pairs(&[
@@ -213,9 +217,7 @@ impl Error {
             Self::SessionMoved { session, expected, actual } => {
                 pairs(&[("session", session), ("expected", expected), ("actual", actual)])
             }
-            Self::SessionWrongModel { session, model } => {
-                vec![("session", session.to_string()), ("model", model.to_string())]
-            }
+            Self::SessionWrongModel { session, model } => pairs(&[("session", session), ("model", model)]),
             Self::SessionNotFound(name) | Self::SessionExists(name) => vec![("session", name.clone())],
             Self::SessionBusy(session)
             | Self::SessionNotChat(session)

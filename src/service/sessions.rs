@@ -15,7 +15,7 @@ use super::terms::{Lifetime, label_keys, labels, name_prefix, wanted_labels};
 use super::{Service, blocking};
 use crate::engine::TurnTie;
 use crate::error::Error;
-use crate::ids::SessionKey;
+use crate::ids::{SessionKey, TokenizerHash};
 use crate::session::{
     AnswerCut, History, Labels, Lease, ListPage, Message, NewFork, NewSession, SessionBook, SessionFilter,
     SessionView, Terms, TermsChange, TurnContent, TurnGuard, TurnRequest, TurnStart,
@@ -77,11 +77,11 @@ impl Turn {
     pub(super) fn commit(
         self,
         limit: Duration,
-        tokens: Arc<[u32]>,
+        (tokens, tokenizer): (Arc<[u32]>, TokenizerHash),
         content: TurnContent,
     ) -> Result<(), Error> {
         let guard = take(&self.guard).ok_or(Error::SlowReader { limit })?;
-        guard.commit(tokens, content).map(drop)
+        guard.of_tokenizer(tokenizer).commit(tokens, content).map(drop)
     }
 
     async fn deleted(&mut self) {
@@ -355,6 +355,9 @@ impl Service {
     /// Shortens an answer; returns None if the session moved.
     async fn cut_answer(&self, key: &SessionKey, cut: AnswerCut) -> Result<Option<SessionView>, Error> {
         let assets = self.models.assets(&cut.model).await?;
+        if cut.tokenizer.is_some_and(|tokenizer| tokenizer != assets.tokenizer_hash) {
+            return Err(Error::SessionTokenizerChanged(cut.model));
+        }
         let (cut, text) = blocking(move || {
             let mut detokenizer = assets.tokenizer.detokenizer();
             let mut text: String = cut.remaining().iter().map(|id| detokenizer.push(*id)).collect();

@@ -23,7 +23,7 @@ use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnS
 use super::terms::Terms;
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::ids::{ModelName, Principal, SessionId, SessionKey, SessionName};
+use crate::ids::{ModelName, Principal, SessionId, SessionKey, SessionName, TokenizerHash};
 
 pub use terms::{NewFork, SessionTotals};
 
@@ -243,7 +243,8 @@ impl<H> SessionBook<H> {
         let reserved = self.reserve(&held, &entry.session, request.input_bytes)?;
         let start = entry.session.begin(id, request, now)?;
         entry.turn = Some(hold);
-        Ok((TurnGuard { book: Arc::clone(self), key: key.clone(), id, reserved: Some(reserved) }, start))
+        let (book, key, reserved) = (Arc::clone(self), key.clone(), Some(reserved));
+        Ok((TurnGuard { book, key, id, reserved, tokenizer: None }, start))
     }
 
     /// Charges the bytes that a turn is going to add to a session, if there is room.
@@ -331,9 +332,18 @@ pub struct TurnGuard<H> {
     id: TurnId,
     /// The bytes that it is going to add.
     reserved: Option<Charge>,
+    /// Whose tokens it brings.
+    tokenizer: Option<TokenizerHash>,
 }
 
 impl<H> TurnGuard<H> {
+    /// Says whose tokens the turn brings.
+    #[must_use]
+    pub fn of_tokenizer(mut self, tokenizer: TokenizerHash) -> Self {
+        self.tokenizer = Some(tokenizer);
+        self
+    }
+
     /// Changes the bytes that it is going to add.
     ///
     /// # Errors
@@ -357,8 +367,12 @@ impl<H> TurnGuard<H> {
     pub fn commit(self, tokens: impl Into<Arc<[u32]>>, content: TurnContent) -> Result<usize, Error> {
         let tokens = tokens.into();
         let token_count = tokens.len();
-        let committed =
-            self.book.end_turn(&self.key, |session, now| session.commit(self.id, tokens, content, now));
+        let committed = self.book.end_turn(&self.key, |session, now| {
+            if let Some(tokenizer) = self.tokenizer {
+                session.note_tokenizer(self.id, tokenizer);
+            }
+            session.commit(self.id, tokens, content, now)
+        });
         if committed == Some(true) { Ok(token_count) } else { Err(deleted()) }
     }
 }

@@ -42,6 +42,7 @@ mod tests {
             history: History::Auto,
             cache_salt: "".into(),
             pinned: false,
+            tokenizer: None,
         }
     }
 

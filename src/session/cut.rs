@@ -14,13 +14,15 @@ use super::message::{Message, Role};
 use super::snapshot::{AnswerStart, TurnEnd};
 use super::state::{Session, shared_start};
 use crate::error::Error;
-use crate::ids::ModelName;
+use crate::ids::{ModelName, TokenizerHash};
 
 /// A cut within an answer. It is done once the text of the answer's remaining tokens is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnswerCut {
     /// The model whose tokenizer knows that text.
     pub model: ModelName,
+    /// Whose tokens they are, where that is known.
+    pub tokenizer: Option<TokenizerHash>,
     /// The tokens of the session when this was asked.
     tokens: Arc<[u32]>,
     /// Number of tokens before the answer.
@@ -116,7 +118,8 @@ impl Session {
         let remainder = match answer {
             Some(start) if start.tokens < token_count => {
                 let (model, tokens) = (self.model.clone(), Arc::clone(&self.tokens));
-                return Ok(Some(AnswerCut { model, tokens, start: start.tokens, end: token_count }));
+                let (tokenizer, start) = (self.tokenizer, start.tokens);
+                return Ok(Some(AnswerCut { model, tokenizer, tokens, start, end: token_count }));
             }
             Some(start) if start.tokens == token_count => self.without_answer(start, message_count - 1),
             Some(_) | None => {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::history::History;
 use super::message::Message;
 use super::terms::Terms;
-use crate::ids::{ModelName, SessionId, SessionKey};
+use crate::ids::{ModelName, SessionId, SessionKey, TokenizerHash};
 
 /// Where the answer of a turn begins in its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub struct Outline {
     pub history: History,
     /// Salt of its cached KV; empty for none.
     pub cache_salt: Arc<str>,
+    /// Whose tokens it holds, where that is known.
+    pub tokenizer: Option<TokenizerHash>,
     /// Its finished turns.
     pub turns: Vec<TurnEnd>,
     /// The bytes that each of them is charged with.

@@ -14,7 +14,7 @@ use super::snapshot::{AnswerStart, TurnEnd};
 use super::terms::Terms;
 use crate::count::count;
 use crate::error::Error;
-use crate::ids::{ModelName, SessionId, SessionKey};
+use crate::ids::{ModelName, SessionId, SessionKey, TokenizerHash};
 use stored::Absence;
 
 /// One running turn; unique in the daemon's life.
@@ -66,6 +66,16 @@ pub struct TurnStart {
     pub cache_salt: Arc<str>,
     /// Whether the session is pinned.
     pub pinned: bool,
+    /// Whose tokens they are; none where there are none, or where that was not stored.
+    pub tokenizer: Option<TokenizerHash>,
+}
+
+impl TurnStart {
+    /// Returns whether its tokens are those of a tokenizer, as far as is known.
+    #[must_use]
+    pub fn is_of(&self, tokenizer: TokenizerHash) -> bool {
+        self.tokens.is_empty() || self.tokenizer.is_none_or(|own| own == tokenizer)
+    }
 }
 
 /// The additions of a finished turn.
@@ -144,6 +154,8 @@ pub struct Session {
     pub(super) used: SystemTime,
     history: History,
     cache_salt: Arc<str>,
+    /// Whose tokens it holds, where that is known.
+    pub(super) tokenizer: Option<TokenizerHash>,
 }
 
 impl Session {
@@ -175,6 +187,7 @@ impl Session {
             used: now,
             history: History::default(),
             cache_salt: "".into(),
+            tokenizer: None,
         }
     }
 
@@ -188,6 +201,13 @@ impl Session {
     #[must_use]
     pub fn with_cache_salt(self, cache_salt: Arc<str>) -> Self {
         Self { cache_salt, ..self }
+    }
+
+    /// Changes whose tokens it holds.
+    #[cfg(test)]
+    #[must_use]
+    pub fn with_tokenizer(self, tokenizer: TokenizerHash) -> Self {
+        Self { tokenizer: Some(tokenizer), ..self }
     }
 
     /// Returns a copy under a new name, without the turn that may run. Content and labels are shared.
@@ -296,6 +316,7 @@ impl Session {
             history: self.history,
             cache_salt: Arc::clone(&self.cache_salt),
             pinned: self.terms.pinned,
+            tokenizer: self.tokenizer,
         })
     }
 
@@ -327,6 +348,20 @@ impl Session {
         self.busy = Some(turn);
         self.used = now;
         Ok(start)
+    }
+
+    /// Notes whose tokens a turn that is about to be committed brings. Tokens of another tokenizer are not
+    /// compared with them: no earlier turn ends within them.
+    pub fn note_tokenizer(&mut self, turn: TurnId, tokenizer: TokenizerHash) {
+        if self.busy != Some(turn) {
+            return;
+        }
+        if self.tokenizer.is_some_and(|own| own != tokenizer) {
+            for turn in &mut self.turns {
+                (turn.text_bytes, turn.answer, turn.is_whole, turn.token_count) = (None, None, false, 0);
+            }
+        }
+        self.tokenizer = Some(tokenizer);
     }
 
     /// Commits a turn. `tokens` are all of the session's now: the turn's context and the generated ones.

@@ -135,6 +135,24 @@ fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
 }
 
 #[test]
+fn tokens_of_another_tokenizer_are_compared_with_none() {
+    let mut session = session();
+    let (old, new) = (TokenizerHash([1; 32]), TokenizerHash([2; 32]));
+    session.begin(TurnId(1), &request(InputKind::Chat), NOW).unwrap();
+    session.note_tokenizer(TurnId(1), old);
+    assert!(session.commit(TurnId(1), [1, 2].into(), chat("ab"), NOW));
+    let start = session.begin(TurnId(2), &request(InputKind::Chat), NOW).unwrap();
+    assert!(start.is_of(old) && !start.is_of(new));
+    session.note_tokenizer(TurnId(9), new);
+    assert_eq!(session.tokenizer, Some(old), "a turn that does not run changes nothing");
+    session.note_tokenizer(TurnId(2), new);
+    assert!(session.commit(TurnId(2), [1, 2, 3].into(), chat("abc"), NOW));
+    session.truncate_turns(1, NOW).unwrap();
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert!(start.tokens.is_empty() && start.text.is_none() && !start.is_whole);
+}
+
+#[test]
 fn a_session_cut_back_to_a_rewritten_turn_does_not_hold_it_whole() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2, 3], chat("abc"));

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::ids::{SessionId, SessionKey};
+use crate::ids::{SessionId, SessionKey, TokenizerHash};
 use crate::session::{
     AnswerStart, History, InputKind, Lease, Part, Role, Session, SessionView, Terms, ToolCall, ToolResult,
     TurnContent, TurnId, TurnRequest,
@@ -22,6 +22,7 @@ fn session() -> Session {
         .with_id(SessionId(7))
         .with_history(History::Append)
         .with_cache_salt("salt".into())
+        .with_tokenizer(TokenizerHash([9; 32]))
 }
 
 fn at(seconds: u64) -> SystemTime {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use prost::Message as _;
 
 use super::{Keeps, RecordError, values};
-use crate::ids::{SessionId, SessionKey};
+use crate::ids::{SessionId, SessionKey, TokenizerHash};
 use crate::session::history::History;
 use crate::session::message::{Message, Part, Role, ToolCall, ToolResult};
 use crate::session::snapshot::{AnswerStart, Outline, Sizes, TurnEnd};
@@ -52,6 +52,9 @@ pub(super) struct OutlineRecord {
     pinned: bool,
     #[prost(btree_map = "string, string", tag = "16")]
     labels: BTreeMap<String, String>,
+    /// Whose tokens they are; records before it lack it.
+    #[prost(bytes = "vec", optional, tag = "17")]
+    tokenizer: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -150,8 +153,8 @@ struct ResultRecord {
 
 impl OutlineRecord {
     pub(super) fn new(outline: &Outline, keeps: Keeps) -> Self {
-        let Outline { id, key, model, terms, created, used, history, cache_salt, turns, turn_bytes, sizes } =
-            outline;
+        let Outline { id, key, model, terms, created, used, .. } = outline;
+        let Outline { history, cache_salt, tokenizer, turns, turn_bytes, sizes, .. } = outline;
         let turns = turns.iter().zip(turn_bytes).skip(keeps.turns);
         let Terms { lease, pinned, labels } = terms;
         let (ttl_ns, until_ns) = match lease {
@@ -179,6 +182,7 @@ impl OutlineRecord {
                 History::Rerender => 2,
             },
             cache_salt: cache_salt.to_string(),
+            tokenizer: tokenizer.map(|TokenizerHash(hash)| hash.to_vec()),
         }
     }
 
@@ -213,6 +217,11 @@ impl OutlineRecord {
                 _ => return Err(RecordError::Malformed("an unknown history".into())),
             },
             cache_salt: self.cache_salt.as_str().into(),
+            tokenizer: match self.tokenizer.as_deref().map(<[u8; 32]>::try_from) {
+                None => None,
+                Some(Ok(hash)) => Some(TokenizerHash(hash)),
+                Some(Err(_)) => return Err(RecordError::Malformed("the hash of a tokenizer".into())),
+            },
             turns: Vec::new(),
             turn_bytes: Vec::new(),
             sizes: Sizes::default(),

@@ -21,8 +21,8 @@ pub(super) enum Absence {
 impl Session {
     /// Returns a session that was stored, without its content; damaged if there is a reason why.
     pub(in crate::session) fn stored(held: Held, outline: Outline, damage: Option<String>) -> Self {
-        let Outline { id, key, model, terms, created, used, history, cache_salt, turns, turn_bytes, sizes } =
-            outline;
+        let Outline { id, key, model, terms, created, used, .. } = outline;
+        let Outline { history, cache_salt, tokenizer, turns, turn_bytes, sizes, .. } = outline;
         let charged = turn_bytes.into_iter().map(|bytes| Arc::new(held.charge(bytes)));
         let turn_bytes = charged.collect();
         let content = sizes.text_bytes.saturating_add(tokens_bytes(sizes.tokens));
@@ -32,7 +32,7 @@ impl Session {
             None => Absence::Cold(sizes),
         });
         let empty = Self::held(held, key, model, terms, created);
-        Self { id, turns, turn_bytes, content_bytes, absence, used, history, cache_salt, ..empty }
+        Self { id, turns, turn_bytes, content_bytes, absence, used, history, cache_salt, tokenizer, ..empty }
     }
 
     /// Gives it its number.
@@ -58,6 +58,7 @@ impl Session {
             used: self.used,
             history: self.history,
             cache_salt: Arc::clone(&self.cache_salt),
+            tokenizer: self.tokenizer,
             turns: self.turns.clone(),
             turn_bytes: self.turn_bytes.iter().map(|turn| turn.charged()).collect(),
             sizes: self.sizes(),

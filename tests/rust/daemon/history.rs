@@ -4,8 +4,8 @@ use std::fs;
 
 use mlxd_client::v1::{
     ChatInput, CreateSessionRequest, ErrorReason, ForkSessionRequest, GenerateRequest, GetSessionRequest,
-    History, HistoryOutcome, Message, Session, ToolDefinition, generate_request::Input,
-    stream_generate_response::Event,
+    History, HistoryOutcome, Message, ScoreRequest, Session, ToolDefinition, UnloadModelRequest,
+    generate_request::Input, score_request, stream_generate_response::Event,
 };
 use serde_json::json;
 
@@ -123,6 +123,33 @@ async fn what_append_would_lose_is_refused_and_the_session_stays() {
     assert_eq!(error.reason(), ErrorReason::CannotAppend);
     assert!(error.to_string().contains("auto or rerender"), "{error}");
     assert_eq!(outcome(&daemon, with(History::Auto, tools())).await, HistoryOutcome::Rerendered);
+}
+
+#[tokio::test]
+async fn tokens_of_another_tokenizer_are_not_built_upon() {
+    let daemon = start().await;
+    for name in ["s", "raw"] {
+        create(&daemon, name, "drops", History::Append).await;
+    }
+    let raw = || GenerateRequest { session: "raw".into(), model: String::new(), ..prompt("a") };
+    daemon.client.generate(turn("s", "one")).await.unwrap();
+    daemon.client.generate(raw()).await.unwrap();
+    daemon.client.unload_model(UnloadModelRequest { model: "drops".into() }).await.unwrap();
+    let file = daemon.folder.path().join("models/drops/tokenizer.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text + "\n").unwrap();
+
+    assert_eq!(outcome(&daemon, turn("s", "two")).await, HistoryOutcome::Rerendered);
+    let rewritten = [message("user", "one"), answer(""), question("two")].concat();
+    assert_eq!(daemon.engine.last_context(), rewritten);
+    assert_eq!(outcome(&daemon, turn("s", "three")).await, HistoryOutcome::Appended);
+    let error = daemon.client.generate(raw()).await.unwrap_err();
+    assert_eq!(error.reason(), ErrorReason::SessionTokenizerChanged);
+    assert_eq!(error.call().unwrap().metadata["model"], "drops");
+    let input = Some(score_request::Input::Text("a".into()));
+    let score = ScoreRequest { session: "raw".into(), input, ..ScoreRequest::default() };
+    let error = daemon.client.score(score).await.unwrap_err();
+    assert_eq!(error.reason(), ErrorReason::SessionTokenizerChanged);
 }
 
 #[tokio::test]

@@ -131,6 +131,10 @@ pub enum ErrorReason {
     /// session's last answer that the session does not hold, or the session does not
     /// hold that answer whole. HISTORY_AUTO or HISTORY_RERENDER takes the turn.
     CannotAppend = 66,
+    /// FAILED_PRECONDITION: the session's tokens are of another tokenizer than its
+    /// model has now; metadata model. A chat turn tokenizes its conversation anew;
+    /// raw turns, scores and cuts within an answer cannot.
+    SessionTokenizerChanged = 76,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -182,6 +186,7 @@ impl ErrorReason {
             Self::DiskFull => "ERROR_REASON_DISK_FULL",
             Self::SessionDamaged => "ERROR_REASON_SESSION_DAMAGED",
             Self::CannotAppend => "ERROR_REASON_CANNOT_APPEND",
+            Self::SessionTokenizerChanged => "ERROR_REASON_SESSION_TOKENIZER_CHANGED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -230,6 +235,9 @@ impl ErrorReason {
             "ERROR_REASON_DISK_FULL" => Some(Self::DiskFull),
             "ERROR_REASON_SESSION_DAMAGED" => Some(Self::SessionDamaged),
             "ERROR_REASON_CANNOT_APPEND" => Some(Self::CannotAppend),
+            "ERROR_REASON_SESSION_TOKENIZER_CHANGED" => {
+                Some(Self::SessionTokenizerChanged)
+            }
             _ => None,
         }
     }
