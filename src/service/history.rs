@@ -194,8 +194,7 @@ impl Dialogue {
         }
         let without = self.part(template, &messages, (&[], &Map::new()), word).ok().flatten();
         let end = without.map_or(before.len(), |without| difference_end(before, &without.before));
-        let held = start.text.as_deref().unwrap_or_default().as_bytes();
-        held.starts_with(&before.as_bytes()[..end])
+        start.known.as_bytes().starts_with(&before.as_bytes()[..end])
     }
 }
 
@@ -241,7 +240,9 @@ fn after_end<'a>(tokens: &[u32], rest: &'a str, assets: &ModelAssets) -> (usize,
     let end = text_of(tokenizer, last);
     match rest.trim_start().strip_prefix(end.trim_start()) {
         Some(rest) => (tokens.len(), rest, None),
-        None => (before.len(), rest, Some(end)),
+        None if eos_token_ids.contains(&last) => (before.len(), rest, Some(end)),
+        // Others may be a part of what the model said.
+        None => (tokens.len(), rest, None),
     }
 }
 

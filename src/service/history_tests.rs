@@ -1,6 +1,6 @@
 //! Which tokens of a session stay, and that nothing of a turn is lost.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -66,7 +66,12 @@ fn assets(template: &str) -> ModelAssets {
     let tokenizer = Tokenizer::new(&files).unwrap();
     let chat_template = ChatTemplate::new(&files, &tokenizer);
     assert!(chat_template.is_ok(), "{chat_template:?}");
-    ModelAssets { tokenizer, chat_template, eos_token_ids: vec![ANSWERED], ..ModelAssets::fake("m") }
+    ModelAssets {
+        tokenizer,
+        chat_template,
+        eos_token_ids: vec![ANSWERED, RETURNED],
+        ..ModelAssets::fake("m")
+    }
 }
 
 /// A session, as far as its next turn sees it.
@@ -103,6 +108,7 @@ impl Held {
             cache_salt: "".into(),
             pinned: false,
             tokenizer: None,
+            known: "".into(),
         };
         Self { messages, start }
     }
@@ -131,8 +137,10 @@ impl Held {
         let written = self.next(assets, new, given).unwrap();
         let ending = if end == WORD { String::new() } else { text_of(&assets.tokenizer, end) };
         let tokens = [&self.start.tokens[..written.kept], &[WORD, WORD, end]].concat();
-        let text = written.text.as_ref().map(|text| [text, answer, &ending].concat().into());
-        self.start = TurnStart { tokens: tokens.into(), text, ..self.start.clone() };
+        let text: Option<Arc<str>> =
+            written.text.as_ref().map(|text| [text, answer, &ending].concat().into());
+        let known = text.clone().unwrap_or_else(|| Arc::clone(&self.start.known));
+        self.start = TurnStart { tokens: tokens.into(), text, known, ..self.start.clone() };
         self.messages.extend([new, &[said("assistant", answer)]].concat());
         written
     }
@@ -264,6 +272,30 @@ fn tokens_whose_text_is_not_known_are_kept_and_stay_unknown() {
     held.start.history = History::Auto;
     let next = held.next(&assets, &user("y"), &Given::default()).unwrap();
     assert_eq!(next.outcome, Some(HistoryOutcome::Rerendered));
+}
+
+#[test]
+fn tools_that_stand_in_the_known_part_of_a_text_are_held() {
+    let assets = assets(&thinking(""));
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name } });
+    let given = |name| Given { tools: vec![tool(name)], ..Given::default() };
+    let mut held = Held::new(History::Append);
+    held.turn(&assets, &user("x"), &given("f"), ("one", WORD));
+    held.start.text = None;
+    let written = held.next(&assets, &user("y"), &given("f")).unwrap();
+    assert_eq!(written.outcome, Some(HistoryOutcome::Appended));
+    refusal_of(held.next(&assets, &user("y"), &given("g")));
+}
+
+#[test]
+fn a_control_token_that_ends_no_answer_is_kept() {
+    let mut assets = assets(&thinking(""));
+    assets.eos_token_ids = vec![ANSWERED];
+    let mut held = Held::new(History::Append);
+    held.turn(&assets, &user("x"), &Given::default(), ("one", RETURNED));
+    let next = held.next(&assets, &user("y"), &Given::default()).unwrap();
+    assert_eq!(next.kept, 3);
+    assert!(next.text.unwrap().contains("one<|return|><|im_end|>"));
 }
 
 #[test]

@@ -43,6 +43,7 @@ mod tests {
             cache_salt: "".into(),
             pinned: false,
             tokenizer: None,
+            known: "".into(),
         }
     }
 

@@ -68,6 +68,8 @@ pub struct TurnStart {
     pub pinned: bool,
     /// Whose tokens they are; none where there are none, or where that was not stored.
     pub tokenizer: Option<TokenizerHash>,
+    /// The text of the first of them, as far as it is known.
+    pub known: Arc<str>,
 }
 
 impl TurnStart {
@@ -317,6 +319,7 @@ impl Session {
             cache_salt: Arc::clone(&self.cache_salt),
             pinned: self.terms.pinned,
             tokenizer: self.tokenizer,
+            known: "".into(),
         })
     }
 
@@ -326,7 +329,10 @@ impl Session {
         let history = request.history.unwrap_or(start.history);
         let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
         let text = text_bytes.and_then(|end| shared_start(&self.text, end));
-        Ok(TurnStart { messages: self.messages.clone(), text, history, ..start })
+        let starts = self.turns.iter().filter_map(|turn| turn.answer?.text_bytes);
+        let known = self.turns.iter().filter_map(|turn| turn.text_bytes).chain(starts).max();
+        let known = known.and_then(|end| shared_start(&self.text, end)).unwrap_or_default();
+        Ok(TurnStart { messages: self.messages.clone(), text, history, known, ..start })
     }
 
     /// Begins a turn, if it may.
@@ -428,6 +434,13 @@ impl Session {
         let same_bytes = self.text.bytes().zip(text.bytes()).take_while(|(old, new)| old == new).count();
         for turn in &mut self.turns {
             let text_holds = turn.text_bytes.is_some_and(|bytes| bytes <= same_bytes);
+            if turn.token_count == same_tokens + 1
+                && let Some(end) = answer_end(turn, &self.messages).filter(|end| *end <= same_bytes)
+            {
+                // Only the token that ended the answer is another one.
+                (turn.text_bytes, turn.token_count) = (Some(end), same_tokens);
+                continue;
+            }
             if turn.token_count > same_tokens || !text_holds {
                 (turn.text_bytes, turn.answer) = (None, None);
                 turn.is_whole &= turn.token_count <= same_tokens;
@@ -435,6 +448,14 @@ impl Session {
             }
         }
     }
+}
+
+/// Returns where the text of a turn's answer ends, if a token that ended it follows there.
+fn answer_end(turn: &TurnEnd, messages: &[Arc<Message>]) -> Option<usize> {
+    let start = turn.answer?.text_bytes?;
+    let answer = messages.get(turn.message_count.checked_sub(1)?)?;
+    let end = start + answer.joined_text().len();
+    (end < turn.text_bytes?).then_some(end)
 }
 
 /// Returns the first `end` bytes; shared if they are all.

@@ -135,6 +135,35 @@ fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
 }
 
 #[test]
+fn a_turn_of_which_only_the_ending_is_another_token_is_whole() {
+    let mut session = session();
+    let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
+    let answer = Some(AnswerStart { tokens: 1, text_bytes: Some(2) });
+    let text = Some("q:a!".into());
+    turn(&mut session, 1, vec![1, 2, 9], TurnContent::Chat { messages, text, text_is_whole: true, answer });
+    turn(&mut session, 2, vec![1, 2, 8, 3], chat("q:a.more"));
+    session.truncate_turns(1, NOW).unwrap();
+    let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
+    assert_eq!((start.text.as_deref(), &*start.tokens, start.is_whole), (Some("q:a"), &[1, 2][..], true));
+}
+
+#[test]
+fn what_is_known_of_a_text_ends_before_an_answer_that_was_cut() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], chat("ab"));
+    let answer = Some(AnswerStart { tokens: 3, text_bytes: Some(3) });
+    let (messages, text) = (vec![Message::text(Role::Assistant, "d")], Some("abcd".into()));
+    turn(
+        &mut session,
+        2,
+        vec![1, 2, 3, 4, 5],
+        TurnContent::Chat { messages, text, text_is_whole: false, answer },
+    );
+    let start = session.start(&request(InputKind::Chat)).unwrap();
+    assert_eq!((start.text, &*start.known), (None, "abc"));
+}
+
+#[test]
 fn tokens_of_another_tokenizer_are_compared_with_none() {
     let mut session = session();
     let (old, new) = (TokenizerHash([1; 32]), TokenizerHash([2; 32]));
