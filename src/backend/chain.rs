@@ -85,6 +85,12 @@ impl<T, S> Chains<T, S> {
         self.held
     }
 
+    /// Returns the same, counted segment by segment.
+    #[must_use]
+    pub fn recounted(&self) -> Held {
+        self.segments.values().fold(Held::default(), Held::with)
+    }
+
     /// Returns the number of chains.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -143,11 +149,7 @@ impl<T, S> Chains<T, S> {
     /// Returns all that a chain holds, shared or not.
     #[must_use]
     pub fn held_by(&self, id: ParkedId) -> Held {
-        let sum = |held: Held, segment: &Segment<T, S>| Held {
-            tokens: held.tokens + u64::from(segment.tokens.end - segment.tokens.start),
-            states: held.states + segment.states.len() as u64,
-        };
-        self.of(id).fold(Held::default(), sum)
+        self.of(id).fold(Held::default(), Held::with)
     }
 
     /// Returns the number of segments of the longest chain that has the segment around the cut.
@@ -270,6 +272,16 @@ impl<T, S> Chains<T, S> {
         });
         *users += 1;
         true
+    }
+}
+
+impl Held {
+    /// Returns the sum of this and a segment.
+    fn with<T, S>(self, segment: &Segment<T, S>) -> Self {
+        Self {
+            tokens: self.tokens + u64::from(segment.tokens.end - segment.tokens.start),
+            states: self.states + segment.states.len() as u64,
+        }
     }
 }
 

@@ -378,11 +378,13 @@ impl Backend for Fake {
     }
 
     fn restore(&mut self, model: ModelId, restoring: Restoring) -> Result<(), Error> {
-        let Restoring { id, tokens, slot, held } = restoring;
+        let Restoring { id, tokens, slot, held, used } = restoring;
         let saved: Vec<u32> = self.parked[&model].states(id).map(|(length, ())| length).collect();
         assert!(self.state_bytes == 0 || saved.contains(&tokens), "a state is restored at a checkpoint");
         let there = self.content(model, id, held);
-        assert_eq!(*self.slot(model, slot), there, "a slot is clear, or has the cache");
+        let content = self.slot(model, slot);
+        assert_eq!(content.len(), used as usize, "a slot has what is overwritten");
+        assert_eq!(content[..held as usize], there, "a slot has what is not copied");
         let (mut content, mut kept) = (self.content(model, id, tokens), Vec::new());
         let reached = saved.into_iter().filter(|&length| length <= tokens);
         reached.for_each(|length| add_checkpoint(&mut kept, length));

@@ -56,9 +56,10 @@ pub struct Restoring {
     pub tokens: u32,
     /// Where to.
     pub slot: SlotId,
-    /// Number of its first tokens that the slot has already, and nothing else; more than `tokens` are cut
-    /// off.
+    /// Number of its first tokens that the slot has already.
     pub held: u32,
+    /// Number of all tokens that the slot has; those beyond `tokens` are overwritten with zeros.
+    pub used: u32,
 }
 
 /// Why a slot was not cut back.

@@ -103,8 +103,8 @@ pub trait Backend {
     /// never holds both whole. Where it fails, nothing is parked, and the slab has yet to be closed.
     fn park_slab(&mut self, model: ModelId, parking: Parking) -> Result<(), Error>;
 
-    /// Copies the first tokens of a parked cache into a slot that is clear, or has first tokens of it
-    /// already, with the checkpoints up to there. With recurrent states, one of them must be at this length.
+    /// Copies the first tokens of a parked cache over what a slot has, as far as it does not have them, with
+    /// the checkpoints up to there. With recurrent states, one of them must be at this length.
     fn restore(&mut self, model: ModelId, restoring: Restoring) -> Result<(), Error>;
 
     /// Frees what no other parked cache has of one.

@@ -54,6 +54,12 @@ impl Parked {
         self.shared.bytes()
     }
 
+    /// Returns the same, counted part by part.
+    #[must_use]
+    pub fn recounted_bytes(&self) -> u64 {
+        self.shared.recounted_bytes()
+    }
+
     /// Returns the bytes of those that are not needed to share this base.
     #[must_use]
     pub fn bytes_beside(&self, base: Option<Base>) -> u64 {

@@ -42,6 +42,11 @@ impl Shared {
         self.bytes_of(self.chains.held())
     }
 
+    /// Returns the same, counted segment by segment.
+    pub(super) fn recounted_bytes(&self) -> u64 {
+        self.bytes_of(self.chains.recounted())
+    }
+
     /// Returns the bytes of a cache, shared or not.
     pub(super) fn bytes_held_by(&self, id: ParkedId) -> u64 {
         self.bytes_of(self.chains.held_by(id))

@@ -208,7 +208,10 @@ fn a_slab_that_becomes_a_cache_is_restored_as_it_was() {
         let parked = ParkedId(7);
         device.backend.park_slab(model, Parking { id: parked, slot: A, tokens: 9, base: None }).unwrap();
         device.backend.open_slab(model, 1, 64, 2).unwrap();
-        device.backend.restore(model, Restoring { id: parked, tokens: 9, slot: first, held: 0 }).unwrap();
+        device
+            .backend
+            .restore(model, Restoring { id: parked, tokens: 9, slot: first, held: 0, used: 0 })
+            .unwrap();
         device.backend.copy_slot(model, first, second, 9).unwrap();
         assert_alike(&device.one_by_one(first, 0), &wanted);
         assert_alike(&device.one_by_one(second, 0), &wanted);

@@ -20,16 +20,16 @@ impl Device {
         self.backend.park(self.model, Parking { id, slot: A, tokens, base }).unwrap();
     }
 
-    /// Cuts the slot that still has a cache back to its first tokens.
-    fn resume(&mut self, id: ParkedId, tokens: u32, held: u32) {
-        self.backend.restore(self.model, Restoring { id, tokens, slot: A, held }).unwrap();
+    /// Goes on in a slot of `used` tokens that still has the first `held` of a cache.
+    fn resume(&mut self, id: ParkedId, tokens: u32, held: u32, used: u32) {
+        self.backend.restore(self.model, Restoring { id, tokens, slot: A, held, used }).unwrap();
     }
 
     /// Restores a cache into a slab of its own, and runs the other tokens after it.
     fn restored(&mut self, id: ParkedId, tokens: u32, slab: u32) -> Vec<(u32, f32)> {
         let slot = SlotId { slab, slot: 1 };
         self.backend.open_slab(self.model, slab, 64, 2).unwrap();
-        self.backend.restore(self.model, Restoring { id, tokens, slot, held: 0 }).unwrap();
+        self.backend.restore(self.model, Restoring { id, tokens, slot, held: 0, used: 0 }).unwrap();
         self.run(slot, tokens, &OTHER, SpanKind::Verify)
     }
 
@@ -48,14 +48,14 @@ fn a_cache_of_two_segments_goes_on_as_one_that_was_never_parked() {
         let long = [&PROMPT[..], &DRAFT].concat();
         let (wanted, of_prompt) = (device.cold(&long, 5), device.cold(&PROMPT, 6));
         device.park(FIRST, 9, None);
-        device.resume(FIRST, 9, 9);
+        device.resume(FIRST, 9, 9, 9);
         device.run(A, 9, &DRAFT, SpanKind::Verify);
         device.park(SECOND, 14, Some(Base { id: FIRST, tokens: 9 }));
         device.backend.drop_parked(device.model, FIRST).unwrap();
         assert_alike(&device.restored(SECOND, 14, 1), &wanted);
         assert_alike(&device.restored(SECOND, 9, 2), &of_prompt);
         // All of it is shared, and nothing is copied.
-        device.resume(SECOND, 9, 14);
+        device.resume(SECOND, 9, 14, 14);
         device.park(THIRD, 9, Some(Base { id: SECOND, tokens: 9 }));
         device.backend.drop_parked(device.model, SECOND).unwrap();
         assert_alike(&device.restored(THIRD, 9, 3), &of_prompt);
@@ -104,14 +104,15 @@ fn a_slot_that_still_has_a_cache_goes_on_with_it() {
         let (wanted, of_prompt) = (device.cold(&long, 5), device.cold(&PROMPT, 6));
         device.run(A, 9, &DRAFT, SpanKind::Verify);
         device.park(FIRST, 14, None);
-        let again = |device: &mut Device, tokens, held| {
-            device.resume(FIRST, tokens, held);
+        let mut again = |tokens, held, used| {
+            device.resume(FIRST, tokens, held, used);
             device.run(A, tokens, &OTHER, SpanKind::Verify)
         };
-        assert_alike(&again(&mut device, 14, 14), &wanted);
-        // Cut back, which needs a checkpoint where states are recurrent; and with the end copied.
-        device.resume(FIRST, 9, 18);
-        assert_alike(&again(&mut device, 14, 9), &wanted);
-        assert_alike(&again(&mut device, 9, 18), &of_prompt);
+        assert_alike(&again(14, 14, 14), &wanted);
+        // Cut back, which needs a checkpoint where states are recurrent; then with the end copied.
+        assert_alike(&again(9, 14, 18), &of_prompt);
+        assert_alike(&again(14, 9, 13), &wanted);
+        // What somebody else left is overwritten, and the rest of it is cleared.
+        assert_alike(&again(9, 0, 18), &of_prompt);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 
-use super::api::{CachedKv, Command, Counters, EngineSettings, EngineStats, QUEUE_RETRY};
+use super::api::{CachedKv, Command, Counters, EngineSettings, EngineStats, QUEUE_RETRY, ResidentModel};
 use super::load::Load;
 use super::model::{Context, Resident};
 use super::task::Sequence;
@@ -304,13 +304,25 @@ impl<B: Backend> Engine<B> {
         }
     }
 
+    /// Returns what callers are told.
+    ///
+    /// # Panics
+    /// The parts do not add up to the bytes by which the engine decides.
     fn stats(&self) -> EngineStats {
         let models = self.models.values();
+        let models: Vec<ResidentModel> =
+            models.map(|resident| resident.describe(&self.residency, &*self.clock)).collect();
+        let held = |model: &ResidentModel| {
+            let kv_bytes = model.kv_slab_bytes + model.kv_idle_bytes + model.kv_reserved_bytes;
+            model.weight_bytes + kv_bytes
+        };
+        let parts = models.iter().map(held).sum::<u64>() + self.loading_bytes();
+        assert_eq!(parts, self.used_bytes(), "the ledger adds up");
         EngineStats {
             counters: self.counters,
             budget_bytes: self.budget_bytes,
             memory: self.backend.memory(),
-            models: models.map(|resident| resident.describe(&self.residency, &*self.clock)).collect(),
+            models,
         }
     }
 }

@@ -24,7 +24,8 @@ impl<B: Backend> Engine<B> {
             + self.loading_bytes()
     }
 
-    fn loading_bytes(&self) -> u64 {
+    /// Returns the bytes that are reserved for loads.
+    pub(super) fn loading_bytes(&self) -> u64 {
         self.loads.iter().map(Load::reserved_bytes).sum()
     }
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use tokio::sync::oneshot;
+
 use super::world::World;
+use crate::engine::Command;
 use crate::engine::load::Load;
 use crate::engine::model::Resident;
 use crate::sched::Owner;
@@ -24,6 +27,9 @@ impl World {
             let held = self.engine.backend.bytes(resident.id);
             assert_eq!(resident.bytes(), held, "the ledger counts what is held of {}", resident.spec.model());
         }
+        // Asserts that the parts add up.
+        let (reply, _) = oneshot::channel();
+        self.engine.command(Command::Stats(reply));
         let used = self.engine.used_bytes();
         if used <= self.engine.budget_bytes {
             self.shrunk = false;

@@ -244,7 +244,7 @@ impl Resident {
             parameter_count: self.shape.parameter_count,
             weight_bytes: self.shape.weight_bytes,
             kv_slab_bytes: self.slots.bytes(),
-            kv_idle_bytes: self.parked.bytes(),
+            kv_idle_bytes: self.parked.recounted_bytes(),
             kv_bytes_per_token: self.shape.kv_bytes_per_token,
             kv_reserved_bytes: self.promised_bytes(),
             running_sequences: self.running(),

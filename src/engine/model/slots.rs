@@ -62,17 +62,19 @@ impl Resident {
         if let Some(Hit { id, tokens: wanted }) = free
             && let Some((slot, Leftover { tokens: held, .. })) = self.slots.take_over(owner, tokens, id)
         {
-            cx.backend.restore(self.id, Restoring { id, tokens: wanted, slot, held })?;
+            cx.backend.restore(self.id, Restoring { id, tokens: wanted, slot, held, used: held })?;
             return Ok(Ok(slot));
         }
         let slot = match self.take_slot(cx, owner, tokens, free_bytes) {
             Ok(slot) => slot,
             Err(error) => return Ok(Err(error)),
         };
-        self.clear_leftover(cx, slot)?;
-        if let Some(Hit { id, tokens }) = hit {
-            cx.backend.restore(self.id, Restoring { id, tokens, slot, held: 0 })?;
-        }
+        let Some(Hit { id, tokens }) = hit else {
+            self.clear_leftover(cx, slot)?;
+            return Ok(Ok(slot));
+        };
+        let used = self.slots.take_leftover(slot).map_or(0, |leftover| leftover.tokens);
+        cx.backend.restore(self.id, Restoring { id, tokens, slot, held: 0, used })?;
         Ok(Ok(slot))
     }
 

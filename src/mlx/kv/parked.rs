@@ -81,7 +81,7 @@ impl Kv {
     /// Copies the first tokens of a parked cache into a slot, as far as it does not have them, and writes
     /// zeros over what it has beyond. Where layers are recurrent, there must be a checkpoint.
     pub(crate) fn restore(&mut self, restoring: Restoring) -> Result<()> {
-        let Restoring { id, tokens, slot, held } = restoring;
+        let Restoring { id, tokens, slot, held, used } = restoring;
         let saved = self.parked.states(id).filter(|(length, _)| *length <= tokens);
         let checkpoints: Vec<Checkpoint> =
             saved.map(|(tokens, states)| Checkpoint { tokens, states: states.clone() }).collect();
@@ -99,9 +99,9 @@ impl Kv {
         let mut states = last.into_iter().flat_map(|last| &last.states);
         for (slab, array) in slab.iter_mut().zip(&self.arrays) {
             match array {
-                ArrayShape::PerToken { .. } if tokens < held => {
+                ArrayShape::PerToken { .. } if tokens < used => {
                     let zero = zero(slab)?;
-                    write_part(slab, array, slot, tokens..held, &zero)?;
+                    write_part(slab, array, slot, tokens..used, &zero)?;
                 }
                 ArrayShape::PerToken { .. } => {}
                 ArrayShape::PerSequence(_) => {
