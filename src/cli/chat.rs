@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use mlxd_client::v1::{
     DeleteSessionRequest, ForkSessionRequest, GenerateFinished, GenerateRequest, GetSessionRequest, History,
-    Message, TruncateSessionRequest, truncate_session_request,
+    Message, Session, TruncateSessionRequest, truncate_session_request,
 };
 use mlxd_client::{Client, Request};
 use rustyline::DefaultEditor;
@@ -19,7 +19,7 @@ use super::answer::{SamplingArgs, create_session, open_session, stream_to_stdout
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
 use super::interrupts::Interrupts;
-use super::{format, out};
+use super::{format, json, out};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -130,6 +130,9 @@ pub(crate) fn with_client(
         }
     }))?;
     let turns = u32::try_from(opened.turns.len()).unwrap_or(u32::MAX);
+    if turns > 0 {
+        runtime.block_on(interrupts.or(show_past(&client, &opened)))?;
+    }
     let history = history.map_or(History::Unspecified, Past::to_wire);
     let mut chat = Chat { client, session: opened.name, turns, system, history, sampling, last: None };
     let settled = runtime.block_on(interrupts.or(chat.sampling.settle(&chat.client, &opened.model)));
@@ -147,6 +150,29 @@ pub(crate) fn with_client(
         _ = runtime.block_on(chat.client.delete_session(request));
     }
     outcome
+}
+
+/// Says where a session that is continued stands: its size, and its last question and answer.
+async fn show_past(client: &Client, session: &Session) -> Result<()> {
+    let Session { name, turns, token_count, cached_token_count, .. } = session;
+    let turns = turns.len();
+    out::note(&format!("{name} goes on: {turns} turns, {token_count} tokens, {cached_token_count} cached\n"));
+    let messages = client.session_messages(name).await?;
+    for message in messages.iter().rev().take(2).rev() {
+        let role = json::enum_name(message.role().as_str_name(), "ROLE_");
+        out::note(&format!("[{role}] {}\n", shortened(&message.text())));
+    }
+    Ok(())
+}
+
+/// Returns a text on one line, of limited length.
+fn shortened(text: &str) -> String {
+    const CHARS_MAX: usize = 300;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
 }
 
 /// Chats with a person; Ctrl-C stops an answer.

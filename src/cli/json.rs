@@ -4,7 +4,7 @@
 use std::io;
 
 use mlxd_client::v1::{
-    EffectiveSampling, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session,
+    EffectiveSampling, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session, SessionState,
 };
 use serde_json::{Value, json};
 
@@ -112,6 +112,14 @@ pub(crate) fn verdict(verdict: &LoadValidated) -> Value {
     })
 }
 
+/// Returns where a session's KV is, in a word.
+pub(crate) fn session_state(session: &Session) -> String {
+    match session.state() {
+        SessionState::Unspecified if session.busy => "running".to_owned(),
+        state => enum_name(state.as_str_name(), "SESSION_STATE_"),
+    }
+}
+
 pub(crate) fn session(session: &Session) -> Value {
     json!({
         "name": session.name,
@@ -119,7 +127,16 @@ pub(crate) fn session(session: &Session) -> Value {
         "token_count": session.token_count,
         "turn_count": session.turns.len(),
         "busy": session.busy,
-        "ttl": seconds(session.ttl.as_ref()),
+        "state": session_state(session),
+        "cached_token_count": session.cached_token_count,
+        "kv_bytes": session.kv_bytes,
+        "content_bytes": session.content_bytes,
+        "ttl": session.ttl.as_ref().map(|ttl| seconds(Some(ttl))),
+        "create_time": session.create_time.as_ref().map(unix_seconds),
+        "last_use_time": session.last_use_time.as_ref().map(unix_seconds),
+        "expire_time": session.expire_time.as_ref().map(unix_seconds),
+        "pinned": session.pinned,
+        "labels": session.labels,
     })
 }
 

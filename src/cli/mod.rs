@@ -23,6 +23,7 @@ mod quantize;
 mod rm;
 mod run;
 mod serve;
+mod sessions;
 mod transfer_bars;
 
 use std::future::Future;
@@ -64,6 +65,7 @@ enum Command {
     Load(load::LoadArgs),
     Unload(load::UnloadArgs),
     Ps(ps::PsArgs),
+    Sessions(sessions::SessionsArgs),
     Bench(bench::BenchArgs),
     Convert(convert::ConvertArgs),
 }
@@ -91,6 +93,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Load(args) => wait(load::run(args)),
         Command::Unload(args) => wait(load::run_unload(args)),
         Command::Ps(args) => wait(ps::run(args)),
+        Command::Sessions(args) => wait(sessions::run(args)),
         // Handles Ctrl-C itself, to show the measurements taken so far.
         Command::Bench(args) => runtime().and_then(|runtime| runtime.block_on(bench::run(args))),
         Command::Convert(args) => convert::run(&args),
@@ -142,6 +145,11 @@ mod tests {
         for subcommand in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             let help = subcommand.render_long_help();
             all.push_str(&format!("\n===== {}\n{help}", subcommand.get_name()));
+            let name = subcommand.get_name().to_owned();
+            for action in subcommand.get_subcommands_mut().filter(|action| action.get_name() != "help") {
+                let help = action.render_long_help();
+                all.push_str(&format!("\n===== {name} {}\n{help}", action.get_name()));
+            }
         }
         insta::assert_snapshot!(all);
     }

@@ -248,7 +248,14 @@ impl Client {
     /// # Errors
     /// As [`Client::list_sessions`].
     pub async fn list_all_sessions(&self) -> Result<Vec<Session>> {
-        let mut request = ListSessionsRequest::default();
+        self.list_all_sessions_of(ListSessionsRequest::default()).await
+    }
+
+    /// Lists all sessions of the caller that `request` asks for, reading every page.
+    ///
+    /// # Errors
+    /// As [`Client::list_sessions`].
+    pub async fn list_all_sessions_of(&self, mut request: ListSessionsRequest) -> Result<Vec<Session>> {
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut sessions = Vec::new();
         loop {

@@ -15,6 +15,7 @@ mod history;
 mod life;
 mod models;
 mod neighbours;
+mod owners;
 mod raw;
 mod sessions;
 mod stays;
