@@ -42,6 +42,8 @@ pub(super) struct World {
     pub(super) shrunk: bool,
     /// Whether the tick began within the budget and without a load.
     pub(super) settled: bool,
+    /// The budget when the last tick of the engine began: a load reads it anew.
+    pub(super) budget_before: u64,
     /// Number of ticks in a row in which the blocked request had nobody to wait for.
     pub(super) idly_blocked: u32,
     /// Tokens that each session is to hold.
@@ -90,6 +92,7 @@ impl World {
             queue_max,
             shrunk: false,
             settled: false,
+            budget_before: budget,
             idly_blocked: 0,
             kept: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -120,6 +123,7 @@ impl World {
     fn engine_tick(&mut self) {
         self.ticks += 1;
         self.settled = !self.shrunk && self.engine.loads.is_empty();
+        self.budget_before = self.engine.budget_bytes;
         self.engine.backend.kv_bytes_peak = 0;
         self.staying = self.those_who_stay();
         self.engine.tick();

@@ -186,19 +186,23 @@ impl Resident {
         cache: &CacheEntry,
         base: Option<Base>,
     ) -> Result<bool, Error> {
-        let bytes = self.parked.bytes_added(cache, base);
         let bytes_max = cx.bytes_max;
-        let missing =
-            |model: &Self| (model.bytes() + model.promised_bytes() + bytes).saturating_sub(bytes_max);
+        // An evicted cache may have had a state that is to be shared: then it has to be kept anew.
+        let missing = |model: &Self| {
+            let added = model.parked.bytes_added(cache, base);
+            (model.bytes() + model.promised_bytes() + added).saturating_sub(bytes_max)
+        };
         self.close_empty(cx, missing(self))?;
-        if missing(self) == 0 {
-            return Ok(true);
+        while missing(self) > 0 {
+            if self.slots.is_alone(slot) || self.parked.bytes_beside(base) < missing(self) {
+                return Ok(false);
+            }
+            let evicted = self.parked.evict(missing(self), base.map(|base| base.id));
+            if evicted.is_empty() {
+                return Ok(false);
+            }
+            self.drop_parked(cx, evicted.into_iter())?;
         }
-        if self.slots.is_alone(slot) || self.parked.bytes_beside(base) < missing(self) {
-            return Ok(false);
-        }
-        let evicted = self.parked.evict(missing(self), base.map(|base| base.id));
-        self.drop_parked(cx, evicted.into_iter())?;
         Ok(true)
     }
 

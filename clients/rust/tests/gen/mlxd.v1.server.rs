@@ -390,15 +390,15 @@ pub mod model_service_server {
             + std::marker::Send
             + 'static;
         /// Makes a model resident; streams `progress`, then exactly one `loaded`, which
-        /// comes immediately for a model that is already resident. One whose files have
-        /// changed since is unloaded first and loaded as they are now (MODEL_BUSY while
-        /// requests for it run or wait); it stays pinned, and nothing else does so. Idle models are evicted
-        /// for it before the load begins, the least recently used first, unless they are
-        /// pinned. A repo that is not on disk is downloaded from the Hugging Face hub
-        /// first, if the caller is on the unix socket or `downloads_allowed` has it (else
-        /// MODEL_NOT_ALLOWED); not with validate_only. Calls for the same model share one
-        /// download and one load; cancelling the call stops them only if no other request
-        /// waits for them.
+        /// comes immediately for a model that is already resident. Only this takes
+        /// files that have changed since: if they can be loaded, the model is unloaded
+        /// and loaded as they are now, and stays pinned (MODEL_BUSY while requests for
+        /// it run or wait). Idle models are evicted for it before the load begins, the
+        /// least recently used first, unless they are pinned. A repo that is not on
+        /// disk is downloaded from the Hugging Face hub first, if the caller is on the
+        /// unix socket or `downloads_allowed` has it (else MODEL_NOT_ALLOWED); not with
+        /// validate_only. Calls for the same model share one download and one load;
+        /// cancelling the call stops them only if no other request waits for them.
         async fn load_model(
             &self,
             request: tonic::Request<::mlxd_client::v1::LoadModelRequest>,
