@@ -42,7 +42,7 @@ def test_ctrl_c_leaves_what_is_there_and_the_next_pull_goes_on(
     for done, total in (("3.00 MiB", "6.00 MiB"), ("3.00 MiB", "3.00 MiB"), ("0 B", "3.00 MiB")):
         terminal.read_until(f" {done} of {total} ")
     for name in (NAME, FIRST[:28], SECOND[:28]):
-        assert re.search(rf"{re.escape(name)} +[█░]+ +[0-9.]+ (MiB|B) of ", terminal.shown), name
+        terminal.read_until_match(rf"{re.escape(name)} +[█░]+ +[0-9.]+ (MiB|B) of ")
     terminal.type("\x03")
     assert terminal.end() == INTERRUPTED, terminal.shown
     assert (cache(tmp_path) / "blobs" / repo.digest(FIRST)).exists()

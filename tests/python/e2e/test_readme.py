@@ -215,6 +215,7 @@ MLXD: dict[str, Callable[[Place, list[str]], None]] = {
     "pull": pull,
     "run": exists,
     "serve": serve,
+    "sessions": runs,
     "unload": runs,
 }
 

@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 DEADLINE_S = 120.0
@@ -26,13 +27,21 @@ class Terminal:
 
     def read_until(self, text: str) -> None:
         """Reads until a text is shown, after the one that was waited for before."""
+        self.read_while(lambda: text not in self.shown[self.heard :], text)
+        self.heard = self.shown.index(text, self.heard) + len(text)
+
+    def read_until_match(self, pattern: str) -> None:
+        """Reads until something is shown that a pattern matches, wherever."""
+        self.read_while(lambda: not re.search(pattern, self.shown), pattern)
+
+    def read_while(self, lacks: Callable[[], bool], what: str) -> None:
+        """Reads as long as something is lacking."""
         deadline = time.monotonic() + DEADLINE_S
-        while text not in self.shown[self.heard :]:
+        while lacks():
             ready, _, _ = select.select([self.descriptor], [], [], 0.2)
-            assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
+            assert time.monotonic() < deadline, f"{what!r} is not in {self.shown!r}"
             if ready:
                 self.shown += self.read()
-        self.heard = self.shown.index(text, self.heard) + len(text)
 
     def read(self) -> str:
         """Returns what is there; nothing once the command has ended."""
