@@ -12,7 +12,7 @@ use std::collections::BinaryHeap;
 use super::Transcript;
 use super::entry::{CacheEntry, CacheKey, Rank};
 use super::index::Index;
-use super::shared::{Cut, Shared};
+use super::shared::{Cut, SEGMENTS_MAX, Shared};
 use crate::backend::{Base, ParkedId};
 use crate::clock::Moment;
 use crate::ids::SessionKey;
@@ -192,10 +192,11 @@ impl Parked {
     }
 
     /// Removes caches in the order of eviction until at most `most` are left, of at most twice as many
-    /// segments.
+    /// segments; one of all its segments may stay in any case.
     pub fn keep(&mut self, most: u32) -> Vec<ParkedId> {
         let most = most as usize;
-        self.evict_while(None, |left| left.caches() > most || left.segments() > 2 * most)
+        let segments_max = SEGMENTS_MAX.max(2 * most);
+        self.evict_while(None, |left| left.caches() > most || left.segments() > segments_max)
     }
 
     /// Removes caches in the order of eviction as long as those that are left are too many.

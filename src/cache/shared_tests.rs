@@ -160,11 +160,13 @@ proptest! {
                     left.retain(|(id, ..)| !gone.contains(id));
                 }
                 Act::Keep(most) => {
+                    let was = left.len();
                     let gone = world.parked.keep(most);
                     world.drop(&gone);
                     left.retain(|(id, ..)| !gone.contains(id));
                     prop_assert!(left.len() <= most as usize);
-                    prop_assert!(world.device.segments() <= 2 * most as usize);
+                    prop_assert!(world.device.segments() <= SEGMENTS_MAX.max(2 * most as usize));
+                    prop_assert!(most == 0 || was == 0 || !left.is_empty(), "one always may stay");
                 }
             }
             prop_assert_eq!(world.device.len(), left.len());

@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use super::Hit;
 use crate::backend::{ParkedId, SlotId};
 
 /// Tokens of the smallest class: below it, slots are too cheap to be worth a class of their own.
@@ -176,10 +177,15 @@ impl Slots {
     }
 
     /// Allocates the slot that still has a parked cache, if it is the next of its slab and holds `tokens`.
-    pub fn take_over(&mut self, owner: u64, tokens: u32, id: ParkedId) -> Option<(SlotId, Leftover)> {
+    /// One that is larger than need be goes to who wants most of what it has: clearing the rest of a long
+    /// context for a short beginning of it costs more than a copy of that, and its session would have to copy
+    /// it back.
+    pub fn take_over(&mut self, owner: u64, tokens: u32, hit: Hit) -> Option<(SlotId, Leftover)> {
+        let wanted_capacity = self.capacity_for(tokens);
         let next = |(&slab, of): (&u32, &Slab)| {
             let leftover = of.leftovers.get(&u32::try_from(of.owners.len()).ok()?)?;
-            (leftover.id == id && of.capacity >= tokens).then_some(slab)
+            let is_worth_it = of.capacity == wanted_capacity || hit.tokens >= leftover.tokens / 2;
+            (leftover.id == hit.id && of.capacity >= tokens && is_worth_it).then_some(slab)
         };
         let slab = self.slabs.iter().find_map(next)?;
         let slot = self.place(slab, owner);
@@ -296,22 +302,38 @@ mod tests {
         let mut slots = Slots::new(8192, 10, 0);
         let [a, b] = [1, 2].map(|owner| slots.acquire(owner, 10, 1, u64::MAX).slot);
         let [of_a, of_b] = [ParkedId(7), ParkedId(8)].map(|id| Leftover { id, tokens: 9 });
+        let [hit_a, hit_b] = [of_a, of_b].map(|Leftover { id, tokens }| Hit { id, tokens });
         slots.release(b);
         slots.leave(b, of_b);
-        assert_eq!(slots.take_over(3, 10, of_a.id), None);
-        assert_eq!(slots.take_over(3, 257, of_b.id), None, "it would not fit");
-        assert_eq!(slots.take_over(3, 10, of_b.id), Some((b, of_b)));
-        assert_eq!(slots.take_over(4, 10, of_b.id), None, "it is taken");
+        assert_eq!(slots.take_over(3, 10, hit_a), None);
+        assert_eq!(slots.take_over(3, 257, hit_b), None, "it would not fit");
+        assert_eq!(slots.take_over(3, 10, hit_b), Some((b, of_b)));
+        assert_eq!(slots.take_over(4, 10, hit_b), None, "it is taken");
         slots.release(b);
         slots.leave(b, of_b);
         slots.release(a);
         slots.leave(a, of_a);
-        assert_eq!(slots.take_over(5, 10, of_b.id), None, "those in use stay in front");
+        assert_eq!(slots.take_over(5, 10, hit_b), None, "those in use stay in front");
         assert_eq!(slots.acquire(5, 10, 1, 0).slot, a);
         assert_eq!(slots.take_leftover(a), Some(of_a));
         slots.release(a);
         assert_eq!(slots.close_empty(1), [0]);
-        assert_eq!(slots.take_over(6, 10, of_b.id), None);
+        assert_eq!(slots.take_over(6, 10, hit_b), None);
+    }
+
+    #[test]
+    fn a_long_contexts_slot_is_not_for_who_shares_a_little_of_it() {
+        let mut slots = Slots::new(8192, 10, 0);
+        let long = slots.acquire(1, 8000, 1, u64::MAX).slot;
+        let of_long = Leftover { id: ParkedId(7), tokens: 8000 };
+        slots.release(long);
+        slots.leave(long, of_long);
+        let hit = |tokens| Hit { id: ParkedId(7), tokens };
+        assert_eq!(slots.take_over(2, 300, hit(100)), None);
+        assert_eq!(slots.take_over(2, 5000, hit(100)), Some((long, of_long)), "it would get as large a one");
+        slots.release(long);
+        slots.leave(long, of_long);
+        assert_eq!(slots.take_over(2, 4096, hit(4000)), Some((long, of_long)), "it wants half of it");
     }
 
     #[test]

@@ -59,10 +59,10 @@ impl Resident {
     ) -> Result<Result<SlotId, Error>, Error> {
         // A larger slot than it needs, held for longer, may be what that request waits for.
         let free = hit.filter(|_| cx.blocked.is_none());
-        if let Some(Hit { id, tokens: wanted }) = free
-            && let Some((slot, Leftover { tokens: held, .. })) = self.slots.take_over(owner, tokens, id)
+        if let Some(hit) = free
+            && let Some((slot, Leftover { id, tokens: held })) = self.slots.take_over(owner, tokens, hit)
         {
-            cx.backend.restore(self.id, Restoring { id, tokens: wanted, slot, held, used: held })?;
+            cx.backend.restore(self.id, Restoring { id, tokens: hit.tokens, slot, held, used: held })?;
             return Ok(Ok(slot));
         }
         let slot = match self.take_slot(cx, owner, tokens, free_bytes) {
