@@ -18,9 +18,10 @@ const HEAPS_MAX: c_int = 8;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const OWN_PAGES_BYTES: c_int = 4 << 20;
 
-/// Free bytes at the end of a heap from which on they go back.
+/// Free bytes at the end of a heap from which on they go back. `malloc_trim` gives back those between blocks in
+/// use, but of the ends only the first heap's: an unloaded model's weights would stay, up to this.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const TRIM_BYTES: c_int = 16 << 20;
+const TRIM_BYTES: c_int = 1 << 20;
 
 const OUT_OF_MEMORY: &[u8] =
     b"mlxd: memory ran out: a null pointer was used, as when the system gives MLX no memory. \
@@ -194,6 +195,14 @@ mod tests {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn resident() -> usize {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        // SAFETY: asks for a number.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * page
+    }
+
     /// Does so in a process of its own: threads that live at the same time take memory in turn, and free all
     /// but the last block.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -203,10 +212,6 @@ mod tests {
             return;
         }
         let (threads, bytes, block) = (64, 4 << 20, 4 << 10);
-        let resident = || {
-            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-            pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * block
-        };
         bound_heaps();
         let before = resident();
         let (living, in_turn) = (Barrier::new(threads), Mutex::new(Vec::new()));
@@ -226,6 +231,41 @@ mod tests {
         });
         let grown = resident() - before;
         assert!(grown < 12 * bytes, "{threads} threads left {grown} bytes of {bytes} each");
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn the_free_end_of_a_threads_heap_goes_back() {
+        let test = "mlx::ffi::memory::tests::threads_take_and_free_weights";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args([test, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Does so in a process of its own: threads take weights, and free all but what lies below them.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn threads_take_and_free_weights() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        let (count, block) = (24, 512 << 10);
+        bound_heaps();
+        let act = move || {
+            let below = vec![1_u8; block];
+            let before = resident();
+            let weights: Vec<_> = (0..count).map(|_| vec![1_u8; block]).collect();
+            // To ask what is resident here would take a block above them.
+            drop(weights);
+            trim_heap();
+            let left = resident().saturating_sub(before);
+            drop(below);
+            left
+        };
+        // Of the two heaps, this thread has one and the other thread may have the other.
+        for left in [act(), std::thread::spawn(act).join().unwrap()] {
+            assert!(left <= count * block / 4, "{left} bytes stay");
+        }
     }
 
     #[test]
