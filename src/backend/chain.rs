@@ -97,6 +97,12 @@ impl<T, S> Chains<T, S> {
         self.chains.len()
     }
 
+    /// Returns whether there is such a chain.
+    #[must_use]
+    pub fn holds(&self, id: ParkedId) -> bool {
+        self.chains.contains_key(&id)
+    }
+
     /// Returns whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -144,12 +150,6 @@ impl<T, S> Chains<T, S> {
         };
         let new = checkpoints.iter().filter(|&&length| !is_there(length));
         Held { tokens: u64::from(tokens.saturating_sub(shared)), states: new.count() as u64 }
-    }
-
-    /// Returns all that a chain holds, shared or not.
-    #[must_use]
-    pub fn held_by(&self, id: ParkedId) -> Held {
-        self.of(id).fold(Held::default(), Held::with)
     }
 
     /// Returns the number of segments of the longest chain that has the segment around the cut.
@@ -207,20 +207,18 @@ impl<T, S> Chains<T, S> {
     }
 
     /// Cuts the segment around a place in two, for all chains that have it; `cut` gets its content and the
-    /// number of its first tokens, and returns both parts.
+    /// number of its first tokens, and returns copies of both parts.
     ///
     /// # Errors
-    /// What `cut` returns; then the segment is lost.
-    pub fn split<E>(&mut self, at: Base, cut: impl FnOnce(T, u32) -> Result<(T, T), E>) -> Result<(), E> {
+    /// What `cut` returns; then nothing has changed.
+    pub fn split<E>(&mut self, at: Base, cut: impl FnOnce(&T, u32) -> Result<(T, T), E>) -> Result<(), E> {
         let Some((id, tokens)) = self.around(at) else { return Ok(()) };
-        let Some(Segment { content, users, mut states, .. }) = self.segments.remove(&id) else {
-            return Ok(());
-        };
-        let (front, back) = cut(content, at.tokens - tokens.start)?;
-        let later = states.split_off(&(at.tokens + 1));
-        let front = Segment { tokens: tokens.start..at.tokens, content: front, users, states };
-        self.segments.insert(id, front);
-        let back = self.put(Segment { tokens: at.tokens..tokens.end, content: back, users, states: later });
+        let Some(front) = self.segments.get_mut(&id) else { return Ok(()) };
+        let (first, content) = cut(&front.content, at.tokens - tokens.start)?;
+        front.content = first;
+        front.tokens.end = at.tokens;
+        let (users, states) = (front.users, front.states.split_off(&(at.tokens + 1)));
+        let back = self.put(Segment { tokens: at.tokens..tokens.end, content, users, states });
         for Chain { segments, .. } in self.chains.values_mut() {
             if let Some(place) = segments.iter().position(|segment| *segment == id) {
                 segments.insert(place + 1, back);

@@ -53,10 +53,12 @@ pub(crate) struct Fake {
     slabs: BTreeMap<(ModelId, u32), Slab>,
     parked: BTreeMap<ModelId, Chains<Vec<u32>, ()>>,
     checkpoints: BTreeMap<(ModelId, SlotId), Vec<u32>>,
-    /// Tokens that it copied into parked caches.
+    /// Tokens that it copied into parked caches, or within them.
     pub(crate) parked_tokens: u64,
     /// Tokens that it copied out of them.
     pub(crate) restored_tokens: u64,
+    /// Tokens that it cleared in slots.
+    pub(crate) cleared_tokens: u64,
     /// Bytes of a sequence's state; 0 is none.
     pub(crate) state_bytes: u64,
     is_reading: bool,
@@ -102,6 +104,8 @@ pub(crate) struct Faults {
     pub(crate) slab_tokens_max: Option<u32>,
     /// Nothing is parked.
     pub(crate) parking_fails: bool,
+    /// No segment is cut in two.
+    pub(crate) splitting_fails: bool,
     /// A defect: a restored cache has a wrong token at its end.
     pub(crate) restores_wrongly: bool,
 }
@@ -314,6 +318,7 @@ impl Backend for Fake {
         let content = self.slot(model, slot);
         assert_eq!(content.len(), tokens as usize, "all of a slot is cleared");
         content.clear();
+        self.cleared_tokens += u64::from(tokens);
         self.checkpoints.remove(&(model, slot));
         Ok(())
     }
@@ -353,11 +358,21 @@ impl Backend for Fake {
     }
 
     fn split_parked(&mut self, model: ModelId, at: Base) -> Result<(), Error> {
-        let cut = |mut content: Vec<u32>, tokens| {
-            let back = content.split_off(tokens as usize);
-            Ok((content, back))
+        if self.faults.splitting_fails {
+            return Err(Error::Internal("the cut that a test does not make".into()));
+        }
+        let mut copied = 0;
+        let cut = |content: &Vec<u32>, tokens| {
+            copied = content.len();
+            let (front, back) = content.split_at(tokens as usize);
+            Ok::<_, Error>((front.to_vec(), back.to_vec()))
         };
-        self.parked.get_mut(&model).unwrap().split(at, cut)
+        self.parked.get_mut(&model).unwrap().split(at, cut)?;
+        self.parked_tokens += copied as u64;
+        // The whole is freed after its parts were made.
+        let held = self.kv_bytes(|_| true) + copied as u64 * KV_BYTES;
+        self.kv_bytes_peak = self.kv_bytes_peak.max(held);
+        Ok(())
     }
 
     fn park(&mut self, model: ModelId, parking: Parking) -> Result<(), Error> {

@@ -45,8 +45,9 @@ pub struct DeviceMemory {
 }
 
 /// A device that runs models. An error of any method from `load_more` on means that the model can no longer
-/// be trusted; the engine ends its sequences and unloads it. The exceptions are [`Backend::open_slab`] and
-/// [`Backend::park`], which have done nothing where they fail, and [`Backend::park_slab`].
+/// be trusted; the engine ends its sequences and unloads it. The exceptions are [`Backend::open_slab`],
+/// [`Backend::split_parked`] and [`Backend::park`], which have done nothing where they fail, and
+/// [`Backend::park_slab`].
 pub trait Backend {
     /// Returns the byte budget for weights and KV caches that the device suggests now.
     fn budget_bytes(&self) -> u64;
@@ -92,7 +93,7 @@ pub trait Backend {
     fn checkpoint(&mut self, model: ModelId, slot: SlotId, tokens: u32) -> Result<(), Error>;
 
     /// Cuts a segment of a parked cache in two, for all caches that have it, so that another one may have the
-    /// first part as its base.
+    /// first part as its base. It holds the segment twice for a moment.
     fn split_parked(&mut self, model: ModelId, at: Base) -> Result<(), Error>;
 
     /// Copies what a slot has after the base out: a parked cache of the slot's exact length, with one

@@ -60,21 +60,16 @@ impl Parked {
         self.shared.recounted_bytes()
     }
 
-    /// Returns the bytes of those that are not needed to share this base.
-    #[must_use]
-    pub fn bytes_beside(&self, base: Option<Base>) -> u64 {
-        self.bytes() - base.map_or(0, |base| self.shared.bytes_held_by(base.id))
-    }
-
     /// Returns the bytes that a cache adds, given what it shares.
     #[must_use]
     pub fn bytes_added(&self, cache: &CacheEntry, base: Option<Base>) -> u64 {
         self.shared.bytes_added(base, cache.tokens(), cache.lengths())
     }
 
-    /// Returns what a cache is to share with the one that has most of its tokens.
+    /// Returns what a cache is to share with the one that has most of its tokens; only whole segments unless
+    /// one may be cut in two for it.
     #[must_use]
-    pub fn cut(&self, cache: &CacheEntry) -> Option<Cut> {
+    pub fn cut(&self, cache: &CacheEntry, may_split: bool) -> Option<Cut> {
         let CacheEntry { key, transcript, .. } = cache;
         // The longest common beginnings stand beside its place.
         let place = self.entries.rank(key, (transcript, usize::MAX), Ordering::is_le);
@@ -83,12 +78,19 @@ impl Parked {
         let (nearest, common) = beside.max_by_key(|(_, common)| *common)?;
         let nearest = &self.entries[nearest];
         let replaces = nearest.tokens() <= common && cache.saves(nearest.checkpoints.as_deref());
-        self.shared.cut(nearest.id, common, cache.tokens(), replaces)
+        let within = may_split.then(|| self.shared.cut_within(nearest.id, common)).flatten();
+        within.or_else(|| self.shared.cut(nearest.id, common, cache.tokens(), replaces))
     }
 
     /// Notes that a segment was cut in two.
     pub fn split(&mut self, at: Base) {
         self.shared.split(at);
+    }
+
+    /// Returns whether there is such a cache.
+    #[must_use]
+    pub fn holds(&self, id: ParkedId) -> bool {
+        self.shared.holds(id)
     }
 
     /// Returns the place in the order of eviction of the one that goes first.

@@ -2,6 +2,8 @@
 //! decided where a new cache parts from one that begins alike, and which segments it rather copies anew so
 //! that chains stay short: a restore writes segment by segment, and each is two arrays in each layer.
 
+use std::ops::Range;
+
 use crate::backend::{Base, Chains, Held, NewChain, ParkedId};
 
 /// Most segments of a chain.
@@ -11,13 +13,16 @@ pub const SEGMENTS_MAX: usize = 16;
 /// that.
 const SPLIT_TOKENS_MIN: u32 = 32;
 
+/// Smallest part of a segment for which it is cut in two, as a divisor: a cut copies all of it.
+const SPLIT_PART_MIN: u32 = 8;
+
 /// How a cache shares the beginning of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// What it shares.
     pub base: Base,
-    /// Whether a segment has to be cut in two there.
-    pub splits: bool,
+    /// Tokens of the segment that has to be cut in two there; 0 where one ends.
+    pub copied_tokens: u32,
 }
 
 /// The chains of a model's parked caches, without content.
@@ -47,14 +52,14 @@ impl Shared {
         self.bytes_of(self.chains.recounted())
     }
 
-    /// Returns the bytes of a cache, shared or not.
-    pub(super) fn bytes_held_by(&self, id: ParkedId) -> u64 {
-        self.bytes_of(self.chains.held_by(id))
-    }
-
     /// Returns the bytes that a cache of `tokens` would add.
     pub(super) fn bytes_added(&self, base: Option<Base>, tokens: u32, checkpoints: &[u32]) -> u64 {
         self.bytes_of(self.chains.added(base, tokens, checkpoints))
+    }
+
+    /// Returns whether there is such a cache.
+    pub(super) fn holds(&self, id: ParkedId) -> bool {
+        self.chains.holds(id)
     }
 
     /// Returns the number of caches.
@@ -73,11 +78,6 @@ impl Shared {
     pub(super) fn cut(&self, id: ParkedId, common: u32, tokens: u32, replaces: bool) -> Option<Cut> {
         let stretches: Vec<_> = self.chains.stretches(id).collect();
         let whole = stretches.iter().take_while(|stretch| stretch.tokens.end <= common).count();
-        let base = Base { id, tokens: common };
-        let parted = stretches.get(whole).filter(|next| common >= next.tokens.start + SPLIT_TOKENS_MIN);
-        if parted.is_some() && whole + 2 <= SEGMENTS_MAX && self.chains.longest_through(base) < SEGMENTS_MAX {
-            return Some(Cut { base, splits: true });
-        }
         let mut shared = &stretches[..whole.min(SEGMENTS_MAX - 1)];
         while replaces
             && let Some((last, rest)) = shared.split_last()
@@ -87,12 +87,25 @@ impl Shared {
             shared = rest;
         }
         let tokens = shared.last()?.tokens.end;
-        Some(Cut { base: Base { id, tokens }, splits: false })
+        Some(Cut { base: Base { id, tokens }, copied_tokens: 0 })
+    }
+
+    /// Returns what a cache shares with one of which it has the first `common` tokens, if a segment is worth
+    /// to be cut in two for it.
+    pub(super) fn cut_within(&self, id: ParkedId, common: u32) -> Option<Cut> {
+        let base = Base { id, tokens: common };
+        let (place, parted) =
+            self.chains.stretches(id).enumerate().find(|(_, stretch)| stretch.tokens.end > common)?;
+        let Range { start, end } = parted.tokens;
+        let least = SPLIT_TOKENS_MIN.max((end - start) / SPLIT_PART_MIN);
+        let is_worth_it = common.saturating_sub(start) >= least;
+        let is_short = place + 2 <= SEGMENTS_MAX && self.chains.longest_through(base) < SEGMENTS_MAX;
+        (is_worth_it && is_short).then(|| Cut { base, copied_tokens: end - start })
     }
 
     /// Cuts the segment around a place in two.
     pub(super) fn split(&mut self, at: Base) {
-        let Ok(()) = self.chains.split(at, |(), _| Ok::<_, std::convert::Infallible>(((), ())));
+        let Ok(()) = self.chains.split(at, |&(), _| Ok::<_, std::convert::Infallible>(((), ())));
     }
 
     /// Adds a cache.

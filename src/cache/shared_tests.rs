@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{CacheEntry, CacheKey, Cut, Parked, Rank, SEGMENTS_MAX, Salt, Transcript};
-use crate::backend::{Base, Chains, NewChain, ParkedId};
+use crate::backend::{Chains, NewChain, ParkedId};
 use crate::clock::Moment;
 use crate::ids::Principal;
 
@@ -22,6 +22,8 @@ struct World {
     device: Chains<Vec<u32>, ()>,
     now: u64,
     recurrent: bool,
+    /// Number of cuts within a segment; every third fails.
+    splits: u32,
 }
 
 /// A cache that was parked: its number, tokens and checkpoints.
@@ -30,7 +32,7 @@ type Left = (ParkedId, Vec<u32>, Vec<u32>);
 impl World {
     fn new(recurrent: bool) -> Self {
         let parked = Parked::new(TOKEN_BYTES, STATE_BYTES);
-        Self { parked, device: Chains::default(), now: 0, recurrent }
+        Self { parked, device: Chains::default(), now: 0, recurrent, splits: 0 }
     }
 
     fn entry(&mut self, tokens: &[u32], checkpoints: &[u32]) -> CacheEntry {
@@ -53,14 +55,23 @@ impl World {
         if self.parked.covers(&entry.key, &entry.transcript, length, entry.checkpoints.as_deref()) {
             return (vec![], None);
         }
-        let cut = self.parked.cut(&entry);
-        if let Some(Cut { base, splits: true }) = cut {
-            let halves = |mut content: Vec<u32>, at: u32| {
-                let back = content.split_off(at as usize);
-                Ok::<_, ()>((content, back))
-            };
-            self.device.split(base, halves).unwrap();
-            self.parked.split(base);
+        let mut cut = self.parked.cut(&entry, true);
+        if let Some(Cut { base, copied_tokens: 1.. }) = cut {
+            self.splits += 1;
+            if self.splits.is_multiple_of(3) {
+                // The device has no memory for it: whole segments are shared.
+                let held = (self.device.held(), self.device.segments());
+                assert_eq!(self.device.split(base, |_, _| Err("no memory")), Err("no memory"));
+                assert_eq!((self.device.held(), self.device.segments()), held);
+                cut = self.parked.cut(&entry, false);
+            } else {
+                let halves = |content: &Vec<u32>, at| {
+                    let (front, back) = content.split_at(at as usize);
+                    Ok::<_, ()>((front.to_vec(), back.to_vec()))
+                };
+                self.device.split(base, halves).unwrap();
+                self.parked.split(base);
+            }
         }
         let base = cut.map(|cut| cut.base);
         let before = self.parked.bytes();
@@ -202,7 +213,7 @@ fn a_conversation_of_many_turns_has_few_segments_and_copies_each_token_few_times
     for turn in 1..=300 {
         conversation.extend(tokens(turn, 40));
         let entry = world.entry(&conversation, &[]);
-        let shared = world.parked.cut(&entry).map_or(0, |cut| cut.base.tokens);
+        let shared = world.parked.cut(&entry, true).map_or(0, |cut| cut.base.tokens);
         copied += conversation.len() as u32 - shared;
         world.park(&conversation, &[]);
         assert!(world.device.segments() <= 10, "{} segments", world.device.segments());
@@ -226,6 +237,16 @@ fn a_cache_that_all_others_begin_with_frees_little_and_they_stay() {
     assert_eq!(world.parked.evict(1, None), [ParkedId(0)]);
     assert_eq!(bytes - world.parked.bytes(), STATE_BYTES, "its tokens are theirs too");
     assert_eq!(world.parked.evict(10 * TOKEN_BYTES, None), forks[..1], "and then the end of one of them");
-    let base = Some(Base { id: forks[1], tokens: 100 });
-    assert_eq!(world.parked.bytes_beside(base), 10 * TOKEN_BYTES + STATE_BYTES);
+}
+
+#[test]
+fn a_segment_is_cut_for_at_least_an_eighth_of_it() {
+    for (shared, is_cut) in [(32, false), (999, false), (1000, true)] {
+        let mut world = World::new(false);
+        let first = tokens(0, 8000);
+        world.park(&first, &[]);
+        world.park(&[&first[..shared], &tokens(1, 50)].concat(), &[]);
+        let held = if is_cut { 8050 } else { 8050 + shared as u64 };
+        assert_eq!(world.parked.bytes(), held * TOKEN_BYTES, "{shared}");
+    }
 }

@@ -2,14 +2,15 @@
 //! used slots stay in front, so that a launch over them reads one slice. A slab is never enlarged: a
 //! full class opens another one, sized by how many sequences ask.
 //!
-//! A slot that was parked keeps what it had until its next owner comes: one that would restore the same cache
-//! takes it over, and anyone else has it cleared.
+//! A slot that was parked keeps what it had for a while: a sequence that would restore the same cache takes
+//! it over, and for anyone else it is cleared.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::Hit;
 use crate::backend::{ParkedId, SlotId};
+use crate::clock::Moment;
 
 /// Tokens of the smallest class: below it, slots are too cheap to be worth a class of their own.
 const CAPACITY_MIN: u32 = 256;
@@ -54,6 +55,8 @@ pub struct Leftover {
     pub id: ParkedId,
     /// Number of its tokens.
     pub tokens: u32,
+    /// Time since when it is there.
+    pub since: Moment,
 }
 
 #[derive(Clone, Debug)]
@@ -176,6 +179,17 @@ impl Slots {
         self.slabs.get_mut(&slot.slab)?.leftovers.remove(&slot.slot)
     }
 
+    /// Forgets the outdated ones of what is left in free slots; returns the slots to be cleared, and the
+    /// number of tokens in each.
+    pub fn take_leftovers(&mut self, is_outdated: impl Fn(&Leftover) -> bool) -> Vec<(SlotId, u32)> {
+        let slabs = self.slabs.iter_mut();
+        let outdated = slabs.flat_map(|(&slab, of)| {
+            let leftovers = of.leftovers.extract_if(.., |_, leftover| is_outdated(leftover));
+            leftovers.map(move |(slot, leftover)| (SlotId { slab, slot }, leftover.tokens))
+        });
+        outdated.collect()
+    }
+
     /// Allocates the slot that still has a parked cache, if it is the next of its slab and holds `tokens`.
     /// One that is larger than need be goes to who wants most of what it has: clearing the rest of a long
     /// context for a short beginning of it costs more than a copy of that, and its session would have to copy
@@ -280,6 +294,8 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -301,8 +317,9 @@ mod tests {
     fn what_is_left_in_a_slot_is_for_whoever_comes_next() {
         let mut slots = Slots::new(8192, 10, 0);
         let [a, b] = [1, 2].map(|owner| slots.acquire(owner, 10, 1, u64::MAX).slot);
-        let [of_a, of_b] = [ParkedId(7), ParkedId(8)].map(|id| Leftover { id, tokens: 9 });
-        let [hit_a, hit_b] = [of_a, of_b].map(|Leftover { id, tokens }| Hit { id, tokens });
+        let since = Moment::at(Duration::ZERO);
+        let [of_a, of_b] = [ParkedId(7), ParkedId(8)].map(|id| Leftover { id, tokens: 9, since });
+        let [hit_a, hit_b] = [of_a, of_b].map(|Leftover { id, tokens, .. }| Hit { id, tokens });
         slots.release(b);
         slots.leave(b, of_b);
         assert_eq!(slots.take_over(3, 10, hit_a), None);
@@ -325,7 +342,7 @@ mod tests {
     fn a_long_contexts_slot_is_not_for_who_shares_a_little_of_it() {
         let mut slots = Slots::new(8192, 10, 0);
         let long = slots.acquire(1, 8000, 1, u64::MAX).slot;
-        let of_long = Leftover { id: ParkedId(7), tokens: 8000 };
+        let of_long = Leftover { id: ParkedId(7), tokens: 8000, since: Moment::at(Duration::ZERO) };
         slots.release(long);
         slots.leave(long, of_long);
         let hit = |tokens| Hit { id: ParkedId(7), tokens };

@@ -159,6 +159,7 @@ impl<B: Backend> Engine<B> {
         let Some(resident) = models.get_mut(name) else { return Ok(false) };
         resident.collect(&mut cx)?;
         resident.drop_abandoned(&mut cx)?;
+        resident.clear_leftovers(&mut cx)?;
         self.repay();
         self.renew_blocked();
         let (room, bytes_max) = (self.room(name), self.bytes_max(name));

@@ -2,6 +2,7 @@
 //! parked; and what no sequence uses is evicted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Context, Reclaim, Resident};
 use crate::backend::{Backend, Base, ParkedId, Parking, Restoring, SlotId};
@@ -10,6 +11,10 @@ use crate::engine::api::{CachedAsk, CachedKv};
 use crate::engine::task::Sequence;
 use crate::error::Error;
 use crate::ids::SessionKey;
+
+/// Time that a free slot keeps what it has for whoever continues it: tools and scripts answer sooner. Who
+/// gets the slot before has to wait until it is cleared.
+const LEFTOVER_TIME: Duration = Duration::from_secs(5);
 
 impl Resident {
     /// Allocates a slot of `tokens` for a sequence, and opens a slab for it if none has one.
@@ -60,7 +65,8 @@ impl Resident {
         // A larger slot than it needs, held for longer, may be what that request waits for.
         let free = hit.filter(|_| cx.blocked.is_none());
         if let Some(hit) = free
-            && let Some((slot, Leftover { id, tokens: held })) = self.slots.take_over(owner, tokens, hit)
+            && let Some((slot, Leftover { id, tokens: held, since: _ })) =
+                self.slots.take_over(owner, tokens, hit)
         {
             cx.backend.restore(self.id, Restoring { id, tokens: hit.tokens, slot, held, used: held })?;
             return Ok(Ok(slot));
@@ -82,6 +88,16 @@ impl Resident {
     fn clear_leftover<B: Backend>(&mut self, cx: &mut Context<'_, B>, slot: SlotId) -> Result<(), Error> {
         let leftover = self.slots.take_leftover(slot);
         leftover.map_or(Ok(()), |leftover| cx.backend.clear_slot(self.id, slot, leftover.tokens))
+    }
+
+    /// Clears free slots of what is left in them, where the parked cache is gone or nobody has continued it
+    /// for a while: so it does not outlast a deleted session, and the slot's next owner need not wait for it.
+    pub(crate) fn clear_leftovers<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
+        let (parked, now) = (&self.parked, cx.now);
+        let is_outdated =
+            |leftover: &Leftover| !parked.holds(leftover.id) || leftover.since.after(LEFTOVER_TIME) <= now;
+        let outdated = self.slots.take_leftovers(is_outdated);
+        outdated.into_iter().try_for_each(|(slot, tokens)| cx.backend.clear_slot(self.id, slot, tokens))
     }
 
     /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the
@@ -136,74 +152,106 @@ impl Resident {
             checkpoints,
             used: cx.now,
         };
-        let base = self.share(cx, &cache)?;
-        let parking = Parking { id: cache.id, slot, tokens: *computed, base };
-        let beside = self.make_room_beside(cx, slot, &cache, base)?;
-        if beside {
+        let parking = Parking { id: cache.id, slot, tokens: *computed, base: None };
+        if let Some(parking) = self.make_room_beside(cx, parking, &cache)? {
             if let Err(error) = cx.backend.park(self.id, parking) {
                 // The next turn computes anew.
                 tracing::warn!(%error, tokens = *computed, "a KV cache was not parked");
                 return self.free_slot(cx, slot, *computed);
             }
-        } else if self.slots.is_alone(slot) {
-            let parked = cx.backend.park_slab(self.id, parking);
-            self.slots.close(slot.slab);
-            if let Err(error) = parked {
-                tracing::warn!(%error, tokens = *computed, "a slab did not become a KV cache");
-                return cx.backend.close_slab(self.id, slot.slab);
-            }
-        } else {
+            let leftover = Leftover { id: cache.id, tokens: *computed, since: cx.now };
+            self.keep_parked(cx, cache, parking.base)?;
+            return self.leave_slot(cx, slot, leftover);
+        }
+        if !self.slots.is_alone(slot) {
             return self.free_slot(cx, slot, *computed);
         }
-        let leftover = Leftover { id: cache.id, tokens: *computed };
-        let redundant = self.parked.insert(cache, base);
-        let extra = self.parked.keep(cx.settings.kv_idle_caches_max);
-        self.drop_parked(cx, redundant.into_iter().chain(extra))?;
-        if beside { self.leave_slot(cx, slot, leftover) } else { Ok(()) }
+        let base = self.parked.cut(&cache, false).map(|cut| cut.base);
+        let parked = cx.backend.park_slab(self.id, Parking { base, ..parking });
+        self.slots.close(slot.slab);
+        if let Err(error) = parked {
+            tracing::warn!(%error, tokens = *computed, "a slab did not become a KV cache");
+            return cx.backend.close_slab(self.id, slot.slab);
+        }
+        self.keep_parked(cx, cache, base)
     }
 
-    /// Returns what a cache shares with those that are parked.
-    fn share<B: Backend>(
+    /// Takes in a cache that was parked; drops those that it makes redundant, and those beyond the limit.
+    fn keep_parked<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
-        cache: &CacheEntry,
-    ) -> Result<Option<Base>, Error> {
-        let Some(Cut { base, splits }) = self.parked.cut(cache) else { return Ok(None) };
-        if splits {
-            cx.backend.split_parked(self.id, base)?;
-            self.parked.split(base);
-        }
-        Ok(Some(base))
+        cache: CacheEntry,
+        base: Option<Base>,
+    ) -> Result<(), Error> {
+        let redundant = self.parked.insert(cache, base);
+        let extra = self.parked.keep(cx.settings.kv_idle_caches_max);
+        self.drop_parked(cx, redundant.into_iter().chain(extra))
     }
 
-    /// Makes room for a cache beside the slot that it is copied from: empty slabs are closed first. Then the
-    /// least recently used caches are evicted, except the one of which it shares the `base`, unless the
-    /// slot's slab has no other use and can become the cache. Returns whether there is room.
+    /// Decides what a cache shares, and makes room for the rest of it beside the slot that it is copied from:
+    /// empty slabs are closed first, then caches go in the order of their eviction. The one that it shares
+    /// goes last: the slot has its tokens as well. Returns None if there is no room, or if the slot's slab
+    /// has no other use and can become the cache instead.
     fn make_room_beside<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
-        slot: SlotId,
+        parking: Parking,
         cache: &CacheEntry,
-        base: Option<Base>,
-    ) -> Result<bool, Error> {
-        let bytes_max = cx.bytes_max;
-        // An evicted cache may have had a state that is to be shared: then it has to be kept anew.
-        let missing = |model: &Self| {
-            let added = model.parked.bytes_added(cache, base);
-            (model.bytes() + model.promised_bytes() + added).saturating_sub(bytes_max)
-        };
-        self.close_empty(cx, missing(self))?;
-        while missing(self) > 0 {
-            if self.slots.is_alone(slot) || self.parked.bytes_beside(base) < missing(self) {
-                return Ok(false);
+    ) -> Result<Option<Parking>, Error> {
+        let mut may_split = true;
+        loop {
+            let cut = self.parked.cut(cache, may_split);
+            let base = cut.map(|cut| cut.base);
+            let bytes_max = cx.bytes_max;
+            let missing = |model: &Self, bytes: u64| {
+                (model.bytes() + model.promised_bytes() + bytes).saturating_sub(bytes_max)
+            };
+            let added = self.parked.bytes_added(cache, base);
+            self.close_empty(cx, missing(self, added))?;
+            let short = missing(self, added);
+            if short > 0 {
+                let alone = self.parked.bytes_added(cache, None);
+                let has_room = missing(self, alone) <= self.parked.bytes();
+                if self.slots.is_alone(parking.slot) || !has_room {
+                    return Ok(None);
+                }
+                // Another one may have most of its tokens then, or a state to be shared is gone.
+                self.evict_beside(cx, short, base)?;
+                continue;
             }
-            let evicted = self.parked.evict(missing(self), base.map(|base| base.id));
-            if evicted.is_empty() {
-                return Ok(false);
+            let parking = Parking { base, ..parking };
+            let Some(Cut { copied_tokens: copied @ 1.., base }) = cut else { return Ok(Some(parking)) };
+            // Nothing is evicted for a copy that is there for a moment.
+            let copied = u64::from(copied) * self.shape.kv_bytes_per_token;
+            if missing(self, copied) == 0 && self.split(cx, base) {
+                return Ok(Some(parking));
             }
-            self.drop_parked(cx, evicted.into_iter())?;
+            may_split = false;
         }
-        Ok(true)
+    }
+
+    /// Evicts parked caches of at least `bytes`, or all but the base; that one if it is the last.
+    fn evict_beside<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        bytes: u64,
+        base: Option<Base>,
+    ) -> Result<(), Error> {
+        let mut evicted = self.parked.evict(bytes, base.map(|base| base.id));
+        if evicted.is_empty() {
+            evicted = self.parked.evict(bytes, None);
+        }
+        self.drop_parked(cx, evicted.into_iter())
+    }
+
+    /// Cuts a segment in two. Returns false if the device did not: then it is as it was.
+    fn split<B: Backend>(&mut self, cx: &mut Context<'_, B>, at: Base) -> bool {
+        if let Err(error) = cx.backend.split_parked(self.id, at) {
+            tracing::warn!(%error, tokens = at.tokens, "a KV cache shares less than it could");
+            return false;
+        }
+        self.parked.split(at);
+        true
     }
 
     /// Frees a slot that was parked. It keeps what it has until its next owner comes, unless the slab's last

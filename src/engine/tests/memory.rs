@@ -156,3 +156,107 @@ fn a_prompt_that_is_edited_shares_what_stands_before_it() {
     assert_eq!(turn(&mut bench, &[&context[..], &[7]].concat()).1, 204);
     assert_eq!(turn(&mut bench, &[&longer[..], &[7]].concat()).1, 164);
 }
+
+/// Returns a bench with a parked cache of 204 tokens, and room for `tokens` besides two slots of 256.
+fn with_a_cache_and_room_for(tokens: u64) -> (Bench, Vec<u32>) {
+    let room = (512 + 204 + tokens) * KV_BYTES;
+    let mut bench = Bench::with(Fake::default(), WEIGHT_BYTES + room, |settings| {
+        settings.kv_idle_bytes_max = Some(room);
+    });
+    let (context, _) = turn(&mut bench, &prompt(1, 200));
+    bench.engine.rest();
+    (bench, context)
+}
+
+/// Runs a context with `own` tokens after the first 100, while another sequence has the slab's other slot.
+/// Returns it with its answer, and how many tokens were copied for its cache.
+fn edit(bench: &mut Bench, context: &[u32], own: u32) -> (Vec<u32>, u64) {
+    let before = bench.engine.backend.parked_tokens;
+    let edited = [&context[..100], &prompt(2, own)].concat();
+    let beside = bench.submit(&prompt(9, 20), 150);
+    let events = bench.submit(&edited, 5);
+    bench.ticks(100);
+    let outcome = drain(events);
+    assert_eq!(outcome.tokens, alone(&edited, 5));
+    let copied = bench.engine.backend.parked_tokens - before;
+    drop(beside);
+    bench.run();
+    ([&edited[..], &outcome.tokens].concat(), copied)
+}
+
+fn cached_of(bench: &mut Bench, context: &[u32]) -> u32 {
+    turn(bench, &[context, &[7]].concat()).1
+}
+
+#[test]
+fn a_cut_that_the_device_does_not_make_costs_no_more_than_what_it_would_share() {
+    let (mut bench, context) = with_a_cache_and_room_for(1000);
+    bench.engine.backend.faults.splitting_fails = true;
+    let (edited, copied) = edit(&mut bench, &context, 60);
+    assert_eq!(copied, 164);
+    assert_eq!((cached_of(&mut bench, &edited), cached_of(&mut bench, &context)), (164, 204));
+}
+
+#[test]
+fn nothing_is_cut_for_a_cache_that_has_no_room() {
+    let (mut bench, context) = with_a_cache_and_room_for(10);
+    assert_eq!(edit(&mut bench, &context, 120).1, 0);
+    assert_eq!(cached_of(&mut bench, &context), 204);
+}
+
+#[test]
+fn a_cut_takes_no_more_than_the_budget_has_for_the_moment() {
+    let (mut bench, context) = with_a_cache_and_room_for(170);
+    bench.engine.backend.kv_bytes_peak = 0;
+    let (edited, copied) = edit(&mut bench, &context, 60);
+    let peak = bench.engine.backend.kv_bytes_peak;
+    assert!(peak <= (512 + 204 + 170) * KV_BYTES, "{peak}");
+    assert_eq!(copied, 164, "it shares nothing");
+    assert_eq!((cached_of(&mut bench, &edited), cached_of(&mut bench, &context)), (164, 204));
+}
+
+#[test]
+fn a_cache_that_shares_a_part_of_another_one_may_take_the_room_of_the_rest() {
+    let (mut bench, context) = with_a_cache_and_room_for(10);
+    let (edited, _) = edit(&mut bench, &context, 60);
+    assert_eq!(cached_of(&mut bench, &edited), 164);
+}
+
+/// Lets a session leave something in a slot of a slab that another sequence uses.
+fn left_beside_another() -> (Bench, Events, SessionKey) {
+    let mut bench = Bench::new();
+    let session = SessionKey { owner: "p".into(), name: "s".into() };
+    let stays = bench.submit(&prompt(9, 20), 200);
+    let (mut work, leaves) = bench.work(&prompt(1, 100), 5);
+    work.origin.session = Some(session.clone());
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.ticks(30);
+    drain(leaves);
+    assert_eq!(bench.engine.backend.cleared_tokens, 0);
+    (bench, stays, session)
+}
+
+#[test]
+fn what_a_deleted_session_left_in_a_slot_is_cleared() {
+    let (mut bench, _stays, session) = left_beside_another();
+    bench.engine.command(Command::Forget(session));
+    bench.ticks(1);
+    assert_eq!(bench.engine.backend.cleared_tokens, 104);
+}
+
+#[test]
+fn a_slots_next_owner_does_not_wait_for_what_was_left_long_ago() {
+    let (mut bench, _stays, _session) = left_beside_another();
+    bench.pass(Duration::from_secs(4));
+    bench.ticks(1);
+    assert_eq!(bench.engine.backend.cleared_tokens, 0, "its session may go on yet");
+    bench.pass(Duration::from_secs(1));
+    bench.ticks(1);
+    assert_eq!(bench.engine.backend.cleared_tokens, 104);
+    let (mut work, events) = bench.work(&prompt(3, 20), 5);
+    work.origin.owner.principal = "q".into();
+    bench.engine.command(Command::Generate(Box::new(work)));
+    bench.ticks(20);
+    assert_eq!(drain(events).tokens, alone(&prompt(3, 20), 5));
+    assert_eq!(bench.engine.backend.cleared_tokens, 104);
+}

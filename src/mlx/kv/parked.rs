@@ -19,15 +19,10 @@ impl Kv {
         self.parked.split(at, |content, tokens| {
             let (mut front, mut back) = (Vec::new(), Vec::new());
             for array in content {
-                let parts = [
-                    own(&array.try_index((.., .., ..dim(tokens), ..))?)?,
-                    own(&array.try_index((.., .., dim(tokens).., ..))?)?,
-                ];
-                eval(&parts)?;
-                let [first, last] = parts;
-                front.push(first);
-                back.push(last);
+                front.push(own(&array.try_index((.., .., ..dim(tokens), ..))?)?);
+                back.push(own(&array.try_index((.., .., dim(tokens).., ..))?)?);
             }
+            eval(front.iter().chain(&back))?;
             Ok((front, back))
         })
     }
