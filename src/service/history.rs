@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::hub::ModelAssets;
-use crate::session::{History, HistoryOutcome, TurnStart, chat_rest};
+use crate::session::{AnswerEnd, History, HistoryOutcome, TurnStart, chat_rest};
 use crate::text::{ChatTemplate, Conversation, Rendered, TextError, Tokenizer};
 
 /// The word that stands for the last answer, to find what the template writes after it: one that no template
@@ -85,7 +85,11 @@ impl Dialogue {
                 let kept = self.with_reasoning(template, start);
                 Ok(kept.unwrap_or_else(|| Written::anew(rendered, Some(HistoryOutcome::Rerendered))))
             }
-            History::Append => self.append(template, assets, start, &absent_word(&rendered.text)),
+            History::Append => match start.answer {
+                // Nothing in it is as it was generated.
+                None if start.is_whole => Ok(Written::anew(rendered, Some(HistoryOutcome::Rerendered))),
+                answer => self.append(template, assets, (start, answer), &absent_word(&rendered.text)),
+            },
         }
     }
 
@@ -114,21 +118,21 @@ impl Dialogue {
     }
 
     /// Keeps the tokens, and writes what follows the last answer: its place is found by rendering `word`
-    /// instead of it.
+    /// instead of it. What was added after it without an answer stays too, if the template writes it again.
     fn append(
         &self,
         template: &ChatTemplate,
         assets: &ModelAssets,
-        start: &TurnStart,
+        (start, answer): (&TurnStart, Option<AnswerEnd>),
         word: &str,
     ) -> Result<Written, Error> {
         let refuse = |why| Err(Error::CannotAppend(why));
-        let Some(masked) = self.masked(word) else {
-            return refuse("the session does not end with an answer");
-        };
-        if !start.is_whole {
+        let Some(answer) = answer.filter(|_| start.is_whole) else {
             return refuse("the session does not hold its last answer whole");
-        }
+        };
+        let Some(masked) = self.masked(answer, word) else {
+            return refuse("the session's last answer is not one of text");
+        };
         let given = (&*self.tools, &self.arguments);
         let Some(Parted { before, rest, mark }) = self.part(template, &masked, given, word)? else {
             return refuse("the chat template does not write the last answer as it is");
@@ -138,24 +142,30 @@ impl Dialogue {
                 "tools, template arguments or a system message would come before the session's last answer",
             );
         }
-        let (kept, rest, dropped) = after_end(&start.tokens, &rest, assets);
-        let text = start.text.as_deref().map(|text| {
-            let text = dropped.as_deref().and_then(|end| text.strip_suffix(end)).unwrap_or(text);
-            [text, rest].concat()
-        });
-        let rest = Rendered { text: rest.to_owned(), mark };
-        Ok(Written { kept, rest, text, outcome: Some(HistoryOutcome::Appended) })
+        let (kept, rest, dropped) = after_end(&start.tokens[..answer.tokens], &rest, assets);
+        let (text, since) = match (start.text.as_deref(), answer.text_bytes) {
+            (Some(text), Some(end)) => text.split_at_checked(end).unzip(),
+            (Some(_) | None, _) => (None, None),
+        };
+        let written = |kept, text: Option<&str>, rest: &str| {
+            let text = text.map(|text| [text, rest].concat());
+            let rest = Rendered { text: rest.to_owned(), mark };
+            Ok(Written { kept, rest, text, outcome: Some(HistoryOutcome::Appended) })
+        };
+        if let (None, Some(new)) = (&dropped, since.and_then(|since| rest.strip_prefix(since))) {
+            return written(start.tokens.len(), start.text.as_deref(), new);
+        }
+        let text = text.map(|text| dropped.as_deref().and_then(|end| text.strip_suffix(end)).unwrap_or(text));
+        written(kept, text, rest)
     }
 
-    /// Returns the messages with `word` instead of the session's last one; None if that is not an answer.
-    fn masked(&self, word: &str) -> Option<Vec<Value>> {
-        let last = self.held.checked_sub(1)?;
-        let answer = self.messages.get(last)?;
-        if answer["role"] != "assistant" || answer.get("tool_calls").is_some() {
-            return None;
-        }
+    /// Returns the messages with `word` instead of an answer; None if it says more than text.
+    fn masked(&self, answer: AnswerEnd, word: &str) -> Option<Vec<Value>> {
+        let is_text =
+            |message: &&Value| message["role"] == "assistant" && message.get("tool_calls").is_none();
+        self.messages.get(answer.message).filter(is_text)?;
         let mut messages = self.messages.clone();
-        messages[last]["content"] = word.into();
+        messages[answer.message]["content"] = word.into();
         Some(messages)
     }
 

@@ -109,17 +109,28 @@ impl Held {
             pinned: false,
             tokenizer: None,
             known: "".into(),
+            answer: None,
         };
         Self { messages, start }
     }
 
     fn next(&self, assets: &ModelAssets, new: &[Value], given: &Given) -> Result<Written, Error> {
+        self.write(assets, new, given, true)
+    }
+
+    fn write(
+        &self,
+        assets: &ModelAssets,
+        new: &[Value],
+        given: &Given,
+        add_generation_prompt: bool,
+    ) -> Result<Written, Error> {
         let dialogue = Dialogue {
             messages: [&self.messages, new].concat(),
             held: self.messages.len(),
             tools: given.tools.clone(),
             arguments: given.arguments.clone(),
-            add_generation_prompt: true,
+            add_generation_prompt,
             now: SystemTime::UNIX_EPOCH,
             bytes_max: 1 << 20,
         };
@@ -140,8 +151,21 @@ impl Held {
         let text: Option<Arc<str>> =
             written.text.as_ref().map(|text| [text, answer, &ending].concat().into());
         let known = text.clone().unwrap_or_else(|| Arc::clone(&self.start.known));
-        self.start = TurnStart { tokens: tokens.into(), text, known, ..self.start.clone() };
         self.messages.extend([new, &[said("assistant", answer)]].concat());
+        let (message, text_bytes) = (self.messages.len() - 1, text.as_ref().map(|text| text.len()));
+        let answer = Some(AnswerEnd { message, tokens: tokens.len(), text_bytes });
+        self.start = TurnStart { tokens: tokens.into(), text, known, answer, ..self.start.clone() };
+        written
+    }
+
+    /// Adds messages without an answer, of two tokens.
+    fn extend(&mut self, assets: &ModelAssets, new: &[Value]) -> Written {
+        let written = self.write(assets, new, &Given::default(), false).unwrap();
+        let tokens = [&self.start.tokens[..written.kept], &[WORD, ANSWERED]].concat();
+        let text: Option<Arc<str>> = written.text.as_deref().map(Into::into);
+        let known = text.clone().unwrap_or_else(|| Arc::clone(&self.start.known));
+        self.messages.extend(new.iter().cloned());
+        self.start = TurnStart { tokens: tokens.into(), text, known, ..self.start.clone() };
         written
     }
 }
@@ -207,6 +231,86 @@ fn the_template_decides_which_token_ends_a_past_answer() {
     assert_eq!(next.kept, 2, "the last token is dropped");
     assert!(next.rest.text.starts_with("<|im_end|>\n<|im_start|>user\ny"), "{}", next.rest.text);
     assert!(next.text.unwrap().contains("<think>\none<|im_end|>\n<|im_start|>user"));
+}
+
+#[test]
+fn a_turn_appends_to_what_was_added_after_an_answer() {
+    let assets = assets(&thinking(""));
+    for end in [ANSWERED, WORD, RETURNED] {
+        let mut held = Held::new(History::Append);
+        held.turn(&assets, &user("x"), &Given::default(), ("a thought\n</think>\n\none", end));
+        for added in ["y", "z"] {
+            let extended = held.extend(&assets, &user(added));
+            assert_eq!(extended.outcome, Some(HistoryOutcome::Appended));
+            if end == RETURNED && added == "y" {
+                // As its session does: the token that ended the answer is another one now.
+                let answer = held.start.answer.as_mut().unwrap();
+                answer.tokens -= 1;
+                answer.text_bytes = answer.text_bytes.map(|bytes| bytes - "<|return|>".len());
+            }
+        }
+        let before = held.start.clone();
+        let next = held.next(&assets, &user("more"), &Given::default()).unwrap();
+        assert_eq!((next.kept, next.outcome), (before.tokens.len(), Some(HistoryOutcome::Appended)));
+        assert_eq!(next.rest.text, "<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n<think>\n");
+        assert_eq!(next.text.unwrap(), [&*before.text.unwrap(), &next.rest.text].concat());
+    }
+}
+
+#[test]
+fn what_was_added_after_an_answer_is_written_again_where_its_text_is_not_known() {
+    let (assets, mut held) = (assets(&thinking("")), Held::new(History::Append));
+    held.turn(&assets, &user("x"), &Given::default(), ("one", WORD));
+    (held.start.text, held.start.answer.as_mut().unwrap().text_bytes) = (None, None);
+    held.extend(&assets, &user("y"));
+    let next = held.next(&assets, &user("z"), &Given::default()).unwrap();
+    assert_eq!((next.kept, &next.text, next.outcome), (3, &None, Some(HistoryOutcome::Appended)));
+    assert!(next.rest.text.starts_with("<|im_end|>\n<|im_start|>user\ny<|im_end|>\n<|im_start|>user\nz"));
+    // Nor is it where the template writes it otherwise, as without the header of an answer that was cut off.
+    let mut held = Held::new(History::Append);
+    held.turn(&assets, &user("x"), &Given::default(), ("one", ANSWERED));
+    held.turn(&assets, &user("y"), &Given::default(), ("two", ANSWERED));
+    let cut = held.start.clone();
+    let header = cut.text.as_deref().unwrap().strip_suffix("two<|im_end|>").unwrap();
+    let first = AnswerEnd { message: 1, tokens: 3, text_bytes: Some(header.find("one").unwrap() + 13) };
+    held.start = TurnStart { text: Some(header.into()), answer: Some(first), ..cut };
+    held.messages.pop();
+    let again = held.next(&assets, &[], &Given::default()).unwrap();
+    assert_eq!(
+        (again.kept, &*again.rest.text),
+        (held.start.tokens.len(), ""),
+        "the answer is asked for again"
+    );
+    let other = held.next(&assets, &user("z"), &Given::default()).unwrap();
+    assert_eq!(other.kept, 3);
+    assert!(other.rest.text.starts_with("\n<|im_start|>user\ny<|im_end|>\n<|im_start|>user\nz"));
+}
+
+#[test]
+fn only_what_was_generated_has_to_stay_as_it_is() {
+    let assets = assets(&thinking(""));
+    let given = [said("user", "y"), said("assistant", "given")];
+    // The template leaves the place for reasoning out of a given answer once it is of the past.
+    for (added, stays) in [([&given[..], &user("and")].concat(), true), (given.to_vec(), false)] {
+        let mut held = Held::new(History::Append);
+        held.turn(&assets, &user("x"), &Given::default(), ("a thought\n</think>\n\none", ANSWERED));
+        held.extend(&assets, &added);
+        let next = held.next(&assets, &user("z"), &Given::default()).unwrap();
+        let kept = if stays { held.start.tokens.len() } else { 3 };
+        assert_eq!((next.kept, next.outcome), (kept, Some(HistoryOutcome::Appended)));
+        let text = next.text.unwrap();
+        assert!(text.contains("a thought") && text.matches("given<|im_end|>").count() == 1, "{text}");
+    }
+}
+
+#[test]
+fn a_conversation_without_an_answer_may_be_written_anew() {
+    let (assets, mut held) = (assets(&thinking("")), Held::new(History::Append));
+    held.extend(&assets, &user("x"));
+    let tools = vec![json!({ "type": "function", "function": { "name": "f" } })];
+    let next = held.next(&assets, &user("y"), &Given { tools, ..Given::default() }).unwrap();
+    assert_eq!((next.kept, next.outcome), (0, Some(HistoryOutcome::Rerendered)));
+    assert_eq!(held.next(&assets, &user("y"), &Given::default()).unwrap().kept, 2, "it goes on as it is");
 }
 
 fn refusal_of(outcome: Result<Written, Error>) -> &'static str {

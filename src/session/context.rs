@@ -44,6 +44,7 @@ mod tests {
             pinned: false,
             tokenizer: None,
             known: "".into(),
+            answer: None,
         }
     }
 

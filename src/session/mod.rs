@@ -27,7 +27,7 @@ pub use list::{ListPage, SessionFilter};
 pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
 pub use record::{Keeps, Record, RecordError, Replay, record, whole};
 pub use snapshot::{AnswerStart, Contents, Outline, Sizes, Snapshot, TurnEnd};
-pub use state::{InputKind, Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
+pub use state::{AnswerEnd, InputKind, Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 pub use terms::{Labels, Lease, Terms, TermsChange};
 
 /// Characters of a session's name.

@@ -45,6 +45,17 @@ pub struct TurnRequest {
     pub history: Option<History>,
 }
 
+/// The end of the last answer of a session; what follows there was not generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerEnd {
+    /// Its place among the messages.
+    pub message: usize,
+    /// Tokens up to its end, with the one that ended it.
+    pub tokens: usize,
+    /// Bytes of text up to there; none where that is not known.
+    pub text_bytes: Option<usize>,
+}
+
 /// The content that a turn builds on. Shares the session's content, so that no lock is held while the turn
 /// runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +81,8 @@ pub struct TurnStart {
     pub tokenizer: Option<TokenizerHash>,
     /// The text of the first of them, as far as it is known.
     pub known: Arc<str>,
+    /// Where the last answer ends; none if no turn has one that is as it was generated.
+    pub answer: Option<AnswerEnd>,
 }
 
 impl TurnStart {
@@ -320,6 +333,7 @@ impl Session {
             pinned: self.terms.pinned,
             tokenizer: self.tokenizer,
             known: "".into(),
+            answer: None,
         })
     }
 
@@ -332,7 +346,11 @@ impl Session {
         let starts = self.turns.iter().filter_map(|turn| turn.answer?.text_bytes);
         let known = self.turns.iter().filter_map(|turn| turn.text_bytes).chain(starts).max();
         let known = known.and_then(|end| shared_start(&self.text, end)).unwrap_or_default();
-        Ok(TurnStart { messages: self.messages.clone(), text, history, known, ..start })
+        let answered = self.turns.iter().rev().find(|turn| turn.answer.is_some());
+        let answer = answered.map(|&TurnEnd { message_count, token_count: tokens, text_bytes, .. }| {
+            AnswerEnd { message: message_count.saturating_sub(1), tokens, text_bytes }
+        });
+        Ok(TurnStart { messages: self.messages.clone(), text, history, known, answer, ..start })
     }
 
     /// Begins a turn, if it may.
@@ -385,7 +403,11 @@ impl Session {
         let raw = matches!(content, TurnContent::Raw);
         let (mut text_bytes, mut kept, mut answer) = (None, TURN_BYTES, None);
         if let TurnContent::Chat { messages, text, text_is_whole, answer: start } = content {
-            self.forget_rewritten(&tokens, text.as_deref());
+            // What was generated is the new turn's, though an earlier one may have ended with the same.
+            let prompt = start.map_or(&*tokens, |start| &tokens[..start.tokens]);
+            let prompt_bytes = start.and_then(|start| start.text_bytes);
+            let of_prompt = |text| prompt_bytes.and_then(|end| str::get(text, ..end)).unwrap_or(text);
+            self.forget_rewritten(prompt, text.as_deref().map(of_prompt));
             kept += messages_bytes(&messages);
             self.messages.extend(messages.into_iter().map(Arc::new));
             answer = start;
@@ -427,24 +449,29 @@ impl Session {
     }
 
     /// Moves the ends of earlier turns back to where a turn rewrote what came before (a template that drops
-    /// old reasoning does), and forgets their text. Without a new text, the old one stays.
+    /// old reasoning does), and forgets their text. Without a new text, the old one stays: then only the
+    /// token that ended the last answer may be another one.
     fn forget_rewritten(&mut self, tokens: &[u32], text: Option<&str>) {
         let same_tokens = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
+        let is_appended = text.is_none();
         let text = text.unwrap_or(&self.text);
         let same_bytes = self.text.bytes().zip(text.bytes()).take_while(|(old, new)| old == new).count();
         for turn in &mut self.turns {
-            let text_holds = turn.text_bytes.is_some_and(|bytes| bytes <= same_bytes);
-            if turn.token_count == same_tokens + 1
-                && let Some(end) = answer_end(turn, &self.messages).filter(|end| *end <= same_bytes)
-            {
-                // Only the token that ended the answer is another one.
-                (turn.text_bytes, turn.token_count) = (Some(end), same_tokens);
-                continue;
+            if turn.token_count == same_tokens + 1 {
+                let end = answer_end(turn, &self.messages).filter(|end| *end <= same_bytes);
+                let starts_before = turn.answer.is_some_and(|start| start.tokens <= same_tokens);
+                if end.is_some() || is_appended && starts_before {
+                    // Only the token that ended the answer is another one.
+                    (turn.text_bytes, turn.token_count) = (end, same_tokens);
+                    continue;
+                }
             }
-            if turn.token_count > same_tokens || !text_holds {
-                (turn.text_bytes, turn.answer) = (None, None);
-                turn.is_whole &= turn.token_count <= same_tokens;
-                turn.token_count = turn.token_count.min(same_tokens);
+            turn.text_bytes.take_if(|bytes| *bytes > same_bytes);
+            if turn.token_count > same_tokens {
+                (turn.answer, turn.is_whole, turn.token_count) = (None, false, same_tokens);
+            }
+            if let Some(start) = &mut turn.answer {
+                start.text_bytes.take_if(|bytes| *bytes > same_bytes);
             }
         }
     }

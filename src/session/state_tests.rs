@@ -147,6 +147,59 @@ fn a_turn_of_which_only_the_ending_is_another_token_is_whole() {
     assert_eq!((start.text.as_deref(), &*start.tokens, start.is_whole), (Some("q:a"), &[1, 2][..], true));
 }
 
+/// Adds a message without an answer.
+fn added(text: Option<&str>) -> TurnContent {
+    let messages = vec![Message::text(Role::User, "q")];
+    TurnContent::Chat { messages, text: text.map(Into::into), text_is_whole: true, answer: None }
+}
+
+#[test]
+fn what_is_added_after_an_answer_leaves_its_end_known_in_forks_and_cuts_too() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], answered("ab", 1));
+    turn(&mut session, 2, vec![1, 2, 3, 4], answered("abcd", 1));
+    turn(&mut session, 3, vec![1, 2, 3, 4, 5], added(Some("abcde")));
+    turn(&mut session, 4, vec![1, 2, 3, 4, 5, 6], added(Some("abcdef")));
+    let answer = |session: &Session| session.start(&request(InputKind::Chat)).unwrap().answer;
+    let second = Some(AnswerEnd { message: 3, tokens: 4, text_bytes: Some(4) });
+    assert_eq!(answer(&session), second);
+    let key = SessionKey { owner: "uid:1".into(), name: "f".into() };
+    let mut fork = session.fork(key, NOW);
+    fork.truncate_turns(3, NOW).unwrap();
+    assert_eq!(answer(&fork), second);
+    // The second answer is cut off, its question stays.
+    session.truncate_messages(3, NOW).unwrap();
+    assert_eq!(answer(&session), Some(AnswerEnd { message: 1, tokens: 2, text_bytes: Some(2) }));
+    session.truncate_turns(0, NOW).unwrap();
+    assert_eq!(answer(&session), None);
+}
+
+#[test]
+fn an_earlier_turn_does_not_end_within_a_later_answer() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], added(Some("ab")));
+    turn(&mut session, 2, vec![1, 2, 3], answered("abc", 2));
+    session.truncate_messages(2, NOW).unwrap();
+    assert_eq!(session.turns.iter().map(|turn| turn.token_count).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[test]
+fn an_answer_of_unknown_text_is_known_by_its_tokens_whatever_follows_it() {
+    // The second time, another token than its own ends it in what follows.
+    for after in [vec![1, 2, 3, 4], vec![1, 2, 9, 4]] {
+        let mut session = session();
+        let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
+        let answer = Some(AnswerStart { tokens: 1, text_bytes: None });
+        let content = TurnContent::Chat { messages, text: None, text_is_whole: false, answer };
+        turn(&mut session, 1, vec![1, 2, 3], content);
+        let end = if after[2] == 3 { 3 } else { 2 };
+        turn(&mut session, 2, after, added(None));
+        let start = session.start(&request(InputKind::Chat)).unwrap();
+        assert_eq!(start.answer, Some(AnswerEnd { message: 1, tokens: end, text_bytes: None }));
+        assert!(start.is_whole);
+    }
+}
+
 #[test]
 fn what_is_known_of_a_text_ends_before_an_answer_that_was_cut() {
     let mut session = session();

@@ -3,9 +3,10 @@
 use std::fs;
 
 use mlxd_client::v1::{
-    ChatInput, CreateSessionRequest, ErrorReason, ForkSessionRequest, GenerateRequest, GetSessionRequest,
-    History, HistoryOutcome, Message, ScoreRequest, Session, ToolDefinition, UnloadModelRequest,
-    generate_request::Input, score_request, stream_generate_response::Event,
+    ChatInput, CreateSessionRequest, ErrorReason, ExtendSessionRequest, ForkSessionRequest, GenerateRequest,
+    GetSessionRequest, History, HistoryOutcome, Message, ScoreRequest, Session, ToolDefinition,
+    UnloadModelRequest, extend_session_request, generate_request::Input, score_request,
+    stream_generate_response::Event,
 };
 use serde_json::json;
 
@@ -107,6 +108,34 @@ async fn an_answer_that_was_cut_off_is_ended_before_the_next_message() {
     assert_eq!(outcome(&daemon, turn("s", "two")).await, HistoryOutcome::Appended);
     let context = daemon.engine.last_context();
     assert!(context.ends_with(&question("two")), "{context:?}");
+}
+
+#[tokio::test]
+async fn a_turn_appends_to_what_a_session_was_extended_by() {
+    let daemon = start().await;
+    create(&daemon, "s", "drops", History::Append).await;
+    assert_eq!(outcome(&daemon, turn("s", "one")).await, HistoryOutcome::Unspecified);
+    for text in ["two", "three"] {
+        let chat = ChatInput { messages: vec![Message::user(text)], ..Default::default() };
+        let extend = ExtendSessionRequest {
+            name: "s".into(),
+            input: Some(extend_session_request::Input::Chat(chat)),
+            ..Default::default()
+        };
+        daemon.client.extend_session(extend).await.unwrap();
+    }
+    let fork = ForkSessionRequest {
+        name: "s".into(),
+        new_name: "f".into(),
+        turn_count: Some(2),
+        ..Default::default()
+    };
+    daemon.client.fork_session(fork).await.unwrap();
+    let added = [message("user", "one"), answer("<think>"), message("user", "two")].concat();
+    for (name, context) in [("s", [&added[..], &message("user", "three")].concat()), ("f", added)] {
+        assert_eq!(outcome(&daemon, turn(name, "four")).await, HistoryOutcome::Appended);
+        assert_eq!(daemon.engine.last_context(), [context, question("four")].concat());
+    }
 }
 
 #[tokio::test]
