@@ -18,8 +18,8 @@ const HEAPS_MAX: c_int = 8;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const OWN_PAGES_BYTES: c_int = 4 << 20;
 
-/// Free bytes at the end of a heap from which on they go back. `malloc_trim` gives back those between blocks in
-/// use, but of the ends only the first heap's: an unloaded model's weights would stay, up to this.
+/// Free bytes at the end of a heap from which on they go back. `malloc_trim` gives back those between blocks
+/// in use, but of the ends only the first heap's: an unloaded model's weights would stay, up to this.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const TRIM_BYTES: c_int = 1 << 20;
 
@@ -263,7 +263,8 @@ mod tests {
             left
         };
         // Of the two heaps, this thread has one and the other thread may have the other.
-        for left in [act(), std::thread::spawn(act).join().unwrap()] {
+        let other = std::thread::scope(|scope| scope.spawn(act).join().unwrap());
+        for left in [act(), other] {
             assert!(left <= count * block / 4, "{left} bytes stay");
         }
     }
