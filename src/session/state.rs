@@ -458,7 +458,7 @@ impl Session {
         let same_bytes = self.text.bytes().zip(text.bytes()).take_while(|(old, new)| old == new).count();
         for turn in &mut self.turns {
             if turn.token_count == same_tokens + 1 {
-                let end = answer_end(turn, &self.messages).filter(|end| *end <= same_bytes);
+                let end = answer_end(turn, &self.messages, &self.text).filter(|end| *end <= same_bytes);
                 let starts_before = turn.answer.is_some_and(|start| start.tokens <= same_tokens);
                 if end.is_some() || is_appended && starts_before {
                     // Only the token that ended the answer is another one.
@@ -478,11 +478,11 @@ impl Session {
 }
 
 /// Returns where the text of a turn's answer ends, if a token that ended it follows there.
-fn answer_end(turn: &TurnEnd, messages: &[Arc<Message>]) -> Option<usize> {
-    let start = turn.answer?.text_bytes?;
-    let answer = messages.get(turn.message_count.checked_sub(1)?)?;
-    let end = start + answer.joined_text().len();
-    (end < turn.text_bytes?).then_some(end)
+fn answer_end(turn: &TurnEnd, messages: &[Arc<Message>], text: &str) -> Option<usize> {
+    let (start, all) = (turn.answer?.text_bytes?, turn.text_bytes?);
+    let answer = messages.get(turn.message_count.checked_sub(1)?)?.joined_text();
+    let end = start + answer.len();
+    (end < all && text.get(start..end) == Some(&*answer)).then_some(end)
 }
 
 /// Returns the first `end` bytes; shared if they are all.
