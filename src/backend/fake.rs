@@ -102,6 +102,8 @@ pub(crate) struct Faults {
     pub(crate) short_of: Option<u64>,
     /// Slabs of more tokens than this, all slots together, are not opened.
     pub(crate) slab_tokens_max: Option<u32>,
+    /// Slabs that would make it hold more bytes of KV cache than this are not opened.
+    pub(crate) kv_bytes_max: Option<u64>,
     /// Nothing is parked.
     pub(crate) parking_fails: bool,
     /// No segment is cut in two.
@@ -130,7 +132,7 @@ impl Fake {
     }
 
     /// Bytes of the slabs and parked caches of some models.
-    fn kv_bytes(&self, wanted: impl Fn(ModelId) -> bool) -> u64 {
+    pub(crate) fn kv_bytes(&self, wanted: impl Fn(ModelId) -> bool) -> u64 {
         let state = self.state_bytes;
         let slab = |slab: &Slab| (u64::from(slab.capacity) * KV_BYTES + state) * slab.slots.len() as u64;
         let slabs = self.slabs.iter().filter(|((of, _), _)| wanted(*of)).map(|(_, held)| slab(held));
@@ -302,6 +304,10 @@ impl Backend for Fake {
         if let Some(most) = self.faults.slab_tokens_max.filter(|&most| capacity * slots > most) {
             let (needed_bytes, available_bytes) = (bytes(capacity * slots), bytes(most));
             return Err(Error::KvShortage { needed_bytes, available_bytes });
+        }
+        let (needed_bytes, held) = (bytes(capacity * slots), self.kv_bytes(|_| true));
+        if let Some(most) = self.faults.kv_bytes_max.filter(|&most| held + needed_bytes > most) {
+            return Err(Error::KvShortage { needed_bytes, available_bytes: most.saturating_sub(held) });
         }
         let empty = Slab { capacity, slots: vec![vec![]; slots as usize] };
         assert!(self.slabs.insert((model, slab), empty).is_none(), "the slab is open");

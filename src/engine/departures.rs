@@ -54,7 +54,13 @@ impl<B: Backend> Engine<B> {
         if missing <= cached {
             return;
         }
-        let evictions = evictions(&self.tenants(), missing, self.clock.now());
+        let (tenants, now) = (self.tenants(), self.clock.now());
+        let evictions = if blocked.wanted.is_owed && self.is_quiet() {
+            // It starts in any case, with what there is.
+            Some(evictions_towards(&tenants, missing, now))
+        } else {
+            evictions(&tenants, missing, now)
+        };
         let evictions = evictions.filter(|evictions| !evictions.models.is_empty());
         // Where a model was leased since, it is decided again in the next tick.
         if let Some(Err(error)) = evictions.map(|evictions| self.make_room(&evictions, &model)) {
@@ -66,7 +72,8 @@ impl<B: Backend> Engine<B> {
     /// it could wait forever.
     pub(super) fn refuse_crowded_out(&mut self) {
         let Some(blocked) = self.blocked.clone() else { return };
-        let Blocked { model, ticket, wanted: Wanted { needed_bytes, waits_for_models, .. }, .. } = blocked;
+        let Blocked { model, ticket, wanted, .. } = blocked;
+        let Wanted { needed_bytes, waits_for_models, is_owed, .. } = wanted;
         let waiting = self.models.get(&model).and_then(|resident| resident.queue.peek(&ticket));
         let Some(arrived) = waiting.map(|sequence| sequence.origin.arrived) else { return };
         let is_kept = |other: &&Resident| {
@@ -77,7 +84,7 @@ impl<B: Backend> Engine<B> {
         let kept: Vec<&Resident> = self.models.values().filter(is_kept).collect();
         let kept_bytes = kept.iter().map(|other| other.shape.weight_bytes).sum();
         let available_bytes = self.room(&model).kv_bytes_max.saturating_sub(kept_bytes);
-        if !waits_for_models || needed_bytes <= available_bytes {
+        if !waits_for_models || is_owed || needed_bytes <= available_bytes {
             return;
         }
         let in_the_way = kept.iter().map(|other| other.spec.model().clone()).collect();

@@ -56,10 +56,17 @@ impl<B: Backend> Engine<B> {
             kv_bytes_max: beside(Resident::is_pinned),
             // Idle models go where nothing else makes room.
             kv_bytes_now: beside(|other, settings| !other.is_evictable(settings)),
+            is_quiet: self.is_quiet(),
             is_pinned: self.models.get(name).is_some_and(|resident| resident.is_pinned(&self.residency)),
             claims,
             idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
         }
+    }
+
+    /// Returns whether no sequence of any model runs, and none is being read.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut models = self.models.values();
+        models.all(|resident| resident.running.is_empty()) && !self.loads.iter().any(Load::has_begun)
     }
 
     /// Returns the most bytes that a model may hold and promise: the budget less what others have.

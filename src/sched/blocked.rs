@@ -5,7 +5,8 @@
 //!
 //! While models in use have to leave for it, whatever fits passes: it could not start anyway, and what waits
 //! keeps its model in use as well. It waits for the calls that came before it, and is refused when later ones
-//! keep such a model in use.
+//! keep such a model in use. One that had begun when the budget shrank is owed what it was promised: it goes
+//! first, is not refused, and starts when nothing else runs, whatever the budget.
 //!
 //! There is one such request at a time, whatever the number of models: the highest class, then the longest
 //! wait. A higher class passes it without condition; ageing ends that.
@@ -33,8 +34,12 @@ pub struct Wanted {
     pub needed_bytes: u64,
     /// Bytes that are to be free: the same without what is open for it already.
     pub missing_bytes: u64,
+    /// Most bytes that there can be room for, once all models have left that may.
+    pub kv_bytes_max: u64,
     /// Whether models in use have to leave first.
     pub waits_for_models: bool,
+    /// Whether it does so though it has begun, which is to be possible for it to the end.
+    pub is_owed: bool,
 }
 
 /// What runs, as a blocked request sees it.
@@ -71,14 +76,22 @@ impl Claims {
 impl Blocked {
     /// Returns whether another request that cannot start should be the blocked one instead.
     #[must_use]
-    pub fn yields_to(&self, other: &Ticket) -> bool {
-        (other.class, other.since) < (self.ticket.class, self.ticket.since)
+    pub fn yields_to(&self, other: &Ticket, is_owed: bool) -> bool {
+        let own = (!self.wanted.is_owed, self.ticket.class, self.ticket.since);
+        (!is_owed, other.class, other.since) < own
+    }
+
+    /// Returns whether it cannot start while a model with weights of these bytes stays.
+    #[must_use]
+    pub fn waits_for(&self, weight_bytes: u64) -> bool {
+        self.wanted.waits_for_models
+            && self.wanted.needed_bytes.saturating_add(weight_bytes) > self.wanted.kv_bytes_max
     }
 
     /// Returns the bytes that passers may hold besides, of `kv_bytes_max` that all sequences may have.
     #[must_use]
     pub fn spare_bytes(&self, claims: Claims, kv_bytes_max: u64) -> u64 {
-        if self.wanted.waits_for_models {
+        if self.wanted.waits_for_models && !self.wanted.is_owed {
             return u64::MAX;
         }
         kv_bytes_max.saturating_sub(claims.passed_bytes + self.wanted.needed_bytes)
@@ -111,7 +124,13 @@ mod tests {
 
     fn blocked() -> Blocked {
         let ticket = ticket(Priority::Normal, 5);
-        let wanted = Wanted { needed_bytes: 400, missing_bytes: 100, waits_for_models: false };
+        let wanted = Wanted {
+            needed_bytes: 400,
+            missing_bytes: 100,
+            kv_bytes_max: 600,
+            waits_for_models: false,
+            is_owed: false,
+        };
         Blocked { model: "m".into(), ticket, wanted, passed_from: 1 }
     }
 
@@ -139,10 +158,32 @@ mod tests {
     }
 
     #[test]
-    fn the_higher_class_is_waited_for_then_the_longer_wait() {
-        assert!(blocked().yields_to(&ticket(Priority::Interactive, 9)));
-        assert!(blocked().yields_to(&ticket(Priority::Normal, 4)));
-        assert!(!blocked().yields_to(&ticket(Priority::Normal, 5)), "to itself");
-        assert!(!blocked().yields_to(&ticket(Priority::Background, 1)));
+    fn nobody_of_its_class_passes_one_that_is_owed_for_longer_than_others_run() {
+        let mut owed = blocked();
+        (owed.wanted.waits_for_models, owed.wanted.is_owed) = (true, true);
+        let claims = Claims { passed_bytes: 0, tokens_left: 50 };
+        let passes = |class, tokens| owed.lets_pass(Passer { class, tokens, bytes: 1 }, claims, 300);
+        assert!(passes(1, 50) && passes(0, 51) && !passes(1, 51));
+    }
+
+    #[test]
+    fn a_model_is_waited_for_where_its_weights_leave_too_little() {
+        let mut blocked = blocked();
+        assert!(!blocked.waits_for(1000));
+        blocked.wanted.waits_for_models = true;
+        assert!(blocked.waits_for(201) && !blocked.waits_for(200));
+    }
+
+    #[test]
+    fn the_one_that_is_owed_is_waited_for_then_the_higher_class_then_the_longer_wait() {
+        let yields = |priority, since| blocked().yields_to(&ticket(priority, since), false);
+        assert!(yields(Priority::Interactive, 9) && yields(Priority::Normal, 4));
+        assert!(!yields(Priority::Normal, 5), "to itself");
+        assert!(!yields(Priority::Background, 1));
+        let background = ticket(Priority::Background, 9);
+        assert!(blocked().yields_to(&background, true));
+        let mut owed = blocked();
+        owed.wanted.is_owed = true;
+        assert!(!owed.yields_to(&ticket(Priority::Interactive, 1), false));
     }
 }

@@ -8,6 +8,7 @@ use super::world::World;
 use crate::engine::Command;
 use crate::engine::load::Load;
 use crate::engine::model::Resident;
+use crate::engine::task::Sequence;
 use crate::sched::Owner;
 
 impl World {
@@ -21,7 +22,7 @@ impl World {
     }
 
     /// The engine counts what the backend holds, which exceeds the budget only while a smaller budget is not
-    /// reached yet.
+    /// reached yet, or for a request that had begun before.
     fn check_ledger(&mut self) {
         for resident in self.engine.models.values() {
             let held = self.engine.backend.bytes(resident.id);
@@ -31,7 +32,8 @@ impl World {
         let (reply, _) = oneshot::channel();
         self.engine.command(Command::Stats(reply));
         let used = self.engine.used_bytes();
-        if used <= self.engine.budget_bytes {
+        let mut waiting = self.engine.models.values().flat_map(|resident| resident.queue.values());
+        if used <= self.engine.budget_bytes && !waiting.any(Sequence::has_begun) {
             self.shrunk = false;
         }
         assert!(self.shrunk || used <= self.engine.budget_bytes, "{used} of {}", self.engine.budget_bytes);
@@ -90,7 +92,7 @@ impl World {
 
     /// Those who pass a blocked request leave room for it: once the others have ended, it starts. If models
     /// in use have to leave for it, it waits as long as calls that came before it, or that have not reached
-    /// the engine, hold one that would make room.
+    /// the engine, hold one that would make room. One that is owed its memory waits until nothing else runs.
     fn check_blocked(&mut self) {
         let could_start = self.engine.blocked.as_ref().is_some_and(|blocked| {
             let models = || self.engine.models.values();
@@ -106,7 +108,8 @@ impl World {
                 && running < self.running_max
                 && passed + blocked.wanted.needed_bytes <= available
         });
-        let is_idle = could_start || self.is_crowded_out();
+        let is_owed = self.engine.blocked.as_ref().is_some_and(|blocked| blocked.wanted.is_owed);
+        let is_idle = could_start || if is_owed { self.engine.is_quiet() } else { self.is_crowded_out() };
         self.idly_blocked = if is_idle { self.idly_blocked + 1 } else { 0 };
         // What is reclaimable elsewhere is freed in one tick and used in the next.
         assert!(self.idly_blocked <= 3, "{:?} waits for nobody", self.engine.blocked);

@@ -5,6 +5,8 @@
 //! Without preemption, the next request of a client that keeps one outstanding would wait until somebody
 //! else's finishes, because its own place was given away the moment it was free.
 
+use std::time::Duration;
+
 use super::{Context, Reclaim, Resident, Room};
 use crate::backend::{Backend, add_checkpoint};
 use crate::cache::Hit;
@@ -14,6 +16,9 @@ use crate::sched::{Blocked, Candidate, Passer, Running, Ticket, Wanted, victim};
 
 /// Tokens of room that a new sequence's slot has beyond its prompt, so that short answers need no move.
 const HEADROOM_TOKENS: u32 = 64;
+
+/// Time after which the device is asked again for what a sequence that has begun needs.
+const DENIED_RETRY: Duration = Duration::from_secs(1);
 
 /// What a sequence needs to begin.
 #[derive(Clone, Copy)]
@@ -84,9 +89,13 @@ impl Resident {
         room: &mut Room,
     ) -> Result<Verdict, Error> {
         let Some(waiting) = self.queue.peek(ticket) else { return Ok(Verdict::Held) };
+        let has_begun = waiting.has_begun();
+        if has_begun && self.denied_until.is_some_and(|until| cx.now < until) {
+            return Ok(Verdict::Held);
+        }
         let need = self.need(waiting, room.kv_bytes_now);
         let needed_bytes = need.growth_bytes + self.slots.slot_bytes(need.tokens);
-        if needed_bytes > room.kv_bytes_max {
+        if needed_bytes > room.kv_bytes_max && !has_begun {
             let error = Error::KvTooLarge { needed_bytes, available_bytes: room.kv_bytes_max };
             self.refuse(cx, ticket, &error);
             return Ok(Verdict::Done);
@@ -98,11 +107,17 @@ impl Resident {
         }
         let missing_bytes = self.missing(need, victim);
         let waits_for_models = needed_bytes > room.kv_bytes_now;
-        let wanted = Wanted { needed_bytes, missing_bytes, waits_for_models };
-        if waits_for_models {
+        let is_owed = has_begun && waits_for_models;
+        let kv_bytes_max = room.kv_bytes_max;
+        let wanted = Wanted { needed_bytes, missing_bytes, kv_bytes_max, waits_for_models, is_owed };
+        // What was promised is kept, though the budget has become too small for it, once nothing else runs.
+        let is_first = cx.blocked.as_ref().is_some_and(|blocked| self.is_blocked(blocked, ticket));
+        let is_owed = is_owed && is_first && room.is_quiet && self.running.is_empty();
+        if waits_for_models && !is_owed {
             return Ok(self.wait_for_models(cx, ticket, wanted, *room));
         }
-        if missing_bytes > room.free_bytes + self.reclaimable_bytes() + room.elsewhere_bytes {
+        let reclaimable = room.free_bytes + self.reclaimable_bytes() + room.elsewhere_bytes;
+        if missing_bytes > reclaimable && !is_owed {
             self.note_blocked(cx, ticket, wanted);
             return Ok(Verdict::Held);
         }
@@ -111,27 +126,58 @@ impl Resident {
             self.preempt(cx, victim, room)?;
         }
         let missing = self.free_for(cx, ticket, need, room)?;
-        if missing > room.elsewhere_bytes && victim.is_none() {
+        if missing > room.elsewhere_bytes && victim.is_none() && !is_owed {
             // Of what was open for it, an empty slab may have been closed.
             self.note_blocked(cx, ticket, Wanted { missing_bytes: self.missing(need, None), ..wanted });
             return Ok(Verdict::Held);
         }
-        if missing > 0 {
+        if missing > 0 && !(is_owed && room.elsewhere_bytes == 0) {
             return Ok(Verdict::Stop(missing));
         }
         let Some(mut sequence) = self.take(cx, ticket) else { return Ok(Verdict::Held) };
         (sequence.class, sequence.since) = (ticket.class, ticket.since);
         let before = self.bytes();
-        let spare_bytes = spare_bytes.min(room.free_bytes - need.growth_bytes);
-        if self.start(cx, sequence, need.tokens, spare_bytes)? {
-            let taken = self.bytes() - before + need.growth_bytes;
-            room.free_bytes = room.free_bytes.saturating_sub(taken);
+        let spare_bytes = spare_bytes.min(room.free_bytes.saturating_sub(need.growth_bytes));
+        match self.start(cx, sequence, need.tokens, spare_bytes)? {
+            Ok(()) => {
+                let taken = self.bytes() - before + need.growth_bytes;
+                room.free_bytes = room.free_bytes.saturating_sub(taken);
+                Ok(Verdict::Done)
+            }
+            Err((sequence, error)) => self.denied(cx, (sequence, error), need, room),
         }
-        Ok(Verdict::Done)
     }
 
-    /// Lets a request wait for models in use to leave. If another request, which came before it, waits for
-    /// this model, it is refused: each would wait for the other's model.
+    /// Decides on a sequence for whose slot the device has no memory: what is only cached goes for it.
+    /// Without that it is refused, or waits if it has begun.
+    fn denied<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        (sequence, error): (Sequence, Error),
+        need: Need,
+        room: &mut Room,
+    ) -> Result<Verdict, Error> {
+        if self.reclaimable_bytes() + room.elsewhere_bytes == 0 && !sequence.has_begun() {
+            self.leave(cx, sequence, Err(error));
+            return Ok(Verdict::Done);
+        }
+        let origin = &sequence.origin;
+        self.queue.push_front(origin.owner.clone(), origin.priority, sequence.since, sequence);
+        let needed_bytes = self.slots.slot_bytes(need.tokens);
+        let freed = self.give_back(cx, needed_bytes, Reclaim::AllBut(None))?;
+        room.free_bytes += freed;
+        if freed > 0 {
+            return Ok(Verdict::Done);
+        }
+        if room.elsewhere_bytes > 0 {
+            return Ok(Verdict::Stop(needed_bytes));
+        }
+        self.denied_until = Some(cx.now.after(DENIED_RETRY));
+        Ok(Verdict::Held)
+    }
+
+    /// Lets a request wait for models in use to leave. If another request, which comes before it, waits for
+    /// this model, it is refused: each would wait for the other's model. One that is owed is not.
     fn wait_for_models<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
@@ -141,7 +187,8 @@ impl Resident {
     ) -> Verdict {
         self.note_blocked(cx, ticket, wanted);
         let waits_for_this = |other: &&Blocked| {
-            other.wanted.waits_for_models && other.model != *self.spec.model() && !room.is_pinned
+            let is_waited_for = !room.is_pinned && other.waits_for(self.shape.weight_bytes);
+            other.model != *self.spec.model() && is_waited_for && !wanted.is_owed
         };
         let Some(other) = cx.blocked.as_ref().filter(waits_for_this) else { return Verdict::Held };
         let (needed_bytes, in_the_way) = (wanted.needed_bytes, vec![other.model.clone()]);
@@ -212,10 +259,11 @@ impl Resident {
         match cx.blocked {
             // The budget may have changed, and with it where it begins.
             Some(blocked) if self.is_blocked(blocked, ticket) => blocked.wanted = wanted,
-            Some(blocked) if !blocked.yields_to(ticket) => {}
+            Some(blocked) if !blocked.yields_to(ticket, wanted.is_owed) => {}
             Some(_) | None => {
                 let (model, passed_from) = (self.spec.model().clone(), *cx.sequence_next);
-                *cx.blocked = Some(Blocked { model, ticket: ticket.clone(), wanted, passed_from });
+                let ticket = ticket.clone();
+                *cx.blocked = Some(Blocked { model, ticket, wanted, passed_from });
             }
         }
     }
@@ -270,6 +318,14 @@ impl Resident {
         room: &mut Room,
     ) -> Result<(), Error> {
         let limit = room.free_bytes + self.bytes() + self.promised_bytes();
+        self.suspend(cx, id)?;
+        // Its promise is free again, its parked copy is not.
+        room.free_bytes = limit.saturating_sub(self.bytes() + self.promised_bytes());
+        Ok(())
+    }
+
+    /// Parks a running sequence, and puts it back into the queue.
+    pub(super) fn suspend<B: Backend>(&mut self, cx: &mut Context<'_, B>, id: u64) -> Result<(), Error> {
         let Some(mut sequence) = self.running.remove(&id) else { return Ok(()) };
         cx.counters.preemptions_total += 1;
         self.shares.stop(&sequence.origin.owner);
@@ -279,8 +335,6 @@ impl Resident {
         sequence.computed = 0;
         let origin = &sequence.origin;
         self.queue.push_front(origin.owner.clone(), origin.priority, cx.now, sequence);
-        // Its promise is free again, its parked copy is not.
-        room.free_bytes = limit.saturating_sub(self.bytes() + self.promised_bytes());
         Ok(())
     }
 
@@ -340,24 +394,24 @@ impl Resident {
     }
 
     /// Starts a sequence: allocates a slot of `tokens` and restores the longest cached prefix into it.
-    /// Returns false, and ends the sequence, if the device has no memory for the slot.
+    ///
+    /// # Errors
+    /// The outer one means that the model is lost; the inner one returns the sequence, for whose slot the
+    /// device has no memory.
     fn start<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         mut sequence: Sequence,
         tokens: u32,
         free_bytes: u64,
-    ) -> Result<bool, Error> {
+    ) -> Result<Result<(), (Sequence, Error)>, Error> {
         let id = *cx.sequence_next;
         *cx.sequence_next += 1;
         let most = sequence.reusable_max();
         let hit = self.parked.find(&sequence.key, &sequence.transcript, most, cx.now);
         let slot = match self.take_restored(cx, id, (tokens, free_bytes), hit)? {
             Ok(slot) => slot,
-            Err(error) => {
-                self.leave(cx, sequence, Err(error));
-                return Ok(false);
-            }
+            Err(error) => return Ok(Err((sequence, error))),
         };
         sequence.slot = Some(slot);
         let cached = hit.map_or(0, |hit| hit.tokens);
@@ -374,6 +428,6 @@ impl Resident {
         }
         self.shares.start(&sequence.origin.owner);
         self.running.insert(id, sequence);
-        Ok(true)
+        Ok(Ok(()))
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Room {
     pub(crate) kv_bytes_max: u64,
     /// The same while the models that are in use stay.
     pub(crate) kv_bytes_now: u64,
+    /// Whether no sequence of any model runs, and none is being read.
+    pub(crate) is_quiet: bool,
     /// Whether the model is pinned, so that nobody waits for it to leave.
     pub(crate) is_pinned: bool,
     /// What the blocked request waits for in other models.

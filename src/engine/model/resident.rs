@@ -24,6 +24,8 @@ pub(crate) struct Resident {
     pub(crate) slots: Slots,
     pub(super) parked: Parked,
     pub(super) pace: Pace,
+    /// Time until which no sequence that has begun is started again, since the device had no memory for one.
+    pub(super) denied_until: Option<Moment>,
     /// The step that runs.
     pub(super) launched: Option<Launched>,
     pub(super) last_used: SystemTime,
@@ -74,6 +76,7 @@ impl Resident {
             slots,
             parked,
             pace: Pace::default(),
+            denied_until: None,
             launched: None,
             last_used: loaded,
             loaded,

@@ -101,31 +101,32 @@ impl Resident {
     }
 
     /// Moves a sequence to the slot that was promised when it was admitted, if its next span does not fit the
-    /// one it has. Returns an error of its own if the device has no memory for it.
+    /// one it has. Returns false if the device has no memory for it.
     pub(super) fn grow<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
         id: u64,
         tokens: u32,
-    ) -> Result<Option<Error>, Error> {
-        let Some(sequence) = self.running.get(&id) else { return Ok(None) };
-        let (Some(from), computed) = (sequence.slot, sequence.computed) else { return Ok(None) };
+    ) -> Result<bool, Error> {
+        let Some(sequence) = self.running.get(&id) else { return Ok(true) };
+        let (Some(from), computed) = (sequence.slot, sequence.computed) else { return Ok(true) };
         let needed = computed + tokens;
         if self.slots.capacity_of(from) >= needed {
-            return Ok(None);
+            return Ok(true);
         }
         let finally = sequence.tokens_max().min(self.shape.context_length).max(needed);
-        let to = match self.take_slot(cx, id, finally, 0) {
-            Ok(to) => to,
-            Err(error) => return Ok(Some(error)),
-        };
+        let mut to = self.take_slot(cx, id, finally, 0);
+        if to.is_err() && self.give_back(cx, self.slots.slot_bytes(finally), Reclaim::AllBut(None))? > 0 {
+            to = self.take_slot(cx, id, finally, 0);
+        }
+        let Ok(to) = to else { return Ok(false) };
         self.clear_leftover(cx, to)?;
         cx.backend.copy_slot(self.id, from, to, computed)?;
         if let Some(sequence) = self.running.get_mut(&id) {
             sequence.slot = Some(to);
         }
         self.free_slot(cx, from, computed)?;
-        Ok(None)
+        Ok(true)
     }
 
     /// Frees a sequence's slot. What it computed is parked first, unless it is not to be

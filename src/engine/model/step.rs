@@ -107,11 +107,12 @@ impl Resident {
     /// Launches the next step, if any sequence has tokens to run. Returns whether it did.
     pub(crate) fn launch<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<bool, Error> {
         let planned = self.plan(cx);
-        let mut denied = Vec::new();
         for &(id, tokens) in &planned {
-            denied.extend(self.grow(cx, id, tokens)?.map(|error| (id, Err(error))));
+            if !self.grow(cx, id, tokens)? {
+                // It goes on once there is memory.
+                self.suspend(cx, id)?;
+            }
         }
-        self.end(cx, denied)?;
         let mut spans: Vec<(u64, Span)> = planned
             .iter()
             .filter_map(|&(id, tokens)| Some((id, self.running.get_mut(&id)?.span(tokens)?)))
