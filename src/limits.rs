@@ -30,6 +30,8 @@ pub struct Limits {
     pub session_bytes_max: u64,
     /// Bytes of all sessions of one principal; what forks share counts once.
     pub sessions_bytes_max: u64,
+    /// Bytes of all sessions of one principal on disk; a fork counts whole.
+    pub sessions_disk_bytes_max: u64,
     /// Default lifetime of a session after its last use.
     pub session_ttl: Duration,
     /// Longest lifetime of a session that may be requested.

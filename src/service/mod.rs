@@ -217,6 +217,7 @@ fn session_limits(limits: &Limits) -> SessionLimits {
         session_labels_max,
         session_bytes_max,
         sessions_bytes_max,
+        sessions_disk_bytes_max,
         ..
     } = *limits;
     SessionLimits {
@@ -225,6 +226,7 @@ fn session_limits(limits: &Limits) -> SessionLimits {
         session_labels_max,
         session_bytes_max,
         sessions_bytes_max,
+        sessions_disk_bytes_max,
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use dashmap::DashMap;
 
-use super::bytes::{Charge, Held};
+use super::bytes::{Charge, Charges, Held, SESSION_BYTES};
 use super::changes::Changes;
 use super::history::History;
 use super::snapshot::{Contents, Outline, Snapshot};
@@ -48,17 +48,38 @@ pub struct NewSession {
 struct Entry<H> {
     session: Session,
     turn: Option<H>,
+    /// What its file has to hold.
+    on_disk: Charge,
+}
+
+impl<H> Entry<H> {
+    /// Counts what its file has to hold now.
+    fn count(&mut self) {
+        self.on_disk.change(self.session.bytes());
+    }
 }
 
 /// What is held of one owner.
 struct Owned<H> {
     entries: BTreeMap<SessionName, Entry<H>>,
+    /// Bytes in memory, where forks share theirs.
     held: Held,
+    /// Bytes on disk, where each file has its own.
+    on_disk: Held,
 }
 
 impl<H> Default for Owned<H> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), held: Held::default() }
+        Self { entries: BTreeMap::new(), held: Held::default(), on_disk: Held::default() }
+    }
+}
+
+impl<H> Owned<H> {
+    fn insert(&mut self, session: Session) {
+        let name = session.key.name.clone();
+        let mut entry = Entry { session, turn: None, on_disk: self.on_disk.charge(0) };
+        entry.count();
+        self.entries.insert(name, entry);
     }
 }
 
@@ -75,6 +96,8 @@ pub struct SessionLimits {
     pub session_bytes_max: u64,
     /// Bytes of all sessions together; what forks share counts once.
     pub sessions_bytes_max: u64,
+    /// Bytes of all sessions together where they are stored; each fork has a file of its own.
+    pub sessions_disk_bytes_max: u64,
 }
 
 /// The sessions.
@@ -106,21 +129,35 @@ impl<H> SessionBook<H> {
         }
     }
 
+    /// Gives no session a number below this one.
+    pub fn number_from(&self, first: SessionId) {
+        self.numbered.fetch_max(first.0.saturating_sub(1), Ordering::Relaxed);
+    }
+
     /// Returns the sessions that change, for who stores them.
     #[must_use]
     pub fn changes(&self) -> &Arc<Changes> {
         &self.changes
     }
 
-    /// Takes in sessions that were stored, each with why it is damaged, if it is. They hold their bytes, also
-    /// where a limit has become smaller since; what has expired goes with the next sweep.
+    /// Takes in sessions that were stored, each with why it is damaged, if it is. They hold the bytes that
+    /// they held before, also where a limit has become smaller since; what has expired goes with the next
+    /// sweep.
     pub fn restore(&self, stored: impl IntoIterator<Item = (Outline, Option<String>)>) {
+        let mut by_owner = BTreeMap::<_, Vec<_>>::new();
         for (outline, damage) in stored {
             self.numbered.fetch_max(outline.id.0, Ordering::Relaxed);
-            let SessionKey { owner, name } = outline.key.clone();
+            by_owner.entry(outline.key.owner.clone()).or_default().push((outline, damage));
+        }
+        for (owner, stored) in by_owner {
             let mut owned = self.owners.entry(owner).or_default();
-            let session = Session::stored(owned.held.clone(), outline, damage);
-            owned.entries.insert(name, Entry { session, turn: None });
+            let numbers = stored.iter().flat_map(|(outline, _)| outline.charge_numbers());
+            owned.held.number_above(numbers.max().unwrap_or(0));
+            let mut charges = Charges::default();
+            for (outline, damage) in stored {
+                let session = Session::stored(owned.held.clone(), &mut charges, outline, damage);
+                owned.insert(session);
+            }
         }
     }
 
@@ -142,9 +179,13 @@ impl<H> SessionBook<H> {
     /// Gives a cold session the content that was read for its number, or says why it is damaged.
     pub fn fill(&self, key: &SessionKey, id: SessionId, contents: Result<Contents, String>) {
         let Some(mut owned) = self.owners.get_mut(&key.owner) else { return };
-        let Some(entry) = owned.entries.get_mut(&key.name).filter(|entry| entry.session.id() == id) else {
+        let Some(cold) = owned.entries.get(&key.name).map(|entry| &entry.session) else { return };
+        if !cold.is_cold() || cold.id() != id {
             return;
-        };
+        }
+        let others = || owned.entries.values().map(|entry| &entry.session);
+        let contents = contents.map(|contents| cold.shared(contents, others()));
+        let Some(entry) = owned.entries.get_mut(&key.name) else { return };
         match contents {
             Ok(contents) => entry.session.fill(contents),
             Err(why) => entry.session.lose(why),
@@ -169,7 +210,7 @@ impl<H> SessionBook<H> {
         let id = SessionId(self.numbered.fetch_add(1, Ordering::Relaxed) + 1);
         let session = session.with_id(id);
         let view = session.view();
-        owned.entries.insert(view.key.name.clone(), Entry { session, turn: None });
+        owned.insert(session);
         self.changes.note(&view.key);
         view
     }
@@ -193,7 +234,9 @@ impl<H> SessionBook<H> {
     ) -> Result<T, Error> {
         let now = self.now();
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
-        let acted = act(&mut usable(&mut owned, key, now)?.session, now)?;
+        let entry = usable(&mut owned, key, now)?;
+        let acted = act(&mut entry.session, now)?;
+        entry.count();
         self.changes.note(key);
         Ok(acted)
     }
@@ -238,9 +281,9 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let id = TurnId(self.turns_begun.fetch_add(1, Ordering::Relaxed));
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
-        let held = owned.held.clone();
+        let (held, on_disk) = (owned.held.clone(), owned.on_disk.clone());
         let entry = usable(&mut owned, key, now)?;
-        let reserved = self.reserve(&held, &entry.session, request.input_bytes)?;
+        let reserved = self.reserve(&held, &on_disk, &entry.session, request.input_bytes)?;
         let start = entry.session.begin(id, request, now)?;
         entry.turn = Some(hold);
         let (book, key, reserved) = (Arc::clone(self), key.clone(), Some(reserved));
@@ -248,7 +291,13 @@ impl<H> SessionBook<H> {
     }
 
     /// Charges the bytes that a turn is going to add to a session, if there is room.
-    fn reserve(&self, held: &Held, session: &Session, bytes: usize) -> Result<Charge, Error> {
+    fn reserve(
+        &self,
+        held: &Held,
+        on_disk: &Held,
+        session: &Session,
+        bytes: usize,
+    ) -> Result<Reserved, Error> {
         let SessionLimits { session_bytes_max, sessions_bytes_max, .. } = self.limits;
         let more = bytes as u64;
         if session.lasting_bytes() + more > session_bytes_max {
@@ -257,7 +306,17 @@ impl<H> SessionBook<H> {
         if held.bytes() + more > sessions_bytes_max {
             return Err(Error::SessionLimit { limit: "sessions_bytes_max", value: sessions_bytes_max });
         }
-        Ok(held.charge(bytes))
+        self.refuse_on_disk(on_disk, more)?;
+        Ok(Reserved { _memory: held.charge(bytes), _disk: on_disk.charge(bytes) })
+    }
+
+    /// Refuses bytes of files beyond the limit, where sessions are stored.
+    fn refuse_on_disk(&self, on_disk: &Held, more: u64) -> Result<(), Error> {
+        let value = self.limits.sessions_disk_bytes_max;
+        if on_disk.bytes() + more > value && self.changes.is_heard() {
+            return Err(Error::SessionLimit { limit: "sessions_disk_bytes_max", value });
+        }
+        Ok(())
     }
 
     /// Returns the time by which leases run.
@@ -279,7 +338,7 @@ impl<H> SessionBook<H> {
         if owned.held.bytes() >= sessions_bytes_max {
             return Err(Error::SessionLimit { limit: "sessions_bytes_max", value: sessions_bytes_max });
         }
-        Ok(())
+        self.refuse_on_disk(&owned.on_disk, SESSION_BYTES as u64)
     }
 
     fn end_turn<T>(&self, key: &SessionKey, end: impl FnOnce(&mut Session, SystemTime) -> T) -> Option<T> {
@@ -290,6 +349,7 @@ impl<H> SessionBook<H> {
         let ended = end(&mut entry.session, now);
         if ran && !entry.session.is_busy() {
             entry.turn = None;
+            entry.count();
             // Also after a roll-back: it was used.
             self.changes.note(key);
         }
@@ -325,13 +385,19 @@ fn usable<'a, H>(
     Ok(entry)
 }
 
+/// Bytes that a turn is going to add, until it ends.
+struct Reserved {
+    _memory: Charge,
+    _disk: Charge,
+}
+
 /// A running turn of a session. Dropping it rolls the turn back.
 pub struct TurnGuard<H> {
     book: Arc<SessionBook<H>>,
     key: SessionKey,
     id: TurnId,
     /// The bytes that it is going to add.
-    reserved: Option<Charge>,
+    reserved: Option<Reserved>,
     /// Whose tokens it brings.
     tokenizer: Option<TokenizerHash>,
 }
@@ -353,7 +419,7 @@ impl<H> TurnGuard<H> {
         // Held alone: another turn would find the same room.
         let owned = self.book.owners.get_mut(&self.key.owner).ok_or_else(deleted)?;
         let entry = owned.entries.get(&self.key.name).ok_or_else(deleted)?;
-        self.reserved = Some(self.book.reserve(&owned.held, &entry.session, bytes)?);
+        self.reserved = Some(self.book.reserve(&owned.held, &owned.on_disk, &entry.session, bytes)?);
         Ok(())
     }
 

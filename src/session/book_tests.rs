@@ -33,6 +33,7 @@ fn book(sessions_max: u32) -> (Arc<SessionBook<Arc<()>>>, Arc<Hand>) {
         session_labels_max: 3,
         session_bytes_max: 100_000,
         sessions_bytes_max: 200_000,
+        sessions_disk_bytes_max: 600_000,
     };
     (Arc::new(SessionBook::new(limits, clock.clone())), clock)
 }
@@ -206,6 +207,101 @@ fn forks_share_their_bytes_and_the_last_one_gives_them_back() {
     assert_eq!(held(&book), before);
     delete("a");
     assert_eq!(held(&book), 0);
+}
+
+type Book = SessionBook<Arc<()>>;
+
+/// Returns a book as the next daemon has it, and the content that it reads.
+fn restarted(book: &Book) -> (Arc<Book>, Vec<(SessionKey, Contents)>) {
+    let page = ListPage { after: None, size: 1000, filter: SessionFilter::default() };
+    let (views, _) = book.list(&"uid:1".into(), &page);
+    let snapshots: Vec<_> = views.iter().filter_map(|view| book.snapshot(&view.key)).collect();
+    let (after, _) = self::book(100);
+    after.restore(snapshots.iter().map(|snapshot| (snapshot.outline.clone(), None)));
+    let read = snapshots.into_iter().filter_map(|snapshot| {
+        let Contents { messages, text, tokens } = snapshot.contents?;
+        let messages = messages.iter().map(|message| Arc::new((**message).clone())).collect();
+        Some((snapshot.outline.key, Contents { messages, text: (*text).into(), tokens: (*tokens).into() }))
+    });
+    (after, read.collect())
+}
+
+fn fill(book: &SessionBook<Arc<()>>, key: &SessionKey, contents: Contents) {
+    let id = book.cold(key).unwrap();
+    book.fill(key, id, Ok(contents));
+}
+
+#[test]
+fn forks_share_their_bytes_over_a_restart_and_their_owner_is_not_locked_out() {
+    let (before, _) = book(100);
+    create(&before, "uid:1", "a").unwrap();
+    say(&before, "a", 40_000).unwrap();
+    say(&before, "a", 40_000).unwrap();
+    (0..20).for_each(|at| drop(before.fork(&key("uid:1", "a"), whole(&format!("f{at}"))).unwrap()));
+    say(&before, "f0", 10_000).unwrap();
+    before.with(&key("uid:1", "f1"), |session, now| session.truncate_turns(1, now)).unwrap();
+    let bytes = held(&before);
+    let (after, read) = restarted(&before);
+    assert!((80_000..=bytes).contains(&held(&after)), "{bytes} {}", held(&after));
+    for (key, contents) in read {
+        fill(&after, &key, contents);
+    }
+    assert!(held(&after) <= bytes);
+    // They share their memory as well.
+    let messages = |name| after.read(&key("uid:1", name), |session| Ok(session.messages().to_vec())).unwrap();
+    let (a, f0, f1, f2) = (messages("a"), messages("f0"), messages("f1"), messages("f2"));
+    assert!(Arc::ptr_eq(&a[0], &f0[0]) && Arc::ptr_eq(&a[1], &f0[1]) && Arc::ptr_eq(&a[0], &f1[0]));
+    assert!(Arc::ptr_eq(&a[1], &f2[1]) && (f0.len(), f1.len()) == (3, 1));
+    let tokens = |name| after.read(&key("uid:1", name), |session| Ok(session.tokens().clone())).unwrap();
+    assert!(Arc::ptr_eq(&tokens("a"), &tokens("f2")) && !Arc::ptr_eq(&tokens("a"), &tokens("f1")));
+    say(&after, "f3", 10_000).unwrap();
+    // Again, and the last one gives everything back.
+    let (last, read) = restarted(&after);
+    assert!(held(&last) <= held(&after));
+    read.iter().for_each(|(key, _)| drop(last.delete(key).unwrap()));
+    assert_eq!(held(&last), 0);
+}
+
+#[test]
+fn what_only_has_the_number_of_a_shared_part_keeps_its_own_content() {
+    let (before, _) = book(100);
+    create(&before, "uid:1", "a").unwrap();
+    say(&before, "a", 10).unwrap();
+    before.fork(&key("uid:1", "a"), whole("b")).unwrap();
+    let (after, read) = restarted(&before);
+    let [(a, of_a), (b, of_b)]: [_; 2] = read.try_into().unwrap();
+    fill(&after, &a, of_a);
+    let other = vec![Arc::new(named(10_000))];
+    fill(&after, &b, Contents { messages: other.clone(), tokens: [9, 9].into(), ..of_b });
+    let read = after.read(&b, |session| Ok((session.messages().to_vec(), session.tokens().to_vec())));
+    assert_eq!(read.unwrap(), (other, vec![9, 9]));
+}
+
+#[test]
+fn forks_are_limited_by_what_their_files_hold_where_sessions_are_stored() {
+    let (book, _) = book(100);
+    create(&book, "uid:1", "a").unwrap();
+    say(&book, "a", 50_000).unwrap();
+    let fork = |name: &str| book.fork(&key("uid:1", "a"), whole(name)).map(drop);
+    (0..20).for_each(|at| fork(&format!("memory{at}")).unwrap());
+    (0..20).for_each(|at| drop(book.delete(&key("uid:1", &format!("memory{at}"))).unwrap()));
+    book.changes().listen();
+    let refused = Err(Error::SessionLimit { limit: "sessions_disk_bytes_max", value: 600_000 });
+    let forks = (0..20).take_while(|at| fork(&format!("f{at}")).is_ok()).count();
+    assert_eq!((forks, fork("more")), (10, refused.clone()));
+    assert_eq!(say(&book, "a", 49_000), refused);
+    // What does not grow goes on, and what is given back can be used again.
+    let turns = NewFork { turn_count: Some(0), ..whole("empty") };
+    book.fork(&key("uid:1", "a"), turns).unwrap();
+    book.read(&key("uid:1", "f0"), |_| Ok(())).unwrap();
+    pin(&book, "f0", true).unwrap();
+    book.with(&key("uid:1", "f0"), |session, now| session.truncate_turns(0, now)).unwrap();
+    book.delete(&key("uid:1", "f1")).unwrap();
+    (fork("again"), fork("more")).0.unwrap();
+    // A restart counts the same.
+    let (after, _) = restarted(&book);
+    let on_disk = |book: &SessionBook<_>| book.owners.get(&"uid:1".into()).unwrap().on_disk.bytes();
+    assert!((500_000..=on_disk(&book)).contains(&on_disk(&after)));
 }
 
 #[test]

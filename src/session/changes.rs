@@ -39,6 +39,12 @@ impl Changes {
         self.state().listening = true;
     }
 
+    /// Returns whether somebody takes what is noted: whether sessions are stored.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.state().listening
+    }
+
     /// Notes a change. Call it while the session is locked, so that who takes it finds what it was.
     pub fn note(&self, key: &SessionKey) {
         let mut state = self.state();

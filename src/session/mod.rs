@@ -18,7 +18,7 @@ mod state;
 mod terms;
 
 pub use book::{NewFork, NewSession, SessionBook, SessionLimits, SessionTotals, TurnGuard};
-pub use bytes::{messages_bytes, tokens_bytes};
+pub use bytes::{Charged, messages_bytes, tokens_bytes};
 pub use changes::{Changes, Taken};
 pub use context::{chat_rest, chat_text, joined};
 pub use cut::AnswerCut;

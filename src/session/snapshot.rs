@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::bytes::Charged;
 use super::history::History;
 use super::message::Message;
 use super::terms::Terms;
@@ -73,10 +74,12 @@ pub struct Outline {
     pub tokenizer: Option<TokenizerHash>,
     /// Its finished turns.
     pub turns: Vec<TurnEnd>,
-    /// The bytes that each of them is charged with.
-    pub turn_bytes: Vec<usize>,
+    /// What each of them is charged with.
+    pub turn_charges: Vec<Charged>,
     /// Sizes of its content.
     pub sizes: Sizes,
+    /// The number of the charge for its text and tokens.
+    pub content_number: u64,
 }
 
 /// Sizes of a session's content.
@@ -122,14 +125,23 @@ pub struct Snapshot {
 /// Bytes that no session comes near; sums of them stay far from an overflow.
 const BYTES_MAX: usize = 1 << 48;
 
+/// Numbers that no charge comes near.
+const NUMBER_MAX: u64 = 1 << 62;
+
 impl Outline {
+    /// Returns the numbers of its charges.
+    pub(super) fn charge_numbers(&self) -> impl Iterator<Item = u64> {
+        self.turn_charges.iter().map(|turn| turn.number).chain([self.content_number])
+    }
+
     /// Returns whether it can be a session's: its turns end within its content, and its sizes can be charged.
     pub(super) fn is_sound(&self) -> bool {
-        let Self { turns, turn_bytes, sizes, .. } = self;
+        let Self { turns, turn_charges, sizes, .. } = self;
         let Sizes { messages, tokens, text_bytes } = *sizes;
-        let bytes = turn_bytes.iter().chain([&messages, &tokens, &text_bytes]);
-        turns.len() == turn_bytes.len()
+        let bytes = turn_charges.iter().map(|turn| turn.bytes).chain([messages, tokens, text_bytes]);
+        turns.len() == turn_charges.len()
             && turns.iter().all(|turn| turn.is_within(*sizes))
-            && bytes.fold(0_usize, |sum, bytes| sum.saturating_add(*bytes)) <= BYTES_MAX
+            && self.charge_numbers().all(|number| number <= NUMBER_MAX)
+            && bytes.fold(0, usize::saturating_add) <= BYTES_MAX
     }
 }

@@ -230,7 +230,8 @@ impl Session {
     pub fn fork(&self, key: SessionKey, now: SystemTime) -> Self {
         let lists = size_of_val(self.messages.as_slice()) + size_of_val(self.turns.as_slice());
         let own_bytes = Arc::new(self.held.charge(SESSION_BYTES + lists));
-        Self { key, own_bytes, busy: None, created: now, used: now, ..self.clone() }
+        let terms_bytes = Arc::new(self.held.charge(self.terms.bytes()));
+        Self { key, own_bytes, terms_bytes, busy: None, created: now, used: now, ..self.clone() }
     }
 
     /// Returns the bytes that a further turn does not replace: everything but text and tokens.
@@ -249,7 +250,7 @@ impl Session {
             model: self.model.clone(),
             token_count: self.sizes().tokens,
             tokens: Arc::clone(&self.tokens),
-            bytes: self.lasting_bytes() + self.content_bytes.bytes(),
+            bytes: self.bytes(),
             turns: self.turns.clone(),
             busy: self.busy.is_some(),
             terms: self.terms.clone(),

@@ -71,8 +71,9 @@ pub(super) fn anew(now: &Snapshot) -> Piece {
 
 /// Returns whether most of a file of `size` bytes no longer counts.
 pub(super) fn is_stale(size: u64, now: &Snapshot) -> bool {
-    let Outline { sizes, turn_bytes, .. } = &now.outline;
-    let own = sizes.text_bytes + sizes.tokens * size_of::<u32>() + turn_bytes.iter().sum::<usize>();
+    let Outline { sizes, turn_charges, .. } = &now.outline;
+    let turns: usize = turn_charges.iter().map(|turn| turn.bytes).sum();
+    let own = sizes.text_bytes + sizes.tokens * size_of::<u32>() + turns;
     size > 2 * own as u64 + SLACK_BYTES
 }
 

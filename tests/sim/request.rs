@@ -15,6 +15,7 @@ pub(super) const SESSION_LIMITS: SessionLimits = SessionLimits {
     session_labels_max: 2,
     session_bytes_max: 1 << 20,
     sessions_bytes_max: 1 << 22,
+    sessions_disk_bytes_max: 1 << 23,
 };
 
 /// Returns the request of a raw turn after `expected` tokens.

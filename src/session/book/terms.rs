@@ -59,6 +59,7 @@ impl<H> SessionBook<H> {
         if let Some(turns) = turn_count {
             copy.truncate_turns(turns as usize, now)?;
         }
+        self.refuse_on_disk(&owned.on_disk, copy.bytes())?;
         Ok(self.insert(&mut owned, copy))
     }
 
@@ -69,10 +70,11 @@ impl<H> SessionBook<H> {
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         let terms = live(&mut owned, key, now)?.session.terms().changed(&change);
         self.refuse_terms(&owned, &key.name, &terms, now)?;
-        let session = &mut live(&mut owned, key, now)?.session;
-        session.set_terms(terms, now);
+        let entry = live(&mut owned, key, now)?;
+        entry.session.set_terms(terms, now);
+        entry.count();
         self.changes.note(key);
-        Ok(session.view())
+        Ok(entry.session.view())
     }
 
     /// Returns one page of an owner's sessions, and whether there are more.
@@ -160,6 +162,6 @@ impl<H> SessionBook<H> {
         if more > 0 && owned.held.bytes() + more > sessions_bytes_max {
             return Err(Error::SessionLimit { limit: "sessions_bytes_max", value: sessions_bytes_max });
         }
-        Ok(())
+        if more > 0 { self.refuse_on_disk(&owned.on_disk, more) } else { Ok(()) }
     }
 }

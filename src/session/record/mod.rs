@@ -55,8 +55,12 @@ pub fn record(before: Option<&Snapshot>, now: &Snapshot) -> Option<Record> {
 /// is lost, the other still tells whose session it was.
 #[must_use]
 pub fn whole(now: &Snapshot) -> [Record; 2] {
-    let outline =
-        Outline { turns: Vec::new(), turn_bytes: Vec::new(), sizes: Sizes::default(), ..now.outline.clone() };
+    let outline = Outline {
+        turns: Vec::new(),
+        turn_charges: Vec::new(),
+        sizes: Sizes::default(),
+        ..now.outline.clone()
+    };
     let facts = Snapshot { outline, contents: Some(Contents::default()) };
     [Record::new(&facts, Keeps::default()), Record::new(now, Keeps::default())]
 }
@@ -75,9 +79,9 @@ fn same_contents(before: &Snapshot, now: &Snapshot) -> bool {
 
 /// Returns what both have in common. A cold session's content is what it was.
 fn keeps(before: &Snapshot, now: &Snapshot) -> Keeps {
-    let (Outline { turns: old, turn_bytes: old_bytes, .. }, Outline { turns, turn_bytes, .. }) =
+    let (Outline { turns: old, turn_charges: old_charges, .. }, Outline { turns, turn_charges, .. }) =
         (&before.outline, &now.outline);
-    let turns = old.iter().zip(old_bytes).zip(turns.iter().zip(turn_bytes));
+    let turns = old.iter().zip(old_charges).zip(turns.iter().zip(turn_charges));
     let turns = turns.take_while(|(old, new)| old == new).count();
     let content = match (&before.contents, &now.contents) {
         (_, None) => now.outline.sizes,

@@ -8,6 +8,7 @@ use prost::Message as _;
 
 use super::{Keeps, RecordError, values};
 use crate::ids::{SessionId, SessionKey, TokenizerHash};
+use crate::session::bytes::Charged;
 use crate::session::history::History;
 use crate::session::message::{Message, Part, Role, ToolCall, ToolResult};
 use crate::session::snapshot::{AnswerStart, Outline, Sizes, TurnEnd};
@@ -55,6 +56,9 @@ pub(super) struct OutlineRecord {
     /// Whose tokens they are; records before it lack it.
     #[prost(bytes = "vec", optional, tag = "17")]
     tokenizer: Option<Vec<u8>>,
+    /// The number of the charge for text and tokens; records before it lack it.
+    #[prost(uint64, tag = "18")]
+    content_number: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,6 +79,9 @@ struct TurnRecord {
     rewritten: bool,
     #[prost(message, optional, tag = "7")]
     answer: Option<AnswerRecord>,
+    /// The number of that charge; records before it lack it.
+    #[prost(uint64, tag = "8")]
+    number: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -154,8 +161,9 @@ struct ResultRecord {
 impl OutlineRecord {
     pub(super) fn new(outline: &Outline, keeps: Keeps) -> Self {
         let Outline { id, key, model, terms, created, used, .. } = outline;
-        let Outline { history, cache_salt, tokenizer, turns, turn_bytes, sizes, .. } = outline;
-        let turns = turns.iter().zip(turn_bytes).skip(keeps.turns);
+        let Outline { history, cache_salt, tokenizer, turns, turn_charges, sizes, content_number, .. } =
+            outline;
+        let turns = turns.iter().zip(turn_charges).skip(keeps.turns);
         let Terms { lease, pinned, labels } = terms;
         let (ttl_ns, until_ns) = match lease {
             Lease::AfterUse(ttl) => (u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX), None),
@@ -173,7 +181,7 @@ impl OutlineRecord {
             created_ns: nanoseconds(*created),
             used_ns: nanoseconds(*used),
             keep_turns: keeps.turns as u64,
-            turns: turns.map(|(turn, bytes)| TurnRecord::new(turn, *bytes)).collect(),
+            turns: turns.map(|(turn, charged)| TurnRecord::new(turn, *charged)).collect(),
             sizes: Some(SizesRecord::new(*sizes)),
             keeps: Some(SizesRecord::new(keeps.content)),
             history: match history {
@@ -183,6 +191,7 @@ impl OutlineRecord {
             },
             cache_salt: cache_salt.to_string(),
             tokenizer: tokenizer.map(|TokenizerHash(hash)| hash.to_vec()),
+            content_number: *content_number,
         }
     }
 
@@ -223,8 +232,9 @@ impl OutlineRecord {
                 Some(Err(_)) => return Err(RecordError::Malformed("the hash of a tokenizer".into())),
             },
             turns: Vec::new(),
-            turn_bytes: Vec::new(),
+            turn_charges: Vec::new(),
             sizes: Sizes::default(),
+            content_number: self.content_number,
         })
     }
 
@@ -234,33 +244,34 @@ impl OutlineRecord {
         if before.as_ref().is_some_and(|before| before.id != facts.id || before.key != facts.key) {
             return Err(RecordError::Contradiction("it is another session's"));
         }
-        let (mut turns, mut turn_bytes) =
-            before.map_or_else(Default::default, |before| (before.turns, before.turn_bytes));
+        let (mut turns, mut turn_charges) =
+            before.map_or_else(Default::default, |before| (before.turns, before.turn_charges));
         let keep_turns = size(self.keep_turns)?;
         if keep_turns > turns.len() {
             return Err(RecordError::Contradiction("more turns are kept than there were"));
         }
         turns.truncate(keep_turns);
-        turn_bytes.truncate(keep_turns);
+        turn_charges.truncate(keep_turns);
         for turn in self.turns {
-            turn_bytes.push(size(turn.bytes)?);
+            turn_charges.push(Charged { bytes: size(turn.bytes)?, number: turn.number });
             turns.push(turn.into_turn()?);
         }
         let sizes = self.sizes.unwrap_or_default().into_sizes()?;
-        let outline = Outline { turns, turn_bytes, sizes, ..facts };
+        let outline = Outline { turns, turn_charges, sizes, ..facts };
         Ok((outline, Keeps { turns: keep_turns, content: self.keeps.unwrap_or_default().into_sizes()? }))
     }
 }
 
 impl TurnRecord {
-    fn new(turn: &TurnEnd, bytes: usize) -> Self {
+    fn new(turn: &TurnEnd, charged: Charged) -> Self {
         let TurnEnd { message_count, token_count, text_bytes, is_whole, answer, raw } = *turn;
         Self {
             messages: message_count as u64,
             tokens: token_count as u64,
             text_bytes: text_bytes.map(|bytes| bytes as u64),
             raw,
-            bytes: bytes as u64,
+            bytes: charged.bytes as u64,
+            number: charged.number,
             rewritten: !is_whole,
             answer: answer.map(|AnswerStart { tokens, text_bytes }| AnswerRecord {
                 tokens: tokens as u64,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Session;
 use crate::error::Error;
 use crate::ids::SessionId;
-use crate::session::bytes::{Held, tokens_bytes};
+use crate::session::bytes::{Charged, Charges, Held, tokens_bytes};
 use crate::session::snapshot::{Contents, Outline, Sizes, Snapshot};
 
 /// Why a session has no content in memory.
@@ -20,13 +20,19 @@ pub(super) enum Absence {
 
 impl Session {
     /// Returns a session that was stored, without its content; damaged if there is a reason why.
-    pub(in crate::session) fn stored(held: Held, outline: Outline, damage: Option<String>) -> Self {
+    /// What it shares with those that `charges` are of counts once.
+    pub(in crate::session) fn stored(
+        held: Held,
+        charges: &mut Charges,
+        outline: Outline,
+        damage: Option<String>,
+    ) -> Self {
         let Outline { id, key, model, terms, created, used, .. } = outline;
-        let Outline { history, cache_salt, tokenizer, turns, turn_bytes, sizes, .. } = outline;
-        let charged = turn_bytes.into_iter().map(|bytes| Arc::new(held.charge(bytes)));
-        let turn_bytes = charged.collect();
+        let Outline { history, cache_salt, tokenizer, turns, turn_charges, sizes, content_number, .. } =
+            outline;
+        let turn_bytes = turn_charges.into_iter().map(|turn| charges.again(&held, turn)).collect();
         let content = sizes.text_bytes.saturating_add(tokens_bytes(sizes.tokens));
-        let content_bytes = Arc::new(held.charge(content));
+        let content_bytes = charges.again(&held, Charged { bytes: content, number: content_number });
         let absence = Some(match damage {
             Some(why) => Absence::Damaged(sizes, why),
             None => Absence::Cold(sizes),
@@ -46,6 +52,11 @@ impl Session {
         self.id
     }
 
+    /// Returns the bytes of all that it holds, as its file does; what forks share counts in each.
+    pub(in crate::session) fn bytes(&self) -> u64 {
+        self.lasting_bytes() + self.content_bytes.bytes()
+    }
+
     /// Returns what it is now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -60,8 +71,9 @@ impl Session {
             cache_salt: Arc::clone(&self.cache_salt),
             tokenizer: self.tokenizer,
             turns: self.turns.clone(),
-            turn_bytes: self.turn_bytes.iter().map(|turn| turn.charged()).collect(),
+            turn_charges: self.turn_bytes.iter().map(|turn| turn.charged()).collect(),
             sizes: self.sizes(),
+            content_number: self.content_bytes.charged().number,
         };
         let contents = || Contents {
             messages: self.messages.clone(),
@@ -75,6 +87,29 @@ impl Session {
     #[must_use]
     pub fn is_cold(&self) -> bool {
         matches!(self.absence, Some(Absence::Cold(_)))
+    }
+
+    /// Returns content that was read for it, with the parts that others in memory have already in their
+    /// place: forks share what is charged to them once.
+    pub(in crate::session) fn shared<'a>(
+        &self,
+        mut contents: Contents,
+        others: impl Iterator<Item = &'a Self>,
+    ) -> Contents {
+        let mut shared = 0;
+        for other in others.filter(|other| other.absence.is_none()) {
+            if Arc::ptr_eq(&self.content_bytes, &other.content_bytes) {
+                share(&mut contents.text, &other.text);
+                share(&mut contents.tokens, &other.tokens);
+            }
+            let turns = self.turn_bytes.iter().zip(&other.turn_bytes);
+            let turns = turns.take_while(|(own, other)| Arc::ptr_eq(own, other)).count();
+            let messages = turns.checked_sub(1).map_or(0, |last| self.turns[last].message_count);
+            let both = contents.messages.iter_mut().zip(&other.messages);
+            both.take(messages).skip(shared).for_each(|(own, other)| share(own, other));
+            shared = shared.max(messages);
+        }
+        contents
     }
 
     /// Takes the content that was read, if it lacks it.
@@ -113,5 +148,13 @@ impl Session {
                 text_bytes: self.text.len(),
             },
         }
+    }
+}
+
+/// Takes another's part for one's own if it is the same. Where only the number is, a file was not written
+/// here.
+fn share<T: PartialEq + ?Sized>(own: &mut Arc<T>, other: &Arc<T>) {
+    if !Arc::ptr_eq(own, other) && **own == **other {
+        *own = Arc::clone(other);
     }
 }

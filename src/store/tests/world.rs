@@ -50,6 +50,7 @@ pub(super) fn book() -> Arc<SessionBook<()>> {
         session_labels_max: 1000,
         session_bytes_max: 1 << 30,
         sessions_bytes_max: 1 << 30,
+        sessions_disk_bytes_max: 1 << 30,
     };
     Arc::new(SessionBook::new(limits, Arc::new(Still)))
 }
