@@ -177,8 +177,9 @@ impl Generation {
             }
         };
         let tokens = joined(&prompt.tokens, generated);
+        let key = turn.key().clone();
         turn.commit(self.slow_reader, (tokens, self.prepared.assets.tokenizer_hash), content)?;
-        self.saves.saved().await;
+        self.saves.saved(&key).await;
         Ok(())
     }
 

@@ -32,6 +32,7 @@ impl Saves {
         (open, stored): (OpenStore, Vec<Stored>),
         durability: Durability,
     ) -> io::Result<()> {
+        sessions.number_from(open.first_number());
         sessions.restore(stored);
         let book = Arc::clone(sessions);
         let store = open.start(durability, Arc::clone(sessions.changes()), move |key| book.snapshot(key))?;
@@ -40,10 +41,10 @@ impl Saves {
         Ok(())
     }
 
-    /// Returns when all changes so far may be acknowledged.
-    pub(super) async fn saved(&self) {
+    /// Returns when all changes of a session so far may be acknowledged.
+    pub(super) async fn saved(&self, key: &SessionKey) {
         if let Some(store) = self.0.get() {
-            store.saved().await;
+            store.saved(key).await;
         }
     }
 

@@ -233,7 +233,7 @@ impl Service {
         self.models.check_exists(&model).await?;
         let cache_salt = cache_salt.into();
         let created = self.sessions.create(NewSession { key, model, terms, history, cache_salt })?;
-        self.saves.saved().await;
+        self.saves.saved(&created.key).await;
         Ok(created)
     }
 
@@ -254,7 +254,7 @@ impl Service {
         if pinned.is_some() {
             self.engine.pin_session(key, view.terms.pinned).await?;
         }
-        self.saves.saved().await;
+        self.saves.saved(&view.key).await;
         Ok(view)
     }
 
@@ -311,7 +311,7 @@ impl Service {
         };
         self.saves.warm(&self.sessions, &from).await?;
         let forked = self.sessions.fork(&from, fork)?;
-        self.saves.saved().await;
+        self.saves.saved(&forked.key).await;
         Ok(forked)
     }
 
@@ -346,7 +346,7 @@ impl Service {
                 Some(cut) => self.cut_answer(&key, cut).await?,
             };
             if let Some(view) = view {
-                self.saves.saved().await;
+                self.saves.saved(&key).await;
                 return Ok(view);
             }
         }
@@ -381,8 +381,8 @@ impl Service {
         if let Some(turn) = self.sessions.delete(&key)? {
             turn.send_replace(true);
         }
-        self.engine.forget(key).await?;
-        self.saves.saved().await;
+        self.engine.forget(key.clone()).await?;
+        self.saves.saved(&key).await;
         Ok(())
     }
 

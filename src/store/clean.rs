@@ -30,8 +30,8 @@ pub(super) fn leave<'a>(
     disk::replace(disk, NAME, &bytes)
 }
 
-/// Takes the note away and returns what of it is intact.
-pub(super) fn take(disk: &dyn Disk) -> io::Result<Note> {
+/// Returns what of the note is intact; nothing where there is none.
+pub(super) fn read(disk: &dyn Disk) -> io::Result<Note> {
     let mut note = Note::new();
     let size = match disk.size(NAME) {
         Ok(size) => size,
@@ -49,9 +49,6 @@ pub(super) fn take(disk: &dyn Disk) -> io::Result<Note> {
         note.insert(outline.id, (outline, tail));
         (at, before) = (frame.end(), frame.seal);
     }
-    // Before anything is written that it does not tell.
-    disk.remove(NAME)?;
-    disk.sync_names()?;
     Ok(note)
 }
 

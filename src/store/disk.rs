@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 /// Files by name. What is written survives a power failure once the file is synced, a new or changed name
 /// once the names are.
 pub(super) trait Disk: Send + Sync {
@@ -39,15 +41,38 @@ pub(super) trait Disk: Send + Sync {
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    /// Opens a folder; makes it, and those above it, if it is missing.
+    /// Opens a folder; makes it, and those above it, if it is missing. A folder that was made is there after
+    /// a power failure too.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        for parent in make(path)? {
+            File::open(parent)?.sync_all()?;
+        }
         Ok(Self(path.to_owned()))
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+}
+
+/// Makes a folder and those above it that are missing; returns the folders that got a new name in them.
+pub(super) fn make(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let missing = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    let parents = missing.map(|folder| match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        Some(_) | None => PathBuf::from("."),
+    });
+    let parents = parents.collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    Ok(parents)
+}
+
+/// Returns options that follow no link and wait for nobody: what is not a plain file is not ours.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    // Bits of the system's own flags, which fit its own type of them.
+    options.custom_flags(OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed());
+    options
 }
 
 impl Disk for Folder {
@@ -58,11 +83,12 @@ impl Disk for Folder {
     }
 
     fn size(&self, name: &str) -> io::Result<u64> {
-        Ok(fs::metadata(self.file(name))?.len())
+        let found = fs::symlink_metadata(self.file(name))?;
+        if found.is_file() { Ok(found.len()) } else { Err(io::Error::other("it is not a file")) }
     }
 
     fn read(&self, name: &str, at: u64, bytes: usize) -> io::Result<Vec<u8>> {
-        let file = File::open(self.file(name))?;
+        let file = options().read(true).open(self.file(name))?;
         let mut read = vec![0; bytes];
         let mut done = 0;
         while done < bytes {
@@ -78,7 +104,7 @@ impl Disk for Folder {
     }
 
     fn write(&self, name: &str, at: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut options = OpenOptions::new();
+        let mut options = options();
         let file = options.write(true).create(true).truncate(false).mode(0o600).open(self.file(name))?;
         if file.metadata()?.len() != at {
             file.set_len(at)?;
@@ -87,7 +113,7 @@ impl Disk for Folder {
     }
 
     fn sync(&self, name: &str) -> io::Result<()> {
-        File::open(self.file(name))?.sync_data()
+        options().read(true).open(self.file(name))?.sync_data()
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -95,9 +121,12 @@ impl Disk for Folder {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        match fs::remove_file(self.file(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // A folder of this name was made by somebody else, and has no file of ours.
+            Err(_) if fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) => Ok(()),
+            removed => removed,
         }
     }
 
@@ -109,11 +138,22 @@ impl Disk for Folder {
 /// End of the name of a file that is being written.
 pub(super) const NEW: &str = ".new";
 
-/// Replaces a whole file, so that after a power failure there is the old one or the new one.
-pub(super) fn replace(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
+/// Writes a whole file and gives it its name, which is not durable yet: after a power failure there is the
+/// old file or the new one. A file that could not be written leaves nothing behind: its bytes may be what
+/// lacks.
+pub(super) fn put(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
     let new = format!("{name}{NEW}");
-    disk.write(&new, 0, bytes)?;
-    disk.sync(&new)?;
-    disk.rename(&new, name)?;
+    let written = disk.write(&new, 0, bytes).and_then(|()| disk.sync(&new));
+    let named = written.and_then(|()| disk.rename(&new, name));
+    if named.is_err() {
+        // The next start removes it if this fails too.
+        drop(disk.remove(&new));
+    }
+    named
+}
+
+/// Replaces a whole file, durably.
+pub(super) fn replace(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()> {
+    put(disk, name, bytes)?;
     disk.sync_names()
 }

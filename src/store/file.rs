@@ -5,15 +5,18 @@
 use std::io;
 
 use super::disk::Disk;
-use super::frame::{self, Frame, Seal};
+use super::frame::{self, Beyond, Frame, Seal};
 use crate::ids::SessionId;
 use crate::session::{Contents, Outline, RecordError, Replay, Snapshot, record, whole};
 
 /// Bytes beyond twice the session's own before its file is written anew.
-const SLACK_BYTES: u64 = 64 << 10;
+pub(super) const SLACK_BYTES: u64 = 64 << 10;
 
 /// Why a session is damaged, mostly.
 const CHANGED: &str = "a part of its file was changed";
+
+/// Why it is damaged where there is no file.
+pub(super) const GONE: &str = "its file is gone";
 
 /// The end of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,10 +48,14 @@ pub(super) fn name(id: SessionId) -> String {
     format!("{:016x}", id.0)
 }
 
+/// Highest number of a session that has a file; those above it leave room to go on numbering.
+pub(super) const NUMBER_MAX: u64 = u64::MAX >> 1;
+
 /// Returns the session whose file has this name.
 pub(super) fn id(name: &str) -> Option<SessionId> {
-    let number = u64::from_str_radix(name, 16).ok().map(SessionId)?;
-    (self::name(number) == name).then_some(number)
+    let number = u64::from_str_radix(name, 16).ok().filter(|number| *number <= NUMBER_MAX)?;
+    let id = SessionId(number);
+    (self::name(id) == name).then_some(id)
 }
 
 /// Returns what to append so that the file tells `now`; none if it does already.
@@ -91,13 +98,13 @@ pub(super) fn look(disk: &dyn Disk, id: SessionId, known: Option<Tail>) -> io::R
     {
         read = self::read(disk, file, last.start)?;
     }
-    let beyond =
-        if read.tail.size < size { frame::find(disk, file, read.tail.size + 1, size)? } else { None };
-    let facts = || read.facts.or_else(|| Replay::alone(&beyond.as_ref()?.outline).ok());
+    let beyond = frame::find(disk, file, read.tail.size + 1, size)?;
+    let is_torn = matches!(beyond, Beyond::Nothing);
+    let facts = || read.facts.or_else(|| told_beyond(id, &beyond));
     let why = match (read.fault, &read.outline) {
         (Some(error), _) => error.to_string(),
         (None, Some(outline)) if outline.id != id => "the file of another session has its name".into(),
-        (None, _) if beyond.is_some() || read.frames < FRAMES_AT_ONCE => CHANGED.into(),
+        (None, _) if !is_torn || read.frames < FRAMES_AT_ONCE => CHANGED.into(),
         (None, _) if known.is_some_and(|known| known != read.tail) => {
             "its file does not end where it did".into()
         }
@@ -108,6 +115,13 @@ pub(super) fn look(disk: &dyn Disk, id: SessionId, known: Option<Tail>) -> io::R
     };
     // The number is the one by which the file is found.
     Ok(facts().map_or(Found::Unreadable, |facts| Found::Damaged(Outline { id, ..facts }, why)))
+}
+
+/// Returns what a frame beyond the first ones says of the session. A conversation may hold what looks like a
+/// frame, and speak of anybody's session in it.
+fn told_beyond(id: SessionId, beyond: &Beyond) -> Option<Outline> {
+    let Beyond::Frame(frame) = beyond else { return None };
+    Replay::alone(&frame.outline).ok().filter(|facts| facts.id == id)
 }
 
 /// What intact frames say.
@@ -157,7 +171,14 @@ pub enum LoadError {
     Damaged(String),
     /// Its file cannot be read now.
     #[error("its file cannot be read: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<io::Error> for LoadError {
+    fn from(error: io::Error) -> Self {
+        // Nobody brings it back; everything else may pass.
+        if error.kind() == io::ErrorKind::NotFound { Self::Damaged(GONE.into()) } else { Self::Io(error) }
+    }
 }
 
 impl From<RecordError> for LoadError {

@@ -35,6 +35,12 @@ const FIRST_READ_BYTES: usize = 4 << 10;
 /// Bytes that are searched at a time for a frame.
 const SEARCH_BYTES: usize = 1 << 20;
 
+/// Bytes that are read of what may be frames, for each byte that is searched.
+const FIND_TIMES: u64 = 4;
+
+/// The least of them.
+const FIND_BYTES_MIN: u64 = 1 << 20;
+
 /// What identifies a frame and all before it.
 pub(super) type Seal = [u8; SEAL_BYTES];
 
@@ -69,12 +75,7 @@ pub(super) fn put(bytes: &mut Vec<u8>, before: Seal, record: &Record) -> Seal {
 pub(super) fn at(disk: &dyn Disk, file: &str, at: u64, size: u64) -> io::Result<Option<Frame>> {
     let room = size.saturating_sub(at);
     let mut bytes = disk.read(file, at, FIRST_READ_BYTES.min(fitting(room)))?;
-    let Some((outline_bytes, content_bytes)) = sizes(&bytes) else { return Ok(None) };
-    let whole = (HEADER_BYTES as u64).checked_add(outline_bytes);
-    let Some(head) = whole.filter(|head| head.checked_add(content_bytes).is_some_and(|end| end <= room))
-    else {
-        return Ok(None);
-    };
+    let Some(head) = head_bytes(&bytes, room) else { return Ok(None) };
     if head > bytes.len() as u64 {
         bytes = disk.read(file, at, fitting(head))?;
     }
@@ -84,6 +85,7 @@ pub(super) fn at(disk: &dyn Disk, file: &str, at: u64, size: u64) -> io::Result<
     if seal_of(&[&header[..SEAL_AT], outline]) != seal {
         return Ok(None);
     }
+    let (_, content_bytes) = sizes(header).unwrap_or_default();
     Ok(Some(Frame {
         before: seal_at(header, BEFORE_AT),
         content_seal: seal_at(header, CONTENT_SEAL_AT),
@@ -94,24 +96,42 @@ pub(super) fn at(disk: &dyn Disk, file: &str, at: u64, size: u64) -> io::Result<
     }))
 }
 
-/// Returns the first intact frame from `from` on.
-pub(super) fn find(disk: &dyn Disk, file: &str, from: u64, size: u64) -> io::Result<Option<Frame>> {
+/// What lies beyond the last frame that follows from those before it.
+#[derive(Debug)]
+pub(super) enum Beyond {
+    /// No frame.
+    Nothing,
+    /// An intact one, the first.
+    Frame(Frame),
+    /// More beginnings of frames than were looked at, none of them intact so far.
+    Unclear,
+}
+
+/// Searches for an intact frame from `from` on. What the session says may be full of beginnings of frames: no
+/// more is read for them than is searched, a few times over.
+pub(super) fn find(disk: &dyn Disk, file: &str, from: u64, size: u64) -> io::Result<Beyond> {
     let mut start = from;
-    while start < size {
+    let mut left = FIND_BYTES_MIN.max((size - from.min(size)) * FIND_TIMES);
+    while size.saturating_sub(start) >= HEADER_BYTES as u64 {
         let bytes = disk.read(file, start, SEARCH_BYTES.min(fitting(size - start)))?;
-        let found = bytes.windows(MAGIC.len()).enumerate().filter(|(_, window)| *window == MAGIC);
-        for (offset, _) in found {
-            if let Some(frame) = at(disk, file, start + offset as u64, size)? {
-                return Ok(Some(frame));
+        for (offset, header) in bytes.windows(HEADER_BYTES).enumerate() {
+            let place = start + offset as u64;
+            let Some(head) = head_bytes(header, size - place) else { continue };
+            let Some(rest) = left.checked_sub(head.max(FIRST_READ_BYTES as u64)) else {
+                return Ok(Beyond::Unclear);
+            };
+            left = rest;
+            if let Some(frame) = at(disk, file, place, size)? {
+                return Ok(Beyond::Frame(frame));
             }
         }
         if bytes.len() < SEARCH_BYTES {
             break;
         }
-        // The next piece begins so that none is cut apart.
-        start += (bytes.len() - MAGIC.len()) as u64 + 1;
+        // The next piece begins so that no header is cut apart.
+        start += (bytes.len() - HEADER_BYTES) as u64 + 1;
     }
-    Ok(None)
+    Ok(Beyond::Nothing)
 }
 
 impl Frame {
@@ -125,6 +145,13 @@ impl Frame {
         let content = disk.read(file, self.content_at, fitting(self.content_bytes))?;
         Ok((seal_of(&[&content]) == self.content_seal).then_some(content))
     }
+}
+
+/// Returns the bytes of header and outline of a frame that may be in `room` bytes; none if there is none.
+fn head_bytes(header: &[u8], room: u64) -> Option<u64> {
+    let (outline_bytes, content_bytes) = sizes(header)?;
+    let head = outline_bytes.checked_add(HEADER_BYTES as u64)?;
+    head.checked_add(content_bytes).is_some_and(|end| end <= room).then_some(head)
 }
 
 /// Returns the sizes of outline and content that a header says.

@@ -2,8 +2,8 @@
 //! thread is told which sessions changed, and makes their files tell what they are now; whoever must not
 //! answer before waits for it. Nothing here decides what a session is: `session` says what its records are.
 //!
-//! The folder holds besides: `lock` (one daemon at a time), `version` (of the format), and, while no daemon
-//! runs, `clean` ([`clean`]).
+//! The folder holds besides: `lock` (one daemon at a time), `version` (of the format), `starts` ([`starts`]),
+//! and, while no daemon runs, `clean` ([`clean`]).
 
 mod clean;
 mod disk;
@@ -12,23 +12,22 @@ mod failing;
 mod file;
 mod frame;
 mod open;
+mod put;
+mod shelf;
+mod starts;
 mod writer;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-
-use tokio::sync::watch;
 
 use crate::ids::{SessionId, SessionKey};
 use crate::session::{Changes, Contents, Outline, Snapshot};
-use disk::Disk;
 pub use file::LoadError;
-use file::Tail;
 pub use open::open;
+use shelf::Shelf;
 use writer::Writer;
 
 /// When a change is on disk.
@@ -78,67 +77,25 @@ pub type Stored = (Outline, Option<String>);
 /// What the writer has reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Number of the last change that it has dealt with.
-    pub number: u64,
     /// Sessions whose last change could not be written; they are tried again.
     pub behind: u32,
-}
-
-/// A session's file, and what it tells.
-#[derive(Clone, Debug)]
-struct Kept {
-    tail: Tail,
-    told: Snapshot,
-    /// Whether the file says something else, which only goes with the session.
-    damaged: bool,
-    /// Whether it is not known what the file says: it is written anew.
-    unsure: bool,
-}
-
-impl Kept {
-    fn id(&self) -> SessionId {
-        self.told.outline.id
-    }
-}
-
-/// What the writer and those who read share.
-struct Shelf {
-    disk: Box<dyn Disk>,
-    kept: Mutex<BTreeMap<SessionKey, Kept>>,
-    written: watch::Sender<Written>,
-    /// Held by this daemon while it is open.
-    lock: Mutex<Option<File>>,
-}
-
-impl Shelf {
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<SessionKey, Kept>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads a session's content; the writer then knows what its file tells.
-    fn load(&self, key: &SessionKey, id: SessionId) -> Result<Contents, LoadError> {
-        let kept = self.kept().get(key).filter(|kept| kept.id() == id).cloned();
-        let Some(kept) = kept else { return Err(LoadError::Damaged("it has no file".into())) };
-        let loaded = file::load(&*self.disk, id, kept.tail);
-        let mut shelf = self.kept();
-        let Some(kept) = shelf.get_mut(key).filter(|kept| kept.id() == id) else { return loaded };
-        // Somebody else may have read it meanwhile, and changed it.
-        if let Some(contents) = &kept.told.contents {
-            return Ok(contents.clone());
-        }
-        match &loaded {
-            Ok(contents) => kept.told.contents = Some(contents.clone()),
-            Err(LoadError::Damaged(_)) => kept.damaged = true,
-            Err(LoadError::Io(_)) => {}
-        }
-        loaded
-    }
+    /// Whether nothing more is written.
+    pub ended: bool,
 }
 
 /// A folder that is this daemon's, before anything is written.
-pub struct OpenStore(Shelf);
+pub struct OpenStore {
+    shelf: Shelf,
+    lock: File,
+}
 
 impl OpenStore {
+    /// Returns the first number that no session in the folder ever had.
+    #[must_use]
+    pub fn first_number(&self) -> SessionId {
+        self.shelf.first_number()
+    }
+
     /// Starts to write the sessions that `changes` names; `now` tells what each is.
     ///
     /// # Errors
@@ -149,11 +106,12 @@ impl OpenStore {
         changes: Arc<Changes>,
         now: impl Fn(&SessionKey) -> Option<Snapshot> + Send + 'static,
     ) -> io::Result<Store> {
-        let shelf = Arc::new(self.0);
+        let Self { shelf, lock } = self;
+        let shelf = Arc::new(shelf);
         changes.listen();
         let writer = Writer::new(Arc::clone(&shelf), durability, Arc::clone(&changes), Box::new(now));
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run())?;
-        Ok(Store { shelf, durability, changes, thread: Mutex::new(Some(thread)) })
+        Ok(Store { shelf, durability, changes, open: Mutex::new(Some((thread, lock))) })
     }
 }
 
@@ -162,24 +120,34 @@ pub struct Store {
     shelf: Arc<Shelf>,
     durability: Durability,
     changes: Arc<Changes>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The thread that writes, and the lock of the folder, until it is closed.
+    open: Mutex<Option<(JoinHandle<()>, File)>>,
 }
 
 impl Store {
-    /// Returns when all changes until now are on disk, where that has to be waited for, or cannot be written.
-    pub async fn saved(&self) {
+    /// Returns when all changes of a session until now are on disk, where that has to be waited for, or
+    /// cannot be written.
+    pub async fn saved(&self, key: &SessionKey) {
         if self.durability == Durability::Second {
             return;
         }
-        let number = self.changes.number();
-        // It ends with the writer, after which nothing is saved.
-        drop(self.shelf.written.subscribe().wait_for(|written| written.number >= number).await);
+        let Some(number) = self.changes.pending(key) else { return };
+        let mut written = self.shelf.written.subscribe();
+        // After its end nothing is saved.
+        let settled = |written: &Written| written.ended || self.changes.is_settled(key, number);
+        drop(written.wait_for(settled).await);
     }
 
     /// Returns what has been written.
     #[must_use]
     pub fn written(&self) -> Written {
         *self.shelf.written.borrow()
+    }
+
+    /// Returns the size of a session's file in bytes.
+    #[must_use]
+    pub fn file_bytes(&self, key: &SessionKey) -> u64 {
+        self.shelf.file_bytes(key)
     }
 
     /// Reads a session's content. It blocks.
@@ -193,10 +161,11 @@ impl Store {
     /// Writes what is left and gives the folder back. It blocks.
     pub fn close(&self) {
         self.changes.end();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // It has said why on its way if it panicked.
-        drop(thread.map(JoinHandle::join));
-        drop(self.shelf.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some((thread, lock)) = self.open.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // It has said why on its way if it panicked.
+            drop(thread.join());
+            drop(lock);
+        }
     }
 }
 

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::Mutex;
 
-use tokio::sync::watch;
-
+use super::clean::{self, Note};
 use super::disk::{self, Disk, Folder};
-use super::file::{self, Found, Tail};
-use super::{Kept, OpenStore, Shelf, StoreError, Stored, Written, clean};
-use crate::ids::SessionKey;
+use super::file::{self, Found, GONE, Tail};
+use super::shelf::{Doubt, Kept, Shelf};
+use super::{OpenStore, StoreError, Stored, starts};
+use crate::ids::{SessionId, SessionKey};
 use crate::lock::{LockError, lock};
 use crate::session::{Outline, Snapshot};
 
@@ -46,9 +45,8 @@ pub fn open(folder: &Path) -> Result<(OpenStore, Vec<Stored>), StoreError> {
     }
     let sessions = Folder::open(&folder.join(SESSIONS)).map_err(fault)?;
     root.sync_names().map_err(fault)?;
-    let (mut shelf, stored) = shelve(Box::new(sessions)).map_err(fault)?;
-    shelf.lock = Mutex::new(Some(held));
-    Ok((OpenStore(shelf), stored))
+    let (shelf, stored) = shelve(Box::new(sessions)).map_err(fault)?;
+    Ok((OpenStore { shelf, lock: held }, stored))
 }
 
 /// Compares the folder's format with ours; gives a new folder ours. Returns another one as an error.
@@ -65,59 +63,95 @@ fn format(root: &dyn Disk) -> io::Result<Result<(), String>> {
     }
 }
 
-/// Finds the sessions on a disk.
+/// Finds the sessions on a disk. What is wrong with one file is that session's alone.
 pub(super) fn shelve(disk: Box<dyn Disk>) -> io::Result<(Shelf, Vec<Stored>)> {
-    let mut note = clean::take(&*disk)?;
+    let mut note = clean::read(&*disk).unwrap_or_else(|error| {
+        tracing::warn!(%error, file = clean::NAME, "the note of the last daemon cannot be read");
+        Note::default()
+    });
     let mut found = Sessions::new();
-    for name in disk.names()? {
-        let Some(id) = file::id(&name) else {
-            if name.ends_with(disk::NEW) {
-                // The daemon ended before this file got its name.
-                disk.remove(&name)?;
-            }
-            continue;
-        };
-        let noted = note.remove(&id);
-        let tail = noted.as_ref().map(|(_, tail)| *tail);
-        match (file::look(&*disk, id, tail)?, noted) {
-            (Found::Whole(outline, tail, torn), _) => {
-                if torn > 0 {
-                    tracing::info!(session = %outline.key, bytes = torn, "an unfinished change was dropped");
-                }
-                add(&mut found, outline, tail, None);
-            }
-            (Found::Damaged(outline, why), _) => add(&mut found, outline, Tail::default(), Some(why)),
-            (Found::Unreadable, Some((outline, _))) => {
-                add(&mut found, outline, Tail::default(), Some("its file cannot be read".into()));
-            }
-            (Found::Unreadable, None) => tracing::warn!(file = name, "the file of a session cannot be read"),
+    let mut last = SessionId(0);
+    let names = disk.names()?;
+    for name in &names {
+        if let Some(id) = file::id(name) {
+            last = last.max(id);
+            look(&*disk, &mut found, id, note.remove(&id));
+        } else if name.ends_with(disk::NEW)
+            && let Err(error) = disk.remove(name)
+        {
+            // The daemon ended before this file got its name.
+            tracing::warn!(%error, file = name, "an unfinished file cannot be removed");
         }
     }
     for (outline, _) in note.into_values() {
-        add(&mut found, outline, Tail::default(), Some("its file is gone".into()));
+        last = last.max(outline.id);
+        add(&mut found, Kept::damaged(outline, Tail::default(), GONE.into()));
     }
-    let stored = found.values().map(|(kept, damage)| (kept.told.outline.clone(), damage.clone())).collect();
-    let kept = found.into_iter().map(|(key, (kept, _))| (key, kept)).collect();
-    let written = watch::Sender::new(Written::default());
-    Ok((Shelf { disk, kept: Mutex::new(kept), written, lock: Mutex::new(None) }, stored))
+    let noted = names.iter().any(|name| name == clean::NAME);
+    if noted {
+        // A start that failed before this finds the note again; what is written from now on it does not tell.
+        disk.remove(clean::NAME)?;
+    }
+    // Files that a daemon named before it was killed are to stay too.
+    if let Err(error) = disk.sync_names() {
+        if noted {
+            return Err(error);
+        }
+        found.values_mut().for_each(|kept| kept.doubt = Doubt::Name);
+    }
+    let starts = starts::count(&*disk, last);
+    let stored = found.values().map(|kept| (kept.told.outline.clone(), kept.damage.clone())).collect();
+    Ok((Shelf::new(disk, found, starts), stored))
 }
 
-/// Sessions that were found, and why they are damaged.
-type Sessions = BTreeMap<SessionKey, (Kept, Option<String>)>;
+/// Looks at one session's file; the note may know the session, and where the file ends.
+fn look(disk: &dyn Disk, found: &mut Sessions, id: SessionId, noted: Option<(Outline, Tail)>) {
+    let known = noted.as_ref().map(|(_, tail)| *tail);
+    let name = file::name(id);
+    match (file::look(disk, id, known), noted) {
+        (Ok(Found::Whole(outline, tail, torn)), _) => {
+            if torn > 0 {
+                tracing::info!(session = %outline.key, bytes = torn, "an unfinished change was dropped");
+            }
+            let told = Snapshot { outline, contents: None };
+            // A daemon that was killed may not have made it durable; what is shown from now on is to stay.
+            let durable = known.is_some() || disk.sync(&name).is_ok();
+            let doubt = if durable { Doubt::Nothing } else { Doubt::End };
+            add(found, Kept { doubt, ..Kept::new(tail, told) });
+        }
+        // The note says whose session this is; the file may be a copy of another's.
+        (Ok(Found::Damaged(_, why)), Some((outline, _))) | (Ok(Found::Damaged(outline, why)), None) => {
+            add(found, Kept::damaged(outline, Tail::default(), why));
+        }
+        (Ok(Found::Unreadable), Some((outline, _))) => {
+            add(found, Kept::damaged(outline, Tail::default(), "nothing in its file can be read".into()));
+        }
+        (Err(error), Some((outline, tail))) => {
+            // The next start may read it, and then finds it whole.
+            add(found, Kept::damaged(outline, tail, format!("its file could not be read: {error}")));
+        }
+        (Ok(Found::Unreadable), None) => {
+            tracing::warn!(file = name, "the file of a session cannot be read, not even its name");
+        }
+        (Err(error), None) => tracing::warn!(%error, file = name, "the file of a session cannot be read"),
+    }
+}
+
+/// Sessions that were found.
+type Sessions = BTreeMap<SessionKey, Kept>;
 
 /// Adds a session. Of two files with the same one an intact one counts, of those the later.
-fn add(found: &mut Sessions, outline: Outline, tail: Tail, damage: Option<String>) {
-    let key = outline.key.clone();
-    if let Some(why) = &damage {
-        tracing::warn!(session = %key, file = file::name(outline.id), why, "a stored session is damaged");
+fn add(found: &mut Sessions, kept: Kept) {
+    let key = kept.told.outline.key.clone();
+    if let Some(why) = &kept.damage {
+        tracing::warn!(session = %key, file = file::name(kept.id()), why, "a stored session is damaged");
     }
-    let damaged = damage.is_some();
-    if let Some((other, _)) = found.get(&key) {
+    let rank = |kept: &Kept| (kept.damage.is_none(), kept.id());
+    if let Some(other) = found.get(&key) {
         tracing::warn!(session = %key, "two files have the same session; one of them is left alone");
-        if (!other.damaged, other.id()) > (!damaged, outline.id) {
+        if rank(other) > rank(&kept) {
             return;
         }
     }
-    let told = Snapshot { outline, contents: None };
-    found.insert(key, (Kept { tail, told, damaged, unsure: false }, damage));
+    found.insert(key, kept);
 }

@@ -2,7 +2,9 @@
 
 use super::world::{Told, World, key, whole};
 use crate::session::{ListPage, SessionFilter};
+use crate::store::disk::Disk;
 use crate::store::failing::FailingDisk;
+use crate::store::file;
 
 /// A disk with sessions of every kind, left in order or not, and what they are.
 fn disk(in_order: bool) -> (FailingDisk, Told, Vec<Told>) {
@@ -28,11 +30,17 @@ fn disk(in_order: bool) -> (FailingDisk, Told, Vec<Told>) {
     (disk, told, states)
 }
 
+/// Returns the names of the sessions' files.
+fn files(disk: &FailingDisk) -> Vec<String> {
+    disk.sizes().into_iter().map(|(name, _)| name).filter(|name| file::id(name).is_some()).collect()
+}
+
 #[test]
 fn any_bit_that_flips_is_found_and_hurts_one_session() {
     let (disk, told, _) = disk(true);
-    let sessions = disk.sizes().len() - 1;
-    assert_eq!(sessions, told.len());
+    let sessions = told.len();
+    // And the note, and the number of starts.
+    assert_eq!(disk.sizes().len(), sessions + 2);
     for (name, size) in disk.sizes() {
         for at in 0..size {
             let flipped = disk.after_kill();
@@ -88,8 +96,7 @@ fn a_file_that_is_cut_anywhere_is_damaged_or_what_the_session_was() {
 #[test]
 fn files_that_are_swapped_or_gone_are_damage_of_their_sessions() {
     let (disk, told, _) = disk(true);
-    let names: Vec<String> =
-        disk.sizes().into_iter().map(|(name, _)| name).filter(|name| name != "clean").collect();
+    let names = files(&disk);
     for one in &names {
         for other in names.iter().filter(|other| *other > one) {
             let swapped = disk.after_kill();
@@ -99,16 +106,39 @@ fn files_that_are_swapped_or_gone_are_damage_of_their_sessions() {
             assert!(after.told().iter().all(|(key, is)| told.get(key) == Some(is)));
         }
         let gone = disk.after_kill();
-        crate::store::disk::Disk::remove(&gone, one).unwrap();
+        gone.remove(one).unwrap();
         let after = World::start(gone);
         assert_eq!((after.damaged.len(), after.told().len()), (1, told.len() - 1));
     }
 }
 
 #[test]
+fn a_copy_over_another_file_is_damage_of_the_session_whose_file_it_was() {
+    for in_order in [true, false] {
+        let (disk, told, _) = disk(in_order);
+        let names = files(&disk);
+        for (from, to) in names.iter().flat_map(|from| names.iter().map(move |to| (from, to))) {
+            if from == to {
+                continue;
+            }
+            let copied = disk.after_kill();
+            let copy = copied.read(from, 0, usize::MAX / 2).unwrap();
+            copied.damage(to, |bytes| *bytes = copy);
+            let after = World::start(copied);
+            let right = after.told();
+            assert!(right.iter().all(|(key, is)| told.get(key) == Some(is)), "{from} {to}");
+            assert_eq!(right.len(), told.len() - 1, "{from} {to}: others are what they were");
+            // Without the note nobody knows any more whose file it was.
+            assert_eq!(after.damaged.len(), usize::from(in_order), "{from} {to}");
+            assert!(after.damaged.keys().all(|key| told.contains_key(key) && !right.contains_key(key)));
+        }
+    }
+}
+
+#[test]
 fn a_damaged_session_is_refused_until_it_is_deleted_and_its_name_is_free_then() {
     let (disk, told, _) = disk(true);
-    disk.damage("0000000000000001", |bytes| bytes[300] ^= 1);
+    disk.damage(&files(&disk)[0], |bytes| bytes[300] ^= 1);
     let mut world = World::start(disk);
     let (damaged, why) = world.damaged.first_key_value().unwrap();
     assert_eq!(why, "a part of its file was changed");

@@ -7,11 +7,16 @@ use std::sync::Arc;
 use super::world::{book, key};
 use crate::ids::SessionKey;
 use crate::session::{History, InputKind, NewSession, SessionBook, Terms, TurnContent, TurnRequest};
-use crate::store::{Durability, Store, StoreError, open};
+use crate::store::{Durability, OpenStore, Store, StoreError, Stored, disk, file, open};
 
 fn start(folder: &Path, durability: Durability) -> (Store, Arc<SessionBook<()>>) {
     let (opened, stored) = open(folder).unwrap();
+    begin(opened, stored, durability)
+}
+
+fn begin(opened: OpenStore, stored: Vec<Stored>, durability: Durability) -> (Store, Arc<SessionBook<()>>) {
     let book = book();
+    book.number_from(opened.first_number());
     book.restore(stored);
     let source = Arc::clone(&book);
     let now = move |key: &SessionKey| source.snapshot(key);
@@ -50,6 +55,12 @@ fn tokens(store: &Store, book: &SessionBook<()>, name: &str) -> Vec<u32> {
     book.read(&key(name), |session| Ok(session.tokens().to_vec())).unwrap()
 }
 
+async fn saved(store: &Store) {
+    for name in ["a", "b"] {
+        store.saved(&key(name)).await;
+    }
+}
+
 #[tokio::test]
 async fn what_is_saved_is_there_for_the_next_daemon_whether_the_last_one_left_in_order_or_not() {
     for durability in [Durability::Turn, Durability::Second] {
@@ -57,10 +68,10 @@ async fn what_is_saved_is_there_for_the_next_daemon_whether_the_last_one_left_in
         let (store, sessions) = start(folder.path(), durability);
         ["a", "b"].into_iter().for_each(|name| create(&sessions, name));
         turn(&sessions, "a", &[1, 2]);
-        store.saved().await;
+        saved(&store).await;
         sessions.delete(&key("b")).unwrap();
         turn(&sessions, "a", &[3]);
-        store.saved().await;
+        saved(&store).await;
         assert_eq!(store.written().behind, 0);
         if durability == Durability::Turn {
             // A copy of the folder is what a killed daemon leaves.
@@ -112,4 +123,46 @@ fn a_folder_of_another_format_is_left_alone_and_named() {
     let said = format!("{} has format \"2\"; this mlxd reads format 1", folder.path().display());
     assert_eq!(error.to_string(), said);
     assert!(!folder.path().join("sessions").exists());
+}
+
+#[test]
+fn a_folder_that_is_made_has_its_name_made_durable_and_so_have_those_above_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path);
+    assert_eq!(disk::make(&at("a/b/c")).unwrap(), [at("a/b"), at("a"), folder.path().to_owned()]);
+    assert!(at("a/b/c").is_dir());
+    assert!(disk::make(&at("a/b/c")).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_not_a_file_is_the_damage_of_its_session_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["folder", "link", "pipe", "sound"];
+    let (store, sessions) = start(folder.path(), Durability::Turn);
+    names.into_iter().for_each(|name| create(&sessions, name));
+    turn(&sessions, "sound", &[1, 2]);
+    let files = names.map(|name| {
+        let id = sessions.snapshot(&key(name)).unwrap().outline.id;
+        folder.path().join("sessions").join(file::name(id))
+    });
+    store.close();
+    files[..3].iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    std::fs::create_dir(&files[0]).unwrap();
+    std::os::unix::fs::symlink("nowhere", &files[1]).unwrap();
+    let pipe = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &files[2], rustix::fs::FileType::Fifo, pipe, 0).unwrap();
+
+    let (opened, stored) = open(folder.path()).unwrap();
+    let damaged = stored.iter().filter_map(|(outline, why)| Some((outline.key.name.as_str(), why.clone()?)));
+    let damaged: Vec<_> = damaged.collect();
+    let why = "its file could not be read: it is not a file".to_owned();
+    assert_eq!(damaged, names[..3].iter().map(|name| (*name, why.clone())).collect::<Vec<_>>());
+    // They can be deleted, and nothing is left to be written.
+    let (store, sessions) = begin(opened, stored, Durability::Turn);
+    assert_eq!(tokens(&store, &sessions, "sound"), [1, 2]);
+    for name in &names[..3] {
+        sessions.delete(&key(name)).unwrap();
+        store.saved(&key(name)).await;
+    }
+    assert_eq!(store.written().behind, 0);
 }

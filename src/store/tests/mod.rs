@@ -2,5 +2,7 @@
 
 mod crash;
 mod damage;
+mod faults;
 mod folder;
+mod watched;
 mod world;

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::watched::WatchedDisk;
 use crate::clock::{Clock, Moment};
 use crate::ids::{Principal, SessionKey};
 use crate::session::{
     History, InputKind, ListPage, Message, NewFork, NewSession, Role, SessionBook, SessionFilter,
     SessionLimits, Snapshot, Terms, TermsChange, TurnContent, TurnRequest,
 };
+use crate::store::disk::Disk;
 use crate::store::failing::{Chance, FailingDisk};
 use crate::store::writer::Writer;
 use crate::store::{Durability, LoadError, open};
@@ -62,13 +64,30 @@ pub(super) fn key(name: &str) -> SessionKey {
 impl World {
     /// Starts on a disk, with every session read that can be.
     pub(super) fn start(disk: FailingDisk) -> Self {
-        let (shelf, stored) = open::shelve(Box::new(disk.clone())).unwrap();
+        let door = Box::new(disk.clone());
+        Self::begin(disk, door, true)
+    }
+
+    /// Starts on a disk behind a door.
+    pub(super) fn on(disk: FailingDisk, door: &WatchedDisk) -> Self {
+        Self::begin(disk, Box::new(door.clone()), true)
+    }
+
+    /// Starts on a disk and reads no session.
+    pub(super) fn cold(disk: FailingDisk) -> Self {
+        let door = Box::new(disk.clone());
+        Self::begin(disk, door, false)
+    }
+
+    fn begin(disk: FailingDisk, door: Box<dyn Disk>, read: bool) -> Self {
+        let (shelf, stored) = open::shelve(door).unwrap();
         let (shelf, book) = (Arc::new(shelf), book());
+        book.number_from(shelf.first_number());
         let mut damaged: BTreeMap<_, _> =
             stored.iter().filter_map(|(outline, why)| Some((outline.key.clone(), why.clone()?))).collect();
         let keys: Vec<_> = stored.iter().map(|(outline, _)| outline.key.clone()).collect();
         book.restore(stored);
-        for key in keys {
+        for key in keys.into_iter().filter(|_| read) {
             let Some(id) = book.cold(&key) else { continue };
             match shelf.load(&key, id) {
                 Ok(contents) => book.fill(&key, id, Ok(contents)),

@@ -78,7 +78,7 @@ pub(super) const CRATES: &[Crate] = &[
     home("rand",               &["cli", "rpc", "service"], &[]),
     home("time",               &["cli", "text"], &[]),
     home("tracing_subscriber", &["telemetry"], &[]),
-    home("rustix",             &["cli", "daemon", "hub", "lock", "priority", "service", "telemetry"], &[]),
+    home("rustix",             &["cli", "daemon", "hub", "lock", "priority", "service", "store", "telemetry"], &[]),
     home("async_stream",       &["rpc"], &[]),
     home("bytes",              &["net", "rpc"], &[]),
     home("http",               &["net", "rpc"], &[]),
