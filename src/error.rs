@@ -266,6 +266,14 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// The session was stored, and its file cannot be read now.
+    #[error("the session {session} cannot be read now: {why}")]
+    SessionUnreadable {
+        /// The session.
+        session: SessionName,
+        /// What the system says.
+        why: String,
+    },
     /// The caller has reached what it may hold in sessions.
     #[error("{limit}: at most {value}")]
     SessionLimit {

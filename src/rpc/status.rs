@@ -95,6 +95,7 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::HubUnavailable => (Code::Unavailable, ErrorReason::HubUnavailable),
         Reason::DiskFull => (Code::ResourceExhausted, ErrorReason::DiskFull),
         Reason::SessionDamaged => (Code::DataLoss, ErrorReason::SessionDamaged),
+        Reason::SessionUnreadable => (Code::Unavailable, ErrorReason::SessionUnreadable),
     }
 }
 
@@ -155,6 +156,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         | Error::CannotAppend(_)
         | Error::SessionTokenizerChanged(_)
         | Error::SessionDamaged { .. }
+        | Error::SessionUnreadable { .. }
         | Error::KvTooLarge { .. }
         | Error::Deadline
         | Error::DeadlineUnmeetable { .. }

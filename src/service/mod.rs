@@ -21,6 +21,7 @@ mod line;
 mod load;
 mod models;
 mod prepare;
+mod reads;
 mod reason;
 mod request;
 mod sampling;

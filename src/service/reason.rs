@@ -9,6 +9,9 @@ use crate::error::{Error, MemoryRule, Shortage, listed};
 /// When to try again after the daemon shut down or a model was unloaded: a restart and a load take seconds.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
 
+/// When to try again where a file cannot be read: other files close within a second.
+const READ_RETRY: Duration = Duration::from_secs(1);
+
 /// When to try again where models in use leave no room: an answer takes seconds.
 const MEMORY_RETRY: Duration = Duration::from_secs(5);
 /// When to try again after the device had no memory: others' answers end in seconds.
@@ -60,6 +63,7 @@ pub enum Reason {
     HubUnavailable,
     DiskFull,
     SessionDamaged,
+    SessionUnreadable,
 }
 
 impl Reason {
@@ -92,6 +96,7 @@ impl Reason {
             Error::SessionTokenizerChanged(_) => Self::SessionTokenizerChanged,
             Error::SessionLimit { .. } => Self::SessionLimit,
             Error::SessionDamaged { .. } => Self::SessionDamaged,
+            Error::SessionUnreadable { .. } => Self::SessionUnreadable,
             Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
                 Self::QueueFull
             }
@@ -125,6 +130,7 @@ impl Error {
             | Self::TooManyOpen { retry_after, .. }
             | Self::HubUnavailable { retry_after, .. } => Some(*retry_after),
             Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
+            Self::SessionUnreadable { .. } => Some(READ_RETRY),
             Self::MemoryBudget(shortage) => match shortage.rule {
                 MemoryRule::InUse { .. } => Some(MEMORY_RETRY),
                 // A pin, the budget and the machine do not change by themselves.
@@ -221,7 +227,8 @@ impl Error {
             Self::SessionNotFound(name) | Self::SessionExists(name) => vec![("session", name.clone())],
             Self::SessionBusy(session)
             | Self::SessionNotChat(session)
-            | Self::SessionDamaged { session, .. } => {
+            | Self::SessionDamaged { session, .. }
+            | Self::SessionUnreadable { session, .. } => {
                 vec![("session", session.to_string())]
             }
             Self::QueueFull { limit, value, .. } => pairs(&[("limit", limit), ("value", value)]),

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use super::blocking;
+use super::reads::Reads;
 use super::sessions::TurnHold;
 use crate::error::Error;
 use crate::ids::{SessionId, SessionKey};
@@ -13,7 +14,10 @@ use crate::store::{Durability, LoadError, OpenStore, Store, Stored};
 
 /// The store of the sessions, once there is one.
 #[derive(Clone, Default)]
-pub(super) struct Saves(Arc<OnceLock<Store>>);
+pub(super) struct Saves {
+    store: Arc<OnceLock<Store>>,
+    reads: Arc<Reads>,
+}
 
 /// What of the sessions is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,46 +41,53 @@ impl Saves {
         let book = Arc::clone(sessions);
         let store = open.start(durability, Arc::clone(sessions.changes()), move |key| book.snapshot(key))?;
         // Only the first is taken; a second would be closed at once.
-        drop(self.0.set(store));
+        drop(self.store.set(store));
         Ok(())
     }
 
     /// Returns when all changes of a session so far may be acknowledged.
     pub(super) async fn saved(&self, key: &SessionKey) {
-        if let Some(store) = self.0.get() {
+        if let Some(store) = self.store.get() {
             store.saved(key).await;
         }
     }
 
     /// Reads a session's content into memory if it is not there.
-    pub(super) async fn warm(&self, sessions: &SessionBook<TurnHold>, key: &SessionKey) -> Result<(), Error> {
+    pub(super) async fn warm(
+        &self,
+        sessions: &Arc<SessionBook<TurnHold>>,
+        key: &SessionKey,
+    ) -> Result<(), Error> {
         let Some(id) = sessions.cold(key) else { return Ok(()) };
-        let (saves, of) = (self.clone(), key.clone());
-        match blocking(move || Ok(saves.load(&of, id))).await? {
+        let bytes = self.store.get().map_or(0, |store| store.file_bytes(key));
+        let (saves, sessions, key) = (self.clone(), Arc::clone(sessions), key.clone());
+        self.reads.once(id, bytes, move || saves.read(&sessions, &key, id)).await
+    }
+
+    /// Reads a session's content. It blocks.
+    fn read(&self, sessions: &SessionBook<TurnHold>, key: &SessionKey, id: SessionId) -> Result<(), Error> {
+        let loaded = match self.store.get() {
+            Some(store) => store.load(key, id),
+            None => Err(LoadError::Damaged("sessions are not stored".into())),
+        };
+        match loaded {
             Ok(contents) => sessions.fill(key, id, Ok(contents)),
             Err(LoadError::Damaged(why)) => {
                 tracing::warn!(session = %key, why, "a stored session is damaged");
                 sessions.fill(key, id, Err(why));
             }
-            // It may be readable later.
-            Err(error @ LoadError::Io(_)) => {
+            Err(LoadError::Io(error)) => {
+                tracing::warn!(session = %key, %error, "a stored session cannot be read now");
                 let (session, why) = (key.name.clone(), error.to_string());
-                return Err(Error::SessionDamaged { session, why });
+                return Err(Error::SessionUnreadable { session, why });
             }
         }
         Ok(())
     }
 
-    fn load(&self, key: &SessionKey, id: SessionId) -> Result<crate::session::Contents, LoadError> {
-        match self.0.get() {
-            Some(store) => store.load(key, id),
-            None => Err(LoadError::Damaged("sessions are not stored".into())),
-        }
-    }
-
     /// Returns what is on disk.
     pub(super) fn stats(&self) -> SaveStats {
-        let written = self.0.get().map(Store::written);
+        let written = self.store.get().map(Store::written);
         SaveStats {
             enabled: written.is_some(),
             unwritten_sessions: written.map_or(0, |written| written.behind),
@@ -87,7 +98,7 @@ impl Saves {
     pub(super) async fn end(&self) -> Result<(), Error> {
         let saves = self.clone();
         blocking(move || {
-            saves.0.get().into_iter().for_each(Store::close);
+            saves.store.get().into_iter().for_each(Store::close);
             Ok(())
         })
         .await

@@ -54,6 +54,7 @@ CLASSES = {
     "HUB_UNAVAILABLE": (Code.UNAVAILABLE, mlxd.UnavailableError),
     "DISK_FULL": (Code.RESOURCE_EXHAUSTED, mlxd.CapacityError),
     "SESSION_DAMAGED": (Code.DATA_LOSS, mlxd.StateError),
+    "SESSION_UNREADABLE": (Code.UNAVAILABLE, mlxd.UnavailableError),
     "SESSION_TOKENIZER_CHANGED": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "CANNOT_APPEND": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "UNIMPLEMENTED": (Code.UNIMPLEMENTED, mlxd.UnsupportedError),

@@ -184,6 +184,28 @@ async fn a_damaged_session_answers_data_loss_and_its_neighbour_answers() {
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_be_read_now_is_read_once_it_can_be() {
+    let daemon = Daemon::start().await;
+    create(&daemon, "s").await;
+    say(&daemon, "s", &["one"]).await;
+    let daemon = daemon.restart().await;
+    let file = &files(daemon.folder.path())[0];
+    let aside = daemon.folder.path().join("aside");
+    std::fs::rename(file, &aside).unwrap();
+    // A link is not followed.
+    std::os::unix::fs::symlink(&aside, file).unwrap();
+    for _ in 0..2 {
+        let error = get(&daemon, "s").await.unwrap_err();
+        let call = error.call().unwrap();
+        assert_eq!((call.code, call.reason), (Code::Unavailable, ErrorReason::SessionUnreadable));
+        assert_eq!(call.metadata["session"], "s");
+        assert!(call.retry_after.is_some());
+    }
+    std::fs::rename(&aside, file).unwrap();
+    assert_eq!(get(&daemon, "s").await.unwrap().messages.len(), 2);
+}
+
+#[tokio::test]
 async fn a_second_daemon_on_the_folder_does_not_start_and_names_the_key() {
     let daemon = Daemon::start().await;
     let other = tempfile::tempdir().unwrap();

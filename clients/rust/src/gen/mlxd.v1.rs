@@ -67,8 +67,8 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION: a chat turn cannot follow raw turns; metadata session.
     SessionNotChat = 25,
     /// RESOURCE_EXHAUSTED + QuotaFailure: the caller has reached sessions_max,
-    /// sessions_pinned_max, session_labels_max, session_bytes_max or
-    /// sessions_bytes_max; metadata limit, value.
+    /// sessions_pinned_max, session_labels_max, session_bytes_max,
+    /// sessions_bytes_max or sessions_disk_bytes_max; metadata limit, value.
     SessionLimit = 26,
     /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
     /// or of all clients is full, or too many connections or files are open, or too
@@ -135,6 +135,9 @@ pub enum ErrorReason {
     /// model has now; metadata model. A chat turn tokenizes its conversation anew;
     /// raw turns, scores and cuts within an answer cannot.
     SessionTokenizerChanged = 76,
+    /// UNAVAILABLE + RetryInfo: the file of a stored session cannot be read now, as
+    /// where too many files are open; metadata session.
+    SessionUnreadable = 81,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -187,6 +190,7 @@ impl ErrorReason {
             Self::SessionDamaged => "ERROR_REASON_SESSION_DAMAGED",
             Self::CannotAppend => "ERROR_REASON_CANNOT_APPEND",
             Self::SessionTokenizerChanged => "ERROR_REASON_SESSION_TOKENIZER_CHANGED",
+            Self::SessionUnreadable => "ERROR_REASON_SESSION_UNREADABLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -238,6 +242,7 @@ impl ErrorReason {
             "ERROR_REASON_SESSION_TOKENIZER_CHANGED" => {
                 Some(Self::SessionTokenizerChanged)
             }
+            "ERROR_REASON_SESSION_UNREADABLE" => Some(Self::SessionUnreadable),
             _ => None,
         }
     }
