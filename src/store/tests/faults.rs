@@ -49,12 +49,18 @@ fn a_file_that_cannot_be_read_at_the_start_is_that_sessions_damage_until_it_can(
 
 #[test]
 fn a_start_that_fails_leaves_the_note_for_the_next_one() {
-    let disk = left(&["a"]);
+    let mut world = World::start(FailingDisk::new());
+    world.create("a");
+    world.write();
+    let file = file_of(&world, "a");
+    let before = usize::try_from(world.disk.size(&file).unwrap()).unwrap();
+    world.raw("a", &[1]);
+    world.write();
+    let disk = world.leave();
     let watched = WatchedDisk::new(disk.clone());
     watched.fail([Fault::Names]);
     assert!(open::shelve(Box::new(watched)).is_err());
-    let file = file_of(&World::start(disk.after_kill()), "a");
-    disk.damage(&file, |bytes| bytes.truncate(bytes.len() / 2));
+    disk.damage(&file, |bytes| bytes.truncate(before));
     assert_eq!(World::start(disk).damaged.len(), 1, "the file went back, and the note says so");
 }
 
