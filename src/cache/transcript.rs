@@ -5,6 +5,7 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
+use crate::count::common_start;
 use crate::prompt::{MediaSpan, Prompt};
 
 /// A prompt and the tokens generated after it.
@@ -128,14 +129,6 @@ fn slice(tokens: &[u32], range: Range<usize>) -> &[u32] {
     &tokens[range.start.min(end)..end]
 }
 
-/// Returns the number of tokens that two slices of one length begin with in common.
-fn same_start(a: &[u32], b: &[u32]) -> usize {
-    /// Tokens compared at once, which takes a small part of the time.
-    const BLOCK: usize = 64;
-    let blocks = a.chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK)).take_while(|(a, b)| a == b).count() * BLOCK;
-    blocks + a[blocks..].iter().zip(&b[blocks..]).take_while(|(a, b)| a == b).count()
-}
-
 /// Returns the number of tokens that two sequences of parts begin with in common.
 fn common<'a>(mut a: [&'a [u32]; 2], mut b: [&'a [u32]; 2]) -> usize {
     let mut count = 0;
@@ -146,7 +139,7 @@ fn common<'a>(mut a: [&'a [u32]; 2], mut b: [&'a [u32]; 2]) -> usize {
             }
         }
         let next = a[0].len().min(b[0].len());
-        let same = same_start(&a[0][..next], &b[0][..next]);
+        let same = common_start(&a[0][..next], &b[0][..next]);
         count += same;
         if same < next || next == 0 {
             return count;

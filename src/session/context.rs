@@ -17,7 +17,7 @@ pub fn chat_rest<'a>(start: &TurnStart, rendered: &'a str) -> Option<&'a str> {
 /// Returns two runs of tokens as one, in one allocation.
 #[must_use]
 pub fn joined(old: &[u32], new: &[u32]) -> Arc<[u32]> {
-    old.iter().chain(new).copied().collect()
+    [old, new].concat().into()
 }
 
 /// Returns the text a session holds after a chat turn: the next rendering starts with it if the template

@@ -12,7 +12,7 @@ use super::history::History;
 use super::message::Message;
 use super::snapshot::{AnswerStart, TurnEnd};
 use super::terms::Terms;
-use crate::count::count;
+use crate::count::{common_start, count};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionId, SessionKey, TokenizerHash};
 use stored::Absence;
@@ -453,10 +453,10 @@ impl Session {
     /// old reasoning does), and forgets their text. Without a new text, the old one stays: then only the
     /// token that ended the last answer may be another one.
     fn forget_rewritten(&mut self, tokens: &[u32], text: Option<&str>) {
-        let same_tokens = self.tokens.iter().zip(tokens).take_while(|(old, new)| old == new).count();
+        let same_tokens = common_start(&self.tokens, tokens);
         let is_appended = text.is_none();
         let text = text.unwrap_or(&self.text);
-        let same_bytes = self.text.bytes().zip(text.bytes()).take_while(|(old, new)| old == new).count();
+        let same_bytes = common_start(self.text.as_bytes(), text.as_bytes());
         for turn in &mut self.turns {
             if turn.token_count == same_tokens + 1 {
                 let end = answer_end(turn, &self.messages, &self.text).filter(|end| *end <= same_bytes);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::message::Message;
 use super::snapshot::{Contents, Outline, Sizes, Snapshot};
+use crate::count::common_start;
 use wire::{ContentRecord, OutlineRecord};
 
 /// What turns a session from what it was into what it is.
@@ -98,13 +99,12 @@ fn common(before: &Contents, now: &Contents) -> Sizes {
     let tokens = if Arc::ptr_eq(&before.tokens, &now.tokens) {
         now.tokens.len()
     } else {
-        before.tokens.iter().zip(&*now.tokens).take_while(|(old, new)| old == new).count()
+        common_start(&before.tokens, &now.tokens)
     };
     let text_bytes = if Arc::ptr_eq(&before.text, &now.text) {
         now.text.len()
     } else {
-        let same = before.text.bytes().zip(now.text.bytes()).take_while(|(old, new)| old == new).count();
-        now.text.floor_char_boundary(same)
+        now.text.floor_char_boundary(common_start(before.text.as_bytes(), now.text.as_bytes()))
     };
     Sizes { messages, tokens, text_bytes }
 }
