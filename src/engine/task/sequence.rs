@@ -80,23 +80,27 @@ impl Sequence {
     pub(crate) fn plan_checkpoints(&mut self) {
         let Task::Generate(generation) = &self.task else { return };
         let prompt = self.transcript.prompt();
-        let control = |&at: &usize| generation.tokenizer.is_control(prompt.tokens[at]);
         let whole = |&at: &usize| self.transcript.whole(at) == at;
-        let mut places: Vec<usize> =
-            (CHECKPOINT_DISTANCE..prompt.len()).filter(control).filter(whole).collect();
-        let saved = places.last().copied().unwrap_or(0);
+        let between = |&at: &usize| generation.tokenizer.is_control(prompt.tokens[at]) && whole(&at);
+        // Only the ends are looked through: a long context has many places.
+        let mut places = (CHECKPOINT_DISTANCE..prompt.len()).filter(between);
+        let first = places.next();
+        let from_end = (CHECKPOINT_DISTANCE..prompt.len()).rev().filter(between);
+        let mut others = from_end.take(if first.is_some() { usize::MAX } else { 0 });
+        let last = others.next();
         // One token has to run.
-        let end = prompt.len().checked_sub(1).filter(|end| end - saved >= UNSAVED_END);
-        places.extend(end.filter(whole));
-        let places: Vec<u32> = places.into_iter().map(count).collect();
+        let end = prompt.len().checked_sub(1).filter(|end| end - last.unwrap_or(0) >= UNSAVED_END);
+        let end = end.filter(whole);
         let mut planned: Vec<u32> = Vec::new();
-        for &place in places.iter().rev() {
-            let far = planned.last().is_none_or(|&last| last - place >= count(CHECKPOINT_DISTANCE));
-            if far && planned.len() + 1 < CHECKPOINTS_MAX {
+        for place in end.into_iter().chain(last).chain(others).map(count) {
+            if planned.len() + 1 == CHECKPOINTS_MAX {
+                break;
+            }
+            if planned.last().is_none_or(|&last| last - place >= count(CHECKPOINT_DISTANCE)) {
                 planned.push(place);
             }
         }
-        planned.extend(places.first());
+        planned.extend(first.or(end).map(count));
         planned.sort_unstable();
         planned.dedup();
         self.planned = planned;
