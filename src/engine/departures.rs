@@ -71,9 +71,10 @@ impl<B: Backend> Engine<B> {
     /// Refuses the request that waits for models in use to leave, if calls that came later keep them in use:
     /// it could wait forever.
     pub(super) fn refuse_crowded_out(&mut self) {
-        let Some(blocked) = self.blocked.clone() else { return };
-        let Blocked { model, ticket, wanted, .. } = blocked;
-        let Wanted { needed_bytes, waits_for_models, is_owed, .. } = wanted;
+        let waits_for_models =
+            |blocked: &&Blocked| blocked.wanted.waits_for_models && !blocked.wanted.is_owed;
+        let Some(blocked) = self.blocked.as_ref().filter(waits_for_models).cloned() else { return };
+        let Blocked { model, ticket, wanted: Wanted { needed_bytes, .. }, .. } = blocked;
         let waiting = self.models.get(&model).and_then(|resident| resident.queue.peek(&ticket));
         let Some(arrived) = waiting.map(|sequence| sequence.origin.arrived) else { return };
         let is_kept = |other: &&Resident| {
@@ -84,7 +85,7 @@ impl<B: Backend> Engine<B> {
         let kept: Vec<&Resident> = self.models.values().filter(is_kept).collect();
         let kept_bytes = kept.iter().map(|other| other.shape.weight_bytes).sum();
         let available_bytes = self.room(&model).kv_bytes_max.saturating_sub(kept_bytes);
-        if !waits_for_models || is_owed || needed_bytes <= available_bytes {
+        if needed_bytes <= available_bytes {
             return;
         }
         let in_the_way = kept.iter().map(|other| other.spec.model().clone()).collect();

@@ -12,7 +12,7 @@ use super::fields::model_name;
 use super::models::{ModelInfo, Models};
 use super::sessions::TurnHold;
 use super::{Service, blocking};
-use crate::engine::{Formats, LoadEvent, LoadSpec};
+use crate::engine::{Formats, LoadEvent, LoadSpec, ResidentModel};
 use crate::error::{Error, MemoryRule, Shortage};
 use crate::hub::ModelAssets;
 use crate::ids::{ModelName, Principal};
@@ -116,14 +116,17 @@ impl Service {
                 let (spec, _) = wish.of(assets).await?;
                 Stage::Last(Some(LoadUpdate::Validated(self.engine.fits(spec).await?)))
             }
-            Ok(assets) => match self.models.changed(&assets).await {
-                None => self.models.begin_load(assets, wish).await?,
-                Some(now) => {
-                    let is_pinned = self.models.make_way(&assets, Arc::clone(&now), &wish).await?;
-                    let stay = Stay { pin: wish.stay.pin.or(is_pinned.then_some(true)), ..wish.stay };
-                    self.models.begin_load(now, Wish { stay, ..wish }).await?
+            Ok(assets) => {
+                let changed = self.models.changed(&assets).await;
+                let replaced = changed.is_some().then(|| assets.files.revision.clone());
+                let (spec, mut stay) = self.models.allowed(changed.unwrap_or(assets), wish).await?;
+                if let Some(revision) = replaced
+                    && self.models.make_way(&revision, &spec).await?
+                {
+                    stay.pin = stay.pin.or(Some(true));
                 }
-            },
+                self.models.begin_load(spec, stay).await?
+            }
             Err(error) if validate_only => return Err(error),
             Err(error) => {
                 let download = self.models.download(&wish.model, wish.is_owners, error)?;
@@ -137,23 +140,21 @@ impl Service {
 }
 
 impl Models {
-    /// Unloads a resident model for its files as they are `now`, if those can be loaded in its place. Returns
-    /// whether it was pinned.
-    async fn make_way(
-        &self,
-        resident: &Arc<ModelAssets>,
-        now: Arc<ModelAssets>,
-        wish: &Wish,
-    ) -> Result<bool, Error> {
+    /// Returns what the engine is to load, if whoever wishes it may load these files.
+    async fn allowed(&self, assets: Arc<ModelAssets>, wish: Wish) -> Result<(LoadSpec, Stay), Error> {
         if !wish.is_owners {
-            self.check_allowed(&now).await?;
+            self.check_allowed(&assets).await?;
         }
-        let formats = wish.formats;
-        let spec = blocking(move || LoadSpec::new(now, formats)).await?;
+        wish.of(assets).await
+    }
+
+    /// Unloads a model of a resident `revision` for what is to be loaded, if that can be in its place.
+    /// Returns whether it was pinned.
+    async fn make_way(&self, revision: &str, spec: &LoadSpec) -> Result<bool, Error> {
         let Fit { needed_bytes, available_bytes, budget_bytes, refused, .. } =
-            self.engine().fits(spec).await?;
+            self.engine().fits(spec.clone()).await?;
+        let model = spec.model().clone();
         if let Some((rule, in_the_way)) = refused {
-            let model = wish.model.clone();
             let shortage = Shortage { model, needed_bytes, available_bytes, budget_bytes, rule, in_the_way };
             let refusal = match shortage.rule {
                 MemoryRule::WholeBudget => Error::ModelTooLarge,
@@ -164,23 +165,19 @@ impl Models {
             return Err(refusal(Box::new(shortage)));
         }
         let models = self.engine().stats().await?.models.into_iter();
-        let old = models.into_iter().find(|model| model.model == wish.model);
         // Somebody else may have unloaded it for the same reason.
-        let Some(old) = old.filter(|old| old.revision == resident.files.revision) else { return Ok(false) };
-        match self.engine().unload(wish.model.clone()).await {
+        let is_old = |old: &ResidentModel| old.model == model && old.revision == revision;
+        let Some(old) = models.into_iter().find(is_old) else { return Ok(false) };
+        match self.engine().unload(model.clone()).await {
             Ok(_) | Err(Error::ModelNotLoaded(_)) => {}
             Err(error) => return Err(error),
         }
-        tracing::info!(model = %wish.model, "the files have changed: it is loaded again");
+        tracing::info!(%model, "the files have changed: it is loaded again");
         Ok(old.pinned)
     }
 
-    async fn begin_load(&self, assets: Arc<ModelAssets>, wish: Wish) -> Result<Stage, Error> {
-        if !wish.is_owners {
-            self.check_allowed(&assets).await?;
-        }
-        let was_resident = self.engine().state(&wish.model) == ModelState::Resident;
-        let (spec, stay) = wish.of(assets).await?;
+    async fn begin_load(&self, spec: LoadSpec, stay: Stay) -> Result<Stage, Error> {
+        let was_resident = self.engine().state(spec.model()) == ModelState::Resident;
         let events = self.engine().load(spec, stay).await?;
         Ok(Stage::Loading { first: (!was_resident).then_some(LoadUpdate::Resolving), events })
     }
@@ -202,7 +199,8 @@ impl Load {
                     let stage = std::mem::replace(&mut self.stage, Stage::Last(None));
                     let Stage::Downloading { wish, .. } = stage else { return Ok(None) };
                     let assets = self.models.assets(&wish.model).await?;
-                    self.stage = self.models.begin_load(assets, wish).await?;
+                    let (spec, stay) = self.models.allowed(assets, wish).await?;
+                    self.stage = self.models.begin_load(spec, stay).await?;
                 }
                 Stage::Loading { first, events } => {
                     if let Some(first) = first.take() {

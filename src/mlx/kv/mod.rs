@@ -108,9 +108,7 @@ impl Kv {
     /// Writes zeros over the first `tokens` of a slot, and over its states.
     pub(crate) fn clear(&mut self, slot: SlotId, tokens: u32) -> Result<()> {
         self.checkpoints.remove(&slot);
-        let zeros: Vec<Array> =
-            self.slabs.get(&slot.slab).map_or(Ok(Vec::new()), |slab| slab.iter().map(zero).collect())?;
-        self.write(slot, 0..tokens, &zeros)
+        self.reset(slot, 0..tokens, &[])
     }
 
     /// Cuts a slot of `held` tokens back to `tokens`, and writes zeros over the others. Returns false, and
@@ -125,18 +123,8 @@ impl Kv {
             return Ok(false);
         }
         checkpoints.retain(|saved| saved.tokens <= tokens);
-        // States begin as zeros.
-        let mut states = saved.map_or(Vec::new(), |saved| saved.states).into_iter();
-        let slabs = self.slabs.get(&slot.slab).map_or(&[][..], Vec::as_slice);
-        let content = slabs.iter().zip(&self.arrays).map(|(slab, array)| {
-            let state = match array {
-                ArrayShape::PerToken { .. } => None,
-                ArrayShape::PerSequence(_) => states.next(),
-            };
-            state.map_or_else(|| zero(slab), Ok)
-        });
-        let content = content.collect::<Result<Vec<_>>>()?;
-        self.write(slot, tokens..held, &content)?;
+        let states = saved.map_or_else(Vec::new, |saved| saved.states);
+        self.reset(slot, tokens..held, &states)?;
         Ok(true)
     }
 
@@ -179,13 +167,24 @@ impl Kv {
         Ok(copies)
     }
 
-    /// Writes some positions of a slot, and its states.
-    fn write(&mut self, slot: SlotId, positions: Range<u32>, content: &[Array]) -> Result<()> {
-        let Some(slabs) = self.slabs.get_mut(&slot.slab) else { return Ok(()) };
-        for ((slab, array), content) in slabs.iter_mut().zip(&self.arrays).zip(content) {
-            write_part(slab, array, slot, positions.clone(), content)?;
+    /// Writes zeros over some positions of a slot, and its states, which begin as zeros.
+    fn reset(&mut self, slot: SlotId, positions: Range<u32>, states: &[Array]) -> Result<()> {
+        let Some(slab) = self.slabs.get_mut(&slot.slab) else { return Ok(()) };
+        let mut states = states.iter();
+        for (slab, array) in slab.iter_mut().zip(&self.arrays) {
+            match array {
+                ArrayShape::PerToken { .. } if positions.is_empty() => {}
+                ArrayShape::PerToken { .. } => {
+                    let zero = zero(slab)?;
+                    write_part(slab, array, slot, positions.clone(), &zero)?;
+                }
+                ArrayShape::PerSequence(_) => {
+                    let state = states.next().map_or_else(|| zero(slab), |state| Ok(state.clone()))?;
+                    write_part(slab, array, slot, 0..0, &state)?;
+                }
+            }
         }
-        eval(&*slabs)
+        eval(&*slab)
     }
 
     /// Returns a layer that stores tokens.

@@ -9,12 +9,13 @@ use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::transforms::eval;
 
 use super::shape::ArrayShape;
-use super::{Checkpoint, Kv, copied, own, write_part, zero};
+use super::{Checkpoint, Kv, copied, own, write_part};
 use crate::backend::{Base, NewChain, ParkedId, Parking, Restoring, SlotId, add_checkpoint};
 use crate::mlx::dim;
 
 impl Kv {
-    /// Cuts a segment in two: array by array, so that no second copy is ever whole.
+    /// Cuts a segment in two. Its parts are there before the whole is freed: so it is whole where the device
+    /// has no memory for them.
     pub(crate) fn split_parked(&mut self, at: Base) -> Result<()> {
         self.parked.split(at, |content, tokens| {
             let (mut front, mut back) = (Vec::new(), Vec::new());
@@ -91,20 +92,8 @@ impl Kv {
                 restore_segment(slab, &self.arrays, (slot, missing), (positions.start, content))?;
             }
         }
-        let mut states = last.into_iter().flat_map(|last| &last.states);
-        for (slab, array) in slab.iter_mut().zip(&self.arrays) {
-            match array {
-                ArrayShape::PerToken { .. } if tokens < used => {
-                    let zero = zero(slab)?;
-                    write_part(slab, array, slot, tokens..used, &zero)?;
-                }
-                ArrayShape::PerToken { .. } => {}
-                ArrayShape::PerSequence(_) => {
-                    states.next().map_or(Ok(()), |state| write_part(slab, array, slot, 0..0, state))?;
-                }
-            }
-        }
-        eval(&*slab)?;
+        let states = last.map_or_else(Vec::new, |last| last.states.clone());
+        self.reset(slot, tokens..used, &states)?;
         let mut kept = Vec::new();
         checkpoints.into_iter().for_each(|checkpoint| add_checkpoint(&mut kept, checkpoint));
         self.checkpoints.insert(slot, kept);
