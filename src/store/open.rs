@@ -114,10 +114,7 @@ fn look(disk: &dyn Disk, found: &mut Sessions, id: SessionId, noted: Option<(Out
                 tracing::info!(session = %outline.key, bytes = torn, "an unfinished change was dropped");
             }
             let told = Snapshot { outline, contents: None };
-            // A daemon that was killed may not have made it durable; what is shown from now on is to stay.
-            let durable = known.is_some() || disk.sync(&name).is_ok();
-            let doubt = if durable { Doubt::Nothing } else { Doubt::End };
-            add(found, Kept { doubt, ..Kept::new(tail, told) });
+            add(found, Kept { synced: known.is_some(), ..Kept::new(tail, told) });
         }
         // The note says whose session this is; the file may be a copy of another's.
         (Ok(Found::Damaged(_, why)), Some((outline, _))) | (Ok(Found::Damaged(outline, why)), None) => {

@@ -19,6 +19,8 @@ pub(super) struct Kept {
     /// Why the file says something else, if it does: it only goes with the session.
     pub(super) damage: Option<String>,
     pub(super) doubt: Doubt,
+    /// Whether it is durable: what a killed daemon left may not be.
+    pub(super) synced: bool,
     /// Size up to which the file is not written anew to make it smaller: there was no room for that.
     pub(super) rewrite_above: u64,
 }
@@ -38,7 +40,7 @@ pub(super) enum Doubt {
 impl Kept {
     /// A file that tells this and nothing else.
     pub(super) fn new(tail: Tail, told: Snapshot) -> Self {
-        Self { tail, told, damage: None, doubt: Doubt::Nothing, rewrite_above: 0 }
+        Self { tail, told, damage: None, doubt: Doubt::Nothing, synced: true, rewrite_above: 0 }
     }
 
     /// A file that says something else.
@@ -92,6 +94,10 @@ impl Shelf {
             return Ok(contents);
         }
         let loaded = file::load(&*self.disk, id, kept.tail);
+        if !kept.synced && self.disk.sync(&file::name(id)).is_err() {
+            // What is shown is to stay: the next change writes it anew.
+            self.doubt(key);
+        }
         let mut shelf = self.kept();
         let Some(kept) = shelf.get_mut(key).filter(|kept| kept.id() == id) else { return loaded };
         // The writer may have read it meanwhile, and given it another file.
@@ -99,7 +105,10 @@ impl Shelf {
             return Ok(contents.clone());
         }
         match &loaded {
-            Ok(contents) => kept.told.contents = Some(contents.clone()),
+            Ok(contents) => {
+                kept.told.contents = Some(contents.clone());
+                kept.synced = true;
+            }
             Err(LoadError::Damaged(why)) => kept.damage = Some(why.clone()),
             Err(LoadError::Io(_)) => {}
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::put::{Step, put};
 use super::shelf::{Doubt, Kept, Shelf};
-use super::{Durability, Written, clean};
+use super::{Durability, Written, clean, file};
 use crate::count::count;
 use crate::ids::SessionKey;
 use crate::session::{Changes, Lease, Outline, Snapshot, Taken, record};
@@ -179,8 +179,12 @@ impl Writer {
         if !self.behind.is_empty() {
             return Ok(());
         }
-        let kept = self.shelf.kept();
-        clean::leave(&*self.shelf.disk, kept.values().map(|kept| (&kept.told, kept.tail)))
+        let (kept, disk) = (self.shelf.kept(), &*self.shelf.disk);
+        // The note is not to tell more than the files do after a power failure.
+        for kept in kept.values().filter(|kept| !kept.synced) {
+            disk.sync(&file::name(kept.id()))?;
+        }
+        clean::leave(disk, kept.values().map(|kept| (&kept.told, kept.tail)))
     }
 }
 

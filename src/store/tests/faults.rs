@@ -123,22 +123,32 @@ fn numbers_are_given_once_whatever_became_of_the_files() {
     assert_eq!(after.told().len(), 3, "no file was written over");
 }
 
-#[test]
-fn what_is_not_yet_durable_after_a_kill_is_made_durable_before_it_is_shown() {
+/// A disk whose last frame, of a turn, is in the system's memory only, as a killed daemon leaves it.
+fn unsynced() -> FailingDisk {
     let disk = FailingDisk::new();
-    let mut world = World::start(disk.clone());
-    world.create("a");
-    world.write();
     let watched = WatchedDisk::new(disk.clone());
     let mut world = World::on(disk.clone(), &watched);
-    let file = file_of(&world, "a");
-    watched.fail([Fault::Sync(file)]);
+    world.create("a");
+    world.write();
+    watched.fail([Fault::Sync(file_of(&world, "a"))]);
     world.raw("a", &[1, 2]);
     world.write();
-    // The daemon is killed here; what it wrote is in the system's memory only.
-    let shown = World::on(disk.clone(), &WatchedDisk::new(disk.clone())).told();
+    disk
+}
+
+#[test]
+fn what_is_not_yet_durable_after_a_kill_is_made_durable_before_it_is_shown() {
+    let disk = unsynced();
+    let shown = World::start(disk.clone()).told();
+    assert_eq!(*shown[&key("a")].contents.as_ref().unwrap().tokens, [1, 2]);
     for seed in 0..20 {
         assert_eq!(World::start(disk.after_power_failure(seed)).told(), shown);
+    }
+    // And before the note tells of it.
+    let disk = World::cold(unsynced()).leave();
+    for seed in 0..20 {
+        let after = World::start(disk.after_power_failure(seed));
+        assert_eq!((after.told(), after.damaged.len()), (shown.clone(), 0));
     }
 }
 
