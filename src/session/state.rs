@@ -458,10 +458,10 @@ impl Session {
         let text = text.unwrap_or(&self.text);
         let same_bytes = common_start(self.text.as_bytes(), text.as_bytes());
         for turn in &mut self.turns {
-            if turn.token_count == same_tokens + 1 {
+            let is_last_another = turn.token_count == same_tokens + 1;
+            if is_last_another && turn.answer.is_some_and(|start| start.tokens <= same_tokens) {
                 let end = answer_end(turn, &self.messages, &self.text).filter(|end| *end <= same_bytes);
-                let starts_before = turn.answer.is_some_and(|start| start.tokens <= same_tokens);
-                if end.is_some() || is_appended && starts_before {
+                if end.is_some() || is_appended {
                     // Only the token that ended the answer is another one.
                     (turn.text_bytes, turn.token_count) = (end, same_tokens);
                     continue;

@@ -184,6 +184,14 @@ fn an_earlier_turn_does_not_end_within_a_later_answer() {
 }
 
 #[test]
+fn an_answer_of_no_tokens_does_not_end_before_it_begins() {
+    let mut session = session();
+    turn(&mut session, 1, vec![1, 2], answered("ab", 0));
+    turn(&mut session, 2, vec![1, 3], chat("a"));
+    assert_eq!((session.turns[0].answer, session.turns[0].token_count), (None, 1));
+}
+
+#[test]
 fn an_answer_of_unknown_text_is_known_by_its_tokens_whatever_follows_it() {
     // The second time, another token than its own ends it in what follows.
     for after in [vec![1, 2, 3, 4], vec![1, 2, 9, 4]] {
