@@ -274,6 +274,17 @@ pub enum Error {
         /// What the system says.
         why: String,
     },
+    /// What was sent as a session's file is none.
+    #[error("the file is not a session as it was exported: {0}")]
+    SessionFileInvalid(String),
+    /// A session's file is of a newer format.
+    #[error("the file has format {found}; this daemon reads formats up to {known}")]
+    SessionFileUnsupported {
+        /// Its format.
+        found: u32,
+        /// The newest that is known.
+        known: u32,
+    },
     /// The caller has reached what it may hold in sessions.
     #[error("{limit}: at most {value}")]
     SessionLimit {

@@ -32,6 +32,8 @@ pub struct Limits {
     pub sessions_bytes_max: u64,
     /// Bytes of all sessions of one principal on disk; a fork counts whole.
     pub sessions_disk_bytes_max: u64,
+    /// Streams in which one principal watches sessions.
+    pub session_watches_max: u32,
     /// Default lifetime of a session after its last use.
     pub session_ttl: Duration,
     /// Longest lifetime of a session that may be requested.

@@ -16,19 +16,19 @@ pub(crate) const NO_MODELS: &str = "the daemon finds no model: `mlxd serve --mod
 /// Number of models that a message names: a line's worth.
 const NAMES_MAX: usize = 8;
 
-/// Address of the daemon, and how to call it.
+/// Address of the daemon, and how to call it. Subcommands take it as well.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectArgs {
     /// Daemon to connect to: unix:///path, an absolute socket path or http://host:port [default:
     /// $MLXD_ADDRESS, else the user's socket]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", global = true)]
     address: Option<String>,
     /// File with the bearer token, for a daemon on TCP
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     token_file: Option<PathBuf>,
     /// Give up each call to the daemon after this time [default: never]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, global = true)]
     timeout: Option<Duration>,
 }
 

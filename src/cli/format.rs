@@ -1,6 +1,6 @@
 //! Human-readable quantities and tables.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mlxd::config::KeepAlive;
 use mlxd_client::v1::{Timings, Usage};
@@ -77,6 +77,27 @@ pub(crate) fn speed(usage: &Usage, timings: &Timings) -> String {
         usage.completion_tokens,
         seconds(timings.total_time.as_ref()),
     )
+}
+
+/// Returns how much longer something stays if nobody uses it: `end` is when it would go, none is never.
+pub(crate) fn until(
+    pinned: bool,
+    end: Option<prost_types::Timestamp>,
+    never: &str,
+    now: SystemTime,
+) -> String {
+    let end = end.and_then(|time| SystemTime::try_from(time).ok());
+    match end {
+        _ if pinned => "pinned".to_owned(),
+        Some(end) => format!("in {}", duration(end.duration_since(now).unwrap_or_default())),
+        None => never.to_owned(),
+    }
+}
+
+/// Formats rows under a header as a table.
+pub(crate) fn page(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let header = header.iter().map(|cell| (*cell).to_owned()).collect();
+    table(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
 }
 
 /// Formats rows as a table: columns as wide as their widest cell, no trailing white space.

@@ -4,7 +4,8 @@
 use std::io;
 
 use mlxd_client::v1::{
-    EffectiveSampling, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session, SessionState,
+    EffectiveSampling, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session, SessionChange,
+    SessionState,
 };
 use serde_json::{Value, json};
 
@@ -137,6 +138,17 @@ pub(crate) fn session(session: &Session) -> Value {
         "expire_time": session.expire_time.as_ref().map(unix_seconds),
         "pinned": session.pinned,
         "labels": session.labels,
+    })
+}
+
+/// Converts what became of a session.
+pub(crate) fn session_change(change: &SessionChange) -> Value {
+    json!({
+        "kind": enum_name(change.kind().as_str_name(), "SESSION_CHANGE_KIND_"),
+        "name": change.name,
+        "session": change.session.as_ref().map(session),
+        "changed_fields": change.changed_fields,
+        "merged_changes": change.merged_changes,
     })
 }
 

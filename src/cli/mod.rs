@@ -23,6 +23,9 @@ mod quantize;
 mod rm;
 mod run;
 mod serve;
+mod session_files;
+mod session_filter;
+mod session_watch;
 mod sessions;
 mod transfer_bars;
 

@@ -9,9 +9,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 /// Writes data to stdout, at once.
-#[allow(clippy::disallowed_methods, reason = "the door to stdout; nothing else buffers there")]
 pub(crate) fn data(text: &str) -> io::Result<()> {
-    write(&io::stdout(), text.as_bytes())
+    bytes(text.as_bytes())
+}
+
+/// Writes bytes to stdout, at once.
+#[allow(clippy::disallowed_methods, reason = "the door to stdout; nothing else buffers there")]
+pub(crate) fn bytes(bytes: &[u8]) -> io::Result<()> {
+    write(&io::stdout(), bytes)
 }
 
 /// Writes a note to stderr.

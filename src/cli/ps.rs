@@ -77,7 +77,7 @@ fn page(
     } else {
         let header =
             ["MODEL", "STATE", "PARAMETERS", "STORED AS", "COMPUTES IN", "WEIGHTS", "KV", "RUNNING", "UNTIL"];
-        table(&header, models.iter().map(|model| model_row(model, now)))
+        format::page(&header, models.iter().map(|model| model_row(model, now)))
     };
     let of_models = models.iter().map(|model| &model.problem).filter(|problem| !problem.is_empty());
     for problem in problems.iter().chain(of_models) {
@@ -86,17 +86,11 @@ fn page(
     if !sessions.is_empty() {
         page.push('\n');
         let header = ["SESSION", "MODEL", "TURNS", "TOKENS", "STATE"];
-        page.push_str(&table(&header, sessions.iter().map(session_row)));
+        page.push_str(&format::page(&header, sessions.iter().map(session_row)));
     }
     page.push('\n');
     page.push_str(&summary(stats));
     page
-}
-
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let header = header.iter().map(|cell| (*cell).to_owned()).collect();
-    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
-    format::table(&rows)
 }
 
 fn model_row(info: &ModelInfo, now: SystemTime) -> Vec<String> {
@@ -118,22 +112,12 @@ fn model_row(info: &ModelInfo, now: SystemTime) -> Vec<String> {
         bytes(info.weight_bytes),
         bytes(info.kv_slab_bytes + info.kv_idle_bytes),
         format!("{}{waiting}", info.running_sequences),
-        until(info, now),
+        if info.state() == ModelState::Resident {
+            format::until(info.pinned, info.expire_time, "forever", now)
+        } else {
+            "-".to_owned()
+        },
     ]
-}
-
-/// Returns how much longer a model stays if nobody uses it.
-fn until(info: &ModelInfo, now: SystemTime) -> String {
-    if info.state() != ModelState::Resident {
-        return "-".to_owned();
-    }
-    if info.pinned {
-        return "pinned".to_owned();
-    }
-    let expires = info.expire_time.and_then(|time| SystemTime::try_from(time).ok());
-    expires.map_or("forever".to_owned(), |expires| {
-        format!("in {}", format::duration(expires.duration_since(now).unwrap_or_default()))
-    })
 }
 
 fn session_row(session: &Session) -> Vec<String> {

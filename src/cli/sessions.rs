@@ -1,6 +1,8 @@
-//! `mlxd sessions`: the caller's sessions: list, show, change, copy, cut, delete.
+//! `mlxd sessions`: the caller's sessions: list, show, change, copy, cut, delete. `session_files` exports and
+//! imports them, `session_watch` watches them.
 
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use mlxd::clock::{Clock as _, SystemClock};
@@ -13,7 +15,8 @@ use mlxd_client::v1::{
 
 use super::connect::ConnectArgs;
 use super::failure::Result;
-use super::{format, json, out};
+use super::session_filter::{WhichArgs, label};
+use super::{format, json, out, session_files, session_watch};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +28,9 @@ Examples:
   mlxd sessions fork trip trip-2 --turns 3
   mlxd sessions truncate trip --messages 5
   mlxd sessions rm trip trip-2
+  mlxd sessions export trip trip.mlxd
+  mlxd sessions import trip.mlxd --as trip-3
+  mlxd sessions watch
 
 `mlxd chat --session NAME` continues one.";
 
@@ -42,18 +48,8 @@ pub(crate) struct SessionsArgs {
 
 #[derive(Args, Debug)]
 struct ListArgs {
-    /// Only sessions of this model
-    #[arg(short, long, value_name = "MODEL", default_value = "")]
-    model: String,
-    /// Only sessions with this label; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
-    label: Vec<(String, String)>,
-    /// Only sessions whose name begins with this
-    #[arg(long, value_name = "PREFIX", default_value = "")]
-    prefix: String,
-    /// Only pinned sessions
-    #[arg(long)]
-    pinned: bool,
+    #[command(flatten)]
+    which: WhichArgs,
     /// Print one JSON list
     #[arg(long)]
     json: bool,
@@ -120,6 +116,17 @@ enum Action {
         /// Seconds
         seconds: u32,
     },
+    /// Write all of a session to one file, which any mlxd can import
+    Export {
+        /// Session
+        name: String,
+        /// File, which is replaced if it exists; `-` is stdout
+        file: PathBuf,
+    },
+    /// Make a session of a file that was exported
+    Import(session_files::ImportArgs),
+    /// Show what becomes of your sessions, until Ctrl-C
+    Watch(session_watch::WatchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -134,11 +141,6 @@ struct ToArgs {
     /// Number of tokens to keep
     #[arg(long, value_name = "N")]
     tokens: Option<u32>,
-}
-
-fn label(text: &str) -> std::result::Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Runs the command.
@@ -178,6 +180,9 @@ pub(crate) async fn run(args: SessionsArgs) -> Result<()> {
             let lifetime = Some(Lifetime::Ttl(prost_types::Duration { seconds: seconds.into(), nanos: 0 }));
             update(&client, UpdateSessionRequest { lifetime, ..named(name) }).await
         }
+        Some(Action::Export { name, file }) => session_files::export(&client, name, &file).await,
+        Some(Action::Import(args)) => told(&session_files::import(&client, args).await?),
+        Some(Action::Watch(args)) => session_watch::run(&client, args).await,
     }
 }
 
@@ -190,7 +195,7 @@ async fn update(client: &Client, request: UpdateSessionRequest) -> Result<()> {
 }
 
 async fn list(client: &Client, args: ListArgs) -> Result<()> {
-    let ListArgs { model, label, prefix: name_prefix, pinned, json } = args;
+    let ListArgs { which: WhichArgs { model, label, prefix: name_prefix, pinned }, json } = args;
     let labels = label.into_iter().collect();
     let pinned = pinned.then_some(true);
     let request = ListSessionsRequest { model, labels, name_prefix, pinned, ..Default::default() };
@@ -228,11 +233,9 @@ fn told(session: &Session) -> Result<()> {
 }
 
 /// Returns sessions as a table at the time `now`.
-pub(crate) fn table(sessions: &[Session], now: SystemTime) -> String {
+fn table(sessions: &[Session], now: SystemTime) -> String {
     let header = ["SESSION", "MODEL", "TURNS", "TOKENS", "CACHED", "SIZE", "KV", "STATE", "UNTIL", "LABELS"];
-    let header = header.map(str::to_owned).to_vec();
-    let rows: Vec<_> = std::iter::once(header).chain(sessions.iter().map(|one| row(one, now))).collect();
-    format::table(&rows)
+    format::page(&header, sessions.iter().map(|session| row(session, now)))
 }
 
 fn row(session: &Session, now: SystemTime) -> Vec<String> {
@@ -248,19 +251,9 @@ fn row(session: &Session, now: SystemTime) -> Vec<String> {
         format::bytes(session.content_bytes),
         format::bytes(session.kv_bytes),
         json::session_state(session),
-        until(session, now),
+        format::until(session.pinned, session.expire_time, "-", now),
         labels.join(" "),
     ]
-}
-
-/// Returns how much longer a session stays if nobody uses it.
-fn until(session: &Session, now: SystemTime) -> String {
-    if session.pinned {
-        return "pinned".to_owned();
-    }
-    let end = session.expire_time.and_then(|time| SystemTime::try_from(time).ok());
-    let left = |end: SystemTime| end.duration_since(now).unwrap_or(Duration::ZERO);
-    end.map_or_else(|| "-".to_owned(), |end| format!("in {}", format::duration(left(end))))
 }
 
 #[cfg(test)]
@@ -291,12 +284,5 @@ mod tests {
              trip     tiny   0      12      11      600 B  2.00 KiB  hot    in 1 min 1 s  a=1 b=2\n\
              kept     tiny   0      12      11      600 B  2.00 KiB  hot    pinned\n"
         );
-    }
-
-    #[test]
-    fn a_label_is_a_key_and_a_value() {
-        assert_eq!(label("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert_eq!(label("a="), Ok(("a".into(), String::new())));
-        assert!(label("a").is_err());
     }
 }

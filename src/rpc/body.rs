@@ -30,45 +30,101 @@ const PREFIX_BYTES: usize = 5;
 
 type Claiming = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The body of a call that sends one message.
+/// Bytes of a call of many messages that have to arrive within the time limit; a caller with fewer left sends
+/// those.
+const STRETCH_BYTES: usize = 1 << 20;
+
+/// Messages that a call sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sends {
+    /// One.
+    One,
+    /// As many as it likes: each claims its bytes when the one before it was taken.
+    Many,
+}
+
+/// The body of a call.
 pub(super) struct ReceivedBody {
     inner: Incoming,
-    /// The bytes before the message, as far as they are here.
-    prefix: Vec<u8>,
-    /// Bytes of the message that are to come.
-    left: usize,
+    sends: Sends,
+    arrived: Arrived,
     /// The claim that is waited for, and the frame that waits with it.
     claiming: Option<(Claiming, Frame<Bytes>)>,
     intake: Intake,
     claim: Claim,
     limit: Duration,
     until: Pin<Box<Sleep>>,
+    /// Bytes that have arrived of those that have to within the limit.
+    stretch: usize,
+    /// Whether the claim was waited for.
+    has_waited: bool,
+}
+
+/// What has arrived.
+#[derive(Debug, Default)]
+struct Arrived {
+    /// The bytes before the message, as far as they are here.
+    prefix: Vec<u8>,
+    /// Bytes of the message that are to come.
+    left: usize,
+}
+
+impl Arrived {
+    /// Counts bytes that have arrived; returns the length of the messages that begin with them, where that
+    /// becomes known.
+    fn count(&mut self, mut data: &[u8], sends: Sends) -> Result<Option<usize>, Error> {
+        let mut lengths = None;
+        while !data.is_empty() {
+            if self.prefix.len() == PREFIX_BYTES && self.left == 0 {
+                match sends {
+                    Sends::One => {
+                        return Err(Error::field("message", "is followed by another; one is expected"));
+                    }
+                    Sends::Many => self.prefix.clear(),
+                }
+            }
+            let missing = PREFIX_BYTES - self.prefix.len();
+            let (prefix, rest) = data.split_at(missing.min(data.len()));
+            self.prefix.extend_from_slice(prefix);
+            if missing > 0
+                && let &[_, a, b, c, d] = self.prefix.as_slice()
+            {
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                lengths = Some(lengths.unwrap_or(0) + self.left);
+            }
+            let own = self.left.min(rest.len());
+            self.left -= own;
+            data = &rest[own..];
+        }
+        Ok(lengths)
+    }
 }
 
 impl ReceivedBody {
-    /// Wraps a body that has to arrive within `limit`, the wait for its claim not counted.
-    pub(super) fn new(inner: Incoming, intake: Intake, claim: Claim, limit: Duration) -> Self {
-        let until = Box::pin(sleep(limit));
-        Self { inner, prefix: Vec::new(), left: 0, claiming: None, intake, claim, limit, until }
+    /// Wraps a body. One message has to arrive within `limit`, the wait for its claim not counted; of many,
+    /// each further [`STRETCH_BYTES`].
+    pub(super) fn new(
+        inner: Incoming,
+        sends: Sends,
+        (intake, claim): (Intake, Claim),
+        limit: Duration,
+    ) -> Self {
+        let (arrived, until) = (Arrived::default(), Box::pin(sleep(limit)));
+        let (claiming, stretch, has_waited) = (None, 0, false);
+        Self { inner, sends, arrived, claiming, intake, claim, limit, until, stretch, has_waited }
     }
 
-    /// Counts bytes that have arrived; returns the message's length when it becomes known.
+    /// Counts bytes that have arrived; returns what their messages have to claim.
     fn count(&mut self, data: &[u8]) -> Result<Option<usize>, Error> {
-        let missing = PREFIX_BYTES - self.prefix.len();
-        let (prefix, message) = data.split_at(missing.min(data.len()));
-        self.prefix.extend_from_slice(prefix);
-        let mut length = None;
-        if missing > 0
-            && let &[_, a, b, c, d] = self.prefix.as_slice()
-        {
-            self.left = u32::from_be_bytes([a, b, c, d]) as usize;
-            length = Some(self.left);
+        let lengths = self.arrived.count(data, self.sends)?;
+        if self.sends == Sends::Many {
+            self.stretch += data.len();
+            if self.stretch >= STRETCH_BYTES {
+                self.stretch = 0;
+                self.until = Box::pin(sleep(self.limit));
+            }
         }
-        let Some(left) = self.left.checked_sub(message.len()) else {
-            return Err(Error::field("message", "is followed by another; one is expected"));
-        };
-        self.left = left;
-        Ok(length)
+        Ok(lengths)
     }
 }
 
@@ -83,8 +139,13 @@ impl HttpBody for ReceivedBody {
         let this = &mut *self;
         loop {
             if let Some((claiming, _)) = &mut this.claiming {
-                ready!(claiming.as_mut().poll(cx));
-                this.until = Box::pin(sleep(this.limit));
+                if claiming.as_mut().poll(cx).is_pending() {
+                    this.has_waited = true;
+                    return Poll::Pending;
+                }
+                if this.sends == Sends::One || std::mem::take(&mut this.has_waited) {
+                    this.until = Box::pin(sleep(this.limit));
+                }
                 return Poll::Ready(this.claiming.take().map(|(_, frame)| Ok(frame)));
             }
             let frame = match Pin::new(&mut this.inner).poll_frame(cx) {
@@ -100,6 +161,8 @@ impl HttpBody for ReceivedBody {
             };
             match frame.data_ref().map_or(Ok(None), |data| this.count(data)) {
                 Ok(Some(length)) => {
+                    // Those of the message before, which was taken.
+                    this.claim.release();
                     let claiming = this.intake.clone().claim(length, this.claim.clone());
                     this.claiming = Some((Box::pin(claiming), frame));
                 }
@@ -189,4 +252,39 @@ pub(super) fn add_reason(headers: &mut HeaderMap, limits: &Limits) -> Option<Cod
     // A status that does not fit in a header stays as tonic wrote it.
     drop(status.add_header(headers));
     Some(status.code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns messages of these lengths, as they are sent.
+    fn sent(lengths: &[u8]) -> Vec<u8> {
+        lengths
+            .iter()
+            .flat_map(|length| [vec![0, 0, 0, 0, *length], vec![7; *length as usize]].concat())
+            .collect()
+    }
+
+    #[test]
+    fn the_lengths_of_many_messages_are_known_however_they_are_cut() {
+        let bytes = sent(&[3, 0, 200, 1, 0]);
+        for piece in 1..bytes.len() {
+            let mut arrived = Arrived::default();
+            let counted = bytes.chunks(piece).map(|data| arrived.count(data, Sends::Many).unwrap());
+            let sum: usize = counted.flatten().sum();
+            assert_eq!(sum, 204, "{piece}");
+            assert_eq!((arrived.left, arrived.prefix.len()), (0, PREFIX_BYTES));
+        }
+    }
+
+    #[test]
+    fn one_message_is_not_followed_by_another() {
+        for length in [0, 3] {
+            let mut arrived = Arrived::default();
+            assert_eq!(arrived.count(&sent(&[length]), Sends::One), Ok(Some(usize::from(length))));
+            assert!(arrived.count(&[0], Sends::One).is_err());
+            assert!(Arrived::default().count(&sent(&[length, 1]), Sends::One).is_err());
+        }
+    }
 }

@@ -16,7 +16,7 @@ use tonic::service::Routes;
 use tower::ServiceExt;
 use tracing::Instrument;
 
-use super::body::{CallLog, ObservedBody, ReceivedBody, add_reason};
+use super::body::{CallLog, ObservedBody, ReceivedBody, Sends, add_reason};
 use super::status::status;
 use crate::clock::Moment;
 use crate::error::Error;
@@ -32,6 +32,9 @@ const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
 
 /// Prefix of the paths whose callers may send messages as long as they like.
 const REFLECTION_PREFIX: &str = "/grpc.reflection.";
+
+/// The paths of calls that send many messages.
+const MANY: [&str; 1] = ["/mlxd.v1.SessionService/ImportSession"];
 
 /// The gate of one connection.
 #[derive(Clone)]
@@ -111,7 +114,8 @@ impl Gate {
             return routes.oneshot(request).await;
         }
         let limit = self.service.limits().receive;
-        let received = |body| ReceivedBody::new(body, self.intake.clone(), claim, limit);
+        let sends = if MANY.contains(&request.uri().path()) { Sends::Many } else { Sends::One };
+        let received = |body| ReceivedBody::new(body, sends, (self.intake.clone(), claim), limit);
         routes.oneshot(request.map(received)).await
     }
 }

@@ -7,6 +7,7 @@
 
 mod body;
 mod codec;
+mod described;
 mod event;
 mod gate;
 mod health;
@@ -16,11 +17,13 @@ mod json;
 mod message;
 mod model;
 mod page;
+mod portable;
 mod server;
 mod services;
 mod session;
 mod status;
 mod stay;
+mod watch;
 
 pub use gate::Gate;
 pub use services::{Health, routes};

@@ -1,12 +1,14 @@
 //! `SessionService`.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
-use tonic::{Request, Response, Status};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
 
-use super::event::{self, duration, timestamp};
+use super::described::{time, time_span, wire};
+use super::event;
 use super::gate::open;
 use super::history;
 use super::inference::{missing_input, priority};
@@ -16,19 +18,21 @@ use super::pb::{
     self, extend_session_request::Input as Addition, session_service_server::SessionService,
     truncate_session_request::To, update_session_request::Lifetime as New,
 };
+use super::portable;
 use super::status::answer;
 use super::stay;
-use crate::count::count;
+use super::watch;
 use crate::error::Error;
 use crate::service::{
-    CreateSession, DescribedSession, ExtendRequest, Extended, ForkSession, Input, Lease, Lifetime, Message,
-    Service, SessionContent, SessionPage, SessionView, TruncateSession, TruncateTo, TurnEnd, UpdateSession,
+    CreateSession, ExtendRequest, Extended, ForkSession, Input, Lifetime, Message, Service, SessionContent,
+    SessionPage, SessionView, TruncateSession, TruncateTo, UpdateSession,
 };
-
-const NANOS_PER_SECOND: i32 = 1_000_000_000;
 
 /// Bytes of the token of a next page, with its tag.
 const PAGE_END_BYTES: usize = 32;
+
+/// The events of a call.
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 pub(super) struct Sessions(pub(super) Arc<Service>);
 
@@ -172,6 +176,39 @@ impl SessionService for Sessions {
         let deleted = self.0.delete_session(&caller, &request.name).await;
         answer(deleted.map(|()| pb::DeleteSessionResponse {}))
     }
+
+    type ExportSessionStream = Events<pb::ExportSessionResponse>;
+
+    async fn export_session(
+        &self,
+        request: Request<pb::ExportSessionRequest>,
+    ) -> Result<Response<Self::ExportSessionStream>, Status> {
+        let (caller, request) = open(request)?;
+        let pb::ExportSessionRequest { name, expected_token_count } = request;
+        let export = self.0.export_session(&caller, &name, expected_token_count).await;
+        answer(export.map(|export| Box::pin(portable::pieces(export)) as Events<_>))
+    }
+
+    async fn import_session(
+        &self,
+        request: Request<Streaming<pb::ImportSessionRequest>>,
+    ) -> Result<Response<pb::ImportSessionResponse>, Status> {
+        let (caller, parts) = open(request)?;
+        let imported = portable::import(&self.0, &caller, parts).await;
+        let view = imported.map_err(portable::Ended::into_status)?;
+        Ok(Response::new(pb::ImportSessionResponse { session: self.described(view).await }))
+    }
+
+    type WatchSessionsStream = Events<pb::WatchSessionsResponse>;
+
+    async fn watch_sessions(
+        &self,
+        request: Request<pb::WatchSessionsRequest>,
+    ) -> Result<Response<Self::WatchSessionsStream>, Status> {
+        let (caller, request) = open(request)?;
+        let watching = self.0.watch_sessions(&caller, watch::request(request));
+        answer(watching.map(|watching| Box::pin(watch::events(watching)) as Events<_>))
+    }
 }
 
 fn extend_request(request: pb::ExtendSessionRequest) -> Result<ExtendRequest, Error> {
@@ -227,80 +264,4 @@ fn first_message(token: &str) -> Result<usize, Error> {
         return Ok(0);
     }
     token.parse().map_err(|_| Error::field("message_page_token", "is not a token of this daemon"))
-}
-
-fn wire(session: DescribedSession) -> pb::Session {
-    let DescribedSession { view, cached } = session;
-    let SessionView { key, model, token_count, tokens: _, bytes, turns, busy, terms, .. } = view;
-    let SessionView { created, used, history, cache_salt: _, .. } = view;
-    let state = match cached.tokens {
-        _ if busy => pb::SessionState::Running,
-        0 => pb::SessionState::Cold,
-        _ => pb::SessionState::Hot,
-    };
-    let expire_time = terms.end(used).and_then(timestamp);
-    let ttl = match terms.lease {
-        Lease::AfterUse(ttl) => duration(ttl),
-        Lease::Until(_) => None,
-    };
-    pb::Session {
-        name: key.name.to_string(),
-        model: model.to_string(),
-        owner: key.owner.to_string(),
-        token_count: count(token_count),
-        turns: turns.iter().map(turn).collect(),
-        busy,
-        ttl,
-        create_time: timestamp(created),
-        last_use_time: timestamp(used),
-        expire_time,
-        labels: terms.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-        pinned: terms.pinned,
-        content_bytes: bytes,
-        kv_bytes: cached.bytes,
-        state: state.into(),
-        history: history::to_wire(history),
-        cached_token_count: cached.tokens,
-    }
-}
-
-fn turn(turn: &TurnEnd) -> pb::Turn {
-    let message_count = if turn.raw { 0 } else { count(turn.message_count) };
-    pb::Turn { message_count, token_count: count(turn.token_count) }
-}
-
-/// Reads a lifetime. prost would repair a malformed one; it is refused.
-fn time_span(sent: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
-    let Some(sent) = sent else { return Ok(None) };
-    let is_plain = sent.seconds >= 0 && (0..NANOS_PER_SECOND).contains(&sent.nanos);
-    match Duration::try_from(sent) {
-        Ok(ttl) if is_plain => Ok(Some(ttl)),
-        Ok(_) | Err(_) => Err(Error::field("ttl", "must be a duration above 0")),
-    }
-}
-
-/// Reads a time, which must be as the protocol writes one.
-fn time(sent: Option<prost_types::Timestamp>) -> Result<Option<SystemTime>, Error> {
-    let Some(sent) = sent else { return Ok(None) };
-    let is_plain = (0..NANOS_PER_SECOND).contains(&sent.nanos);
-    match SystemTime::try_from(sent) {
-        Ok(time) if is_plain => Ok(Some(time)),
-        Ok(_) | Err(_) => Err(Error::field("expire_time", "must be a time")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_malformed_lifetime_is_refused() {
-        let read = |seconds, nanos| time_span(Some(prost_types::Duration { seconds, nanos }));
-        assert_eq!(time_span(None), Ok(None));
-        assert_eq!(read(1, 5), Ok(Some(Duration::new(1, 5))));
-        for (seconds, nanos) in [(-1, 0), (1, -5), (1, 1_000_000_000)] {
-            let refused = read(seconds, nanos);
-            assert!(matches!(refused, Err(Error::InvalidField { field, .. }) if field == "ttl"));
-        }
-    }
 }

@@ -96,6 +96,8 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::DiskFull => (Code::ResourceExhausted, ErrorReason::DiskFull),
         Reason::SessionDamaged => (Code::DataLoss, ErrorReason::SessionDamaged),
         Reason::SessionUnreadable => (Code::Unavailable, ErrorReason::SessionUnreadable),
+        Reason::SessionFileInvalid => (Code::InvalidArgument, ErrorReason::SessionFileInvalid),
+        Reason::SessionFileUnsupported => (Code::FailedPrecondition, ErrorReason::SessionFileUnsupported),
     }
 }
 
@@ -157,6 +159,8 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         | Error::SessionTokenizerChanged(_)
         | Error::SessionDamaged { .. }
         | Error::SessionUnreadable { .. }
+        | Error::SessionFileInvalid(_)
+        | Error::SessionFileUnsupported { .. }
         | Error::KvTooLarge { .. }
         | Error::Deadline
         | Error::DeadlineUnmeetable { .. }

@@ -20,6 +20,7 @@ mod intake;
 mod line;
 mod load;
 mod models;
+mod portable;
 mod prepare;
 mod reads;
 mod reason;
@@ -30,10 +31,12 @@ mod score;
 mod sessions;
 mod terms;
 mod waiting;
+mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::sync::watch as watch_channel;
 
 use crate::clock::{Clock, Moment};
 use crate::engine::{EngineHandle, EngineSettings, ResidencySettings};
@@ -60,6 +63,7 @@ pub use generation::Generation;
 pub use intake::{Claim, Intake};
 pub use load::{Load, LoadRequest, LoadUpdate};
 pub use models::{ModelInfo, ModelPage};
+pub use portable::{ImportSession, Piece, SessionExport, SessionImport};
 pub use reason::Reason;
 pub use request::{
     Chat, CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores, Tool,
@@ -70,6 +74,7 @@ pub use sessions::{
     CreateSession, ForkSession, SessionContent, SessionPage, TruncateSession, TruncateTo, UpdateSession,
 };
 pub use terms::Lifetime;
+pub use watch::{WatchEvent, WatchSessions, WatchedChange, Watching};
 
 // Plain types of the floors below that requests and answers are made of.
 pub use crate::engine::SlabClass;
@@ -81,6 +86,7 @@ pub use crate::quantize::{QuantMode, Quantization, Recipe};
 pub use crate::residency::{Fit, ModelState};
 pub use crate::session::{
     History, HistoryOutcome, Labels, Lease, Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd,
+    ViewField,
 };
 
 /// The use cases, and the state that all calls share.
@@ -94,7 +100,7 @@ pub struct Service {
     limits: Limits,
     clock: Arc<dyn Clock>,
     started: Moment,
-    draining: AtomicBool,
+    draining: watch_channel::Sender<bool>,
 }
 
 impl Service {
@@ -117,7 +123,7 @@ impl Service {
             limits,
             started: clock.now(),
             clock,
-            draining: AtomicBool::new(false),
+            draining: watch_channel::Sender::new(false),
         }
     }
 
@@ -167,13 +173,19 @@ impl Service {
 
     /// Refuses new calls from now on.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.send_replace(true);
     }
 
     /// Returns whether new calls are refused.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        *self.draining.borrow()
+    }
+
+    /// Returns when new calls are refused.
+    pub(crate) async fn drained(&self) {
+        // The service has the sender.
+        drop(self.draining.subscribe().wait_for(|draining| *draining).await);
     }
 
     /// Returns when the engine has finished its running work, at the latest after `limit`.
@@ -219,6 +231,7 @@ fn session_limits(limits: &Limits) -> SessionLimits {
         session_bytes_max,
         sessions_bytes_max,
         sessions_disk_bytes_max,
+        session_watches_max,
         ..
     } = *limits;
     SessionLimits {
@@ -228,6 +241,7 @@ fn session_limits(limits: &Limits) -> SessionLimits {
         session_bytes_max,
         sessions_bytes_max,
         sessions_disk_bytes_max,
+        session_watches_max,
     }
 }
 

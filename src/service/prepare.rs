@@ -183,9 +183,11 @@ impl Preparation<'_> {
         if context.prompt.is_empty() { Err(Error::EmptyPrompt) } else { Ok(context) }
     }
 
-    /// Returns whether a session's tokens are the model's, as far as is known.
+    /// Returns whether a session's tokens are the model's, as far as is known. An imported one may say of any
+    /// tokens that they are.
     fn is_readable(&self, start: Option<&TurnStart>) -> bool {
-        start.is_none_or(|start| start.is_of(self.assets.tokenizer_hash))
+        let is_known = |id: &u32| *id < self.assets.vocabulary_size;
+        start.is_none_or(|start| start.is_of(self.assets.tokenizer_hash) && start.tokens.iter().all(is_known))
     }
 
     async fn text(&self, text: String, start: Option<TurnStart>) -> Result<Context, Error> {

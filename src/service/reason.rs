@@ -64,6 +64,8 @@ pub enum Reason {
     DiskFull,
     SessionDamaged,
     SessionUnreadable,
+    SessionFileInvalid,
+    SessionFileUnsupported,
 }
 
 impl Reason {
@@ -97,6 +99,8 @@ impl Reason {
             Error::SessionLimit { .. } => Self::SessionLimit,
             Error::SessionDamaged { .. } => Self::SessionDamaged,
             Error::SessionUnreadable { .. } => Self::SessionUnreadable,
+            Error::SessionFileInvalid(_) => Self::SessionFileInvalid,
+            Error::SessionFileUnsupported { .. } => Self::SessionFileUnsupported,
             Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
                 Self::QueueFull
             }
@@ -166,6 +170,8 @@ impl Error {
             | Self::SessionTokenizerChanged(_)
             | Self::SessionLimit { .. }
             | Self::SessionDamaged { .. }
+            | Self::SessionFileInvalid(_)
+            | Self::SessionFileUnsupported { .. }
             | Self::KvTooLarge { .. }
             | Self::Deadline
             | Self::DeadlineUnmeetable { .. }
@@ -240,8 +246,10 @@ impl Error {
             }
             Self::SlowReader { limit } => seconds_metadata("slow_reader_s", *limit),
             Self::SlowSender { limit } => seconds_metadata("receive_s", *limit),
+            Self::SessionFileUnsupported { found, known } => format_metadata(*found, *known),
             Self::EmptyPrompt
             | Self::CannotAppend(_)
+            | Self::SessionFileInvalid(_)
             | Self::TemplateFailed(_)
             | Self::Deadline
             | Self::Cancelled(_)
@@ -257,6 +265,10 @@ impl Error {
 
 fn pairs(named: &[(&'static str, &dyn Display)]) -> Vec<(&'static str, String)> {
     named.iter().map(|(name, value)| (*name, value.to_string())).collect()
+}
+
+fn format_metadata(found: u32, known: u32) -> Vec<(&'static str, String)> {
+    pairs(&[("format", &found), ("format_max", &known)])
 }
 
 fn seconds_metadata(limit: &str, value: Duration) -> Vec<(&'static str, String)> {

@@ -5,8 +5,10 @@
 //! `H` is a hold on a running turn: it is dropped when the turn ends or its session is deleted, whichever is
 //! first.
 
+mod incoming;
 mod lease_time;
 mod terms;
+mod watches;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,11 +23,14 @@ use super::history::History;
 use super::snapshot::{Contents, Outline, Snapshot};
 use super::state::{Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 use super::terms::Terms;
+use super::watch::{Happening, Watch};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::ids::{ModelName, Principal, SessionId, SessionKey, SessionName, TokenizerHash};
 
+pub use incoming::{Arrived, Incoming};
 pub use terms::{NewFork, SessionTotals};
+pub use watches::SessionWatch;
 
 use lease_time::LeaseTime;
 
@@ -66,20 +71,29 @@ struct Owned<H> {
     held: Held,
     /// Bytes on disk, where each file has its own.
     on_disk: Held,
+    /// By number: those who watch.
+    watches: BTreeMap<u64, Watch>,
 }
 
 impl<H> Default for Owned<H> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), held: Held::default(), on_disk: Held::default() }
+        let (held, on_disk) = (Held::default(), Held::default());
+        Self { entries: BTreeMap::new(), held, on_disk, watches: BTreeMap::new() }
     }
 }
 
 impl<H> Owned<H> {
-    fn insert(&mut self, session: Session) {
+    /// Adds a session; returns whether there was one of its name.
+    fn insert(&mut self, session: Session) -> bool {
         let name = session.key.name.clone();
         let mut entry = Entry { session, turn: None, on_disk: self.on_disk.charge(0) };
         entry.count();
-        self.entries.insert(name, entry);
+        self.entries.insert(name, entry).is_some()
+    }
+
+    /// Tells those who watch what happened to a session.
+    fn tell(&mut self, name: &SessionName, happening: Happening) {
+        self.watches.values_mut().for_each(|watch| watch.note(name, happening));
     }
 }
 
@@ -98,6 +112,8 @@ pub struct SessionLimits {
     pub sessions_bytes_max: u64,
     /// Bytes of all sessions together where they are stored; each fork has a file of its own.
     pub sessions_disk_bytes_max: u64,
+    /// Watchers.
+    pub session_watches_max: u32,
 }
 
 /// The sessions.
@@ -106,6 +122,7 @@ pub struct SessionBook<H> {
     turns_begun: AtomicU64,
     /// Numbers given to sessions so far.
     numbered: AtomicU64,
+    watches_begun: AtomicU64,
     changes: Arc<Changes>,
     limits: SessionLimits,
     clock: Arc<dyn Clock>,
@@ -122,6 +139,7 @@ impl<H> SessionBook<H> {
             owners: DashMap::new(),
             turns_begun: AtomicU64::new(0),
             numbered: AtomicU64::new(0),
+            watches_begun: AtomicU64::new(0),
             changes: Arc::default(),
             limits,
             clock,
@@ -210,9 +228,18 @@ impl<H> SessionBook<H> {
         let id = SessionId(self.numbered.fetch_add(1, Ordering::Relaxed) + 1);
         let session = session.with_id(id);
         let view = session.view();
-        owned.insert(session);
-        self.changes.note(&view.key);
+        if owned.insert(session) {
+            // It expired and was not swept yet.
+            owned.tell(&view.key.name, Happening::Expired);
+        }
+        self.note(owned, &view.key, Happening::Made);
         view
+    }
+
+    /// Notes what happened to a session, for who stores it and for who watches.
+    fn note(&self, owned: &mut Owned<H>, key: &SessionKey, happening: Happening) {
+        self.changes.note(key);
+        owned.tell(&key.name, happening);
     }
 
     /// Reads a session with `read`.
@@ -237,7 +264,7 @@ impl<H> SessionBook<H> {
         let entry = usable(&mut owned, key, now)?;
         let acted = act(&mut entry.session, now)?;
         entry.count();
-        self.changes.note(key);
+        self.note(&mut owned, key, Happening::Changed);
         Ok(acted)
     }
 
@@ -247,7 +274,7 @@ impl<H> SessionBook<H> {
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         live(&mut owned, key, now)?;
         let gone = owned.entries.remove(&key.name);
-        self.changes.note(key);
+        self.note(&mut owned, key, Happening::Deleted);
         Ok(gone.and_then(|entry| entry.turn))
     }
 
@@ -257,16 +284,14 @@ impl<H> SessionBook<H> {
         let now = self.now();
         let mut gone = Vec::new();
         self.owners.retain(|owner, owned| {
-            owned.entries.retain(|name, entry| {
-                let expired = entry.session.is_expired(now);
-                if expired {
-                    let key = SessionKey { owner: owner.clone(), name: name.clone() };
-                    self.changes.note(&key);
-                    gone.push(key);
-                }
-                !expired
-            });
-            !owned.entries.is_empty()
+            let expired = owned.entries.extract_if(.., |_, entry| entry.session.is_expired(now));
+            let expired: Vec<SessionName> = expired.map(|(name, _)| name).collect();
+            for name in expired {
+                let key = SessionKey { owner: owner.clone(), name };
+                self.note(owned, &key, Happening::Expired);
+                gone.push(key);
+            }
+            !owned.entries.is_empty() || !owned.watches.is_empty() || owned.held.is_used()
         });
         gone
     }
@@ -286,6 +311,7 @@ impl<H> SessionBook<H> {
         let reserved = self.reserve(&held, &on_disk, &entry.session, request.input_bytes)?;
         let start = entry.session.begin(id, request, now)?;
         entry.turn = Some(hold);
+        owned.tell(&key.name, Happening::Changed);
         let (book, key, reserved) = (Arc::clone(self), key.clone(), Some(reserved));
         Ok((TurnGuard { book, key, id, reserved, tokenizer: None }, start))
     }
@@ -351,7 +377,7 @@ impl<H> SessionBook<H> {
             entry.turn = None;
             entry.count();
             // Also after a roll-back: it was used.
-            self.changes.note(key);
+            self.note(&mut owned, key, Happening::Changed);
         }
         Some(ended)
     }

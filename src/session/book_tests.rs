@@ -34,6 +34,7 @@ fn book(sessions_max: u32) -> (Arc<SessionBook<Arc<()>>>, Arc<Hand>) {
         session_bytes_max: 100_000,
         sessions_bytes_max: 200_000,
         sessions_disk_bytes_max: 600_000,
+        session_watches_max: 2,
     };
     (Arc::new(SessionBook::new(limits, clock.clone())), clock)
 }

@@ -52,6 +52,11 @@ impl Held {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
+    /// Returns whether something is charged, or will be.
+    pub(super) fn is_used(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Charges bytes.
     pub(super) fn charge(&self, bytes: usize) -> Charge {
         let number = self.0.numbered.fetch_add(1, Ordering::Relaxed) + 1;

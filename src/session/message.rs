@@ -147,6 +147,9 @@ impl Message {
     }
 }
 
+/// Bytes of a JSON value without content, and of what stands between two.
+pub(super) const VALUE_BYTES: usize = 8;
+
 /// Returns the bytes of an object, about as JSON writes it.
 #[must_use]
 pub fn object_bytes(object: &Map<String, Value>) -> usize {
@@ -154,8 +157,6 @@ pub fn object_bytes(object: &Map<String, Value>) -> usize {
 }
 
 fn value_bytes(value: &Value) -> usize {
-    /// Bytes of a value without content, and of what stands between two.
-    const VALUE_BYTES: usize = 8;
     let content = match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
         Value::String(text) => text.len(),

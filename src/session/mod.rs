@@ -16,8 +16,12 @@ mod record;
 mod snapshot;
 mod state;
 mod terms;
+mod watch;
 
-pub use book::{NewFork, NewSession, SessionBook, SessionLimits, SessionTotals, TurnGuard};
+pub use book::{
+    Arrived, Incoming, NewFork, NewSession, SessionBook, SessionLimits, SessionTotals, SessionWatch,
+    TurnGuard,
+};
 pub use bytes::{Charged, messages_bytes, tokens_bytes};
 pub use changes::{Changes, Taken};
 pub use context::{chat_rest, chat_text, joined};
@@ -25,10 +29,11 @@ pub use cut::AnswerCut;
 pub use history::{History, HistoryOutcome};
 pub use list::{ListPage, SessionFilter};
 pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
-pub use record::{Keeps, Record, RecordError, Replay, record, whole};
+pub use record::{Joined, Keeps, PieceError, Pieces, Record, RecordError, Replay, record, whole};
 pub use snapshot::{AnswerStart, Contents, Outline, Sizes, Snapshot, TurnEnd};
 pub use state::{AnswerEnd, InputKind, Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 pub use terms::{Labels, Lease, Terms, TermsChange};
+pub use watch::{Change, Told, ViewField};
 
 /// Characters of a session's name.
 pub const NAME_CHARS_MAX: usize = 128;

@@ -25,9 +25,9 @@ const SIZES_AT: usize = MAGIC.len();
 const BEFORE_AT: usize = SIZES_AT + 16;
 const CONTENT_SEAL_AT: usize = BEFORE_AT + SEAL_BYTES;
 const SEAL_AT: usize = CONTENT_SEAL_AT + SEAL_BYTES;
-const HEADER_BYTES: usize = SEAL_AT + SEAL_BYTES;
+pub(super) const HEADER_BYTES: usize = SEAL_AT + SEAL_BYTES;
 
-const SEAL_BYTES: usize = 16;
+pub(super) const SEAL_BYTES: usize = 16;
 
 /// Bytes that are read at first: a header and most outlines.
 const FIRST_READ_BYTES: usize = 4 << 10;
@@ -71,29 +71,78 @@ pub(super) fn put(bytes: &mut Vec<u8>, before: Seal, record: &Record) -> Seal {
     seal
 }
 
+/// The start of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header {
+    pub(super) outline_bytes: u64,
+    pub(super) content_bytes: u64,
+    pub(super) before: Seal,
+    pub(super) seal: Seal,
+    content_seal: Seal,
+}
+
+impl Header {
+    /// Reads a header; none if there is none. Whether it is intact is not known before its outline is read.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let header = bytes.get(..HEADER_BYTES)?;
+        if header[..SIZES_AT] != MAGIC {
+            return None;
+        }
+        let (outline, rest) = header[SIZES_AT..].split_first_chunk()?;
+        let content = rest.first_chunk()?;
+        Some(Self {
+            outline_bytes: u64::from_le_bytes(*outline),
+            content_bytes: u64::from_le_bytes(*content),
+            before: seal_at(header, BEFORE_AT),
+            content_seal: seal_at(header, CONTENT_SEAL_AT),
+            seal: seal_at(header, SEAL_AT),
+        })
+    }
+
+    /// Returns the bytes of the frame; none if there cannot be as many.
+    pub(super) fn frame_bytes(&self) -> Option<u64> {
+        self.head_bytes()?.checked_add(self.content_bytes)
+    }
+
+    /// Returns the bytes of header and outline.
+    fn head_bytes(&self) -> Option<u64> {
+        (HEADER_BYTES as u64).checked_add(self.outline_bytes)
+    }
+
+    /// Returns the bytes of header and outline, if the frame may be in `room` bytes.
+    fn head_within(&self, room: u64) -> Option<u64> {
+        let is_within = self.frame_bytes().is_some_and(|end| end <= room);
+        self.head_bytes().filter(|_| is_within)
+    }
+
+    /// Returns the outline after the header in `head`; none if one of the two is not intact.
+    fn outline<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
+        let (header, outline) = head.split_at_checked(HEADER_BYTES)?;
+        (seal_of(&[&header[..SEAL_AT], outline]) == self.seal).then_some(outline)
+    }
+
+    /// Returns outline and content of a whole frame; none if it is not intact.
+    pub(super) fn parts<'a>(&self, frame: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+        let (head, content) = frame.split_at_checked(fitting(self.head_bytes()?))?;
+        let outline = self.outline(head)?;
+        (seal_of(&[content]) == self.content_seal).then_some((outline, content))
+    }
+}
+
 /// Returns the frame at `at` of a file of `size` bytes; none if there is no intact one.
 pub(super) fn at(disk: &dyn Disk, file: &str, at: u64, size: u64) -> io::Result<Option<Frame>> {
     let room = size.saturating_sub(at);
     let mut bytes = disk.read(file, at, FIRST_READ_BYTES.min(fitting(room)))?;
-    let Some(head) = head_bytes(&bytes, room) else { return Ok(None) };
+    let Some(header) = Header::read(&bytes) else { return Ok(None) };
+    let Some(head) = header.head_within(room) else { return Ok(None) };
     if head > bytes.len() as u64 {
         bytes = disk.read(file, at, fitting(head))?;
     }
     bytes.truncate(fitting(head));
-    let Some((header, outline)) = bytes.split_at_checked(HEADER_BYTES) else { return Ok(None) };
-    let seal = seal_at(header, SEAL_AT);
-    if seal_of(&[&header[..SEAL_AT], outline]) != seal {
-        return Ok(None);
-    }
-    let (_, content_bytes) = sizes(header).unwrap_or_default();
-    Ok(Some(Frame {
-        before: seal_at(header, BEFORE_AT),
-        content_seal: seal_at(header, CONTENT_SEAL_AT),
-        seal,
-        outline: outline.to_vec(),
-        content_at: at + head,
-        content_bytes,
-    }))
+    let Some(outline) = header.outline(&bytes) else { return Ok(None) };
+    let Header { before, seal, content_seal, content_bytes, .. } = header;
+    let (outline, content_at) = (outline.to_vec(), at + head);
+    Ok(Some(Frame { outline, before, seal, content_seal, content_at, content_bytes }))
 }
 
 /// What lies beyond the last frame that follows from those before it.
@@ -116,7 +165,8 @@ pub(super) fn find(disk: &dyn Disk, file: &str, from: u64, size: u64) -> io::Res
         let bytes = disk.read(file, start, SEARCH_BYTES.min(fitting(size - start)))?;
         for (offset, header) in bytes.windows(HEADER_BYTES).enumerate() {
             let place = start + offset as u64;
-            let Some(head) = head_bytes(header, size - place) else { continue };
+            let header = Header::read(header);
+            let Some(head) = header.and_then(|header| header.head_within(size - place)) else { continue };
             let Some(rest) = left.checked_sub(head.max(FIRST_READ_BYTES as u64)) else {
                 return Ok(Beyond::Unclear);
             };
@@ -145,23 +195,6 @@ impl Frame {
         let content = disk.read(file, self.content_at, fitting(self.content_bytes))?;
         Ok((seal_of(&[&content]) == self.content_seal).then_some(content))
     }
-}
-
-/// Returns the bytes of header and outline of a frame that may be in `room` bytes; none if there is none.
-fn head_bytes(header: &[u8], room: u64) -> Option<u64> {
-    let (outline_bytes, content_bytes) = sizes(header)?;
-    let head = outline_bytes.checked_add(HEADER_BYTES as u64)?;
-    head.checked_add(content_bytes).is_some_and(|end| end <= room).then_some(head)
-}
-
-/// Returns the sizes of outline and content that a header says.
-fn sizes(header: &[u8]) -> Option<(u64, u64)> {
-    if header.len() < HEADER_BYTES || header[..SIZES_AT] != MAGIC {
-        return None;
-    }
-    let (outline, rest) = header[SIZES_AT..].split_first_chunk()?;
-    let content = rest.first_chunk()?;
-    Some((u64::from_le_bytes(*outline), u64::from_le_bytes(*content)))
 }
 
 /// Returns the seal of bytes that follow one another.

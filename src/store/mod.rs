@@ -12,6 +12,7 @@ mod failing;
 mod file;
 mod frame;
 mod open;
+mod portable;
 mod put;
 mod shelf;
 mod starts;
@@ -27,6 +28,7 @@ use crate::ids::{SessionId, SessionKey};
 use crate::session::{Changes, Contents, Outline, Snapshot};
 pub use file::LoadError;
 pub use open::open;
+pub use portable::{Export, Import, PortableError};
 use shelf::Shelf;
 use writer::Writer;
 

@@ -7,6 +7,7 @@ mod cli;
 mod cli_interrupts;
 mod cli_local;
 mod cli_models;
+mod cli_sessions;
 mod codegen;
 mod daemon;
 mod text_detokenizer;

@@ -16,6 +16,7 @@ pub(super) const SESSION_LIMITS: SessionLimits = SessionLimits {
     session_bytes_max: 1 << 20,
     sessions_bytes_max: 1 << 22,
     sessions_disk_bytes_max: 1 << 23,
+    session_watches_max: 1,
 };
 
 /// Returns the request of a raw turn after `expected` tokens.

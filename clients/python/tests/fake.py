@@ -25,6 +25,7 @@ from mlxd.v1.session_pb2_grpc import SessionServiceServicer, add_SessionServiceS
 MODEL = "SmolLM2-135M-Instruct"
 PARIS = "The capital of France is Paris."
 DOMAIN = "mlxd.v1"
+FILE = b"file of "  # What the file of every session begins with.
 # Progress of a load: phase, bytes done, bytes in all.
 LOAD = [
     (model_pb2.LOAD_PHASE_DOWNLOADING, 20, 80),
@@ -318,6 +319,46 @@ class Fake(
         self._note(request, context)
         del self.sessions[request.name]
         return session_pb2.DeleteSessionResponse()
+
+    def ExportSession(self, request, context):
+        self._note(request, context)
+        if request.name not in self.sessions:
+            abort(context, grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
+        for chunk in (FILE, request.name.encode()):
+            yield session_pb2.ExportSessionResponse(chunk=chunk)
+        if request.name != "cut":
+            yield session_pb2.ExportSessionResponse(finished=session_pb2.ExportFinished())
+
+    def ImportSession(self, parts, context):
+        start = next(parts).start
+        self._note(start, context)
+        chunks = [part.chunk for part in parts]
+        assert all(0 < len(chunk) <= 1 << 16 for chunk in chunks)
+        file = b"".join(chunks)
+        if not file.startswith(FILE):
+            abort(context, grpc.StatusCode.INVALID_ARGUMENT, "SESSION_FILE_INVALID")
+        name = start.name or file.removeprefix(FILE).decode()
+        if name in self.sessions:
+            abort(context, grpc.StatusCode.ALREADY_EXISTS, "SESSION_EXISTS")
+        session = session_pb2.Session(
+            name=name, model=start.model, pinned=start.pinned, ttl=start.ttl, token_count=len(file)
+        )
+        self.sessions[name] = session
+        return session_pb2.ImportSessionResponse(session=session)
+
+    def WatchSessions(self, request, context):
+        self._note(request, context)
+        if not request.changes_only:
+            for name, session in self.sessions.items():
+                kind = session_pb2.SESSION_CHANGE_KIND_LISTED
+                change = session_pb2.SessionChange(kind=kind, name=name, session=session)
+                yield session_pb2.WatchSessionsResponse(change=change)
+        yield session_pb2.WatchSessionsResponse(ready=session_pb2.WatchReady())
+        context.add_callback(self.left.set)
+        if self.hang:
+            self._wait_for_leaving()
+            return
+        abort(context, grpc.StatusCode.UNAVAILABLE, "DRAINING")
 
     # The daemon
 

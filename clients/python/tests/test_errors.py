@@ -56,6 +56,8 @@ CLASSES = {
     "SESSION_DAMAGED": (Code.DATA_LOSS, mlxd.StateError),
     "SESSION_UNREADABLE": (Code.UNAVAILABLE, mlxd.UnavailableError),
     "SESSION_TOKENIZER_CHANGED": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "SESSION_FILE_INVALID": (Code.INVALID_ARGUMENT, mlxd.InvalidRequestError),
+    "SESSION_FILE_UNSUPPORTED": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "CANNOT_APPEND": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "UNIMPLEMENTED": (Code.UNIMPLEMENTED, mlxd.UnsupportedError),
 }

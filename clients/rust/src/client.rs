@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{IntoRequest, Request};
@@ -13,19 +14,20 @@ use tonic::{IntoRequest, Request};
 use crate::address::{Address, default_address};
 use crate::call::{Call, TIMEOUT_HEADER};
 use crate::error::{Error, Result};
-use crate::stream::{GenerateStream, LoadStream};
+use crate::stream::{ExportStream, GenerateStream, LoadStream, WatchStream};
 use crate::v1::inference_service_client::InferenceServiceClient;
 use crate::v1::model_service_client::ModelServiceClient;
 use crate::v1::server_service_client::ServerServiceClient;
 use crate::v1::session_service_client::SessionServiceClient;
 use crate::v1::{
     CapabilitiesRequest, CapabilitiesResponse, CountTokensRequest, CountTokensResponse, CreateSessionRequest,
-    DeleteSessionRequest, DeleteSessionResponse, ExtendSessionRequest, ExtendSessionResponse,
-    ForkSessionRequest, GenerateRequest, GenerateResponse, GetModelRequest, GetSessionRequest,
-    GetSessionResponse, GetStatsRequest, GetStatsResponse, ListModelsRequest, ListModelsResponse,
-    ListSessionsRequest, ListSessionsResponse, LoadModelRequest, Message, ModelInfo, ScoreRequest,
-    ScoreResponse, Session, TruncateSessionRequest, UnloadModelRequest, UnloadModelResponse,
-    UpdateSessionRequest,
+    DeleteSessionRequest, DeleteSessionResponse, ExportSessionRequest, ExtendSessionRequest,
+    ExtendSessionResponse, ForkSessionRequest, GenerateRequest, GenerateResponse, GetModelRequest,
+    GetSessionRequest, GetSessionResponse, GetStatsRequest, GetStatsResponse, ImportSessionRequest,
+    ImportStart, ListModelsRequest, ListModelsResponse, ListSessionsRequest, ListSessionsResponse,
+    LoadModelRequest, Message, ModelInfo, ScoreRequest, ScoreResponse, Session, TruncateSessionRequest,
+    UnloadModelRequest, UnloadModelResponse, UpdateSessionRequest, WatchSessionsRequest,
+    import_session_request::Part,
 };
 
 /// Largest message that this client accepts, in bytes. Scores of a long text are the largest messages:
@@ -223,6 +225,67 @@ impl Client {
         let answer = call.answer(self.models().load_model(request)).await?;
         let call = call.accepted(answer.metadata());
         Ok(LoadStream::new(answer.into_inner(), call))
+    }
+
+    /// Sends a session as one file, in chunks; [`ExportStream::collect_file`] puts them together.
+    ///
+    /// # Errors
+    /// The request was refused; later failures come out of the stream.
+    pub async fn export_session(
+        &self,
+        request: impl IntoRequest<ExportSessionRequest>,
+    ) -> Result<ExportStream> {
+        let (request, call) = self.prepare(request);
+        let answer = call.answer(self.sessions().export_session(request)).await?;
+        let call = call.accepted(answer.metadata());
+        Ok(ExportStream::new(answer.into_inner(), call))
+    }
+
+    /// Makes a session out of a file, which comes in chunks of at most a few hundred KiB. A file whose chunks
+    /// end too early is refused.
+    ///
+    /// # Errors
+    /// The call failed; [`Error::reason`] tells why.
+    pub async fn import_session(
+        &self,
+        start: impl IntoRequest<ImportStart>,
+        file: impl Stream<Item = Vec<u8>> + Send + 'static,
+    ) -> Result<Session> {
+        let (request, call) = self.prepare(start);
+        let (metadata, extensions, start) = request.into_parts();
+        let part = |part| ImportSessionRequest { part: Some(part) };
+        let chunks = file.filter(|bytes| !bytes.is_empty()).map(move |bytes| part(Part::Chunk(bytes)));
+        let parts = tokio_stream::once(part(Part::Start(start))).chain(chunks);
+        let request = Request::from_parts(metadata, extensions, parts);
+        let response = call.answer(self.sessions().import_session(request)).await?.into_inner();
+        let request_id = call.request_id;
+        response.session.ok_or(Error::Incomplete { missing: "session", request_id })
+    }
+
+    /// [`Client::import_session`] of a file that is read as it is sent, on the thread of the connection.
+    ///
+    /// # Errors
+    /// As [`Client::import_session`].
+    pub async fn import_session_file(
+        &self,
+        start: impl IntoRequest<ImportStart>,
+        chunks: impl IntoIterator<Item = Vec<u8>, IntoIter: Send + 'static>,
+    ) -> Result<Session> {
+        self.import_session(start, tokio_stream::iter(chunks)).await
+    }
+
+    /// Tells what becomes of the caller's sessions, until the stream is dropped or the daemon ends.
+    ///
+    /// # Errors
+    /// The request was refused; later failures come out of the stream.
+    pub async fn watch_sessions(
+        &self,
+        request: impl IntoRequest<WatchSessionsRequest>,
+    ) -> Result<WatchStream> {
+        let (request, call) = self.prepare(request);
+        let answer = call.answer(self.sessions().watch_sessions(request)).await?;
+        let call = call.accepted(answer.metadata());
+        Ok(WatchStream::new(answer.into_inner(), call))
     }
 
     /// Lists all models, reading every page.

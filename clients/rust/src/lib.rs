@@ -18,6 +18,6 @@ pub mod v1 {
 pub use address::{Address, default_address, default_socket_path};
 pub use client::{BearerToken, Client, ConnectOptions, MESSAGE_BYTES_MAX};
 pub use error::{CallError, Error, FieldViolation, Result};
-pub use stream::{EventStream, GenerateStream, LoadStream};
+pub use stream::{EventStream, ExportStream, GenerateStream, LoadStream, WatchStream};
 pub use tonic::{Code, IntoRequest, Request};
 pub use v1::ErrorReason;

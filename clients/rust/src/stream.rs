@@ -12,8 +12,9 @@ use crate::address::Address;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::v1::{
-    GenerateFinished, LoadModelResponse, StreamGenerateResponse, load_model_response,
-    stream_generate_response,
+    ExportSessionResponse, GenerateFinished, LoadModelResponse, StreamGenerateResponse,
+    WatchSessionsResponse, export_session_response, load_model_response, stream_generate_response,
+    watch_sessions_response,
 };
 
 /// The events of a generation: `Started`, `Progress`, `Delta` …, one `Finished`.
@@ -21,6 +22,12 @@ pub type GenerateStream = EventStream<StreamGenerateResponse>;
 
 /// The events of a load: `Progress` …, then one `Loaded`, or `Validated` for a dry run.
 pub type LoadStream = EventStream<LoadModelResponse>;
+
+/// A session's file: `Chunk` …, then one `Finished`.
+pub type ExportStream = EventStream<ExportSessionResponse>;
+
+/// What becomes of sessions: `Change` …, among them one `Ready`. It has no last event.
+pub type WatchStream = EventStream<WatchSessionsResponse>;
 
 /// A message that carries one event.
 pub trait EventMessage: sealed::Sealed {
@@ -38,6 +45,8 @@ mod sealed {
     pub trait Sealed: Unpin {}
     impl Sealed for super::StreamGenerateResponse {}
     impl Sealed for super::LoadModelResponse {}
+    impl Sealed for super::ExportSessionResponse {}
+    impl Sealed for super::WatchSessionsResponse {}
 }
 
 impl EventMessage for StreamGenerateResponse {
@@ -63,6 +72,32 @@ impl EventMessage for LoadModelResponse {
 
     fn is_last(event: &Self::Event) -> bool {
         !matches!(event, load_model_response::Event::Progress(_))
+    }
+}
+
+impl EventMessage for ExportSessionResponse {
+    type Event = export_session_response::Event;
+    const LAST: &'static str = "finished event";
+
+    fn into_event(self) -> Option<Self::Event> {
+        self.event
+    }
+
+    fn is_last(event: &Self::Event) -> bool {
+        matches!(event, export_session_response::Event::Finished(_))
+    }
+}
+
+impl EventMessage for WatchSessionsResponse {
+    type Event = watch_sessions_response::Event;
+    const LAST: &'static str = "end of the daemon";
+
+    fn into_event(self) -> Option<Self::Event> {
+        self.event
+    }
+
+    fn is_last(_: &Self::Event) -> bool {
+        false
     }
 }
 
@@ -120,6 +155,24 @@ impl GenerateStream {
             }
         }
         Err(Error::Incomplete { missing: StreamGenerateResponse::LAST, request_id: self.request_id })
+    }
+}
+
+impl ExportStream {
+    /// Reads the rest of the file.
+    ///
+    /// # Errors
+    /// As [`EventStream::next_event`].
+    pub async fn collect_file(mut self) -> Result<Vec<u8>> {
+        use export_session_response::Event;
+        let mut file = Vec::new();
+        while let Some(event) = self.next_event().await? {
+            match event {
+                Event::Chunk(bytes) => file.extend(bytes),
+                Event::Finished(_) => return Ok(file),
+            }
+        }
+        Err(Error::Incomplete { missing: ExportSessionResponse::LAST, request_id: self.request_id })
     }
 }
 

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use fake::FakeDaemon;
 use mlxd_client::v1::{
-    CountTokensRequest, CreateSessionRequest, DeleteSessionRequest, ExtendSessionRequest, ForkSessionRequest,
-    GenerateRequest, GetModelRequest, LoadModelRequest, LoadPhase, Message, ScoreRequest, TokenIds,
-    TruncateSessionRequest, UpdateSessionRequest, load_model_response, score_request,
-    stream_generate_response::Event, truncate_session_request,
+    CountTokensRequest, CreateSessionRequest, DeleteSessionRequest, ExportSessionRequest,
+    ExtendSessionRequest, ForkSessionRequest, GenerateRequest, GetModelRequest, ImportStart,
+    LoadModelRequest, LoadPhase, Message, ScoreRequest, SessionChangeKind, TokenIds, TruncateSessionRequest,
+    UpdateSessionRequest, WatchSessionsRequest, load_model_response, score_request,
+    stream_generate_response::Event, truncate_session_request, watch_sessions_response,
 };
 use mlxd_client::{BearerToken, Client, ConnectOptions, Error, ErrorReason, Request};
 
@@ -179,6 +180,45 @@ async fn sessions_are_created_forked_truncated_and_deleted() {
     let left = client.list_all_sessions().await.unwrap();
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].name, "b");
+}
+
+#[tokio::test]
+async fn a_session_is_exported_whole_and_imported_again() {
+    let (_fake, client) = start().await;
+    for name in ["trip", "cut"] {
+        let request = CreateSessionRequest { name: name.into(), model: "tiny".into(), ..Default::default() };
+        client.create_session(request).await.unwrap();
+    }
+    let export = |name: &str| ExportSessionRequest { name: name.into(), ..Default::default() };
+    let file = client.export_session(export("trip")).await.unwrap().collect_file().await.unwrap();
+    assert_eq!(file, b"file of trip");
+    let cut = client.export_session(export("cut")).await.unwrap().collect_file().await.unwrap_err();
+    assert!(matches!(cut, Error::Incomplete { missing: "finished event", .. }), "{cut}");
+
+    // Empty chunks are not sent.
+    let chunks = vec![Vec::new(), file[..5].to_vec(), file[5..].to_vec()];
+    let start = |name: &str| ImportStart { name: name.into(), ..Default::default() };
+    let copy = client.import_session_file(start("copy"), chunks.clone()).await.unwrap();
+    assert_eq!((copy.name.as_str(), copy.token_count), ("copy", 3));
+    let exists = client.import_session(start(""), tokio_stream::iter(chunks)).await.unwrap_err();
+    assert_eq!(exists.reason(), ErrorReason::SessionExists);
+    let other = client.import_session_file(start(""), [b"something else".to_vec()]).await.unwrap_err();
+    assert_eq!(other.reason(), ErrorReason::SessionFileInvalid);
+}
+
+#[tokio::test]
+async fn a_watch_tells_changes_until_the_daemon_ends() {
+    use watch_sessions_response::Event;
+    let (_fake, client) = start().await;
+    let request = CreateSessionRequest { name: "a".into(), model: "tiny".into(), ..Default::default() };
+    client.create_session(request).await.unwrap();
+    let mut stream = client.watch_sessions(WatchSessionsRequest::default()).await.unwrap();
+    let first = stream.next_event().await.unwrap().unwrap();
+    assert!(matches!(first, Event::Change(change) if change.kind() == SessionChangeKind::Listed));
+    assert!(matches!(stream.next_event().await.unwrap().unwrap(), Event::Ready(_)));
+    assert!(matches!(stream.next_event().await.unwrap().unwrap(), Event::Change(_)));
+    let end = stream.next_event().await.unwrap_err();
+    assert!(end.reason() == ErrorReason::Draining && end.is_retryable());
 }
 
 #[tokio::test]

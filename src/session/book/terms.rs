@@ -12,6 +12,7 @@ use crate::ids::{ModelName, Principal, SessionKey, SessionName};
 use crate::session::list::ListPage;
 use crate::session::state::{Session, SessionView};
 use crate::session::terms::{Lease, Terms, TermsChange};
+use crate::session::watch::Happening;
 
 /// A copy of a session to make.
 #[derive(Clone, Debug)]
@@ -73,8 +74,9 @@ impl<H> SessionBook<H> {
         let entry = live(&mut owned, key, now)?;
         entry.session.set_terms(terms, now);
         entry.count();
-        self.changes.note(key);
-        Ok(entry.session.view())
+        let view = entry.session.view();
+        self.note(&mut owned, key, Happening::Changed);
+        Ok(view)
     }
 
     /// Returns one page of an owner's sessions, and whether there are more.

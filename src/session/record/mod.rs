@@ -5,6 +5,7 @@
 //! The bytes are protobuf (`wire`), so that fields can be added: a reader skips those that it does not know.
 //! Whoever stores records guards them with checksums; here nothing is believed that cannot be a session.
 
+mod pieces;
 mod values;
 mod wire;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use super::message::Message;
 use super::snapshot::{Contents, Outline, Sizes, Snapshot};
 use crate::count::common_start;
+pub use pieces::{Joined, PieceError, Pieces};
 use wire::{ContentRecord, OutlineRecord};
 
 /// What turns a session from what it was into what it is.
@@ -163,12 +165,16 @@ impl Replay {
         self.tokens.extend(tokens);
         self.text.truncate(keeps.text_bytes);
         self.text.push_str(&text);
-        let sizes =
-            Sizes { messages: self.messages.len(), tokens: self.tokens.len(), text_bytes: self.text.len() };
+        let sizes = self.sizes();
         match &self.outline {
             Some(outline) if outline.sizes == sizes => Ok(()),
             Some(_) | None => Err(RecordError::Contradiction("the content has other sizes than its outline")),
         }
+    }
+
+    /// Returns the sizes of the content so far.
+    fn sizes(&self) -> Sizes {
+        Sizes { messages: self.messages.len(), tokens: self.tokens.len(), text_bytes: self.text.len() }
     }
 
     /// Returns the facts that an outline tells without those before it.

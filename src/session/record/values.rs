@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Number, Value};
 
+use crate::session::message::VALUE_BYTES;
+
 /// Depth of a value; parsers of JSON allow no more than 128.
 const DEPTH_MAX: usize = 256;
 
@@ -27,6 +29,48 @@ pub(super) fn to_bytes(object: &Map<String, Value>) -> Vec<u8> {
 pub(super) fn from_bytes(mut bytes: &[u8]) -> Option<Map<String, Value>> {
     let object = take_object(&mut bytes, DEPTH_MAX)?;
     bytes.is_empty().then_some(object)
+}
+
+/// Returns what the object that the bytes are is charged with, as `object_bytes` counts, without making it;
+/// none if they are anything else.
+pub(super) fn charge(mut bytes: &[u8]) -> Option<usize> {
+    let charge = skip_object(&mut bytes, DEPTH_MAX)?;
+    bytes.is_empty().then_some(charge)
+}
+
+fn skip_object(bytes: &mut &[u8], depth: usize) -> Option<usize> {
+    let mut charge = 0;
+    for _ in 0..take_size(bytes)? {
+        charge += skip_text(bytes)? + skip_value(bytes, depth)?;
+    }
+    Some(charge)
+}
+
+fn skip_value(bytes: &mut &[u8], depth: usize) -> Option<usize> {
+    let depth = depth.checked_sub(1)?;
+    let (kind, rest) = bytes.split_first()?;
+    *bytes = rest;
+    let content = match *kind {
+        NULL | FALSE | TRUE => 0,
+        UNSIGNED | SIGNED | FLOAT => take_array::<8>(bytes).map(|_| 0)?,
+        TEXT => skip_text(bytes)?,
+        LIST => {
+            let mut charge = 0;
+            for _ in 0..take_size(bytes)? {
+                charge += skip_value(bytes, depth)?;
+            }
+            charge
+        }
+        OBJECT => skip_object(bytes, depth)?,
+        _ => return None,
+    };
+    Some(VALUE_BYTES + content)
+}
+
+fn skip_text(bytes: &mut &[u8]) -> Option<usize> {
+    let size = usize::try_from(take_size(bytes)?).ok()?;
+    *bytes = bytes.get(size..)?;
+    Some(size)
 }
 
 fn put_object(bytes: &mut Vec<u8>, object: &Map<String, Value>) {

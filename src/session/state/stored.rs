@@ -139,6 +139,11 @@ impl Session {
         }
     }
 
+    /// Returns the numbers of its tokens and turns.
+    pub(in crate::session) fn counts(&self) -> (usize, usize) {
+        (self.sizes().tokens, self.turns.len())
+    }
+
     pub(super) fn sizes(&self) -> Sizes {
         match &self.absence {
             Some(Absence::Cold(sizes) | Absence::Damaged(sizes, _)) => *sizes,

@@ -53,6 +53,7 @@ pub(super) fn book() -> Arc<SessionBook<()>> {
         session_bytes_max: 1 << 30,
         sessions_bytes_max: 1 << 30,
         sessions_disk_bytes_max: 1 << 30,
+        session_watches_max: 1,
     };
     Arc::new(SessionBook::new(limits, Arc::new(Still)))
 }

@@ -204,6 +204,16 @@ def exists(place: Place, words: list[str]) -> None:
     runs(place, [*words, "--help"])
 
 
+def sessions(place: Place, words: list[str]) -> None:
+    """A session that is exported is made first; a watch would not end by itself."""
+    if words[2:3] == ["watch"]:
+        return exists(place, words)
+    if words[2:3] == ["export"]:
+        model = ["-m", default_model().name, "--session", words[3]]
+        chat(place, [words[0], "chat", *model])
+    return runs(place, words)
+
+
 MLXD: dict[str, Callable[[Place, list[str]], None]] = {
     "bench": bench,
     "chat": chat,
@@ -215,7 +225,7 @@ MLXD: dict[str, Callable[[Place, list[str]], None]] = {
     "pull": pull,
     "run": exists,
     "serve": serve,
-    "sessions": runs,
+    "sessions": sessions,
     "unload": runs,
 }
 

@@ -58,6 +58,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def token_file(
+    folder: Path, token: str = "correct-horse-battery-staple", mode: int = 0o600
+) -> Path:
+    """Writes a token file."""
+    file = folder / "token"
+    file.write_text(f"{token}\n")
+    file.chmod(mode)
+    return file
+
+
 class Daemon:
     """A running `mlxd serve`; a context manager."""
 
@@ -164,6 +174,18 @@ class Daemon:
         """Waits for the process to end and returns its exit code."""
         assert self.process is not None
         return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """Ends the process as a crash does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        """Ends the process as a supervisor does, and starts it again."""
+        self.signal(signal.SIGTERM)
+        assert self.exit_code() == 0, self.log
+        self.start()
 
     def stop(self) -> None:
         """Ends the process, with SIGTERM first, and removes its folder."""

@@ -7,7 +7,7 @@ committed with clients/python; pytest.ini puts them on the path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,7 +152,11 @@ def request(
     )
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[misc]
+    grpc.StreamUnaryClientInterceptor,  # type: ignore[misc]
+):
     """Sends a token with each call."""
 
     def __init__(self, token: str) -> None:
@@ -162,6 +166,7 @@ class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
         return call(details._replace(metadata=self.metadata), request)
 
     intercept_unary_stream = intercept_unary_unary
+    intercept_stream_unary = intercept_unary_unary
 
 
 class Wire:
@@ -226,6 +231,38 @@ class Wire:
         """GetSession."""
         request_ = session_pb2.GetSessionRequest(name=name, **fields)
         return self.sessions.GetSession(request_, timeout=CALL_S)
+
+    def session_ids(self, name: str) -> list[int]:
+        """GetSession; returns the session's tokens."""
+        return list(self.get_session(name, include_token_ids=True).token_ids)
+
+    def session_names(self) -> list[str]:
+        """ListSessions; returns the names on the first page."""
+        request_ = session_pb2.ListSessionsRequest()
+        listed = self.sessions.ListSessions(request_, timeout=CALL_S).sessions
+        return [session.name for session in listed]
+
+    def export_session(self, name: str) -> bytes:
+        """ExportSession; returns the file."""
+        request_ = session_pb2.ExportSessionRequest(name=name)
+        events = list(self.sessions.ExportSession(request_, timeout=CALL_S))
+        file = b"".join(event.chunk for event in events[:-1])
+        assert events[-1].finished.file_bytes == len(file)
+        return file
+
+    def import_session(
+        self, file: bytes | Iterable[bytes], piece: int = 1 << 16, **start: Any
+    ) -> session_pb2.Session:
+        """ImportSession of a file in pieces of a size, or of given ones."""
+
+        def parts() -> Iterator[session_pb2.ImportSessionRequest]:
+            yield session_pb2.ImportSessionRequest(start=session_pb2.ImportStart(**start))
+            pieces = range(0, len(file), piece) if isinstance(file, bytes) else file
+            for at in pieces:
+                chunk = file[at : at + piece] if isinstance(file, bytes) else at
+                yield session_pb2.ImportSessionRequest(chunk=chunk)
+
+        return self.sessions.ImportSession(parts(), timeout=CALL_S).session
 
     def fork_session(self, name: str, new_name: str) -> session_pb2.Session:
         """ForkSession."""

@@ -1,9 +1,10 @@
 //! To others a session does not exist: every call about it answers as for one that never was.
 
 use mlxd_client::v1::{
-    CreateSessionRequest, DeleteSessionRequest, ErrorReason, ExtendSessionRequest, ForkSessionRequest,
-    GetModelRequest, GetSessionRequest, GetStatsRequest, ListModelsRequest, ListSessionsRequest,
-    ScoreRequest, TruncateSessionRequest, UpdateSessionRequest, score_request, truncate_session_request::To,
+    CreateSessionRequest, DeleteSessionRequest, ErrorReason, ExportSessionRequest, ExtendSessionRequest,
+    ForkSessionRequest, GetModelRequest, GetSessionRequest, GetStatsRequest, ListModelsRequest,
+    ListSessionsRequest, ScoreRequest, TruncateSessionRequest, UpdateSessionRequest, score_request,
+    truncate_session_request::To,
 };
 use mlxd_client::{Client, Error};
 
@@ -18,6 +19,7 @@ async fn calls(client: &Client, name: &str) -> Vec<Error> {
     let cut = TruncateSessionRequest { name: name(), to: Some(To::TurnCount(0)), ..Default::default() };
     let fork = ForkSessionRequest { name: name(), new_name: "mine".into(), ..Default::default() };
     let get = GetSessionRequest { name: name(), ..Default::default() };
+    let export = ExportSessionRequest { name: name(), ..Default::default() };
     let update = UpdateSessionRequest { name: name(), pinned: Some(true), ..Default::default() };
     vec![
         client.get_session(get).await.unwrap_err(),
@@ -26,6 +28,7 @@ async fn calls(client: &Client, name: &str) -> Vec<Error> {
         client.fork_session(fork).await.unwrap_err(),
         client.truncate_session(cut).await.unwrap_err(),
         client.delete_session(DeleteSessionRequest { name: name() }).await.unwrap_err(),
+        client.export_session(export).await.map(drop).unwrap_err(),
         client.generate(turn(&name(), "x")).await.unwrap_err(),
         client.stream_generate(turn(&name(), "x")).await.map(drop).unwrap_err(),
         client.score(score).await.unwrap_err(),

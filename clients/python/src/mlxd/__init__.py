@@ -5,8 +5,14 @@ provider `mlxd` with AbstractLLM.
 """
 
 from mlxd import types
-from mlxd._stream import GenerateStream, Stream
-from mlxd.aio import AsyncClient, AsyncGenerateStream, AsyncSession, AsyncStream
+from mlxd._stream import ExportStream, GenerateStream, Stream
+from mlxd.aio import (
+    AsyncClient,
+    AsyncExportStream,
+    AsyncGenerateStream,
+    AsyncSession,
+    AsyncStream,
+)
 from mlxd.client import Client
 from mlxd.errors import (
     AlreadyExistsError,
@@ -37,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyExistsError",
     "AsyncClient",
+    "AsyncExportStream",
     "AsyncGenerateStream",
     "AsyncSession",
     "AsyncStream",
@@ -49,6 +56,7 @@ __all__ = [
     "ConnectionLostError",
     "ContextOverflowError",
     "DeadlineError",
+    "ExportStream",
     "FieldViolation",
     "GenerateOptions",
     "GenerateStream",

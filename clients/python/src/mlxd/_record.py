@@ -28,6 +28,13 @@ class StreamingCall:
         self._request_id = request_id or ""
         self._address = address
 
+    def _event(self, response: Any) -> Any:
+        """Returns the event of a response; None is passed over."""
+        return event_of(response)
+
+    def _ended(self) -> None:
+        """Checks a stream that has come to its end."""
+
     def close(self) -> None:
         """Cancels the call unless it has ended, without waiting for the daemon.
 
@@ -41,6 +48,22 @@ class StreamingCall:
             self.close()
         except RuntimeError:  # The event loop is closed, and the channel with it.
             return
+
+
+class ExportingCall(StreamingCall):
+    """A call whose events are the bytes of a file, and at last that it is whole."""
+
+    _is_whole = False
+
+    def _event(self, response: Any) -> Any:
+        if response.WhichOneof("event") == "finished":
+            self._is_whole = True
+            return None
+        return event_of(response)
+
+    def _ended(self) -> None:
+        if not self._is_whole:
+            raise ServerError("the export ended without `finished`")
 
 
 class Record:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from typing_extensions import Self
 
-from mlxd._record import Record, StreamingCall, event_of
+from mlxd._record import ExportingCall, Record, StreamingCall
 from mlxd.errors import from_call
 from mlxd.types import Completion, GenerateDelta, GenerateEvent
 
@@ -34,7 +34,10 @@ class Stream(StreamingCall, Generic[Event]):
     def __next__(self) -> Event:
         while True:
             try:
-                event = event_of(next(self._events))
+                event = self._event(next(self._events))
+            except StopIteration:
+                self._ended()
+                raise
             except grpc.RpcError as error:
                 raise from_call(error, self._request_id, self._address) from error
             if event is not None:
@@ -53,6 +56,17 @@ class Stream(StreamingCall, Generic[Event]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class ExportStream(ExportingCall, Stream[bytes]):
+    """The bytes of a session's file, in chunks; all of them, or an error."""
+
+    def read(self) -> bytes:
+        """Reads the rest of the file."""
+        file = bytearray()
+        for chunk in self:
+            file += chunk
+        return bytes(file)
 
 
 class GenerateStream(Stream[GenerateEvent]):

@@ -10,7 +10,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from mlxd._sessions import SessionCalls
-from mlxd._stream import GenerateStream
+from mlxd._stream import ExportStream, GenerateStream
 from mlxd.types import (
     CallOptions,
     Completion,
@@ -209,6 +209,14 @@ class Session:
         )
         self.token_count = info.token_count
         return info
+
+    def export(
+        self, *, expected_token_count: int | None = None, **options: Unpack[CallOptions]
+    ) -> ExportStream:
+        """Returns all of the session, as it is now, as one file: an iterator over its bytes."""
+        return self._connection.export_session(
+            self.name, expected_token_count=expected_token_count, **options
+        )
 
     def delete(self, **options: Unpack[CallOptions]) -> None:
         """Deletes the session and cancels a turn that runs in it."""

@@ -22,7 +22,13 @@ from mlxd.v1.inference_pb2 import (
 from mlxd.v1.inference_pb2 import Message as ProtoMessage
 from mlxd.v1.model_pb2 import LoadProgress, LoadValidated, ModelInfo, ModelLoaded
 from mlxd.v1.server_pb2 import CapabilitiesResponse, GetStatsResponse, ModelCapabilities
-from mlxd.v1.session_pb2 import ExtendSessionResponse, GetSessionResponse
+from mlxd.v1.session_pb2 import (
+    ExtendSessionResponse,
+    GetSessionResponse,
+    SessionChange,
+    SessionChangeKind,
+    WatchReady,
+)
 from mlxd.v1.session_pb2 import Session as SessionInfo
 
 __all__ = [
@@ -58,8 +64,12 @@ __all__ = [
     "ProtoMessage",
     "Quantize",
     "ScoreResponse",
+    "SessionChange",
+    "SessionChangeKind",
     "SessionInfo",
     "TokenLogprobs",
+    "WatchEvent",
+    "WatchReady",
 ]
 
 FinishReason: TypeAlias = Literal["stop", "stop_string", "length"]
@@ -70,6 +80,7 @@ History: TypeAlias = Literal["auto", "append", "rerender"]
 HistoryOutcome: TypeAlias = Literal["continued", "appended", "rerendered"]
 GenerateEvent: TypeAlias = GenerateStarted | PrefillProgress | GenerateDelta | GenerateFinished
 LoadEvent: TypeAlias = LoadProgress | ModelLoaded | LoadValidated
+WatchEvent: TypeAlias = SessionChange | WatchReady
 
 
 class Quantize(TypedDict, total=False):

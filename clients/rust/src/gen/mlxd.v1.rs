@@ -68,7 +68,8 @@ pub enum ErrorReason {
     SessionNotChat = 25,
     /// RESOURCE_EXHAUSTED + QuotaFailure: the caller has reached sessions_max,
     /// sessions_pinned_max, session_labels_max, session_bytes_max,
-    /// sessions_bytes_max or sessions_disk_bytes_max; metadata limit, value.
+    /// sessions_bytes_max, sessions_disk_bytes_max or session_watches_max; metadata
+    /// limit, value.
     SessionLimit = 26,
     /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
     /// or of all clients is full, or too many connections or files are open, or too
@@ -135,6 +136,12 @@ pub enum ErrorReason {
     /// model has now; metadata model. A chat turn tokenizes its conversation anew;
     /// raw turns, scores and cuts within an answer cannot.
     SessionTokenizerChanged = 76,
+    /// INVALID_ARGUMENT: what was sent to ImportSession is not a session's file as it
+    /// was exported: it is damaged, incomplete, or something else.
+    SessionFileInvalid = 77,
+    /// FAILED_PRECONDITION: the file was exported by a newer mlxd, in a format that
+    /// this one does not read; metadata format, format_max.
+    SessionFileUnsupported = 78,
     /// UNAVAILABLE + RetryInfo: the file of a stored session cannot be read now, as
     /// where too many files are open; metadata session.
     SessionUnreadable = 81,
@@ -190,6 +197,8 @@ impl ErrorReason {
             Self::SessionDamaged => "ERROR_REASON_SESSION_DAMAGED",
             Self::CannotAppend => "ERROR_REASON_CANNOT_APPEND",
             Self::SessionTokenizerChanged => "ERROR_REASON_SESSION_TOKENIZER_CHANGED",
+            Self::SessionFileInvalid => "ERROR_REASON_SESSION_FILE_INVALID",
+            Self::SessionFileUnsupported => "ERROR_REASON_SESSION_FILE_UNSUPPORTED",
             Self::SessionUnreadable => "ERROR_REASON_SESSION_UNREADABLE",
         }
     }
@@ -242,6 +251,8 @@ impl ErrorReason {
             "ERROR_REASON_SESSION_TOKENIZER_CHANGED" => {
                 Some(Self::SessionTokenizerChanged)
             }
+            "ERROR_REASON_SESSION_FILE_INVALID" => Some(Self::SessionFileInvalid),
+            "ERROR_REASON_SESSION_FILE_UNSUPPORTED" => Some(Self::SessionFileUnsupported),
             "ERROR_REASON_SESSION_UNREADABLE" => Some(Self::SessionUnreadable),
             _ => None,
         }
@@ -2801,6 +2812,160 @@ pub struct Turn {
     #[prost(uint32, tag = "2")]
     pub token_count: u32,
 }
+/// Request of ExportSession.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportSessionRequest {
+    /// Name of the session. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Expected token count of the session, as in GenerateRequest.
+    #[prost(uint32, optional, tag = "2")]
+    pub expected_token_count: ::core::option::Option<u32>,
+}
+/// One event of an ExportSession stream: chunks, then one `finished`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportSessionResponse {
+    /// The event.
+    #[prost(oneof = "export_session_response::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<export_session_response::Event>,
+}
+/// Nested message and enum types in `ExportSessionResponse`.
+pub mod export_session_response {
+    /// The event.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        /// The next bytes of the file, at most 65,536.
+        #[prost(bytes, tag = "1")]
+        Chunk(::prost::alloc::vec::Vec<u8>),
+        /// The file is complete.
+        #[prost(message, tag = "2")]
+        Finished(super::ExportFinished),
+    }
+}
+/// End of an ExportSession stream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportFinished {
+    /// Size of the file in bytes.
+    #[prost(uint64, tag = "1")]
+    pub file_bytes: u64,
+}
+/// One message of an ImportSession stream: one `start`, then the file in chunks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportSessionRequest {
+    /// The part. Required.
+    #[prost(oneof = "import_session_request::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<import_session_request::Part>,
+}
+/// Nested message and enum types in `ImportSessionRequest`.
+pub mod import_session_request {
+    /// The part. Required.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Part {
+        /// What to make of the file; the first message.
+        #[prost(message, tag = "1")]
+        Start(super::ImportStart),
+        /// The next bytes of the file, at least one. The next MiB, or what is left of
+        /// the file, has to arrive within receive_s.
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::alloc::vec::Vec<u8>),
+    }
+}
+/// What an import makes of a file.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportStart {
+    /// Name of the new session, as in CreateSessionRequest. Default: the one that
+    /// it was exported from. An existing name is SESSION_EXISTS.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Name of the model to bind it to. Default: the one that it was bound to.
+    /// Tokens of another tokenizer are SESSION_TOKENIZER_CHANGED when they are used.
+    #[prost(string, tag = "2")]
+    pub model: ::prost::alloc::string::String,
+    /// Whether it is pinned, as in CreateSessionRequest. Default: as it was.
+    #[prost(bool, optional, tag = "3")]
+    pub pinned: ::core::option::Option<bool>,
+    /// Lifetime after the last use, as in CreateSessionRequest. Default: what it
+    /// was, at most session_ttl_max_s; session_ttl_s if its end has passed.
+    #[prost(message, optional, tag = "4")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+}
+/// Response of ImportSession.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImportSessionResponse {
+    /// The new session.
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<Session>,
+}
+/// Request of WatchSessions. Only sessions are watched that meet all conditions. A
+/// principal has at most session_watches_max streams.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchSessionsRequest {
+    /// Watches only sessions of this model; empty for all.
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// Watches only sessions that have all of these labels, as in
+    /// ListSessionsRequest.
+    #[prost(map = "string, string", tag = "2")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Watches only sessions whose name begins with this, as in ListSessionsRequest.
+    #[prost(string, tag = "3")]
+    pub name_prefix: ::prost::alloc::string::String,
+    /// Watches only pinned sessions, or only others. Default: all.
+    #[prost(bool, optional, tag = "4")]
+    pub pinned: ::core::option::Option<bool>,
+    /// Does not tell the sessions that are there already. Default false.
+    #[prost(bool, tag = "5")]
+    pub changes_only: bool,
+}
+/// One event of a WatchSessions stream.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchSessionsResponse {
+    /// The event.
+    #[prost(oneof = "watch_sessions_response::Event", tags = "1, 2")]
+    pub event: ::core::option::Option<watch_sessions_response::Event>,
+}
+/// Nested message and enum types in `WatchSessionsResponse`.
+pub mod watch_sessions_response {
+    /// The event.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        /// What became of a session.
+        #[prost(message, tag = "1")]
+        Change(super::SessionChange),
+        /// The sessions that were there already are told; from here on, and from the
+        /// request on, no change is missed.
+        #[prost(message, tag = "2")]
+        Ready(super::WatchReady),
+    }
+}
+/// The beginning of the changes of a WatchSessions stream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchReady {}
+/// What became of a session since the stream last told of it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionChange {
+    /// What happened.
+    #[prost(enumeration = "SessionChangeKind", tag = "1")]
+    pub kind: i32,
+    /// Name of the session.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// The session as it is now; unset once it is gone, or is not watched any more.
+    #[prost(message, optional, tag = "3")]
+    pub session: ::core::option::Option<Session>,
+    /// Of a changed session, the fields of `session` that changed: `token_count`,
+    /// `turns`, `busy`, `ttl`, `last_use_time`, `expire_time`, `labels` and `pinned`.
+    /// What only the cached KV does is not told.
+    #[prost(string, repeated, tag = "4")]
+    pub changed_fields: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Number of changes before this one of which the stream does not tell, because
+    /// they were not read in time.
+    #[prost(uint32, tag = "5")]
+    pub merged_changes: u32,
+}
 /// Where the KV of a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2834,6 +2999,55 @@ impl SessionState {
             "SESSION_STATE_COLD" => Some(Self::Cold),
             "SESSION_STATE_HOT" => Some(Self::Hot),
             "SESSION_STATE_RUNNING" => Some(Self::Running),
+            _ => None,
+        }
+    }
+}
+/// What happened to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SessionChangeKind {
+    /// Never sent.
+    Unspecified = 0,
+    /// It was there already, or has come to meet the conditions.
+    Listed = 1,
+    /// It was created, forked or imported.
+    Created = 2,
+    /// It changed: a turn began or ended, it was cut, or its terms are others.
+    Changed = 3,
+    /// It was deleted.
+    Deleted = 4,
+    /// It expired.
+    Expired = 5,
+    /// It does not meet the conditions any more.
+    Unlisted = 6,
+}
+impl SessionChangeKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SESSION_CHANGE_KIND_UNSPECIFIED",
+            Self::Listed => "SESSION_CHANGE_KIND_LISTED",
+            Self::Created => "SESSION_CHANGE_KIND_CREATED",
+            Self::Changed => "SESSION_CHANGE_KIND_CHANGED",
+            Self::Deleted => "SESSION_CHANGE_KIND_DELETED",
+            Self::Expired => "SESSION_CHANGE_KIND_EXPIRED",
+            Self::Unlisted => "SESSION_CHANGE_KIND_UNLISTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SESSION_CHANGE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "SESSION_CHANGE_KIND_LISTED" => Some(Self::Listed),
+            "SESSION_CHANGE_KIND_CREATED" => Some(Self::Created),
+            "SESSION_CHANGE_KIND_CHANGED" => Some(Self::Changed),
+            "SESSION_CHANGE_KIND_DELETED" => Some(Self::Deleted),
+            "SESSION_CHANGE_KIND_EXPIRED" => Some(Self::Expired),
+            "SESSION_CHANGE_KIND_UNLISTED" => Some(Self::Unlisted),
             _ => None,
         }
     }
@@ -3133,6 +3347,89 @@ pub mod session_service_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("mlxd.v1.SessionService", "DeleteSession"));
             self.inner.unary(req, path, codec).await
+        }
+        /// Sends all of a session, as it is at this moment, as one portable file in
+        /// pieces: messages, tokens, text, turns, labels, lifetime, pin, history and
+        /// cache salt, but no KV. A running turn is not part of it. The file is as
+        /// private as the conversation.
+        pub async fn export_session(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExportSessionResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mlxd.v1.SessionService/ExportSession",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mlxd.v1.SessionService", "ExportSession"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Makes a session out of such a file. It is the caller's, whoever exported it.
+        /// Nothing is left of an import that fails.
+        pub async fn import_session(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::ImportSessionRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::ImportSessionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mlxd.v1.SessionService/ImportSession",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mlxd.v1.SessionService", "ImportSession"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Tells the changes of the caller's sessions until the caller leaves; at the
+        /// daemon's end it ends with DRAINING. A caller that reads slowly misses no
+        /// session's last state: changes of a session that it has not read become one.
+        pub async fn watch_sessions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchSessionsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mlxd.v1.SessionService/WatchSessions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mlxd.v1.SessionService", "WatchSessions"));
+            self.inner.server_streaming(req, path, codec).await
         }
     }
 }

@@ -1,13 +1,19 @@
-//! Sessions: names and counts, and as content two messages, each a page of its own.
+//! Sessions: names and counts, and as content two messages, each a page of its own. The file of one is
+//! `file of ` and its name, in two chunks; a watch tells what there is and ends with the daemon.
+
+use std::pin::Pin;
 
 use mlxd_client::v1::{
-    CreateSessionRequest, CreateSessionResponse, DeleteSessionRequest, DeleteSessionResponse,
-    ExtendSessionRequest, ExtendSessionResponse, ForkSessionRequest, ForkSessionResponse, GetSessionRequest,
-    GetSessionResponse, ListSessionsRequest, ListSessionsResponse, Message, Session, TruncateSessionRequest,
-    TruncateSessionResponse, Turn, UpdateSessionRequest, UpdateSessionResponse, Usage,
-    truncate_session_request,
+    CreateSessionRequest, CreateSessionResponse, DeleteSessionRequest, DeleteSessionResponse, ExportFinished,
+    ExportSessionRequest, ExportSessionResponse, ExtendSessionRequest, ExtendSessionResponse,
+    ForkSessionRequest, ForkSessionResponse, GetSessionRequest, GetSessionResponse, ImportSessionRequest,
+    ImportSessionResponse, ListSessionsRequest, ListSessionsResponse, Message, Session, SessionChange,
+    SessionChangeKind, TruncateSessionRequest, TruncateSessionResponse, Turn, UpdateSessionRequest,
+    UpdateSessionResponse, Usage, WatchReady, WatchSessionsRequest, WatchSessionsResponse,
+    export_session_response, import_session_request::Part, truncate_session_request, watch_sessions_response,
 };
-use tonic::{Code, Request, Response, Status};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::services::session_service_server::SessionService;
 use super::{Fake, refusal};
@@ -30,6 +36,12 @@ impl Fake {
         Ok(())
     }
 }
+
+/// The events of a call.
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the file of every session begins with.
+const FILE: &[u8] = b"file of ";
 
 #[tonic::async_trait]
 impl SessionService for Fake {
@@ -141,5 +153,81 @@ impl SessionService for Fake {
         self.session(&name)?;
         self.state().sessions.remove(&name);
         Ok(Response::new(DeleteSessionResponse {}))
+    }
+
+    type ExportSessionStream = Events<ExportSessionResponse>;
+
+    async fn export_session(
+        &self,
+        request: Request<ExportSessionRequest>,
+    ) -> Result<Response<Self::ExportSessionStream>, Status> {
+        use export_session_response::Event;
+        let name = self.session(&self.note("ExportSession", request).name)?.name;
+        let file_bytes = (FILE.len() + name.len()) as u64;
+        let mut events = vec![Event::Chunk(FILE.into()), Event::Chunk(name.clone().into())];
+        // A session of this name is one that the daemon does not send whole.
+        if name != "cut" {
+            events.push(Event::Finished(ExportFinished { file_bytes }));
+        }
+        let events = events.into_iter().map(|event| Ok(ExportSessionResponse { event: Some(event) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(events))))
+    }
+
+    async fn import_session(
+        &self,
+        request: Request<Streaming<ImportSessionRequest>>,
+    ) -> Result<Response<ImportSessionResponse>, Status> {
+        let mut parts = self.note("ImportSession", request);
+        let Some(Part::Start(start)) = parts.next().await.transpose()?.and_then(|first| first.part) else {
+            return Err(refusal(Code::InvalidArgument, "INVALID_FIELD", "start", &[]));
+        };
+        let mut file = Vec::new();
+        while let Some(next) = parts.next().await.transpose()? {
+            let Some(Part::Chunk(bytes)) = next.part else { panic!("the start twice") };
+            assert!(!bytes.is_empty());
+            file.extend(bytes);
+        }
+        let Some(name) = file.strip_prefix(FILE) else {
+            let message = "the file is not a session as it was exported: it ends too early";
+            return Err(refusal(Code::InvalidArgument, "SESSION_FILE_INVALID", message, &[]));
+        };
+        let name = if start.name.is_empty() { String::from_utf8_lossy(name).into() } else { start.name };
+        let (model, pinned) = (start.model, start.pinned.unwrap_or(false));
+        let session = Session { name, model, pinned, token_count: 3, ..Session::default() };
+        self.add(&session)?;
+        Ok(Response::new(ImportSessionResponse { session: Some(session) }))
+    }
+
+    type WatchSessionsStream = Events<WatchSessionsResponse>;
+
+    async fn watch_sessions(
+        &self,
+        request: Request<WatchSessionsRequest>,
+    ) -> Result<Response<Self::WatchSessionsStream>, Status> {
+        use watch_sessions_response::Event;
+        let request = self.note("WatchSessions", request);
+        let change = |kind: SessionChangeKind, session: &Session| {
+            Event::Change(SessionChange {
+                kind: kind.into(),
+                name: session.name.clone(),
+                session: Some(session.clone()),
+                ..SessionChange::default()
+            })
+        };
+        let mut events = Vec::new();
+        for session in self.state().sessions.values() {
+            if !request.changes_only {
+                events.push(change(SessionChangeKind::Listed, session));
+            }
+        }
+        events.push(Event::Ready(WatchReady {}));
+        for session in self.state().sessions.values() {
+            let Event::Change(changed) = change(SessionChangeKind::Changed, session) else { continue };
+            let changed_fields = vec!["token_count".to_owned(), "turns".to_owned()];
+            events.push(Event::Change(SessionChange { changed_fields, merged_changes: 2, ..changed }));
+        }
+        let events = events.into_iter().map(|event| Ok(WatchSessionsResponse { event: Some(event) }));
+        let end = Err(refusal(Code::Unavailable, "DRAINING", "the daemon is shutting down", &[]));
+        Ok(Response::new(Box::pin(tokio_stream::iter(events.chain([end])))))
     }
 }

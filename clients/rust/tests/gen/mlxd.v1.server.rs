@@ -1050,6 +1050,56 @@ pub mod session_service_server {
             tonic::Response<::mlxd_client::v1::DeleteSessionResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the ExportSession method.
+        type ExportSessionStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::mlxd_client::v1::ExportSessionResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends all of a session, as it is at this moment, as one portable file in
+        /// pieces: messages, tokens, text, turns, labels, lifetime, pin, history and
+        /// cache salt, but no KV. A running turn is not part of it. The file is as
+        /// private as the conversation.
+        async fn export_session(
+            &self,
+            request: tonic::Request<::mlxd_client::v1::ExportSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExportSessionStream>,
+            tonic::Status,
+        >;
+        /// Makes a session out of such a file. It is the caller's, whoever exported it.
+        /// Nothing is left of an import that fails.
+        async fn import_session(
+            &self,
+            request: tonic::Request<
+                tonic::Streaming<::mlxd_client::v1::ImportSessionRequest>,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<::mlxd_client::v1::ImportSessionResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchSessions method.
+        type WatchSessionsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    ::mlxd_client::v1::WatchSessionsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Tells the changes of the caller's sessions until the caller leaves; at the
+        /// daemon's end it ends with DRAINING. A caller that reads slowly misses no
+        /// session's last state: changes of a session that it has not read become one.
+        async fn watch_sessions(
+            &self,
+            request: tonic::Request<::mlxd_client::v1::WatchSessionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchSessionsStream>,
+            tonic::Status,
+        >;
     }
     /// Conversations whose KV cache stays in the daemon. A session belongs to the
     /// principal that created it; for others it does not exist.
@@ -1505,6 +1555,152 @@ pub mod session_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mlxd.v1.SessionService/ExportSession" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportSessionSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::ServerStreamingService<
+                        ::mlxd_client::v1::ExportSessionRequest,
+                    > for ExportSessionSvc<T> {
+                        type Response = ::mlxd_client::v1::ExportSessionResponse;
+                        type ResponseStream = T::ExportSessionStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::mlxd_client::v1::ExportSessionRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::export_session(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportSessionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mlxd.v1.SessionService/ImportSession" => {
+                    #[allow(non_camel_case_types)]
+                    struct ImportSessionSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::ClientStreamingService<
+                        ::mlxd_client::v1::ImportSessionRequest,
+                    > for ImportSessionSvc<T> {
+                        type Response = ::mlxd_client::v1::ImportSessionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<::mlxd_client::v1::ImportSessionRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::import_session(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ImportSessionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mlxd.v1.SessionService/WatchSessions" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSessionsSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::ServerStreamingService<
+                        ::mlxd_client::v1::WatchSessionsRequest,
+                    > for WatchSessionsSvc<T> {
+                        type Response = ::mlxd_client::v1::WatchSessionsResponse;
+                        type ResponseStream = T::WatchSessionsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::mlxd_client::v1::WatchSessionsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::watch_sessions(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSessionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

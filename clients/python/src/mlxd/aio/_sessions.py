@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 from typing_extensions import Unpack
 
 from mlxd import _convert as convert
+from mlxd._files import ImportParts
 from mlxd.aio._connection import AsyncConnection
+from mlxd.aio._stream import AsyncExportStream, AsyncStream
 from mlxd.types import (
     CallOptions,
     ExtendSessionResponse,
@@ -17,6 +19,7 @@ from mlxd.types import (
     Messages,
     Priority,
     SessionInfo,
+    WatchEvent,
 )
 from mlxd.v1 import session_pb2
 
@@ -222,3 +225,78 @@ class AsyncSessionCalls(AsyncConnection):
         """Deletes a session and cancels a turn that runs in it."""
         request = convert.request(session_pb2.DeleteSessionRequest, name=name)
         await self._call(self._stubs.session.DeleteSession, request, options)
+
+    def export_session(
+        self,
+        name: str,
+        *,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncExportStream:
+        """Returns all of a session, as it is now, as one file: an iterator over its bytes.
+
+        The file is as private as the conversation. A failed call raises from the iterator.
+
+        Raises:
+            SessionMovedError: the session does not have `expected_token_count` tokens.
+        """
+        request = convert.request(
+            session_pb2.ExportSessionRequest, name=name, expected_token_count=expected_token_count
+        )
+        call = self._start(self._stubs.session.ExportSession, request, options)
+        stream = AsyncExportStream(call, options.get("request_id"), self.address)
+        return self._stubs.hold(stream)
+
+    async def _import_session(
+        self,
+        file: bytes | BinaryIO | Iterable[bytes],
+        start: session_pb2.ImportStart,
+        options: CallOptions,
+    ) -> SessionInfo:
+        """Makes a session of a file. For `client`, which wraps the result in an object."""
+        parts = ImportParts(start, file)
+        try:
+            response = await self._call(self._stubs.session.ImportSession, iter(parts), options)
+        except BaseException:
+            # gRPC cancelled the call, which may look as if its caller had.
+            if parts.error is not None:
+                raise parts.error from None
+            raise
+        info: SessionInfo = response.session
+        return info
+
+    def watch_sessions(
+        self,
+        *,
+        model: str = "",
+        labels: Mapping[str, str] | None = None,
+        name_prefix: str = "",
+        pinned: bool | None = None,
+        changes_only: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> AsyncStream[WatchEvent]:
+        """Returns what becomes of the caller's sessions, until the stream is closed.
+
+        A SessionChange for each session that is there, one WatchReady, and from there on a
+        SessionChange for what changes. The changes of a session that were not read in time become
+        one, `merged_changes`. It raises UnavailableError when the daemon ends.
+
+        Args:
+            model: only those of this model; empty for all.
+            labels: only those that have all of these labels.
+            name_prefix: only those whose name begins with this.
+            pinned: only pinned ones, or only others; None for all.
+            changes_only: leave out those that are there.
+            options: options of the call.
+        """
+        request = convert.request(
+            session_pb2.WatchSessionsRequest,
+            model=model,
+            labels=labels,
+            name_prefix=name_prefix,
+            pinned=pinned,
+            changes_only=changes_only,
+        )
+        call = self._start(self._stubs.session.WatchSessions, request, options)
+        stream: AsyncStream[WatchEvent] = AsyncStream(call, options.get("request_id"), self.address)
+        return self._stubs.hold(stream)

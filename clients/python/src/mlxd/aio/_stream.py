@@ -15,7 +15,7 @@ import grpc
 from typing_extensions import Self
 
 from mlxd._cancel import closed, task_is_cancelled  # async only
-from mlxd._record import Record, StreamingCall, event_of
+from mlxd._record import ExportingCall, Record, StreamingCall
 from mlxd.errors import from_call
 from mlxd.types import Completion, GenerateDelta, GenerateEvent
 
@@ -37,7 +37,10 @@ class AsyncStream(StreamingCall, Generic[Event]):
             raise closed("stream", self._request_id)
         while True:
             try:
-                event = event_of(await anext(self._events))
+                event = self._event(await anext(self._events))
+            except StopAsyncIteration:
+                self._ended()
+                raise
             except grpc.RpcError as error:
                 raise from_call(error, self._request_id, self._address) from error
             except asyncio.CancelledError:  # async only
@@ -64,6 +67,17 @@ class AsyncStream(StreamingCall, Generic[Event]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class AsyncExportStream(ExportingCall, AsyncStream[bytes]):
+    """The bytes of a session's file, in chunks; all of them, or an error."""
+
+    async def read(self) -> bytes:
+        """Reads the rest of the file."""
+        file = bytearray()
+        async for chunk in self:
+            file += chunk
+        return bytes(file)
 
 
 class AsyncGenerateStream(AsyncStream[GenerateEvent]):

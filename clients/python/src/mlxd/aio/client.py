@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import BinaryIO
 
 from typing_extensions import Unpack
 
@@ -139,3 +140,36 @@ class AsyncClient(AsyncSessionCalls):
             "expected_token_count": expected_token_count,
         }
         return AsyncSession(self, await self._fork_session(name, new_name, changes, options))
+
+    async def import_session(
+        self,
+        file: bytes | BinaryIO | Iterable[bytes],
+        name: str = "",
+        *,
+        model: str = "",
+        pinned: bool | None = None,
+        ttl: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncSession:
+        """Makes a session of a file that `export_session` gave.
+
+        Args:
+            file: its bytes, or a file that is open in binary mode, or an iterable of bytes.
+            name: the session's name; empty for the one that it was exported from.
+            model: the model to bind it to; empty for the one that it was bound to.
+            pinned: whether it is pinned; None for as it was.
+            ttl: lifetime without use, in seconds; None for what it was.
+            options: options of the call.
+
+        Raises:
+            AlreadyExistsError: a session of this name exists.
+            InvalidRequestError: the file is damaged, incomplete, or something else.
+        """
+        start = convert.request(
+            session_pb2.ImportStart,
+            name=name,
+            model=model,
+            pinned=pinned,
+            ttl=convert.duration(ttl, "ttl"),
+        )
+        return AsyncSession(self, await self._import_session(file, start, options))

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from mlxd.aio._sessions import AsyncSessionCalls
-from mlxd.aio._stream import AsyncGenerateStream
+from mlxd.aio._stream import AsyncExportStream, AsyncGenerateStream
 from mlxd.types import (
     CallOptions,
     Completion,
@@ -208,6 +208,14 @@ class AsyncSession:
         )
         self.token_count = info.token_count
         return info
+
+    def export(
+        self, *, expected_token_count: int | None = None, **options: Unpack[CallOptions]
+    ) -> AsyncExportStream:
+        """Returns all of the session, as it is now, as one file: an iterator over its bytes."""
+        return self._connection.export_session(
+            self.name, expected_token_count=expected_token_count, **options
+        )
 
     async def delete(self, **options: Unpack[CallOptions]) -> None:
         """Deletes the session and cancels a turn that runs in it."""

@@ -18,10 +18,27 @@ class SessionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SESSION_STATE_COLD: _ClassVar[SessionState]
     SESSION_STATE_HOT: _ClassVar[SessionState]
     SESSION_STATE_RUNNING: _ClassVar[SessionState]
+
+class SessionChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SESSION_CHANGE_KIND_UNSPECIFIED: _ClassVar[SessionChangeKind]
+    SESSION_CHANGE_KIND_LISTED: _ClassVar[SessionChangeKind]
+    SESSION_CHANGE_KIND_CREATED: _ClassVar[SessionChangeKind]
+    SESSION_CHANGE_KIND_CHANGED: _ClassVar[SessionChangeKind]
+    SESSION_CHANGE_KIND_DELETED: _ClassVar[SessionChangeKind]
+    SESSION_CHANGE_KIND_EXPIRED: _ClassVar[SessionChangeKind]
+    SESSION_CHANGE_KIND_UNLISTED: _ClassVar[SessionChangeKind]
 SESSION_STATE_UNSPECIFIED: SessionState
 SESSION_STATE_COLD: SessionState
 SESSION_STATE_HOT: SessionState
 SESSION_STATE_RUNNING: SessionState
+SESSION_CHANGE_KIND_UNSPECIFIED: SessionChangeKind
+SESSION_CHANGE_KIND_LISTED: SessionChangeKind
+SESSION_CHANGE_KIND_CREATED: SessionChangeKind
+SESSION_CHANGE_KIND_CHANGED: SessionChangeKind
+SESSION_CHANGE_KIND_DELETED: SessionChangeKind
+SESSION_CHANGE_KIND_EXPIRED: SessionChangeKind
+SESSION_CHANGE_KIND_UNLISTED: SessionChangeKind
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("name", "model", "ttl", "labels", "pinned", "expire_time", "history", "cache_salt")
@@ -272,3 +289,98 @@ class Turn(_message.Message):
     message_count: int
     token_count: int
     def __init__(self, message_count: _Optional[int] = ..., token_count: _Optional[int] = ...) -> None: ...
+
+class ExportSessionRequest(_message.Message):
+    __slots__ = ("name", "expected_token_count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    expected_token_count: int
+    def __init__(self, name: _Optional[str] = ..., expected_token_count: _Optional[int] = ...) -> None: ...
+
+class ExportSessionResponse(_message.Message):
+    __slots__ = ("chunk", "finished")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    chunk: bytes
+    finished: ExportFinished
+    def __init__(self, chunk: _Optional[bytes] = ..., finished: _Optional[_Union[ExportFinished, _Mapping]] = ...) -> None: ...
+
+class ExportFinished(_message.Message):
+    __slots__ = ("file_bytes",)
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    file_bytes: int
+    def __init__(self, file_bytes: _Optional[int] = ...) -> None: ...
+
+class ImportSessionRequest(_message.Message):
+    __slots__ = ("start", "chunk")
+    START_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    start: ImportStart
+    chunk: bytes
+    def __init__(self, start: _Optional[_Union[ImportStart, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class ImportStart(_message.Message):
+    __slots__ = ("name", "model", "pinned", "ttl")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    pinned: bool
+    ttl: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., pinned: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ImportSessionResponse(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class WatchSessionsRequest(_message.Message):
+    __slots__ = ("model", "labels", "name_prefix", "pinned", "changes_only")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    NAME_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_ONLY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    labels: _containers.ScalarMap[str, str]
+    name_prefix: str
+    pinned: bool
+    changes_only: bool
+    def __init__(self, model: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., name_prefix: _Optional[str] = ..., pinned: bool = ..., changes_only: bool = ...) -> None: ...
+
+class WatchSessionsResponse(_message.Message):
+    __slots__ = ("change", "ready")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    change: SessionChange
+    ready: WatchReady
+    def __init__(self, change: _Optional[_Union[SessionChange, _Mapping]] = ..., ready: _Optional[_Union[WatchReady, _Mapping]] = ...) -> None: ...
+
+class WatchReady(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SessionChange(_message.Message):
+    __slots__ = ("kind", "name", "session", "changed_fields", "merged_changes")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    MERGED_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    kind: SessionChangeKind
+    name: str
+    session: Session
+    changed_fields: _containers.RepeatedScalarFieldContainer[str]
+    merged_changes: int
+    def __init__(self, kind: _Optional[_Union[SessionChangeKind, str]] = ..., name: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., changed_fields: _Optional[_Iterable[str]] = ..., merged_changes: _Optional[int] = ...) -> None: ...

@@ -76,6 +76,21 @@ class SessionServiceStub(object):
                 request_serializer=mlxd_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
                 response_deserializer=mlxd_dot_v1_dot_session__pb2.DeleteSessionResponse.FromString,
                 _registered_method=True)
+        self.ExportSession = channel.unary_stream(
+                '/mlxd.v1.SessionService/ExportSession',
+                request_serializer=mlxd_dot_v1_dot_session__pb2.ExportSessionRequest.SerializeToString,
+                response_deserializer=mlxd_dot_v1_dot_session__pb2.ExportSessionResponse.FromString,
+                _registered_method=True)
+        self.ImportSession = channel.stream_unary(
+                '/mlxd.v1.SessionService/ImportSession',
+                request_serializer=mlxd_dot_v1_dot_session__pb2.ImportSessionRequest.SerializeToString,
+                response_deserializer=mlxd_dot_v1_dot_session__pb2.ImportSessionResponse.FromString,
+                _registered_method=True)
+        self.WatchSessions = channel.unary_stream(
+                '/mlxd.v1.SessionService/WatchSessions',
+                request_serializer=mlxd_dot_v1_dot_session__pb2.WatchSessionsRequest.SerializeToString,
+                response_deserializer=mlxd_dot_v1_dot_session__pb2.WatchSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -142,6 +157,33 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportSession(self, request, context):
+        """Sends all of a session, as it is at this moment, as one portable file in
+        pieces: messages, tokens, text, turns, labels, lifetime, pin, history and
+        cache salt, but no KV. A running turn is not part of it. The file is as
+        private as the conversation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSession(self, request_iterator, context):
+        """Makes a session out of such a file. It is the caller's, whoever exported it.
+        Nothing is left of an import that fails.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSessions(self, request, context):
+        """Tells the changes of the caller's sessions until the caller leaves; at the
+        daemon's end it ends with DRAINING. A caller that reads slowly misses no
+        session's last state: changes of a session that it has not read become one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -184,6 +226,21 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.DeleteSession,
                     request_deserializer=mlxd_dot_v1_dot_session__pb2.DeleteSessionRequest.FromString,
                     response_serializer=mlxd_dot_v1_dot_session__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'ExportSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSession,
+                    request_deserializer=mlxd_dot_v1_dot_session__pb2.ExportSessionRequest.FromString,
+                    response_serializer=mlxd_dot_v1_dot_session__pb2.ExportSessionResponse.SerializeToString,
+            ),
+            'ImportSession': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportSession,
+                    request_deserializer=mlxd_dot_v1_dot_session__pb2.ImportSessionRequest.FromString,
+                    response_serializer=mlxd_dot_v1_dot_session__pb2.ImportSessionResponse.SerializeToString,
+            ),
+            'WatchSessions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSessions,
+                    request_deserializer=mlxd_dot_v1_dot_session__pb2.WatchSessionsRequest.FromString,
+                    response_serializer=mlxd_dot_v1_dot_session__pb2.WatchSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -404,6 +461,87 @@ class SessionService(object):
             '/mlxd.v1.SessionService/DeleteSession',
             mlxd_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
             mlxd_dot_v1_dot_session__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mlxd.v1.SessionService/ExportSession',
+            mlxd_dot_v1_dot_session__pb2.ExportSessionRequest.SerializeToString,
+            mlxd_dot_v1_dot_session__pb2.ExportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSession(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/mlxd.v1.SessionService/ImportSession',
+            mlxd_dot_v1_dot_session__pb2.ImportSessionRequest.SerializeToString,
+            mlxd_dot_v1_dot_session__pb2.ImportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mlxd.v1.SessionService/WatchSessions',
+            mlxd_dot_v1_dot_session__pb2.WatchSessionsRequest.SerializeToString,
+            mlxd_dot_v1_dot_session__pb2.WatchSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
