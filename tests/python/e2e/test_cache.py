@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon import Daemon, free_port
+from daemon import Daemon, free_port, token_file
 from mlxd.v1 import inference_pb2 as pb
 from mlxd.v1 import session_pb2 as session
 from wire import CALL_S, Wire, chat, refused
@@ -21,10 +21,7 @@ PROMPT = [60 + n * 11 % 300 for n in range(200)]
 def two(tiny_root: Path, tmp_path: Path) -> Iterator[tuple[Wire, Wire]]:
     """Connections of two principals to one daemon: a uid, and a token."""
     address = f"127.0.0.1:{free_port()}"
-    file = tmp_path / "token"
-    file.write_text(TOKEN)
-    file.chmod(0o600)
-    config = {"listen": address, "token_file": str(file)}
+    config = {"listen": address, "token_file": str(token_file(tmp_path, TOKEN))}
     with (
         Daemon([tiny_root], config, models=["tiny"]) as daemon,
         daemon.wire() as uid,

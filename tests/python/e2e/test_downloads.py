@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any
 import grpc
 import pytest
 
-from daemon import Daemon, free_port, wait_for
-from loopback_hub import SIGNED, TOKEN, Handler, Held, LoopbackHub, Repo, Seen
+from daemon import Daemon, free_port, token_file, wait_for
+from faults import Fault, answers, listing
+from loopback_hub import SIGNED, TOKEN, Handler, Held, LoopbackHub, Seen
 from mlxd.v1 import inference_pb2, model_pb2
 from wire import CALL_S, Wire, refused
 
@@ -114,12 +115,10 @@ def test_a_token_holder_loads_and_downloads_what_the_owner_lists(
 ) -> None:
     hub.add_folder("other/tiny", folder)
     hub.add_folder("owner/unlisted", folder)
-    (tmp_path / "token").write_text(SECRET)
-    (tmp_path / "token").chmod(0o600)
     address = f"127.0.0.1:{free_port()}"
     config = {
         "listen": address,
-        "token_file": str(tmp_path / "token"),
+        "token_file": str(token_file(tmp_path, SECRET)),
         "loads_allowed": ["owner/tiny"],
         "downloads_allowed": ["owner/*"],
     }
@@ -311,35 +310,14 @@ def test_a_snapshot_that_lacks_a_shard_is_completed(hub: LoopbackHub) -> None:
         assert shard.exists()
 
 
-Fault = Callable[[Handler, Seen], bool]
-
-
-def answering(status: int, text: str = "", **headers: str) -> Fault:
-    """Makes a fault: every question whose path has a text is answered like this."""
-
-    def fault(handler: Handler, seen: Seen) -> bool:
-        named = {key.replace("_", "-"): value for key, value in headers.items()}
-        if text in seen.path:
-            handler.reply(status, b"", named)
-        return text in seen.path
-
-    return fault
-
-
-def listing(size: int) -> Fault:
+def sized(size: int) -> Fault:
     """Makes a fault: the weights are listed with another size."""
 
-    def fault(handler: Handler, seen: Seen) -> bool:
-        if "/tree/" not in seen.path:
-            return False
-        repo: Repo = handler.hub.repos[NAME]
-        entries = [repo.entry(name) for name in sorted(repo.files)]
+    def change(entries: list[dict[str, Any]]) -> None:
         for entry in filter(lambda entry: "lfs" in entry, entries):
             entry["lfs"]["size"] = size
-        handler.reply(200, entries)
-        return True
 
-    return fault
+    return listing(change)
 
 
 @dataclass
@@ -366,25 +344,23 @@ HUB_UNAVAILABLE = ("UNAVAILABLE", "HUB_UNAVAILABLE")
 FULL = ("RESOURCE_EXHAUSTED", "DISK_FULL")
 
 REFUSALS = {
-    "busy": Row(answering(503), *HUB_UNAVAILABLE, "503 Service Unavailable", 10),
+    "busy": Row(answers(503), *HUB_UNAVAILABLE, "503 Service Unavailable", 10),
     "asked-too-often": Row(
-        answering(429, Retry_After="3600"), *HUB_UNAVAILABLE, "try again in 3600 s", 3600
+        answers(429, Retry_After="3600"), *HUB_UNAVAILABLE, "try again in 3600 s", 3600
     ),
     "asked-to-wait-until-a-date": Row(
         asked_to_wait_until_a_date, *HUB_UNAVAILABLE, "try again in 3600 s", 3600
     ),
-    "gated": Row(answering(403, X_Error_Code="GatedRepo"), *HUB_DENIED, "it is gated"),
-    "token-refused": Row(answering(401, X_Error_Message="Bad token"), *HUB_DENIED, "Bad token"),
-    "repo-not-shown": Row(
-        answering(401, X_Error_Code="RepoNotFound"), *UNKNOWN, "or it is private"
-    ),
-    "no-json": Row(answering(200), *FAILED, "JSON that is not what its API promises"),
+    "gated": Row(answers(403, X_Error_Code="GatedRepo"), *HUB_DENIED, "it is gated"),
+    "token-refused": Row(answers(401, X_Error_Message="Bad token"), *HUB_DENIED, "Bad token"),
+    "repo-not-shown": Row(answers(401, X_Error_Code="RepoNotFound"), *UNKNOWN, "or it is private"),
+    "no-json": Row(answers(200), *FAILED, "JSON that is not what its API promises"),
     "no-such-range": Row(
-        answering(416, "Signature"), *FAILED, "the hub has fewer bytes than it lists"
+        answers(416, "Signature"), *FAILED, "the hub has fewer bytes than it lists"
     ),
-    "more-bytes-than-listed": Row(listing(1000), *FAILED, "bytes where it lists 1000"),
-    "a-size-that-cannot-be": Row(listing(1 << 62), *FAILED, "says that it has"),
-    "a-full-disk": Row(listing(1 << 48), *FULL, "the disk has"),
+    "more-bytes-than-listed": Row(sized(1000), *FAILED, "bytes where it lists 1000"),
+    "a-size-that-cannot-be": Row(sized(1 << 62), *FAILED, "says that it has"),
+    "a-full-disk": Row(sized(1 << 48), *FULL, "the disk has"),
 }
 
 
@@ -402,7 +378,7 @@ def test_no_log_has_the_token_or_a_signed_address(hub: LoopbackHub) -> None:
     hub.faults.append(expired)
     with serving(hub, {"log_filter": "trace"}, HF_TOKEN=TOKEN) as daemon, daemon.wire() as wire:
         wire.load(NAME)
-        hub.faults[:] = [answering(403, X_Error_Code="GatedRepo", X_Error_Message="Ask first.")]
+        hub.faults[:] = [answers(403, X_Error_Code="GatedRepo", X_Error_Message="Ask first.")]
         with refused("FAILED_PRECONDITION", "HUB_DENIED"):
             wire.load("owner/gated")
         assert TOKEN in "".join(seen.authorization or "" for seen in hub.requests(server="hub"))
@@ -433,7 +409,7 @@ def test_what_a_hub_refuses_has_a_reason(hub: LoopbackHub, row: Row) -> None:
 def test_a_full_disk_is_refused_before_the_first_byte_with_what_is_needed(
     hub: LoopbackHub,
 ) -> None:
-    hub.faults.append(listing(1 << 48))
+    hub.faults.append(sized(1 << 48))
     with serving(hub) as daemon, daemon.wire() as wire:
         with refused(*FULL) as refusal:
             wire.load(NAME)

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2
 
-from daemon import Daemon, free_port, wait_for
+from daemon import Daemon, free_port, token_file, wait_for
 from mlxd.v1 import session_pb2 as session
 from wire import CALL_S, Wire, chat, refused
 
@@ -30,25 +30,6 @@ def daemon(tiny_root: Path) -> Iterator[Daemon]:
     """A daemon of its own, which a test ends and starts again."""
     with Daemon([tiny_root], models=["tiny"]) as daemon:
         yield daemon
-
-
-def kill(daemon: Daemon) -> None:
-    """Ends the daemon as a crash does."""
-    assert daemon.process is not None
-    daemon.process.kill()
-    daemon.process.wait()
-
-
-def restart(daemon: Daemon) -> None:
-    """Ends the daemon as a supervisor does, and starts it again."""
-    daemon.signal(15)
-    assert daemon.exit_code() == 0, daemon.log
-    daemon.start()
-
-
-def ids_of(wire: Wire, name: str) -> list[int]:
-    """Returns the session's tokens."""
-    return list(wire.get_session(name, include_token_ids=True).token_ids)
 
 
 def turn(wire: Wire, name: str, ids: list[int], **fields: Any) -> list[int]:
@@ -105,7 +86,7 @@ def test_killed_at_any_moment_every_session_has_its_acknowledged_turns(daemon: D
             running = [pool.submit(talk.go_on, wire, stop) for talk in talks]
             goal = sum(talk.turns for talk in talks) + moments.randrange(5, 60)
             wait_for(lambda goal=goal: sum(talk.turns for talk in talks) >= goal, "turns", CALL_S)
-            kill(daemon)
+            daemon.kill()
             stop.set()
             for each in running:
                 each.result()
@@ -130,7 +111,7 @@ def test_a_conversation_goes_on_after_a_restart_as_if_there_had_been_none(daemon
             wire.generate("", session=name, chat=chat("one"), max_tokens=6)
         expected = wire.generate("", session="stays", chat=chat("two"), max_tokens=6)
         before = wire.get_session("restarts", include_messages=True, include_token_ids=True)
-    restart(daemon)
+    daemon.restart()
     with daemon.wire() as wire:
         after = wire.get_session("restarts", include_messages=True, include_token_ids=True)
         for found in (before, after):
@@ -157,12 +138,11 @@ def test_what_was_deleted_or_has_expired_does_not_come_back(daemon: Daemon) -> N
         turn(wire, "cut", TURN)
         cut = session.TruncateSessionRequest(name="cut", turn_count=1)
         wire.sessions.TruncateSession(cut, timeout=CALL_S)
-    kill(daemon)
+    daemon.kill()
     daemon.start()
     with daemon.wire() as wire:
-        listed = wire.sessions.ListSessions(session.ListSessionsRequest(), timeout=CALL_S)
-        assert [each.name for each in listed.sessions] == ["cut"]
-        assert ids_of(wire, "cut") == first
+        assert wire.session_names() == ["cut"]
+        assert wire.session_ids("cut") == first
         for name in ("deleted", "brief"):
             with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
                 wire.get_session(name)
@@ -170,21 +150,17 @@ def test_what_was_deleted_or_has_expired_does_not_come_back(daemon: Daemon) -> N
 
 def test_others_do_not_see_a_session_after_a_restart(tiny_root: Path, tmp_path: Path) -> None:
     token, port = "t" * 40, free_port()
-    file = tmp_path / "token"
-    file.write_text(token)
-    file.chmod(0o600)
+    file = token_file(tmp_path, token)
     config = {"listen": f"127.0.0.1:{port}", "token_file": str(file)}
     with Daemon([tiny_root], config, models=["tiny"]) as daemon:
         with daemon.wire() as mine, daemon.wire(f"127.0.0.1:{port}", token) as other:
             mine.create_session("mine", "tiny")
             turn(mine, "mine", TURN)
             other.create_session("theirs", "tiny")
-        restart(daemon)
+        daemon.restart()
         with daemon.wire() as mine, daemon.wire(f"127.0.0.1:{port}", token) as other:
-            everything = session.ListSessionsRequest()
             for wire, name, foreign in ((mine, "mine", "theirs"), (other, "theirs", "mine")):
-                listed = wire.sessions.ListSessions(everything, timeout=CALL_S).sessions
-                assert [each.name for each in listed] == [name]
+                assert wire.session_names() == [name]
                 with refused("NOT_FOUND", "SESSION_NOT_FOUND"):
                     wire.get_session(foreign)
 

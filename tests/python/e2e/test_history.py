@@ -102,18 +102,13 @@ def cold(wire: Wire, model: str, ids: list[int], **fields: Any) -> list[int]:
     return list(reply.token_ids)
 
 
-def ids_of(wire: Wire, name: str) -> list[int]:
-    """Returns the session's tokens."""
-    return list(wire.get_session(name, include_token_ids=True).token_ids)
-
-
 def session_turn(wire: Wire, talk: Talk, model: str, name: str, turn: int, **fields: Any) -> str:
     """Runs a turn in a session, and some of them again from nothing."""
     new = pb.ChatInput(messages=[message("USER", question(name, turn))], **fields)
     reply = wire.generate("", session=name, chat=new, max_tokens=ANSWER)
     talk.add(reply)
     if turn in COLD:
-        prompt = ids_of(wire, name)[: reply.usage.prompt_tokens]
+        prompt = wire.session_ids(name)[: reply.usage.prompt_tokens]
         assert cold(wire, model, prompt) == list(reply.token_ids)
     return reply.text
 
@@ -200,7 +195,7 @@ def test_a_session_that_appends_goes_on_after_a_restart(
             # Its tokens hold the stop string, its text does not.
             cut = wire.generate("", session="s", chat=chat, stop_strings=[" "], **fields)
             assert (cut.finish_reason, cut.text) == (pb.FINISH_REASON_STOP_STRING, "")
-            before = ids_of(wire, "s")
+            before = wire.session_ids("s")
         daemon.signal(15)
         assert daemon.exit_code() == 0, daemon.log
         daemon.start()
@@ -208,7 +203,7 @@ def test_a_session_that_appends_goes_on_after_a_restart(
             assert wire.get_session("s").session.history == pb.HISTORY_APPEND
             reply = wire.generate("", session="s", chat=chat, **fields)
             assert reply.history == pb.HISTORY_OUTCOME_APPENDED
-            ids = ids_of(wire, "s")
+            ids = wire.session_ids("s")
             assert ids[: len(before)] == before
             prompt = ids[: reply.usage.prompt_tokens]
             assert cold(wire, "thinks", prompt, sampling=fields["sampling"]) == list(

@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from daemon import Daemon, free_port, wait_for
+from daemon import Daemon, free_port, token_file, wait_for
 from mlxd.v1 import inference_pb2 as inference
 from mlxd.v1 import inference_pb2_grpc as inference_grpc
 from mlxd.v1 import server_pb2 as server
@@ -393,14 +393,6 @@ def served(wire: Wire, model: str) -> bool:
         return False
 
 
-def token_file(folder: Path, mode: int = 0o600) -> Path:
-    """Writes a token file."""
-    file = folder / "token"
-    file.write_text("correct-horse-battery-staple\n")
-    file.chmod(mode)
-    return file
-
-
 def test_tcp_on_loopback_needs_the_token(tiny_root: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     config = {"listen": address, "token_file": str(token_file(tmp_path))}
@@ -433,7 +425,7 @@ UNSAFE_TCP = {
 @pytest.mark.parametrize("case", UNSAFE_TCP)
 def test_unsafe_tcp_is_refused_at_the_start(tiny_root: Path, tmp_path: Path, case: str) -> None:
     port = free_port()
-    file = token_file(tmp_path, 0o644 if case == "open-file" else 0o600)
+    file = token_file(tmp_path, mode=0o644 if case == "open-file" else 0o600)
     if case == "empty-file":
         file.write_text("")
     host = {"any-address": "0.0.0.0", "public-address": "192.0.2.1"}.get(case, "127.0.0.1")

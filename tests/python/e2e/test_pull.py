@@ -8,13 +8,14 @@ import random
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from daemon import binary, wait_for
-from loopback_hub import SIGNED, TOKEN, Handler, LoopbackHub, Repo, Seen
+from faults import answers, listing
+from loopback_hub import SIGNED, TOKEN, Handler, LoopbackHub, Seen
 from pulls import FETCHED, INDEX, MIB, NAME, SMALL, cache, contents, noise, pull, pulled, sharded
 
 
@@ -35,24 +36,6 @@ def refused(hub: LoopbackHub, home: Path, *arguments: str, **more: str) -> str:
     assert SIGNED not in done.stderr
     assert not list(home.glob("huggingface/hub/models--*/snapshots/*"))
     return done.stderr.split("error: ", 1)[1].strip()
-
-
-def answers(
-    status: int, text: str = "", body: bytes = b"", times: int = 1 << 30, **headers: str
-) -> Callable[[Handler, Seen], bool]:
-    """Makes a fault: requests whose path has a text are answered like this."""
-    left = [times]
-
-    def fault(handler: Handler, seen: Seen) -> bool:
-        if text not in seen.path or left[0] == 0:
-            return False
-        left[0] -= 1
-        handler.reply(
-            status, body, {key.replace("_", "-"): value for key, value in headers.items()}
-        )
-        return True
-
-    return fault
 
 
 def test_only_what_a_loader_reads_is_downloaded(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -260,21 +243,6 @@ def test_what_a_hub_refuses_is_said(hub: LoopbackHub, tmp_path: Path) -> None:
     ]:
         hub.faults[:] = [fault]
         assert said in refused(hub, tmp_path), said
-
-
-def listing(change: Callable[[list[dict[str, object]]], object]) -> Callable[[Handler, Seen], bool]:
-    """Makes a fault: the hub lists its files wrongly."""
-
-    def fault(handler: Handler, seen: Seen) -> bool:
-        if "/tree/" not in seen.path:
-            return False
-        repo: Repo = handler.hub.repos[NAME]
-        entries = [repo.entry(name) for name in sorted(repo.files)]
-        change(entries)
-        handler.reply(200, entries)
-        return True
-
-    return fault
 
 
 def weights(entries: list[dict[str, object]]) -> dict[str, object]:

@@ -31,11 +31,6 @@ def name(wire: Wire) -> Iterator[str]:
         wire.delete_session(made)
 
 
-def ids_of(wire: Wire, name: str) -> list[int]:
-    """Returns the session's tokens."""
-    return list(wire.get_session(name, include_token_ids=True).token_ids)
-
-
 def turn(wire: Wire, name: str, ids: list[int], **fields: Any) -> Any:
     """Runs one raw turn of eight greedy tokens."""
     return wire.generate("", ids, session=name, **{"max_tokens": 8, **fields})
@@ -52,7 +47,7 @@ def test_a_second_turn_finds_the_first_one_cached(wire: Wire, name: str) -> None
     assert second.usage.cached_tokens >= len(own) + 8 - 1
     whole = wire.generate("tiny", own + list(first.token_ids) + SECOND, max_tokens=8)
     assert list(second.token_ids) == list(whole.token_ids)
-    assert ids_of(wire, name) == [*own, *first.token_ids, *SECOND, *second.token_ids]
+    assert wire.session_ids(name) == [*own, *first.token_ids, *SECOND, *second.token_ids]
 
 
 def test_a_turn_prefills_only_its_new_tokens(wire: Wire, name: str) -> None:
@@ -95,25 +90,25 @@ def test_a_fork_shares_the_past_and_not_the_future(wire: Wire, name: str) -> Non
     same = turn(wire, name, SECOND)
     assert list(same.token_ids) == list(reply.token_ids)
     turn(wire, copy, [9])
-    assert len(ids_of(wire, copy)) == len(ids_of(wire, name)) + 9
+    assert len(wire.session_ids(copy)) == len(wire.session_ids(name)) + 9
     wire.delete_session(copy)
 
 
 def test_truncating_goes_back_to_the_end_of_a_turn(wire: Wire, name: str) -> None:
     turn(wire, name, FIRST)
-    after_first = ids_of(wire, name)
+    after_first = wire.session_ids(name)
     second = turn(wire, name, SECOND)
     cut = session.TruncateSessionRequest(name=name, turn_count=1)
     assert wire.sessions.TruncateSession(cut, timeout=CALL_S).session.token_count == len(
         after_first
     )
-    assert ids_of(wire, name) == after_first
+    assert wire.session_ids(name) == after_first
     again = turn(wire, name, SECOND)
     assert list(again.token_ids) == list(second.token_ids)
     assert again.usage.cached_tokens >= len(after_first) - 1
     by_tokens = session.TruncateSessionRequest(name=name, token_count=10)
     assert wire.sessions.TruncateSession(by_tokens, timeout=CALL_S).session.token_count == 10
-    assert ids_of(wire, name) == FIRST[:10]
+    assert wire.session_ids(name) == FIRST[:10]
 
 
 def cut(wire: Wire, name: str, **to: int) -> Any:
@@ -124,10 +119,10 @@ def cut(wire: Wire, name: str, **to: int) -> Any:
 
 def test_an_answer_is_cut_to_what_its_remaining_tokens_stand_for(wire: Wire, name: str) -> None:
     first = wire.generate("", session=name, chat=chat("one"), max_tokens=8)
-    before = ids_of(wire, name)
+    before = wire.session_ids(name)
     at = first.usage.prompt_tokens + 3
     assert cut(wire, name, token_count=at).token_count == at
-    assert ids_of(wire, name) == before[:at]
+    assert wire.session_ids(name) == before[:at]
     held = wire.get_session(name, include_messages=True)
     # What a shorter answer would have been.
     short = wire.generate("tiny", chat=chat("one"), max_tokens=3)
@@ -135,8 +130,8 @@ def test_an_answer_is_cut_to_what_its_remaining_tokens_stand_for(wire: Wire, nam
     assert held.messages[1].content[0].text == short.text
     again = wire.generate("", session=name, chat=chat("two"), max_tokens=4)
     assert again.usage.cached_tokens >= at - 1
-    assert ids_of(wire, name)[:at] == before[:at]
-    whole = wire.generate("tiny", ids_of(wire, name)[: again.usage.prompt_tokens], max_tokens=4)
+    assert wire.session_ids(name)[:at] == before[:at]
+    whole = wire.generate("tiny", wire.session_ids(name)[: again.usage.prompt_tokens], max_tokens=4)
     assert list(again.token_ids) == list(whole.token_ids)
 
 
@@ -144,14 +139,14 @@ def test_a_chat_session_is_cut_before_an_answer_and_within_a_question(
     wire: Wire, name: str
 ) -> None:
     first = wire.generate("", session=name, chat=chat("one"), max_tokens=6)
-    before = ids_of(wire, name)
+    before = wire.session_ids(name)
     assert cut(wire, name, message_count=1).token_count == first.usage.prompt_tokens
     assert len(wire.get_session(name, include_messages=True).messages) == 1
     assert cut(wire, name, token_count=3).token_count == 3
-    assert ids_of(wire, name) == before[:3]
+    assert wire.session_ids(name) == before[:3]
     again = wire.generate("", session=name, chat=chat("one"), max_tokens=6)
     assert list(again.token_ids) == list(first.token_ids)
-    assert ids_of(wire, name) == before
+    assert wire.session_ids(name) == before
     with refused("INVALID_ARGUMENT", "INVALID_FIELD", "message_count"):
         cut(wire, name, message_count=3)
 
@@ -183,7 +178,7 @@ def test_an_extended_session_prefills_only_what_a_turn_adds(wire: Wire, name: st
     assert first.usage.cached_tokens == tokens
     added = first.usage.prompt_tokens - tokens
     assert after.prefill_tokens_total - before.prefill_tokens_total == added
-    whole = wire.generate("tiny", ids_of(wire, name)[: first.usage.prompt_tokens], max_tokens=6)
+    whole = wire.generate("tiny", wire.session_ids(name)[: first.usage.prompt_tokens], max_tokens=6)
     assert list(first.token_ids) == list(whole.token_ids)
     roles = [message.role for message in wire.get_session(name, include_messages=True).messages]
     assert roles == [2, 2, 3]
@@ -221,14 +216,14 @@ def test_a_second_turn_while_one_runs_is_refused(wire: Wire, name: str) -> None:
 
 def test_a_cancelled_turn_rolls_back_and_the_session_goes_on(wire: Wire, name: str) -> None:
     turn(wire, name, FIRST)
-    before = ids_of(wire, name)
+    before = wire.session_ids(name)
     running = wire.stream("", SECOND, session=name, max_tokens=20000)
     for event in running:
         if event.delta.token_ids:
             break
     running.cancel()
     wait_for(lambda: not wire.get_session(name).session.busy, "the session is free again")
-    assert ids_of(wire, name) == before
+    assert wire.session_ids(name) == before
     reply = turn(wire, name, SECOND)
     assert reply.usage.cached_tokens >= len(before) - 1
     whole = wire.generate("tiny", before + SECOND, max_tokens=8)
@@ -237,12 +232,12 @@ def test_a_cancelled_turn_rolls_back_and_the_session_goes_on(wire: Wire, name: s
 
 def test_a_refused_turn_leaves_the_session_as_it_was(wire: Wire, name: str) -> None:
     turn(wire, name, FIRST)
-    before = ids_of(wire, name)
+    before = wire.session_ids(name)
     with refused("INVALID_ARGUMENT", "CONTEXT_OVERFLOW"):
         turn(wire, name, [7] * 40000)
     with refused("INVALID_ARGUMENT", "INVALID_FIELD"):
         turn(wire, name, [9999])
-    assert ids_of(wire, name) == before
+    assert wire.session_ids(name) == before
 
 
 def test_deleting_a_session_cancels_its_turn(wire: Wire, name: str) -> None:

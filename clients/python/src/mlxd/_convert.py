@@ -106,9 +106,7 @@ def generate_request(
     _set(request, "session", session)
     if prompt is not None:
         _set(request, "prompt", prompt)
-    if token_ids is not None:
-        request.token_ids.SetInParent()
-        _extend(request.token_ids.ids, token_ids, "token_ids")
+    _set_token_ids(request, token_ids)
     if messages is not None:
         request.chat.CopyFrom(chat_input(messages, **{k: given.get(k) for k in CHAT}))
     elif any(name in given for name in CHAT):
@@ -141,9 +139,7 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         request.output.return_token_ids = True
     if "priority" in given:
         request.priority = _enum(pb.Priority, "priority", given["priority"])
-    keep_alive = duration(given.get("keep_alive"), "keep_alive")
-    if keep_alive is not None:
-        request.keep_alive.CopyFrom(keep_alive)
+    _set_keep_alive(request, given.get("keep_alive"))
     _set_cache(request, given.get("cache"), given.get("cache_salt"))
     if "history" in given:
         request.history = history(given["history"])
@@ -158,6 +154,18 @@ def _set_cache(
         _set(request.cache, "off", not cache, "cache")
     if salt is not None:
         _set(request.cache, "salt", salt, "cache.salt")
+
+
+def _set_token_ids(request: Any, token_ids: Sequence[int] | None) -> None:
+    if token_ids is not None:
+        request.token_ids.SetInParent()
+        _extend(request.token_ids.ids, token_ids, "token_ids")
+
+
+def _set_keep_alive(request: Any, seconds: float | None) -> None:
+    keep_alive = duration(seconds, "keep_alive")
+    if keep_alive is not None:
+        request.keep_alive.CopyFrom(keep_alive)
 
 
 Request = TypeVar("Request")
@@ -220,11 +228,9 @@ def extend_request(
         prompt=prompt,
         expected_token_count=expected_token_count,
         priority=_enum(pb.Priority, "priority", priority),
-        keep_alive=duration(keep_alive, "keep_alive"),
     )
-    if token_ids is not None:
-        result.token_ids.SetInParent()
-        _extend(result.token_ids.ids, token_ids, "token_ids")
+    _set_keep_alive(result, keep_alive)
+    _set_token_ids(result, token_ids)
     if messages is not None:
         result.chat.CopyFrom(chat_input(messages, tools, template_arguments))
     elif tools is not None or template_arguments is not None:
@@ -254,12 +260,8 @@ def score_request(
     _set_cache(request, cache, cache_salt)
     if text is not None:
         _set(request, "text", text)
-    if token_ids is not None:
-        request.token_ids.SetInParent()
-        _extend(request.token_ids.ids, token_ids, "token_ids")
-    stay = duration(keep_alive, "keep_alive")
-    if stay is not None:
-        request.keep_alive.CopyFrom(stay)
+    _set_token_ids(request, token_ids)
+    _set_keep_alive(request, keep_alive)
     return request
 
 
