@@ -1,5 +1,7 @@
-//! A disk in memory that fails when it is told to, and after a power failure has what was synced, and by
-//! chance some of what was not: whole and partial writes, names in their order.
+//! A disk in memory that fails when it is told to. After a kill it has what was written; after a power
+//! failure what was synced, and by chance some of what was not: whole and partial writes, names in their
+//! order. As on Linux, what a failed sync did not write is not written by a later one either, unless it is
+//! written anew.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -12,18 +14,19 @@ const SECTOR_BYTES: usize = 16;
 
 /// A small generator of numbers.
 #[derive(Clone, Debug)]
-pub(super) struct Chance(pub(super) u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
     /// Returns a number below `limit`.
-    pub(super) fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % limit.max(1)
     }
 }
 
+/// The disk; its clones are the same one.
 #[derive(Clone)]
-pub(super) struct FailingDisk(Arc<Mutex<State>>);
+pub(crate) struct FailingDisk(Arc<Mutex<State>>);
 
 #[derive(Clone, Debug)]
 struct State {
@@ -35,6 +38,8 @@ struct State {
     made: u64,
     writes: usize,
     failure: Failure,
+    /// Whether it says that it synced, and did not.
+    lies: bool,
     chance: Chance,
 }
 
@@ -42,6 +47,8 @@ struct State {
 struct Content {
     cached: Vec<u8>,
     durable: Vec<u8>,
+    /// Bytes at its start that a failed sync left as they were, and later ones take for written.
+    skipped: usize,
 }
 
 /// When writes fail.
@@ -55,7 +62,7 @@ enum Failure {
 }
 
 impl FailingDisk {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(State {
             files: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -64,6 +71,7 @@ impl FailingDisk {
             made: 0,
             writes: 0,
             failure: Failure::Never,
+            lies: false,
             chance: Chance(1),
         })))
     }
@@ -73,37 +81,44 @@ impl FailingDisk {
     }
 
     /// Ends every write after `writes` more.
-    pub(super) fn end_after(&self, writes: usize) {
+    pub(crate) fn end_after(&self, writes: usize) {
         let mut state = self.state();
         state.failure = Failure::After(state.writes + writes);
     }
 
     /// Fails writes by chance; 0 percent mends it.
-    pub(super) fn fail(&self, percent: usize, seed: u64) {
+    pub(crate) fn fail(&self, percent: usize, seed: u64) {
         let mut state = self.state();
         (state.failure, state.chance) = (Failure::Percent(percent), Chance(seed));
     }
 
+    /// Says from now on that it synced, and does not.
+    pub(crate) fn lie(&self) {
+        self.state().lies = true;
+    }
+
     /// Returns the number of writes, syncs and changes of names.
-    pub(super) fn writes(&self) -> usize {
+    pub(crate) fn writes(&self) -> usize {
         self.state().writes
     }
 
     /// Returns whether it has ended.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         let state = self.state();
         matches!(state.failure, Failure::After(writes) if state.writes > writes)
     }
 
-    /// Returns the disk as the next daemon finds it after this one was killed.
-    pub(super) fn after_kill(&self) -> Self {
-        let mut state = self.state().clone();
-        state.settle();
+    /// Returns the disk as the next daemon finds it after this one was killed: the system goes on, so all
+    /// that was written is there, and no more durable than before.
+    pub(crate) fn after_kill(&self) -> Self {
+        let mut state = State { failure: Failure::Never, ..self.state().clone() };
+        // What a sync failed to write before it came, a daemon cannot know.
+        state.files.values_mut().for_each(|content| content.skipped = 0);
         Self(Arc::new(Mutex::new(state)))
     }
 
     /// Returns the disk as the next daemon finds it after a power failure.
-    pub(super) fn after_power_failure(&self, seed: u64) -> Self {
+    pub(crate) fn after_power_failure(&self, seed: u64) -> Self {
         let mut state = self.state().clone();
         let mut chance = Chance(seed);
         let kept = chance.below(state.later_names.len() + 1);
@@ -145,7 +160,7 @@ impl FailingDisk {
 
 /// Returns what of a file's content a power failure leaves.
 fn torn(content: &Content, chance: &mut Chance) -> Vec<u8> {
-    let Content { cached, durable } = content;
+    let Content { cached, durable, skipped: _ } = content;
     if cached == durable {
         return durable.clone();
     }
@@ -166,7 +181,10 @@ fn torn(content: &Content, chance: &mut Chance) -> Vec<u8> {
 impl State {
     /// Makes all that there is durable, on a disk that works.
     fn settle(&mut self) {
-        self.files.values_mut().for_each(|content| content.durable.clone_from(&content.cached));
+        for Content { cached, durable, skipped } in self.files.values_mut() {
+            durable.clone_from(cached);
+            *skipped = 0;
+        }
         self.durable_names.clone_from(&self.names);
         self.later_names.clear();
         self.failure = Failure::Never;
@@ -220,9 +238,10 @@ impl Disk for FailingDisk {
             state.change_names(|names| _ = names.insert(name.into(), id));
         }
         let part = if written.is_ok() { bytes.len() } else { state.chance.below(bytes.len() + 1) };
-        let content = state.content(name)?;
-        content.cached.resize(usize::try_from(at).unwrap(), 0);
+        let (content, at) = (state.content(name)?, usize::try_from(at).unwrap());
+        content.cached.resize(at, 0);
         content.cached.extend(&bytes[..part]);
+        content.skipped = content.skipped.min(at);
         written
     }
 
@@ -230,8 +249,16 @@ impl Disk for FailingDisk {
         let mut state = self.state();
         let mut chance = state.chance.clone();
         let written = state.write();
+        if state.lies {
+            return written;
+        }
         let content = state.content(name)?;
-        content.durable = if written.is_ok() { content.cached.clone() } else { torn(content, &mut chance) };
+        if written.is_ok() {
+            content.durable.resize(content.skipped, 0);
+            content.durable.extend(&content.cached[content.skipped..]);
+        } else {
+            (content.durable, content.skipped) = (torn(content, &mut chance), content.cached.len());
+        }
         written
     }
 

@@ -16,6 +16,8 @@ mod portable;
 mod put;
 mod shelf;
 mod starts;
+#[cfg(test)]
+pub(crate) mod stepped;
 mod writer;
 
 use std::fs::File;

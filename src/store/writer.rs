@@ -40,7 +40,7 @@ pub(super) struct Writer {
     changes: Arc<Changes>,
     now: Source,
     /// Sessions whose file could not be written.
-    behind: BTreeSet<SessionKey>,
+    pub(super) behind: BTreeSet<SessionKey>,
     /// Those of them that are still to be tried in this round.
     due: BTreeSet<SessionKey>,
     /// Sessions that were only used since their file was written.
