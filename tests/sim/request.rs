@@ -1,12 +1,17 @@
 //! One request of the simulated day: what was asked, what came, and the check that it is right.
 
+use std::time::SystemTime;
+
 use tokio::sync::{mpsc, oneshot};
 
+use super::seen::Scope;
 use crate::backend::fake::next_token;
 use crate::engine::{CacheUse, GenerateEvent, Salt, Scored};
 use crate::error::Error;
 use crate::ids::SessionKey;
-use crate::session::{InputKind, SessionLimits, TurnContent, TurnGuard, TurnRequest};
+use crate::session::{
+    AnswerStart, InputKind, Message, Role, SessionLimits, Terms, TurnContent, TurnGuard, TurnRequest,
+};
 
 /// Few sessions, with room for all that a day brings.
 pub(super) const SESSION_LIMITS: SessionLimits = SessionLimits {
@@ -19,10 +24,29 @@ pub(super) const SESSION_LIMITS: SessionLimits = SessionLimits {
     session_watches_max: 1,
 };
 
-/// Returns the request of a raw turn after `expected` tokens.
-pub(super) fn raw_turn(expected: u32) -> TurnRequest {
+/// Returns the request of a turn after `expected` tokens.
+pub(super) fn turn(input: InputKind, expected: u32) -> TurnRequest {
     let expected_token_count = Some(expected);
-    TurnRequest { model: None, input: InputKind::Raw, expected_token_count, input_bytes: 0, history: None }
+    TurnRequest { model: None, input, expected_token_count, input_bytes: 0, history: None }
+}
+
+/// Returns the text of tokens.
+fn text(tokens: &[u32]) -> String {
+    tokens.iter().map(|token| format!("{token} ")).collect()
+}
+
+/// Returns what a chat turn adds; one that draws nothing has no answer.
+fn chat(prompt: &[u32], output: &[u32]) -> TurnContent {
+    let before = text(prompt);
+    let asked = Message::text(Role::User, text(&prompt[prompt.len() / 2..]));
+    let answer = AnswerStart { tokens: prompt.len(), text_bytes: Some(before.len()) };
+    let said = (!output.is_empty()).then(|| Message::text(Role::Assistant, text(output)));
+    TurnContent::Chat {
+        answer: said.as_ref().map(|_| answer),
+        messages: std::iter::once(asked).chain(said).collect(),
+        text: Some((before + &text(output)).into()),
+        text_is_whole: output.len() % 7 != 1,
+    }
 }
 
 /// Returns what a request does with cached KV; `number` is a random one below 12.
@@ -39,6 +63,9 @@ pub(super) struct Turn {
     pub(super) guard: TurnGuard<oneshot::Sender<()>>,
     /// Resolves when the session is deleted.
     pub(super) stopped: oneshot::Receiver<()>,
+    /// Its number.
+    pub(super) number: u64,
+    pub(super) input: InputKind,
 }
 
 /// A request that was sent.
@@ -49,8 +76,11 @@ pub(super) struct Request {
     pub(super) turn: Option<Turn>,
     /// The caller does not read before this tick of the world.
     pub(super) reads_from: u32,
+    /// Who may find what it computes.
+    pub(super) scope: Scope,
     tokens: Vec<u32>,
-    started: bool,
+    /// The tokens that it found cached when it started.
+    pub(super) cached: Option<u32>,
 }
 
 /// Where its answer comes.
@@ -59,12 +89,32 @@ pub(super) enum Inbox {
     Scores(oneshot::Receiver<Result<Scored, Error>>),
 }
 
-/// A session, and the tokens it is to hold after a turn that was committed.
-pub(super) type Kept = (SessionKey, Vec<u32>);
+/// What clients know of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Known {
+    pub(super) tokens: Vec<u32>,
+    pub(super) terms: Terms,
+    /// Time of its last use.
+    pub(super) used: SystemTime,
+    /// The number of its last turn, which may run.
+    pub(super) turn: Option<u64>,
+}
+
+impl Known {
+    pub(super) fn is_expired(&self, now: SystemTime) -> bool {
+        self.terms.end(self.used).is_some_and(|end| end <= now)
+    }
+}
 
 impl Request {
-    pub(super) fn new(prompt: Vec<u32>, max_tokens: u32, inbox: Inbox) -> Self {
-        Self { prompt, max_tokens, inbox, turn: None, reads_from: 0, tokens: vec![], started: false }
+    pub(super) fn new(prompt: Vec<u32>, max_tokens: u32, scope: Scope, inbox: Inbox) -> Self {
+        let (tokens, turn, cached) = (vec![], None, None);
+        Self { prompt, max_tokens, inbox, turn, reads_from: 0, scope, tokens, cached }
+    }
+
+    /// Returns its prompt and what came.
+    pub(super) fn context(&self) -> Vec<u32> {
+        [&self.prompt[..], &self.tokens].concat()
     }
 
     /// Reads what has come; returns the outcome at its end.
@@ -84,13 +134,15 @@ impl Request {
             let Inbox::Events(events) = &mut self.inbox else { return None };
             match events.try_recv() {
                 Ok(GenerateEvent::Started { cached_tokens, .. }) => {
-                    assert!(!self.started, "a request starts once");
+                    assert_eq!(self.cached, None, "a request starts once");
                     assert!((cached_tokens as usize) < self.prompt.len(), "one token has to run");
-                    self.started = true;
+                    self.cached = Some(cached_tokens);
                 }
-                Ok(GenerateEvent::Progress { .. }) => assert!(self.started, "progress comes after the start"),
+                Ok(GenerateEvent::Progress { .. }) => {
+                    assert!(self.cached.is_some(), "progress comes after the start");
+                }
                 Ok(GenerateEvent::Delta(delta)) => {
-                    assert!(self.started, "output comes after the start");
+                    assert!(self.cached.is_some(), "output comes after the start");
                     self.tokens.extend(delta.tokens);
                     self.check_tokens();
                 }
@@ -124,12 +176,18 @@ impl Request {
         assert_eq!(tokens, self.prompt[1..], "scores are of the tokens that were sent");
     }
 
-    /// Commits its turn, as the service does at a good end; a deleted session keeps nothing.
-    pub(super) fn keep(self) -> Option<Kept> {
-        let turn = self.turn?;
-        let key = turn.guard.key().clone();
-        let tokens = [self.prompt, self.tokens].concat();
-        let kept = turn.guard.commit(tokens.clone(), TurnContent::Raw);
+    /// Commits its turn, as the service does at a good end; a deleted session keeps nothing. Returns the
+    /// session and the tokens that it is to hold.
+    pub(super) fn keep(self) -> Option<(SessionKey, Vec<u32>)> {
+        let tokens = self.context();
+        let Self { prompt, turn, tokens: output, .. } = self;
+        let Turn { guard, input, .. } = turn?;
+        let content = match input {
+            InputKind::Raw => TurnContent::Raw,
+            InputKind::Chat => chat(&prompt, &output),
+        };
+        let key = guard.key().clone();
+        let kept = guard.commit(tokens.clone(), content);
         kept.is_ok().then_some((key, tokens))
     }
 }

@@ -44,7 +44,7 @@ pub(super) const ROOMS: &[Room] = &[
     room("service",   &["clock", "count", "engine", "error", "hub", "ids", "limits", "priority", "prompt", "quantize", "residency", "session", "store", "text"], &[]),
     room("telemetry", &["config"], &[]),
     room("config",    &["backend", "engine", "hub", "ids", "limits", "store"], &[]),
-    room("engine",    &["backend", "cache", "clock", "count", "error", "ids", "prompt", "quantize", "residency", "sched", "text"], &["session"]),
+    room("engine",    &["backend", "cache", "clock", "count", "error", "ids", "prompt", "quantize", "residency", "sched", "text"], &["session", "store"]),
     room("device",    &["backend", "error", "hub", "mlx", "models", "priority", "quantize"], &[]),
     room("models",    &["error", "hub", "mlx"], &[]),
     room("mlx",       &["backend", "error", "ids", "quantize"], &[]),
