@@ -126,6 +126,7 @@ impl<B: Backend> Engine<B> {
     /// if not, everything waits for a reader, for memory, for weights to be read or for the end of a drain.
     pub(super) fn tick(&mut self) -> bool {
         let mut busy = false;
+        self.blocked.iter_mut().for_each(|blocked| blocked.others.clear());
         self.shrink();
         self.share_out();
         let names: Vec<ModelName> = self.models.keys().cloned().collect();

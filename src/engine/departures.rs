@@ -44,26 +44,36 @@ impl<B: Backend> Engine<B> {
         Ok(true)
     }
 
-    /// Evicts idle models for the request that waits for memory, if that lets it start.
+    /// Evicts idle models for the request that waits for memory, or for one that may pass it, if that lets it
+    /// start.
     pub(super) fn make_room_for_blocked(&mut self) {
-        let Some(blocked) = &self.blocked else { return };
-        let (model, missing) =
-            (blocked.model.clone(), self.memory().missing_bytes(blocked.wanted.missing_bytes));
+        let Some(blocked) = &mut self.blocked else { return };
+        let (passer, is_owed) = (blocked.passer.take(), blocked.wanted.is_owed);
+        let (model, missing_bytes) = (blocked.model.clone(), blocked.wanted.missing_bytes);
+        // What is owed starts in any case, with what there is.
+        let in_any_case = is_owed && self.is_quiet();
+        self.make_room_for_request(&model, missing_bytes, in_any_case);
+        if let Some((model, missing_bytes)) = passer {
+            self.make_room_for_request(&model, missing_bytes, false);
+        }
+    }
+
+    fn make_room_for_request(&mut self, model: &ModelName, missing_bytes: u64, in_any_case: bool) {
+        let missing = self.memory().missing_bytes(missing_bytes);
         // Admission frees what is cached, or waits with that for a reason of its own.
         let cached: u64 = self.models.values().map(Resident::reclaimable_bytes).sum();
         if missing <= cached {
             return;
         }
         let (tenants, now) = (self.tenants(), self.clock.now());
-        let evictions = if blocked.wanted.is_owed && self.is_quiet() {
-            // It starts in any case, with what there is.
+        let evictions = if in_any_case {
             Some(evictions_towards(&tenants, missing, now))
         } else {
             evictions(&tenants, missing, now)
         };
         let evictions = evictions.filter(|evictions| !evictions.models.is_empty());
         // Where a model was leased since, it is decided again in the next tick.
-        if let Some(Err(error)) = evictions.map(|evictions| self.make_room(&evictions, &model)) {
+        if let Some(Err(error)) = evictions.map(|evictions| self.make_room(&evictions, model)) {
             tracing::error!(%model, ?error, "there is no room for a request");
         }
     }
@@ -74,7 +84,7 @@ impl<B: Backend> Engine<B> {
         let waits_for_models =
             |blocked: &&Blocked| blocked.wanted.waits_for_models && !blocked.wanted.is_owed;
         let Some(blocked) = self.blocked.as_ref().filter(waits_for_models).cloned() else { return };
-        let Blocked { model, ticket, wanted: Wanted { needed_bytes, .. }, .. } = blocked;
+        let Blocked { model, ticket, wanted: Wanted { needed_bytes, .. }, .. } = blocked.clone();
         let waiting = self.models.get(&model).and_then(|resident| resident.queue.peek(&ticket));
         let Some(arrived) = waiting.map(|sequence| sequence.origin.arrived) else { return };
         let is_kept = |other: &&Resident| {

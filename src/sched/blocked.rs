@@ -11,6 +11,8 @@
 //! There is one such request at a time, whatever the number of models: the highest class, then the longest
 //! wait. A higher class passes it without condition; ageing ends that.
 
+use std::collections::BTreeMap;
+
 use super::Ticket;
 use crate::ids::ModelName;
 
@@ -25,6 +27,10 @@ pub struct Blocked {
     pub wanted: Wanted,
     /// Sequences with a number from this one on started after it was blocked.
     pub passed_from: u64,
+    /// A model with a request that may pass, and bytes that are to be free for that.
+    pub passer: Option<(ModelName, u64)>,
+    /// Models whose requests wait for models to leave as well, in this tick, and the bytes of their weights.
+    pub others: BTreeMap<ModelName, u64>,
 }
 
 /// What a blocked request waits for.
@@ -36,6 +42,8 @@ pub struct Wanted {
     pub missing_bytes: u64,
     /// Most bytes that there can be room for, once all models have left that may.
     pub kv_bytes_max: u64,
+    /// Bytes of its model's weights, if that may have to leave for others.
+    pub weight_bytes: u64,
     /// Whether models in use have to leave first.
     pub waits_for_models: bool,
     /// Whether it does so though it has begun, which is to be possible for it to the end.
@@ -81,17 +89,32 @@ impl Blocked {
         (!is_owed, other.class, other.since) < own
     }
 
-    /// Returns whether it cannot start while a model with weights of these bytes stays.
+    /// Returns whether whatever fits may start before it.
     #[must_use]
-    pub fn waits_for(&self, weight_bytes: u64) -> bool {
-        self.wanted.waits_for_models
-            && self.wanted.needed_bytes.saturating_add(weight_bytes) > self.wanted.kv_bytes_max
+    pub fn lets_all_pass(&self) -> bool {
+        self.wanted.waits_for_models && !self.wanted.is_owed
+    }
+
+    /// Returns whether a request of another model may wait for models to leave as well, which keeps its own
+    /// in use: one of the two has to be able to start while the models of all that wait stay.
+    pub fn lets_wait(&mut self, model: &ModelName, wanted: Wanted) -> bool {
+        let others = self.others.iter().filter(|(other, _)| *other != model).map(|(_, bytes)| bytes);
+        let others: u64 = others.sum();
+        let can_start = |first: Wanted, second: Wanted| {
+            first.needed_bytes + second.weight_bytes + others <= first.kv_bytes_max
+        };
+        let is_owed = self.wanted.is_owed || wanted.is_owed;
+        let waits = is_owed || can_start(self.wanted, wanted) || can_start(wanted, self.wanted);
+        if waits {
+            self.others.insert(model.clone(), wanted.weight_bytes);
+        }
+        waits
     }
 
     /// Returns the bytes that passers may hold besides, of `kv_bytes_max` that all sequences may have.
     #[must_use]
     pub fn spare_bytes(&self, claims: Claims, kv_bytes_max: u64) -> u64 {
-        if self.wanted.waits_for_models && !self.wanted.is_owed {
+        if self.lets_all_pass() {
             return u64::MAX;
         }
         kv_bytes_max.saturating_sub(claims.passed_bytes + self.wanted.needed_bytes)
@@ -128,10 +151,11 @@ mod tests {
             needed_bytes: 400,
             missing_bytes: 100,
             kv_bytes_max: 600,
+            weight_bytes: 100,
             waits_for_models: false,
             is_owed: false,
         };
-        Blocked { model: "m".into(), ticket, wanted, passed_from: 1 }
+        Blocked { model: "m".into(), ticket, wanted, passed_from: 1, passer: None, others: BTreeMap::new() }
     }
 
     #[test]
@@ -167,11 +191,19 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_waited_for_where_its_weights_leave_too_little() {
-        let mut blocked = blocked();
-        assert!(!blocked.waits_for(1000));
-        blocked.wanted.waits_for_models = true;
-        assert!(blocked.waits_for(201) && !blocked.waits_for(200));
+    fn of_those_that_wait_for_models_one_can_start_while_the_models_of_all_stay() {
+        let wants = |needed_bytes, weight_bytes| Wanted { needed_bytes, weight_bytes, ..blocked().wanted };
+        // The blocked one leaves 200 bytes beside it.
+        assert!(blocked().lets_wait(&"n".into(), wants(600, 200)));
+        assert!(!blocked().lets_wait(&"n".into(), wants(600, 201)), "each would wait for the other");
+        assert!(blocked().lets_wait(&"n".into(), wants(500, 300)), "it can start first");
+        let mut third = blocked();
+        assert!(
+            third.lets_wait(&"n".into(), wants(600, 150)) && third.lets_wait(&"n".into(), wants(600, 150))
+        );
+        assert!(!third.lets_wait(&"o".into(), wants(450, 100)), "neither can beside the other two");
+        third.wanted.is_owed = true;
+        assert!(third.lets_wait(&"o".into(), wants(450, 100)), "it starts when nothing runs");
     }
 
     #[test]

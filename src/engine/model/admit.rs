@@ -5,6 +5,7 @@
 //! Without preemption, the next request of a client that keeps one outstanding would wait until somebody
 //! else's finishes, because its own place was given away the moment it was free.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Context, Reclaim, Resident, Room};
@@ -108,8 +109,14 @@ impl Resident {
         let missing_bytes = self.missing(need, victim);
         let waits_for_models = needed_bytes > room.kv_bytes_now;
         let is_owed = has_begun && waits_for_models;
-        let kv_bytes_max = room.kv_bytes_max;
-        let wanted = Wanted { needed_bytes, missing_bytes, kv_bytes_max, waits_for_models, is_owed };
+        let wanted = Wanted {
+            needed_bytes,
+            missing_bytes,
+            kv_bytes_max: room.kv_bytes_max,
+            weight_bytes: if room.is_pinned { 0 } else { self.shape.weight_bytes },
+            waits_for_models,
+            is_owed,
+        };
         // What was promised is kept, though the budget has become too small for it, once nothing else runs.
         let is_first = cx.blocked.as_ref().is_some_and(|blocked| self.is_blocked(blocked, ticket));
         let is_owed = is_owed && is_first && room.is_quiet && self.running.is_empty();
@@ -176,8 +183,8 @@ impl Resident {
         Ok(Verdict::Held)
     }
 
-    /// Lets a request wait for models in use to leave. If another request, which comes before it, waits for
-    /// this model, it is refused: each would wait for the other's model. One that is owed is not.
+    /// Lets a request wait for models in use to leave. It is refused if another one waits that has more
+    /// right, and neither could start while the models of all that wait stay.
     fn wait_for_models<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
@@ -186,11 +193,13 @@ impl Resident {
         room: Room,
     ) -> Verdict {
         self.note_blocked(cx, ticket, wanted);
-        let waits_for_this = |other: &&Blocked| {
-            let is_waited_for = !room.is_pinned && other.waits_for(self.shape.weight_bytes);
-            other.model != *self.spec.model() && is_waited_for && !wanted.is_owed
-        };
-        let Some(other) = cx.blocked.as_ref().filter(waits_for_this) else { return Verdict::Held };
+        let model = self.spec.model();
+        let other =
+            cx.blocked.as_mut().filter(|other| other.wanted.waits_for_models && other.model != *model);
+        let Some(other) = other else { return Verdict::Held };
+        if other.lets_wait(model, wanted) {
+            return Verdict::Held;
+        }
         let (needed_bytes, in_the_way) = (wanted.needed_bytes, vec![other.model.clone()]);
         let error = Error::KvCrowded { needed_bytes, available_bytes: room.kv_bytes_now, in_the_way };
         self.refuse(cx, ticket, &error);
@@ -259,11 +268,17 @@ impl Resident {
         match cx.blocked {
             // The budget may have changed, and with it where it begins.
             Some(blocked) if self.is_blocked(blocked, ticket) => blocked.wanted = wanted,
-            Some(blocked) if !blocked.yields_to(ticket, wanted.is_owed) => {}
+            Some(blocked) if !blocked.yields_to(ticket, wanted.is_owed) => {
+                if blocked.lets_all_pass() && !wanted.waits_for_models {
+                    let missing = || (self.spec.model().clone(), wanted.missing_bytes);
+                    blocked.passer.get_or_insert_with(missing);
+                }
+            }
             Some(_) | None => {
                 let (model, passed_from) = (self.spec.model().clone(), *cx.sequence_next);
                 let ticket = ticket.clone();
-                *cx.blocked = Some(Blocked { model, ticket, wanted, passed_from });
+                let (passer, others) = (None, BTreeMap::new());
+                *cx.blocked = Some(Blocked { model, ticket, wanted, passed_from, passer, others });
             }
         }
     }

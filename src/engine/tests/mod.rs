@@ -2,6 +2,7 @@
 
 mod blocked;
 mod caches;
+mod crowds;
 mod loads;
 mod memory;
 mod pace;
