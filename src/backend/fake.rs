@@ -67,16 +67,17 @@ pub(crate) struct Fake {
     steps: u64,
     /// Most bytes of slabs and parked caches that it held.
     pub(crate) kv_bytes_peak: u64,
-    /// Lets the time of a step pass, given its number of prefilled tokens; None takes no time.
-    pub(crate) pass: Option<Box<dyn FnMut(u32) + Send>>,
+    /// Lets the time of a step pass, given its numbers of prefilled tokens, without those of spans of one,
+    /// and of spans of one; None takes no time.
+    pub(crate) pass: Option<Box<dyn FnMut(u32, u32) + Send>>,
     /// Pieces that the loads to come read in all, one a call.
     pub(crate) pieces: u32,
     /// Lets the time of a piece pass; None takes no time.
     pub(crate) pass_piece: Option<Box<dyn Fn() + Send>>,
     /// Lets the time of a plan pass; None takes no time.
     pub(crate) pass_plan: Option<Box<dyn Fn() + Send>>,
-    /// Steps that run, in the order of their launch, with their numbers of prefilled tokens.
-    running: VecDeque<(ModelId, u32)>,
+    /// Steps that run, in the order of their launch, with the same two numbers.
+    running: VecDeque<(ModelId, [u32; 2])>,
 }
 
 /// The tokens in each slot.
@@ -434,9 +435,12 @@ impl Backend for Fake {
             return Err(Error::Internal("the device error that a test asked for".into()));
         }
         assert!(step.spans.is_sorted_by_key(Span::order), "spans of one row come first, in slot order");
-        let prefills = step.spans.iter().filter(|span| span.kind == SpanKind::Prefill);
+        let (rows, longer): (Vec<&Span>, Vec<&Span>) =
+            step.spans.iter().partition(|span| span.tokens.len() == 1);
+        let prefills = longer.iter().filter(|span| span.kind == SpanKind::Prefill);
         let prefilled: usize = prefills.map(|span| span.tokens.len()).sum();
-        self.running.push_back((model, u32::try_from(prefilled).unwrap()));
+        let counts = [prefilled, rows.len()].map(|count| u32::try_from(count).unwrap());
+        self.running.push_back((model, counts));
         let mut results = Vec::new();
         step.spans.iter().for_each(|span| self.span(model, span, &mut results));
         self.results.insert(model, results);
@@ -445,8 +449,8 @@ impl Backend for Fake {
 
     fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error> {
         // The device runs one step after another.
-        while let Some((of, prefilled)) = self.running.pop_front() {
-            self.pass.iter_mut().for_each(|pass| pass(prefilled));
+        while let Some((of, [prefilled, rows])) = self.running.pop_front() {
+            self.pass.iter_mut().for_each(|pass| pass(prefilled, rows));
             if of == model {
                 break;
             }

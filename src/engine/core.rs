@@ -144,10 +144,11 @@ impl<B: Backend> Engine<B> {
         busy
     }
 
-    /// Shares out what the tick may prefill.
+    /// Shares out what the tick may run besides what is in every step.
     fn share_out(&mut self) {
-        let demands = self.models.iter().map(|(name, resident)| (name.clone(), resident.demand())).collect();
-        self.allowance = Allowance::new(&demands, self.settings.pace_limits());
+        let demand = |resident: &Resident| resident.demand(&self.allowance, &self.settings);
+        let demands = self.models.iter().map(|(name, resident)| (name.clone(), demand(resident))).collect();
+        self.allowance.share_out(&demands, self.settings.pace_limits());
     }
 
     /// Ticks one model. Models are collected in the order in which they were launched, which is the order in

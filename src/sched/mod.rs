@@ -9,22 +9,27 @@
 mod allowance;
 mod blocked;
 mod crowd;
+mod curve;
 mod owner;
 mod pace;
 mod plan;
 mod queue;
 mod shares;
 mod timeline;
+mod turns;
+#[cfg(test)]
+mod turns_tests;
 
 pub use allowance::{Allowance, Demand};
 pub use blocked::{Blocked, Claims, Passer, Wanted};
 pub use crowd::{Entry, Waiter, enter};
 pub use owner::Owner;
 pub use pace::{Pace, PaceLimits, StepLoad};
-pub use plan::{Runnable, plan};
+pub use plan::{Planning, Runnable, StepBounds, demand};
 pub use queue::{Queue, Ticket};
 pub use shares::{Candidate, Rank, Running, Shares, victim};
 pub use timeline::Timeline;
+pub use turns::Turns;
 
 use std::time::Duration;
 
@@ -47,12 +52,18 @@ impl Priority {
     /// `ageing`.
     #[must_use]
     pub fn class(self, since: Moment, now: Moment, ageing: Duration) -> u32 {
-        let own = match self {
+        let own = self.own_class();
+        let risen = (now - since).as_nanos() / ageing.as_nanos().max(1);
+        own - u32::try_from(risen).unwrap_or(own).min(own)
+    }
+
+    /// Returns the class of a request of this priority that does not wait.
+    #[must_use]
+    pub fn own_class(self) -> u32 {
+        match self {
             Self::Interactive => 0,
             Self::Normal => 1,
             Self::Background => 2,
-        };
-        let risen = (now - since).as_nanos() / ageing.as_nanos().max(1);
-        own - u32::try_from(risen).unwrap_or(own).min(own)
+        }
     }
 }

@@ -1,9 +1,10 @@
-//! How fast a model runs, learned from its steps by what their spans were for: the time of a step of
-//! decoding, and the time that each prefilled token adds. From it follow what a tick may prefill
-//! (`allowance`), how many tokens that is, and when a first token is possible.
+//! How fast a model runs, learned from its steps by what their spans were for: the time of a step that
+//! decodes, by its rows (`curve`), and the time that each prefilled token adds. From it follow what a tick
+//! may run (`allowance`), how many tokens that is, and when a first token is possible.
 
 use std::time::Duration;
 
+use super::curve::Curve;
 use crate::backend::SpanKind;
 
 /// Part of an estimate that one step replaces: the last few steps count. For the least time, faster ones
@@ -16,13 +17,8 @@ const LEARNING_RATE_USUAL_FASTER: f64 = 0.125;
 /// Factor by which one step can raise an estimate at most.
 const RISE_MAX: f64 = 2.0;
 
-/// Weight of a step that decodes and is slower than others of as many sequences: there are many, the host
-/// comes late to some because it opens a slab or parks a cache, and for a second or two another program may
-/// be busy. What a step takes when it is not is the measure of what a stream may wait.
-const SLOWER_DECODE_WEIGHT: f64 = 0.08;
-
-/// Steps that count in full after the number of sequences that decode has changed.
-const SETTLING_STEPS: u32 = 8;
+/// Time to which any estimate can rise, in seconds: double of nothing is nothing.
+const TIME_MIN: f64 = 1e-6;
 
 /// Factor by which a step must be faster than the usual one to show that an exception was learned before.
 const FASTER_BY: f64 = 2.0;
@@ -53,7 +49,8 @@ const PREFILL_SHARE_MIN: f64 = 0.1;
 pub struct PaceLimits {
     /// Most tokens of one model.
     pub prefill_tokens_max: u32,
-    /// Longest time while somebody decodes, whichever model, in percent of a tick that only decodes.
+    /// Longest time of a tick while somebody decodes, whichever model, in percent of what whoever has fewest
+    /// takes by itself; see `allowance`.
     pub stretch_percent: u32,
     /// Longest time of the prefill in any case.
     pub step_max: Duration,
@@ -64,7 +61,9 @@ pub struct PaceLimits {
 pub struct StepLoad {
     /// Number of spans that decode.
     pub decoding: u32,
-    /// Number of prefilled tokens, without those of spans of one.
+    /// Number of prompts of which it computes the last token: each costs what a row that decodes does.
+    pub last: u32,
+    /// Number of prefilled tokens, without those.
     pub prefilled: u32,
 }
 
@@ -73,9 +72,7 @@ impl StepLoad {
     pub fn add(&mut self, kind: SpanKind, tokens: u32) {
         match kind {
             SpanKind::Decode | SpanKind::Verify => self.decoding += 1,
-            // The last token of a prompt: it adds next to nothing to a step, and tells nothing about long
-            // prompts.
-            SpanKind::Prefill if tokens == 1 => {}
+            SpanKind::Prefill if tokens == 1 => self.last += 1,
             SpanKind::Prefill => self.prefilled += tokens,
         }
     }
@@ -84,7 +81,10 @@ impl StepLoad {
 /// The speed of a model, in seconds.
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
-    decode_step: Option<f64>,
+    /// The least that a step takes which only decodes: the measure of what a stream may wait.
+    decode: Curve,
+    /// What one takes usually, as a factor on the least.
+    slowness: Option<f64>,
     /// The least that a prefilled token takes: for deadlines, which are refused only if out of reach.
     prefill_token: Option<f64>,
     /// What one takes usually, as many as a step has had of late: for sizes of steps, which with the least
@@ -94,20 +94,17 @@ pub struct Pace {
     prefill_tokens: f64,
     /// Steps since the last one that only decoded.
     since_decode: u32,
-    /// Number of sequences that decoded in it, and steps that still count in full because it was another.
-    decoding: u32,
-    settling: u32,
     /// Number of steps that prefilled.
     prefills: u32,
 }
 
 /// Learns the least time, as far as steps come near to it; `weight` is that of a slower step.
-fn learn(estimate: &mut Option<f64>, seen: f64, weight: f64) {
-    *estimate = Some(match *estimate {
+pub(super) fn learn(estimate: Option<f64>, seen: f64, weight: f64) -> f64 {
+    match estimate {
         None => seen,
         Some(old) if seen < old => old + (seen - old) * LEARNING_RATE_FASTER,
-        Some(old) => old + (seen.min(old * RISE_MAX) - old) * LEARNING_RATE * weight,
-    });
+        Some(old) => old + (seen.min((old * RISE_MAX).max(TIME_MIN)) - old) * LEARNING_RATE * weight,
+    }
 }
 
 /// Learns the usual time, a little above the mean.
@@ -123,41 +120,38 @@ fn learn_usual(estimate: &mut Option<f64>, seen: f64, weight: f64) {
 impl Pace {
     /// Learns from the time of a step.
     pub fn observe(&mut self, load: StepLoad, took: Duration) {
-        let StepLoad { decoding, prefilled } = load;
-        let took = took.as_secs_f64();
+        let StepLoad { decoding, last, prefilled } = load;
+        let (took, rows) = (took.as_secs_f64(), decoding + last);
         if prefilled == 0 {
             if decoding > 0 {
-                if self.decoding != decoding {
-                    (self.decoding, self.settling) = (decoding, SETTLING_STEPS);
-                }
-                let weight = if self.settling > 0 { 1.0 } else { SLOWER_DECODE_WEIGHT };
-                learn(&mut self.decode_step, took, weight);
-                self.settling = self.settling.saturating_sub(1);
+                self.decode.observe(rows, took);
+                let least = self.decode.time(rows).unwrap_or(took).max(f64::MIN_POSITIVE);
+                learn_usual(&mut self.slowness, (took / least).max(1.0), 1.0);
                 self.since_decode = 0;
             }
             return;
         }
         self.since_decode = self.since_decode.saturating_add(1);
-        let base = self.learn_base(decoding, took);
+        let base = self.learn_base(rows, took);
         let tokens = f64::from(prefilled);
         let token = (took - base).max(took * PREFILL_SHARE_MIN) / tokens;
-        learn(&mut self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0));
+        self.prefill_token = Some(learn(self.prefill_token, token, (tokens / TELLING_TOKENS).min(1.0)));
         // The rest of a prompt, of a few tokens, tells little about what others cost.
         learn_usual(&mut self.prefill_token_usual, token, (tokens / self.prefill_tokens.max(1.0)).min(1.0));
         self.prefill_tokens += (tokens - self.prefill_tokens) * LEARNING_RATE;
         self.prefills = self.prefills.saturating_add(1);
     }
 
-    /// Returns what a step took besides its prefilled tokens: mostly what reading the weights takes, which it
-    /// does once in any case, and which [`Self::prefill_tokens`] takes off too. A step that is faster than
-    /// that without decoding shows that many rows were decoded when it was learned.
-    fn learn_base(&mut self, decoding: u32, took: f64) -> f64 {
-        match &mut self.decode_step {
+    /// Returns what a step took besides its prefilled tokens: its rows, or without any mostly what reading
+    /// the weights takes, which it does once in any case, and which [`Self::prefill_tokens`] takes off too. A
+    /// step that is faster than that shows that what was learned of few rows is outdated.
+    fn learn_base(&mut self, rows: u32, took: f64) -> f64 {
+        match self.decode.time(rows.max(1)) {
             None => 0.0,
-            Some(step) if decoding > 0 => step.min(took),
-            Some(step) if *step < took => *step,
-            Some(step) => {
-                *step = took;
+            Some(step) if rows > 0 => step.min(took),
+            Some(step) if step < took => step,
+            Some(_) => {
+                self.decode.bound(took);
                 took / 2.0
             }
         }
@@ -170,10 +164,21 @@ impl Pace {
         self.since_decode >= LOOK_STEPS
     }
 
-    /// Returns the time of a step that only decodes; None while nothing is known.
+    /// Returns the least time of a step that only decodes `rows` rows; None while nothing is known.
     #[must_use]
-    pub fn decode_step(&self) -> Option<Duration> {
-        self.decode_step.map(seconds)
+    pub fn step(&self, rows: u32) -> Option<Duration> {
+        if rows == 0 {
+            self.decode.time(1).map(|_| Duration::ZERO)
+        } else {
+            self.decode.time(rows).map(seconds)
+        }
+    }
+
+    /// Returns the time that such a step usually takes.
+    #[must_use]
+    pub fn usual_step(&self, rows: u32) -> Option<Duration> {
+        let slowness = self.slowness.unwrap_or(1.0).clamp(1.0, RISE_MAX);
+        self.step(rows).map(|least| least.mul_f64(slowness))
     }
 
     /// Returns the time that prefilling `tokens` usually adds to a tick, in a step that `decodes` or in one
@@ -196,7 +201,7 @@ impl Pace {
 
     /// Returns what a step takes for its prefill besides its tokens.
     fn base(&self, decodes: bool) -> f64 {
-        if decodes { 0.0 } else { self.decode_step.unwrap_or(0.0) }
+        if decodes { 0.0 } else { self.decode.time(1).unwrap_or(0.0) }
     }
 
     /// Lowers the estimate that a request was refused by. If it is from a time when another program was busy,
@@ -229,7 +234,7 @@ mod tests {
     use super::*;
 
     fn load(decoding: u32, prefilled: u32) -> StepLoad {
-        StepLoad { decoding, prefilled }
+        StepLoad { decoding, last: 0, prefilled }
     }
 
     fn ms(ms: u64) -> Duration {
@@ -239,11 +244,11 @@ mod tests {
     #[test]
     fn a_step_tells_what_decoding_and_a_prefilled_token_cost() {
         let mut pace = Pace::default();
-        assert_eq!((pace.decode_step(), pace.prefill(9, true)), (None, None));
+        assert_eq!((pace.step(1), pace.prefill(9, true)), (None, None));
         assert_eq!(pace.prefill_tokens(ms(1), true, (16, 512)), 64);
         pace.observe(load(4, 0), ms(40));
         pace.observe(load(4, 64), ms(40 + 128));
-        assert_eq!((pace.decode_step(), pace.prefill(9, true)), (Some(ms(40)), Some(ms(18))));
+        assert_eq!((pace.step(4), pace.prefill(9, true)), (Some(ms(40)), Some(ms(18))));
         assert_eq!(pace.prefill_tokens(ms(80), true, (16, 512)), 40, "at 2 ms a token");
     }
 
@@ -272,7 +277,7 @@ mod tests {
         assert_eq!(pace.prefill(100, true), Some(ms(300)));
         // So is what was learned from many rows at a time.
         (0..9).for_each(|_| pace.observe(load(0, 20), ms(40 + 3 * 20)));
-        assert!(pace.decode_step().unwrap() <= ms(100));
+        assert!(pace.step(1).unwrap() <= ms(100));
     }
 
     #[test]
@@ -330,7 +335,7 @@ mod tests {
         // Another program is busy when the prompts begin.
         (0..20).for_each(|_| pace.observe(load(1, 0), ms(60)));
         let (mut looks, mut steps) = (0, 0);
-        while pace.decode_step() > Some(ms(32)) {
+        while pace.step(1) > Some(ms(32)) {
             steps += 1;
             let tokens = if pace.should_look() { 0 } else { pace.prefill_tokens(ms(45), true, (8, 512)) };
             looks += u32::from(tokens == 0);
@@ -349,35 +354,33 @@ mod tests {
         pace.observe(load(1, 4), ms(30));
         assert!(pace.prefill_tokens(ms(80), true, (8, 512)) <= before + 2, "a rest that cost nothing");
         pace.observe(load(1, 0), ms(150));
-        assert!(pace.decode_step() <= Some(ms(32)), "{pace:?}");
+        assert!(pace.step(1) <= Some(ms(32)), "{pace:?}");
     }
 
     #[test]
-    fn another_program_for_a_second_changes_little_and_more_sequences_at_once_do() {
+    fn rows_are_counted_at_what_they_usually_take() {
         let mut pace = Pace::default();
-        (0..30).for_each(|_| pace.observe(load(1, 0), ms(30)));
-        (0..20).for_each(|_| pace.observe(load(1, 0), ms(45)));
-        assert!(pace.decode_step() <= Some(ms(36)), "{pace:?}");
-        (0..SETTLING_STEPS).for_each(|_| pace.observe(load(8, 0), ms(60)));
-        assert!(pace.decode_step() >= Some(ms(55)), "{pace:?}");
+        // The machine is busy in every other step.
+        for step in 0..200 {
+            pace.observe(load(4, 0), ms(if step % 2 == 0 { 50 } else { 40 }));
+        }
+        let (least, usual) = (pace.step(4).unwrap(), pace.usual_step(4).unwrap());
+        assert!(least < ms(42) && (ms(44)..ms(52)).contains(&usual), "{least:?} {usual:?}");
+        assert_eq!((pace.step(0), pace.usual_step(0)), (Some(ms(0)), Some(ms(0))));
     }
 
     #[test]
-    fn the_last_token_of_a_prompt_alone_teaches_nothing() {
+    fn the_last_token_of_a_prompt_alone_teaches_nothing_and_beside_others_it_is_a_row() {
         let mut pace = Pace::default();
         pace.observe(load(1, 0), ms(40));
         pace.observe(load(0, 64), ms(20 + 64));
-        let known = (pace.decode_step, pace.prefill_token);
+        let known = (pace.step(1), pace.prefill_token);
         let mut step = StepLoad::default();
         step.add(SpanKind::Prefill, 1);
         pace.observe(step, ms(2000));
-        assert_eq!((pace.decode_step, pace.prefill_token), known);
+        assert_eq!((pace.step(1), pace.prefill_token), known);
         step.add(SpanKind::Verify, 5);
-        pace.observe(step, ms(20));
-        assert_eq!(
-            (pace.decode_step, pace.prefill_token),
-            (Some(0.03), known.1),
-            "beside others it is one more row"
-        );
+        pace.observe(step, ms(70));
+        assert_eq!((pace.step(1), pace.step(2), pace.prefill_token), (known.0, Some(ms(70)), known.1));
     }
 }

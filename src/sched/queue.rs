@@ -45,6 +45,12 @@ impl Ticket {
         self.owner == *owner && self.priority == priority
     }
 
+    /// Returns the class that its caller asked for.
+    #[must_use]
+    pub fn own_class(&self) -> u32 {
+        self.priority.own_class()
+    }
+
     /// Returns whether both are of the same request.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {

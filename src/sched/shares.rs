@@ -2,6 +2,7 @@
 //! for whom. Who is next is decided circle by circle: a connection gains nothing from the number of its
 //! clients.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::owner::{CIRCLES, Circle, Owner};
@@ -100,13 +101,13 @@ impl Shares {
         self.circles.is_empty()
     }
 
-    /// Returns whether one has at least two more running than another, in the widest circle that is not
-    /// around both.
-    fn has_two_more(&self, one: &Owner, other: &Owner) -> bool {
+    /// Returns how many run of one and of another, in the widest circle that is not around both; None if they
+    /// are the same.
+    fn running(&self, one: &Owner, other: &Owner) -> Option<(u32, u32)> {
         let [ours, theirs] = [one, other].map(Owner::circles);
         let apart = ours.iter().zip(&theirs).find(|(ours, theirs)| ours != theirs);
         let running = |circle| self.circles.get(circle).map_or(0, |share| share.running);
-        apart.is_some_and(|(ours, theirs)| running(ours) >= running(theirs) + 2)
+        apart.map(|(ours, theirs)| (running(ours), running(theirs)))
     }
 
     fn of(&self, owner: &Owner) -> [Share; CIRCLES] {
@@ -127,6 +128,8 @@ pub struct Candidate<'a> {
     pub owner: &'a Owner,
     /// Its priority class.
     pub class: u32,
+    /// The class that its caller asked for.
+    pub priority: u32,
 }
 
 /// A sequence that could be preempted.
@@ -138,11 +141,14 @@ pub struct Running<'a> {
     pub owner: &'a Owner,
     /// Its priority class.
     pub class: u32,
+    /// The class that its caller asked for.
+    pub priority: u32,
 }
 
 /// Returns the sequence to preempt for a waiting request, if any: one of a lower class, or of the same class
 /// and of somebody who has at least two more places, so that the two do not preempt each other again and
-/// again. The youngest goes: it has the least to be copied.
+/// again. A request that is of a higher class only because it has waited takes no place of somebody who has
+/// fewer: its owner's others are what it waits for. The youngest goes: it has the least to be copied.
 #[must_use]
 pub fn victim<'a>(
     shares: &Shares,
@@ -151,8 +157,12 @@ pub fn victim<'a>(
 ) -> Option<u64> {
     running
         .filter(|run| {
-            run.class > candidate.class
-                || (run.class == candidate.class && shares.has_two_more(run.owner, candidate.owner))
+            let (theirs, own) = shares.running(run.owner, candidate.owner).unwrap_or_default();
+            match run.class.cmp(&candidate.class) {
+                Ordering::Greater => run.priority > candidate.priority || theirs >= own,
+                Ordering::Equal => theirs >= own + 2,
+                Ordering::Less => false,
+            }
         })
         .max_by_key(|run| (run.class, shares.rank(run.owner), run.sequence))
         .map(|run| run.sequence)
@@ -175,9 +185,10 @@ mod tests {
     fn choose(shares: &Shares, candidate: (&str, u32), running: &[(&str, u32)]) -> Option<u64> {
         let owners: Vec<Owner> = running.iter().map(|(name, _)| owner(name)).collect();
         let runs = running.iter().zip(&owners).zip(0..);
-        let runs = runs.map(|((&(_, class), owner), sequence)| Running { sequence, owner, class });
+        let runs =
+            runs.map(|((&(_, class), owner), sequence)| Running { sequence, owner, class, priority: class });
         let asking = owner(candidate.0);
-        victim(shares, Candidate { owner: &asking, class: candidate.1 }, runs)
+        victim(shares, Candidate { owner: &asking, class: candidate.1, priority: candidate.1 }, runs)
     }
 
     #[test]
@@ -211,6 +222,19 @@ mod tests {
         let shares = shares(&[("a", 1), ("b", 1)]);
         assert_eq!(choose(&shares, ("a", 0), &[("a", 0), ("b", 2)]), Some(1));
         assert_eq!(choose(&shares, ("a", 2), &[("a", 0), ("b", 1)]), None);
+    }
+
+    #[test]
+    fn who_has_waited_takes_no_place_of_somebody_who_has_fewer() {
+        let shares = shares(&[("flood", 3), ("honest", 2), ("other", 4)]);
+        let [flood, honest, other] = ["flood", "honest", "other"].map(owner);
+        let run = |sequence, owner| Running { sequence, owner, class: 1, priority: 1 };
+        let risen = |owner, priority| Candidate { owner, class: 0, priority };
+        let chosen = |candidate, runs: &[Running<'_>]| victim(&shares, candidate, runs.iter().copied());
+        assert_eq!(chosen(risen(&flood, 1), &[run(1, &honest)]), None, "it has had its share");
+        assert_eq!(chosen(risen(&flood, 0), &[run(1, &honest)]), Some(1), "it was asked for as interactive");
+        assert_eq!(chosen(risen(&flood, 1), &[run(1, &honest), run(2, &other)]), Some(2));
+        assert_eq!(chosen(risen(&honest, 2), &[run(1, &flood)]), Some(1));
     }
 
     #[test]

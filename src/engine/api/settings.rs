@@ -18,7 +18,7 @@ pub struct EngineSettings {
     pub prefill_chunk_tokens: u32,
     /// Longest time of a step that only prefills.
     pub prefill_step: Duration,
-    /// Longest time of a step that prefills while others decode, in percent of a step that only decodes.
+    /// Longest time of a tick while somebody decodes, in percent of what whoever has fewest takes by itself.
     pub prefill_stretch_percent: u32,
     /// Most sequences of one model that run at once.
     pub running_sequences_max: u32,

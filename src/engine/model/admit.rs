@@ -312,7 +312,7 @@ impl Resident {
 
     /// Returns the running sequence that should give its place to a waiting request, if any.
     fn victim(&self, ticket: &Ticket) -> Option<u64> {
-        let candidate = Candidate { owner: &ticket.owner, class: ticket.class };
+        let candidate = Candidate { owner: &ticket.owner, class: ticket.class, priority: ticket.own_class() };
         // A score leaves no cache: it would begin anew. And those of a lane run in their order.
         let running = self.running.iter().filter(|(_, sequence)| {
             sequence.leaves_cache() && !ticket.has_lane(&sequence.origin.owner, sequence.origin.priority)
@@ -321,6 +321,7 @@ impl Resident {
             sequence: id,
             owner: &sequence.origin.owner,
             class: sequence.class,
+            priority: sequence.origin.priority.own_class(),
         });
         victim(&self.shares, candidate, running)
     }

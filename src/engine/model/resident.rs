@@ -10,7 +10,7 @@ use crate::clock::{Clock, Moment};
 use crate::engine::api::ResidentModel;
 use crate::engine::task::Sequence;
 use crate::residency::{Lifetime, ResidencySettings, Tenancy, Tenant};
-use crate::sched::{Claims, Pace, Queue, Shares};
+use crate::sched::{Claims, Pace, Queue, Shares, Turns};
 
 /// A model that runs.
 pub(crate) struct Resident {
@@ -21,6 +21,7 @@ pub(crate) struct Resident {
     pub(crate) queue: Queue<Sequence>,
     pub(crate) running: BTreeMap<u64, Sequence>,
     pub(crate) shares: Shares,
+    pub(super) turns: Turns,
     pub(crate) slots: Slots,
     pub(super) parked: Parked,
     pub(super) pace: Pace,
@@ -73,6 +74,7 @@ impl Resident {
             queue: Queue::default(),
             running: BTreeMap::new(),
             shares: Shares::default(),
+            turns: Turns::default(),
             slots,
             parked,
             pace: Pace::default(),

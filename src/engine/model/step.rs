@@ -1,13 +1,14 @@
 //! A model's step: which spans it has, its launch, and what becomes of its results.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::resident::{Launched, LaunchedSpan};
 use super::{Context, Resident};
 use crate::backend::{Backend, RowResult, Span, SpanKind, Step, add_checkpoint};
+use crate::engine::api::EngineSettings;
+use crate::engine::task::Sequence;
 use crate::error::Error;
-use crate::sched::{self, Demand, Runnable, StepLoad};
+use crate::sched::{self, Allowance, Demand, Planning, Runnable, StepBounds, StepLoad};
 
 impl Resident {
     /// Waits for the step that runs, if any, and commits it.
@@ -50,58 +51,46 @@ impl Resident {
     }
 
     /// Returns what the model wants to run in the next tick, once the step that runs is committed.
-    pub(crate) fn demand(&self) -> Demand {
+    pub(crate) fn demand(&self, before: &Allowance, settings: &EngineSettings) -> Demand {
         let launched = self.launched.iter().flat_map(|launched| &launched.spans);
         let launched: BTreeMap<u64, u32> = launched.map(|span| (span.sequence, span.tokens)).collect();
-        let (mut decodes, mut class, mut tokens) = (false, None, 0);
-        for (id, sequence) in self.running.iter().filter(|(_, sequence)| !sequence.is_paused()) {
-            let pending = sequence.pending() - launched.get(id).copied().unwrap_or(0);
-            if pending > 1 {
-                class = Some(class.map_or(sequence.class, |class: u32| class.min(sequence.class)));
-                tokens += pending;
-            } else {
-                decodes |= sequence.leaves_cache();
+        let then = runnable(&self.running).filter_map(|mut run| {
+            run.pending -= launched.get(&run.sequence).copied().unwrap_or(0);
+            if run.pending == 0 {
+                // Unless it ends, it has drawn a token.
+                let draws = self.running.get(&run.sequence).is_some_and(Sequence::leaves_cache);
+                return draws.then_some(Runnable { pending: 1, kind: SpanKind::Decode, ..run });
             }
+            Some(run)
+        });
+        let then: Vec<Runnable<'_>> = then.collect();
+        sched::demand((&self.shares, &self.pace), before, &then, self.bounds(settings))
+    }
+
+    /// Returns what bounds its steps.
+    fn bounds(&self, settings: &EngineSettings) -> StepBounds {
+        StepBounds {
+            prefill_tokens_min: self.shape.prefill_tokens_min,
+            prefill_tokens_max: settings.prefill_chunk_tokens,
+            stretch_percent: settings.prefill_stretch_percent,
         }
-        let decode = self.pace.decode_step().filter(|_| decodes);
-        Demand { decode, class, prefill: self.pace.prefill(tokens, decodes) }
     }
 
     /// Plans the next step: sequences, and tokens of each.
     fn plan<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Vec<(u64, u32)> {
         let ageing = cx.settings.priority_ageing;
         self.running.values_mut().for_each(|sequence| sequence.age(cx.now, ageing));
-        let runnable: Vec<Runnable<'_>> = self
-            .running
-            .iter()
-            .filter(|(_, state)| !state.is_paused())
-            .map(|(&sequence, state)| Runnable {
-                sequence,
-                owner: &state.origin.owner,
-                class: state.class,
-                kind: state.span_kind(),
-                pending: state.pending(),
-                span_max: state.span_max(),
-            })
-            .collect();
-        let decodes = runnable.iter().any(Runnable::is_decoding);
-        let time =
-            if decodes && self.pace.should_look() { None } else { cx.allowance.take(self.spec.model()) };
-        let Some(time) = time else { return sched::plan(&mut self.shares, &runnable, 0) };
-        let bounds = (self.shape.prefill_tokens_min, cx.settings.prefill_chunk_tokens);
-        let tokens = self.pace.prefill_tokens(time, decodes, bounds);
-        let planned = sched::plan(&mut self.shares, &runnable, tokens);
-        let mut load = StepLoad::default();
-        for &(id, tokens) in &planned {
-            self.running.get(&id).into_iter().for_each(|sequence| load.add(sequence.span_kind(), tokens));
-        }
-        let spent = if load.prefilled == 0 {
-            Duration::ZERO
-        } else {
-            self.pace.prefill(load.prefilled, decodes).unwrap_or(time)
+        let runnable: Vec<Runnable<'_>> = runnable(&self.running).collect();
+        let bounds = self.bounds(cx.settings);
+        let planning = Planning {
+            shares: &mut self.shares,
+            turns: &mut self.turns,
+            allowance: cx.allowance,
+            pace: &self.pace,
+            model: self.spec.model(),
+            bounds,
         };
-        cx.allowance.give_back(time.saturating_sub(spent));
-        planned
+        planning.plan(&runnable)
     }
 
     /// Launches the next step, if any sequence has tokens to run. Returns whether it did.
@@ -151,6 +140,19 @@ impl Resident {
         let over = self.parked.bytes().saturating_sub(idle_bytes_max);
         if over > 0 { self.evict(cx, over, None) } else { Ok(()) }
     }
+}
+
+/// Returns those that can run of some sequences that have a slot.
+fn runnable(running: &BTreeMap<u64, Sequence>) -> impl Iterator<Item = Runnable<'_>> {
+    running.iter().filter(|(_, state)| !state.is_paused()).map(|(&sequence, state)| Runnable {
+        sequence,
+        owner: &state.origin.owner,
+        class: state.class,
+        priority: state.origin.priority.own_class(),
+        kind: state.span_kind(),
+        pending: state.pending(),
+        span_max: state.span_max(),
+    })
 }
 
 /// Returns the tokens of a span that count as prefill.
