@@ -6,7 +6,7 @@ prefill: prompts of 500 to 2,000 tokens, one after another, each with an answer 
 load:    loads and unloads.
 fits:    64 callers ask at once whether a model that is not resident would fit, again and again.
 all:     every kind of attacker of the load test, with the lowest priority for the processor: their
-         Python would take what they leave to the daemon.
+         Python would take what they leave to the daemon. With the name of one, that one alone.
 
 Prints a line when it has begun, then goes on until it is ended.
 """
@@ -81,15 +81,16 @@ async def main(kind: str, target: str, model: str, folder: str, seed: str) -> No
             print("again", flush=True)
 
 
-def attack_in_every_way(target: str) -> None:
-    """Makes all attacks of the load test, until it is ended."""
+def attack_as_in_the_load_test(target: str, *names: str) -> None:
+    """Makes the named attacks of the load test, or all, until it is ended."""
     os.nice(19)
     print("begun", flush=True)
-    attackers.main(Path(target.removeprefix("unix:")))
+    attackers.main(Path(target.removeprefix("unix:")), *names)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "all":
-        attack_in_every_way(sys.argv[2])
-    else:
+    if sys.argv[1] in KINDS:
         asyncio.run(main(*sys.argv[1:]))
+    else:
+        names = [] if sys.argv[1] == "all" else [sys.argv[1]]
+        attack_as_in_the_load_test(sys.argv[2], *names)

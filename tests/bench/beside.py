@@ -11,11 +11,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from attackers import LOADED, OTHER, OWN
+from mlxd.v1 import inference_pb2
 from peers import HERE, Mlxd
 from stats import percentile
 from streams import Heard, Prompts, while_they_run
@@ -27,14 +29,34 @@ PROMPT = 64
 # attacker takes to begin and to end.
 TOKENS_PER_S, ATTACKER_S = 200, 2.0
 
-# What goes on: the number of streams, the kind of attacker, its model, and the most that the
-# streams' p95 gap may be, as times the quiet median.
-SCENES: dict[str, tuple[int, str, str, float]] = {
-    "its model prefills": (1, "prefill", OWN, 3.0),
-    "another model prefills": (1, "prefill", OTHER, 3.0),
-    "another model loads": (1, "load", LOADED, 2.0),
-    "64 ask whether one fits": (1, "fits", LOADED, 3.0),
-    "every attacker of the load test": (4, "all", OWN, 3.0),
+
+@dataclass(frozen=True)
+class Scene:
+    """What goes on beside streams of one connection."""
+
+    streams: int
+    # The kind of attacker, and its model.
+    kind: str
+    model: str
+    # The most that the streams' p95 gap may be, as times the quiet median; None is reported only.
+    bound: float | None = 3.0
+    priority: inference_pb2.Priority = inference_pb2.PRIORITY_NORMAL
+
+
+# Attackers of the load test that make the most of one connection: many rows, or long prompts.
+WORST = ("invented_names", "parked_caches", "interactive_prompt", "large_requests")
+
+SCENES: dict[str, Scene] = {
+    "its model prefills": Scene(1, "prefill", OWN),
+    "another model prefills": Scene(1, "prefill", OTHER),
+    "another model loads": Scene(1, "load", LOADED, 2.0),
+    "64 ask whether one fits": Scene(1, "fits", LOADED),
+    **{f"{name} of the load test": Scene(4, name, OWN) for name in WORST},
+    # Nineteen connections share with that of the streams, which are four of the rows.
+    "every attacker of the load test": Scene(4, "all", OWN, None),
+    "every attacker beside interactive streams": Scene(
+        4, "all", OWN, priority=inference_pb2.PRIORITY_INTERACTIVE
+    ),
 }
 
 
@@ -59,21 +81,23 @@ class Beside:
         self.prompts = prompts
         self.seconds = seconds
 
-    async def scene(self, count: int, kind: str, model: str, rounds: int) -> dict[str, float]:
+    async def scene(self, scene: Scene, rounds: int) -> dict[str, float]:
         """Measures one scene: medians over the rounds of each window's numbers."""
         now = asyncio.get_running_loop().time
         answer = round(TOKENS_PER_S * rounds * (2 * self.seconds + ATTACKER_S))
         streams = []
-        for ask in self.prompts.asks(count, PROMPT, answer):
-            heard = Heard(now())
-            streams.append((heard, asyncio.create_task(self.contestant.hear(ask, heard))))
+        for ask in self.prompts.asks(scene.streams, PROMPT, answer):
+            heard, request = Heard(now()), self.contestant.request(ask)
+            request.priority = scene.priority
+            stream = self.contestant.stream(request, ask.client, heard)
+            streams.append((heard, asyncio.create_task(stream)))
         tasks = [task for _, task in streams]
         await while_they_run(tasks, lambda: not all(heard.times for heard, _ in streams))
         quiet, busy, again = [], [], []
         try:
             for _ in range(rounds):
                 quiet.append(await self.window(streams))
-                gaps, times = await self.attacked(kind, model, streams)
+                gaps, times = await self.attacked(scene.kind, scene.model, streams)
                 busy.append(gaps)
                 again.append(times)
         finally:
