@@ -938,6 +938,8 @@ impl HistoryOutcome {
 }
 /// Scheduling class of a request when not all can run. A queued request is
 /// promoted by one class every priority_ageing_s seconds, so that none starves.
+/// Of the highest class that decodes, every connection has an equal part of each
+/// step; where that leaves little time, all others decode in turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Priority {
