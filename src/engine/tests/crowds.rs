@@ -43,7 +43,7 @@ fn needed(ask: &Ask) -> u64 {
     u64::from((3 + ask.max_tokens).max(256).next_power_of_two()) * KV_BYTES
 }
 
-/// A bench with all models loaded, and no room to spare but for so many bytes of KV caches.
+/// A bench with all models loaded, and `kv_bytes` of room to spare.
 fn with(weights: &[u64], kv_bytes: u64, places: u32) -> Bench {
     let mut fake = Fake::default();
     fake.weights =
@@ -137,8 +137,8 @@ fn ends(bench: &mut Bench, asks: [(&str, u32); 3]) -> [bool; 3] {
 
 #[test]
 fn an_idle_model_goes_for_who_passes_one_that_waits_for_models() {
-    // The second waits for `b`; the third, of `b`, has room only without `c`, which nobody uses. Once it runs,
-    // a later call keeps `b` in use.
+    // The second waits for `b`; the third, of `b`, has room only without `c`, which nobody uses. Once it
+    // runs, a later call keeps `b` in use.
     let mut bench = with(&[WEIGHT_BYTES, 2 * WEIGHT_BYTES, 3 * WEIGHT_BYTES], 600 * KV_BYTES, 1);
     assert_eq!(ends(&mut bench, [("b", 200), ("a", 700), ("b", 300)]), [true, false, true]);
 }
