@@ -43,7 +43,7 @@ pub(super) struct RowTimes {
     pub(super) alone: BTreeMap<Circle, Duration>,
     /// What is in every step.
     pub(super) always: Duration,
-    /// Part of it that gives way in the turn of prompts.
+    /// Part of it that yields in the turn of prompts.
     pub(super) yielding: Duration,
     /// All rows.
     pub(super) all: Duration,
@@ -88,7 +88,7 @@ pub struct Allowance {
     measure: Measure,
     /// What each circle of that class had in the last ticks, by itself, the last of them first.
     alone: BTreeMap<Circle, [Option<Duration>; MEASURED_TICKS]>,
-    /// What is in every step of each model, and the part of it that gives way in the turn of prompts.
+    /// What is in every step of each model, and the part of it that yields in the turn of prompts.
     expected: BTreeMap<ModelName, (Duration, Duration)>,
     /// Rest of the limit, and least time for prompts, as they were shared out.
     rest: Duration,
@@ -121,7 +121,7 @@ struct Times {
     rest: Duration,
     /// Least time for prompts in their turn, however little that is: as if they were one more connection.
     floor: Duration,
-    /// Part of what is in every step that gives way in the turn of prompts.
+    /// Part of what is in every step that yields in the turn of prompts.
     yielding: Duration,
 }
 
@@ -135,14 +135,16 @@ impl Times {
         let alone = alone?;
         let highest =
             || demands.values().filter_map(|demand| demand.rows.as_ref()).filter(|r| r.class == class);
-        let always: Duration = highest().map(|rows| rows.always).sum();
+        let sum =
+            |of: fn(&RowTimes) -> Duration| highest().map(of).fold(Duration::ZERO, Duration::saturating_add);
+        let always = sum(|rows| rows.always);
         let limit = alone.saturating_mul(stretch_percent) / 100;
         Some(Self {
             measure: Measure { time: alone, models: highest().count() },
             always,
             rest: limit.saturating_sub(always),
             floor: alone.min(limit.saturating_sub(alone)),
-            yielding: highest().map(|rows| rows.yielding).sum(),
+            yielding: sum(|rows| rows.yielding),
         })
     }
 }
@@ -257,7 +259,7 @@ impl Allowance {
     }
 
     /// Notes what is in every step of a model, now that it is known which requests began in this tick, and
-    /// what is `without` that which gives way to prompts. What it is more than was expected is taken off.
+    /// what is `without` that which yields to prompts. What it is more than was expected is taken off.
     pub(super) fn meet(&mut self, model: &ModelName, always: Duration, without: Duration) {
         if self.class.is_none() {
             return;
@@ -492,6 +494,6 @@ mod tests {
         tick.share_out(&wanted.map(|(name, demand)| (ModelName::from(name), demand)).into(), LIMITS);
         tick.meet(&"b".into(), ms(120), ms(0));
         assert_eq!((tick.turn(), tick.is_crowded(), tick.grants_least()), (Turn::Prompts, true, true));
-        assert_eq!(tick.take(&"b".into()), Some(ms(150)), "rows that give way are not there");
+        assert_eq!(tick.take(&"b".into()), Some(ms(150)), "rows that yield are not there");
     }
 }

@@ -1,7 +1,7 @@
 //! What a step that only decodes takes by its number of rows: points learned from steps, and straight lines
 //! between them. On a GPU the line is nearly flat, on a CPU it rises with the rows once there are a few.
 
-use super::pace::learn;
+use super::estimate::learn;
 
 /// Weight of a step that is slower than others of as many rows: there are many, the host comes late to some
 /// because it opens a slab or parks a cache, and for a second or two another program may be busy. What a step

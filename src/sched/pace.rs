@@ -5,20 +5,12 @@
 use std::time::Duration;
 
 use super::curve::Curve;
+use super::estimate::{LEARNING_RATE, LEARNING_RATE_FASTER, RISE_MAX, TIME_MIN, learn};
 use crate::backend::SpanKind;
 
-/// Part of an estimate that one step replaces: the last few steps count. For the least time, faster ones
-/// count for more: a step may be slow because a kernel was compiled for it, or because another program was
-/// busy. For the usual time they count for less, since it is the slow steps that somebody waits for.
-const LEARNING_RATE: f64 = 0.25;
-const LEARNING_RATE_FASTER: f64 = 0.5;
+/// As [`LEARNING_RATE_FASTER`], for the usual time: there faster steps count for less, since it is the slow
+/// ones that somebody waits for.
 const LEARNING_RATE_USUAL_FASTER: f64 = 0.125;
-
-/// Factor by which one step can raise an estimate at most.
-const RISE_MAX: f64 = 2.0;
-
-/// Time to which any estimate can rise, in seconds: double of nothing is nothing.
-const TIME_MIN: f64 = 1e-6;
 
 /// Factor by which a step must be faster than the usual one to show that an exception was learned before.
 const FASTER_BY: f64 = 2.0;
@@ -98,22 +90,13 @@ pub struct Pace {
     prefills: u32,
 }
 
-/// Learns the least time, as far as steps come near to it; `weight` is that of a slower step.
-pub(super) fn learn(estimate: Option<f64>, seen: f64, weight: f64) -> f64 {
-    match estimate {
-        None => seen,
-        Some(old) if seen < old => old + (seen - old) * LEARNING_RATE_FASTER,
-        Some(old) => old + (seen.min((old * RISE_MAX).max(TIME_MIN)) - old) * LEARNING_RATE * weight,
-    }
-}
-
 /// Learns the usual time, a little above the mean.
 fn learn_usual(estimate: &mut Option<f64>, seen: f64, weight: f64) {
     *estimate = Some(match *estimate {
         None => seen,
         Some(old) if seen * FASTER_BY < old => old + (seen - old) * LEARNING_RATE_FASTER * weight,
         Some(old) if seen < old => old + (seen - old) * LEARNING_RATE_USUAL_FASTER * weight,
-        Some(old) => old + (seen.min(old * RISE_MAX) - old) * LEARNING_RATE * weight,
+        Some(old) => old + (seen.min((old * RISE_MAX).max(TIME_MIN)) - old) * LEARNING_RATE * weight,
     });
 }
 
@@ -126,7 +109,7 @@ impl Pace {
             if decoding > 0 {
                 self.decode.observe(rows, took);
                 let least = self.decode.time(rows).unwrap_or(took).max(f64::MIN_POSITIVE);
-                learn_usual(&mut self.slowness, (took / least).max(1.0), 1.0);
+                learn_usual(&mut self.slowness, (took / least).clamp(1.0, RISE_MAX), 1.0);
                 self.since_decode = 0;
             }
             return;
@@ -177,8 +160,8 @@ impl Pace {
     /// Returns the time that such a step usually takes.
     #[must_use]
     pub fn usual_step(&self, rows: u32) -> Option<Duration> {
-        let slowness = self.slowness.unwrap_or(1.0).clamp(1.0, RISE_MAX);
-        self.step(rows).map(|least| least.mul_f64(slowness))
+        let slowness = self.slowness.unwrap_or(1.0);
+        self.step(rows).map(|least| seconds(least.as_secs_f64() * slowness))
     }
 
     /// Returns the time that prefilling `tokens` usually adds to a tick, in a step that `decodes` or in one
@@ -355,6 +338,15 @@ mod tests {
         assert!(pace.prefill_tokens(ms(80), true, (8, 512)) <= before + 2, "a rest that cost nothing");
         pace.observe(load(1, 0), ms(150));
         assert!(pace.step(1) <= Some(ms(32)), "{pace:?}");
+    }
+
+    #[test]
+    fn steps_of_no_time_leave_sound_estimates() {
+        let mut pace = Pace::default();
+        for took in [0, 0, 30, 0, 50, 0, 0, 30] {
+            pace.observe(load(4, 0), ms(took));
+            assert!(pace.usual_step(4) <= Some(ms(100)) && pace.usual_step(40) <= Some(ms(2000)), "{pace:?}");
+        }
     }
 
     #[test]

@@ -5,48 +5,12 @@
 use std::time::Duration;
 
 use super::allowance::{Allowance, Demand, FREE_PART, RowTimes, Turn};
-use super::owner::{Circle, Owner};
+use super::owner::Circle;
 use super::pace::{Pace, StepLoad};
+use super::runnable::Runnable;
 use super::shares::Shares;
 use super::turns::{Division, Turns, most};
-use crate::backend::SpanKind;
 use crate::ids::ModelName;
-
-/// A sequence that can run.
-#[derive(Clone, Copy, Debug)]
-pub struct Runnable<'a> {
-    /// Its number.
-    pub sequence: u64,
-    /// Whose it is.
-    pub owner: &'a Owner,
-    /// Its priority class; 0 is the highest. Of prompts: it rises with waiting.
-    pub class: u32,
-    /// The class that its caller asked for. Of rows: none of them waits for long.
-    pub priority: u32,
-    /// What its next span is for.
-    pub kind: SpanKind,
-    /// Number of its tokens that are not in its KV cache yet; at least one.
-    pub pending: u32,
-    /// Most tokens of it that one step may take.
-    pub span_max: u32,
-}
-
-impl Runnable<'_> {
-    /// Returns whether a user waits for its next token.
-    #[must_use]
-    pub fn is_decoding(&self) -> bool {
-        match self.kind {
-            SpanKind::Decode | SpanKind::Verify => true,
-            SpanKind::Prefill => false,
-        }
-    }
-
-    /// Returns whether it is a row: what decodes, and the last token of a prompt, which costs a step as much;
-    /// the first token of the answer follows it.
-    fn is_row(&self) -> bool {
-        self.is_decoding() || self.pending == 1
-    }
-}
 
 /// What can run, as references.
 type Runs<'a, 'b> = Vec<&'b Runnable<'a>>;
@@ -94,7 +58,7 @@ pub fn demand(
             always,
             // Prompts alone read the weights too.
             yielding: always.saturating_sub(pace.step(without.max(1))?),
-            all: always + others,
+            all: always.saturating_add(others),
         })
     });
     let tokens = prompts.iter().map(|prompt| prompt.pending).sum();
@@ -249,7 +213,8 @@ fn prefilled(shares: &mut Shares, prompts: &[&Runnable<'_>], mut left: u32) -> (
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sched::owner::owner;
+    use crate::backend::SpanKind;
+    use crate::sched::owner::{Owner, owner};
 
     /// Sequences with more than one token pending prefill, others decode.
     fn planned(shares: &mut Shares, runs: &[(u64, &str, u32, u32)], budget: u32) -> Vec<(u64, u32)> {

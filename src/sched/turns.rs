@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::allowance::{FREE_PART, Measure};
 use super::owner::{CIRCLES, Circle, Owner};
 use super::pace::Pace;
-use super::plan::Runnable;
+use super::runnable::Runnable;
 
 /// Turns of a class for each turn of the next lower one.
 const TURNS_PER_LOWER_CLASS: u64 = 2;
