@@ -20,6 +20,24 @@ impl World {
         self.check_queues();
         self.check_blocked();
         self.check_sessions();
+        self.check_rows();
+    }
+
+    /// What decodes does so within a bounded number of ticks: every second one has a row more than those of
+    /// every step, every seventh of those is of its class, and around a row are three circles with turns.
+    fn check_rows(&mut self) {
+        let before = std::mem::take(&mut self.waiting_rows);
+        for resident in self.engine.models.values() {
+            for (&id, sequence) in &resident.running {
+                if sequence.is_paused() || sequence.pending() > 1 {
+                    continue;
+                }
+                let (key, computed) = ((resident.id, id), sequence.computed);
+                let waited = before.get(&key).filter(|(last, _)| *last == computed).map_or(0, |(_, n)| n + 1);
+                assert!(waited <= 2 * 7 * 3 * self.running_max, "a row waits for {waited} ticks");
+                self.waiting_rows.insert(key, (computed, waited));
+            }
+        }
     }
 
     /// The engine counts what the backend holds, which exceeds the budget only while a smaller budget is not

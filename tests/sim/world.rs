@@ -45,6 +45,8 @@ pub(super) struct World {
     pub(super) settled: bool,
     /// The budget when the last tick of the engine began: a load reads it anew.
     pub(super) budget_before: u64,
+    /// Tokens computed of what decodes, and ticks since then, by model and sequence.
+    pub(super) waiting_rows: BTreeMap<(ModelId, u64), (u32, u32)>,
     /// Number of ticks in a row in which the blocked request had nobody to wait for.
     pub(super) idly_blocked: u32,
     /// What each session is to be.
@@ -76,8 +78,7 @@ pub(super) struct World {
     pub(super) tokenizer: Tokenizer,
     pub(super) ticks: u32,
     settings: EngineSettings,
-    state_bytes: u64,
-    defect: Faults,
+    device: Device,
     budget: u64,
     /// Models that expired, and that were evicted, in earlier lives.
     pub(super) departed: (u64, u64),
@@ -100,7 +101,10 @@ impl World {
         let clock = Arc::new(HandClock::default());
         // Every third world has models with recurrent states.
         let state_bytes = if random.below(3) == 0 { 40 * KV_BYTES } else { 0 };
-        let engine = new_engine(&clock, settings, budget, (state_bytes, defect));
+        // In every second world steps take their time, so that not all rows fit in one: each row and each token.
+        let step_ms = (seed % 2 == 1).then_some([1 + seed / 2 % 6, seed / 2 % 3]);
+        let device = Device { state_bytes, step_ms, defect };
+        let engine = new_engine(&clock, settings, budget, device);
         let book = Arc::new(SessionBook::new(SESSION_LIMITS, clock.clone()));
         let (store, _) = SteppedStore::open(FailingDisk::new(), &book).unwrap();
         let mut world = Self {
@@ -113,6 +117,7 @@ impl World {
             settled: false,
             budget_before: budget,
             idly_blocked: 0,
+            waiting_rows: BTreeMap::new(),
             kept: BTreeMap::new(),
             store,
             saved: Saved::default(),
@@ -130,8 +135,7 @@ impl World {
             tokenizer: tokenizer(),
             ticks: 0,
             settings,
-            state_bytes,
-            defect,
+            device,
             budget,
             departed: (0, 0),
         };
@@ -152,7 +156,8 @@ impl World {
         self.staying.clear();
         self.departed = self.departed();
         self.seen = Seen::default();
-        self.engine = new_engine(&self.clock, self.settings, self.budget, (self.state_bytes, self.defect));
+        self.engine = new_engine(&self.clock, self.settings, self.budget, self.device);
+        self.waiting_rows.clear();
         self.book = self.new_book();
         (self.shrunk, self.idly_blocked) = (false, 0);
     }
@@ -329,13 +334,30 @@ impl World {
     }
 }
 
+/// What the device of a world is like.
+#[derive(Clone, Copy)]
+pub(super) struct Device {
+    /// Bytes of a sequence's state; 0 is none.
+    state_bytes: u64,
+    /// What each row and each prefilled token take of a step.
+    step_ms: Option<[u64; 2]>,
+    defect: Faults,
+}
+
 fn new_engine(
     clock: &Arc<HandClock>,
     settings: EngineSettings,
     budget: u64,
-    (state_bytes, defect): (u64, Faults),
+    Device { state_bytes, step_ms, defect }: Device,
 ) -> Engine<Fake> {
     let mut fake = Fake::with(Faults { poison: Some(POISON), ..defect });
     fake.state_bytes = state_bytes;
+    if let Some([row, token]) = step_ms {
+        let clock = Arc::clone(clock);
+        fake.pass = Some(Box::new(move |prefilled, rows| {
+            let took = 2 + row * u64::from(rows) + token * u64::from(prefilled);
+            *clock.0.lock().unwrap() += Duration::from_millis(took);
+        }));
+    }
     Engine::new(fake, clock.clone(), settings, budget)
 }
