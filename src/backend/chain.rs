@@ -166,12 +166,29 @@ impl<T, S> Chains<T, S> {
     /// No segment ends where its base does: that is for [`Self::split`].
     pub fn add(&mut self, id: ParkedId, new: NewChain<T, S>) {
         let NewChain { base, tokens, tail, states } = new;
-        let mut segments = self.shared(base);
         let start = base.map_or(0, |base| base.tokens);
-        if start < tokens {
-            let segment = Segment { tokens: start..tokens, content: tail, users: 0, states: BTreeMap::new() };
+        self.add_parts(id, base, (start < tokens).then_some((tokens, tail)), states);
+    }
+
+    /// Adds a chain of several segments after its base: where each ends, ascending, and its content.
+    ///
+    /// # Panics
+    /// No segment ends where its base does, or one is empty.
+    pub fn add_parts(
+        &mut self,
+        id: ParkedId,
+        base: Option<Base>,
+        parts: impl IntoIterator<Item = (u32, T)>,
+        states: Vec<(u32, S)>,
+    ) {
+        let mut segments = self.shared(base);
+        let mut start = base.map_or(0, |base| base.tokens);
+        for (end, content) in parts {
+            assert!(start < end, "a segment has tokens");
+            let segment = Segment { tokens: start..end, content, users: 0, states: BTreeMap::new() };
             segments.push(self.put(segment));
-            self.held.tokens += u64::from(tokens - start);
+            self.held.tokens += u64::from(end - start);
+            start = end;
         }
         let mut checkpoints = Vec::new();
         for (length, state) in states {

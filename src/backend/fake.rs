@@ -2,11 +2,14 @@
 //! hash of that list. So a wrong slot, a lost copy or a stale position shows as a wrong token.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
+use super::fake_plain::{self, FakeBuilder};
 use super::{
-    Backend, Base, Chains, ComputeDtype, DeviceInfo, DeviceMemory, Formats, Held, KvDtype, LoadPlan,
-    LoadSpec, LoadStep, ModelId, ModelShape, NewChain, ParkedId, Parking, Restoring, RowResult, SlotId, Span,
-    SpanKind, Step, TokenLogprobs, TruncateError, Want, add_checkpoint,
+    Backend, Base, BuildKv, Chains, ComputeDtype, DeviceInfo, DeviceMemory, Formats, Held, ImportError,
+    Importing, KvDtype, KvSegment, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, NewChain, ParkedId,
+    Parking, Restoring, RowResult, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want,
+    add_checkpoint,
 };
 use crate::error::Error;
 use crate::ids::ModelName;
@@ -59,6 +62,8 @@ pub(crate) struct Fake {
     pub(crate) restored_tokens: u64,
     /// Tokens that it cleared in slots.
     pub(crate) cleared_tokens: u64,
+    /// Tokens of caches that it imported.
+    pub(crate) imported_tokens: u64,
     /// Bytes of a sequence's state; 0 is none.
     pub(crate) state_bytes: u64,
     is_reading: bool,
@@ -282,6 +287,7 @@ impl Backend for Fake {
             vocabulary_size: 1000,
             kv_bytes_per_token: KV_BYTES,
             state_bytes: self.state_bytes,
+            kv_layout: Arc::new(fake_plain::layout(self.state_bytes)),
             weight_bytes: self.held[&model],
             parameter_count: 250,
             prefill_tokens_min: 16,
@@ -425,6 +431,22 @@ impl Backend for Fake {
         chains.remove(parked);
         assert_eq!(chains.len() + 1, before, "there is such a parked cache");
         Ok(())
+    }
+
+    fn export(&self, model: ModelId, parked: ParkedId) -> Result<Vec<KvSegment>, Error> {
+        let Some(chains) = self.parked.get(&model) else { return Ok(Vec::new()) };
+        Ok(fake_plain::export(chains, parked, self.state_bytes))
+    }
+
+    fn import(&mut self, model: ModelId, importing: Importing) -> Result<(), ImportError> {
+        let chains = self.parked.entry(model).or_default();
+        self.imported_tokens += fake_plain::import(chains, importing, self.state_bytes)?;
+        self.note_peak();
+        Ok(())
+    }
+
+    fn kv_builder(&self) -> Arc<dyn BuildKv> {
+        Arc::new(FakeBuilder)
     }
 
     fn launch(&mut self, model: ModelId, step: Step) -> Result<(), Error> {

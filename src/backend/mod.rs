@@ -5,18 +5,27 @@
 mod chain;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(test)]
+mod fake_plain;
 mod kernels;
 mod kv;
 mod model;
 #[cfg(test)]
 mod property_tests;
+mod snapshot;
 mod step;
 
 pub use chain::{Chains, Held, NewChain, Stretch};
 pub use kernels::{KernelChoice, WiredLimit};
 pub use kv::{Base, CHECKPOINTS_MAX, ParkedId, Parking, Restoring, SlotId, TruncateError, add_checkpoint};
 pub use model::{ComputeDtype, Formats, KvDtype, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape};
+pub use snapshot::{
+    BuildKv, ImportError, Importing, KvArray, KvArrays, KvBuilding, KvContent, KvElement, KvLayout, KvPart,
+    KvSegment, check_segments,
+};
 pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};
+
+use std::sync::Arc;
 
 use crate::error::Error;
 
@@ -110,6 +119,21 @@ pub trait Backend {
 
     /// Frees what no other parked cache has of one.
     fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error>;
+
+    /// Returns the segments of a parked cache, with the checkpoints that it has, to be read off this thread.
+    /// They stay what they are, and take their memory until they are dropped, whatever becomes of the cache.
+    /// An error leaves the model as it was.
+    fn export(&self, model: ModelId, parked: ParkedId) -> Result<Vec<KvSegment>, Error>;
+
+    /// Makes a parked cache of segments that were exported, or built by [`Backend::kv_builder`]: it links
+    /// them in, and copies nothing.
+    ///
+    /// # Errors
+    /// They are not of this model. Then nothing is imported, and the model is as it was.
+    fn import(&mut self, model: ModelId, importing: Importing) -> Result<(), ImportError>;
+
+    /// Returns what makes arrays for [`Backend::import`] on other threads.
+    fn kv_builder(&self) -> Arc<dyn BuildKv>;
 
     /// Starts a step and returns while it runs. The last one must have been collected.
     fn launch(&mut self, model: ModelId, step: Step) -> Result<(), Error>;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::KvLayout;
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFiles, WeightSizes};
 use crate::ids::ModelName;
@@ -24,6 +25,8 @@ pub struct ModelShape {
     /// Bytes of a sequence's recurrent states, independent of its length; 0 if no layer is recurrent. A cache
     /// with recurrent states cannot be cut back to fewer tokens, except to a checkpoint.
     pub state_bytes: u64,
+    /// The arrays of its KV caches.
+    pub kv_layout: Arc<KvLayout>,
     /// Bytes of the weights.
     pub weight_bytes: u64,
     /// Number of parameters.

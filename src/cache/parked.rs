@@ -178,8 +178,20 @@ impl Parked {
 
     /// Adds a cache that shares a base; returns those that it makes redundant because it restores all that
     /// they do.
-    pub fn insert(&mut self, mut cache: CacheEntry, base: Option<Base>) -> Vec<ParkedId> {
+    pub fn insert(&mut self, cache: CacheEntry, base: Option<Base>) -> Vec<ParkedId> {
         self.shared.add(cache.id, base, cache.tokens(), cache.lengths());
+        self.enter(cache)
+    }
+
+    /// Adds a cache that was read from a snapshot: of several segments after its base, with these ends.
+    /// Returns the same as [`Self::insert`].
+    pub fn insert_parts(&mut self, cache: CacheEntry, base: Option<Base>, ends: &[u32]) -> Vec<ParkedId> {
+        self.shared.add_parts(cache.id, base, ends, cache.lengths());
+        self.enter(cache)
+    }
+
+    /// Adds a cache to the order in which they are searched; returns those that it makes redundant.
+    fn enter(&mut self, mut cache: CacheEntry) -> Vec<ParkedId> {
         let place = self.entries.rank(&cache.key, (&cache.transcript, usize::MAX), Ordering::is_le);
         let redundant = self.supersede(&mut cache, place);
         self.entries.insert(place - redundant.len(), cache);

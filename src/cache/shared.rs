@@ -114,6 +114,12 @@ impl Shared {
         self.chains.add(id, NewChain { base, tokens, tail: (), states });
     }
 
+    /// Adds a cache of several segments after its base, each with the end given.
+    pub(super) fn add_parts(&mut self, id: ParkedId, base: Option<Base>, ends: &[u32], checkpoints: &[u32]) {
+        let states = checkpoints.iter().map(|&length| (length, ())).collect();
+        self.chains.add_parts(id, base, ends.iter().map(|&end| (end, ())), states);
+    }
+
     /// Removes a cache, and what no other one has of it.
     pub(super) fn remove(&mut self, id: ParkedId) {
         self.chains.remove(id);

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Array, Device, DeviceType, Dtype, Stream, memory, ops, with_stream};
 
 use crate::backend::{
-    Backend, Base, DeviceInfo, DeviceMemory, KernelChoice, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape,
-    ParkedId, Parking, Restoring, RowResult, SlotId, Step, TruncateError, WiredLimit,
+    Backend, Base, BuildKv, DeviceInfo, DeviceMemory, ImportError, Importing, KernelChoice, KvSegment,
+    LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, Parking, Restoring, RowResult, SlotId, Step,
+    TruncateError, WiredLimit,
 };
 use crate::device::leaving::Leaving;
 use crate::device::machine::{self, Share};
@@ -19,7 +21,7 @@ use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::dim;
 use crate::mlx::ffi::{self, DeviceFact};
 use crate::mlx::kernels::{self, KernelSet, Selection};
-use crate::mlx::kv::Kv;
+use crate::mlx::kv::{ArrayBuilder, Kv};
 use crate::mlx::sampler::{self, Drawn};
 use crate::mlx::tensors::{Policy, TensorCursor, bytes_of};
 use crate::models::{self, Loading, Model};
@@ -320,6 +322,7 @@ impl Backend for MlxBackend {
             vocabulary_size: plan.spec.assets.vocabulary_size,
             kv_bytes_per_token: kv.shape().bytes_per_token(),
             state_bytes: kv.shape().bytes_per_sequence(),
+            kv_layout: Arc::new(kv.shape().layout()?),
             weight_bytes: bytes_of(ready.arrays()),
             parameter_count: weights.parameters(),
             prefill_tokens_min: policy.kernels.prefill_tokens_min(),
@@ -431,6 +434,21 @@ impl Backend for MlxBackend {
     fn drop_parked(&mut self, model: ModelId, parked: ParkedId) -> Result<(), Error> {
         self.ready(model)?.kv.drop_parked(parked);
         Ok(())
+    }
+
+    fn export(&self, model: ModelId, parked: ParkedId) -> Result<Vec<KvSegment>, Error> {
+        match self.models.get(&model) {
+            Some(Entry::Ready(ready)) => Ok(ready.kv.export(parked)?),
+            Some(Entry::Loading(_)) | None => Err(Error::Internal(format!("model {model:?} is not ready"))),
+        }
+    }
+
+    fn import(&mut self, model: ModelId, importing: Importing) -> Result<(), ImportError> {
+        self.ready(model)?.kv.import(importing)
+    }
+
+    fn kv_builder(&self) -> Arc<dyn BuildKv> {
+        Arc::new(ArrayBuilder)
     }
 
     fn launch(&mut self, model: ModelId, step: Step) -> Result<(), Error> {

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use super::backend::MlxBackend;
 use crate::backend::{
-    Backend, ComputeDtype, Formats, KernelChoice, KvDtype, LoadSpec, LoadStep, ModelId, ParkedId, Parking,
-    Restoring, RowOutput, RowResult, Sample, SlotId, Span, SpanKind, Step, TruncateError, Want, WiredLimit,
+    Backend, ComputeDtype, Formats, KernelChoice, KvDtype, KvLayout, LoadSpec, LoadStep, ModelId, ParkedId,
+    Parking, Restoring, RowOutput, RowResult, Sample, SlotId, Span, SpanKind, Step, TruncateError, Want,
+    WiredLimit,
 };
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFiles, ModelFolder, WeightSizes};
@@ -97,6 +98,7 @@ fn write(folder: &Path, recurrent: bool) {
 pub(super) struct Device {
     pub(super) backend: MlxBackend,
     pub(super) model: ModelId,
+    pub(super) layout: Arc<KvLayout>,
     folder: tempfile::TempDir,
 }
 
@@ -121,9 +123,13 @@ pub(super) fn prompted_in(recurrent: bool, kv: KvDtype) -> Device {
     let mut spec = spec(folder.path());
     spec.formats.kv = kv;
     let model = backend.load(backend.plan(&spec, 1 << 30).unwrap()).unwrap();
-    while !matches!(backend.load_more(model).unwrap(), LoadStep::Ready(_)) {}
+    let layout = loop {
+        if let LoadStep::Ready(shape) = backend.load_more(model).unwrap() {
+            break shape.kv_layout;
+        }
+    };
     backend.open_slab(model, 0, 64, 2).unwrap();
-    let mut device = Device { backend, model, folder };
+    let mut device = Device { backend, model, layout, folder };
     for slot in [A, B] {
         assert!(device.run(slot, 0, &PROMPT, SpanKind::Prefill).is_empty());
         device.backend.checkpoint(model, slot, 9).unwrap();

@@ -10,23 +10,23 @@ const THIRD: ParkedId = ParkedId(2);
 const OTHER: [u32; 4] = [11, 2, 30, 4];
 
 /// Keys and values as they are computed, in 8 bits, and beside recurrent states.
-fn shapes() -> impl Iterator<Item = (bool, Device)> {
+pub(super) fn shapes() -> impl Iterator<Item = (bool, Device)> {
     let shapes = [(false, KvDtype::Compute), (false, KvDtype::Int8), (true, KvDtype::Compute)];
     shapes.into_iter().map(|(recurrent, kv)| (recurrent, prompted_in(recurrent, kv)))
 }
 
 impl Device {
-    fn park(&mut self, id: ParkedId, tokens: u32, base: Option<Base>) {
+    pub(super) fn park(&mut self, id: ParkedId, tokens: u32, base: Option<Base>) {
         self.backend.park(self.model, Parking { id, slot: A, tokens, base }).unwrap();
     }
 
     /// Goes on in a slot of `used` tokens that still has the first `held` of a cache.
-    fn resume(&mut self, id: ParkedId, tokens: u32, held: u32, used: u32) {
+    pub(super) fn resume(&mut self, id: ParkedId, tokens: u32, held: u32, used: u32) {
         self.backend.restore(self.model, Restoring { id, tokens, slot: A, held, used }).unwrap();
     }
 
     /// Restores a cache into a slab of its own, and runs the other tokens after it.
-    fn restored(&mut self, id: ParkedId, tokens: u32, slab: u32) -> Vec<(u32, f32)> {
+    pub(super) fn restored(&mut self, id: ParkedId, tokens: u32, slab: u32) -> Vec<(u32, f32)> {
         let slot = SlotId { slab, slot: 1 };
         self.backend.open_slab(self.model, slab, 64, 2).unwrap();
         self.backend.restore(self.model, Restoring { id, tokens, slot, held: 0, used: 0 }).unwrap();
@@ -34,7 +34,7 @@ impl Device {
     }
 
     /// Runs tokens from the start, then the other ones.
-    fn cold(&mut self, tokens: &[u32], slab: u32) -> Vec<(u32, f32)> {
+    pub(super) fn cold(&mut self, tokens: &[u32], slab: u32) -> Vec<(u32, f32)> {
         let slot = SlotId { slab, slot: 0 };
         self.backend.open_slab(self.model, slab, 64, 1).unwrap();
         self.run(slot, 0, tokens, SpanKind::Prefill);

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "mlx-c is a C interface; mlx-rs has no wrapper for these")]
 
 mod cuda;
+mod host;
 mod memory;
 mod native;
 mod quantized;
@@ -16,6 +17,7 @@ use mlx_rs::{Array, Stream};
 use mlx_sys::mlx_array;
 
 pub(crate) use cuda::{CudaKernel, CudaLaunch, on_cuda};
+pub(crate) use host::{HostArrays, array_of};
 pub(crate) use memory::{address_limit, available, trim_heap, wired_limit_bytes};
 pub(crate) use native::{
     AttentionShape, AttentionSpan, AttentionWeights, Gate, HEAD_DIM_MAX, HEAD_DIM_MULTIPLE, Kernels,

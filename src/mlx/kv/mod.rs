@@ -14,6 +14,7 @@
 //! writes into them whoever holds them; it needs them contiguous, which they are.)
 
 mod parked;
+mod plain;
 mod recurrent;
 mod shape;
 mod tokens;
@@ -26,6 +27,7 @@ use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, ops};
 
+pub(crate) use plain::ArrayBuilder;
 pub(crate) use shape::{KvShape, LayerState, StateShape, TokenState, inverse_root};
 
 use shape::ArrayShape;
