@@ -12,6 +12,8 @@ mod leaving;
 mod machine;
 mod opening;
 mod plan;
+#[cfg(test)]
+mod snapshot_tests;
 
 pub use crate::mlx::prepare;
 pub use backend::MlxBackend;

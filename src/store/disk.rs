@@ -34,6 +34,18 @@ pub(super) trait Disk: Send + Sync {
 
     /// Makes the names durable.
     fn sync_names(&self) -> io::Result<()>;
+
+    /// Returns how much room there is.
+    fn room(&self) -> io::Result<Room>;
+}
+
+/// The room of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Bytes that this user may still write.
+    pub(super) free_bytes: u64,
+    /// Bytes of all of it.
+    pub(super) total_bytes: u64,
 }
 
 /// A folder of the file system, for this user only.
@@ -132,6 +144,12 @@ impl Disk for Folder {
 
     fn sync_names(&self) -> io::Result<()> {
         File::open(&self.0)?.sync_all()
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        let disk = rustix::fs::statvfs(&self.0)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        Ok(Room { free_bytes: bytes(disk.f_bavail), total_bytes: bytes(disk.f_blocks) })
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::disk::Disk;
+use super::disk::{Disk, Room};
 
 /// Bytes that a disk writes at once or not at all; few, so that small files tear too.
 const SECTOR_BYTES: usize = 16;
@@ -41,6 +41,8 @@ struct State {
     /// Whether it says that it synced, and did not.
     lies: bool,
     chance: Chance,
+    /// Bytes of the disk.
+    total_bytes: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -73,11 +75,17 @@ impl FailingDisk {
             failure: Failure::Never,
             lies: false,
             chance: Chance(1),
+            total_bytes: 1 << 40,
         })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+
+    /// Makes it a disk of `total_bytes`, which are only told: no write fails for them.
+    pub(super) fn set_total_bytes(&self, total_bytes: u64) {
+        self.state().total_bytes = total_bytes;
     }
 
     /// Ends every write after `writes` more.
@@ -286,5 +294,11 @@ impl Disk for FailingDisk {
         state.durable_names = state.names.clone();
         state.later_names.clear();
         Ok(())
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        let state = self.state();
+        let used: usize = state.names.values().map(|id| state.files[id].cached.len()).sum();
+        Ok(Room { free_bytes: state.total_bytes.saturating_sub(used as u64), total_bytes: state.total_bytes })
     }
 }

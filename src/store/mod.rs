@@ -11,6 +11,7 @@ mod disk;
 mod failing;
 mod file;
 mod frame;
+mod kv;
 mod open;
 mod portable;
 mod put;
@@ -29,6 +30,12 @@ use std::thread::JoinHandle;
 use crate::ids::{SessionId, SessionKey};
 use crate::session::{Changes, Contents, Outline, Snapshot};
 pub use file::LoadError;
+#[cfg(test)]
+pub(crate) use kv::ByHand;
+pub use kv::{
+    Fingerprint, KvKey, KvOrigin, Loaded, NewSnapshot, SavedSnapshot, SnapshotError, SnapshotSettings,
+    SnapshotStats, Snapshots, Wanted,
+};
 pub use open::open;
 pub use portable::{Export, Import, PortableError};
 use shelf::Shelf;

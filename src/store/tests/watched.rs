@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::store::disk::{Disk, NEW};
+use crate::store::disk::{Disk, NEW, Room};
 use crate::store::failing::FailingDisk;
 
 /// A disk in memory behind a door that counts, and fails where it is told to.
@@ -125,5 +125,9 @@ impl Disk for WatchedDisk {
 
     fn sync_names(&self) -> io::Result<()> {
         self.disk.sync_names()
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        self.disk.room()
     }
 }

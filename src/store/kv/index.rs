@@ -1,0 +1,152 @@
+//! What the folder holds: snapshots, and the files that they have in common. Pure: says which files go with a
+//! snapshot, and which snapshot goes first.
+
+use std::collections::BTreeMap;
+
+use super::manifest::{Listed, Manifest};
+use super::name::Name;
+use crate::ids::SessionId;
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    snapshots: BTreeMap<SessionId, Entry>,
+    files: BTreeMap<Name, File>,
+    bytes: u64,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    manifest: Manifest,
+    /// Bytes of the manifest's file.
+    size: u64,
+    /// Number of its last use since the start; 0 if there was none.
+    use_number: u64,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    bytes: u64,
+    /// Number of places in snapshots that name it.
+    users: u32,
+    /// Whether it is there, and not known to be damaged.
+    is_there: bool,
+}
+
+impl Index {
+    /// Returns the bytes of all files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Returns the number of snapshots.
+    pub(super) fn len(&self) -> usize {
+        self.snapshots.len()
+    }
+
+    pub(super) fn get(&self, session: SessionId) -> Option<&Manifest> {
+        self.snapshots.get(&session).map(|entry| &entry.manifest)
+    }
+
+    /// Returns whether a part's file is there, as far as its size tells.
+    pub(super) fn has(&self, part: &Listed) -> bool {
+        self.files.get(&part.name).is_some_and(|file| file.is_there && file.bytes == part.bytes)
+    }
+
+    /// Notes a file that is there.
+    pub(super) fn put(&mut self, name: Name, bytes: u64) {
+        let file = self.files.entry(name).or_default();
+        if file.is_there {
+            self.bytes -= file.bytes;
+        }
+        (file.bytes, file.is_there) = (bytes, true);
+        self.bytes += bytes;
+    }
+
+    /// Notes that a file is gone, or useless.
+    pub(super) fn lose(&mut self, name: Name) {
+        let Some(file) = self.files.get_mut(&name) else { return };
+        if std::mem::take(&mut file.is_there) {
+            self.bytes -= file.bytes;
+        }
+        if file.users == 0 {
+            self.files.remove(&name);
+        }
+    }
+
+    /// Adds a session's snapshot. The one that it had is removed first.
+    pub(super) fn add(&mut self, session: SessionId, manifest: Manifest) {
+        let size = manifest.size(session);
+        for part in &manifest.parts {
+            self.files.entry(part.name).or_default().users += 1;
+        }
+        self.bytes += size;
+        let replaced = self.snapshots.insert(session, Entry { manifest, size, use_number: 0 });
+        assert!(replaced.is_none(), "a session has one snapshot");
+    }
+
+    /// Removes a session's snapshot.
+    pub(super) fn remove(&mut self, session: SessionId) {
+        let Some(Entry { manifest, size, .. }) = self.snapshots.remove(&session) else { return };
+        self.bytes -= size;
+        for Listed { name, .. } in manifest.parts {
+            let Some(file) = self.files.get_mut(&name) else { continue };
+            file.users -= 1;
+            if file.users == 0 && !file.is_there {
+                self.files.remove(&name);
+            }
+        }
+    }
+
+    /// Returns the files that no snapshot names.
+    pub(super) fn unused(&self) -> Vec<Name> {
+        self.files.iter().filter(|(_, file)| file.users == 0).map(|(name, _)| *name).collect()
+    }
+
+    /// Returns the bytes that would be left of a session's snapshot and its files if these parts took its
+    /// place: those of others stay.
+    pub(super) fn bytes_with(&self, session: SessionId, new: &Manifest) -> u64 {
+        let is_new = |name: Name| new.parts.iter().any(|part| part.name == name);
+        let mut bytes = self.bytes + new.size(session);
+        let added = new.parts.iter().filter(|part| !self.has(part));
+        bytes = added.fold(bytes, |sum, part| sum.saturating_add(part.bytes));
+        let Some(Entry { manifest, size, .. }) = self.snapshots.get(&session) else { return bytes };
+        let is_freed =
+            |part: &&Listed| !is_new(part.name) && self.has(part) && self.files[&part.name].users == 1;
+        manifest
+            .parts
+            .iter()
+            .filter(is_freed)
+            .fold(bytes - size, |sum, part| sum - self.files[&part.name].bytes)
+    }
+
+    /// Returns the bytes that there are until then: the old files and the new ones.
+    pub(super) fn bytes_until(&self, session: SessionId, new: &Manifest) -> u64 {
+        let added = new.parts.iter().filter(|part| !self.has(part));
+        added.fold(self.bytes.saturating_add(new.size(session)), |sum, part| sum.saturating_add(part.bytes))
+    }
+
+    /// Notes that a snapshot is used.
+    pub(super) fn touch(&mut self, session: SessionId) {
+        self.uses += 1;
+        if let Some(entry) = self.snapshots.get_mut(&session) {
+            entry.use_number = self.uses;
+        }
+    }
+
+    /// Takes over when snapshots were used.
+    pub(super) fn remember(&mut self, before: &Self) {
+        self.uses = before.uses;
+        for (session, entry) in &mut self.snapshots {
+            entry.use_number = before.snapshots.get(session).map_or(0, |before| before.use_number);
+        }
+    }
+
+    /// Returns the least recently used snapshot of other sessions.
+    pub(super) fn first_to_go(&self, spared: Option<SessionId>) -> Option<SessionId> {
+        let others = self.snapshots.iter().filter(|(session, _)| Some(**session) != spared);
+        let order =
+            |(session, entry): &(&SessionId, &Entry)| (entry.use_number, entry.manifest.used, **session);
+        others.min_by_key(order).map(|(session, _)| *session)
+    }
+}

@@ -1,0 +1,259 @@
+//! The file of a part, in the layout of safetensors so that other tools can read it: the header's length, the
+//! header as JSON, and the data: the part's own tokens, its arrays, and a seal of all before it. What the
+//! header says follows from the part's name, place and layout alone, so it is compared and not believed.
+
+use std::io;
+use std::ops::Range;
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::name::{Name, Piece};
+use crate::backend::{BuildKv, KvArray, KvArrays, KvContent, KvElement, KvLayout, KvPart};
+use crate::error::Error;
+use crate::store::disk::{Disk, NEW};
+
+const SEAL_BYTES: u64 = 32;
+
+/// A part, where it is stored, and how its file is laid out.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) name: Name,
+    pub(super) piece: Piece,
+    arrays: Vec<KvArray>,
+    /// The length of the header, and the header.
+    head: Vec<u8>,
+}
+
+/// Why a part was not read.
+#[derive(Debug)]
+pub(super) enum PartError {
+    /// There is no such file.
+    Gone,
+    /// It is not what was written.
+    Damaged,
+    /// The disk failed.
+    Io(io::Error),
+    /// The device failed.
+    Device(Error),
+}
+
+impl From<io::Error> for PartError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound { Self::Gone } else { Self::Io(error) }
+    }
+}
+
+/// Why a part was not written.
+#[derive(Debug)]
+pub(super) enum WriteError {
+    /// The disk failed.
+    Io(io::Error),
+    /// The device does not show the arrays that the layout says.
+    Device(String),
+    /// Nobody wants it any more.
+    GivenUp,
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Part {
+    pub(super) fn new(name: Name, piece: Piece, layout: &KvLayout) -> Self {
+        let part = match &piece {
+            Piece::Tokens(_) => KvPart::Tokens,
+            Piece::States(_) => KvPart::States,
+        };
+        let arrays: Vec<KvArray> = layout.of(part).cloned().collect();
+        let head = head(name, &piece, &arrays);
+        Self { name, piece, arrays, head }
+    }
+
+    /// Returns the bytes of its file.
+    pub(super) fn size(&self) -> u64 {
+        let arrays = self.arrays.iter().map(|array| array.bytes(count(&self.piece)));
+        arrays.fold(self.arrays_at().saturating_add(SEAL_BYTES), u64::saturating_add)
+    }
+
+    /// Returns where the arrays begin: behind the tokens.
+    fn arrays_at(&self) -> u64 {
+        self.head.len() as u64 + tokens_bytes(&self.piece)
+    }
+
+    /// Writes its file under another name, makes it durable and gives it its own; that name is not durable
+    /// yet. `tokens` are all of the cache. It ends early if `stop` says so before an array.
+    pub(super) fn write(
+        &self,
+        disk: &dyn Disk,
+        tokens: &[u32],
+        content: &dyn KvArrays,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), WriteError> {
+        let unfit = || WriteError::Device("the device shows other arrays than its layout says".into());
+        let arrays = content.bytes().map_err(|error| WriteError::Device(error.to_string()))?;
+        let sizes = self.arrays.iter().map(|array| array.bytes(count(&self.piece)));
+        if !arrays.iter().map(|bytes| bytes.len() as u64).eq(sizes) {
+            return Err(unfit());
+        }
+        let own = match &self.piece {
+            Piece::Tokens(own) => tokens.get(own.start as usize..own.end as usize).ok_or_else(unfit)?,
+            Piece::States(_) => &[],
+        };
+        let own: Vec<u8> = own.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let new = format!("{}{NEW}", self.name.file());
+        let (mut at, mut seal) = (0, Sha256::new());
+        for bytes in [&self.head[..], &own].into_iter().chain(arrays) {
+            if stop() {
+                return Err(WriteError::GivenUp);
+            }
+            seal.update(bytes);
+            disk.write(&new, at, bytes)?;
+            at += bytes.len() as u64;
+        }
+        disk.write(&new, at, &seal.finalize())?;
+        disk.sync(&new)?;
+        Ok(disk.rename(&new, &self.name.file())?)
+    }
+
+    /// Reads the head of its file and its own tokens, which are not compared with the seal yet.
+    pub(super) fn tokens(&self, disk: &dyn Disk) -> Result<Vec<u32>, PartError> {
+        let bytes = self.begin(disk)?;
+        Ok(bytes
+            .chunks_exact(4)
+            .map(|token| u32::from_le_bytes([token[0], token[1], token[2], token[3]]))
+            .collect())
+    }
+
+    /// Compares the size and the head of its file, and returns the bytes of its tokens.
+    fn begin(&self, disk: &dyn Disk) -> Result<Vec<u8>, PartError> {
+        let file = self.name.file();
+        if disk.size(&file)? != self.size() {
+            return Err(PartError::Damaged);
+        }
+        let mut bytes = disk.read(&file, 0, fitting(self.arrays_at()))?;
+        if bytes.len() as u64 != self.arrays_at() || !bytes.starts_with(&self.head) {
+            return Err(PartError::Damaged);
+        }
+        Ok(bytes.split_off(self.head.len()))
+    }
+
+    /// Reads its arrays, cut to some of its tokens, after its `tokens` were compared. Array by array, so that
+    /// no second copy is ever whole; the last of them shows whether any of it is true.
+    pub(super) fn read(
+        &self,
+        disk: &dyn Disk,
+        builder: &dyn BuildKv,
+        wanted: &Range<u32>,
+    ) -> Result<KvContent, PartError> {
+        let mut seal = Sha256::new();
+        seal.update(&self.head);
+        seal.update(self.begin(disk)?);
+        let (file, mut at, mut building) = (self.name.file(), self.arrays_at(), builder.begin());
+        for array in &self.arrays {
+            let size = array.bytes(count(&self.piece));
+            let bytes = disk.read(&file, at, fitting(size))?;
+            if bytes.len() as u64 != size {
+                return Err(PartError::Damaged);
+            }
+            seal.update(&bytes);
+            at += size;
+            let bytes = cut(array, &self.piece, wanted, bytes);
+            building.add(array, wanted.end - wanted.start, &bytes).map_err(PartError::Device)?;
+        }
+        let last = disk.read(&file, at, fitting(SEAL_BYTES + 1))?;
+        if last[..] != seal.finalize()[..] {
+            return Err(PartError::Damaged);
+        }
+        building.finish().map_err(PartError::Device)
+    }
+}
+
+/// Builds the arrays of some of a segment's tokens anew.
+pub(super) fn rebuilt(
+    content: &dyn KvArrays,
+    layout: &KvLayout,
+    tokens: &Range<u32>,
+    wanted: &Range<u32>,
+    builder: &dyn BuildKv,
+) -> Result<KvContent, Error> {
+    let (mut building, piece) = (builder.begin(), Piece::Tokens(tokens.clone()));
+    for (array, bytes) in layout.of(KvPart::Tokens).zip(content.bytes()?) {
+        if bytes.len() as u64 != array.bytes(count(&piece)) {
+            return Err(Error::Internal("a segment has other arrays than its layout says".into()));
+        }
+        let bytes = cut(array, &piece, wanted, bytes.to_vec());
+        building.add(array, wanted.end - wanted.start, &bytes)?;
+    }
+    building.finish()
+}
+
+/// Returns the number of a piece's own tokens.
+fn count(piece: &Piece) -> u32 {
+    match piece {
+        Piece::Tokens(tokens) => tokens.end - tokens.start,
+        Piece::States(_) => 0,
+    }
+}
+
+fn tokens_bytes(piece: &Piece) -> u64 {
+    u64::from(count(piece)) * size_of::<u32>() as u64
+}
+
+/// Cuts an array `[1, heads, tokens, elements]` to some of the tokens.
+fn cut(array: &KvArray, piece: &Piece, wanted: &Range<u32>, bytes: Vec<u8>) -> Vec<u8> {
+    let (KvArray::PerToken { elements, element, .. }, Piece::Tokens(tokens)) = (array, piece) else {
+        return bytes;
+    };
+    if tokens == wanted {
+        return bytes;
+    }
+    let row = fitting(u64::from(*elements) * element.bytes());
+    let from = (wanted.start - tokens.start) as usize * row;
+    let to = (wanted.end - tokens.start) as usize * row;
+    bytes.chunks_exact(count(piece) as usize * row).flat_map(|head| &head[from..to]).copied().collect()
+}
+
+/// Returns the header of a part's file, with its length before it.
+fn head(name: Name, piece: &Piece, arrays: &[KvArray]) -> Vec<u8> {
+    let (kind, start) = match piece {
+        Piece::Tokens(tokens) => ("tokens", tokens.start),
+        Piece::States(_) => ("states", 0),
+    };
+    let facts = json!({
+        "format": "mlxd kv 1", "name": name.to_string(), "kind": kind,
+        "start": start.to_string(), "end": piece.end().to_string(),
+    });
+    let mut header = Map::from_iter([("__metadata__".to_owned(), facts)]);
+    let mut at = 0_u64;
+    let mut add = |name: String, dtype: &str, shape: &[u32], bytes: u64| {
+        let to = at.saturating_add(bytes);
+        header.insert(name, json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, to] }));
+        at = to;
+    };
+    let own = count(piece);
+    if own > 0 {
+        add("tokens".into(), "U32", &[own], tokens_bytes(piece));
+    }
+    for (index, array) in arrays.iter().enumerate() {
+        let dtype = match array.element() {
+            KvElement::Float32 => "F32",
+            KvElement::Float16 => "F16",
+            KvElement::Bfloat16 => "BF16",
+            KvElement::Int8 => "I8",
+        };
+        add(format!("array.{index}"), dtype, &array.shape(own), array.bytes(own));
+    }
+    add("seal".into(), "U8", &[32], SEAL_BYTES);
+    let mut header = Value::Object(header).to_string().into_bytes();
+    // Data that begins at a multiple of 8 can be used where it is mapped.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header].concat()
+}
+
+/// Returns a size in memory; files have no more bytes than fit.
+fn fitting(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,153 @@
+//! Sessions that are deleted while their snapshot waits or is written, and a thread that a disk holds.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::world::{SETTINGS, World, tokens};
+use crate::ids::SessionId;
+use crate::store::disk::{Disk, Room};
+use crate::store::failing::FailingDisk;
+use crate::store::kv::{SnapshotError, Snapshots};
+
+/// Time after which what a test waits for does not come.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A world whose sessions come and go.
+fn changing() -> (World, Arc<Mutex<BTreeSet<SessionId>>>) {
+    let known: Arc<Mutex<BTreeSet<SessionId>>> = Arc::default();
+    let asked = Arc::clone(&known);
+    let world = World::start(FailingDisk::new(), true, SETTINGS);
+    let is_known = Box::new(move |session| asked.lock().unwrap().contains(&session));
+    let (snapshots, writer) = Snapshots::on(Box::new(world.disk.clone()), SETTINGS, is_known);
+    (World { snapshots, writer, ..world }, known)
+}
+
+#[test]
+fn a_session_that_is_gone_when_its_list_is_to_be_written_leaves_nothing() {
+    let (world, known) = changing();
+    let all = tokens(&[1]);
+    assert_eq!(world.save(1, &all, &[11], &[11]), Err(SnapshotError::GivenUp));
+    assert_eq!(world.bytes(), 0);
+    known.lock().unwrap().insert(SessionId(1));
+    world.save(1, &all, &[11], &[11]).unwrap();
+    // A fork that is gone has none either.
+    let before = world.bytes();
+    world.snapshots.fork(SessionId(1), SessionId(2), 11);
+    world.writer.work();
+    assert_eq!(world.bytes(), before);
+}
+
+#[test]
+fn sessions_since_the_start_keep_their_snapshots_when_the_folder_is_looked_at_again() {
+    let (world, known) = changing();
+    world.writer.work();
+    known.lock().unwrap().insert(SessionId(1));
+    let all = tokens(&[1]);
+    world.save(1, &all, &[11], &[11]).unwrap();
+    world.disk.fail(100, 1);
+    known.lock().unwrap().insert(SessionId(2));
+    assert!(matches!(world.save(2, &all, &[10, 11], &[10, 11]), Err(SnapshotError::Disk(_))));
+    world.disk.fail(0, 1);
+    world.writer.work();
+    assert_eq!(world.load(1, &all), (11, None));
+}
+
+#[test]
+fn a_fork_has_no_more_than_its_own_tokens() {
+    for recurrent in [false, true] {
+        let world = World::start(FailingDisk::new(), recurrent, SETTINGS);
+        let all = tokens(&[1, 2, 3, 4, 5]);
+        world.save(1, &all, &[4, 10, 15], &[8, 15]).unwrap();
+        // In whole segments; with recurrent states up to the last that has some.
+        for (tokens, expected) in [(3, 0), (9, if recurrent { 0 } else { 4 }), (14, 10), (15, 15)] {
+            world.snapshots.fork(SessionId(1), SessionId(u64::from(tokens)), tokens);
+            world.writer.work();
+            let held = world.snapshots.held(SessionId(u64::from(tokens)));
+            assert_eq!(held.map_or(0, |held| held.tokens), expected, "{tokens}");
+        }
+        world.snapshots.forget(SessionId(1));
+        world.snapshots.forget(SessionId(15));
+        world.writer.work();
+        let usable = if recurrent { 8 } else { 10 };
+        assert_eq!(world.load(14, &all), (usable, None));
+        // The end of the one that is gone is gone with it.
+        assert_eq!(world.parts().len(), if recurrent { 3 } else { 2 });
+    }
+}
+
+/// A disk that waits before each file is synced until it is let go.
+struct Gate {
+    disk: FailingDisk,
+    comes: SyncSender<()>,
+    goes: Mutex<Receiver<()>>,
+}
+
+impl Disk for Gate {
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.disk.names()
+    }
+
+    fn size(&self, name: &str) -> io::Result<u64> {
+        self.disk.size(name)
+    }
+
+    fn read(&self, name: &str, at: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        self.disk.read(name, at, bytes)
+    }
+
+    fn write(&self, name: &str, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write(name, at, bytes)
+    }
+
+    fn sync(&self, name: &str) -> io::Result<()> {
+        // Both are gone once the test is over.
+        let _ = self.comes.send(());
+        let _ = self.goes.lock().unwrap().recv_timeout(DEADLINE);
+        self.disk.sync(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.disk.sync_names()
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        self.disk.room()
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_holds_the_end_no_longer_than_it_may_and_its_arrays_until_it_goes_on() {
+    let disk = FailingDisk::new();
+    let ((comes, came), (go, goes)) = (sync_channel(1), sync_channel(1));
+    let gate = Gate { disk: disk.clone(), comes, goes: Mutex::new(goes) };
+    let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, Box::new(|_| true)).unwrap();
+    let world = World::start(FailingDisk::new(), false, SETTINGS);
+    let all = tokens(&[1, 2, 3]);
+    let snapshot = world.snapshot(1, &all, &[10, 13], &[]);
+    let arrays = Arc::downgrade(&snapshot.segments[1].content);
+    let mut answer = snapshots.save(snapshot).unwrap();
+    let waits = snapshots.save(world.snapshot(2, &all, &[13], &[])).unwrap();
+    came.recv_timeout(DEADLINE).unwrap();
+    // A newer one of the same session waits behind it.
+    let newer = snapshots.save(world.snapshot(1, &all, &[13], &[])).unwrap();
+    assert!(answer.try_recv().is_err());
+    snapshots.close(Duration::ZERO);
+    assert_eq!(waits.blocking_recv().unwrap(), Err(SnapshotError::GivenUp));
+    assert_eq!(newer.blocking_recv().unwrap(), Err(SnapshotError::GivenUp));
+    assert!(answer.try_recv().is_err() && arrays.strong_count() > 0, "its arrays are still read");
+    go.send(()).unwrap();
+    assert_eq!(answer.blocking_recv().unwrap(), Err(SnapshotError::GivenUp));
+    assert_eq!(arrays.strong_count(), 0);
+    assert!(disk.sizes().is_empty(), "{:?}", disk.sizes());
+}
