@@ -135,8 +135,7 @@ impl Times {
         let alone = alone?;
         let highest =
             || demands.values().filter_map(|demand| demand.rows.as_ref()).filter(|r| r.class == class);
-        let sum =
-            |of: fn(&RowTimes) -> Duration| highest().map(of).fold(Duration::ZERO, Duration::saturating_add);
+        let sum = |of: fn(&RowTimes) -> Duration| summed(highest().map(of));
         let always = sum(|rows| rows.always);
         let limit = alone.saturating_mul(stretch_percent) / 100;
         Some(Self {
@@ -182,9 +181,9 @@ impl Allowance {
         self.expected = rows().map(|(name, rows)| (name.clone(), in_every_step(rows))).collect();
         let others = rows().map(|(name, rows)| (0, rows.all.saturating_sub(in_every_step(rows).0), name));
         let others: Vec<_> = others.filter(|(_, need, _)| *need > Duration::ZERO).collect();
-        let wanted: Duration = others.iter().map(|(_, need, _)| *need).sum();
-        let prefill = needs.iter().fold(Duration::ZERO, |sum, (_, need, _)| sum.saturating_add(*need));
-        let least: Duration = prompts().filter_map(|(_, demand, _)| demand.prefill_least).sum();
+        let wanted = summed(others.iter().map(|(_, need, _)| *need));
+        let prefill = summed(needs.iter().map(|(_, need, _)| *need));
+        let least = summed(prompts().filter_map(|(_, demand, _)| demand.prefill_least));
         let all_fits = prefill.saturating_add(wanted) <= rest;
         self.crowded = rest < floor && yielding > Duration::ZERO && !all_fits;
         self.rows_are_free = wanted <= always / FREE_PART;
@@ -268,7 +267,7 @@ impl Allowance {
         let (mut expected, mut now) = (expected, always);
         if self.turn == Turn::Prompts {
             let rest = (self.rest + expected).saturating_sub(always);
-            expected -= if self.crowded { yielding } else { Duration::ZERO };
+            expected = if self.crowded { expected.saturating_sub(yielding) } else { expected };
             self.crowded |= rest < self.floor && without < always;
             now = if self.crowded { without } else { always };
         }
@@ -328,6 +327,11 @@ impl Allowance {
     pub(super) fn give_back(&mut self, time: Duration) {
         self.left += time;
     }
+}
+
+/// Returns the sum of times, of which those that are not known are as long as can be.
+fn summed(times: impl Iterator<Item = Duration>) -> Duration {
+    times.fold(Duration::ZERO, Duration::saturating_add)
 }
 
 /// Shares time out, by class and then evenly: who needs least comes first, so that the others share what it

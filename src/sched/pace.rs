@@ -18,6 +18,9 @@ const FASTER_BY: f64 = 2.0;
 /// Prefilled tokens from which on a step's time tells what one of them costs.
 const TELLING_TOKENS: f64 = 64.0;
 
+/// Longest time that is estimated, whatever a clock that was set or a machine that slept has shown.
+const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Tokens to prefill while nothing is known: enough to learn from, too few to be noticed.
 const FIRST_TOKENS: u32 = 64;
 
@@ -203,8 +206,9 @@ impl Pace {
     }
 }
 
+/// Returns a time that others can be added to.
 fn seconds(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    Duration::try_from_secs_f64(seconds).map_or(TIME_MAX, |time| time.min(TIME_MAX))
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, as is wanted")]

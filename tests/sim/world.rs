@@ -101,7 +101,7 @@ impl World {
         let clock = Arc::new(HandClock::default());
         // Every third world has models with recurrent states.
         let state_bytes = if random.below(3) == 0 { 40 * KV_BYTES } else { 0 };
-        // In every second world steps take their time, so that not all rows fit in one: each row and each token.
+        // In every second world steps take their time, for each row and each token: not all rows fit in one.
         let step_ms = (seed % 2 == 1).then_some([1 + seed / 2 % 6, seed / 2 % 3]);
         let device = Device { state_bytes, step_ms, defect };
         let engine = new_engine(&clock, settings, budget, device);
