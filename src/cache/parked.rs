@@ -70,16 +70,29 @@ impl Parked {
     /// one may be cut in two for it.
     #[must_use]
     pub fn cut(&self, cache: &CacheEntry, may_split: bool) -> Option<Cut> {
+        let (nearest, common) = self.nearest(cache)?;
+        let nearest = &self.entries[nearest];
+        let replaces = nearest.tokens() <= common && cache.saves(nearest.checkpoints.as_deref());
+        let within = may_split.then(|| self.shared.cut_within(nearest.id, common)).flatten();
+        within.or_else(|| self.shared.cut(nearest.id, common, cache.tokens(), replaces))
+    }
+
+    /// Returns what a cache whose content comes in parts is to share, given where they start: it begins with
+    /// one of them.
+    #[must_use]
+    pub fn cut_at(&self, cache: &CacheEntry, starts: &[u32]) -> Option<Cut> {
+        let (nearest, common) = self.nearest(cache)?;
+        self.shared.cut_at(self.entries[nearest].id, common, starts)
+    }
+
+    /// Returns the place of the cache that begins with most of another one's tokens, and how many.
+    fn nearest(&self, cache: &CacheEntry) -> Option<(usize, u32)> {
         let CacheEntry { key, transcript, .. } = cache;
         // The longest common beginnings stand beside its place.
         let place = self.entries.rank(key, (transcript, usize::MAX), Ordering::is_le);
         let before = self.entries.before(key, transcript, place).next();
         let beside = before.into_iter().chain(self.entries.after(key, transcript, place).next());
-        let (nearest, common) = beside.max_by_key(|(_, common)| *common)?;
-        let nearest = &self.entries[nearest];
-        let replaces = nearest.tokens() <= common && cache.saves(nearest.checkpoints.as_deref());
-        let within = may_split.then(|| self.shared.cut_within(nearest.id, common)).flatten();
-        within.or_else(|| self.shared.cut(nearest.id, common, cache.tokens(), replaces))
+        beside.max_by_key(|(_, common)| *common)
     }
 
     /// Notes that a segment was cut in two.
@@ -135,6 +148,26 @@ impl Parked {
     #[must_use]
     pub fn longest(&self, key: &CacheKey, transcript: &Transcript, most: u32) -> u32 {
         self.best(key, transcript, most).map_or(0, |(_, tokens)| tokens)
+    }
+
+    /// Returns the cache of `key` that restores most of a transcript.
+    #[must_use]
+    pub fn best_of(&self, key: &CacheKey, transcript: &Transcript) -> Option<&CacheEntry> {
+        self.best(key, transcript, u32::MAX).map(|(place, _)| &self.entries[place])
+    }
+
+    /// Returns the caches of sessions, those that are evicted last first.
+    #[must_use]
+    pub fn of_sessions(&self) -> Vec<&CacheEntry> {
+        let mut entries: Vec<_> = self.entries.iter().filter(|entry| entry.session.is_some()).collect();
+        entries.sort_by_key(|entry| Reverse((entry.rank, entry.used, entry.id)));
+        entries
+    }
+
+    /// Returns the bytes of a cache, shared or not.
+    #[must_use]
+    pub fn bytes_of(&self, cache: &CacheEntry) -> u64 {
+        self.shared.bytes_of_parts(cache.tokens(), cache.lengths())
     }
 
     /// Returns the lengths up to `tokens` to which a cache can be cut back.
@@ -202,12 +235,17 @@ impl Parked {
     /// Each frees what no other has.
     pub fn evict(&mut self, bytes: u64, spared: Option<ParkedId>) -> Vec<ParkedId> {
         let most = self.bytes().saturating_sub(bytes);
-        self.evict_while(spared, |left| left.bytes() > most)
+        ids(&self.evict_while(spared, |left| left.bytes() > most))
+    }
+
+    /// Removes caches in the order of eviction until at most `bytes_max` are held, and returns them.
+    pub fn keep_bytes(&mut self, bytes_max: u64) -> Vec<CacheEntry> {
+        self.evict_while(None, |left| left.bytes() > bytes_max)
     }
 
     /// Removes caches in the order of eviction until at most `most` are left, of at most twice as many
-    /// segments; one of all its segments may stay in any case.
-    pub fn keep(&mut self, most: u32) -> Vec<ParkedId> {
+    /// segments; one of all its segments may stay in any case. Returns them.
+    pub fn keep(&mut self, most: u32) -> Vec<CacheEntry> {
         let most = most as usize;
         let segments_max = SEGMENTS_MAX.max(2 * most);
         self.evict_while(None, |left| left.caches() > most || left.segments() > segments_max)
@@ -218,7 +256,7 @@ impl Parked {
         &mut self,
         spared: Option<ParkedId>,
         are_too_many: impl Fn(&Shared) -> bool,
-    ) -> Vec<ParkedId> {
+    ) -> Vec<CacheEntry> {
         if !are_too_many(&self.shared) {
             return Vec::new();
         }
@@ -240,17 +278,17 @@ impl Parked {
 
     /// Removes the caches of a session that is gone.
     pub fn forget(&mut self, session: &SessionKey) -> Vec<ParkedId> {
-        self.remove_if(|entry| entry.session.as_ref() == Some(session))
+        ids(&self.remove_if(|entry| entry.session.as_ref() == Some(session)))
     }
 
     /// Removes the caches of a key.
     pub fn forget_key(&mut self, key: &CacheKey) -> Vec<ParkedId> {
-        self.remove_if(|entry| entry.key == *key)
+        ids(&self.remove_if(|entry| entry.key == *key))
     }
 
-    fn remove_if(&mut self, gone: impl Fn(&CacheEntry) -> bool) -> Vec<ParkedId> {
-        let removed: Vec<ParkedId> = self.entries.remove_if(gone).iter().map(|entry| entry.id).collect();
-        removed.iter().for_each(|id| self.shared.remove(*id));
+    fn remove_if(&mut self, gone: impl Fn(&CacheEntry) -> bool) -> Vec<CacheEntry> {
+        let removed = self.entries.remove_if(gone);
+        removed.iter().for_each(|entry| self.shared.remove(entry.id));
         removed
     }
 
@@ -259,6 +297,10 @@ impl Parked {
         self.shared.remove(id);
         id
     }
+}
+
+fn ids(entries: &[CacheEntry]) -> Vec<ParkedId> {
+    entries.iter().map(|entry| entry.id).collect()
 }
 
 #[cfg(test)]

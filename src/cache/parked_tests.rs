@@ -139,8 +139,8 @@ fn the_least_recently_used_is_evicted_first() {
 #[test]
 fn no_more_than_the_limit_are_kept() {
     let mut parked = parked(&[(0, "a", &[1], 3), (1, "a", &[2], 1), (2, "b", &[3], 2)]);
-    assert_eq!(parked.keep(3), vec![]);
-    assert_eq!(parked.keep(1), vec![ParkedId(1), ParkedId(2)]);
+    assert_eq!(ids(&parked.keep(3)), vec![]);
+    assert_eq!(ids(&parked.keep(1)), vec![ParkedId(1), ParkedId(2)]);
     assert_eq!((parked.bytes(), parked.first_to_go()), (10, Some((Rank::Anonymous, at(3)))));
 }
 
@@ -269,5 +269,48 @@ fn a_pinned_sessions_cache_goes_last_and_an_anonymous_one_first() {
     // A session that is pinned now takes its cache with it, and one that is not any more.
     parked.set_rank(&session("t"), Rank::Pinned);
     parked.set_rank(&session("pinned"), Rank::Session);
-    assert_eq!(parked.keep(2), [ParkedId(0), ParkedId(1), ParkedId(2)]);
+    assert_eq!(ids(&parked.keep(2)), [ParkedId(0), ParkedId(1), ParkedId(2)]);
+}
+
+#[test]
+fn what_is_kept_by_bytes_goes_in_the_order_of_eviction() {
+    let mut parked = parked(&[(0, "a", &[1], 3), (1, "a", &[2, 3], 1), (2, "b", &[4, 5, 6], 2)]);
+    assert_eq!(ids(&parked.keep_bytes(60)), []);
+    assert_eq!(ids(&parked.keep_bytes(35)), [ParkedId(1), ParkedId(2)], "the keys' order");
+    assert_eq!(parked.bytes(), 10);
+}
+
+#[test]
+fn the_caches_of_sessions_are_known_those_worth_most_first() {
+    let mut parked = parked(&[(0, "a", &[1], 9)]);
+    for (id, first, rank, used) in
+        [(1, 11, Rank::Session, 1), (2, 12, Rank::Pinned, 0), (3, 13, Rank::Session, 5)]
+    {
+        let session = Some(SessionKey { owner: "a".into(), name: "s".into() });
+        let own = CacheEntry { session, rank, ..cache(id, "a", &[first, 1], used) };
+        parked.insert(own, None);
+    }
+    let of_sessions = parked.of_sessions();
+    assert_eq!(of_sessions.iter().map(|entry| entry.id.0).collect::<Vec<_>>(), [2, 3, 1]);
+    assert_eq!(parked.bytes_of(of_sessions[0]), 20);
+}
+
+#[test]
+fn a_cache_in_parts_shares_the_parts_that_another_begins_with() {
+    let tokens: Vec<u32> = (0..100).collect();
+    let mut parked = Parked::new(10, 0);
+    parked.insert(cache(0, "a", &tokens[..80], 0), None);
+    let new = cache(1, "a", &tokens, 1);
+    let cut = |starts: &[u32]| parked.cut_at(&new, starts);
+    assert_eq!(cut(&[0]), None, "one part is all of it");
+    let base = |tokens| Base { id: ParkedId(0), tokens };
+    assert_eq!(
+        cut(&[0, 40, 90]),
+        Some(Cut { base: base(40), copied_tokens: 80 }),
+        "of 80 tokens it shares 40"
+    );
+    assert_eq!(cut(&[0, 80]), Some(Cut { base: base(80), copied_tokens: 0 }));
+    assert_eq!(cut(&[80]), Some(Cut { base: base(80), copied_tokens: 0 }), "the part before was not read");
+    assert_eq!(cut(&[90]), None, "what it continues is not there");
+    assert_eq!(parked.cut_at(&cache(1, "b", &tokens, 1), &[0, 40]), None, "it is another owner's");
 }

@@ -103,6 +103,26 @@ impl Shared {
         (is_worth_it && is_short).then(|| Cut { base, copied_tokens: end - start })
     }
 
+    /// Returns what a cache whose content comes in parts shares with one of which it has the first `common`
+    /// tokens, given where the parts start: everything before the last that can be.
+    pub(super) fn cut_at(&self, id: ParkedId, common: u32, starts: &[u32]) -> Option<Cut> {
+        let stretches: Vec<_> = self.chains.stretches(id).map(|stretch| stretch.tokens).collect();
+        let shared = starts.iter().enumerate().rev().filter(|(_, start)| **start > 0 && **start <= common);
+        let cuts = shared.map(|(index, &tokens)| {
+            let before = stretches.iter().filter(|of| of.start < tokens).count();
+            let parted = stretches.iter().find(|of| of.start < tokens && tokens < of.end);
+            let copied_tokens = parted.map_or(0, |of| of.end - of.start);
+            (Cut { base: Base { id, tokens }, copied_tokens }, before + starts.len() - index)
+        });
+        let mut short = cuts.filter(|(_, segments)| *segments <= SEGMENTS_MAX).map(|(cut, _)| cut);
+        short.find(|cut| cut.copied_tokens == 0 || self.chains.longest_through(cut.base) < SEGMENTS_MAX)
+    }
+
+    /// Returns the bytes of a cache of `tokens` by itself.
+    pub(super) fn bytes_of_parts(&self, tokens: u32, checkpoints: &[u32]) -> u64 {
+        self.bytes_of(Held { tokens: tokens.into(), states: checkpoints.len() as u64 })
+    }
+
     /// Cuts the segment around a place in two.
     pub(super) fn split(&mut self, at: Base) {
         let Ok(()) = self.chains.split(at, |&(), _| Ok::<_, std::convert::Infallible>(((), ())));

@@ -172,7 +172,7 @@ proptest! {
                 }
                 Act::Keep(most) => {
                     let was = left.len();
-                    let gone = world.parked.keep(most);
+                    let gone: Vec<ParkedId> = world.parked.keep(most).iter().map(|entry| entry.id).collect();
                     world.drop(&gone);
                     left.retain(|(id, ..)| !gone.contains(id));
                     prop_assert!(left.len() <= most as usize);

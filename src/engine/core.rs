@@ -9,6 +9,7 @@ use tokio::sync::{oneshot, watch};
 use super::api::{CachedKv, Command, Counters, EngineSettings, EngineStats, QUEUE_RETRY, ResidentModel};
 use super::load::Load;
 use super::model::{Context, Resident};
+use super::saving::Saving;
 use super::task::Sequence;
 use crate::backend::Backend;
 use crate::clock::{Clock, Moment};
@@ -35,6 +36,10 @@ pub(super) struct Engine<B: Backend> {
     sequence_next: u64,
     allowance: Allowance,
     timeline: Timeline,
+    /// Caches on their way to disk.
+    pub(super) saving: Saving,
+    /// Since when a load waits for caches to be written.
+    pub(super) load_waits: Option<Moment>,
     drain: Option<(Moment, oneshot::Sender<()>)>,
     pub(super) draining: bool,
 }
@@ -64,6 +69,8 @@ impl<B: Backend> Engine<B> {
             sequence_next: 1,
             allowance: Allowance::default(),
             timeline: Timeline::default(),
+            saving: Saving::default(),
+            load_waits: None,
             drain: None,
             draining: false,
         }
@@ -88,6 +95,7 @@ impl<B: Backend> Engine<B> {
 
     /// Carries out a command, or takes it on.
     pub(super) fn command(&mut self, command: Command) {
+        self.saving.settle();
         match command {
             Command::Generate(work) => {
                 let keep_alive = work.keep_alive;
@@ -111,6 +119,10 @@ impl<B: Backend> Engine<B> {
                 });
                 let _ = reply.send(cached.collect());
             }
+            Command::Room(ask, reply) => drop(reply.send(self.room_to_restore(&ask))),
+            Command::SaveEvicted(outbox) => self.saving.begin(outbox),
+            Command::Export(ask, reply) => drop(reply.send(self.export(&ask))),
+            Command::Adopt(work, reply) => drop(reply.send(self.adopt(*work))),
             Command::PinSession(session, pinned) => {
                 self.models.values_mut().for_each(|resident| resident.pin_session(&session, pinned));
             }
@@ -127,6 +139,7 @@ impl<B: Backend> Engine<B> {
     pub(super) fn tick(&mut self) -> bool {
         let mut busy = false;
         self.blocked.iter_mut().for_each(|blocked| blocked.others.clear());
+        self.saving.settle();
         self.shrink();
         self.share_out();
         let names: Vec<ModelName> = self.models.keys().cloned().collect();
@@ -138,6 +151,9 @@ impl<B: Backend> Engine<B> {
         }
         self.refuse_crowded_out();
         self.make_room_for_blocked();
+        if self.blocked.is_some() {
+            self.saving.hurry();
+        }
         busy |= self.advance_load();
         self.expire();
         self.advance_drain();
@@ -195,6 +211,8 @@ impl<B: Backend> Engine<B> {
             sequence_next: &mut self.sequence_next,
             allowance: &mut self.allowance,
             timeline: &mut self.timeline,
+            idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
+            saving: &mut self.saving,
             now: self.clock.now(),
             bytes_max: 0,
         };
@@ -219,7 +237,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Ends a model's requests and unloads it: after a device error nothing of it can be trusted.
-    fn lose(&mut self, name: &ModelName, error: &Error) {
+    pub(super) fn lose(&mut self, name: &ModelName, error: &Error) {
         let Some(mut resident) = self.models.remove(name) else { return };
         self.blocked.take_if(|blocked| blocked.model == *name);
         self.publish();
@@ -319,12 +337,14 @@ impl<B: Backend> Engine<B> {
             let kv_bytes = model.kv_slab_bytes + model.kv_idle_bytes + model.kv_reserved_bytes;
             model.weight_bytes + kv_bytes
         };
-        let parts = models.iter().map(held).sum::<u64>() + self.loading_bytes();
+        let snapshot_bytes = self.saving.charged_bytes();
+        let parts = models.iter().map(held).sum::<u64>() + self.loading_bytes() + snapshot_bytes;
         assert_eq!(parts, self.used_bytes(), "the ledger adds up");
         EngineStats {
             counters: self.counters,
             budget_bytes: self.budget_bytes,
             memory: self.backend.memory(),
+            snapshot_bytes,
             models,
         }
     }

@@ -1,6 +1,8 @@
 //! How models leave: evicted for another, unloaded with time or on request, or because the budget shrank. Who
 //! goes is `residency`'s to say.
 
+use std::time::Duration;
+
 use super::core::Engine;
 use super::model::Resident;
 use crate::backend::Backend;
@@ -9,6 +11,23 @@ use crate::error::Error;
 use crate::ids::ModelName;
 use crate::residency::{Evictions, ResidencySettings, evictions, evictions_towards};
 use crate::sched::{Blocked, Wanted};
+
+/// Most bytes of caches of a model that are saved before another one is loaded in its place: a load waits for
+/// about two seconds then, by the speed that a disk is taken to have.
+pub(super) const LOAD_WAITS_BYTES_MAX: u64 = 1_000_000_000;
+
+/// Time that a load waits for them; then they are given up.
+pub(super) const LOAD_WAIT: Duration = Duration::from_secs(3);
+
+/// Which caches are saved of a model that leaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Save {
+    /// Those that the budget has room for until they are written, beside these bytes. Of a model that stays,
+    /// none: what it frees is wanted at once.
+    Beside(u64),
+    /// Those that a load may wait for.
+    First,
+}
 
 impl<B: Backend> Engine<B> {
     /// Changes the configuration of the policy. What follows from it is done in the next tick.
@@ -29,9 +48,14 @@ impl<B: Backend> Engine<B> {
 
     /// Evicts models and frees cached KV for a load or a request of `wanted`. Returns false if a model was
     /// leased since this was decided, which is to be done again then.
-    pub(super) fn make_room(&mut self, evictions: &Evictions, wanted: &ModelName) -> Result<bool, Error> {
+    pub(super) fn make_room(
+        &mut self,
+        evictions: &Evictions,
+        wanted: &ModelName,
+        save: Save,
+    ) -> Result<bool, Error> {
         for model in &evictions.models {
-            match self.unload(model) {
+            match self.unload(model, save) {
                 Ok(freed) => {
                     self.counters.evictions_total += 1;
                     tracing::info!(%model, freed, %wanted, "evicted");
@@ -40,7 +64,7 @@ impl<B: Backend> Engine<B> {
                 Err(error) => return Err(error),
             }
         }
-        self.empty(evictions);
+        self.empty(evictions, save);
         Ok(true)
     }
 
@@ -73,7 +97,8 @@ impl<B: Backend> Engine<B> {
         };
         let evictions = evictions.filter(|evictions| !evictions.models.is_empty());
         // Where a model was leased since, it is decided again in the next tick.
-        if let Some(Err(error)) = evictions.map(|evictions| self.make_room(&evictions, model)) {
+        let save = Save::Beside(missing_bytes);
+        if let Some(Err(error)) = evictions.map(|evictions| self.make_room(&evictions, model, save)) {
             tracing::error!(%model, ?error, "there is no room for a request");
         }
     }
@@ -107,10 +132,10 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Frees what is cached of models that stay, in the order of the policy.
-    fn empty(&mut self, evictions: &Evictions) {
+    fn empty(&mut self, evictions: &Evictions, save: Save) {
         let mut left = self.close_empty(evictions.cached_bytes, None);
         for model in &evictions.emptied {
-            left = left.saturating_sub(self.evict_cached(model, left));
+            left = left.saturating_sub(self.evict_cached(model, left, save));
         }
     }
 
@@ -123,7 +148,7 @@ impl<B: Backend> Engine<B> {
         let evictions = evictions_towards(&self.tenants(), missing, self.clock.now());
         for model in &evictions.models {
             // One that was leased since stays; what it holds is missing in the next tick.
-            match self.unload(model) {
+            match self.unload(model, Save::Beside(0)) {
                 Ok(freed) => {
                     self.counters.evictions_total += 1;
                     tracing::info!(%model, freed, budget = self.budget_bytes, "evicted: the budget is smaller");
@@ -132,7 +157,7 @@ impl<B: Backend> Engine<B> {
                 Err(error) => tracing::error!(%model, ?error, "the model could not be unloaded"),
             }
         }
-        self.empty(&evictions);
+        self.empty(&evictions, Save::Beside(0));
     }
 
     /// Unloads the models that nobody has used for their time. Returns whether there was one.
@@ -149,7 +174,7 @@ impl<B: Backend> Engine<B> {
         }
         let mut unloaded = false;
         for model in expired {
-            match self.unload(&model) {
+            match self.unload(&model, Save::Beside(0)) {
                 Ok(freed) => {
                     (unloaded, self.counters.expirations_total) = (true, self.counters.expirations_total + 1);
                     tracing::info!(%model, freed, "unloaded: nobody has used it for its keep_alive");
@@ -170,19 +195,28 @@ impl<B: Backend> Engine<B> {
 
     /// Frees a model because a caller asks for it.
     pub(super) fn unload_on_request(&mut self, model: &ModelName) -> Result<u64, Error> {
-        let unloaded = self.unload(model);
+        let unloaded = self.unload(model, Save::Beside(0));
         if let Ok(freed) = unloaded {
             tracing::info!(%model, freed, "unloaded");
         }
         unloaded
     }
 
-    /// Frees a model; returns the bytes that were freed. A model that is in use stays.
-    pub(super) fn unload(&mut self, model: &ModelName) -> Result<u64, Error> {
+    /// Frees a model; returns the bytes that were freed. A model that is in use stays. Caches of sessions are
+    /// saved if that is worth it, and keep their memory until they are written.
+    pub(super) fn unload(&mut self, model: &ModelName, save: Save) -> Result<u64, Error> {
         let Some(resident) = self.models.remove(model) else {
             return Err(Error::ModelNotLoaded(model.clone()));
         };
         let freed = resident.bytes();
+        if !resident.is_in_use() {
+            let free_bytes = self.memory().free_bytes();
+            let spare_bytes = match save {
+                Save::Beside(wanted_bytes) => free_bytes.saturating_sub(wanted_bytes),
+                Save::First => free_bytes.min(LOAD_WAITS_BYTES_MAX),
+            };
+            resident.hand_over_all(&mut self.parts().1, spare_bytes);
+        }
         match resident.retire() {
             Err(resident) => {
                 // The last caller may have gone since.

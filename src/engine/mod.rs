@@ -9,23 +9,29 @@ mod departures;
 mod load;
 mod model;
 mod resident_set;
+mod saving;
 #[cfg(test)]
 #[path = "../../tests/sim/mod.rs"]
 mod sim;
+mod snapshots;
 mod task;
 #[cfg(test)]
 mod tests;
 mod thread;
 
 pub use api::{
-    CacheUse, CachedAsk, CachedKv, Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle,
-    EngineSettings, EngineStats, Finish, GenerateEvent, GenerateWork, Generated, LoadEvent, LoadWork,
-    Penalty, Pulse, ResidentModel, Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    AdoptWork, CacheUse, CachedAsk, CachedKv, Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle,
+    EngineSettings, EngineStats, ExportAsk, Finish, GenerateEvent, GenerateWork, Generated, KvCharge, KvCopy,
+    KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel, RoomAsk, Sampling,
+    ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 
 // The edge names these too, but needs nothing else of a backend.
-pub use crate::backend::{ComputeDtype, DeviceInfo, DeviceMemory, Formats, KvDtype, LoadSpec, TokenLogprobs};
+pub use crate::backend::{
+    BuildKv, ComputeDtype, DeviceInfo, DeviceMemory, Formats, KvDtype, KvLayout, KvSegment, LoadSpec,
+    TokenLogprobs,
+};
 pub use crate::cache::{Salt, SlabClass};
 pub use crate::prompt::Prompt;
 pub use crate::residency::{

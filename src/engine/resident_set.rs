@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use super::api::{LoadEvent, LoadWork};
 use super::core::Engine;
+use super::departures::{LOAD_WAIT, LOAD_WAITS_BYTES_MAX, Save};
 use super::load::{Advance, Load};
 use super::model::{Resident, Room};
 use crate::backend::{Backend, KvDtype, LoadPlan, LoadSpec};
@@ -22,6 +23,7 @@ impl<B: Backend> Engine<B> {
         let models = self.models.values();
         models.map(|resident| resident.bytes() + resident.promised_bytes()).sum::<u64>()
             + self.loading_bytes()
+            + self.saving.charged_bytes()
     }
 
     /// Returns the bytes that are reserved for loads.
@@ -32,6 +34,12 @@ impl<B: Backend> Engine<B> {
     /// Returns the byte budget and its use.
     pub(super) fn memory(&self) -> Memory {
         Memory { budget_bytes: self.budget_bytes, used_bytes: self.used_bytes() }
+    }
+
+    /// Returns the same once all is written that waits for it: a load waits for that.
+    fn memory_soon(&self) -> Memory {
+        let memory = self.memory();
+        Memory { used_bytes: memory.used_bytes - self.saving.charged_bytes(), ..memory }
     }
 
     /// Returns the resident models as the policy sees them.
@@ -105,7 +113,7 @@ impl<B: Backend> Engine<B> {
         let mut left = self.close_empty(missing, spared);
         while left > 0 {
             let Some(model) = self.first_to_go(spared) else { return };
-            left = left.saturating_sub(self.evict_cached(&model, 1));
+            left = left.saturating_sub(self.evict_cached(&model, 1, Save::Beside(0)));
         }
     }
 
@@ -123,11 +131,17 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Evicts parked caches of a model, of at least `bytes` or all; returns the bytes that were freed.
-    pub(super) fn evict_cached(&mut self, model: &ModelName, bytes: u64) -> u64 {
-        let mut evicted = 0;
+    pub(super) fn evict_cached(&mut self, model: &ModelName, bytes: u64, save: Save) -> u64 {
+        let (mut evicted, bytes_max) = (0, self.bytes_max(model));
         self.each_model(|resident, cx| {
             if resident.spec.model() == model {
-                evicted = freed(resident, |resident| resident.evict(cx, bytes, None))?;
+                evicted = freed(resident, |resident| match save {
+                    Save::Beside(_) => resident.evict(cx, bytes, None),
+                    Save::First => {
+                        cx.bytes_max = bytes_max;
+                        resident.evict_saved(cx, bytes, LOAD_WAITS_BYTES_MAX)
+                    }
+                })?;
             }
             Ok(())
         });
@@ -145,7 +159,7 @@ impl<B: Backend> Engine<B> {
     /// resident, in their place. A question changes nothing.
     pub(super) fn fits(&self, spec: &LoadSpec) -> Result<Fit, Error> {
         let mut tenants = self.tenants();
-        let mut memory = Memory { budget_bytes: self.current_budget(), ..self.memory() };
+        let mut memory = Memory { budget_bytes: self.current_budget(), ..self.memory_soon() };
         let resident = self.models.get(spec.model());
         if resident.is_some_and(|resident| resident.spec.files().revision != spec.files().revision) {
             let replaced = tenants.extract_if(.., |tenant| tenant.model == *spec.model());
@@ -225,7 +239,7 @@ impl<B: Backend> Engine<B> {
     pub(super) fn request_load(&mut self, work: LoadWork) {
         self.renew_budget();
         let (model, tenants) = (work.spec.model().clone(), self.tenants());
-        match self.plan_load(&work.spec, &self.state(&model, &tenants), &self.memory()) {
+        match self.plan_load(&work.spec, &self.state(&model, &tenants), &self.memory_soon()) {
             Err(error) => drop(work.events.try_send(LoadEvent::Failed(error))),
             Ok((_, Plan::Ready)) => self.answer(&model, &work),
             Ok((_, Plan::Join)) => {
@@ -317,7 +331,7 @@ impl<B: Backend> Engine<B> {
         let Some(load) = self.loads.front() else { return Ok(Advance::Waited) };
         let (spec, tenants) = (load.spec.clone(), self.tenants());
         let state = State { tenants: &tenants, draining: self.draining, ..State::default() };
-        let (load, evictions) = match self.plan_load(&spec, &state, &self.memory()) {
+        let (load, evictions) = match self.plan_load(&spec, &state, &self.memory_soon()) {
             Ok((load, Plan::Load(evictions))) => (load, evictions),
             Ok((_, Plan::Ready | Plan::Join | Plan::Wait)) => {
                 return Err(Error::Internal("a load of a resident model".into()));
@@ -329,9 +343,18 @@ impl<B: Backend> Engine<B> {
             Err(error) => return Err(error),
         };
         let model = spec.model();
-        if !self.make_room(&evictions, model)? {
+        if !self.make_room(&evictions, model, Save::First)? {
             return Ok(Advance::Waited);
         }
+        if self.saving.charged_bytes() > 0 && self.memory().missing_bytes(load.reserved_bytes()) > 0 {
+            // What is saved of models that left gives its memory back first.
+            let now = self.clock.now();
+            if self.load_waits.get_or_insert(now).after(LOAD_WAIT) < now {
+                self.saving.hurry();
+            }
+            return Ok(Advance::Waited);
+        }
+        self.load_waits = None;
         tracing::info!(%model, needed_bytes = load.needed_bytes, kv_bytes = load.kv_bytes, "loading");
         self.counters.loads_total += 1;
         let Self { loads, backend, .. } = self;

@@ -107,7 +107,7 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
 fn stats(stats: Stats) -> pb::GetStatsResponse {
     let Stats { uptime, sessions: totals, saves, process_resident_bytes, engine } = stats;
     let SaveStats { enabled, unwritten_sessions } = saves;
-    let EngineStats { counters, budget_bytes, memory: device, models } = &engine;
+    let EngineStats { counters, budget_bytes, memory: device, snapshot_bytes: _, models } = &engine;
     let Counters {
         requests_total,
         finished_total,
@@ -122,6 +122,7 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         loads_total,
         evictions_total,
         expirations_total,
+        snapshots_dropped_total: _,
     } = *counters;
     let bytes = |of: fn(&ResidentModel) -> u64| models.iter().map(of).sum();
     let sequences = |of: fn(&ResidentModel) -> u32| models.iter().map(of).sum();

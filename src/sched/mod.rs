@@ -21,6 +21,7 @@ mod timeline;
 mod turns;
 #[cfg(test)]
 mod turns_tests;
+mod worth;
 
 pub use allowance::{Allowance, Demand};
 pub use blocked::{Blocked, Claims, Passer, Wanted};
@@ -33,6 +34,7 @@ pub use runnable::Runnable;
 pub use shares::{Candidate, Rank, Running, Shares, victim};
 pub use timeline::Timeline;
 pub use turns::Turns;
+pub use worth::is_worth_saving;
 
 use std::time::Duration;
 

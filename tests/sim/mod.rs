@@ -12,6 +12,7 @@ mod restarts;
 mod saved;
 mod seen;
 mod sessions;
+mod snapshots;
 mod stays;
 mod traffic;
 mod world;
@@ -69,12 +70,14 @@ fn invariants_hold_whatever_happens() {
     let mut ended = std::collections::BTreeMap::<String, u32>::new();
     let (mut expirations, mut evictions) = (0, 0);
     let mut restarts = std::collections::BTreeSet::new();
+    let mut snapshots = snapshots::Counts::default();
     for seed in seeds {
         match catch_unwind(|| live(seed, Faults::default())) {
             Ok(world) => {
                 let departed = world.departed();
                 expirations += departed.0;
                 evictions += departed.1;
+                snapshots.add(world.snapshots.counts);
                 restarts.extend(world.restarts.into_keys());
                 for (how, count) in world.ended {
                     *ended.entry(how).or_default() += count;
@@ -96,6 +99,7 @@ fn invariants_hold_whatever_happens() {
         }
         assert_eq!(restarts.len(), 3, "{restarts:?}");
         assert!(expirations > 0 && evictions > 0, "{expirations} models expired, {evictions} were evicted");
+        snapshots.assert_all();
     }
 }
 

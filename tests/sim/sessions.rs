@@ -109,6 +109,7 @@ impl World {
                     // As where a template rewrites what was said.
                     tokens.truncate(self.random.small(tokens.len() as u64 + 1) as usize);
                 }
+                self.restore(&key, &start.model, &tokens);
                 self.generate(Some((turn, start.model, tokens)));
                 self.note_uses();
             }

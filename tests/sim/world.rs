@@ -11,6 +11,7 @@ use super::random::Random;
 use super::request::{Known, Request, SESSION_LIMITS};
 use super::saved::{End, Saved};
 use super::seen::Seen;
+use super::snapshots::Snapshots;
 use crate::backend::ModelId;
 use crate::backend::fake::{Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
@@ -79,6 +80,7 @@ pub(super) struct World {
     pub(super) ticks: u32,
     settings: EngineSettings,
     device: Device,
+    pub(super) snapshots: Snapshots,
     budget: u64,
     /// Models that expired, and that were evicted, in earlier lives.
     pub(super) departed: (u64, u64),
@@ -136,9 +138,11 @@ impl World {
             ticks: 0,
             settings,
             device,
+            snapshots: Snapshots::default(),
             budget,
             departed: (0, 0),
         };
+        world.keep_snapshots();
         for model in MODELS {
             world.load(model);
         }
@@ -158,6 +162,8 @@ impl World {
         self.seen = Seen::default();
         self.engine = new_engine(&self.clock, self.settings, self.budget, self.device);
         self.waiting_rows.clear();
+        self.snapshots.end_life();
+        self.keep_snapshots();
         self.book = self.new_book();
         (self.shrunk, self.idly_blocked) = (false, 0);
     }
@@ -189,6 +195,7 @@ impl World {
         self.staying = self.those_who_stay();
         self.engine.tick();
         self.check_stays();
+        self.write_snapshots();
         let step = 1 + self.random.below(20);
         self.pass(Duration::from_millis(step));
         self.read();
@@ -207,6 +214,7 @@ impl World {
         self.requests.iter_mut().for_each(|request| request.reads_from = 0);
         // Calls that have not reached the engine end without it.
         self.leases.clear();
+        self.snapshots.stop();
         let late = self.random.once_in(2);
         if late {
             self.drain();
@@ -276,6 +284,7 @@ impl World {
             94 => (0..20).for_each(|_| self.generate(None)),
             95 => self.stranger(),
             97 => self.somebody_tokenizes(),
+            99 => self.snapshots_change(),
             98 => {
                 let faults = &mut self.engine.backend.faults;
                 faults.slab_tokens_max = self.random.once_in(3).then(|| 256 * self.random.small(16));

@@ -1,38 +1,17 @@
 //! Messages to the engine thread.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{EngineStats, GenerateWork, LoadWork, ScoreWork};
+use super::{
+    AdoptWork, CachedAsk, CachedKv, EngineStats, ExportAsk, GenerateWork, KvCopy, KvOutbox, KvRoom, LoadWork,
+    RoomAsk, ScoreWork,
+};
 use crate::backend::LoadSpec;
-use crate::cache::Salt;
 use crate::error::Error;
-use crate::ids::{ModelName, Principal, SessionKey};
+use crate::ids::{ModelName, SessionKey};
 use crate::residency::{Fit, ResidencySettings};
-
-/// A question about cached KV.
-#[derive(Clone, Debug)]
-pub struct CachedAsk {
-    /// The model.
-    pub model: ModelName,
-    /// Whose caches may be used.
-    pub owner: Principal,
-    /// The salt that they have.
-    pub salt: Salt,
-    /// The tokens that are looked for; at least one more follows.
-    pub tokens: Arc<[u32]>,
-}
-
-/// What is cached of some tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CachedKv {
-    /// Number of the first of them that need not be computed.
-    pub tokens: u32,
-    /// Bytes of their KV.
-    pub bytes: u64,
-}
 
 /// A message to the engine thread.
 #[derive(Debug)]
@@ -55,6 +34,14 @@ pub enum Command {
     PinSession(SessionKey, bool),
     /// Asks how much of some tokens is cached; answers in the order of the questions.
     Cached(Vec<CachedAsk>, oneshot::Sender<Vec<CachedKv>>),
+    /// Asks for room for what a snapshot has and no cache; none if there is no need or no room.
+    Room(Box<RoomAsk>, oneshot::Sender<Option<KvRoom>>),
+    /// Hands caches of sessions over before they are evicted, from now on.
+    SaveEvicted(KvOutbox),
+    /// Asks for what is cached of a session as plain data; none if there is nothing to save.
+    Export(Box<ExportAsk>, oneshot::Sender<Result<Option<KvCopy>, Error>>),
+    /// Parks a cache that was read from disk; answers with the bytes that it takes.
+    Adopt(Box<AdoptWork>, oneshot::Sender<Result<u64, Error>>),
     /// Asks for the counts.
     Stats(oneshot::Sender<EngineStats>),
     /// Refuses new work from now on; answers when the running work is done or the time has passed.
@@ -70,9 +57,16 @@ impl Command {
             | Self::Load(_)
             | Self::Unload(..)
             | Self::Forget(_)
+            | Self::Export(..)
+            | Self::Adopt(..)
+            | Self::Room(..)
             | Self::Configure(_)
             | Self::Drain(..) => true,
-            Self::Fits(..) | Self::PinSession(..) | Self::Cached(..) | Self::Stats(_) => false,
+            Self::Fits(..)
+            | Self::PinSession(..)
+            | Self::Cached(..)
+            | Self::SaveEvicted(_)
+            | Self::Stats(_) => false,
         }
     }
 }

@@ -32,6 +32,8 @@ pub struct Counters {
     pub evictions_total: u64,
     /// Models unloaded because nobody had used them for their time.
     pub expirations_total: u64,
+    /// Evicted caches that were worth saving and were not, because too many waited to be written.
+    pub snapshots_dropped_total: u64,
 }
 
 impl Counters {

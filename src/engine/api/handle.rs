@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    CachedAsk, CachedKv, Command, EngineSettings, EngineStats, GenerateWork, LoadEvent, LoadWork, Pulse,
-    ScoreWork,
+    AdoptWork, CachedAsk, CachedKv, Command, EngineSettings, EngineStats, ExportAsk, GenerateWork, KvCopy,
+    KvOutbox, KvRoom, LoadEvent, LoadWork, Pulse, RoomAsk, ScoreWork,
 };
 use crate::backend::{DeviceInfo, LoadSpec};
 use crate::error::Error;
@@ -163,6 +163,26 @@ impl EngineHandle {
     /// Returns how much of some tokens is cached, in the order of the questions.
     pub async fn cached(&self, asked: Vec<CachedAsk>) -> Result<Vec<CachedKv>, Error> {
         self.ask(|reply| Command::Cached(asked, reply)).await
+    }
+
+    /// Returns room for what a snapshot has and no cache; none if there is no need or no room.
+    pub async fn room(&self, ask: RoomAsk) -> Result<Option<KvRoom>, Error> {
+        self.ask(|reply| Command::Room(Box::new(ask), reply)).await
+    }
+
+    /// Hands caches of sessions to `outbox` before they are evicted, from now on.
+    pub async fn save_evicted(&self, outbox: KvOutbox) -> Result<(), Error> {
+        self.send(Command::SaveEvicted(outbox)).await
+    }
+
+    /// Returns what is cached of a session as plain data; none if there is nothing to save.
+    pub async fn export(&self, ask: ExportAsk) -> Result<Option<KvCopy>, Error> {
+        self.ask(|reply| Command::Export(Box::new(ask), reply)).await?
+    }
+
+    /// Parks a cache that was read from disk; returns the bytes that it takes.
+    pub async fn adopt(&self, work: AdoptWork) -> Result<u64, Error> {
+        self.ask(|reply| Command::Adopt(Box::new(work), reply)).await?
     }
 
     /// Returns the counts.

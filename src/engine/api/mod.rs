@@ -1,22 +1,26 @@
 //! What crosses the border between the edge and the engine thread: plain data, checked and tokenized by the
 //! edge, and the events that come back over bounded channels.
 
+mod cached;
 mod command;
 mod counters;
 mod event;
 mod handle;
 mod pulse;
 mod settings;
+mod snapshot;
 mod stats;
 mod work;
 
-pub use command::{CachedAsk, CachedKv, Command};
+pub use cached::{CachedAsk, CachedKv};
+pub use command::Command;
 pub use counters::Counters;
 pub use event::{Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, Generated, LoadEvent, Scored};
 pub use handle::EngineHandle;
 pub(super) use handle::{QUEUE_RETRY, command_capacity};
 pub use pulse::Pulse;
 pub use settings::EngineSettings;
+pub use snapshot::{AdoptWork, ExportAsk, KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, RoomAsk};
 pub use stats::{EngineStats, ResidentModel};
 pub use work::{
     CacheUse, GenerateWork, LoadWork, Penalty, Sampling, ScoreWork, Stopping, TurnTie, WorkOrigin,

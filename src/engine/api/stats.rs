@@ -18,6 +18,8 @@ pub struct EngineStats {
     pub budget_bytes: u64,
     /// Memory as the device counts it.
     pub memory: DeviceMemory,
+    /// Bytes of caches that wait to be written to disk.
+    pub snapshot_bytes: u64,
     /// Models in memory, by name.
     pub models: Vec<ResidentModel>,
 }

@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::cache::Hit;
 use crate::clock::{Clock, Moment};
 use crate::engine::api::{Counters, EngineSettings};
+use crate::engine::saving::Saving;
 use crate::sched::{Allowance, Blocked, Claims, Timeline};
 
 /// The engine's parts that a model uses.
@@ -20,6 +21,10 @@ pub(crate) struct Context<'a, B: Backend> {
     pub(crate) allowance: &'a mut Allowance,
     /// The steps of all models on the device.
     pub(crate) timeline: &'a mut Timeline,
+    /// Most bytes of parked caches of a model.
+    pub(crate) idle_bytes_max: u64,
+    /// Caches on their way to disk.
+    pub(crate) saving: &'a mut Saving,
     /// Time of the tick; later once a step was waited for.
     pub(crate) now: Moment,
     /// Most bytes that the model of this tick may hold and promise: the budget less what others have.

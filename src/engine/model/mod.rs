@@ -7,8 +7,10 @@ mod context;
 mod queue;
 mod resident;
 mod slots;
+mod snapshots;
 mod step;
 
 use context::Reclaim;
 pub(super) use context::{Context, Room};
 pub(super) use resident::Resident;
+pub(super) use snapshots::Adoption;

@@ -185,8 +185,9 @@ impl Resident {
         base: Option<Base>,
     ) -> Result<(), Error> {
         let redundant = self.parked.insert(cache, base);
+        self.drop_parked(cx, redundant.into_iter())?;
         let extra = self.parked.keep(cx.settings.kv_idle_caches_max);
-        self.drop_parked(cx, redundant.into_iter().chain(extra))
+        self.drop_evicted(cx, &extra)
     }
 
     /// Decides what a cache shares, and makes room for the rest of it beside the slot that it is copied from:
@@ -246,7 +247,7 @@ impl Resident {
     }
 
     /// Cuts a segment in two. Returns false if the device did not: then it is as it was.
-    fn split<B: Backend>(&mut self, cx: &mut Context<'_, B>, at: Base) -> bool {
+    pub(super) fn split<B: Backend>(&mut self, cx: &mut Context<'_, B>, at: Base) -> bool {
         if let Err(error) = cx.backend.split_parked(self.id, at) {
             tracing::warn!(%error, tokens = at.tokens, "a KV cache shares less than it could");
             return false;
@@ -366,7 +367,7 @@ impl Resident {
         }
     }
 
-    fn drop_parked<B: Backend>(
+    pub(super) fn drop_parked<B: Backend>(
         &self,
         cx: &mut Context<'_, B>,
         mut gone: impl Iterator<Item = ParkedId>,

@@ -137,8 +137,8 @@ impl Resident {
         for sequence in self.running.values_mut().chain(self.queue.values_mut()) {
             sequence.flush(cx.now);
         }
-        let over = self.parked.bytes().saturating_sub(idle_bytes_max);
-        if over > 0 { self.evict(cx, over, None) } else { Ok(()) }
+        let over = self.parked.keep_bytes(idle_bytes_max);
+        self.drop_evicted(cx, &over)
     }
 }
 

@@ -9,6 +9,7 @@ mod pace;
 mod requests;
 mod sessions;
 mod sharing;
+mod snapshots;
 mod stays;
 
 use std::sync::{Arc, Mutex};

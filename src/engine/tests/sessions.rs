@@ -5,13 +5,13 @@ use super::*;
 use crate::backend::fake::{Faults, KV_BYTES};
 use crate::engine::{CachedAsk, CachedKv, Salt};
 
-fn session(name: &str) -> SessionKey {
+pub(super) fn session(name: &str) -> SessionKey {
     SessionKey { owner: "p".into(), name: name.into() }
 }
 
 impl Bench {
     /// Runs a request of a session.
-    fn run_in(&mut self, name: &str, pinned: bool, tokens: &[u32], max_tokens: u32) -> Outcome {
+    pub(super) fn run_in(&mut self, name: &str, pinned: bool, tokens: &[u32], max_tokens: u32) -> Outcome {
         let (mut work, events) = self.work(tokens, max_tokens);
         (work.origin.session, work.origin.pinned) = (Some(session(name)), pinned);
         self.engine.command(Command::Generate(Box::new(work)));
@@ -19,7 +19,7 @@ impl Bench {
         drain(events)
     }
 
-    fn found(&mut self, model: &str, owner: &str, tokens: &[u32]) -> CachedKv {
+    pub(super) fn found(&mut self, model: &str, owner: &str, tokens: &[u32]) -> CachedKv {
         let (model, salt) = (model.into(), Salt::default());
         let asked = CachedAsk { model, owner: owner.into(), salt, tokens: tokens.into() };
         let (reply, mut answer) = oneshot::channel();

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use mlxd::engine::{
     CachedAsk, CachedKv, Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats,
-    Finish, Fit, GenerateEvent, GenerateWork, Generated, KeepAlive, LoadEvent, LoadSpec, LoadWork,
+    Finish, Fit, GenerateEvent, GenerateWork, Generated, KeepAlive, KvOutbox, LoadEvent, LoadSpec, LoadWork,
     ModelTable, Pulse, ResidencySettings, ResidentModel, ScoreWork, Scored, Stay, Tenancy, TokenLogprobs,
 };
 use mlxd::error::Error;
@@ -45,6 +45,8 @@ struct State {
     validated: Vec<Arc<ModelAssets>>,
     forgotten: Vec<SessionKey>,
     pins: Vec<(SessionKey, bool)>,
+    /// Kept open: whoever saves what is evicted ends with it.
+    outbox: Option<KvOutbox>,
     pinned: Vec<bool>,
     stays: Vec<Stay>,
     keep_alives: Vec<Option<KeepAlive>>,
@@ -233,6 +235,8 @@ impl Fake {
             Command::Forget(session) => state.forgotten.push(session),
             Command::PinSession(session, pinned) => state.pins.push((session, pinned)),
             Command::Cached(asked, reply) => drop(reply.send(asked.iter().map(cached).collect())),
+            Command::SaveEvicted(outbox) => state.outbox = Some(outbox),
+            Command::Room(..) | Command::Export(..) | Command::Adopt(..) => caches_nothing(command),
             Command::Stats(reply) => {
                 let models = state.resident.values().map(|(model, _)| model.clone()).collect();
                 let requests_total = state.contexts.len() as u64;
@@ -340,6 +344,18 @@ fn answer(tokenizer: &Tokenizer) -> Vec<u32> {
 fn cached(asked: &CachedAsk) -> CachedKv {
     let tokens = u32::try_from(asked.tokens.len().saturating_sub(1)).unwrap();
     CachedKv { tokens, bytes: u64::from(tokens) * 8 }
+}
+
+/// Answers that nothing is cached that could be saved, or that a turn could lack.
+fn caches_nothing(command: Command) {
+    match command {
+        Command::Room(_, reply) => drop(reply.send(None)),
+        Command::Export(_, reply) => drop(reply.send(Ok(None))),
+        Command::Adopt(work, reply) => {
+            drop(reply.send(Err(Error::ModelUnloaded(work.model.model().clone()))));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 fn score(work: ScoreWork) {
