@@ -285,6 +285,19 @@ pub enum Error {
         /// The newest that is known.
         known: u32,
     },
+    /// KV caches are not written to disk.
+    #[error("KV caches are not kept on disk: `{0}` or `state_dir` is off")]
+    SnapshotsOff(&'static str),
+    /// A session's KV cache could not be written to disk.
+    #[error("the KV cache of the session {session} was not saved: {why}")]
+    SnapshotFailed {
+        /// The session.
+        session: SessionName,
+        /// What the disk or the device said.
+        why: String,
+        /// Delay before the next try.
+        retry_after: Duration,
+    },
     /// The caller has reached what it may hold in sessions.
     #[error("{limit}: at most {value}")]
     SessionLimit {

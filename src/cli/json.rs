@@ -131,6 +131,8 @@ pub(crate) fn session(session: &Session) -> Value {
         "state": session_state(session),
         "cached_token_count": session.cached_token_count,
         "kv_bytes": session.kv_bytes,
+        "snapshot_token_count": session.snapshot_token_count,
+        "snapshot_bytes": session.snapshot_bytes,
         "content_bytes": session.content_bytes,
         "ttl": session.ttl.as_ref().map(|ttl| seconds(Some(ttl))),
         "create_time": session.create_time.as_ref().map(unix_seconds),
@@ -153,7 +155,7 @@ pub(crate) fn session_change(change: &SessionChange) -> Value {
 }
 
 pub(crate) fn stats(stats: &GetStatsResponse) -> Value {
-    let memory = stats.memory.unwrap_or_default();
+    let (memory, snapshots) = (stats.memory.unwrap_or_default(), stats.snapshots.unwrap_or_default());
     json!({
         "uptime": seconds(stats.uptime.as_ref()),
         "requests_total": stats.requests_total,
@@ -170,11 +172,25 @@ pub(crate) fn stats(stats: &GetStatsResponse) -> Value {
         "running_sequences": stats.running_sequences,
         "queued_sequences": stats.queued_sequences,
         "sessions": stats.sessions,
+        "snapshots": {
+            "enabled": snapshots.enabled,
+            "writable": snapshots.writable,
+            "snapshots": snapshots.snapshots,
+            "bytes": snapshots.bytes,
+            "bytes_max": snapshots.bytes_max,
+            "waiting_bytes": snapshots.waiting_bytes,
+            "saved_total": snapshots.saved_total,
+            "failed_total": snapshots.failed_total,
+            "dropped_total": snapshots.dropped_total,
+            "restored_total": snapshots.restored_total,
+            "restored_tokens_total": snapshots.restored_tokens_total,
+        },
         "memory": {
             "budget_bytes": memory.budget_bytes,
             "weight_bytes": memory.weight_bytes,
             "kv_slab_bytes": memory.kv_slab_bytes,
             "kv_idle_bytes": memory.kv_idle_bytes,
+            "snapshot_bytes": memory.snapshot_bytes,
             "mlx_active_bytes": memory.mlx_active_bytes,
             "mlx_peak_bytes": memory.mlx_peak_bytes,
             "mlx_cache_bytes": memory.mlx_cache_bytes,

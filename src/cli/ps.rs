@@ -139,9 +139,18 @@ fn summary(stats: &GetStatsResponse) -> String {
     } else {
         format!("; process {}", format::bytes(memory.process_resident_bytes))
     };
+    let on_disk =
+        stats.snapshots.filter(|snapshots| snapshots.enabled).map_or_else(String::new, |snapshots| {
+            let fails = if snapshots.writable { "" } else { ", which cannot be written now" };
+            format!(
+                "KV on disk: {} of {} sessions{fails}\n",
+                format::bytes(snapshots.bytes),
+                snapshots.snapshots
+            )
+        });
     let uptime = Duration::from_secs_f64(format::seconds(stats.uptime.as_ref()).max(0.0));
     format!(
-        "memory: {} of {} (weights {}, KV {}, of it {} parked){process}\nup {}: {} requests, {} tokens \
+        "memory: {} of {} (weights {}, KV {}, of it {} parked){process}\n{on_disk}up {}: {} requests, {} tokens \
          generated, {} prefilled, {} found in the cache; {} running, {} waiting\n",
         format::bytes(memory.weight_bytes + kv_bytes),
         format::bytes(memory.budget_bytes),

@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use mlxd::clock::{Clock as _, SystemClock};
 use mlxd_client::Client;
 use mlxd_client::v1::{
-    DeleteSessionRequest, ForkSessionRequest, GetSessionRequest, ListSessionsRequest, Role, Session,
-    TruncateSessionRequest, UpdateSessionRequest, truncate_session_request::To,
-    update_session_request::Lifetime,
+    DeleteSessionRequest, ForkSessionRequest, GetSessionRequest, ListSessionsRequest, Role,
+    SaveSessionRequest, SaveSessionResponse, Session, TruncateSessionRequest, UpdateSessionRequest,
+    truncate_session_request::To, update_session_request::Lifetime,
 };
 
 use super::connect::ConnectArgs;
@@ -25,6 +25,7 @@ Examples:
   mlxd sessions show trip
   mlxd sessions label trip project=trip kind=chat
   mlxd sessions pin trip
+  mlxd sessions save trip
   mlxd sessions fork trip trip-2 --turns 3
   mlxd sessions truncate trip --messages 5
   mlxd sessions rm trip trip-2
@@ -80,6 +81,11 @@ enum Action {
         /// Number of turns to copy [default: all]
         #[arg(long, value_name = "N")]
         turns: Option<u32>,
+    },
+    /// Write a session's cached KV to disk, so that it goes on at once after a restart
+    Save {
+        /// Session
+        name: String,
     },
     /// Cut a session back
     Truncate {
@@ -160,6 +166,13 @@ pub(crate) async fn run(args: SessionsArgs) -> Result<()> {
             let request = ForkSessionRequest { name, new_name, turn_count, ..Default::default() };
             told(&client.fork_session(request).await?)
         }
+        Some(Action::Save { name }) => {
+            let request = SaveSessionRequest { name: name.clone(), expected_token_count: None };
+            let SaveSessionResponse { session, token_count, bytes } = client.save_session(request).await?;
+            let all = session.unwrap_or_default().token_count;
+            let size = format::bytes(bytes);
+            Ok(out::data(&format!("{name}: the KV of {token_count} of {all} tokens is on disk, {size}\n"))?)
+        }
         Some(Action::Truncate { name, to: ToArgs { turns, messages, tokens } }) => {
             let to = turns.map(To::TurnCount).or(messages.map(To::MessageCount));
             let to = to.or(tokens.map(To::TokenCount));
@@ -234,7 +247,9 @@ fn told(session: &Session) -> Result<()> {
 
 /// Returns sessions as a table at the time `now`.
 fn table(sessions: &[Session], now: SystemTime) -> String {
-    let header = ["SESSION", "MODEL", "TURNS", "TOKENS", "CACHED", "SIZE", "KV", "STATE", "UNTIL", "LABELS"];
+    let header = [
+        "SESSION", "MODEL", "TURNS", "TOKENS", "CACHED", "SIZE", "KV", "ON DISK", "STATE", "UNTIL", "LABELS",
+    ];
     format::page(&header, sessions.iter().map(|session| row(session, now)))
 }
 
@@ -250,6 +265,7 @@ fn row(session: &Session, now: SystemTime) -> Vec<String> {
         session.cached_token_count.to_string(),
         format::bytes(session.content_bytes),
         format::bytes(session.kv_bytes),
+        if session.snapshot_bytes == 0 { "-".to_owned() } else { format::bytes(session.snapshot_bytes) },
         json::session_state(session),
         format::until(session.pinned, session.expire_time, "-", now),
         labels.join(" "),
@@ -271,18 +287,25 @@ mod tests {
             token_count: 12,
             cached_token_count: 11,
             kv_bytes: 2048,
+            snapshot_bytes: 4096,
             content_bytes: 600,
             state: SessionState::Hot.into(),
             expire_time: Some(prost_types::Timestamp { seconds: 61, nanos: 0 }),
             labels: [("b", "2"), ("a", "1")].map(|(key, value)| (key.into(), value.into())).into(),
             ..Session::default()
         };
-        let pinned = Session { name: "kept".into(), pinned: true, labels: [].into(), ..session.clone() };
+        let pinned = Session {
+            name: "kept".into(),
+            pinned: true,
+            labels: [].into(),
+            snapshot_bytes: 0,
+            ..session.clone()
+        };
         assert_eq!(
             table(&[session, pinned], now),
-            "SESSION  MODEL  TURNS  TOKENS  CACHED  SIZE   KV        STATE  UNTIL         LABELS\n\
-             trip     tiny   0      12      11      600 B  2.00 KiB  hot    in 1 min 1 s  a=1 b=2\n\
-             kept     tiny   0      12      11      600 B  2.00 KiB  hot    pinned\n"
+            "SESSION  MODEL  TURNS  TOKENS  CACHED  SIZE   KV        ON DISK   STATE  UNTIL         LABELS\n\
+             trip     tiny   0      12      11      600 B  2.00 KiB  4.00 KiB  hot    in 1 min 1 s  a=1 b=2\n\
+             kept     tiny   0      12      11      600 B  2.00 KiB  -         hot    pinned\n"
         );
     }
 }

@@ -161,6 +161,13 @@ fn sessions() -> Vec<Key> {
         word("durability", &DURABILITIES, |c, word| {
             c.durability = if word == DURABILITIES[1] { Durability::Second } else { Durability::Turn };
         }),
+        flag("snapshots", true, |c, flag| c.snapshots = flag),
+        number("snapshot_disk_bytes_max", 8 * GIB, 1 << 20..=1 << 50, |c, n| {
+            c.snapshot_disk_bytes_max = n.get();
+        }),
+        number("snapshot_queue_bytes_max", 4 * GIB, 1 << 20..=1 << 50, |c, n| {
+            c.snapshot_queue_bytes_max = n.get();
+        }),
     ]
 }
 

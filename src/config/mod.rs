@@ -106,6 +106,12 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// When changes of sessions are on disk.
     pub durability: Durability,
+    /// Whether their KV caches are kept there too.
+    pub snapshots: bool,
+    /// Bytes of all KV caches on disk.
+    pub snapshot_disk_bytes_max: u64,
+    /// Bytes of KV caches that may wait to be written.
+    pub snapshot_queue_bytes_max: u64,
     /// Limits of calls.
     pub limits: Limits,
     /// Time for running requests to finish before the daemon exits.

@@ -30,7 +30,7 @@ use crate::hub::ModelCatalog;
 use crate::net::{self, Authenticator, Connection, Listener, Phase};
 use crate::rpc::{self, Gate, Health};
 use crate::service::Service;
-use crate::store;
+use crate::store::{self, SnapshotSettings};
 use crate::telemetry;
 pub use error::DaemonError;
 use socket::{BoundSocket, SocketFile, SocketLock};
@@ -40,6 +40,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Time that a daemon with a dead engine still answers, so that callers and supervisors learn of it.
 const DEATH_GRACE: Duration = Duration::from_secs(1);
+
+/// Folder of the sessions' KV caches within the state folder.
+const SNAPSHOTS: &str = "kv";
+
+/// Time that there is in any case to save sessions' KV caches after a drain.
+const SAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Limit for calls on blocking threads, then for the engine's thread, to end after the last call is served.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -120,7 +126,7 @@ pub async fn serve(
     let service =
         Service::new(engine.clone(), catalog, config.limits.clone(), config.access.clone(), of_calls);
     let service = Arc::new(service);
-    keep_sessions(&service, config)?;
+    keep_sessions(&service, config).await?;
     reload::warn_of_budget(&service, config);
     tokio::pin!(stop);
     tokio::select! {
@@ -131,7 +137,7 @@ pub async fn serve(
     let mut open = open(&lock, config, &service, &authenticator).await?;
     ready(&open.bound);
     let ended = tokio::select! {
-        () = stop.as_mut() => drain(&open, &service, config.drain).await,
+        () = stop.as_mut() => drain(&open, &service, (config.drain, &*clock)).await,
         () = engine.died() => died(&open).await,
         never = reload::take_over(&service, config, reloads) => match never {},
         never = watchdog::watch(&engine, &open.health, &*clock, config.engine_stall) => match never {},
@@ -165,14 +171,22 @@ fn catalog(config: &Config) -> ModelCatalog {
 }
 
 /// Takes in the sessions of the state folder and keeps them there from now on.
-fn keep_sessions(service: &Service, config: &Config) -> Result<(), DaemonError> {
+async fn keep_sessions(service: &Service, config: &Config) -> Result<(), DaemonError> {
     let Some(folder) = &config.state_dir else {
         tracing::info!("no state_dir: sessions end with the daemon");
         return Ok(());
     };
     let found = store::open(folder).map_err(DaemonError::State)?;
     tracing::info!(folder = %folder.display(), sessions = found.1.len(), "sessions are kept");
-    service.keep_sessions(found, config.durability).map_err(|error| DaemonError::Setup(error.to_string()))
+    let setup = |error: io::Error| DaemonError::Setup(error.to_string());
+    service.keep_sessions(found, config.durability).map_err(setup)?;
+    if config.snapshots {
+        let (disk_bytes_max, queue_bytes_max) =
+            (config.snapshot_disk_bytes_max, config.snapshot_queue_bytes_max);
+        let settings = SnapshotSettings { disk_bytes_max, queue_bytes_max };
+        service.keep_snapshots(&folder.join(SNAPSHOTS), settings).await.map_err(DaemonError::Engine)?;
+    }
+    Ok(())
 }
 
 /// A daemon that accepts connections.
@@ -242,8 +256,13 @@ async fn sweep(service: &Service) -> Error {
 }
 
 /// Refuses new calls and waits until the running ones have finished, at most for `limit`.
-async fn drain(open: &Open, service: &Service, limit: Duration) -> Result<(), DaemonError> {
+async fn drain(
+    open: &Open,
+    service: &Service,
+    (limit, clock): (Duration, &dyn Clock),
+) -> Result<(), DaemonError> {
     tracing::info!(?limit, "draining");
+    let until = clock.now().after(limit);
     open.health.set(false).await;
     service.drain();
     open.phase.send_replace(Phase::Draining);
@@ -251,6 +270,10 @@ async fn drain(open: &Open, service: &Service, limit: Duration) -> Result<(), Da
         Ok(()) => tracing::info!("drained"),
         Err(error) => tracing::warn!(%error, "the engine did not drain"),
     }
+    // What those who ran to the end have left of the time, or a little.
+    let limit = (until - clock.now()).max(SAVE_LIMIT);
+    let saved = service.save_sessions(limit).await;
+    tracing::info!(saved, "the KV caches of sessions are on disk");
     Ok(())
 }
 

@@ -13,11 +13,14 @@ const NANOS_PER_SECOND: i32 = 1_000_000_000;
 
 /// Returns a session as it is sent.
 pub(super) fn wire(session: DescribedSession) -> pb::Session {
-    let DescribedSession { view, cached } = session;
-    let SessionView { key, model, token_count, tokens: _, bytes, turns, busy, terms, .. } = view;
+    let DescribedSession { view, cached, snapshot } = session;
+    let SessionView { id: _, key, model, token_count, tokens: _, bytes, turns, busy, terms, .. } = view;
     let SessionView { created, used, history, cache_salt: _, .. } = view;
+    let (snapshot_token_count, snapshot_bytes) =
+        snapshot.map_or((0, 0), |snapshot| (snapshot.tokens, snapshot.bytes));
     let state = match cached.tokens {
         _ if busy => pb::SessionState::Running,
+        0 if snapshot_token_count > 0 => pb::SessionState::Saved,
         0 => pb::SessionState::Cold,
         _ => pb::SessionState::Hot,
     };
@@ -44,6 +47,8 @@ pub(super) fn wire(session: DescribedSession) -> pb::Session {
         state: state.into(),
         history: history::to_wire(history),
         cached_token_count: cached.tokens,
+        snapshot_token_count,
+        snapshot_bytes,
     }
 }
 

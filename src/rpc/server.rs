@@ -13,7 +13,7 @@ use crate::count::count;
 use crate::hub::DefaultSampling;
 use crate::service::{
     Counters, EffectiveSampling, EngineStats, Feature, ModelCapabilities, ResidentModel, SaveStats, Service,
-    SlabClass, Stats,
+    SlabClass, SnapshotStats, Stats,
 };
 
 pub(super) struct Server(pub(super) Arc<Service>);
@@ -105,9 +105,9 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
 }
 
 fn stats(stats: Stats) -> pb::GetStatsResponse {
-    let Stats { uptime, sessions: totals, saves, process_resident_bytes, engine } = stats;
+    let Stats { uptime, sessions: totals, saves, snapshots, process_resident_bytes, engine } = stats;
     let SaveStats { enabled, unwritten_sessions } = saves;
-    let EngineStats { counters, budget_bytes, memory: device, snapshot_bytes: _, models } = &engine;
+    let EngineStats { counters, budget_bytes, memory: device, snapshot_bytes, models } = &engine;
     let Counters {
         requests_total,
         finished_total,
@@ -122,7 +122,7 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         loads_total,
         evictions_total,
         expirations_total,
-        snapshots_dropped_total: _,
+        snapshots_dropped_total: dropped_total,
     } = *counters;
     let bytes = |of: fn(&ResidentModel) -> u64| models.iter().map(of).sum();
     let sequences = |of: fn(&ResidentModel) -> u32| models.iter().map(of).sum();
@@ -132,6 +132,7 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         kv_slab_bytes: bytes(|model| model.kv_slab_bytes),
         kv_idle_bytes: bytes(|model| model.kv_idle_bytes),
         kv_reserved_bytes: bytes(|model| model.kv_reserved_bytes),
+        snapshot_bytes: *snapshot_bytes,
         mlx_active_bytes: device.active,
         mlx_peak_bytes: device.peak,
         mlx_cache_bytes: device.cache,
@@ -165,11 +166,30 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
             durable: enabled && unwritten_sessions == 0,
             unwritten_sessions,
         }),
+        snapshots: Some(pb::SnapshotStats { dropped_total, ..snapshot_stats(&snapshots) }),
         memory: Some(memory),
         slabs: models
             .iter()
             .flat_map(|model| model.slabs.iter().map(|slab| slab_stats(model, slab)))
             .collect(),
+    }
+}
+
+fn snapshot_stats(stats: &SnapshotStats) -> pb::SnapshotStats {
+    let SnapshotStats { enabled, writable, snapshots, bytes, bytes_max, waiting_bytes, .. } = *stats;
+    let SnapshotStats { saved_total, failed_total, restored_total, restored_tokens_total, .. } = *stats;
+    pb::SnapshotStats {
+        enabled,
+        writable,
+        snapshots,
+        bytes,
+        bytes_max,
+        waiting_bytes,
+        saved_total,
+        failed_total,
+        dropped_total: 0,
+        restored_total,
+        restored_tokens_total,
     }
 }
 

@@ -24,8 +24,8 @@ use super::stay;
 use super::watch;
 use crate::error::Error;
 use crate::service::{
-    CreateSession, ExtendRequest, Extended, ForkSession, Input, Lifetime, Message, Service, SessionContent,
-    SessionPage, SessionView, TruncateSession, TruncateTo, UpdateSession,
+    CreateSession, ExtendRequest, Extended, ForkSession, Input, Lifetime, Message, SavedSession, Service,
+    SessionContent, SessionPage, SessionView, TruncateSession, TruncateTo, UpdateSession,
 };
 
 /// Bytes of the token of a next page, with its tag.
@@ -130,6 +130,20 @@ impl SessionService for Sessions {
             Ok(pb::ExtendSessionResponse { session, usage: Some(event::usage(usage)) })
         };
         answer(extended.await)
+    }
+
+    async fn save_session(
+        &self,
+        request: Request<pb::SaveSessionRequest>,
+    ) -> Result<Response<pb::SaveSessionResponse>, Status> {
+        let (caller, request) = open(request)?;
+        let pb::SaveSessionRequest { name, expected_token_count } = request;
+        let saved = async {
+            let saved = Box::pin(self.0.save_session(&caller, &name, expected_token_count)).await?;
+            let SavedSession { view, tokens: token_count, bytes } = saved;
+            Ok(pb::SaveSessionResponse { session: self.described(view).await, token_count, bytes })
+        };
+        answer(saved.await)
     }
 
     async fn fork_session(

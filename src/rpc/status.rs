@@ -98,6 +98,8 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::SessionUnreadable => (Code::Unavailable, ErrorReason::SessionUnreadable),
         Reason::SessionFileInvalid => (Code::InvalidArgument, ErrorReason::SessionFileInvalid),
         Reason::SessionFileUnsupported => (Code::FailedPrecondition, ErrorReason::SessionFileUnsupported),
+        Reason::SnapshotsOff => (Code::FailedPrecondition, ErrorReason::SnapshotsOff),
+        Reason::SnapshotFailed => (Code::Unavailable, ErrorReason::SnapshotFailed),
     }
 }
 
@@ -161,6 +163,8 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         | Error::SessionUnreadable { .. }
         | Error::SessionFileInvalid(_)
         | Error::SessionFileUnsupported { .. }
+        | Error::SnapshotsOff(_)
+        | Error::SnapshotFailed { .. }
         | Error::KvTooLarge { .. }
         | Error::Deadline
         | Error::DeadlineUnmeetable { .. }

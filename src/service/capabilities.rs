@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Service;
 use super::caller::Caller;
 use super::fields::model_name;
+use super::kv::SnapshotStats;
 use super::models::ModelInfo;
 use super::saves::SaveStats;
 use crate::engine::{DeviceInfo, EngineStats};
@@ -70,6 +71,8 @@ pub struct Stats {
     pub sessions: SessionTotals,
     /// What of them is on disk.
     pub saves: SaveStats,
+    /// What of their KV caches is on disk.
+    pub snapshots: SnapshotStats,
     /// Resident bytes of the process as Linux counts them; 0 elsewhere.
     pub process_resident_bytes: u64,
     /// The engine's counts.
@@ -143,6 +146,7 @@ impl Service {
             uptime: self.clock.now() - self.started,
             sessions: self.sessions.totals(caller.counted()),
             saves: self.saves.stats(),
+            snapshots: self.snapshots.stats(caller.is_owner()),
             process_resident_bytes: process_resident_bytes(),
         })
     }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::Service;
 use super::cache::hash;
+use super::{Service, blocking};
 use crate::engine::{CachedAsk, CachedKv};
 use crate::session::SessionView;
+use crate::store::SavedSnapshot;
 
 /// Questions that the engine answers at once: each searches the caches for a whole session, between two
 /// steps.
@@ -18,10 +19,13 @@ pub struct DescribedSession {
     pub view: SessionView,
     /// What its next turn would find.
     pub cached: CachedKv,
+    /// What its snapshot holds, if it has one.
+    pub snapshot: Option<SavedSnapshot>,
 }
 
 impl Service {
-    /// Adds to sessions what is cached of them; nothing is where the engine does not answer.
+    /// Adds to sessions what is cached of them, and in snapshots; nothing is cached where the engine does not
+    /// answer.
     pub async fn describe_sessions(&self, views: Vec<SessionView>) -> Vec<DescribedSession> {
         let mut described = Vec::with_capacity(views.len());
         let mut views = views.into_iter();
@@ -32,8 +36,13 @@ impl Service {
             }
             let mut cached = self.engine.cached(some.iter().map(ask).collect()).await.unwrap_or_default();
             cached.resize(some.len(), CachedKv::default());
-            let some = some.into_iter().zip(cached);
-            described.extend(some.map(|(view, cached)| DescribedSession { view, cached }));
+            let held = self.held(&some).await;
+            let some = some.into_iter().zip(cached).zip(held);
+            described.extend(some.map(|((view, cached), snapshot)| DescribedSession {
+                view,
+                cached,
+                snapshot,
+            }));
         }
     }
 
@@ -41,7 +50,16 @@ impl Service {
     pub async fn describe_session(&self, view: SessionView) -> DescribedSession {
         let asked = self.engine.cached(vec![ask(&view)]).await;
         let cached = asked.ok().and_then(|cached| cached.first().copied()).unwrap_or_default();
-        DescribedSession { view, cached }
+        let snapshot = self.held(std::slice::from_ref(&view)).await.first().copied().flatten();
+        DescribedSession { view, cached, snapshot }
+    }
+
+    /// Returns what the snapshots of sessions hold, one after the other.
+    async fn held(&self, views: &[SessionView]) -> Vec<Option<SavedSnapshot>> {
+        let ids: Vec<_> = views.iter().map(|view| view.id).collect();
+        let (snapshots, count) = (self.snapshots.clone(), ids.len());
+        let held = blocking(move || Ok(ids.into_iter().map(|id| snapshots.held(id)).collect()));
+        held.await.unwrap_or_else(|_| vec![None; count])
     }
 }
 

@@ -17,6 +17,7 @@ mod fields;
 mod generation;
 mod history;
 mod intake;
+mod kv;
 mod line;
 mod load;
 mod models;
@@ -33,6 +34,7 @@ mod terms;
 mod waiting;
 mod watch;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,9 +48,10 @@ use crate::ids::{ConnectionId, ModelName};
 use crate::limits::Limits;
 use crate::priority;
 use crate::session::{SessionBook, SessionLimits};
-use crate::store::{Durability, OpenStore, Stored};
+use crate::store::{self, Durability, OpenStore, SnapshotSettings, Stored};
 use desk::Desk;
 use intake::IntakeOfAll;
+use kv::Snapshots;
 use models::Models;
 use saves::Saves;
 use sessions::TurnHold;
@@ -61,6 +64,7 @@ pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogpro
 pub use extend::{ExtendRequest, Extended};
 pub use generation::Generation;
 pub use intake::{Claim, Intake};
+pub use kv::{SavedSession, SnapshotStats};
 pub use load::{Load, LoadRequest, LoadUpdate};
 pub use models::{ModelInfo, ModelPage};
 pub use portable::{ImportSession, Piece, SessionExport, SessionImport};
@@ -88,6 +92,10 @@ pub use crate::session::{
     History, HistoryOutcome, Labels, Lease, Message, Part, Role, SessionView, ToolCall, ToolResult, TurnEnd,
     ViewField,
 };
+pub use crate::store::SavedSnapshot;
+
+/// Time for the KV caches that wait to be written at the end; others are given up.
+const SNAPSHOTS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The use cases, and the state that all calls share.
 pub struct Service {
@@ -95,6 +103,7 @@ pub struct Service {
     models: Arc<Models>,
     sessions: Arc<SessionBook<TurnHold>>,
     saves: Saves,
+    snapshots: Snapshots,
     desk: Arc<Desk>,
     intake: IntakeOfAll,
     limits: Limits,
@@ -118,6 +127,7 @@ impl Service {
             engine,
             sessions: Arc::new(SessionBook::new(session_limits(&limits), Arc::clone(&clock))),
             saves: Saves::default(),
+            snapshots: Snapshots::default(),
             desk: Arc::new(Desk::new(limits.preparations_max)),
             intake: IntakeOfAll::new(&limits),
             limits,
@@ -139,11 +149,37 @@ impl Service {
         self.saves.begin(&self.sessions, found, durability)
     }
 
+    /// Keeps snapshots of sessions' KV caches in a folder from now on. Where that cannot be, the log says so.
+    ///
+    /// # Errors
+    /// The engine is dead.
+    pub async fn keep_snapshots(&self, folder: &Path, settings: SnapshotSettings) -> Result<(), Error> {
+        let sessions = Arc::clone(&self.sessions);
+        match store::Snapshots::start(folder, settings, move |session| sessions.knows(session)) {
+            Ok(store) => {
+                let kept = (store, settings.disk_bytes_max);
+                self.snapshots.begin(&self.engine, &self.sessions, kept).await
+            }
+            Err(error) => {
+                tracing::warn!(%error, "KV caches are not kept on disk");
+                Ok(())
+            }
+        }
+    }
+
     /// Writes the last changes of sessions and gives the state folder back; nothing is kept after it.
     ///
     /// # Errors
     /// The writer failed.
     pub async fn leave_sessions(&self) -> Result<(), Error> {
+        // The sessions first; the folder is given back after both.
+        self.saves.finish().await;
+        let snapshots = self.snapshots.clone();
+        let closed = blocking(move || {
+            snapshots.close(SNAPSHOTS_LIMIT);
+            Ok(())
+        });
+        closed.await?;
         self.saves.end().await
     }
 

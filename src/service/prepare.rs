@@ -11,6 +11,7 @@ use super::desk::{Desk, Place};
 use super::fields::at_most;
 use super::generation::{Adds, Context, Generation, Prepared};
 use super::history::{Dialogue, Written, renders_max};
+use super::kv::Lacking;
 use super::request::{Chat, GenerateRequest, Input, Target, Tool};
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
@@ -79,6 +80,7 @@ impl Service {
                 (start.model.clone(), Some(turn), Some(start))
             }
         };
+        let session = turn.as_ref().map(|turn| turn.key().clone());
         let pinned = start.as_ref().is_some_and(|start| start.pinned);
         let cache = cache.for_work(start.as_ref().map_or("", |start| &start.cache_salt));
         let fit = async {
@@ -93,7 +95,13 @@ impl Service {
                 Aim::Answer => resolved,
                 Aim::Context => resolved.without_answer(),
             };
-            Ok((self.models.lease(found, caller.connection).await?, context, resolved))
+            let lease = self.models.lease(found, caller.connection).await?;
+            if let Some(key) = session {
+                let id = self.sessions.read(&key, |session| Ok(session.id()))?;
+                let (lease, tokens) = (&lease, &context.prompt.tokens);
+                self.restore(caller, Lacking { key, id, pinned, cache, lease, tokens }).await?;
+            }
+            Ok((lease, context, resolved))
         };
         let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
         if let Some(turn) = &turn {
@@ -104,6 +112,21 @@ impl Service {
         let assets = Arc::clone(lease.assets());
         let prepared = Prepared { origin, assets, context, resolved, output, turn, keep_alive };
         Generation::start(self, prepared, lease).await
+    }
+
+    /// Reads what a turn lacks from its session's snapshot, as far as its caller waits for it.
+    async fn restore(&self, caller: &Caller, lacking: Lacking<'_>) -> Result<(), Error> {
+        let restored = self.snapshots.restore(&self.engine, lacking);
+        match caller.deadline {
+            Some(deadline) => {
+                let left = deadline - self.clock.now();
+                tokio::time::timeout(left, restored).await.map_err(|_| Error::Deadline)
+            }
+            None => {
+                restored.await;
+                Ok(())
+            }
+        }
     }
 
     /// Returns the means to make the prompt of a caller's input; `text_field` is the path of a raw text.

@@ -66,6 +66,8 @@ pub enum Reason {
     SessionUnreadable,
     SessionFileInvalid,
     SessionFileUnsupported,
+    SnapshotsOff,
+    SnapshotFailed,
 }
 
 impl Reason {
@@ -101,6 +103,8 @@ impl Reason {
             Error::SessionUnreadable { .. } => Self::SessionUnreadable,
             Error::SessionFileInvalid(_) => Self::SessionFileInvalid,
             Error::SessionFileUnsupported { .. } => Self::SessionFileUnsupported,
+            Error::SnapshotsOff(_) => Self::SnapshotsOff,
+            Error::SnapshotFailed { .. } => Self::SnapshotFailed,
             Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
                 Self::QueueFull
             }
@@ -132,6 +136,7 @@ impl Error {
             Self::QueueFull { retry_after, .. }
             | Self::WaitingBytes { retry_after, .. }
             | Self::TooManyOpen { retry_after, .. }
+            | Self::SnapshotFailed { retry_after, .. }
             | Self::HubUnavailable { retry_after, .. } => Some(*retry_after),
             Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
             Self::SessionUnreadable { .. } => Some(READ_RETRY),
@@ -172,6 +177,7 @@ impl Error {
             | Self::SessionDamaged { .. }
             | Self::SessionFileInvalid(_)
             | Self::SessionFileUnsupported { .. }
+            | Self::SnapshotsOff(_)
             | Self::KvTooLarge { .. }
             | Self::Deadline
             | Self::DeadlineUnmeetable { .. }
@@ -210,6 +216,7 @@ impl Error {
             | Self::NoChatTemplate { model, .. }
             | Self::SessionTokenizerChanged(model)
             | Self::ModelUnloaded(model) => vec![("model", model.to_string())],
+            Self::SnapshotsOff(key) => vec![("key", (*key).to_owned())],
             Self::ModelNotAllowed { model, key } => pairs(&[("model", model), ("key", key)]),
             Self::DiskFull { model, needed_bytes, available_bytes } => pairs(&[
                 ("model", model),
@@ -234,9 +241,8 @@ impl Error {
             Self::SessionBusy(session)
             | Self::SessionNotChat(session)
             | Self::SessionDamaged { session, .. }
-            | Self::SessionUnreadable { session, .. } => {
-                vec![("session", session.to_string())]
-            }
+            | Self::SessionUnreadable { session, .. }
+            | Self::SnapshotFailed { session, .. } => pairs(&[("session", session)]),
             Self::QueueFull { limit, value, .. } => pairs(&[("limit", limit), ("value", value)]),
             Self::SessionLimit { limit, value }
             | Self::WaitingBytes { limit, value, .. }

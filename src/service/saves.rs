@@ -94,6 +94,13 @@ impl Saves {
         }
     }
 
+    /// Writes what is left; nothing is written after it.
+    pub(super) async fn finish(&self) {
+        if let Some(store) = self.store.get() {
+            store.finish().await;
+        }
+    }
+
     /// Writes what is left and gives the folder back.
     pub(super) async fn end(&self) -> Result<(), Error> {
         let saves = self.clone();

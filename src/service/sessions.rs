@@ -13,6 +13,7 @@ use super::caller::Caller;
 use super::fields::{fresh_session_name, model_name, optional_model, page_size, page_token, session_name};
 use super::terms::{Lifetime, label_keys, labels, name_prefix, wanted_labels};
 use super::{Service, blocking};
+use crate::count::count;
 use crate::engine::TurnTie;
 use crate::error::Error;
 use crate::ids::{SessionKey, TokenizerHash};
@@ -310,7 +311,9 @@ impl Service {
             expected_token_count: *expected_token_count,
         };
         self.saves.warm(&self.sessions, &from).await?;
+        let original = self.sessions.read(&from, |session| Ok(session.id()))?;
         let forked = self.sessions.fork(&from, fork)?;
+        self.snapshots.fork(original, (forked.id, count(forked.token_count)));
         self.saves.saved(&forked.key).await;
         Ok(forked)
     }
@@ -381,9 +384,15 @@ impl Service {
         if let Some(turn) = self.sessions.delete(&key)? {
             turn.send_replace(true);
         }
+        self.forget_gone();
         self.engine.forget(key.clone()).await?;
         self.saves.saved(&key).await;
         Ok(())
+    }
+
+    /// Removes the snapshots of sessions that are gone.
+    fn forget_gone(&self) {
+        self.sessions.take_gone().into_iter().for_each(|gone| self.snapshots.forget(gone));
     }
 
     /// Removes expired sessions and drops their KV caches.
@@ -395,6 +404,7 @@ impl Service {
             tracing::debug!(%session, "the session expired");
             self.engine.forget(session).await?;
         }
+        self.forget_gone();
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 
 mod incoming;
 mod lease_time;
+mod numbers;
 mod terms;
 mod watches;
 
@@ -33,6 +34,7 @@ pub use terms::{NewFork, SessionTotals};
 pub use watches::SessionWatch;
 
 use lease_time::LeaseTime;
+use numbers::Numbers;
 
 /// A session to create.
 #[derive(Clone, Debug)]
@@ -83,12 +85,12 @@ impl<H> Default for Owned<H> {
 }
 
 impl<H> Owned<H> {
-    /// Adds a session; returns whether there was one of its name.
-    fn insert(&mut self, session: Session) -> bool {
+    /// Adds a session; returns the one that had its name.
+    fn insert(&mut self, session: Session) -> Option<Session> {
         let name = session.key.name.clone();
         let mut entry = Entry { session, turn: None, on_disk: self.on_disk.charge(0) };
         entry.count();
-        self.entries.insert(name, entry).is_some()
+        self.entries.insert(name, entry).map(|replaced| replaced.session)
     }
 
     /// Tells those who watch what happened to a session.
@@ -124,6 +126,8 @@ pub struct SessionBook<H> {
     numbered: AtomicU64,
     watches_begun: AtomicU64,
     changes: Arc<Changes>,
+    /// Which sessions there are, and which went.
+    numbers: Mutex<Numbers>,
     limits: SessionLimits,
     clock: Arc<dyn Clock>,
     lease_time: Mutex<LeaseTime>,
@@ -141,6 +145,7 @@ impl<H> SessionBook<H> {
             numbered: AtomicU64::new(0),
             watches_begun: AtomicU64::new(0),
             changes: Arc::default(),
+            numbers: Mutex::default(),
             limits,
             clock,
             lease_time,
@@ -174,6 +179,7 @@ impl<H> SessionBook<H> {
             let mut charges = Charges::default();
             for (outline, damage) in stored {
                 let session = Session::stored(owned.held.clone(), &mut charges, outline, damage);
+                self.numbers().add(session.id());
                 owned.insert(session);
             }
         }
@@ -228,8 +234,10 @@ impl<H> SessionBook<H> {
         let id = SessionId(self.numbered.fetch_add(1, Ordering::Relaxed) + 1);
         let session = session.with_id(id);
         let view = session.view();
-        if owned.insert(session) {
+        self.numbers().add(id);
+        if let Some(replaced) = owned.insert(session) {
             // It expired and was not swept yet.
+            self.numbers().remove(replaced.id());
             owned.tell(&view.key.name, Happening::Expired);
         }
         self.note(owned, &view.key, Happening::Made);
@@ -274,6 +282,7 @@ impl<H> SessionBook<H> {
         let mut owned = self.owners.get_mut(&key.owner).ok_or_else(|| not_found(key))?;
         live(&mut owned, key, now)?;
         let gone = owned.entries.remove(&key.name);
+        gone.iter().for_each(|gone| self.numbers().remove(gone.session.id()));
         self.note(&mut owned, key, Happening::Deleted);
         Ok(gone.and_then(|entry| entry.turn))
     }
@@ -285,8 +294,9 @@ impl<H> SessionBook<H> {
         let mut gone = Vec::new();
         self.owners.retain(|owner, owned| {
             let expired = owned.entries.extract_if(.., |_, entry| entry.session.is_expired(now));
-            let expired: Vec<SessionName> = expired.map(|(name, _)| name).collect();
-            for name in expired {
+            let expired: Vec<_> = expired.map(|(name, entry)| (name, entry.session.id())).collect();
+            for (name, id) in expired {
+                self.numbers().remove(id);
                 let key = SessionKey { owner: owner.clone(), name };
                 self.note(owned, &key, Happening::Expired);
                 gone.push(key);

@@ -115,6 +115,8 @@ pub enum TurnContent {
 /// The public facts of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionView {
+    /// Its number.
+    pub id: SessionId,
     /// Its owner and name.
     pub key: SessionKey,
     /// The model it is bound to.
@@ -246,6 +248,7 @@ impl Session {
     #[must_use]
     pub fn view(&self) -> SessionView {
         SessionView {
+            id: self.id,
             key: self.key.clone(),
             model: self.model.clone(),
             token_count: self.sizes().tokens,

@@ -169,6 +169,12 @@ impl Store {
         self.shelf.load(key, id)
     }
 
+    /// Writes what is left; returns when nothing more is written.
+    pub async fn finish(&self) {
+        self.changes.end();
+        drop(self.shelf.written.subscribe().wait_for(|written| written.ended).await);
+    }
+
     /// Writes what is left and gives the folder back. It blocks.
     pub fn close(&self) {
         self.changes.end();

@@ -299,6 +299,12 @@ class Fake(
         usage.prompt_tokens = session.token_count
         return session_pb2.ExtendSessionResponse(session=session, usage=usage)
 
+    def SaveSession(self, request, context):
+        self._note(request, context)
+        session = self.sessions[request.name]
+        tokens = session.token_count
+        return session_pb2.SaveSessionResponse(session=session, token_count=tokens, bytes=9)
+
     def ForkSession(self, request, context):
         self._note(request, context)
         session = session_pb2.Session()

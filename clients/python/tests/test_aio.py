@@ -209,6 +209,7 @@ def test_a_session_runs_forks_truncates_and_deletes(address, fake):
         assert (await session.truncate(messages=2)).token_count == 9
         assert (await session.extend(prompt="one two")).usage.cached_tokens == 9
         assert (await session.truncate(turns=1)).token_count == 9
+        assert (await session.save()).token_count == 9
         assert (await session.update(pinned=True, labels={"a": "b"})).labels["a"] == "b"
         assert len(await session.messages()) == 2
         assert (await client.session("talk", model=MODEL)).token_count == 9

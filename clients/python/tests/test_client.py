@@ -315,6 +315,16 @@ def test_sessions_are_labelled_pinned_and_found_again(client, fake):
         talk.update(labels={"a": 1})
 
 
+def test_a_session_is_saved(client, fake):
+    talk = client.session("talk", model=MODEL)
+    talk.extend("a b c")
+    saved = talk.save(expected_token_count=3)
+    assert (saved.token_count, saved.bytes, saved.session.name) == (3, 9, "talk")
+    assert fake.requests[-1].expected_token_count == 3
+    assert client.save_session("talk").token_count == 3
+    assert not fake.requests[-1].HasField("expected_token_count")
+
+
 def test_a_session_is_extended_without_an_answer(client, fake):
     talk = client.session("talk", model=MODEL)
     extended = talk.extend("a b c", priority="background", keep_alive=5)

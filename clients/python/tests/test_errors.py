@@ -58,6 +58,8 @@ CLASSES = {
     "SESSION_TOKENIZER_CHANGED": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "SESSION_FILE_INVALID": (Code.INVALID_ARGUMENT, mlxd.InvalidRequestError),
     "SESSION_FILE_UNSUPPORTED": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "SNAPSHOTS_OFF": (Code.FAILED_PRECONDITION, mlxd.StateError),
+    "SNAPSHOT_FAILED": (Code.UNAVAILABLE, mlxd.UnavailableError),
     "CANNOT_APPEND": (Code.FAILED_PRECONDITION, mlxd.StateError),
     "UNIMPLEMENTED": (Code.UNIMPLEMENTED, mlxd.UnsupportedError),
 }

@@ -25,9 +25,9 @@ use crate::v1::{
     ExtendSessionResponse, ForkSessionRequest, GenerateRequest, GenerateResponse, GetModelRequest,
     GetSessionRequest, GetSessionResponse, GetStatsRequest, GetStatsResponse, ImportSessionRequest,
     ImportStart, ListModelsRequest, ListModelsResponse, ListSessionsRequest, ListSessionsResponse,
-    LoadModelRequest, Message, ModelInfo, ScoreRequest, ScoreResponse, Session, TruncateSessionRequest,
-    UnloadModelRequest, UnloadModelResponse, UpdateSessionRequest, WatchSessionsRequest,
-    import_session_request::Part,
+    LoadModelRequest, Message, ModelInfo, SaveSessionRequest, SaveSessionResponse, ScoreRequest,
+    ScoreResponse, Session, TruncateSessionRequest, UnloadModelRequest, UnloadModelResponse,
+    UpdateSessionRequest, WatchSessionsRequest, import_session_request::Part,
 };
 
 /// Largest message that this client accepts, in bytes. Scores of a long text are the largest messages:
@@ -190,6 +190,8 @@ impl Client {
         sessions.update_session(UpdateSessionRequest) -> Session, via session;
         /// Adds an input to a session and computes its KV cache, without an answer.
         sessions.extend_session(ExtendSessionRequest) -> ExtendSessionResponse;
+        /// Writes the cached KV of a session to disk.
+        sessions.save_session(SaveSessionRequest) -> SaveSessionResponse;
         /// Copies a session, or its first turns, under a new name.
         sessions.fork_session(ForkSessionRequest) -> Session, via session;
         /// Cuts a session back to an earlier point.

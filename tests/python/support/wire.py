@@ -264,6 +264,11 @@ class Wire:
 
         return self.sessions.ImportSession(parts(), timeout=CALL_S).session
 
+    def save_session(self, name: str, **fields: Any) -> session_pb2.SaveSessionResponse:
+        """SaveSession."""
+        request_ = session_pb2.SaveSessionRequest(name=name, **fields)
+        return self.sessions.SaveSession(request_, timeout=CALL_S)
+
     def fork_session(self, name: str, new_name: str) -> session_pb2.Session:
         """ForkSession."""
         request_ = session_pb2.ForkSessionRequest(name=name, new_name=new_name)

@@ -19,6 +19,7 @@ from mlxd.types import (
     GetSessionResponse,
     Messages,
     Priority,
+    SaveSessionResponse,
     SessionInfo,
     WatchEvent,
 )
@@ -173,6 +174,31 @@ class SessionCalls(Connection):
         )
         response: ExtendSessionResponse = self._call(
             self._stubs.session.ExtendSession, request, options
+        )
+        return response
+
+    def save_session(
+        self,
+        name: str,
+        *,
+        expected_token_count: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SaveSessionResponse:
+        """Writes the cached KV of a session to disk, so that it goes on at once after a restart.
+
+        Computes nothing; `token_count` of the response says how much was cached.
+
+        Raises:
+            SessionMovedError: the session does not have `expected_token_count` tokens.
+            StateError: the daemon keeps no KV on disk.
+        """
+        request = convert.request(
+            session_pb2.SaveSessionRequest,
+            name=name,
+            expected_token_count=expected_token_count,
+        )
+        response: SaveSessionResponse = self._call(
+            self._stubs.session.SaveSession, request, options
         )
         return response
 

@@ -20,6 +20,7 @@ from mlxd.types import (
     Messages,
     Priority,
     ProtoMessage,
+    SaveSessionResponse,
     SessionInfo,
 )
 
@@ -118,6 +119,14 @@ class Session:
         )
         self.token_count = response.session.token_count
         return response
+
+    def save(
+        self, *, expected_token_count: int | None = None, **options: Unpack[CallOptions]
+    ) -> SaveSessionResponse:
+        """Writes its cached KV to disk, so that it goes on at once after a restart."""
+        return self._connection.save_session(
+            self.name, expected_token_count=expected_token_count, **options
+        )
 
     def get(
         self,

@@ -25,6 +25,7 @@ from mlxd.v1.server_pb2 import CapabilitiesResponse, GetStatsResponse, ModelCapa
 from mlxd.v1.session_pb2 import (
     ExtendSessionResponse,
     GetSessionResponse,
+    SaveSessionResponse,
     SessionChange,
     SessionChangeKind,
     WatchReady,
@@ -63,6 +64,7 @@ __all__ = [
     "Priority",
     "ProtoMessage",
     "Quantize",
+    "SaveSessionResponse",
     "ScoreResponse",
     "SessionChange",
     "SessionChangeKind",

@@ -68,8 +68,8 @@ pub enum ErrorReason {
     SessionNotChat = 25,
     /// RESOURCE_EXHAUSTED + QuotaFailure: the caller has reached sessions_max,
     /// sessions_pinned_max, session_labels_max, session_bytes_max,
-    /// sessions_bytes_max, sessions_disk_bytes_max or session_watches_max; metadata
-    /// limit, value.
+    /// sessions_bytes_max, sessions_disk_bytes_max or session_watches_max, or its
+    /// snapshot would exceed snapshot_disk_bytes_max; metadata limit, value.
     SessionLimit = 26,
     /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
     /// or of all clients is full, or too many connections or files are open, or too
@@ -142,6 +142,12 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION: the file was exported by a newer mlxd, in a format that
     /// this one does not read; metadata format, format_max.
     SessionFileUnsupported = 78,
+    /// FAILED_PRECONDITION: KV caches are not kept on disk; metadata key (the
+    /// configuration key that is off).
+    SnapshotsOff = 79,
+    /// UNAVAILABLE + RetryInfo: the session's KV cache could not be written to disk;
+    /// metadata session. The session itself is as it was.
+    SnapshotFailed = 80,
     /// UNAVAILABLE + RetryInfo: the file of a stored session cannot be read now, as
     /// where too many files are open; metadata session.
     SessionUnreadable = 81,
@@ -199,6 +205,8 @@ impl ErrorReason {
             Self::SessionTokenizerChanged => "ERROR_REASON_SESSION_TOKENIZER_CHANGED",
             Self::SessionFileInvalid => "ERROR_REASON_SESSION_FILE_INVALID",
             Self::SessionFileUnsupported => "ERROR_REASON_SESSION_FILE_UNSUPPORTED",
+            Self::SnapshotsOff => "ERROR_REASON_SNAPSHOTS_OFF",
+            Self::SnapshotFailed => "ERROR_REASON_SNAPSHOT_FAILED",
             Self::SessionUnreadable => "ERROR_REASON_SESSION_UNREADABLE",
         }
     }
@@ -253,6 +261,8 @@ impl ErrorReason {
             }
             "ERROR_REASON_SESSION_FILE_INVALID" => Some(Self::SessionFileInvalid),
             "ERROR_REASON_SESSION_FILE_UNSUPPORTED" => Some(Self::SessionFileUnsupported),
+            "ERROR_REASON_SNAPSHOTS_OFF" => Some(Self::SnapshotsOff),
+            "ERROR_REASON_SNAPSHOT_FAILED" => Some(Self::SnapshotFailed),
             "ERROR_REASON_SESSION_UNREADABLE" => Some(Self::SessionUnreadable),
             _ => None,
         }
@@ -2151,6 +2161,9 @@ pub struct GetStatsResponse {
     /// How sessions are stored.
     #[prost(message, optional, tag = "40")]
     pub session_store: ::core::option::Option<SessionStoreStats>,
+    /// KV caches of sessions on disk.
+    #[prost(message, optional, tag = "41")]
+    pub snapshots: ::core::option::Option<SnapshotStats>,
 }
 /// How the daemon stores sessions on disk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2166,6 +2179,45 @@ pub struct SessionStoreStats {
     /// Number of sessions whose last change could not be written.
     #[prost(uint32, tag = "3")]
     pub unwritten_sessions: u32,
+}
+/// KV caches of sessions on disk, of all principals; others than the daemon's own
+/// user on the unix socket see only whether they are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotStats {
+    /// Whether they are kept: false where `snapshots` or state_dir is off.
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// Whether they can be written. False while the disk is full or fails: turns then
+    /// compute anew what is in no cache.
+    #[prost(bool, tag = "2")]
+    pub writable: bool,
+    /// Number of sessions that have one.
+    #[prost(uint32, tag = "3")]
+    pub snapshots: u32,
+    /// Bytes of them all on disk.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// Limit of these bytes; the least recently used go first.
+    #[prost(uint64, tag = "5")]
+    pub bytes_max: u64,
+    /// Bytes that wait to be written.
+    #[prost(uint64, tag = "6")]
+    pub waiting_bytes: u64,
+    /// Snapshots that were written since the daemon's start.
+    #[prost(uint64, tag = "7")]
+    pub saved_total: u64,
+    /// Snapshots that could not be written, because the disk failed.
+    #[prost(uint64, tag = "8")]
+    pub failed_total: u64,
+    /// Caches that were worth saving and were dropped, because too many waited.
+    #[prost(uint64, tag = "9")]
+    pub dropped_total: u64,
+    /// Turns that went on from a snapshot.
+    #[prost(uint64, tag = "10")]
+    pub restored_total: u64,
+    /// Tokens that they read instead of computing them.
+    #[prost(uint64, tag = "11")]
+    pub restored_tokens_total: u64,
 }
 /// Memory use of the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2197,6 +2249,9 @@ pub struct MemoryStats {
     /// Memory reserved for the further growth of running sequences, in bytes.
     #[prost(uint64, tag = "9")]
     pub kv_reserved_bytes: u64,
+    /// KV caches that wait to be written to disk, in bytes.
+    #[prost(uint64, tag = "10")]
+    pub snapshot_bytes: u64,
 }
 /// One capacity class of a model's KV slabs.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2662,6 +2717,29 @@ pub struct ExtendSessionResponse {
     #[prost(message, optional, tag = "2")]
     pub usage: ::core::option::Option<Usage>,
 }
+/// Request of SaveSession.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaveSessionRequest {
+    /// Name of the session. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Expected token count of the session, as in GenerateRequest.
+    #[prost(uint32, optional, tag = "2")]
+    pub expected_token_count: ::core::option::Option<u32>,
+}
+/// Response of SaveSession.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SaveSessionResponse {
+    /// The session.
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<Session>,
+    /// Number of its first tokens whose KV is on disk: 0 if nothing was cached.
+    #[prost(uint32, tag = "2")]
+    pub token_count: u32,
+    /// Bytes of that on disk, those included that other sessions share.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
 /// Request of ForkSession. The copy has the original's labels.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForkSessionRequest {
@@ -2803,6 +2881,13 @@ pub struct Session {
     /// Number of its tokens whose KV its next turn would find.
     #[prost(uint32, tag = "17")]
     pub cached_token_count: u32,
+    /// Number of tokens whose KV is in its snapshot on disk, as far as is known without
+    /// reading it; 0 if it has none.
+    #[prost(uint32, tag = "18")]
+    pub snapshot_token_count: u32,
+    /// Bytes of that snapshot, those included that other sessions share.
+    #[prost(uint64, tag = "19")]
+    pub snapshot_bytes: u64,
 }
 /// One completed turn of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2974,12 +3059,14 @@ pub struct SessionChange {
 pub enum SessionState {
     /// Never sent.
     Unspecified = 0,
-    /// In no cache: the next turn prefills all tokens.
+    /// In no cache and no snapshot: the next turn prefills all tokens.
     Cold = 1,
     /// Cached, at least the KV of its first tokens; cached_token_count says how much.
     Hot = 2,
     /// A turn is running.
     Running = 3,
+    /// In no cache, but in a snapshot on disk, which the next turn reads.
+    Saved = 4,
 }
 impl SessionState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2992,6 +3079,7 @@ impl SessionState {
             Self::Cold => "SESSION_STATE_COLD",
             Self::Hot => "SESSION_STATE_HOT",
             Self::Running => "SESSION_STATE_RUNNING",
+            Self::Saved => "SESSION_STATE_SAVED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3001,6 +3089,7 @@ impl SessionState {
             "SESSION_STATE_COLD" => Some(Self::Cold),
             "SESSION_STATE_HOT" => Some(Self::Hot),
             "SESSION_STATE_RUNNING" => Some(Self::Running),
+            "SESSION_STATE_SAVED" => Some(Self::Saved),
             _ => None,
         }
     }
@@ -3272,6 +3361,34 @@ pub mod session_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("mlxd.v1.SessionService", "ExtendSession"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Writes the cached KV of a session to disk: the next turn reads back what is in
+        /// no cache by then, also after a restart. Computes nothing, and saves what is
+        /// cached now; answers when it is on disk. The daemon does the same by itself when
+        /// it stops, unloads a model or evicts a cache, where that is worth it.
+        pub async fn save_session(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SaveSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SaveSessionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mlxd.v1.SessionService/SaveSession",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mlxd.v1.SessionService", "SaveSession"));
             self.inner.unary(req, path, codec).await
         }
         /// Copies a session, or its first turns, under a new name. Both continue

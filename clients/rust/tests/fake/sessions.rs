@@ -7,10 +7,11 @@ use mlxd_client::v1::{
     CreateSessionRequest, CreateSessionResponse, DeleteSessionRequest, DeleteSessionResponse, ExportFinished,
     ExportSessionRequest, ExportSessionResponse, ExtendSessionRequest, ExtendSessionResponse,
     ForkSessionRequest, ForkSessionResponse, GetSessionRequest, GetSessionResponse, ImportSessionRequest,
-    ImportSessionResponse, ListSessionsRequest, ListSessionsResponse, Message, Session, SessionChange,
-    SessionChangeKind, TruncateSessionRequest, TruncateSessionResponse, Turn, UpdateSessionRequest,
-    UpdateSessionResponse, Usage, WatchReady, WatchSessionsRequest, WatchSessionsResponse,
-    export_session_response, import_session_request::Part, truncate_session_request, watch_sessions_response,
+    ImportSessionResponse, ListSessionsRequest, ListSessionsResponse, Message, SaveSessionRequest,
+    SaveSessionResponse, Session, SessionChange, SessionChangeKind, TruncateSessionRequest,
+    TruncateSessionResponse, Turn, UpdateSessionRequest, UpdateSessionResponse, Usage, WatchReady,
+    WatchSessionsRequest, WatchSessionsResponse, export_session_response, import_session_request::Part,
+    truncate_session_request, watch_sessions_response,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -119,6 +120,16 @@ impl SessionService for Fake {
         self.state().sessions.insert(session.name.clone(), session.clone());
         let usage = Usage { prompt_tokens: session.token_count, cached_tokens, completion_tokens: 0 };
         Ok(Response::new(ExtendSessionResponse { session: Some(session), usage: Some(usage) }))
+    }
+
+    async fn save_session(
+        &self,
+        request: Request<SaveSessionRequest>,
+    ) -> Result<Response<SaveSessionResponse>, Status> {
+        let request = self.note("SaveSession", request);
+        let session = self.session(&request.name)?;
+        let token_count = session.token_count;
+        Ok(Response::new(SaveSessionResponse { session: Some(session), token_count, bytes: 9 }))
     }
 
     async fn fork_session(

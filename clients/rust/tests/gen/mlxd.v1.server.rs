@@ -1025,6 +1025,17 @@ pub mod session_service_server {
             tonic::Response<::mlxd_client::v1::ExtendSessionResponse>,
             tonic::Status,
         >;
+        /// Writes the cached KV of a session to disk: the next turn reads back what is in
+        /// no cache by then, also after a restart. Computes nothing, and saves what is
+        /// cached now; answers when it is on disk. The daemon does the same by itself when
+        /// it stops, unloads a model or evicts a cache, where that is worth it.
+        async fn save_session(
+            &self,
+            request: tonic::Request<::mlxd_client::v1::SaveSessionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::mlxd_client::v1::SaveSessionResponse>,
+            tonic::Status,
+        >;
         /// Copies a session, or its first turns, under a new name. Both continue
         /// independently; their common tokens are not prefilled again.
         async fn fork_session(
@@ -1400,6 +1411,53 @@ pub mod session_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExtendSessionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mlxd.v1.SessionService/SaveSession" => {
+                    #[allow(non_camel_case_types)]
+                    struct SaveSessionSvc<T: SessionService>(pub Arc<T>);
+                    impl<
+                        T: SessionService,
+                    > tonic::server::UnaryService<::mlxd_client::v1::SaveSessionRequest>
+                    for SaveSessionSvc<T> {
+                        type Response = ::mlxd_client::v1::SaveSessionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::mlxd_client::v1::SaveSessionRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SessionService>::save_session(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SaveSessionSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -19,6 +19,7 @@ from mlxd.types import (
     Messages,
     Priority,
     ProtoMessage,
+    SaveSessionResponse,
     SessionInfo,
 )
 
@@ -117,6 +118,14 @@ class AsyncSession:
         )
         self.token_count = response.session.token_count
         return response
+
+    async def save(
+        self, *, expected_token_count: int | None = None, **options: Unpack[CallOptions]
+    ) -> SaveSessionResponse:
+        """Writes its cached KV to disk, so that it goes on at once after a restart."""
+        return await self._connection.save_session(
+            self.name, expected_token_count=expected_token_count, **options
+        )
 
     async def get(
         self,

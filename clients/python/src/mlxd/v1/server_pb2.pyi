@@ -115,7 +115,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("uptime", "requests_total", "finished_total", "cancelled_total", "failed_total", "prefill_tokens_total", "cached_tokens_total", "decode_tokens_total", "steps_total", "running_sequences", "queued_sequences", "sessions", "memory", "slabs", "prefilling_sequences", "stalled_sequences", "preemptions_total", "refused_total", "loads_total", "evictions_total", "expirations_total", "pinned_sessions", "busy_sessions", "session_bytes", "session_store")
+    __slots__ = ("uptime", "requests_total", "finished_total", "cancelled_total", "failed_total", "prefill_tokens_total", "cached_tokens_total", "decode_tokens_total", "steps_total", "running_sequences", "queued_sequences", "sessions", "memory", "slabs", "prefilling_sequences", "stalled_sequences", "preemptions_total", "refused_total", "loads_total", "evictions_total", "expirations_total", "pinned_sessions", "busy_sessions", "session_bytes", "session_store", "snapshots")
     UPTIME_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     FINISHED_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +141,7 @@ class GetStatsResponse(_message.Message):
     BUSY_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     SESSION_BYTES_FIELD_NUMBER: _ClassVar[int]
     SESSION_STORE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     uptime: _duration_pb2.Duration
     requests_total: int
     finished_total: int
@@ -166,7 +167,8 @@ class GetStatsResponse(_message.Message):
     busy_sessions: int
     session_bytes: int
     session_store: SessionStoreStats
-    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., requests_total: _Optional[int] = ..., finished_total: _Optional[int] = ..., cancelled_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., prefill_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., decode_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., sessions: _Optional[int] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., slabs: _Optional[_Iterable[_Union[SlabStats, _Mapping]]] = ..., prefilling_sequences: _Optional[int] = ..., stalled_sequences: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., expirations_total: _Optional[int] = ..., pinned_sessions: _Optional[int] = ..., busy_sessions: _Optional[int] = ..., session_bytes: _Optional[int] = ..., session_store: _Optional[_Union[SessionStoreStats, _Mapping]] = ...) -> None: ...
+    snapshots: SnapshotStats
+    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., requests_total: _Optional[int] = ..., finished_total: _Optional[int] = ..., cancelled_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., prefill_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., decode_tokens_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., running_sequences: _Optional[int] = ..., queued_sequences: _Optional[int] = ..., sessions: _Optional[int] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., slabs: _Optional[_Iterable[_Union[SlabStats, _Mapping]]] = ..., prefilling_sequences: _Optional[int] = ..., stalled_sequences: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., refused_total: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., expirations_total: _Optional[int] = ..., pinned_sessions: _Optional[int] = ..., busy_sessions: _Optional[int] = ..., session_bytes: _Optional[int] = ..., session_store: _Optional[_Union[SessionStoreStats, _Mapping]] = ..., snapshots: _Optional[_Union[SnapshotStats, _Mapping]] = ...) -> None: ...
 
 class SessionStoreStats(_message.Message):
     __slots__ = ("enabled", "durable", "unwritten_sessions")
@@ -178,8 +180,34 @@ class SessionStoreStats(_message.Message):
     unwritten_sessions: int
     def __init__(self, enabled: bool = ..., durable: bool = ..., unwritten_sessions: _Optional[int] = ...) -> None: ...
 
+class SnapshotStats(_message.Message):
+    __slots__ = ("enabled", "writable", "snapshots", "bytes", "bytes_max", "waiting_bytes", "saved_total", "failed_total", "dropped_total", "restored_total", "restored_tokens_total")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    WAITING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SAVED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FAILED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    writable: bool
+    snapshots: int
+    bytes: int
+    bytes_max: int
+    waiting_bytes: int
+    saved_total: int
+    failed_total: int
+    dropped_total: int
+    restored_total: int
+    restored_tokens_total: int
+    def __init__(self, enabled: bool = ..., writable: bool = ..., snapshots: _Optional[int] = ..., bytes: _Optional[int] = ..., bytes_max: _Optional[int] = ..., waiting_bytes: _Optional[int] = ..., saved_total: _Optional[int] = ..., failed_total: _Optional[int] = ..., dropped_total: _Optional[int] = ..., restored_total: _Optional[int] = ..., restored_tokens_total: _Optional[int] = ...) -> None: ...
+
 class MemoryStats(_message.Message):
-    __slots__ = ("budget_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "mlx_active_bytes", "mlx_peak_bytes", "mlx_cache_bytes", "process_resident_bytes", "kv_reserved_bytes")
+    __slots__ = ("budget_bytes", "weight_bytes", "kv_slab_bytes", "kv_idle_bytes", "mlx_active_bytes", "mlx_peak_bytes", "mlx_cache_bytes", "process_resident_bytes", "kv_reserved_bytes", "snapshot_bytes")
     BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_SLAB_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +217,7 @@ class MemoryStats(_message.Message):
     MLX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROCESS_RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     budget_bytes: int
     weight_bytes: int
     kv_slab_bytes: int
@@ -198,7 +227,8 @@ class MemoryStats(_message.Message):
     mlx_cache_bytes: int
     process_resident_bytes: int
     kv_reserved_bytes: int
-    def __init__(self, budget_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., mlx_active_bytes: _Optional[int] = ..., mlx_peak_bytes: _Optional[int] = ..., mlx_cache_bytes: _Optional[int] = ..., process_resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ...) -> None: ...
+    snapshot_bytes: int
+    def __init__(self, budget_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_slab_bytes: _Optional[int] = ..., kv_idle_bytes: _Optional[int] = ..., mlx_active_bytes: _Optional[int] = ..., mlx_peak_bytes: _Optional[int] = ..., mlx_cache_bytes: _Optional[int] = ..., process_resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., snapshot_bytes: _Optional[int] = ...) -> None: ...
 
 class SlabStats(_message.Message):
     __slots__ = ("model", "slot_capacity_tokens", "slabs", "slots", "slots_in_use", "bytes")

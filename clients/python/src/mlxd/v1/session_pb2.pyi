@@ -18,6 +18,7 @@ class SessionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SESSION_STATE_COLD: _ClassVar[SessionState]
     SESSION_STATE_HOT: _ClassVar[SessionState]
     SESSION_STATE_RUNNING: _ClassVar[SessionState]
+    SESSION_STATE_SAVED: _ClassVar[SessionState]
 
 class SessionChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -32,6 +33,7 @@ SESSION_STATE_UNSPECIFIED: SessionState
 SESSION_STATE_COLD: SessionState
 SESSION_STATE_HOT: SessionState
 SESSION_STATE_RUNNING: SessionState
+SESSION_STATE_SAVED: SessionState
 SESSION_CHANGE_KIND_UNSPECIFIED: SessionChangeKind
 SESSION_CHANGE_KIND_LISTED: SessionChangeKind
 SESSION_CHANGE_KIND_CREATED: SessionChangeKind
@@ -185,6 +187,24 @@ class ExtendSessionResponse(_message.Message):
     usage: _inference_pb2.Usage
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., usage: _Optional[_Union[_inference_pb2.Usage, _Mapping]] = ...) -> None: ...
 
+class SaveSessionRequest(_message.Message):
+    __slots__ = ("name", "expected_token_count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    expected_token_count: int
+    def __init__(self, name: _Optional[str] = ..., expected_token_count: _Optional[int] = ...) -> None: ...
+
+class SaveSessionResponse(_message.Message):
+    __slots__ = ("session", "token_count", "bytes")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    token_count: int
+    bytes: int
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., token_count: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
 class ForkSessionRequest(_message.Message):
     __slots__ = ("name", "new_name", "ttl", "expected_token_count", "turn_count", "pinned")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -238,7 +258,7 @@ class DeleteSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("name", "model", "owner", "token_count", "turns", "busy", "ttl", "create_time", "last_use_time", "expire_time", "labels", "pinned", "content_bytes", "kv_bytes", "state", "history", "cached_token_count")
+    __slots__ = ("name", "model", "owner", "token_count", "turns", "busy", "ttl", "create_time", "last_use_time", "expire_time", "labels", "pinned", "content_bytes", "kv_bytes", "state", "history", "cached_token_count", "snapshot_token_count", "snapshot_bytes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +283,8 @@ class Session(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     owner: str
@@ -280,7 +302,9 @@ class Session(_message.Message):
     state: SessionState
     history: _inference_pb2.History
     cached_token_count: int
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., token_count: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., busy: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pinned: bool = ..., content_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., state: _Optional[_Union[SessionState, str]] = ..., history: _Optional[_Union[_inference_pb2.History, str]] = ..., cached_token_count: _Optional[int] = ...) -> None: ...
+    snapshot_token_count: int
+    snapshot_bytes: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., token_count: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., busy: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pinned: bool = ..., content_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., state: _Optional[_Union[SessionState, str]] = ..., history: _Optional[_Union[_inference_pb2.History, str]] = ..., cached_token_count: _Optional[int] = ..., snapshot_token_count: _Optional[int] = ..., snapshot_bytes: _Optional[int] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("message_count", "token_count")

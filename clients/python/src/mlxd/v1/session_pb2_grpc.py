@@ -61,6 +61,11 @@ class SessionServiceStub(object):
                 request_serializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionRequest.SerializeToString,
                 response_deserializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionResponse.FromString,
                 _registered_method=True)
+        self.SaveSession = channel.unary_unary(
+                '/mlxd.v1.SessionService/SaveSession',
+                request_serializer=mlxd_dot_v1_dot_session__pb2.SaveSessionRequest.SerializeToString,
+                response_deserializer=mlxd_dot_v1_dot_session__pb2.SaveSessionResponse.FromString,
+                _registered_method=True)
         self.ForkSession = channel.unary_unary(
                 '/mlxd.v1.SessionService/ForkSession',
                 request_serializer=mlxd_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
@@ -130,6 +135,16 @@ class SessionServiceServicer(object):
         """Adds an input to a session as a turn without an answer, and computes its KV
         cache: the next turn prefills only what it adds. Waits, is cancelled, and is
         refused as Generate is; a call that fails leaves the session as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveSession(self, request, context):
+        """Writes the cached KV of a session to disk: the next turn reads back what is in
+        no cache by then, also after a restart. Computes nothing, and saves what is
+        cached now; answers when it is on disk. The daemon does the same by itself when
+        it stops, unloads a model or evicts a cache, where that is worth it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +226,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ExtendSession,
                     request_deserializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionRequest.FromString,
                     response_serializer=mlxd_dot_v1_dot_session__pb2.ExtendSessionResponse.SerializeToString,
+            ),
+            'SaveSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveSession,
+                    request_deserializer=mlxd_dot_v1_dot_session__pb2.SaveSessionRequest.FromString,
+                    response_serializer=mlxd_dot_v1_dot_session__pb2.SaveSessionResponse.SerializeToString,
             ),
             'ForkSession': grpc.unary_unary_rpc_method_handler(
                     servicer.ForkSession,
@@ -380,6 +400,33 @@ class SessionService(object):
             '/mlxd.v1.SessionService/ExtendSession',
             mlxd_dot_v1_dot_session__pb2.ExtendSessionRequest.SerializeToString,
             mlxd_dot_v1_dot_session__pb2.ExtendSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlxd.v1.SessionService/SaveSession',
+            mlxd_dot_v1_dot_session__pb2.SaveSessionRequest.SerializeToString,
+            mlxd_dot_v1_dot_session__pb2.SaveSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,
