@@ -385,7 +385,8 @@ def test_sessions_outlive_their_model(wire: Wire) -> None:
     assert wire.get_session("s").session.token_count == 6
     assert wire.generate(ids=[8], max_tokens=1, session="t").usage.cached_tokens > 0
     turn = wire.generate(ids=[8], max_tokens=1, session="s")
-    assert (turn.usage.cached_tokens, turn.session_token_count) == (0, 8)
+    # Computed again, or read from a snapshot: whichever is quicker here.
+    assert turn.usage.cached_tokens in (0, 5) and turn.session_token_count == 8
 
 
 def test_only_a_load_takes_files_that_changed(root: Path, weights: int, tmp_path: Path) -> None:
