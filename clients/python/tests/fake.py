@@ -354,13 +354,13 @@ class Fake(
 
     def WatchSessions(self, request, context):
         self._note(request, context)
+        context.add_callback(self.left.set)
         if not request.changes_only:
             for name, session in self.sessions.items():
                 kind = session_pb2.SESSION_CHANGE_KIND_LISTED
                 change = session_pb2.SessionChange(kind=kind, name=name, session=session)
                 yield session_pb2.WatchSessionsResponse(change=change)
         yield session_pb2.WatchSessionsResponse(ready=session_pb2.WatchReady())
-        context.add_callback(self.left.set)
         if self.hang:
             self._wait_for_leaving()
             return
