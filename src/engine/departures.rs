@@ -19,6 +19,9 @@ pub(super) const LOAD_WAITS_BYTES_MAX: u64 = 1_000_000_000;
 /// Time that a load waits for them; then they are given up.
 pub(super) const LOAD_WAIT: Duration = Duration::from_secs(3);
 
+/// Time after which it no longer counts on that memory: the disk may hang.
+pub(super) const LOAD_WAIT_MAX: Duration = Duration::from_secs(30);
+
 /// Which caches are saved of a model that leaves.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Save {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::api::{LoadEvent, LoadWork};
 use super::core::Engine;
-use super::departures::{LOAD_WAIT, LOAD_WAITS_BYTES_MAX, Save};
+use super::departures::{LOAD_WAIT, LOAD_WAIT_MAX, LOAD_WAITS_BYTES_MAX, Save};
 use super::load::{Advance, Load};
 use super::model::{Resident, Room};
 use crate::backend::{Backend, KvDtype, LoadPlan, LoadSpec};
@@ -298,6 +298,7 @@ impl<B: Backend> Engine<B> {
             Err(error) => {
                 tracing::warn!(model = %load.spec.model(), ?error, "the load failed");
                 load.abandon(&mut self.backend);
+                self.load_waits = None;
                 self.publish();
                 load.fail(&error);
             }
@@ -312,7 +313,7 @@ impl<B: Backend> Engine<B> {
         }
         let (wanted, unwanted): (VecDeque<Load>, VecDeque<Load>) =
             std::mem::take(&mut self.loads).into_iter().partition(Load::is_wanted);
-        self.loads = wanted;
+        (self.loads, self.load_waits) = (wanted, None);
         for load in unwanted {
             tracing::info!(model = %load.spec.model(), "nobody waits for the load any more");
             load.abandon(&mut self.backend);
@@ -331,7 +332,11 @@ impl<B: Backend> Engine<B> {
         let Some(load) = self.loads.front() else { return Ok(Advance::Waited) };
         let (spec, tenants) = (load.spec.clone(), self.tenants());
         let state = State { tenants: &tenants, draining: self.draining, ..State::default() };
-        let (load, evictions) = match self.plan_load(&spec, &state, &self.memory_soon()) {
+        // What a disk holds for long is not counted on: others leave, or the load is refused.
+        let now = self.clock.now();
+        let is_stuck = self.load_waits.is_some_and(|since| since.after(LOAD_WAIT_MAX) < now);
+        let memory = if is_stuck { self.memory() } else { self.memory_soon() };
+        let (load, evictions) = match self.plan_load(&spec, &state, &memory) {
             Ok((load, Plan::Load(evictions))) => (load, evictions),
             Ok((_, Plan::Ready | Plan::Join | Plan::Wait)) => {
                 return Err(Error::Internal("a load of a resident model".into()));
@@ -348,7 +353,6 @@ impl<B: Backend> Engine<B> {
         }
         if self.saving.charged_bytes() > 0 && self.memory().missing_bytes(load.reserved_bytes()) > 0 {
             // What is saved of models that left gives its memory back first.
-            let now = self.clock.now();
             if self.load_waits.get_or_insert(now).after(LOAD_WAIT) < now {
                 self.saving.hurry();
             }

@@ -8,10 +8,14 @@ use crate::backend::Backend;
 use crate::error::Error;
 
 impl<B: Backend> Engine<B> {
-    /// Returns room for what a snapshot has and no cache. Older caches go for it, but not while a request
-    /// waits for memory.
+    /// Returns room for what a snapshot has and no cache. Older caches go for it, but there is none while a
+    /// request or a load waits for memory.
     pub(super) fn room_to_restore(&mut self, ask: &RoomAsk) -> Option<KvRoom> {
         let RoomAsk { of, saved, bytes } = ask;
+        // What is free is theirs too, and what is being read cannot be given up.
+        if self.blocked.is_some() || self.load_waits.is_some() {
+            return None;
+        }
         let cached = |engine: &Self| Some(engine.models.get(&of.model)?.cached(of).tokens);
         if cached(self)? >= *saved || *bytes > self.room(&of.model).idle_bytes_max {
             return None;
@@ -42,6 +46,9 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// The budget has no room for it until it is written, or the device failed.
     pub(super) fn export(&mut self, ask: &ExportAsk) -> Result<Option<KvCopy>, Error> {
+        if self.load_waits.is_some() {
+            return Err(Error::KvShortage { needed_bytes: 0, available_bytes: 0 });
+        }
         let bytes_max = self.bytes_max(&ask.of.model);
         let (models, mut cx) = self.parts();
         cx.bytes_max = bytes_max;

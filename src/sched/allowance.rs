@@ -252,6 +252,11 @@ impl Allowance {
         self.left > Duration::ZERO || self.prompts.get(model).is_some_and(|share| *share > Duration::ZERO)
     }
 
+    /// Returns whether [`Self::take`] gives a model something, be it the smallest prefill.
+    pub(super) fn may_take(&self, model: &ModelName) -> bool {
+        self.prompts.contains_key(model) || self.left > Duration::ZERO || self.prompts.is_empty()
+    }
+
     /// Returns the measure of the last tick that was shared out.
     pub(super) fn measure(&self) -> Measure {
         self.measure
@@ -316,10 +321,10 @@ impl Allowance {
 
     /// Takes a model's share for prompts, and what is nobody's; None if it may not prefill in this tick.
     pub(super) fn take(&mut self, model: &ModelName) -> Option<Duration> {
-        let share = self.prompts.get(model).copied();
-        if share.is_none() && self.left == Duration::ZERO && !self.prompts.is_empty() {
+        if !self.may_take(model) {
             return None;
         }
+        let share = self.prompts.get(model).copied();
         Some(share.unwrap_or_default() + std::mem::take(&mut self.left))
     }
 

@@ -63,7 +63,10 @@ impl Curve {
             return Some(place(1).map_or(part, |second| line(first, second, rows).max(part).min(first.1)));
         }
         let (from, to) = if at < self.points.len() { (at - 1, at) } else { (at.max(2) - 2, at - 1) };
-        Some(if from == to { first.1 } else { line(place(from)?, place(to)?, rows) })
+        let last = place(to)?;
+        let found = if from == to { first.1 } else { line(place(from)?, last, rows) };
+        // More rows take no less, though the last point may be of an odd step, which bounds no others.
+        Some(if at < self.points.len() { found } else { found.max(last.1) })
     }
 
     /// Learns from a step that only decoded.
@@ -156,6 +159,16 @@ mod tests {
         );
         assert!(near(&learned(&[(4, 20.0)], 9), 32, 20.0), "nothing says that more take longer");
         assert_eq!(Curve::default().time(1), None);
+    }
+
+    #[test]
+    fn an_odd_step_of_many_rows_makes_no_time_of_more_of_them_less() {
+        let sizes = [1, 4, 8, 12, 16, 24, 25].map(|rows| (rows, 15.0 + 5.0 * f64::from(rows)));
+        let mut curve = learned(&sizes, 30);
+        curve.observe(25, 5.0);
+        assert!(curve.time(32) >= curve.time(25), "{curve:?}");
+        curve.observe(32, 175.0);
+        assert!((1..=40).all(|rows| curve.time(rows) > Some(7.0)), "{curve:?}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub fn demand(
             all: always.saturating_add(others),
         })
     });
-    let tokens = prompts.iter().map(|prompt| prompt.pending).sum();
+    let tokens = pending(&prompts);
     let class = prompts.iter().map(|prompt| prompt.class).min();
     Demand {
         rows: times,
@@ -99,13 +99,19 @@ pub struct Planning<'a> {
     pub bounds: StepBounds,
 }
 
+/// Returns the tokens that prompts have yet to run.
+fn pending(prompts: &[&Runnable<'_>]) -> u32 {
+    prompts.iter().fold(0, |sum, prompt| sum.saturating_add(prompt.pending))
+}
+
 impl Planning<'_> {
     /// Picks the spans of the next step: sequence and number of tokens.
     #[must_use]
     pub fn plan(mut self, runnable: &[Runnable<'_>]) -> Vec<(u64, u32)> {
         let (rows, prompts) = apart(self.shares, runnable);
         let decodes = rows.iter().any(|row| row.is_decoding());
-        let looks = decodes && self.pace.should_look();
+        // Not in the turn of prompts: rows may have no time in it.
+        let looks = decodes && self.pace.should_look() && self.allowance.turn() != Turn::Prompts;
         let division = Division::new(&rows, &prompts);
         let prompts = if looks { &[] } else { &prompts[..] };
         let kept = division.map(|division| self.kept(division, prompts));
@@ -133,7 +139,8 @@ impl Planning<'_> {
         let least = |rows| self.pace.step(rows).unwrap_or_default();
         let (always, without) = (division.within(level), division.within_but(level, &yielding));
         self.allowance.meet(self.model, least(always), least(without.max(1)).min(least(always)));
-        if self.allowance.turn() != Turn::Prompts || !self.allowance.is_crowded() {
+        let allowance = &*self.allowance;
+        if allowance.turn() != Turn::Prompts || !allowance.is_crowded() || !allowance.may_take(self.model) {
             yielding.clear();
         }
         let rows = division.within_but(level, &yielding);
@@ -176,7 +183,7 @@ impl Planning<'_> {
         }
         let Some(time) = self.allowance.take(self.model) else { return Vec::new() };
         let StepBounds { prefill_tokens_min: least, prefill_tokens_max: most, .. } = self.bounds;
-        let pending: u32 = prompts.iter().map(|prompt| prompt.pending).sum();
+        let pending = pending(prompts);
         let mut tokens = self.pace.prefill_tokens(time, decodes, (0, most));
         if tokens < least.min(pending) {
             tokens = if self.allowance.grants_least() { least.min(most) } else { 0 };

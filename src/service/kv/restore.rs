@@ -14,6 +14,9 @@ use crate::residency::ModelLease;
 use crate::service::blocking;
 use crate::store::{Fingerprint, KvKey, KvOrigin, Loaded, SavedSnapshot, SnapshotError, Wanted};
 
+/// Longest wait until a snapshot may be read: others are read first, or the disk hangs.
+const QUEUE_LIMIT: Duration = Duration::from_secs(5);
+
 /// Time to read a snapshot; after it the turn computes.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
@@ -43,13 +46,14 @@ impl Snapshots {
         let Some(kept) = self.kept() else { return };
         let store = Arc::clone(&kept.store);
         let (id, owner) = (lacking.id, lacking.key.owner.clone());
-        let held = blocking(move || Ok(store.held(id))).await.unwrap_or_default();
-        let Some(SavedSnapshot { tokens: saved, bytes }) = held else { return };
+        // A disk may hang, and others' reads take long: the turn waits for neither.
+        let held = tokio::time::timeout(QUEUE_LIMIT, blocking(move || Ok(store.held(id))));
+        let Ok(Ok(Some(SavedSnapshot { tokens: saved, bytes }))) = held.await else { return };
         // At least one token of a prompt runs.
         let saved = saved.min(count(lacking.tokens.len()).saturating_sub(1));
         let units = u32::try_from(bytes.div_ceil(READING_UNIT)).unwrap_or(READING_UNITS);
         let reading = Arc::clone(&kept.reading).acquire_many_owned(units.clamp(1, READING_UNITS));
-        let Ok(reading) = reading.await else { return };
+        let Ok(Ok(reading)) = tokio::time::timeout(QUEUE_LIMIT, reading).await else { return };
         let (model, tokens) = (lacking.lease.model().clone(), Arc::clone(lacking.tokens));
         let of = CachedAsk { model, owner: owner.clone(), salt, tokens: Arc::clone(&tokens) };
         // The ledger has room for it before it is read.

@@ -51,7 +51,7 @@ impl Snapshots {
         let Ok(view) = kept.sessions.read(key, |session| Ok(session.view())) else { return };
         let tokens = copy.tokens();
         let useful = common(&tokens, &view.tokens);
-        let held = kept.store.held(view.id).map_or(0, |held| held.tokens as usize);
+        let held = kept.store.held_as_known(view.id).map_or(0, |held| held.tokens as usize);
         // One that has more than the session has is of tokens that it has no more.
         let is_better = held <= useful || held > view.tokens.len();
         if useful == 0 || !is_better {
@@ -169,7 +169,7 @@ impl Service {
         self.snapshots.take_evicted();
         self.snapshots.ended(view.id).await;
         let copy = self.engine.export(ExportAsk { of, if_worth }).await?;
-        let held = kept.store.held(view.id).filter(|held| held.tokens as usize <= view.tokens.len());
+        let held = kept.store.held_as_known(view.id).filter(|held| held.tokens as usize <= view.tokens.len());
         let Some(copy) = copy else { return Ok(held) };
         let tokens = copy.tokens();
         let parcel = Parcel::new(copy, tokens);
@@ -239,7 +239,7 @@ impl Parcel {
         let is_alike =
             other.id != own.id && other.model == self.model && hash(&other.cache_salt) == self.salt;
         let useful = if is_alike { self.of(other).0.len() } else { 0 };
-        let held = || kept.store.held(other.id).map_or(0, |held| held.tokens as usize);
+        let held = || kept.store.held_as_known(other.id).map_or(0, |held| held.tokens as usize);
         useful >= SHARED_TOKENS_MIN && 2 * useful >= other.tokens.len() && held() < useful
     }
 }

@@ -249,17 +249,23 @@ impl Snapshots {
         self.shelf.save(snapshot)
     }
 
+    /// Returns the same without asking the disk: none before the folder was looked at.
+    #[must_use]
+    pub fn held_as_known(&self, session: SessionId) -> Option<SavedSnapshot> {
+        self.waits(session)
+            .or_else(|| self.shelf.state().index.as_ref()?.get(session).map(manifest::Manifest::saved))
+    }
+
+    fn waits(&self, session: SessionId) -> Option<SavedSnapshot> {
+        let waiting = self.shelf.waiting(session)?;
+        Some(SavedSnapshot { tokens: count(waiting.snapshot.tokens.len()), bytes: waiting.bytes })
+    }
+
     /// Returns what a session's snapshot holds, written or waiting, without looking whether it is intact.
     /// Reads a small file at most, and that only soon after the start.
     #[must_use]
     pub fn held(&self, session: SessionId) -> Option<SavedSnapshot> {
-        if let Some(waiting) = self.shelf.waiting(session) {
-            return Some(SavedSnapshot {
-                tokens: count(waiting.snapshot.tokens.len()),
-                bytes: waiting.bytes,
-            });
-        }
-        self.shelf.manifest(session).ok().map(|manifest| manifest.saved())
+        self.waits(session).or_else(|| self.shelf.manifest(session).ok().map(|manifest| manifest.saved()))
     }
 
     /// Loads what there is of the wanted tokens. It blocks, for as long as it takes to read the files.

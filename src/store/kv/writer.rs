@@ -199,6 +199,7 @@ impl Writer {
                 tracing::debug!(session = waiting.snapshot.session.0, ?saved, "a snapshot is on disk");
             }
             Err(SnapshotError::Disk(why)) => self.fail(why),
+            Err(error @ SnapshotError::Full { .. }) => self.fail(error),
             Err(error) => tracing::debug!(%error, "a snapshot was not written"),
         }
         written
@@ -251,20 +252,23 @@ impl Writer {
         self.spare(session, manifest)
     }
 
-    /// Leaves room on the disk to others, the sessions first of all; evicts for it.
+    /// Leaves room on the disk to others, the sessions first of all; evicts for it, if that is enough.
     fn spare(&self, session: SessionId, manifest: &Manifest) -> Result<(), SnapshotError> {
         let failed = |error: io::Error| SnapshotError::Disk(error.to_string());
         loop {
             let Room { free_bytes, total_bytes } = self.shelf.disk.room().map_err(failed)?;
             let spared_bytes = SPARED_BYTES.max(total_bytes / 100 * SPARED_PERCENT);
-            let added = self.index(|index| index.bytes_until(session, manifest) - index.bytes());
-            if free_bytes >= spared_bytes.saturating_add(added.unwrap_or(0)) {
+            let sizes = self.index(|index| (index.bytes(), index.bytes_until(session, manifest)));
+            let (all, until) = sizes.unwrap_or_default();
+            let needed = spared_bytes.saturating_add(until - all);
+            if free_bytes >= needed {
                 return Ok(());
             }
-            let Some(other) = self.index(|index| index.first_to_go(Some(session))).flatten() else {
-                return Err(SnapshotError::Full { free_bytes, spared_bytes });
-            };
-            self.forget(other).map_err(failed)?;
+            let other = self.index(|index| index.first_to_go(Some(session))).flatten();
+            match other.filter(|_| free_bytes.saturating_add(all) >= needed) {
+                Some(other) => self.forget(other).map_err(failed)?,
+                None => return Err(SnapshotError::Full { free_bytes, spared_bytes }),
+            }
         }
     }
 

@@ -246,5 +246,6 @@ fn the_disk_is_left_some_room_and_others_are_evicted_for_it() {
     world.disk.set_total_bytes(1 << 30);
     let refused = save(&world, 4);
     assert!(matches!(refused, Err(SnapshotError::Full { .. })), "{refused:?}");
-    assert!(world.snapshots.stats().enabled);
+    assert!(!world.snapshots.stats().enabled, "whoever looks is told");
+    assert!([2, 3].iter().all(|&session| world.load(session, &own(session)) == (12, None)), "in vain");
 }
