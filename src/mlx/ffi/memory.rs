@@ -36,6 +36,12 @@ static FAULTS_BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 /// back when they are freed. What the owner sets with glibc's variables is left.
 pub(super) fn bound_heaps() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: changes a number of the allocator only, under its lock.
+    unsafe {
+        // Small freed blocks would join the end of a heap only when it is given back: then it stays.
+        libc::mallopt(libc::M_MXFAST, 0);
+    }
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
     for (name, parameter, value) in [
         ("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, heaps()),
         ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, OWN_PAGES_BYTES),

@@ -55,9 +55,8 @@ def test_unloading_frees_and_reloading_gives_the_same(fresh: tuple[Daemon, Wire]
     assert wire.resident() == []
     with refused("FAILED_PRECONDITION", "MODEL_NOT_LOADED"):
         wire.unload("tiny")
-    # The session outlives the weights; its next turn prefills again.
+    # The session outlives the weights; its next turn prefills again, or reads a snapshot.
     second = wire.generate("", [9], max_tokens=8, session="kept")
-    assert second.usage.cached_tokens == 0
     whole = wire.generate("tiny", [*PROMPT, *first.token_ids, 9], max_tokens=8)
     assert list(second.token_ids) == list(whole.token_ids)
 
