@@ -171,19 +171,14 @@ impl<B: Backend> Engine<B> {
     /// which the device runs their steps: so the time of each is known. Returns whether it runs a step now.
     fn tick_of(&mut self, name: &ModelName) -> Result<bool, Error> {
         self.make_room_to_park(name);
-        let bytes_max = self.bytes_max(name);
-        let (models, mut cx) = self.parts();
-        cx.bytes_max = bytes_max;
-        let Some(resident) = models.get_mut(name) else { return Ok(false) };
+        let Some((resident, mut cx)) = self.parts_of(name) else { return Ok(false) };
         resident.collect(&mut cx)?;
         resident.drop_abandoned(&mut cx)?;
         resident.clear_leftovers(&mut cx)?;
         self.repay();
         self.renew_blocked();
-        let (room, bytes_max) = (self.room(name), self.bytes_max(name));
-        let (models, mut cx) = self.parts();
-        cx.bytes_max = bytes_max;
-        let Some(resident) = models.get_mut(name) else { return Ok(false) };
+        let room = self.room(name);
+        let Some((resident, mut cx)) = self.parts_of(name) else { return Ok(false) };
         let missing = resident.admit(&mut cx, room)?;
         let launched = resident.launch(&mut cx)?;
         resident.settle(&mut cx, room.idle_bytes_max)?;
@@ -198,6 +193,14 @@ impl<B: Backend> Engine<B> {
         if let Err(error) = self.backend.trim() {
             tracing::warn!(?error, "the device did not free its cached memory");
         }
+    }
+
+    /// Returns a model and what it needs of the engine, with the bytes that it may use now; none if it is
+    /// not resident.
+    pub(super) fn parts_of(&mut self, name: &ModelName) -> Option<(&mut Resident, Context<'_, B>)> {
+        let bytes_max = self.bytes_max(name);
+        let (models, cx) = self.parts();
+        Some((models.get_mut(name)?, Context { bytes_max, ..cx }))
     }
 
     /// Returns the models, and what they need of the engine.

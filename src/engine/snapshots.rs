@@ -12,8 +12,8 @@ impl<B: Backend> Engine<B> {
     /// request or a load waits for memory.
     pub(super) fn room_to_restore(&mut self, ask: &RoomAsk) -> Option<KvRoom> {
         let RoomAsk { of, saved, bytes } = ask;
-        // What is free is theirs too, and what is being read cannot be given up.
-        if self.blocked.is_some() || self.load_waits.is_some() {
+        // What is being read cannot be given up.
+        if self.waits_for_memory() {
             return None;
         }
         let cached = |engine: &Self| Some(engine.models.get(&of.model)?.cached(of).tokens);
@@ -46,13 +46,17 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// The budget has no room for it until it is written, or the device failed.
     pub(super) fn export(&mut self, ask: &ExportAsk) -> Result<Option<KvCopy>, Error> {
-        if self.load_waits.is_some() {
-            return Err(Error::KvShortage { needed_bytes: 0, available_bytes: 0 });
+        let waits = self.waits_for_memory();
+        let Some((resident, mut cx)) = self.parts_of(&ask.of.model) else { return Ok(None) };
+        if waits {
+            cx.bytes_max = 0;
         }
-        let bytes_max = self.bytes_max(&ask.of.model);
-        let (models, mut cx) = self.parts();
-        cx.bytes_max = bytes_max;
-        models.get_mut(&ask.of.model).map_or(Ok(None), |resident| resident.export(&mut cx, ask))
+        resident.export(&mut cx, ask)
+    }
+
+    /// Returns whether a request or a load waits for memory: what is free is theirs.
+    fn waits_for_memory(&self) -> bool {
+        self.blocked.is_some() || self.load_waits.is_some()
     }
 
     /// Parks a cache that was read from disk. Returns the bytes that it took.
@@ -75,10 +79,7 @@ impl<B: Backend> Engine<B> {
         if self.memory().missing_bytes(needed_bytes) > 0 {
             return Err(Error::KvShortage { needed_bytes, available_bytes: 0 });
         }
-        let bytes_max = self.bytes_max(&model);
-        let (models, mut cx) = self.parts();
-        cx.bytes_max = bytes_max;
-        let Some(resident) = models.get_mut(&model) else { return Err(Error::ModelUnloaded(model)) };
+        let Some((resident, mut cx)) = self.parts_of(&model) else { return Err(Error::ModelUnloaded(model)) };
         match resident.adopt(&mut cx, work, adoption) {
             Ok(adopted) => adopted.map(|()| adoption.bytes),
             Err(error) => {

@@ -138,9 +138,7 @@ impl Resident {
             return Ok(None);
         }
         let (needed_bytes, held) = (self.parked.bytes_of(cache), self.bytes() + self.promised_bytes());
-        // A request that waits for memory gets what is free.
-        let free_bytes = cx.bytes_max.saturating_sub(held);
-        let available_bytes = if cx.blocked.is_some() { 0 } else { free_bytes };
+        let available_bytes = cx.bytes_max.saturating_sub(held);
         if needed_bytes > available_bytes {
             return Err(Error::KvShortage { needed_bytes, available_bytes });
         }
