@@ -77,7 +77,7 @@ impl Transcript {
         tests::COMPARED.with(|compared| compared.set(compared.get() + 1));
         let tokens = common(self.parts(), other.parts());
         let (own, others) = (&self.prompt.media, &other.prompt.media);
-        let same = own.iter().zip(others.iter()).take_while(|(own, other)| own == other).count();
+        let same = common_start(own, others);
         // Where one has media that the other has not, they part.
         let parted = [own.get(same), others.get(same)].into_iter().flatten().map(|span| span.at as usize);
         parted.fold(tokens, usize::min)

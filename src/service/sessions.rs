@@ -280,18 +280,29 @@ impl Service {
         caller: &Caller,
         page: SessionPage,
     ) -> Result<(Vec<SessionView>, Option<String>), Error> {
-        let SessionPage { size, token, model, labels, name_prefix: prefix, pinned } = page;
-        let filter = SessionFilter {
-            model: optional_model("model", &model)?,
-            labels: wanted_labels(labels, &self.limits)?,
-            name_prefix: name_prefix(prefix)?,
-            pinned,
-        };
+        let SessionPage { size, token, model, labels, name_prefix, pinned } = page;
+        let filter = self.session_filter(&model, labels, name_prefix, pinned)?;
         let (size, after) = (page_size(size)?, page_token(&token, session_name)?);
         let page = ListPage { after, size, filter };
         let (views, more) = self.sessions.list(&caller.principal, &page);
         let last = views.last().filter(|_| more).map(|view| view.key.name.to_string());
         Ok((views, last))
+    }
+
+    /// Reads which sessions are to be listed, or watched.
+    pub(super) fn session_filter(
+        &self,
+        model: &str,
+        labels: Labels,
+        prefix: String,
+        pinned: Option<bool>,
+    ) -> Result<SessionFilter, Error> {
+        Ok(SessionFilter {
+            model: optional_model("model", model)?,
+            labels: wanted_labels(labels, &self.limits)?,
+            name_prefix: name_prefix(prefix)?,
+            pinned,
+        })
     }
 
     /// Copies a session, or its first turns.

@@ -7,11 +7,9 @@ use std::time::Duration;
 use super::Service;
 use super::caller::Caller;
 use super::described::DescribedSession;
-use super::fields::optional_model;
 use super::sessions::TurnHold;
-use super::terms::{name_prefix, wanted_labels};
 use crate::error::Error;
-use crate::session::{Change, Labels, SessionFilter, SessionWatch, Told, ViewField};
+use crate::session::{Change, Labels, SessionWatch, Told};
 
 /// Shortest time between two looks at what changed: the engine is asked what is cached of every session that
 /// did, and changes meanwhile become one.
@@ -49,21 +47,7 @@ pub enum WatchEvent {
 }
 
 /// What became of a session, described.
-#[derive(Debug)]
-pub enum WatchedChange {
-    /// It was there already, or has come to match.
-    Listed(Box<DescribedSession>),
-    /// It was made.
-    Created(Box<DescribedSession>),
-    /// It changed in these fields.
-    Changed(Box<DescribedSession>, Vec<ViewField>),
-    /// It was deleted.
-    Deleted,
-    /// It expired.
-    Expired,
-    /// It does not match any more.
-    Unlisted,
-}
+pub type WatchedChange = Change<DescribedSession>;
 
 /// The changes of a caller's sessions.
 pub struct Watching {
@@ -82,13 +66,8 @@ impl Service {
         caller: &Caller,
         watch: WatchSessions,
     ) -> Result<Watching, Error> {
-        let WatchSessions { model, labels, name_prefix: prefix, pinned, changes_only } = watch;
-        let filter = SessionFilter {
-            model: optional_model("model", &model)?,
-            labels: wanted_labels(labels, &self.limits)?,
-            name_prefix: name_prefix(prefix)?,
-            pinned,
-        };
+        let WatchSessions { model, labels, name_prefix, pinned, changes_only } = watch;
+        let filter = self.session_filter(&model, labels, name_prefix, pinned)?;
         let watch = self.sessions.watch(caller.principal.clone(), filter, changes_only)?;
         Ok(Watching { service: Arc::clone(self), watch, has_told: false })
     }
@@ -128,12 +107,12 @@ impl Watching {
     async fn described(&self, change: Change) -> WatchedChange {
         let describe = async |view| Box::new(self.service.describe_session(view).await);
         match change {
-            Change::Listed(view) => WatchedChange::Listed(describe(*view).await),
-            Change::Created(view) => WatchedChange::Created(describe(*view).await),
-            Change::Changed(view, fields) => WatchedChange::Changed(describe(*view).await, fields),
-            Change::Deleted => WatchedChange::Deleted,
-            Change::Expired => WatchedChange::Expired,
-            Change::Unlisted => WatchedChange::Unlisted,
+            Change::Listed(view) => Change::Listed(describe(*view).await),
+            Change::Created(view) => Change::Created(describe(*view).await),
+            Change::Changed(view, fields) => Change::Changed(describe(*view).await, fields),
+            Change::Deleted => Change::Deleted,
+            Change::Expired => Change::Expired,
+            Change::Unlisted => Change::Unlisted,
         }
     }
 }

@@ -28,15 +28,15 @@ pub(super) enum Happening {
     Expired,
 }
 
-/// What became of a session.
+/// What became of a session, which is told as `S`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Change {
+pub enum Change<S = SessionView> {
     /// It was there already, or has come to match.
-    Listed(Box<SessionView>),
+    Listed(Box<S>),
     /// It was made.
-    Created(Box<SessionView>),
-    /// It changed.
-    Changed(Box<SessionView>, Vec<ViewField>),
+    Created(Box<S>),
+    /// It changed in these fields.
+    Changed(Box<S>, Vec<ViewField>),
     /// It was deleted.
     Deleted,
     /// It expired.

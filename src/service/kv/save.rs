@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::{Kept, Snapshots};
+use crate::count::common_start;
 use crate::engine::{CachedAsk, ExportAsk, KvCharge, KvCopy, KvFacts, KvLayout, KvSegment, Salt};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionId, SessionKey, SessionName};
@@ -50,7 +51,7 @@ impl Snapshots {
         let Some(key) = &copy.session else { return };
         let Ok(view) = kept.sessions.read(key, |session| Ok(session.view())) else { return };
         let tokens = copy.tokens();
-        let useful = common(&tokens, &view.tokens);
+        let useful = common_start(&tokens, &view.tokens);
         let held = kept.store.held_as_known(view.id).map_or(0, |held| held.tokens as usize);
         // One that has more than the session has is of tokens that it has no more.
         let is_better = held <= useful || held > view.tokens.len();
@@ -226,7 +227,7 @@ impl Parcel {
 
     /// Returns what of it a session gets: the whole segments that hold its own tokens.
     fn of(&self, view: &SessionView) -> (Arc<[u32]>, Vec<KvSegment>) {
-        let useful = common(&self.tokens, &view.tokens);
+        let useful = common_start(&self.tokens, &view.tokens);
         let is_own = |segment: &&KvSegment| segment.tokens.end as usize <= useful;
         let segments: Vec<KvSegment> = self.segments.iter().take_while(is_own).cloned().collect();
         let end = segments.last().map_or(0, |last| last.tokens.end as usize);
@@ -242,11 +243,6 @@ impl Parcel {
         let held = || kept.store.held_as_known(other.id).map_or(0, |held| held.tokens as usize);
         useful >= SHARED_TOKENS_MIN && 2 * useful >= other.tokens.len() && held() < useful
     }
-}
-
-/// Returns the number of tokens that both begin with.
-fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// Returns what a caller is told of a snapshot that was not written.
