@@ -74,7 +74,7 @@ impl Reading<'_> {
                 tracing::warn!(file = listed.name.file(), "a part of a snapshot is damaged, and not used");
                 SnapshotError::Damaged(listed.name.file())
             }
-            PartError::Io(error) => SnapshotError::Disk(error.to_string()),
+            PartError::Io(error) => error.into(),
             PartError::Device(error) => return Err(SnapshotError::Device(error.to_string())),
         };
         self.bad.insert(listed.name);

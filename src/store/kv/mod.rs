@@ -170,6 +170,12 @@ pub enum SnapshotError {
     GivenUp,
 }
 
+impl From<io::Error> for SnapshotError {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error.to_string())
+    }
+}
+
 /// What snapshots take.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotStats {

@@ -330,7 +330,7 @@ impl Shelf {
             Ok(Read::Whole(manifest)) => Ok(manifest),
             Ok(Read::Missing) => Err(SnapshotError::Missing),
             Ok(Read::Damaged) => Err(SnapshotError::Damaged(manifest::file(session))),
-            Err(error) => Err(SnapshotError::Disk(error.to_string())),
+            Err(error) => Err(error.into()),
         }
     }
 

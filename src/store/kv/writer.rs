@@ -214,7 +214,6 @@ impl Writer {
             return Err(SnapshotError::Disk(why));
         }
         let NewSnapshot { session, .. } = &waiting.snapshot;
-        let failed = |error: io::Error| SnapshotError::Disk(error.to_string());
         let (manifest, parts) = listed(&waiting.snapshot);
         self.room_for(*session, &manifest)?;
         let written = self.write_parts(waiting, &manifest, &parts);
@@ -226,37 +225,35 @@ impl Writer {
         }
         written?;
         if waiting.is_given_up() || !(self.known)(*session) {
-            self.sweep().map_err(failed)?;
+            self.sweep()?;
             return Err(SnapshotError::GivenUp);
         }
         let saved = manifest.saved();
-        manifest.write(&*self.shelf.disk, *session).map_err(failed)?;
-        self.replace(*session, manifest).map_err(failed)?;
+        manifest.write(&*self.shelf.disk, *session)?;
+        self.replace(*session, manifest)?;
         Ok(saved)
     }
 
     /// Makes room for a snapshot.
     fn room_for(&self, session: SessionId, manifest: &Manifest) -> Result<(), SnapshotError> {
-        let failed = |error: io::Error| SnapshotError::Disk(error.to_string());
         let disk_bytes_max = self.shelf.settings.disk_bytes_max;
         let bytes = manifest.saved().bytes.saturating_add(manifest.size(session));
         if bytes > disk_bytes_max {
             return Err(SnapshotError::TooLarge { bytes, disk_bytes_max });
         }
-        self.make_room(Some(session), |index| index.bytes_with(session, manifest)).map_err(failed)?;
+        self.make_room(Some(session), |index| index.bytes_with(session, manifest))?;
         // Not even the old one may stay until the new one is there.
         if self.index(|index| index.bytes_until(session, manifest)).is_none_or(|bytes| bytes > disk_bytes_max)
         {
-            self.forget(session).map_err(failed)?;
+            self.forget(session)?;
         }
         self.spare(session, manifest)
     }
 
     /// Leaves room on the disk to others, the sessions first of all; evicts for it, if that is enough.
     fn spare(&self, session: SessionId, manifest: &Manifest) -> Result<(), SnapshotError> {
-        let failed = |error: io::Error| SnapshotError::Disk(error.to_string());
         loop {
-            let Room { free_bytes, total_bytes } = self.shelf.disk.room().map_err(failed)?;
+            let Room { free_bytes, total_bytes } = self.shelf.disk.room()?;
             let spared_bytes = SPARED_BYTES.max(total_bytes / 100 * SPARED_PERCENT);
             let sizes = self.index(|index| (index.bytes(), index.bytes_until(session, manifest)));
             let (all, until) = sizes.unwrap_or_default();
@@ -266,7 +263,7 @@ impl Writer {
             }
             let other = self.index(|index| index.first_to_go(Some(session))).flatten();
             match other.filter(|_| free_bytes.saturating_add(all) >= needed) {
-                Some(other) => self.forget(other).map_err(failed)?,
+                Some(other) => self.forget(other)?,
                 None => return Err(SnapshotError::Full { free_bytes, spared_bytes }),
             }
         }
@@ -288,7 +285,7 @@ impl Writer {
                 // It may be there under either name.
                 drop(disk.remove(&format!("{}{NEW}", part.name.file())));
                 return Err(match error {
-                    WriteError::Io(error) => SnapshotError::Disk(error.to_string()),
+                    WriteError::Io(error) => error.into(),
                     WriteError::Device(why) => SnapshotError::Device(why),
                     WriteError::GivenUp => SnapshotError::GivenUp,
                 });
@@ -300,7 +297,7 @@ impl Writer {
         let missing = manifest.parts.iter().any(|part| self.index(|index| index.has(part)) != Some(true));
         match named {
             Ok(()) if missing => Err(SnapshotError::Disk("the folder was not looked at".into())),
-            named => named.map_err(|error| SnapshotError::Disk(error.to_string())),
+            named => Ok(named?),
         }
     }
 
