@@ -36,20 +36,19 @@ static FAULTS_BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 /// back when they are freed. What the owner sets with glibc's variables is left.
 pub(super) fn bound_heaps() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: changes a number of the allocator only, under its lock.
-    unsafe {
+    {
+        // SAFETY: changes numbers of the allocator only, under its lock.
+        let set = |parameter, value| unsafe { libc::mallopt(parameter, value) };
         // Small freed blocks would join the end of a heap only when it is given back: then it stays.
-        libc::mallopt(libc::M_MXFAST, 0);
-    }
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    for (name, parameter, value) in [
-        ("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, heaps()),
-        ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, OWN_PAGES_BYTES),
-        ("MALLOC_TRIM_THRESHOLD_", libc::M_TRIM_THRESHOLD, TRIM_BYTES),
-    ] {
-        if std::env::var_os(name).is_none() {
-            // SAFETY: changes numbers of the allocator only, under its lock.
-            unsafe { libc::mallopt(parameter, value) };
+        set(libc::M_MXFAST, 0);
+        for (name, parameter, value) in [
+            ("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, heaps()),
+            ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, OWN_PAGES_BYTES),
+            ("MALLOC_TRIM_THRESHOLD_", libc::M_TRIM_THRESHOLD, TRIM_BYTES),
+        ] {
+            if std::env::var_os(name).is_none() {
+                set(parameter, value);
+            }
         }
     }
 }
