@@ -20,6 +20,7 @@ mod lock;
 mod mlx;
 mod models;
 pub mod net;
+pub mod output;
 mod priority;
 pub mod prompt;
 pub mod quantize;

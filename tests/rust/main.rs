@@ -10,6 +10,7 @@ mod cli_models;
 mod cli_sessions;
 mod codegen;
 mod daemon;
+mod output_calls;
 mod text_detokenizer;
 mod text_fragments;
 mod text_left_out;

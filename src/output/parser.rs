@@ -1,0 +1,277 @@
+//! Turns a model's output into text, reasoning and calls, as it comes.
+//!
+//! The parts depend on the text alone, never on how it is split. Each character is read once; only what
+//! cannot be a marker after all, at most a marker's length, is read again. What is held back is bounded: a
+//! marker's length, and the text of one call. Who calls it: the edge of the engine, a parser for each output.
+
+use std::sync::Arc;
+
+use super::calls::{Calls, Next};
+use super::format::Format;
+use super::harmony::Harmony;
+use super::piece::{Dropped, Piece};
+use super::reader::Reader;
+use super::reasoning::{Reasoning, Start};
+use super::said::{After, Speech, Thought};
+use super::scan::Scan;
+use super::{CALL_BYTES_MAX, Tool};
+
+/// What a model's output is written in; without a format, calls are text, and reasoning likewise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Syntax {
+    /// How it writes calls.
+    pub format: Option<Format>,
+    /// How it marks reasoning.
+    pub reasoning: Option<Reasoning>,
+}
+
+#[derive(Clone, Debug)]
+enum Mode {
+    Text,
+    Reasoning,
+    Block(Box<Block>),
+    Harmony(Box<Harmony>),
+}
+
+/// A block of calls.
+#[derive(Clone, Debug)]
+struct Block {
+    reader: Reader,
+    /// Whether it stands in reasoning that was not closed.
+    in_reasoning: bool,
+    /// The calls before it.
+    before: u32,
+}
+
+/// The parser of one output.
+#[derive(Clone, Debug)]
+pub struct Parser {
+    syntax: Syntax,
+    mode: Mode,
+    /// What opens calls, then what opens reasoning and what closes it, as far as the syntax has them.
+    markers: Vec<&'static str>,
+    scan: Scan,
+    speech: Speech,
+    thought: Thought,
+    /// Whether a call has ended reasoning that its marker may still close.
+    interrupted: bool,
+    calls: Calls,
+    call_bytes_max: usize,
+    /// Characters that go out next.
+    plain: String,
+}
+
+impl Parser {
+    /// Starts an output that begins in `start`. The tools give arguments between tags their types.
+    #[must_use]
+    pub fn new(syntax: Syntax, tools: Arc<[Tool]>, start: Start) -> Self {
+        let Syntax { format, reasoning } = syntax;
+        let in_reasoning = start == Start::Reasoning && reasoning.is_some();
+        let harmony = format == Some(Format::Harmony) || reasoning == Some(Reasoning::Harmony);
+        let mut markers = format.map_or(&[][..], Format::openers).to_vec();
+        markers.extend(reasoning.into_iter().flat_map(|way| [way.open(), way.close()]));
+        Self {
+            syntax,
+            mode: match (harmony, in_reasoning) {
+                (true, _) => Mode::Harmony(Box::new(Harmony::new(in_reasoning))),
+                (false, true) => Mode::Reasoning,
+                (false, false) => Mode::Text,
+            },
+            markers,
+            scan: Scan::default(),
+            speech: Speech::default(),
+            thought: Thought::default(),
+            interrupted: false,
+            calls: Calls::new(tools),
+            call_bytes_max: CALL_BYTES_MAX,
+            plain: String::new(),
+        }
+    }
+
+    /// Sets how long the text of one call may be.
+    #[must_use]
+    pub fn with_call_bytes_max(self, call_bytes_max: usize) -> Self {
+        Self { call_bytes_max, ..self }
+    }
+
+    /// Takes the next characters and returns the parts that are certain.
+    pub fn push(&mut self, text: &str) -> Vec<Piece> {
+        for c in text.chars() {
+            self.read(c);
+        }
+        std::mem::take(&mut self.calls.pieces)
+    }
+
+    /// Ends the output and returns the rest. `by_length`: at a limit or by cancellation, where an unfinished
+    /// call is neither text nor a call. Otherwise a call that lacks only its closing marker is one, and any
+    /// other unfinished one is text.
+    pub fn finish(&mut self, by_length: bool) -> Vec<Piece> {
+        match &mut self.mode {
+            Mode::Harmony(harmony) => harmony.finish(by_length, &mut self.calls),
+            Mode::Block(block) => {
+                let whole = block.reader.finish(by_length, &mut self.calls);
+                if !whole && by_length {
+                    self.calls.drop_open(Dropped::Cut);
+                }
+                if whole || by_length {
+                    self.calls.raw.clear();
+                    self.close_block();
+                } else {
+                    self.give_up(Dropped::Broken, 0);
+                }
+            }
+            Mode::Text | Mode::Reasoning => {}
+        }
+        let held = self.scan.take();
+        match &self.mode {
+            Mode::Reasoning => {
+                self.thought.think(&held, &mut self.calls.pieces);
+                self.thought.release(&mut self.calls.pieces);
+            }
+            Mode::Text | Mode::Block(_) | Mode::Harmony(_) => self.speech.say(&held, &mut self.calls.pieces),
+        }
+        self.speech.finish(&mut self.calls.pieces);
+        std::mem::take(&mut self.calls.pieces)
+    }
+
+    /// Whether the next character is reasoning, as far as is known.
+    #[must_use]
+    pub fn in_reasoning(&self) -> bool {
+        match &self.mode {
+            Mode::Reasoning => true,
+            Mode::Harmony(harmony) => harmony.in_reasoning(),
+            Mode::Text | Mode::Block(_) => false,
+        }
+    }
+
+    /// Whether the next character belongs to a call, as far as is known.
+    #[must_use]
+    pub fn in_call(&self) -> bool {
+        match &self.mode {
+            Mode::Block(_) => true,
+            Mode::Harmony(harmony) => harmony.in_call(),
+            Mode::Text | Mode::Reasoning => false,
+        }
+    }
+
+    fn read(&mut self, c: char) {
+        if let Mode::Harmony(harmony) = &mut self.mode {
+            return harmony.read(c, self.call_bytes_max, &mut self.calls);
+        }
+        if matches!(self.mode, Mode::Block(_)) {
+            return self.in_block(c);
+        }
+        if self.is_bare_call(c) {
+            return self.open_block(0, "", Some(c));
+        }
+        let found = self.scan.step(c, &self.markers, &mut self.plain);
+        if !self.plain.is_empty() {
+            let mut plain = std::mem::take(&mut self.plain);
+            self.say(&plain);
+            plain.clear();
+            self.plain = plain;
+        }
+        if let Some(marker) = found {
+            self.marker(marker);
+        }
+    }
+
+    /// Llama's calls need no marker where the answer begins with one.
+    fn is_bare_call(&self, c: char) -> bool {
+        let speaks = matches!(self.mode, Mode::Text) && self.speech.opens_answer();
+        c == '{' && speaks && self.syntax.format == Some(Format::Llama3Json) && self.scan.held().is_empty()
+    }
+
+    /// Says or thinks a text.
+    fn say(&mut self, text: &str) {
+        if matches!(self.mode, Mode::Reasoning) {
+            self.thought.think(text, &mut self.calls.pieces);
+        } else {
+            self.speech.say(text, &mut self.calls.pieces);
+        }
+    }
+
+    fn marker(&mut self, marker: usize) {
+        let text = self.markers[marker];
+        let openers = self.syntax.format.map_or(0, |format| format.openers().len());
+        let thinks = matches!(self.mode, Mode::Reasoning);
+        let anywhere = self.syntax.reasoning.is_some_and(Reasoning::anywhere);
+        match marker.checked_sub(openers) {
+            // In reasoning a call begins a line: elsewhere the model speaks of one.
+            None if !thinks || self.thought.line_ended() => match text.strip_suffix('[') {
+                Some(opener) => self.open_block(marker, opener, Some('[')),
+                None => self.open_block(marker, text, None),
+            },
+            Some(0) if !thinks && (anywhere || !self.speech.begun()) => {
+                self.thought = Thought::default();
+                self.mode = Mode::Reasoning;
+            }
+            Some(1) if thinks || self.interrupted || !self.speech.begun() => {
+                self.interrupted = false;
+                self.speech = Speech::new(After::Reasoning);
+                self.mode = Mode::Text;
+            }
+            _ => self.say(text),
+        }
+    }
+}
+
+/// Blocks of calls.
+impl Parser {
+    /// Opens a block; `first` is its first character, if it is known.
+    fn open_block(&mut self, opener: usize, text: &str, first: Option<char>) {
+        let Some(format) = self.syntax.format else { return };
+        let in_reasoning = matches!(self.mode, Mode::Reasoning);
+        self.calls.raw.clear();
+        self.calls.raw.push_str(text);
+        let block = Block { reader: format.reader(opener), in_reasoning, before: self.calls.count };
+        self.mode = Mode::Block(Box::new(block));
+        if let Some(first) = first {
+            self.in_block(first);
+        }
+    }
+
+    fn in_block(&mut self, c: char) {
+        let Mode::Block(block) = &mut self.mode else { return };
+        self.calls.raw.push(c);
+        let next = block.reader.read(c, &mut self.calls);
+        let called = self.calls.count > block.before;
+        match next {
+            Next::More if self.calls.raw.len() > self.call_bytes_max => self.give_up(Dropped::TooLong, 0),
+            Next::More => {}
+            // A block without calls is text.
+            Next::Closed if !called => self.give_up(Dropped::Broken, 0),
+            Next::Closed => self.close_block(),
+            Next::Not(other) => self.give_up(Dropped::Broken, other),
+        }
+    }
+
+    /// Ends a block of whole calls.
+    fn close_block(&mut self) {
+        let Mode::Block(block) = &self.mode else { return };
+        self.interrupted |= block.in_reasoning;
+        self.speech = Speech::new(After::Call);
+        self.mode = Mode::Text;
+        self.calls.raw.clear();
+    }
+
+    /// What was read since the block began, or since its last call, is not a call. Its last bytes are read
+    /// anew.
+    fn give_up(&mut self, why: Dropped, again: usize) {
+        let Mode::Block(block) = &self.mode else { return };
+        let (in_reasoning, called) = (block.in_reasoning, self.calls.count > block.before);
+        self.calls.drop_open(why);
+        let raw = std::mem::take(&mut self.calls.raw);
+        if called {
+            self.interrupted |= in_reasoning;
+            self.speech = Speech::new(After::Call);
+        }
+        self.mode = if in_reasoning && !called { Mode::Reasoning } else { Mode::Text };
+        let (text, rest) =
+            raw.split_at_checked(raw.len().saturating_sub(again)).unwrap_or((raw.as_str(), ""));
+        self.say(text);
+        for c in rest.chars() {
+            self.read(c);
+        }
+    }
+}
