@@ -52,6 +52,11 @@ impl Calls {
         self.tools.iter().find(|tool| tool.name == name)
     }
 
+    /// Whether a call has begun and not ended.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Begins a call; `None` if this cannot be a function's name.
     pub(super) fn begin(&mut self, id: Option<String>, name: &str) -> Option<()> {
         if !is_name(name) || self.open.is_some() {

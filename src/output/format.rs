@@ -1,7 +1,7 @@
 //! The formats in which models write calls of tools: their names, how a chat template tells which one it is,
 //! and what opens a block of calls.
 
-use super::headed::{DEEPSEEK_V3, DEEPSEEK_V3_1, Headed, KIMI_K2, MISTRAL};
+use super::headed::{DEEPSEEK_V3, DEEPSEEK_V3_1, Headed, KIMI_K2};
 use super::listed::Listed;
 use super::literal::{FUNCTION_GEMMA, GEMMA4, Literal, PYTHONIC};
 use super::reader::Reader;
@@ -64,7 +64,7 @@ const SIGNS: &[(&[&str], Format)] = &[
     (&["<TOOLCALL>"], Format::Nemotron),
     (&["functools["], Format::Phi4),
     (&["<|tool|>", "<|/tool|>"], Format::Phi4),
-    (&["<tool_call>", "tool_call"], Format::Hermes),
+    (&["<tool_call>"], Format::Hermes),
     (&["<|python_tag|>"], Format::Llama3Json),
     (&["<|start_header_id|>", "\"parameters\""], Format::Llama3Json),
 ];
@@ -221,10 +221,10 @@ impl Format {
         }
     }
 
-    /// Returns the reader of a block, by the index of what opened it.
-    pub(super) fn reader(self, opener: usize) -> Reader {
+    /// Returns the reader of a block, by the index of what opened it; none for a format without openers.
+    pub(super) fn reader(self, opener: usize) -> Option<Reader> {
         let inner = opener > 0;
-        match self {
+        Some(match self {
             Self::Hermes | Self::Prompted => Reader::Listed(Listed::new("</tool_call>", false)),
             Self::Llama3Json => Reader::Listed(Listed::new("", true)),
             Self::Phi4 if inner => Reader::Listed(Listed::new("", false)),
@@ -240,8 +240,29 @@ impl Format {
             Self::Pythonic => Reader::Literal(Literal::new(&PYTHONIC)),
             Self::Gemma4 => Reader::Literal(Literal::new(&GEMMA4)),
             Self::FunctionGemma => Reader::Literal(Literal::new(&FUNCTION_GEMMA)),
-            // Harmony has its own reader: without openers none is asked for here.
-            Self::Harmony => Reader::Headed(Headed::new(&MISTRAL, true)),
+            Self::Harmony => return None,
+        })
+    }
+
+    /// Whether what was read of a block, without a call's name, may be prose or an answer in JSON as well.
+    pub(super) fn may_be_prose(self, raw: &str) -> bool {
+        match self {
+            Self::Llama3Json => raw.starts_with('{'),
+            Self::Phi4 => raw.starts_with("functools") && !raw.contains('{'),
+            Self::Hermes
+            | Self::Qwen3Coder
+            | Self::Mistral
+            | Self::Pythonic
+            | Self::Glm4
+            | Self::DeepseekV3
+            | Self::DeepseekV31
+            | Self::KimiK2
+            | Self::MinimaxM2
+            | Self::Gemma4
+            | Self::FunctionGemma
+            | Self::Harmony
+            | Self::Nemotron
+            | Self::Prompted => false,
         }
     }
 }

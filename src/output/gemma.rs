@@ -3,16 +3,14 @@
 
 use serde_json::{Map, Value};
 
+use super::json::DEPTH_MAX;
 use super::python::Read;
-
-/// Levels of nesting.
-const DEPTH_MAX: usize = 127;
 
 /// Returns the calls of a text, if it holds those and nothing else.
 pub(super) fn calls(text: &str, quote: &'static str) -> Option<Vec<Read>> {
-    let mut reader = Reader { rest: text, quote };
+    let mut reader = Reader { rest: text.trim_end(), quote };
     let mut calls = Vec::new();
-    while !reader.rest.trim().is_empty() {
+    while !reader.rest.trim_start().is_empty() {
         reader.eat("call:").then_some(())?;
         let name = reader.until("{")?.trim().to_owned();
         calls.push((name, reader.members(0)?));
@@ -61,10 +59,30 @@ impl<'a> Reader<'a> {
         Some(members)
     }
 
+    /// Reads a string in the quotes of JSON, which some models write.
+    fn json_string(&mut self) -> Option<Value> {
+        let mut escaped = false;
+        let mut ends = self.rest.char_indices().skip(1).filter_map(|(at, c)| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends.then_some(at + 1)
+        });
+        let (text, rest) = self.rest.split_at(ends.next()?);
+        self.rest = rest;
+        let inner = text.trim_matches('"');
+        Some(serde_json::from_str(text).unwrap_or_else(|_| inner.into()))
+    }
+
     fn value(&mut self, depth: usize) -> Option<Value> {
-        (depth < DEPTH_MAX).then_some(())?;
         if self.eat(self.quote) {
             return self.until(self.quote).map(Value::from);
+        }
+        if self.rest.starts_with('"') {
+            return self.json_string();
+        }
+        // The arguments are one level, and this would be another one.
+        if depth + 2 > DEPTH_MAX && self.rest.starts_with(['{', '[']) {
+            return None;
         }
         if self.eat("{") {
             return self.members(depth + 1).map(Value::Object);
@@ -103,6 +121,8 @@ mod tests {
             json!({ "a": "x,}:{", "b": -1.5, "c": [true, ",", { "d": null }], "e": {}, "g": "word" });
         assert_eq!((read[0].0.as_str(), Value::Object(read[0].1.clone())), ("f", wanted));
         assert_eq!((read[1].0.as_str(), read[1].1.len()), ("h", 0));
+        let read = calls(r#"call:f{a:"x, }y",b:["\"",1]}"#, "|").unwrap();
+        assert_eq!(Value::Object(read[0].1.clone()), json!({ "a": "x, }y", "b": ["\"", 1] }));
         for text in ["", "f{}", "call:f", "call:f{a}", "call:f{a:|x}", "call:f{a:[1}", "call:f{} x"] {
             assert_eq!(calls(text, "|"), None, "{text}");
         }

@@ -1,14 +1,18 @@
 //! Grammars that make a model call a tool, in the Lark of llguidance.
 //!
 //! A marker that is a special token of the tokenizer is named by its id, since text cannot be it. Arguments
-//! that are JSON follow the tool's schema by `%json`; between tags, and in Python's and Gemma's forms, each
-//! argument is checked by its own schema, where a text excludes only what would end it.
+//! that are JSON follow the tool's schema by `%json`. Between tags, and in Gemma's form, each argument
+//! follows its own schema (`bare`); in Python's it is JSON.
 
 use serde_json::{Map, Value, json};
 
 use super::Tool;
+use super::bare::{Bare, Tail};
+use super::calls::is_name;
 use super::format::Format;
-use super::literal::{FUNCTION_GEMMA, GEMMA4};
+
+/// Longest grammar, in bytes.
+const GRAMMAR_BYTES_MAX: usize = 8 << 20;
 
 /// Why there is no grammar.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +20,14 @@ pub enum NoGrammar {
     /// Nothing may be called.
     #[error("there are no tools to call")]
     Empty,
+    /// A function's name that the parser would not read.
+    #[error("the tool call format {format} cannot write the name {name:?}")]
+    Name {
+        /// The format's name.
+        format: &'static str,
+        /// The function's.
+        name: String,
+    },
     /// An argument's schema that the format cannot be held to.
     #[error("the tool call format {format} has no grammar for argument {argument} of {tool}: {reason}")]
     Argument {
@@ -28,14 +40,13 @@ pub enum NoGrammar {
         /// What the format lacks.
         reason: &'static str,
     },
+    /// The grammar would be too long.
+    #[error("the grammar of the tools is longer than {bytes_max} bytes")]
+    TooLarge {
+        /// How long it may be.
+        bytes_max: usize,
+    },
 }
-
-/// A text in which the tag that ends a value cannot begin.
-const TEXT_BEFORE_TAG: &str = r"([^<]|<+[^<\/])*";
-/// Any text: the special token behind it ends it.
-const TEXT_BEFORE_TOKEN: &str = r"/(.|\n)*/";
-/// A text that the quote behind it ends, where that is text as well.
-const TEXT_BEFORE_QUOTE: &str = r"/[^<]*/";
 
 /// Looks up the id of a marker that is a special token.
 type Special<'a> = &'a dyn Fn(&str) -> Option<u32>;
@@ -58,13 +69,18 @@ impl Format {
         }
         let mut writer = Writer { format: self, special, rules: String::new(), count: 0 };
         let shape = self.shape(special);
+        let (before, after) = shape.call.split_once("ARGUMENTS").unwrap_or((shape.call, ""));
+        let (before_name, after_name) = before.split_once("NAME").unwrap_or((before, ""));
         let mut calls = Vec::new();
         for tool in tools {
-            let call = shape.call.replace("NAME", &tool.name);
-            let (before, after) = call.split_once("ARGUMENTS").unwrap_or((call.as_str(), ""));
+            if !is_name(&tool.name) || tool.name.contains('\\') {
+                return Err(NoGrammar::Name { format: self.name(), name: tool.name.clone() });
+            }
             let arguments = writer.arguments(tool)?;
-            let (before, after) = (writer.literal(before), writer.literal(after));
-            calls.push(writer.rule(&format!("{before} {arguments} {after}")));
+            let before = [writer.literal(before_name), quoted(&tool.name), writer.literal(after_name)];
+            calls.push(
+                writer.rule(&[&before.join(" "), &arguments, &writer.literal(after)].map(String::as_str))?,
+            );
         }
         let call = calls.join(" | ");
         let [open, between, close] = shape.around.map(|text| writer.literal(text));
@@ -162,14 +178,6 @@ impl Format {
     }
 }
 
-impl Format {
-    /// Returns the model's own quote.
-    fn quote(self) -> Option<&'static str> {
-        let form = if self == Self::Gemma4 { &GEMMA4 } else { &FUNCTION_GEMMA };
-        matches!(self, Self::Gemma4 | Self::FunctionGemma).then_some(form.quote)
-    }
-}
-
 /// Writes the rules of a grammar.
 struct Writer<'a> {
     format: Format,
@@ -180,11 +188,14 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// Adds a rule and returns its name.
-    fn rule(&mut self, body: &str) -> String {
+    fn rule(&mut self, body: &[&str]) -> Result<String, NoGrammar> {
         let name = format!("r{}", self.count);
         self.count += 1;
-        self.rules += &format!("{name}: {body}\n");
-        name
+        self.rules += &format!("{name}: {}\n", body.join(" "));
+        if self.rules.len() > GRAMMAR_BYTES_MAX {
+            return Err(NoGrammar::TooLarge { bytes_max: GRAMMAR_BYTES_MAX });
+        }
+        Ok(name)
     }
 
     /// Writes a text, its special tokens by their ids.
@@ -200,152 +211,86 @@ impl Writer<'_> {
                 rest = &rest[c.len_utf8()..];
                 continue;
             };
-            parts.extend(quoted(&std::mem::take(&mut plain)));
+            parts.extend((!plain.is_empty()).then(|| quoted(&plain)));
+            plain.clear();
             parts.push(format!("<[{id}]>"));
             rest = &rest[length..];
         }
-        parts.extend(quoted(&plain));
+        parts.extend((!plain.is_empty()).then(|| quoted(&plain)));
         parts.join(" ")
     }
 
     /// Returns the rule of a tool's arguments.
     fn arguments(&mut self, tool: &Tool) -> Result<String, NoGrammar> {
+        if let Some(pairs) = self.format.pairs() {
+            return self.pairs(tool, pairs);
+        }
         let mut schema = tool.parameters.as_object().cloned().unwrap_or_default();
         schema.entry("type").or_insert_with(|| json!("object"));
-        let Some(pairs) = self.format.pairs() else {
-            let json = format!("%json {}", Value::Object(schema));
-            let arguments = self.rule(&json);
-            if self.format != Format::KimiK2 {
-                return Ok(arguments);
-            }
-            // The call's number stands between its name and its arguments.
-            let marker = self.literal("<|tool_call_argument_begin|>");
-            return Ok(self.rule(&format!("/[0-9]{{1,4}}/ {marker} {arguments}")));
-        };
-        let empty = Map::new();
-        let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-        let required = schema.get("required").and_then(Value::as_array);
-        let is_required = |key: &str| required.is_some_and(|keys| keys.iter().any(|name| name == key));
+        let arguments = self.rule(&["%json", &Value::Object(schema).to_string()])?;
+        if self.format != Format::KimiK2 {
+            return Ok(arguments);
+        }
+        // The call's number stands between its name and its arguments.
+        let marker = self.literal("<|tool_call_argument_begin|>");
+        self.rule(&["/[0-9]{1,4}/", &marker, &arguments])
+    }
+
+    /// Returns the rule of arguments that are written one by one: those of the schema in its order, then
+    /// those that it requires without a word about them.
+    fn pairs(&mut self, tool: &Tool, pairs: [&'static str; 4]) -> Result<String, NoGrammar> {
+        let (empty, silent) = (Map::new(), json!({}));
         let [before, within, behind, between] = pairs;
+        let properties = tool.parameters["properties"].as_object().unwrap_or(&empty);
+        let required = tool.parameters["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let required: std::collections::BTreeSet<&str> = required.collect();
+        let known = properties.iter().map(|(key, property)| (key.as_str(), property));
+        let unknown =
+            required.iter().filter(|key| !properties.contains_key(**key)).map(|key| (*key, &silent));
         let (mut needed, mut optional) = (Vec::new(), Vec::new());
-        for (key, property) in properties {
-            let argument = Argument { tool, key, property, schema: &schema };
-            let value = self.value(&argument, behind)?;
+        for (key, property) in known.chain(unknown) {
+            let refuse = |reason| NoGrammar::Argument {
+                format: self.format.name(),
+                tool: tool.name.clone(),
+                argument: key.to_owned(),
+                reason,
+            };
+            let bare = Bare { format: self.format, root: &tool.parameters, property };
+            let own = self.literal(self.format.quote().unwrap_or_default());
+            let after = self.literal(behind);
+            let ended_by_token = own.starts_with("<[") || after.starts_with("<[");
+            let tail = Tail { behind, after, own, ended_by_token };
+            let value = bare.name(key).and_then(|()| bare.value(&tail)).map_err(refuse)?;
             let name = self.literal(&format!("{before}{key}{within}"));
-            let pair = self.rule(&format!("{name} {value}"));
-            if is_required(key) { needed.push(pair) } else { optional.push(pair) }
+            let pair = self.rule(&[&name, &value])?;
+            if required.contains(key) { needed.push(pair) } else { optional.push(pair) }
         }
         let between = self.literal(between);
-        Ok(self.rule(&joined(&needed, &optional, &between)))
+        self.joined(&needed, &optional, &between)
     }
 
-    /// Returns the value of an argument and what stands behind it.
-    fn value(&self, argument: &Argument<'_>, behind: &str) -> Result<String, NoGrammar> {
-        let Argument { tool: _, key, property, schema } = *argument;
-        let names = key.chars().all(|c| c.is_alphanumeric() || c == '_');
-        let bare = matches!(self.format, Format::Pythonic | Format::Gemma4 | Format::FunctionGemma);
-        let odd = |c: char| c.is_whitespace() || c.is_control() || "<>\"'".contains(c);
-        if bare && !names || key.is_empty() || key.contains(odd) {
-            return Err(self.refuse(argument, "the format cannot write its name"));
-        }
-        let texts = words(property);
-        let is_text = texts.is_some() || is_text(property);
-        let own = self.format.quote();
-        if own.is_some() && !is_text && !is_scalar(property) {
-            return Err(self.refuse(argument, "only texts, numbers and booleans"));
-        }
-        let after = self.literal(behind);
-        if self.format == Format::Pythonic || !is_text {
-            return Ok(format!("%json {} {after}", with_definitions(property, schema)));
-        }
-        let quote = self.literal(own.unwrap_or_default());
-        let ended_by_token = quote.starts_with("<[") || after.starts_with("<[");
-        Ok(match texts {
-            Some(texts) => {
-                let texts: Vec<String> = texts.iter().map(|text| Value::from(*text).to_string()).collect();
-                format!("{quote} ({}) {quote} {after}", texts.join(" | "))
+    /// Joins pairs of which some may be left out, in their order; as long as there are pairs, not their
+    /// square.
+    fn joined(&mut self, needed: &[String], optional: &[String], between: &str) -> Result<String, NoGrammar> {
+        let mut rest = quoted("");
+        if needed.is_empty() {
+            // `first` begins with this pair or a later one; `rest` is what may follow a pair.
+            let mut first = quoted("");
+            for pair in optional.iter().rev() {
+                first = self.rule(&[pair, &rest, "|", &first])?;
+                rest = self.rule(&["(", between, pair, ")?", &rest])?;
             }
-            None if ended_by_token => format!("{quote} {TEXT_BEFORE_TOKEN} {quote} {after}"),
-            None if own.is_some() => format!("{quote} {TEXT_BEFORE_QUOTE} {quote} {after}"),
-            // One lexeme with its end: alone it would take the newline that the end begins with.
-            None => {
-                let end = behind.replace('\n', "\\n").replace('/', "\\/");
-                format!("/{TEXT_BEFORE_TAG}{end}/")
-            }
-        })
-    }
-
-    fn refuse(&self, argument: &Argument<'_>, reason: &'static str) -> NoGrammar {
-        NoGrammar::Argument {
-            format: self.format.name(),
-            tool: argument.tool.name.clone(),
-            argument: argument.key.to_owned(),
-            reason,
+            return Ok(first);
         }
-    }
-}
-
-/// An argument of a function.
-struct Argument<'a> {
-    tool: &'a Tool,
-    key: &'a str,
-    property: &'a Value,
-    /// The schema of all of them.
-    schema: &'a Map<String, Value>,
-}
-
-/// Writes a text as Lark does; nothing for an empty one.
-fn quoted(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| Value::from(text).to_string())
-}
-
-/// Joins pairs of which some may be left out, in their order.
-fn joined(needed: &[String], optional: &[String], between: &str) -> String {
-    let maybe = |pairs: &[String]| {
-        let pairs: Vec<String> = pairs.iter().map(|pair| format!("({between} {pair})?")).collect();
-        pairs.join(" ")
-    };
-    if !needed.is_empty() {
-        return format!("{} {}", needed.join(&format!(" {between} ")), maybe(optional));
-    }
-    let begun =
-        (0..optional.len()).map(|first| format!("{} {}", optional[first], maybe(&optional[first + 1..])));
-    let begun: Vec<String> = begun.collect();
-    if begun.is_empty() { "\"\"".to_owned() } else { format!("({})?", begun.join(" | ")) }
-}
-
-/// Returns the texts that an argument may be, if its schema lists them.
-fn words(property: &Value) -> Option<Vec<&str>> {
-    let list = property.get("enum")?.as_array()?;
-    list.iter().map(Value::as_str).collect::<Option<Vec<_>>>().filter(|words| !words.is_empty())
-}
-
-/// Whether an argument may be any text.
-fn is_text(property: &Value) -> bool {
-    let names = |value: &Value| {
-        value == "string" || value.as_array().is_some_and(|all| all.iter().any(|v| v == "string"))
-    };
-    let mut choices = ["anyOf", "oneOf"].iter().filter_map(|key| property[*key].as_array()).flatten();
-    let says_nothing = ["type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "properties", "items"];
-    names(&property["type"])
-        || choices.any(|choice| names(&choice["type"]))
-        || says_nothing.iter().all(|key| property.get(key).is_none())
-}
-
-/// Whether an argument is a number or a boolean.
-fn is_scalar(property: &Value) -> bool {
-    matches!(property["type"].as_str(), Some("integer" | "number" | "boolean"))
-}
-
-/// Returns an argument's schema with what it may refer to.
-fn with_definitions(property: &Value, schema: &Map<String, Value>) -> Value {
-    let mut property = property.clone();
-    if let Some(members) = property.as_object_mut() {
-        for key in ["$defs", "definitions"] {
-            if let Some(definitions) = schema.get(key) {
-                members.entry(key).or_insert_with(|| definitions.clone());
-            }
+        for pair in optional.iter().rev() {
+            rest = self.rule(&["(", between, pair, ")?", &rest])?;
         }
+        let needed = needed.join(&format!(" {between} "));
+        self.rule(&[&needed, &rest])
     }
-    property
+}
+
+/// Writes a text as Lark does.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
 }

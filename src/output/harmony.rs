@@ -30,6 +30,8 @@ enum State {
 #[derive(Clone, Debug)]
 pub(super) struct Harmony {
     state: State,
+    /// Whether calls are calls, or text.
+    with_calls: bool,
     scan: Scan,
     /// Characters that go out next.
     fragment: String,
@@ -37,9 +39,9 @@ pub(super) struct Harmony {
 
 impl Harmony {
     /// Starts where the prompt ends: in a message of reasoning, or before one.
-    pub(super) fn new(in_reasoning: bool) -> Self {
+    pub(super) fn new(in_reasoning: bool, with_calls: bool) -> Self {
         let state = if in_reasoning { State::Reasoning } else { State::Header(String::new()) };
-        Self { state, scan: Scan::default(), fragment: String::new() }
+        Self { state, with_calls, scan: Scan::default(), fragment: String::new() }
     }
 
     pub(super) fn in_reasoning(&self) -> bool {
@@ -68,7 +70,6 @@ impl Harmony {
                     self.end(end, calls);
                 }
             }
-            State::Call(_) if calls.raw.len() > bytes_max => self.give_up(Dropped::TooLong, calls),
             State::Call(json) => {
                 calls.raw.push(c);
                 if json.done() {
@@ -80,6 +81,9 @@ impl Harmony {
                 } else {
                     self.give_up(Dropped::Broken, calls);
                 }
+                if self.in_call() && calls.raw.len() > bytes_max {
+                    self.give_up(Dropped::TooLong, calls);
+                }
             }
         }
     }
@@ -89,6 +93,7 @@ impl Harmony {
         match &mut self.state {
             // A header of which nothing follows is only markup.
             State::Header(header) if header.trim_start().starts_with("<|") => calls.raw.clear(),
+            State::Header(header) if by_length && header.trim_start().starts_with("to=") => calls.raw.clear(),
             State::Header(_) => self.give_up(Dropped::Broken, calls),
             State::Text | State::Reasoning => {
                 self.fragment += &self.scan.take();
@@ -115,6 +120,9 @@ impl Harmony {
             let name = recipient.strip_prefix("functions.");
             name.or_else(|| Some(recipient).filter(|name| calls.knows(name)))
         });
+        if function.is_some() && !self.with_calls {
+            return self.give_up(Dropped::Broken, calls);
+        }
         let begun = function.and_then(|name| calls.begin(None, name));
         self.state = if begun.is_some() {
             State::Call(Json::new())

@@ -3,8 +3,8 @@
 //! Numbers and words are followed loosely: who keeps a value has it checked by serde_json in the end. Memory
 //! is the depth, which is bounded.
 
-/// Levels of nesting, as serde_json reads them.
-const DEPTH_MAX: usize = 127;
+/// Levels of nesting, as serde_json reads them, the object of the arguments included.
+pub(super) const DEPTH_MAX: usize = 127;
 
 /// What a character is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! Reads blocks of calls that are not JSON: kept until their closing marker, then read at once.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::calls::{Calls, Next, is_name};
+use super::object::object_text;
 use super::python::Read;
 use super::scan::Scan;
 use super::{gemma, python};
@@ -43,16 +44,37 @@ pub(super) struct Literal {
     quoted: Quoted,
     scan: Scan,
     text: String,
+    /// The last character outside of strings that is not white space.
+    last: char,
+    /// Looks for the closing marker within strings, where it may be one's content or a string was not closed.
+    inner: Scan,
+    closed_within: bool,
 }
 
 impl Literal {
     /// Starts behind the marker that opens the block.
     pub(super) fn new(form: &'static Form) -> Self {
-        Self { form, quoted: Quoted::No, scan: Scan::default(), text: String::new() }
+        Self {
+            form,
+            quoted: Quoted::No,
+            scan: Scan::default(),
+            text: String::new(),
+            last: ' ',
+            inner: Scan::default(),
+            closed_within: false,
+        }
+    }
+
+    /// Whether the closing marker was read, be it within a string.
+    pub(super) fn closed_within(&self) -> bool {
+        self.closed_within
     }
 
     pub(super) fn read(&mut self, c: char, calls: &mut Calls) -> Next {
         let Form { close, quote } = *self.form;
+        if self.quoted != Quoted::No {
+            self.closed_within |= self.inner.step(c, &[close], &mut String::new()).is_some();
+        }
         match self.quoted {
             Quoted::Python { quote, escaped } => {
                 self.text.push(c);
@@ -74,6 +96,11 @@ impl Literal {
                     self.quoted = Quoted::Python { quote: c, escaped: false };
                 }
             }
+            // JSON's quotes open a string where a value or a key begins.
+            Quoted::No if c == '"' && self.scan.held().is_empty() && ":[,{".contains(self.last) => {
+                self.text.push(c);
+                self.quoted = Quoted::Python { quote: c, escaped: false };
+            }
             Quoted::No => match self.scan.step(c, &[close, quote], &mut self.text) {
                 Some(0) => return self.closed(calls),
                 Some(_) => {
@@ -82,6 +109,9 @@ impl Literal {
                 }
                 None => {}
             },
+        }
+        if !c.is_whitespace() {
+            self.last = c;
         }
         Next::More
     }
@@ -113,10 +143,9 @@ fn objects(text: &str) -> Option<Vec<Read>> {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return None,
     };
     let read = values.iter().map(|value| {
-        let arguments = value.get("arguments").or_else(|| value.get("parameters"));
-        let arguments =
-            arguments.map_or_else(|| Some(Map::new()), |arguments| arguments.as_object().cloned());
-        Some((value["name"].as_str()?.to_owned(), arguments?))
+        let arguments = value.get("arguments").or_else(|| value.get("parameters")).unwrap_or(&Value::Null);
+        let arguments = serde_json::from_str(&object_text(&arguments.to_string())?).ok()?;
+        Some((value["name"].as_str()?.to_owned(), arguments))
     });
     read.collect::<Option<Vec<_>>>().filter(|read| !read.is_empty())
 }

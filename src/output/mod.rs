@@ -6,6 +6,7 @@
 //! between markers), `headed` (a name, then JSON), `tagged` (arguments between tags), `literal` (Python,
 //! Gemma), `harmony`.
 
+mod bare;
 mod calls;
 mod format;
 mod gemma;

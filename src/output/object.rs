@@ -82,6 +82,8 @@ impl Object {
             "name" => Member::Name,
             "id" => Member::Id,
             "arguments" | "parameters" => Member::Arguments,
+            // Without a marker, an object with other members is an answer in JSON.
+            _ if self.known_only && key != "type" => return None,
             _ => Member::Other,
         };
         if self.member == Member::Arguments && std::mem::replace(&mut self.given, true) {
@@ -144,7 +146,7 @@ impl Object {
 }
 
 /// Returns the text of an object that is written as such, as a string, or as null.
-fn object_text(value: &str) -> Option<String> {
+pub(super) fn object_text(value: &str) -> Option<String> {
     let text = if value.starts_with('"') { serde_json::from_str(value).ok()? } else { value.to_owned() };
     if matches!(text.trim(), "null" | "") {
         return Some("{}".to_owned());

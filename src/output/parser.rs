@@ -73,7 +73,7 @@ impl Parser {
         Self {
             syntax,
             mode: match (harmony, in_reasoning) {
-                (true, _) => Mode::Harmony(Box::new(Harmony::new(in_reasoning))),
+                (true, _) => Mode::Harmony(Box::new(Harmony::new(in_reasoning, format.is_some()))),
                 (false, true) => Mode::Reasoning,
                 (false, false) => Mode::Text,
             },
@@ -110,11 +110,11 @@ impl Parser {
             Mode::Harmony(harmony) => harmony.finish(by_length, &mut self.calls),
             Mode::Block(block) => {
                 let whole = block.reader.finish(by_length, &mut self.calls);
-                if !whole && by_length {
+                // What was perhaps an answer, or goes on behind a call, is not dropped.
+                let prose = self.syntax.format.is_some_and(|format| format.may_be_prose(&self.calls.raw));
+                let text = prose && !self.calls.is_open() || block.reader.closed_within();
+                if whole || by_length && !text {
                     self.calls.drop_open(Dropped::Cut);
-                }
-                if whole || by_length {
-                    self.calls.raw.clear();
                     self.close_block();
                 } else {
                     self.give_up(Dropped::Broken, 0);
@@ -202,6 +202,8 @@ impl Parser {
                 Some(opener) => self.open_block(marker, opener, Some('[')),
                 None => self.open_block(marker, text, None),
             },
+            // The prompt has opened the reasoning, and the model opens it again.
+            Some(0) if thinks && !self.thought.begun() => {}
             Some(0) if !thinks && (anywhere || !self.speech.begun()) => {
                 self.thought = Thought::default();
                 self.mode = Mode::Reasoning;
@@ -216,15 +218,27 @@ impl Parser {
     }
 }
 
+impl Reasoning {
+    /// Returns what the model's own words leave open, where it is to continue them.
+    #[must_use]
+    pub fn start_within(self, words: &str) -> Start {
+        let syntax = Syntax { format: None, reasoning: Some(self) };
+        let mut parser = Parser::new(syntax, Arc::new([]), Start::Text);
+        parser.push(words);
+        if parser.in_reasoning() { Start::Reasoning } else { Start::Text }
+    }
+}
+
 /// Blocks of calls.
 impl Parser {
     /// Opens a block; `first` is its first character, if it is known.
     fn open_block(&mut self, opener: usize, text: &str, first: Option<char>) {
         let Some(format) = self.syntax.format else { return };
+        let Some(reader) = format.reader(opener) else { return };
         let in_reasoning = matches!(self.mode, Mode::Reasoning);
         self.calls.raw.clear();
         self.calls.raw.push_str(text);
-        let block = Block { reader: format.reader(opener), in_reasoning, before: self.calls.count };
+        let block = Block { reader, in_reasoning, before: self.calls.count };
         self.mode = Mode::Block(Box::new(block));
         if let Some(first) = first {
             self.in_block(first);

@@ -11,7 +11,8 @@ pub enum Piece {
     CallBegin {
         /// Counts the calls of this output from 0.
         index: u32,
-        /// The model's own id of it, if the format has one and the model wrote it first.
+        /// The model's own id of it, if it wrote one before the name: a call begins with its name, and an id
+        /// that comes later (old Mistral templates write it last) is not taken.
         id: Option<String>,
         /// The function's name.
         name: String,

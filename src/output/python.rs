@@ -5,8 +5,7 @@
 
 use serde_json::{Map, Number, Value};
 
-/// Levels of nesting.
-const DEPTH_MAX: usize = 127;
+use super::json::DEPTH_MAX;
 
 /// A function's name and its arguments.
 pub(super) type Read = (String, Map<String, Value>);
@@ -72,9 +71,13 @@ impl<'a> Reader<'a> {
     }
 
     fn value(&mut self, depth: usize) -> Option<Value> {
-        (depth <= DEPTH_MAX).then_some(())?;
         self.rest = self.rest.trim_start();
-        match self.rest.chars().next()? {
+        let first = self.rest.chars().next()?;
+        // The arguments are one level, and this would be another one.
+        if depth + 2 > DEPTH_MAX && "[({".contains(first) {
+            return None;
+        }
+        match first {
             '"' | '\'' => self.strings().map(Value::String),
             '[' => self.list("[", "]", depth),
             '(' => self.list("(", ")", depth),
@@ -236,7 +239,9 @@ mod tests {
         for text in ["", "x", "1 2", "'open", "[1", "{1}", "nan", "1e999", "inf", "f()", "[,]"] {
             assert_eq!(literal(text), None, "{text}");
         }
-        assert_eq!(literal(&("[".repeat(200) + &"]".repeat(200))), None);
+        let deep = |levels: usize| literal(&("[".repeat(levels) + &"]".repeat(levels)));
+        assert!(deep(DEPTH_MAX - 1).is_some());
+        assert_eq!(deep(DEPTH_MAX), None);
     }
 
     #[test]

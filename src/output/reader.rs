@@ -48,4 +48,12 @@ impl Reader {
             Self::Mistral => false,
         }
     }
+
+    /// Whether its closing marker was read, but within a string that may not have been closed.
+    pub(super) fn closed_within(&self) -> bool {
+        match self {
+            Self::Literal(literal) => literal.closed_within(),
+            Self::Listed(_) | Self::Headed(_) | Self::Tagged(_) | Self::Mistral => false,
+        }
+    }
 }

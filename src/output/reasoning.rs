@@ -115,13 +115,6 @@ impl Reasoning {
         if prompt.trim_end().ends_with(self.open()) { Start::Reasoning } else { Start::Text }
     }
 
-    /// Returns what the model's own words leave open, where it is to continue them.
-    #[must_use]
-    pub fn start_within(self, words: &str) -> Start {
-        let opened = words.rfind(self.open());
-        if opened > words.rfind(self.close()) { Start::Reasoning } else { Start::Text }
-    }
-
     /// Returns the marker that opens reasoning in the text.
     pub(super) const fn open(self) -> &'static str {
         match self {

@@ -82,6 +82,11 @@ impl Thought {
         !self.begun || self.newlines > 0
     }
 
+    /// Whether anything was thought.
+    pub(super) fn begun(&self) -> bool {
+        self.begun
+    }
+
     pub(super) fn think(&mut self, text: &str, pieces: &mut Vec<Piece>) {
         let text = if self.begun { text } else { text.trim_start_matches('\n') };
         if text.is_empty() {

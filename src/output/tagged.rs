@@ -23,7 +23,7 @@ pub(super) struct Tags {
     /// Before a value; empty if nothing is.
     value: &'static str,
     /// Behind a value.
-    value_end: &'static str,
+    pub(super) value_end: &'static str,
     /// What is not part of a value at its ends.
     trimmed: fn(&str) -> &str,
     /// Whether a text of unknown type is JSON if it can be.
@@ -68,6 +68,13 @@ pub(super) const GLM4: Tags = Tags {
     trimmed: str::trim,
     guess: true,
 };
+
+impl Tags {
+    /// Returns the value that a text between tags is.
+    pub(super) fn value_of(&self, text: &str, schema: Option<&Value>, root: &Value) -> Value {
+        typed::value((self.trimmed)(text), schema, root, self.guess)
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -187,8 +194,9 @@ impl Tagged {
         let text = std::mem::take(&mut self.text);
         let key = std::mem::take(&mut self.key);
         let tool = calls.tool(&self.function);
-        let schema = tool.and_then(|tool| tool.parameters["properties"].get(&key));
-        let value = typed::value((self.tags.trimmed)(&text), schema, self.tags.guess);
+        let root = tool.map_or(&Value::Null, |tool| &tool.parameters);
+        let schema = root["properties"].get(&key);
+        let value = self.tags.value_of(&text, schema, root);
         self.arguments.insert(key, value);
     }
 

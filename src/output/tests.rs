@@ -396,11 +396,103 @@ fn grammars_name_special_tokens_and_quote_the_rest() {
     let grammar = Format::Hermes.call_grammar(&tools()[..1], false, &special).unwrap();
     assert!(grammar.starts_with("start: <[7]> \"\\n\" call "), "{grammar}");
     assert!(grammar.contains("%json {"), "{grammar}");
-    assert!(grammar.contains(r#""{\"name\": \"weather\", \"arguments\": ""#), "{grammar}");
+    assert!(grammar.contains(r#"r1: "{\"name\": \"" "weather" "\", \"arguments\": " r0 "}""#), "{grammar}");
     for format in Format::ALL {
         let grammar = format.call_grammar(&tools(), true, &|_| None);
         let bounded = matches!(format, Format::Gemma4 | Format::FunctionGemma);
         assert_eq!(grammar.is_err(), bounded, "{format:?} {grammar:?}");
         assert_eq!(format.call_grammar(&[], true, &|_| None), Err(NoGrammar::Empty));
     }
+}
+
+#[test]
+fn an_answer_in_json_is_text_also_where_a_limit_cuts_it() {
+    let answer = "{\"temperature\": 21, \"days\": [";
+    let parser_of = |format| parser(format, None, Start::Text);
+    let (collected, _) = read_from(parser_of(Format::Llama3Json), answer, true);
+    assert_eq!(collected.text, answer);
+    let mut streams = parser_of(Format::Llama3Json);
+    assert_eq!(streams.push("{\"temperature\""), [Piece::Text("{\"temperature\"".into())]);
+    let (collected, _) = read_from(parser_of(Format::Phi4), "functools[0", true);
+    assert_eq!(collected.text, "functools[0");
+    let (collected, _) = read_from(parser_of(Format::Llama3Json), "{\"name\": \"weather\", \"par", true);
+    assert_eq!(collected.text, "");
+}
+
+#[test]
+fn a_string_that_is_not_closed_does_not_lose_the_rest() {
+    let output = "<|tool_call_start|>[weather(city='it's')]<|tool_call_end|>Noted";
+    for by_length in [false, true] {
+        let (collected, _) = read_from(parser(Format::Pythonic, None, Start::Text), output, by_length);
+        assert_eq!(collected.text, output);
+    }
+}
+
+#[test]
+fn harmony_without_a_format_has_no_calls_and_its_limit_loses_nothing() {
+    let output = "<|channel|>commentary to=functions.weather<|message|>{\"city\": \"Paris and many others\"}";
+    let harmony = Some(Reasoning::Harmony);
+    let without = Parser::new(Syntax { format: None, reasoning: harmony }, tools(), Start::Text);
+    let (collected, _) = read_from(without, output, false);
+    assert_eq!((collected.text.as_str(), collected.calls.len()), (output, 0));
+    let long = parser(Format::Harmony, harmony, Start::Text).with_call_bytes_max(60);
+    let (collected, _) = read_from(long, &format!("{output}<|call|>"), false);
+    assert_eq!((collected.text.as_str(), collected.calls.len()), (output, 0));
+    let header = " to=functions.weather<|channel|>comm";
+    let (collected, _) = read_from(parser(Format::Harmony, harmony, Start::Text), header, true);
+    assert_eq!(collected.text, "");
+}
+
+#[test]
+fn gemma_may_quote_as_json_does_and_ends_in_linear_time() {
+    let output = "<|tool_call>call:weather{city:\"x, }y\",days:1}<tool_call|>";
+    assert_read(Format::Gemma4, output, r#"weather{"city":"x, }y","days":1}"#, "");
+    let many = format!("<|tool_call>{}{}<tool_call|>", "call:f{}".repeat(5_000), " ".repeat(50_000));
+    assert_eq!(read(Format::Gemma4, &many).calls.len(), 5_000);
+}
+
+#[test]
+fn all_calls_of_a_list_are_as_deep_as_arguments_may_be() {
+    let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let output = |levels| format!("<|tool_call_start|>[f(a=1), g(a={})]<|tool_call_end|>", deep(levels));
+    assert_eq!(read(Format::Pythonic, &output(126)).calls.len(), 2);
+    assert_read(Format::Pythonic, &output(127), "", &output(127));
+    let output = |levels| format!("<|tool_call>call:f{{a:{}}}<tool_call|>", deep(levels));
+    assert_eq!(read(Format::Gemma4, &output(126)).calls.len(), 1);
+    assert_read(Format::Gemma4, &output(127), "", &output(127));
+}
+
+#[test]
+fn reasoning_that_is_opened_twice_shows_no_tag() {
+    let collected = thinking(Reasoning::Think, Start::Reasoning, "<think>\nHm</think>Hi");
+    assert_eq!((collected.reasoning.as_str(), collected.text.as_str()), ("Hm", "Hi"));
+}
+
+#[test]
+fn grammars_are_linear_and_refuse_what_they_cannot_hold_to() {
+    let of = |format: Format, properties: serde_json::Value| {
+        let parameters = json!({ "type": "object", "properties": properties,
+            "$defs": { "color": { "enum": ["red", "blue"] } } });
+        let tool = Tool { name: "GET_ARGUMENTS".into(), description: String::new(), parameters };
+        format.call_grammar(&[tool], false, &|_| None)
+    };
+    let many: serde_json::Map<String, serde_json::Value> =
+        (0..5000).map(|at| (format!("p{at}"), json!({ "type": "integer" }))).collect();
+    let grammar = of(Format::Pythonic, many.into()).unwrap();
+    assert!(grammar.len() < 1 << 20, "{}", grammar.len());
+    assert!(grammar.contains("\"GET_ARGUMENTS\""));
+    let grammar = of(Format::Qwen3Coder, json!({ "c": { "$ref": "#/$defs/color" } })).unwrap();
+    assert!(grammar.contains(r#"("red" | "blue")"#), "{grammar}");
+    for property in [
+        json!({ "type": "string", "pattern": "a" }),
+        json!({ "anyOf": [{ "type": "string", "maxLength": 3 }, { "type": "null" }] }),
+        json!({ "enum": ["a</parameter>"] }),
+        json!({ "type": "string", "enum": ["null"] }),
+        json!({ "anyOf": [{ "enum": ["a"] }, { "type": "string" }] }),
+    ] {
+        let refused = of(Format::Qwen3Coder, json!({ "c": property }));
+        assert!(matches!(refused, Err(NoGrammar::Argument { .. })), "{property} {refused:?}");
+    }
+    let tool = Tool { name: "a b".into(), description: String::new(), parameters: json!(null) };
+    assert!(matches!(Format::Hermes.call_grammar(&[tool], false, &|_| None), Err(NoGrammar::Name { .. })));
 }

@@ -8,12 +8,14 @@ use serde_json::{Number, Value};
 
 use super::python;
 
-/// Levels of `anyOf`, `oneOf` and `allOf` that are looked into.
+/// Levels of `anyOf`, `oneOf`, `allOf` and `$ref` that are looked into.
 const NESTING_MAX: usize = 8;
+/// Schemas that are looked into for one argument.
+const SCHEMAS_MAX: usize = 1000;
 
-/// The types that a schema allows.
+/// The types that an argument's schema allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Types {
+pub(super) struct Types {
     integer: bool,
     number: bool,
     boolean: bool,
@@ -23,13 +25,16 @@ struct Types {
 }
 
 impl Types {
-    fn of(schema: &Value) -> Self {
+    /// Returns the types of a schema within `root`, to which its references lead.
+    pub(super) fn of(schema: &Value, root: &Value) -> Self {
         let mut types = Self::default();
-        types.add(schema, NESTING_MAX);
+        for schema in reached(schema, root) {
+            types.add(schema);
+        }
         types
     }
 
-    fn add(&mut self, schema: &Value, levels: usize) {
+    fn add(&mut self, schema: &Value) {
         match &schema["type"] {
             Value::String(name) => self.add_name(name),
             Value::Array(names) => {
@@ -37,7 +42,7 @@ impl Types {
             }
             _ => {}
         }
-        for value in schema["enum"].as_array().into_iter().flatten().chain(schema.get("const")) {
+        for value in listed(schema) {
             match value {
                 Value::Null => self.null = true,
                 Value::Bool(_) => self.boolean = true,
@@ -46,10 +51,6 @@ impl Types {
                 Value::String(_) => self.string = true,
                 Value::Array(_) | Value::Object(_) => self.structure = true,
             }
-        }
-        for key in ["anyOf", "oneOf", "allOf"] {
-            let choices = schema[key].as_array().filter(|_| levels > 0);
-            choices.into_iter().flatten().for_each(|choice| self.add(choice, levels - 1));
         }
         self.structure |= schema.get("properties").is_some() || schema.get("items").is_some();
     }
@@ -70,22 +71,75 @@ impl Types {
     fn silent(self) -> bool {
         self == Self::default()
     }
+
+    /// Whether only a string fits.
+    pub(super) fn only_string(self) -> bool {
+        self.string && self == Self { string: true, ..Self::default() }
+    }
+
+    /// Whether only numbers, booleans and null fit.
+    pub(super) fn only_scalars(self) -> bool {
+        !self.takes_text() && !self.structure
+    }
+
+    /// Whether only strings and null fit, or what they are is open.
+    pub(super) fn string_or_null(self) -> bool {
+        self.silent() || self.string && self == Self { string: true, null: self.null, ..Self::default() }
+    }
+
+    /// Whether null fits.
+    pub(super) fn nullable(self) -> bool {
+        self.null
+    }
+
+    /// Whether any text fits, as a string if as nothing else.
+    pub(super) fn takes_text(self) -> bool {
+        self.string || self.silent()
+    }
 }
 
-/// Returns the value that a text is, by the schema of the argument if the tool has one for it. Where the
-/// schema says nothing, a text that is JSON is that if `guess`, and a string otherwise.
-pub(super) fn value(text: &str, schema: Option<&Value>, guess: bool) -> Value {
-    let types = schema.map(Types::of).unwrap_or_default();
+/// Returns the values that a schema lists.
+pub(super) fn listed(schema: &Value) -> impl Iterator<Item = &Value> {
+    schema["enum"].as_array().into_iter().flatten().chain(schema.get("const"))
+}
+
+/// Returns the schemas that say what a value is: the schema, those that it combines, and those that it refers
+/// to within `root`. Both are bounded.
+pub(super) fn reached<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a Value> {
+    let mut reached = vec![(schema, 0)];
+    let mut at = 0;
+    while let Some((schema, level)) = reached.get(at).copied() {
+        at += 1;
+        if level == NESTING_MAX {
+            continue;
+        }
+        let choices = ["anyOf", "oneOf", "allOf"].iter().filter_map(|key| schema[*key].as_array()).flatten();
+        let pointer = schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
+        let room = SCHEMAS_MAX.saturating_sub(reached.len());
+        let target = pointer.and_then(|pointer| root.pointer(pointer));
+        reached.extend(choices.chain(target).take(room).map(|schema| (schema, level + 1)));
+    }
+    reached.into_iter().map(|(schema, _)| schema).collect()
+}
+
+/// Returns the value that a text is, by the schema of the argument within `root`, if the tool has one for it.
+/// Where the schema says nothing, a text that is JSON is that if `guess`; otherwise only an object or a list
+/// is.
+pub(super) fn value(text: &str, schema: Option<&Value>, root: &Value, guess: bool) -> Value {
+    let types = schema.map(|schema| Types::of(schema, root)).unwrap_or_default();
     let word = text.trim();
-    let only_string = types.string && types == Types { string: true, ..Types::default() };
-    if guess && only_string {
+    if guess && types.only_string() {
         return text.into();
     }
     if word.eq_ignore_ascii_case("null") || types.null && word.eq_ignore_ascii_case("none") {
         return Value::Null;
     }
-    if only_string || types.silent() && !guess {
+    if types.only_string() {
         return text.into();
+    }
+    if types.silent() && !guess {
+        let json = schema.and_then(|_| serde_json::from_str::<Value>(word).ok());
+        return json.filter(|json| json.is_object() || json.is_array()).unwrap_or_else(|| text.into());
     }
     let fits = fitting(word, types);
     fits.or_else(|| (!types.string).then(|| literal(word)).flatten()).unwrap_or_else(|| text.into())
@@ -158,11 +212,29 @@ mod tests {
             ("2", json!({}), json!("2")),
         ];
         for (text, schema, wanted) in cases {
-            assert_eq!(value(text, Some(&schema), false), wanted, "{text} {schema}");
+            assert_eq!(value(text, Some(&schema), &json!(null), false), wanted, "{text} {schema}");
         }
-        assert_eq!(value("2", None, false), json!("2"));
-        assert_eq!(value("2", None, true), json!(2));
-        assert_eq!(value("two", None, true), json!("two"));
-        assert_eq!(value("null", Some(&json!({ "type": "string" })), true), json!("null"));
+        assert_eq!(value("2", None, &json!(null), false), json!("2"));
+        assert_eq!(value("2", None, &json!(null), true), json!(2));
+        assert_eq!(value("two", None, &json!(null), true), json!("two"));
+        assert_eq!(value("null", Some(&json!({ "type": "string" })), &json!(null), true), json!("null"));
+        assert_eq!(value("{\"a\": 1}", Some(&json!({})), &json!(null), false), json!({ "a": 1 }));
+    }
+
+    #[test]
+    fn references_lead_to_the_type() {
+        let root = json!({ "$defs": {
+            "place": { "type": "object", "properties": {} },
+            "count": { "allOf": [{ "$ref": "#/$defs/integer" }] },
+            "integer": { "type": "integer" },
+            "loop": { "anyOf": [{ "$ref": "#/$defs/loop" }, { "$ref": "#/$defs/loop" }] },
+        } });
+        let read = |text: &str, name: &str| {
+            value(text, Some(&json!({ "$ref": format!("#/$defs/{name}") })), &root, false)
+        };
+        assert_eq!(read("{\"city\": \"Paris\"}", "place"), json!({ "city": "Paris" }));
+        assert_eq!(read("5", "count"), json!(5));
+        assert_eq!(read("5", "loop"), json!("5"));
+        assert_eq!(read("5", "nowhere"), json!("5"));
     }
 }

@@ -36,6 +36,11 @@ KNOWN = {
     ("sglang", "gemma4", "gemma4: nested"),
     # An empty object is not read to its end.
     ("mlx_lm", "function_gemma", "function_gemma: falsy"),
+    # References in a schema are not followed, or only some.
+    ("sglang", "qwen3_coder", "qwen3_coder: references"),
+    ("mlx_lm", "minimax_m2", "minimax: references"),
+    ("sglang", "minimax_m2", "minimax: references"),
+    ("mlx_lm", "function_gemma", "function_gemma: references"),
     # It wants a space behind the marker.
     ("sglang", "mistral", "odd: no space"),
     ("sglang", "qwen3_coder", "odd: no outer tag"),

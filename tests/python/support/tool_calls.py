@@ -43,6 +43,12 @@ TOOLS = [
                     "exact": {"type": "boolean"},
                     "places": {"type": "array"},
                     "options": {"type": "object"},
+                    "place": {"$ref": "#/$defs/Place"},
+                    "unit": {"anyOf": [{"$ref": "#/$defs/Unit"}, {"type": "null"}]},
+                },
+                "$defs": {
+                    "Place": {"type": "object", "properties": {"city": {"type": "string"}}},
+                    "Unit": {"enum": ["C", "F"]},
                 },
             },
         },
@@ -71,6 +77,7 @@ SCENARIOS: dict[str, list[Call]] = {
     "types": [call("weather", city="7", days=7, ratio=0.25, exact=False)],
     "braces": [call("weather", city="}{ ][ , : = ( ) ' `")],
     "tags": [call("weather", city="<b>5 < 6</b> [TOOL_CALLS] <x>")],
+    "references": [call("weather", place={"city": "Rome"}, unit="C")],
     "falsy": [call("weather", city="", days=0, places=[], options={})],
 }
 
