@@ -46,8 +46,12 @@ parity: build ## every architecture beside mlx-lm, in every storage, and a sweep
 	@python="$$(tests/python/venv.sh test)" && PYTHONPATH=clients/python/src:tests/python/support \
 	  "$$python" tests/python/parity/parity_table.py $(PARITY)
 
-soak: build model ## 500 streams, most of which end badly: what stays, and what the others say
+soak: build model ## 500 streams, most of which end badly, and 25 kills amid twenty turns: what stays
 	tests/bench/run.sh soak --check
+	python="$$(tests/python/venv.sh test)" && MLXD_KILLS=25 \
+	  PYTHONPATH=clients/python/src:tests/python/support \
+	  "$$python" -m pytest --config-file tests/python/pytest.ini --rootdir tests/python \
+	  --timeout 1800 tests/python/e2e/test_durability.py -k killed
 
 bench: build model ## mlxd beside mlx-lm, in one run
 	MLXD_BLAS=$(CURDIR)/.cargo/mlx-linux/lib/libmlxd_blas.so \
