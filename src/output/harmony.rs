@@ -156,9 +156,6 @@ impl Harmony {
 
     /// Reads behind a call's arguments.
     fn behind(&mut self, c: char, calls: &mut Calls) {
-        if c.is_whitespace() && self.scan.held().is_empty() {
-            return;
-        }
         match self.scan.anchored(c, &ENDS) {
             Ok(None) => {}
             Ok(Some(end)) if calls.end().is_some() => self.end(end, calls),

@@ -91,9 +91,7 @@ impl Headed {
     }
 
     pub(super) fn read(&mut self, c: char, calls: &mut Calls) -> Next {
-        let blank = c.is_whitespace() && self.scan.held().is_empty();
         match &mut self.state {
-            State::Between | State::Tail(_) if blank => Next::More,
             State::Between => match self.scan.anchored(c, self.heads.between) {
                 Err(other) => Next::Not(other),
                 Ok(Some(0)) => {

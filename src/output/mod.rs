@@ -8,6 +8,7 @@
 
 mod bare;
 mod calls;
+mod cursor;
 mod format;
 mod gemma;
 mod grammar;

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Number, Value};
 
+use super::cursor::Cursor;
 use super::json::DEPTH_MAX;
 
 /// A function's name and its arguments.
@@ -12,39 +13,24 @@ pub(super) type Read = (String, Map<String, Value>);
 
 /// Returns the value of a literal, if the text is one and nothing else.
 pub(super) fn literal(text: &str) -> Option<Value> {
-    let mut reader = Reader { rest: text.trim() };
-    let value = reader.value(0)?;
-    reader.rest.trim().is_empty().then_some(value)
+    let mut cursor = Cursor { rest: text.trim() };
+    let value = cursor.value(0)?;
+    cursor.rest.trim().is_empty().then_some(value)
 }
 
 /// Returns the calls of a list, if the text is one and nothing else.
 pub(super) fn calls(text: &str) -> Option<Vec<Read>> {
-    let mut reader = Reader { rest: text.trim() };
-    reader.eat("[").then_some(())?;
-    let mut calls = vec![reader.call()?];
-    while !reader.eat("]") {
-        reader.eat(",").then_some(())?;
-        if reader.eat("]") {
-            break;
-        }
-        calls.push(reader.call()?);
-    }
-    reader.rest.trim().is_empty().then_some(calls)
+    let mut cursor = Cursor { rest: text.trim() };
+    cursor.eat("[").then_some(())?;
+    let mut calls = Vec::new();
+    cursor.items("]", |cursor| {
+        calls.push(cursor.call()?);
+        Some(())
+    })?;
+    (cursor.rest.trim().is_empty() && !calls.is_empty()).then_some(calls)
 }
 
-struct Reader<'a> {
-    rest: &'a str,
-}
-
-impl<'a> Reader<'a> {
-    /// Skips white space, and the token if it comes next.
-    fn eat(&mut self, token: &str) -> bool {
-        self.rest = self.rest.trim_start();
-        let rest = self.rest.strip_prefix(token);
-        self.rest = rest.unwrap_or(self.rest);
-        rest.is_some()
-    }
-
+impl<'a> Cursor<'a> {
     /// Takes the characters that belong to a word.
     fn word(&mut self, belongs: fn(char) -> bool) -> &'a str {
         self.rest = self.rest.trim_start();
@@ -58,15 +44,12 @@ impl<'a> Reader<'a> {
         let name = self.word(|c| c.is_alphanumeric() || "_.-".contains(c));
         (!name.is_empty() && self.eat("(")).then_some(())?;
         let mut arguments = Map::new();
-        while !self.eat(")") {
-            let key = self.word(|c| c.is_alphanumeric() || c == '_');
-            (!key.is_empty() && self.eat("=")).then_some(())?;
-            arguments.insert(key.to_owned(), self.value(0)?);
-            if !self.eat(",") {
-                self.eat(")").then_some(())?;
-                break;
-            }
-        }
+        self.items(")", |cursor| {
+            let key = cursor.word(|c| c.is_alphanumeric() || c == '_');
+            (!key.is_empty() && cursor.eat("=")).then_some(())?;
+            arguments.insert(key.to_owned(), cursor.value(0)?);
+            Some(())
+        })?;
         Some((name.to_owned(), arguments))
     }
 
@@ -89,32 +72,26 @@ impl<'a> Reader<'a> {
     fn list(&mut self, open: &str, close: &str, depth: usize) -> Option<Value> {
         self.eat(open);
         let mut values = Vec::new();
-        while !self.eat(close) {
-            values.push(self.value(depth + 1)?);
-            if !self.eat(",") {
-                self.eat(close).then_some(())?;
-                break;
-            }
-        }
+        self.items(close, |cursor| {
+            values.push(cursor.value(depth + 1)?);
+            Some(())
+        })?;
         Some(Value::Array(values))
     }
 
     fn dict(&mut self, depth: usize) -> Option<Value> {
         self.eat("{");
         let mut members = Map::new();
-        while !self.eat("}") {
-            let key = match self.value(depth + 1)? {
+        self.items("}", |cursor| {
+            let key = match cursor.value(depth + 1)? {
                 Value::String(key) => key,
                 Value::Number(key) => key.to_string(),
                 Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
             };
-            self.eat(":").then_some(())?;
-            members.insert(key, self.value(depth + 1)?);
-            if !self.eat(",") {
-                self.eat("}").then_some(())?;
-                break;
-            }
-        }
+            cursor.eat(":").then_some(())?;
+            members.insert(key, cursor.value(depth + 1)?);
+            Some(())
+        })?;
         Some(Value::Object(members))
     }
 

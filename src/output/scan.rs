@@ -32,9 +32,12 @@ impl Scan {
         None
     }
 
-    /// Takes a character where only a marker may stand: returns the marker that ends here, if one does
-    /// already, or how many bytes up to here are not one.
+    /// Takes a character where only a marker may stand, behind white space: returns the marker that ends
+    /// here, if one does already, or how many bytes up to here are not one.
     pub(super) fn anchored(&mut self, c: char, markers: &[&str]) -> Result<Option<usize>, usize> {
+        if c.is_whitespace() && self.held.is_empty() {
+            return Ok(None);
+        }
         let mut other = String::new();
         let found = self.step(c, markers, &mut other);
         if other.is_empty() {
@@ -69,6 +72,7 @@ mod tests {
     #[test]
     fn where_only_a_marker_may_stand_the_rest_is_counted() {
         let mut scan = Scan::default();
+        assert_eq!(scan.anchored('\n', &["<a>", "<bc>"]), Ok(None));
         assert_eq!(scan.anchored('<', &["<a>", "<bc>"]), Ok(None));
         assert_eq!(scan.anchored('b', &["<a>", "<bc>"]), Ok(None));
         assert_eq!(scan.anchored('é', &["<a>", "<bc>"]), Err(4));

@@ -134,9 +134,6 @@ impl Tagged {
 
     /// Reads where only white space and some tags may stand.
     fn expect(&mut self, c: char, tags: &[&'static str], calls: &mut Calls) -> Next {
-        if c.is_whitespace() && self.scan.held().is_empty() {
-            return Next::More;
-        }
         match self.scan.anchored(c, tags) {
             Err(other) => Next::Not(other),
             Ok(None) => Next::More,

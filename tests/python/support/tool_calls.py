@@ -119,35 +119,32 @@ def bare(value: Any) -> str:
     return value if isinstance(value, str) else dumps(value)
 
 
+def tagged(call: Call, form: str) -> str:
+    """The arguments of a call, each in a form with the fields `key` and `value`."""
+    arguments = call["arguments"].items()
+    return "".join(form.format(key=key, value=bare(value)) for key, value in arguments)
+
+
 def glm4(calls: list[Call]) -> str:
     def one(each: Call) -> str:
-        pairs = "".join(
-            f"<arg_key>{key}</arg_key>\n<arg_value>{bare(value)}</arg_value>\n"
-            for key, value in each["arguments"].items()
-        )
-        return f"<tool_call>{each['name']}\n{pairs}</tool_call>"
+        written = tagged(each, "<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n")
+        return f"<tool_call>{each['name']}\n{written}</tool_call>"
 
     return "\n".join(map(one, calls))
 
 
 def qwen3_coder(calls: list[Call]) -> str:
     def one(each: Call) -> str:
-        pairs = "".join(
-            f"<parameter={key}>\n{bare(value)}\n</parameter>\n"
-            for key, value in each["arguments"].items()
-        )
-        return f"<tool_call>\n<function={each['name']}>\n{pairs}</function>\n</tool_call>"
+        written = tagged(each, "<parameter={key}>\n{value}\n</parameter>\n")
+        return f"<tool_call>\n<function={each['name']}>\n{written}</function>\n</tool_call>"
 
     return "\n".join(map(one, calls))
 
 
 def minimax(calls: list[Call]) -> str:
     def one(each: Call) -> str:
-        pairs = "".join(
-            f'<parameter name="{key}">{bare(value)}</parameter>\n'
-            for key, value in each["arguments"].items()
-        )
-        return f'<invoke name="{each["name"]}">\n{pairs}</invoke>\n'
+        written = tagged(each, '<parameter name="{key}">{value}</parameter>\n')
+        return f'<invoke name="{each["name"]}">\n{written}</invoke>\n'
 
     return f"<minimax:tool_call>\n{''.join(map(one, calls))}</minimax:tool_call>"
 
