@@ -22,6 +22,7 @@ import asyncio
 import sys
 import tempfile
 import uuid
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -230,6 +231,17 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return markdown(["what", "", "median"], rows)
 
 
+async def repeated(
+    number: str, scene: Callable[[], Awaitable[dict[str, float]]], rounds: int
+) -> list[dict[str, Any]]:
+    """Runs a scene some times."""
+    found: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        found.append(await scene())
+        print(number, found[-1], file=sys.stderr)
+    return found
+
+
 async def on_the_model(
     mlxd: Mlxd, tokens: Tokens, options: argparse.Namespace
 ) -> dict[str, list[dict[str, Any]]]:
@@ -242,10 +254,7 @@ async def on_the_model(
     found: dict[str, list[dict[str, Any]]] = {}
     for number, scene in scenes.items():
         if options.only in (None, int(number)):
-            found[number] = []
-            for _ in range(options.rounds):
-                found[number].append(await scene())
-                print(number, found[number][-1], file=sys.stderr)
+            found[number] = await repeated(number, scene, options.rounds)
     return found
 
 
@@ -256,10 +265,7 @@ async def on_a_tiny_one(
     found: dict[str, list[dict[str, Any]]] = {}
     if options.only in (None, 2):
         session = await asyncio.to_thread(extended, mlxd, tokens.take(options.context))
-        found["2"] = []
-        for _ in range(options.rounds):
-            found["2"].append(await ends(mlxd, tokens, session))
-            print(2, found["2"][-1], file=sys.stderr)
+        found["2"] = await repeated("2", lambda: ends(mlxd, tokens, session), options.rounds)
     if options.only in (None, 3):
         found["3"] = [await forks(mlxd, tokens)]
     return found
