@@ -27,6 +27,14 @@ pub(crate) fn next_token(context: &[u32]) -> u32 {
     context.iter().fold(0x811c_9dc5, mix) % 999
 }
 
+/// Returns the token that is drawn after a context: that of the uniform number, unless it is greedy.
+pub(crate) fn drawn_token(context: &[u32], temperature: f32, uniform: f32) -> u32 {
+    match next_token(context) {
+        likely if temperature == 0.0 => likely,
+        likely => next_token(&[likely, uniform.to_bits()]),
+    }
+}
+
 /// Returns what to load; the fake does not read it.
 pub(crate) fn spec(model: &str) -> LoadSpec {
     let assets = std::sync::Arc::new(crate::hub::ModelAssets::fake(model));
@@ -207,7 +215,9 @@ impl Fake {
             let seen = &content[..(span.start + output.row) as usize + 1];
             results.push(match output.want {
                 _ if poisoned => RowResult::NotFinite,
-                Want::Sample(_) => RowResult::Token(next_token(seen), None),
+                Want::Sample(ref sample) => {
+                    RowResult::Token(drawn_token(seen, sample.temperature, sample.uniform), None)
+                }
                 Want::Score { next, .. } => {
                     RowResult::Score(TokenLogprobs { chosen: (next, -1.0), top: vec![] })
                 }

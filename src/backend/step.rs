@@ -37,7 +37,8 @@ pub struct Span {
     pub kind: SpanKind,
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// Rows that return something, ascending; none if more of the prompt follows.
+    /// Rows that return something, ascending; none if more of the prompt follows. A row may return several
+    /// tokens, each drawn by itself.
     pub outputs: Vec<RowOutput>,
 }
 
@@ -84,6 +85,8 @@ pub struct Sample {
     pub top_k: u32,
     /// Least probability relative to the most likely token's; 0 is off.
     pub min_p: f32,
+    /// Mass of the tokens whose surprisal is nearest to the entropy; 1 is off.
+    pub typical_p: f32,
     /// Uniform number in [0, 1) at which the distribution is inverted.
     pub uniform: f32,
     /// Changes to single logits: bias and penalties.
@@ -102,6 +105,7 @@ impl Default for Sample {
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,
+            typical_p: 1.0,
             uniform: 0.0,
             edits: Vec::new(),
             xtc: None,
@@ -129,7 +133,7 @@ pub struct LogitEdit {
     pub bias: f32,
     /// Repetition penalty; 1 is none.
     pub repetition: f32,
-    /// Sum of presence and frequency penalties; 0 is none.
+    /// Sum of presence and frequency penalties and of DRY's; 0 is none.
     pub subtract: f32,
 }
 

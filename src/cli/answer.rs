@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 use mlxd::config::KeepAlive;
 use mlxd_client::v1::{
     CacheOptions, CapabilitiesRequest, CreateSessionRequest, GenerateFinished, GenerateRequest,
-    GetSessionRequest, Priority, SamplingOptions, Session, StoppingOptions, stream_generate_response::Event,
+    GetSessionRequest, Priority, SamplingOptions, Session, StoppingOptions, TextList,
+    stream_generate_response::Event,
 };
 use mlxd_client::{Client, ErrorReason};
 
@@ -33,6 +34,27 @@ pub(crate) struct SamplingArgs {
     /// Keep tokens whose probability is at least P times that of the most likely one, 0 to 1
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
+    /// Locally typical sampling: keep the tokens whose surprisal is nearest to the entropy, of mass P, 0 to 1
+    #[arg(long, value_name = "P")]
+    typical_p: Option<f32>,
+    /// DRY: strength of the penalty on going on with a repetition, 0 to 100; 0.8 is usual [default: 0]
+    #[arg(long, value_name = "X")]
+    dry_multiplier: Option<f32>,
+    /// DRY: growth of the penalty with each token repeated, 1 to 100 [default: 1.75]
+    #[arg(long, value_name = "X", requires = "dry_multiplier")]
+    dry_base: Option<f32>,
+    /// DRY: length from which a repetition is penalized, in tokens [default: 2]
+    #[arg(long, value_name = "N", requires = "dry_multiplier")]
+    dry_allowed_length: Option<u32>,
+    /// DRY: number of last tokens that are examined; 0 is all [default: 0]
+    #[arg(long, value_name = "N", requires = "dry_multiplier")]
+    dry_context_size: Option<u32>,
+    /// DRY: text that ends a repetition; may be repeated [default: a line break, `:`, `"` and `*`]
+    #[arg(long, value_name = "TEXT", requires = "dry_multiplier")]
+    dry_breaker: Vec<String>,
+    /// Not a sampler of the daemon
+    #[arg(long, value_name = "MODE", hide = true, value_parser = no_mirostat)]
+    mirostat: Option<String>,
     /// Seed of the random numbers [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -65,6 +87,11 @@ enum Class {
     Background,
 }
 
+/// Refuses mirostat with what there is instead.
+fn no_mirostat(_: &str) -> std::result::Result<String, &'static str> {
+    Err("the daemon has no mirostat; --typical-p and --min-p also bound how unlikely a token may be")
+}
+
 impl SamplingArgs {
     /// Sets the temperature for a model whose files name none, unless one is given. The API's default is
     /// greedy, with which small models repeat themselves to the limit.
@@ -85,6 +112,13 @@ impl SamplingArgs {
             top_p,
             top_k,
             min_p,
+            typical_p,
+            dry_multiplier,
+            dry_base,
+            dry_allowed_length,
+            dry_context_size,
+            ref dry_breaker,
+            mirostat: _,
             seed,
             max_tokens,
             ref stop,
@@ -101,8 +135,21 @@ impl SamplingArgs {
         request.priority = priority.into();
         request.keep_alive = keep_alive.map(format::keep_alive);
         request.cache = no_cache.then(|| CacheOptions { off: true, ..CacheOptions::default() });
-        request.sampling =
-            Some(SamplingOptions { temperature, top_p, top_k, min_p, seed, ..SamplingOptions::default() });
+        let breakers = (!dry_breaker.is_empty()).then(|| TextList { texts: dry_breaker.clone() });
+        request.sampling = Some(SamplingOptions {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            typical_p,
+            dry_multiplier,
+            dry_base,
+            dry_allowed_length,
+            dry_context_size,
+            dry_sequence_breakers: breakers,
+            seed,
+            ..SamplingOptions::default()
+        });
         request.stopping =
             Some(StoppingOptions { max_tokens, stop_strings: stop.clone(), ..StoppingOptions::default() });
     }
@@ -147,7 +194,7 @@ pub(crate) async fn stream_to_stdout(client: &Client, request: GenerateRequest) 
         match event {
             Event::Delta(delta) => line.write(&delta.text)?,
             Event::Finished(finished) => end = finished,
-            Event::Started(_) | Event::Progress(_) => {}
+            Event::Started(_) | Event::Progress(_) | Event::ChoiceFinished(_) => {}
         }
     }
     line.close()?;

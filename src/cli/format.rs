@@ -3,7 +3,15 @@
 use std::time::{Duration, SystemTime};
 
 use mlxd::config::KeepAlive;
-use mlxd_client::v1::{Timings, Usage};
+use mlxd_client::v1::{GenerateResponse, Timings, Usage};
+
+/// Formats the texts of an answer: several each after a line with its number.
+pub(crate) fn choices(response: &GenerateResponse) -> String {
+    match response.choices.as_slice() {
+        [] | [_] => format!("{}\n", response.text),
+        choices => choices.iter().map(|choice| format!("[{}]\n{}\n", choice.choice, choice.text)).collect(),
+    }
+}
 
 /// Formats bytes with three digits and a binary unit.
 pub(crate) fn bytes(count: u64) -> String {

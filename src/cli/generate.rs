@@ -21,6 +21,8 @@ Examples:
   git diff | mlxd generate --system \"Write a commit message.\"
   mlxd generate \"Summarize this:\" < notes.txt
   mlxd generate --session trip \"Name a city.\" && mlxd generate --session trip \"And its river?\"
+  mlxd generate --continue \"Dear Anna,\" \"Write a letter to Anna.\"
+  mlxd generate --n 3 --temperature 1 \"Name a boat.\"
   mlxd generate --json \"Hi\" | jq .usage";
 
 /// Generate one answer and stream it to stdout.
@@ -41,9 +43,18 @@ pub(crate) struct GenerateArgs {
     /// System message
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
+    /// Text with which the answer begins; the output goes on there
+    #[arg(long = "continue", value_name = "TEXT", conflicts_with_all = ["raw", "session"])]
+    begun: Option<String>,
     /// Continue the prompt as raw text, without the chat template
     #[arg(long)]
     raw: bool,
+    /// Number of answers; printed when all are complete, each after a line with its number
+    #[arg(long, value_name = "N", conflicts_with = "session")]
+    n: Option<u32>,
+    /// Number of answers to draw, of which the most likely ones are printed
+    #[arg(long, value_name = "N", conflicts_with = "session")]
+    best_of: Option<u32>,
     /// Print one JSON object when the answer is complete
     #[arg(long)]
     json: bool,
@@ -70,6 +81,10 @@ pub(crate) async fn run(mut args: GenerateArgs, prompt: String) -> Result<()> {
         let response = client.generate(request).await?;
         json::print(&json::generation(&response, args.session.as_deref()))?;
         (response.usage, response.timings)
+    } else if args.n.is_some() || args.best_of.is_some() {
+        let response = client.generate(request).await?;
+        out::data(&format::choices(&response))?;
+        (response.usage, response.timings)
     } else {
         let end = stream_to_stdout(&client, request).await?;
         (end.usage, end.timings)
@@ -86,7 +101,11 @@ async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Re
         GenerateRequest::prompt(prompt)
     } else {
         let system = args.system.as_ref().map(Message::system);
-        GenerateRequest::messages(system.into_iter().chain([Message::user(prompt)]))
+        let asked = system.into_iter().chain([Message::user(prompt)]);
+        match &args.begun {
+            Some(begun) => GenerateRequest::continuing(asked.chain([Message::assistant(begun)])),
+            None => GenerateRequest::messages(asked),
+        }
     };
     if let Some(name) = &args.session {
         request.model = open_session(client, name, args.model.as_deref()).await?.model;
@@ -96,6 +115,7 @@ async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Re
     }
     args.sampling.settle(client, &request.model).await?;
     args.sampling.apply(&mut request);
+    (request.n, request.best_of) = (args.n, args.best_of);
     Ok(request)
 }
 

@@ -4,8 +4,8 @@
 use std::io;
 
 use mlxd_client::v1::{
-    EffectiveSampling, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session, SessionChange,
-    SessionState,
+    EffectiveSampling, GenerateChoice, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session,
+    SessionChange, SessionState,
 };
 use serde_json::{Value, json};
 
@@ -44,8 +44,21 @@ pub(crate) fn generation(response: &GenerateResponse, session: Option<&str>) -> 
         "session": session,
         "session_token_count": response.session_token_count,
         "sampling": response.sampling.as_ref().map(sampling),
+        "choices": response.choices.iter().map(choice).collect::<Vec<_>>(),
         "model_revision": response.model_revision,
         "request_id": response.request_id,
+    })
+}
+
+fn choice(choice: &GenerateChoice) -> Value {
+    json!({
+        "choice": choice.choice,
+        "text": choice.text,
+        "finish_reason": enum_name(choice.finish_reason().as_str_name(), "FINISH_REASON_"),
+        "stop_string": choice.stop_string,
+        "completion_tokens": choice.completion_tokens,
+        "seed": choice.seed,
+        "mean_logprob": choice.mean_logprob,
     })
 }
 
@@ -61,6 +74,10 @@ fn sampling(sampling: &EffectiveSampling) -> Value {
         "frequency_penalty": sampling.frequency_penalty,
         "xtc_probability": sampling.xtc_probability,
         "xtc_threshold": sampling.xtc_threshold,
+        "typical_p": sampling.typical_p,
+        "dry_multiplier": sampling.dry_multiplier,
+        "dry_base": sampling.dry_base,
+        "dry_allowed_length": sampling.dry_allowed_length,
         "max_tokens": sampling.max_tokens,
     })
 }

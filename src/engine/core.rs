@@ -284,8 +284,12 @@ impl<B: Backend> Engine<B> {
             return Err(Error::Draining);
         }
         let EngineSettings { queue_length_max, queue_length_per_client_max, .. } = self.settings;
-        let waiting: Vec<Waiter<'_>> = self.models.values().flat_map(Resident::waiters).collect();
-        match sched::enter(&sequence.origin.owner, &waiting, queue_length_max, queue_length_per_client_max) {
+        let waiting = self.models.values().flat_map(Resident::waiters);
+        // Places are those of the queues; what will wait comes after.
+        let promised = self.models.values().flat_map(Resident::promised_waiters);
+        let waiting: Vec<Waiter<'_>> = waiting.chain(promised).collect();
+        let newcomer = (&sequence.origin.owner, sequence.choices());
+        match sched::enter(newcomer, &waiting, queue_length_max, queue_length_per_client_max) {
             Entry::Waits => Ok(None),
             Entry::Replaces(place) => Ok(Some(place)),
             Entry::Full => Err(queue_full("queue_length_max", queue_length_max)),

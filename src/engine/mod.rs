@@ -20,10 +20,10 @@ mod tests;
 mod thread;
 
 pub use api::{
-    AdoptWork, CacheUse, CachedAsk, CachedKv, Command, Counters, Delta, EVENTS_BUFFERED_MAX, EngineHandle,
-    EngineSettings, EngineStats, ExportAsk, Finish, GenerateEvent, GenerateWork, Generated, KvCharge, KvCopy,
-    KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel, RoomAsk, Sampling,
-    ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    AdoptWork, CacheUse, CachedAsk, CachedKv, Command, Counters, Delta, DrySampling, EVENTS_BUFFERED_MAX,
+    EngineHandle, EngineSettings, EngineStats, ExportAsk, Finish, GenerateEvent, GenerateWork, Generated,
+    KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel, RoomAsk,
+    Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 

@@ -190,6 +190,7 @@ fn unusable(model: &ModelName, error: &TextError) -> Error {
         | TextError::Encode(_)
         | TextError::TooLong { .. }
         | TextError::Render(_)
+        | TextError::NotContinued
         | TextError::Role { .. }
         | TextError::Tools { .. }
         | TextError::Argument { .. }

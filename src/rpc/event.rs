@@ -1,5 +1,6 @@
 //! Answers and events of the use cases as proto messages.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
@@ -8,8 +9,8 @@ use super::history::outcome;
 use super::pb::{self, stream_generate_response as stream};
 use crate::error::Error;
 use crate::service::{
-    EffectiveSampling, Event, Finish, Finished, OutputDelta, Scores, Started, TokenLogprob, TokenLogprobs,
-    TokenScore, Usage,
+    ChoiceFinished, EffectiveSampling, Event, Finish, Finished, OutputDelta, Scores, Started, TokenLogprob,
+    TokenLogprobs, TokenScore, Usage,
 };
 
 /// Returns one message of a stream.
@@ -19,10 +20,11 @@ pub(super) fn stream_event(event: Event) -> pb::StreamGenerateResponse {
         Event::Progress { done_tokens, total_tokens } => {
             stream::Event::Progress(pb::PrefillProgress { done_tokens, total_tokens })
         }
-        Event::Delta(OutputDelta { text, token_ids, logprobs }) => {
+        Event::Delta(OutputDelta { choice, text, token_ids, logprobs }) => {
             let logprobs = logprobs.into_iter().map(token_logprobs).collect();
-            stream::Event::Delta(pb::GenerateDelta { text, token_ids, logprobs })
+            stream::Event::Delta(pb::GenerateDelta { text, token_ids, logprobs, choice })
         }
+        Event::ChoiceFinished(finished) => stream::Event::ChoiceFinished(choice_finished(finished)),
         Event::Finished(finished) => stream::Event::Finished(self::finished(finished)),
     };
     pb::StreamGenerateResponse { event: Some(event) }
@@ -31,6 +33,10 @@ pub(super) fn stream_event(event: Event) -> pb::StreamGenerateResponse {
 /// The answer of a call that returns everything at once, as far as it has come.
 pub(super) struct Collected {
     answer: pb::GenerateResponse,
+    /// Output by choice.
+    choices: BTreeMap<u32, pb::GenerateChoice>,
+    /// Whether several choices were asked for.
+    has_several: bool,
     /// Bytes that it has at least.
     bytes: usize,
     bytes_max: usize,
@@ -39,7 +45,8 @@ pub(super) struct Collected {
 impl Collected {
     /// Begins an answer of at most `bytes_max` bytes.
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { answer: pb::GenerateResponse::default(), bytes: 0, bytes_max }
+        let (answer, choices) = (pb::GenerateResponse::default(), BTreeMap::new());
+        Self { answer, choices, has_several: false, bytes: 0, bytes_max }
     }
 
     /// Adds an event; fails as soon as the answer is too large, so that nothing is computed in vain.
@@ -54,14 +61,36 @@ impl Collected {
                 answer.history = started.history;
             }
             Event::Progress { .. } => {}
-            Event::Delta(OutputDelta { text, token_ids, logprobs }) => {
+            Event::Delta(OutputDelta { choice, text, token_ids, logprobs }) => {
                 self.bytes += text.len() + token_ids.len();
-                answer.text.push_str(&text);
-                answer.token_ids.extend(token_ids);
+                let choice = self.choices.entry(choice).or_default();
+                choice.text.push_str(&text);
+                choice.token_ids.extend(token_ids);
                 for token in logprobs.into_iter().map(token_logprobs) {
                     self.bytes += token.encoded_len();
-                    answer.logprobs.push(token);
+                    choice.logprobs.push(token);
                 }
+            }
+            Event::ChoiceFinished(finished) => {
+                let pb::ChoiceFinished {
+                    choice,
+                    finish_reason,
+                    stop_string,
+                    completion_tokens,
+                    seed,
+                    mean_logprob,
+                } = choice_finished(finished);
+                let ended = self.choices.entry(choice).or_default();
+                *ended = pb::GenerateChoice {
+                    choice,
+                    finish_reason,
+                    stop_string,
+                    completion_tokens,
+                    seed,
+                    mean_logprob,
+                    ..std::mem::take(ended)
+                };
+                self.has_several = true;
             }
             Event::Finished(finished) => {
                 let finished = self::finished(finished);
@@ -76,8 +105,18 @@ impl Collected {
     }
 
     /// Returns the answer if it can be sent.
-    pub(super) fn whole(self) -> Result<pb::GenerateResponse, Error> {
-        at_most_bytes(self.answer.encoded_len(), self.bytes_max).map(|()| self.answer)
+    pub(super) fn whole(mut self) -> Result<pb::GenerateResponse, Error> {
+        let first = self.choices.remove(&0).unwrap_or_default();
+        let mut answer = pb::GenerateResponse {
+            text: first.text.clone(),
+            token_ids: first.token_ids.clone(),
+            logprobs: first.logprobs.clone(),
+            ..self.answer
+        };
+        if self.has_several {
+            answer.choices = std::iter::once(first).chain(self.choices.into_values()).collect();
+        }
+        at_most_bytes(answer.encoded_len(), self.bytes_max).map(|()| answer)
     }
 }
 
@@ -117,6 +156,10 @@ pub(super) fn effective_sampling(sampling: EffectiveSampling) -> pb::EffectiveSa
         frequency_penalty,
         xtc_probability,
         xtc_threshold,
+        typical_p,
+        dry_multiplier,
+        dry_base,
+        dry_allowed_length,
         max_tokens,
     } = sampling;
     pb::EffectiveSampling {
@@ -131,6 +174,10 @@ pub(super) fn effective_sampling(sampling: EffectiveSampling) -> pb::EffectiveSa
         max_tokens,
         xtc_probability,
         xtc_threshold,
+        typical_p,
+        dry_multiplier,
+        dry_base,
+        dry_allowed_length,
     }
 }
 
@@ -167,13 +214,8 @@ fn finished(finished: Finished) -> pb::GenerateFinished {
         total_time,
         session_token_count,
     } = finished;
-    let finish_reason = match finish {
-        Finish::StopToken => pb::FinishReason::Stop,
-        Finish::StopString(_) => pb::FinishReason::StopString,
-        Finish::Length => pb::FinishReason::Length,
-    };
     pb::GenerateFinished {
-        finish_reason: finish_reason.into(),
+        finish_reason: finish_reason(finish).into(),
         stop_string,
         usage: Some(self::usage(usage)),
         timings: Some(pb::Timings {
@@ -183,6 +225,26 @@ fn finished(finished: Finished) -> pb::GenerateFinished {
             total_time: duration(total_time),
         }),
         session_token_count,
+    }
+}
+
+fn choice_finished(finished: ChoiceFinished) -> pb::ChoiceFinished {
+    let ChoiceFinished { choice, finish, stop_string, completion_tokens, seed, mean_logprob } = finished;
+    pb::ChoiceFinished {
+        choice,
+        finish_reason: finish_reason(finish).into(),
+        stop_string,
+        completion_tokens,
+        seed,
+        mean_logprob,
+    }
+}
+
+fn finish_reason(finish: Finish) -> pb::FinishReason {
+    match finish {
+        Finish::StopToken => pb::FinishReason::Stop,
+        Finish::StopString(_) => pb::FinishReason::StopString,
+        Finish::Length => pb::FinishReason::Length,
     }
 }
 

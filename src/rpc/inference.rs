@@ -17,8 +17,8 @@ use super::stay;
 use crate::count::count;
 use crate::error::Error;
 use crate::service::{
-    CacheOptions, CountRequest, Counted, Event, GenerateRequest, Generation, Input, OutputOptions, Priority,
-    SamplingOptions, ScoreRequest, Service, StoppingOptions,
+    CacheOptions, CountRequest, Counted, DryOptions, Event, GenerateRequest, Generation, Input,
+    OutputOptions, Priority, SamplingOptions, ScoreRequest, Service, StoppingOptions,
 };
 
 pub(super) struct Inference(pub(super) Arc<Service>);
@@ -137,6 +137,8 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         keep_alive,
         history,
         cache,
+        n,
+        best_of,
     } = request;
     let pb::OutputOptions { logprobs, return_token_ids } = output.unwrap_or_default();
     Ok(GenerateRequest {
@@ -151,6 +153,8 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         keep_alive: stay::from_wire(keep_alive)?,
         history: history::from_wire(history)?,
         cache: cache_options(cache),
+        n,
+        best_of,
     })
 }
 
@@ -191,6 +195,7 @@ fn score_input(input: Option<pb::score_request::Input>) -> Result<Input, Error> 
     match input.ok_or_else(missing_input)? {
         Wire::Text(text) => Ok(Input::Text(text)),
         Wire::TokenIds(list) => Ok(Input::Ids(list.ids)),
+        Wire::Chat(chat) => message::chat(chat).map(Input::Chat),
     }
 }
 
@@ -214,7 +219,20 @@ fn sampling_options(sent: pb::SamplingOptions) -> SamplingOptions {
         xtc_probability,
         xtc_threshold,
         logit_bias,
+        typical_p,
+        dry_multiplier,
+        dry_base,
+        dry_allowed_length,
+        dry_context_size,
+        dry_sequence_breakers,
     } = sent;
+    let dry = DryOptions {
+        multiplier: dry_multiplier,
+        base: dry_base,
+        allowed_length: dry_allowed_length,
+        context_size: dry_context_size,
+        sequence_breakers: dry_sequence_breakers.map(|list| list.texts),
+    };
     SamplingOptions {
         temperature,
         top_p,
@@ -230,6 +248,8 @@ fn sampling_options(sent: pb::SamplingOptions) -> SamplingOptions {
         xtc_probability,
         xtc_threshold,
         logit_bias: logit_bias.into_iter().collect(),
+        typical_p,
+        dry,
     }
 }
 

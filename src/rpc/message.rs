@@ -7,7 +7,14 @@ use crate::error::Error;
 use crate::service::{Chat, Message, Part, Role, Tool, ToolCall, ToolResult};
 
 pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
-    let pb::ChatInput { messages, tools, template_arguments, add_generation_prompt } = chat;
+    let pb::ChatInput {
+        messages,
+        tools,
+        template_arguments,
+        add_generation_prompt,
+        continue_final_message,
+        allow_control_tokens,
+    } = chat;
     let messages = messages.into_iter().enumerate();
     let messages = messages.map(|(index, sent)| message(&format!("chat.messages[{index}]"), sent));
     let tools = tools.into_iter().enumerate();
@@ -17,6 +24,8 @@ pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
         tools: tools.collect::<Result<_, _>>()?,
         arguments: json::from_struct("chat.template_arguments", template_arguments.unwrap_or_default())?,
         add_generation_prompt,
+        continue_final_message,
+        allow_control_tokens,
     })
 }
 

@@ -77,6 +77,7 @@ fn server_capabilities(service: &Service, memory_budget_bytes: u64) -> pb::Serve
             memory_budget_bytes,
             score_tokens_max: limits.score_tokens_max,
             top_logprobs_max: limits.top_logprobs_max,
+            choices_max: limits.choices_max,
         }),
     }
 }

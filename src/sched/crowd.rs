@@ -19,6 +19,8 @@ pub struct Waiter<'a> {
     pub since: Moment,
     /// Whether its caller has had something of it; then it keeps its place.
     pub has_begun: bool,
+    /// Number of its choices: each has a place.
+    pub choices: u32,
 }
 
 /// What becomes of a newcomer.
@@ -34,30 +36,46 @@ pub enum Entry {
     FullForClient,
 }
 
-/// Decides on a newcomer beside those who wait.
+/// Decides on a newcomer with a number of choices beside those who wait. One with more choices than a limit
+/// needs all of its places.
 #[must_use]
-pub fn enter(newcomer: &Owner, waiting: &[Waiter<'_>], count_max: u32, of_client_max: u32) -> Entry {
-    let count = |of: &dyn Fn(&Owner) -> bool| waiting.iter().filter(|waiter| of(waiter.owner)).count();
+pub fn enter(
+    (newcomer, choices): (&Owner, u32),
+    waiting: &[Waiter<'_>],
+    count_max: u32,
+    of_client_max: u32,
+) -> Entry {
+    let choices = choices.min(of_client_max).min(count_max);
+    let count = |of: &dyn Fn(&Owner) -> bool| places(waiting.iter().filter(|waiter| of(waiter.owner)));
     let of_client = count(&|owner| owner.client == newcomer.client);
     let of_connection = count(&|owner| owner.connection == newcomer.connection);
-    if of_client.max(of_connection) >= of_client_max as usize {
+    if of_client.max(of_connection) + choices > of_client_max {
         return Entry::FullForClient;
     }
-    if waiting.len() < count_max as usize {
+    let all = count(&|_| true);
+    if all + choices <= count_max {
         return Entry::Waits;
     }
-    replaced(newcomer, waiting).map_or(Entry::Full, Entry::Replaces)
+    let goes = replaced((newcomer, choices), waiting);
+    let fits = |place: &usize| all - waiting[*place].choices + choices <= count_max;
+    goes.filter(fits).map_or(Entry::Full, Entry::Replaces)
 }
 
-/// Returns the place that a newcomer to a full queue may take.
-fn replaced(newcomer: &Owner, waiting: &[Waiter<'_>]) -> Option<usize> {
+/// Returns the number of places that some requests have.
+fn places<'a>(waiting: impl Iterator<Item = &'a Waiter<'a>>) -> u32 {
+    waiting.map(|waiter| waiter.choices).sum()
+}
+
+/// Returns the request whose place a newcomer to a full queue may take.
+fn replaced((newcomer, choices): (&Owner, u32), waiting: &[Waiter<'_>]) -> Option<usize> {
     let mut group: Vec<usize> = (0..waiting.len()).collect();
     for depth in 0..CIRCLES {
         let own = newcomer.circle(depth);
-        let mine = group.iter().filter(|place| waiting[**place].owner.circle(depth) == own).count();
+        let mine = group.iter().map(|place| &waiting[*place]);
+        let mine = places(mine.filter(|waiter| waiter.owner.circle(depth) == own));
         let (_, most) = largest(&group, waiting, depth)?;
         // Otherwise the two would only have changed places.
-        if most > mine + 1 {
+        if most > mine + choices {
             return last_of_largest(group, waiting, depth);
         }
         group.retain(|place| waiting[*place].owner.circle(depth) == own);
@@ -75,13 +93,13 @@ fn last_of_largest(mut group: Vec<usize>, waiting: &[Waiter<'_>], depth: usize) 
     may_go.max_by_key(|place| (waiting[*place].priority, waiting[*place].since, *place))
 }
 
-/// Returns the circle of a group that has most requests, and their number, among those with one that has not
-/// begun.
-fn largest(group: &[usize], waiting: &[Waiter<'_>], depth: usize) -> Option<(Circle, usize)> {
+/// Returns the circle of a group that has most places, and their number, among those with a request that has
+/// not begun.
+fn largest(group: &[usize], waiting: &[Waiter<'_>], depth: usize) -> Option<(Circle, u32)> {
     let mut counts = BTreeMap::new();
     for waiter in group.iter().map(|place| &waiting[*place]) {
         let (count, may_go) = counts.entry(waiter.owner.circle(depth)).or_insert((0, false));
-        *count += 1;
+        *count += waiter.choices;
         *may_go |= !waiter.has_begun;
     }
     let open = counts.into_iter().filter(|(_, (_, may_go))| *may_go);
@@ -100,6 +118,8 @@ mod tests {
         owners: Vec<Owner>,
         begun: Vec<usize>,
         of_client_max: u32,
+        /// Choices of those that have more than one, by place.
+        choices: Vec<(usize, u32)>,
     }
 
     fn owner((principal, connection, client): (&str, u64, &str)) -> Owner {
@@ -110,10 +130,14 @@ mod tests {
     impl Door {
         fn new(waiting: &[(&str, u64, &str)]) -> Self {
             let owners = waiting.iter().copied().map(owner).collect();
-            Self { owners, begun: vec![], of_client_max: 9 }
+            Self { owners, begun: vec![], of_client_max: 9, choices: vec![] }
         }
 
         fn enter(&self, newcomer: (&str, u64, &str)) -> Entry {
+            self.enter_with(newcomer, 1)
+        }
+
+        fn enter_with(&self, newcomer: (&str, u64, &str), choices: u32) -> Entry {
             let waiting: Vec<Waiter<'_>> = self
                 .owners
                 .iter()
@@ -123,9 +147,10 @@ mod tests {
                     priority: Priority::Normal,
                     since: Moment::at(Duration::from_secs(place as u64)),
                     has_begun: self.begun.contains(&place),
+                    choices: self.choices.iter().find(|(of, _)| *of == place).map_or(1, |(_, n)| *n),
                 })
                 .collect();
-            enter(&owner(newcomer), &waiting, 4, self.of_client_max)
+            enter((&owner(newcomer), choices), &waiting, 4, self.of_client_max)
         }
     }
 
@@ -138,6 +163,22 @@ mod tests {
         door = Door::new(&[("u", 1, "a"), ("u", 2, "a")]);
         door.of_client_max = 2;
         assert_eq!(door.enter(("u", 3, "a")), Entry::FullForClient, "a name counts over all connections");
+    }
+
+    #[test]
+    fn each_choice_has_a_place() {
+        let mut door = Door::new(&[("u", 1, "a"), ("u", 2, "b")]);
+        assert_eq!(door.enter_with(("u", 3, "c"), 2), Entry::Waits);
+        assert_eq!(door.enter_with(("u", 3, "c"), 3), Entry::Full);
+        door.choices = vec![(0, 3)];
+        assert_eq!(door.enter(("u", 3, "c")), Entry::Replaces(0), "one that has three places");
+        assert_eq!(door.enter_with(("u", 3, "c"), 3), Entry::Full, "they would have changed places");
+        door.of_client_max = 3;
+        assert_eq!(door.enter(("u", 1, "a")), Entry::FullForClient);
+        let empty = Door::new(&[]);
+        assert_eq!(empty.enter_with(("u", 1, "a"), 16), Entry::Waits, "more than there are places");
+        let other = Door::new(&[("u", 2, "b")]);
+        assert_eq!(other.enter_with(("u", 1, "a"), 16), Entry::Full);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use crate::ids::RequestId;
 use crate::session::HistoryOutcome;
 use crate::text::Tokenizer;
 
-/// An event of a generation: one `Started`, any number of `Progress`, then of `Delta`, one `Finished`.
+/// An event of a generation: one `Started`, any number of `Progress`, then of `Delta`, one `Finished`. Of
+/// several choices each ends with `ChoiceFinished` before that.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The request was admitted.
@@ -22,6 +23,8 @@ pub enum Event {
     },
     /// New output.
     Delta(OutputDelta),
+    /// One of several choices ended.
+    ChoiceFinished(ChoiceFinished),
     /// The end; a session's turn waits to be committed.
     Finished(Finished),
 }
@@ -48,6 +51,8 @@ pub struct Started {
 /// A piece of output.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OutputDelta {
+    /// Number of its choice, from 0 on.
+    pub choice: u32,
     /// Whole characters.
     pub text: String,
     /// New tokens, if asked for.
@@ -56,7 +61,43 @@ pub struct OutputDelta {
     pub logprobs: Vec<TokenLogprobs>,
 }
 
-/// Facts of a generation that ended well.
+impl OutputDelta {
+    /// Adds what follows it.
+    pub(super) fn append(&mut self, next: Self) {
+        let Self { choice: _, text, token_ids, logprobs } = next;
+        self.text.push_str(&text);
+        self.token_ids.extend(token_ids);
+        self.logprobs.extend(logprobs);
+    }
+
+    /// Returns about the bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let tokens = |list: &[TokenLogprob]| {
+            list.iter().map(|token| size_of::<TokenLogprob>() + token.bytes.len()).sum::<usize>()
+        };
+        let logprobs = self.logprobs.iter().map(|of| size_of::<TokenLogprobs>() + tokens(&of.top));
+        self.text.len() + size_of_val(self.token_ids.as_slice()) + logprobs.sum::<usize>()
+    }
+}
+
+/// Facts of a choice that ended well.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChoiceFinished {
+    /// Its number, from 0 on.
+    pub choice: u32,
+    /// Reason of the end.
+    pub finish: Finish,
+    /// The stop string that was met; empty for other reasons.
+    pub stop_string: String,
+    /// Generated tokens, the ending one included.
+    pub completion_tokens: u32,
+    /// The seed with which it comes alone.
+    pub seed: u64,
+    /// Mean log-probability of its tokens, where log-probabilities were asked for or decided.
+    pub mean_logprob: Option<f32>,
+}
+
+/// Facts of a generation that ended well. Of several choices the first says how it ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
     /// Reason of the end.

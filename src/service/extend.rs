@@ -51,6 +51,7 @@ impl Service {
             let why = "must be false: the turn that answers begins its answer";
             return Err(Error::field(GENERATION_PROMPT, why));
         }
+        input.check_whole()?;
         input.check("prompt", &self.limits)?;
         let key = caller.session(name.clone());
         let request = GenerateRequest {
@@ -65,6 +66,8 @@ impl Service {
             keep_alive,
             history: None,
             cache: CacheOptions::default(),
+            n: None,
+            best_of: None,
         };
         let target = Target::Session { name, model: None };
         let mut generation = Box::pin(self.begin(caller, request, target, Aim::Context)).await?;

@@ -2,24 +2,25 @@
 //! the next launch and rolls the turn back; nothing else has to be cleaned up. The edge commits the turn once
 //! the answer is on its way.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::Service;
-use super::event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage};
+use super::choices::{Choice, ChoiceCounts, Streams, best};
+use super::event::{
+    ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage,
+};
 use super::history::text_of;
 use super::request::OutputOptions;
 use super::sampling::Resolved;
 use super::saves::Saves;
 use super::sessions::{Turn, or_session_deleted};
 use crate::count::count;
-use crate::engine::{
-    Delta, EVENTS_BUFFERED_MAX, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, WorkOrigin,
-};
+use crate::engine::{Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, WorkOrigin};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::prompt::Prompt;
@@ -38,6 +39,7 @@ pub(super) struct Prepared {
     pub(super) output: OutputOptions,
     pub(super) turn: Option<Turn>,
     pub(super) keep_alive: Option<KeepAlive>,
+    pub(super) choices: ChoiceCounts,
 }
 
 /// The prompt a generation runs on, and what its turn adds to the session.
@@ -76,9 +78,15 @@ impl Context {
 /// A generation that the engine has admitted.
 pub struct Generation {
     prepared: Prepared,
-    events: mpsc::Receiver<GenerateEvent>,
+    events: Streams,
     /// The first event, which [`Self::start`] waited for.
-    first: Option<GenerateEvent>,
+    first: Option<(usize, GenerateEvent)>,
+    /// Events that have come of it and are not read.
+    ready: VecDeque<Event>,
+    choices: Vec<Choice>,
+    /// Bytes of output that is held, and the limit of them.
+    held_bytes: usize,
+    held_bytes_max: usize,
     deadline: Option<Pin<Box<Sleep>>>,
     cached_tokens: u32,
     queue_time: Duration,
@@ -87,8 +95,8 @@ pub struct Generation {
     /// Time that an outcome may stay unread.
     slow_reader: Duration,
     saves: Saves,
-    /// How it ended, and its tokens; set by the last event.
-    ended: Option<(Finish, Vec<u32>)>,
+    /// Whether all choices have ended.
+    is_over: bool,
 }
 
 impl Generation {
@@ -100,9 +108,14 @@ impl Generation {
     ) -> Result<Self, Error> {
         let slow_reader = service.engine.settings().slow_reader;
         let until = |deadline| Box::pin(tokio::time::sleep(deadline - service.clock.now()));
+        let drawn = prepared.choices.drawn;
         let mut generation = Self {
             events: submit(service, &mut prepared, lease).await?,
             first: None,
+            ready: VecDeque::new(),
+            choices: (0..drawn).map(|_| Choice::default()).collect(),
+            held_bytes: 0,
+            held_bytes_max: service.limits.answer_bytes_max,
             deadline: prepared.origin.deadline.map(until),
             prepared,
             cached_tokens: 0,
@@ -110,10 +123,10 @@ impl Generation {
             text: String::new(),
             slow_reader,
             saves: service.saves.clone(),
-            ended: None,
+            is_over: false,
         };
         let first = generation.event().await?;
-        if let GenerateEvent::Ended(Err(error)) = first {
+        if let (_, GenerateEvent::Ended(Err(error))) = first {
             return Err(error);
         }
         generation.first = Some(first);
@@ -125,24 +138,30 @@ impl Generation {
     /// # Errors
     /// The generation failed or was stopped; its session is as it was before the turn once `self` is dropped.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
-        if self.ended.is_some() {
-            return Ok(None);
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            if self.is_over {
+                return Ok(None);
+            }
+            let (choice, event) = match self.first.take() {
+                Some(event) => event,
+                None => self.event().await?,
+            };
+            match event {
+                GenerateEvent::Started { cached_tokens, queue_time } => {
+                    (self.cached_tokens, self.queue_time) = (cached_tokens, queue_time);
+                    self.ready.push_back(Event::Started(self.started()));
+                }
+                GenerateEvent::Progress { done_tokens } => {
+                    let total_tokens = self.prompt_tokens();
+                    self.ready.push_back(Event::Progress { done_tokens, total_tokens });
+                }
+                GenerateEvent::Delta(delta) => self.take(choice, delta)?,
+                GenerateEvent::Ended(outcome) => self.end(choice, outcome?),
+            }
         }
-        let event = match self.first.take() {
-            Some(event) => event,
-            None => self.event().await?,
-        };
-        Ok(Some(match event {
-            GenerateEvent::Started { cached_tokens, queue_time } => {
-                (self.cached_tokens, self.queue_time) = (cached_tokens, queue_time);
-                Event::Started(self.started())
-            }
-            GenerateEvent::Progress { done_tokens } => {
-                Event::Progress { done_tokens, total_tokens: self.prompt_tokens() }
-            }
-            GenerateEvent::Delta(delta) => Event::Delta(self.delta(delta)),
-            GenerateEvent::Ended(outcome) => Event::Finished(self.finished(outcome?)),
-        }))
     }
 
     /// Commits the session's turn, if there is one, after the last event, and waits until it is saved. Call
@@ -153,9 +172,9 @@ impl Generation {
     /// # Errors
     /// The session was deleted, or the end was not read in time.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let (Some((finish, generated)), Some(turn)) = (&self.ended, self.prepared.turn.take()) else {
-            return Ok(());
-        };
+        let Some(ended) = self.choices[0].ended.as_ref().filter(|_| self.is_over) else { return Ok(()) };
+        let Some(turn) = self.prepared.turn.take() else { return Ok(()) };
+        let Generated { finish, tokens: generated, .. } = ended;
         let has_answer = self.prepared.resolved.has_answer();
         let Context { prompt, adds, .. } = &mut self.prepared.context;
         let content = match std::mem::replace(adds, Adds::Raw) {
@@ -183,13 +202,12 @@ impl Generation {
         Ok(())
     }
 
-    async fn event(&mut self) -> Result<GenerateEvent, Error> {
+    async fn event(&mut self) -> Result<(usize, GenerateEvent), Error> {
         let Self { events, deadline, prepared, .. } = self;
         let next = async {
             tokio::select! {
                 biased;
-                // The engine always sends an end; without one it is dead.
-                event = events.recv() => event.ok_or(Error::EngineDead),
+                event = events.event() => event,
                 () = resolved(deadline.as_mut().map(Pin::as_mut)) => Err(Error::Deadline),
             }
         };
@@ -212,8 +230,11 @@ impl Generation {
         }
     }
 
-    fn delta(&mut self, delta: Delta) -> OutputDelta {
+    /// Takes output of a choice. It is held until the best are known where the best are asked for.
+    fn take(&mut self, number: usize, delta: Delta) -> Result<(), Error> {
         let Delta { text, tokens, logprobs } = delta;
+        let choice = &mut self.choices[number];
+        choice.logprob += logprobs.iter().map(|token| f64::from(token.chosen.1)).sum::<f64>();
         if self.prepared.turn.is_some() {
             self.text.push_str(&text);
         }
@@ -224,48 +245,108 @@ impl Generation {
             chosen: TokenLogprob::new(tokenizer, token.chosen),
             top: TokenLogprob::list(tokenizer, &token.top),
         });
-        OutputDelta {
+        let delta = OutputDelta {
+            choice: count(number),
             text,
             logprobs: logprobs.collect(),
             token_ids: if output.token_ids { tokens } else { Vec::new() },
+        };
+        if !self.prepared.choices.chooses() {
+            self.ready.push_back(Event::Delta(delta));
+            return Ok(());
+        }
+        self.held_bytes += delta.bytes();
+        choice.held.append(delta);
+        if self.held_bytes > self.held_bytes_max {
+            return Err(Error::AnswerTooLarge { limit_bytes: self.held_bytes_max as u64 });
+        }
+        Ok(())
+    }
+
+    /// Notes how a choice ended, and what can be told now.
+    fn end(&mut self, number: usize, generated: Generated) {
+        self.choices[number].ended = Some(generated);
+        self.is_over = self.choices.iter().all(|choice| choice.ended.is_some());
+        let ChoiceCounts { returned, drawn } = self.prepared.choices;
+        let mut first = 0;
+        if self.prepared.choices.chooses() {
+            if !self.is_over {
+                return;
+            }
+            let best = best(&self.choices, returned);
+            first = best[0];
+            for (rank, number) in (0..).zip(best) {
+                let held = std::mem::take(&mut self.choices[number].held);
+                self.ready.push_back(Event::Delta(OutputDelta { choice: rank, ..held }));
+                self.finish_choice(rank, number);
+            }
+        } else if drawn > 1 {
+            self.finish_choice(count(number), number);
+        }
+        if self.is_over {
+            let finished = self.finished(first);
+            self.ready.push_back(Event::Finished(finished));
         }
     }
 
-    /// Notes how it ended, and returns the facts.
-    fn finished(&mut self, generated: Generated) -> Finished {
-        let Generated { finish, tokens, time_to_first_token, decode_time, total_time } = generated;
-        let usage = Usage {
-            prompt_tokens: self.prompt_tokens(),
-            cached_tokens: self.cached_tokens,
+    /// Tells the end of a choice, under the number that its caller knows.
+    fn finish_choice(&mut self, choice: u32, number: usize) {
+        let has_logprobs = self.prepared.output.top_logprobs.is_some() || self.prepared.choices.chooses();
+        let ended = &self.choices[number];
+        let Some(Generated { finish, tokens, .. }) = &ended.ended else { return };
+        let finished = ChoiceFinished {
+            choice,
+            finish: *finish,
+            stop_string: self.stop_string(*finish),
             completion_tokens: count(tokens.len()),
+            seed: self.prepared.resolved.sampling.seed.wrapping_add(number as u64),
+            mean_logprob: has_logprobs.then(|| ended.mean_logprob()),
         };
-        let session_token_count =
-            self.prepared.turn.is_some().then(|| count(self.prepared.context.prompt.len() + tokens.len()));
-        let stop_string = match finish {
+        self.ready.push_back(Event::ChoiceFinished(finished));
+    }
+
+    fn stop_string(&self, finish: Finish) -> String {
+        let stop = match finish {
             Finish::StopString(index) => self.prepared.resolved.stopping.stop_strings.get(index).cloned(),
             Finish::StopToken | Finish::Length => None,
         };
-        self.ended = Some((finish, tokens));
+        stop.unwrap_or_default()
+    }
+
+    /// Returns the facts of all choices together; the choice `first` says how it ended.
+    fn finished(&self, first: usize) -> Finished {
+        let ended = || self.choices.iter().filter_map(|choice| choice.ended.as_ref());
+        let tokens: usize = ended().map(|generated| generated.tokens.len()).sum();
+        let begun = ended().map(|generated| generated.time_to_first_token).min().unwrap_or_default();
+        let last = |generated: &Generated| generated.time_to_first_token + generated.decode_time;
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens(),
+            cached_tokens: self.cached_tokens,
+            completion_tokens: count(tokens),
+        };
+        let finish = self.choices[first].ended.as_ref().map_or(Finish::Length, |generated| generated.finish);
         Finished {
             finish,
-            stop_string: stop_string.unwrap_or_default(),
+            stop_string: self.stop_string(finish),
             usage,
             queue_time: self.queue_time,
-            time_to_first_token,
-            decode_time,
-            total_time,
-            session_token_count,
+            time_to_first_token: begun,
+            decode_time: ended().map(last).max().unwrap_or_default().saturating_sub(begun),
+            total_time: ended().map(|generated| generated.total_time).max().unwrap_or_default(),
+            session_token_count: self.prepared.turn.is_some().then(|| self.prompt_tokens() + count(tokens)),
         }
     }
 }
 
-async fn submit(
-    service: &Service,
-    prepared: &mut Prepared,
-    lease: ModelLease,
-) -> Result<mpsc::Receiver<GenerateEvent>, Error> {
-    let (events, receiver) = mpsc::channel(EVENTS_BUFFERED_MAX);
-    let Prepared { origin, assets, context, resolved, output, turn, keep_alive } = prepared;
+async fn submit(service: &Service, prepared: &mut Prepared, lease: ModelLease) -> Result<Streams, Error> {
+    let Prepared { origin, assets, context, resolved, output, turn, keep_alive, choices } = prepared;
+    let (mut senders, streams) = Streams::new(choices.drawn);
+    let others = senders.split_off(1);
+    let Some(events) = senders.pop() else {
+        return Err(Error::Internal("a request without a choice".into()));
+    };
+    // The best are known by them.
+    let top_logprobs = output.top_logprobs.or(choices.chooses().then_some(0));
     let turn = turn.as_mut().map(|turn| turn.tie(service.engine.settings().slow_reader));
     let work = GenerateWork {
         origin: WorkOrigin { turn, ..origin.clone() },
@@ -273,14 +354,15 @@ async fn submit(
         prompt: context.prompt.clone(),
         sampling: resolved.sampling.clone(),
         stopping: resolved.stopping.clone(),
-        top_logprobs: output.top_logprobs,
+        top_logprobs,
         tokenizer: assets.tokenizer.clone(),
         detokenizer: context.detokenizer.clone(),
         keep_alive: *keep_alive,
         events,
+        others,
     };
     service.engine.generate(work).await?;
-    Ok(receiver)
+    Ok(streams)
 }
 
 /// Waits for something that may be absent; then without end.

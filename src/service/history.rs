@@ -6,15 +6,11 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 
+use super::request::{CONTINUES, Ending};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::session::{AnswerEnd, History, HistoryOutcome, TurnStart, chat_rest};
-use crate::text::{ChatTemplate, Conversation, Rendered, TextError, Tokenizer};
-
-/// The word that stands for the last answer, to find what the template writes after it: one that no template
-/// has and none changes. It ends in more of [`TAIL`] than any other in the conversation.
-const STEM: &str = "qjxzv";
-const TAIL: &str = "w";
+use crate::text::{ChatTemplate, Conversation, Rendered, TextError, Tokenizer, absent_word};
 
 /// The messages that a session holds, those that a turn adds, and what comes with them.
 pub(super) struct Dialogue {
@@ -24,8 +20,9 @@ pub(super) struct Dialogue {
     pub(super) held: usize,
     pub(super) tools: Vec<Value>,
     pub(super) arguments: Map<String, Value>,
-    /// Whether the text ends with what begins an answer.
-    pub(super) add_generation_prompt: bool,
+    pub(super) ending: Ending,
+    /// Whether control tokens in the texts are such.
+    pub(super) control_tokens: bool,
     pub(super) now: SystemTime,
     /// Limit of what the template writes, in bytes.
     pub(super) bytes_max: usize,
@@ -99,9 +96,15 @@ impl Dialogue {
         messages: &[Value],
         (tools, arguments): (&[Value], &Map<String, Value>),
     ) -> Result<Rendered, Error> {
-        let &Self { now, add_generation_prompt, .. } = self;
-        let conversation = Conversation { messages, tools, arguments, add_generation_prompt, now };
-        template.render(&conversation, self.bytes_max).map_err(|error| refusal(error, self.held))
+        let &Self { now, ending, control_tokens, bytes_max, .. } = self;
+        let add_generation_prompt = ending == Ending::AnswerBegun;
+        let conversation =
+            Conversation { messages, tools, arguments, add_generation_prompt, now, control_tokens };
+        let rendered = match ending {
+            Ending::Continued => template.render_continued(&conversation, bytes_max),
+            Ending::Whole | Ending::AnswerBegun => template.render(&conversation, bytes_max),
+        };
+        rendered.map_err(|error| refusal(error, self.held))
     }
 
     /// Keeps the tokens if the template writes their text again once it is told to keep past reasoning. A
@@ -261,13 +264,6 @@ pub(super) fn text_of(tokenizer: &Tokenizer, token: u32) -> String {
     String::from_utf8_lossy(&tokenizer.token_bytes(token)).into_owned()
 }
 
-/// Returns a word that `text` does not contain.
-fn absent_word(text: &str) -> String {
-    let tails = text.split(STEM).skip(1).map(|after| after.len() - after.trim_start_matches(TAIL).len());
-    let longest = tails.max().unwrap_or(0);
-    [STEM, &TAIL.repeat(longest + 1)].concat()
-}
-
 /// Returns the error of a conversation that a template does not take; `old` of its messages were a session's.
 fn refusal(error: TextError, old: usize) -> Error {
     let why = error.to_string();
@@ -276,6 +272,7 @@ fn refusal(error: TextError, old: usize) -> Error {
         TextError::Role { index, .. } => {
             Error::field(format!("chat.messages[{}].role", index.saturating_sub(old)), why)
         }
+        TextError::NotContinued => Error::field(CONTINUES, why),
         TextError::Tools { .. } => Error::field("chat.tools", why),
         TextError::Argument { name, .. } | TextError::FixedArgument(name) => {
             Error::field(format!("chat.template_arguments.{name}"), why)

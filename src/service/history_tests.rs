@@ -130,7 +130,8 @@ impl Held {
             held: self.messages.len(),
             tools: given.tools.clone(),
             arguments: given.arguments.clone(),
-            add_generation_prompt,
+            ending: if add_generation_prompt { Ending::AnswerBegun } else { Ending::Whole },
+            control_tokens: false,
             now: SystemTime::UNIX_EPOCH,
             bytes_max: 1 << 20,
         };

@@ -8,6 +8,7 @@
 mod cache;
 mod caller;
 mod capabilities;
+mod choices;
 mod described;
 mod desk;
 mod downloads;
@@ -60,7 +61,9 @@ pub use cache::CacheOptions;
 pub use caller::Caller;
 pub use capabilities::{Feature, ModelCapabilities, Stats};
 pub use described::DescribedSession;
-pub use event::{Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage};
+pub use event::{
+    ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage,
+};
 pub use extend::{ExtendRequest, Extended};
 pub use generation::Generation;
 pub use intake::{Claim, Intake};
@@ -72,7 +75,7 @@ pub use reason::Reason;
 pub use request::{
     Chat, CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores, Tool,
 };
-pub use sampling::{EffectiveSampling, SamplingOptions, StoppingOptions};
+pub use sampling::{DryOptions, EffectiveSampling, SamplingOptions, StoppingOptions};
 pub use saves::SaveStats;
 pub use sessions::{
     CreateSession, ForkSession, SessionContent, SessionPage, TruncateSession, TruncateTo, UpdateSession,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::caller::Caller;
+use super::choices::ChoiceCounts;
 use super::desk::{Desk, Place};
 use super::fields::at_most;
 use super::generation::{Adds, Context, Generation, Prepared};
@@ -31,8 +32,8 @@ const PART_BYTES: usize = 256;
 /// What a request is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Aim {
-    /// To answer.
-    Answer,
+    /// To answer, with these choices.
+    Answer(ChoiceCounts),
     /// Only to compute its context, which its session keeps.
     Context,
 }
@@ -44,7 +45,8 @@ impl Service {
     /// The request is refused, its session was deleted meanwhile, or the engine is dead.
     pub async fn generate(&self, caller: &Caller, request: GenerateRequest) -> Result<Generation, Error> {
         let target = request.check(&self.limits)?;
-        self.begin(caller, request, target, Aim::Answer).await
+        let choices = ChoiceCounts::of(&request, &target, &self.limits)?;
+        self.begin(caller, request, target, Aim::Answer(choices)).await
     }
 
     /// Prepares a request that is checked and hands it to the engine.
@@ -67,6 +69,8 @@ impl Service {
             keep_alive,
             history,
             cache,
+            n: _,
+            best_of: _,
         } = request;
         let (model, mut turn, start) = match target {
             Target::Model(model) => (model, None, None),
@@ -91,9 +95,9 @@ impl Service {
             caller.claim.release();
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
-            let resolved = match aim {
-                Aim::Answer => resolved,
-                Aim::Context => resolved.without_answer(),
+            let (resolved, choices) = match aim {
+                Aim::Answer(choices) => (resolved, choices),
+                Aim::Context => (resolved.without_answer(), ChoiceCounts::ONE),
             };
             let lease = self.models.lease(found, caller.connection).await?;
             if let Some(key) = session {
@@ -101,16 +105,16 @@ impl Service {
                 let (lease, tokens) = (&lease, &context.prompt.tokens);
                 self.restore(caller, Lacking { key, id, pinned, cache, lease, tokens }).await?;
             }
-            Ok((lease, context, resolved))
+            Ok((lease, context, resolved, choices))
         };
-        let (lease, context, resolved) = or_session_deleted(turn.as_mut(), fit).await?;
+        let (lease, context, resolved, choices) = or_session_deleted(turn.as_mut(), fit).await?;
         if let Some(turn) = &turn {
             turn.reserve(context.kept_bytes())?;
         }
         let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority, cache);
         let origin = WorkOrigin { pinned, ..origin };
         let assets = Arc::clone(lease.assets());
-        let prepared = Prepared { origin, assets, context, resolved, output, turn, keep_alive };
+        let prepared = Prepared { origin, assets, context, resolved, output, turn, keep_alive, choices };
         Generation::start(self, prepared, lease).await
     }
 
@@ -251,7 +255,7 @@ impl Preparation<'_> {
         let parts = held.iter().map(|message| message.part_count()).sum::<usize>() + chat.part_count();
         at_most("chat.messages", parts, "chat_parts_max", self.limits.chat_parts_max)?;
         let bytes = held.iter().map(|message| message.bytes()).sum::<usize>() + chat.bytes();
-        let renders = renders_max(&self.assets, start.as_ref());
+        let (renders, continues) = (renders_max(&self.assets, start.as_ref()), chat.continue_final_message);
         let place = self.desk.place(self.connection, renders * (bytes + parts * PART_BYTES)).await;
         let (written, messages) = self.write(place, chat, start.clone()).await?;
         let Written { kept, rest, text, outcome } = written;
@@ -266,7 +270,12 @@ impl Preparation<'_> {
             let encoding = Encoding::of_rendered(&self.assets.tokenizer, rest, last);
             joined(&old[..kept], &self.encode("chat", kept, encoding).await?)
         };
-        let detokenizer = self.assets.tokenizer.detokenizer();
+        let detokenizer = if continues {
+            let (tokenizer, before) = (self.assets.tokenizer.clone(), Arc::clone(&tokens));
+            blocking(move || Ok(tokenizer.detokenizer_after(&before))).await?
+        } else {
+            self.assets.tokenizer.detokenizer()
+        };
         Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, text }, outcome, detokenizer })
     }
 
@@ -280,7 +289,8 @@ impl Preparation<'_> {
         let (assets, now, bytes_max) = (Arc::clone(&self.assets), self.now, self.limits.text_bytes_max);
         blocking(move || {
             let _place = place;
-            let Chat { messages, tools, arguments, add_generation_prompt } = chat;
+            let ending = chat.ending();
+            let Chat { messages, tools, arguments, allow_control_tokens, .. } = chat;
             let held: &[Arc<Message>] = start.as_ref().map_or(&[], |start| &start.messages);
             let all = held.iter().map(|message| &**message).chain(&messages);
             let dialogue = Dialogue {
@@ -288,7 +298,8 @@ impl Preparation<'_> {
                 held: held.len(),
                 tools: tools.iter().map(Tool::to_template_value).collect(),
                 arguments,
-                add_generation_prompt: add_generation_prompt.unwrap_or(true),
+                ending,
+                control_tokens: allow_control_tokens,
                 now,
                 bytes_max,
             };

@@ -19,6 +19,9 @@ use crate::session::{History, InputKind, Message, Part, Role, messages_bytes, ob
 /// Path of what a chat says about the beginning of an answer.
 pub(super) const GENERATION_PROMPT: &str = "chat.add_generation_prompt";
 
+/// Path of what a chat says about its last message.
+pub(super) const CONTINUES: &str = "chat.continue_final_message";
+
 /// A generation.
 #[derive(Debug)]
 pub struct GenerateRequest {
@@ -44,6 +47,10 @@ pub struct GenerateRequest {
     pub history: Option<History>,
     /// The reuse of cached KV.
     pub cache: CacheOptions,
+    /// Number of choices to return; unset is 1.
+    pub n: Option<u32>,
+    /// Number of choices of which the best are returned; unset is `n`.
+    pub best_of: Option<u32>,
 }
 
 /// The input of a request.
@@ -58,7 +65,7 @@ pub enum Input {
 }
 
 /// Messages for a chat template.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Chat {
     /// The messages, oldest first.
     pub messages: Vec<Message>,
@@ -68,6 +75,21 @@ pub struct Chat {
     pub arguments: Map<String, Value>,
     /// Whether the text ends with what begins an answer; unset is what the call usually does.
     pub add_generation_prompt: Option<bool>,
+    /// Whether the text ends within the last message, the assistant's, for the model to go on with it.
+    pub continue_final_message: bool,
+    /// Whether what looks like a control token in the texts of people and tools is one.
+    pub allow_control_tokens: bool,
+}
+
+/// How a conversation's text ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// After its last message.
+    Whole,
+    /// With what begins an answer.
+    AnswerBegun,
+    /// Within its last message, after its content. Not in a session.
+    Continued,
 }
 
 /// A function the model may call.
@@ -115,7 +137,7 @@ pub struct Counted {
 pub struct ScoreRequest {
     /// Model name; empty where `session` names it.
     pub model: String,
-    /// The tokens to score: text or ids.
+    /// The tokens to score; not a chat in a session.
     pub input: Input,
     /// Alternatives to return for each position.
     pub top_logprobs: u32,
@@ -180,9 +202,12 @@ impl GenerateRequest {
             }
         }
         self.input.check("prompt", limits)?;
-        if matches!(target, Target::Session { .. }) && self.input.generation_prompt() == Some(false) {
-            let why = "must be true in a session; ExtendSession adds messages without an answer";
-            return Err(Error::field(GENERATION_PROMPT, why));
+        if matches!(target, Target::Session { .. }) {
+            if self.input.generation_prompt() == Some(false) {
+                let why = "must be true in a session; ExtendSession adds messages without an answer";
+                return Err(Error::field(GENERATION_PROMPT, why));
+            }
+            self.input.check_whole()?;
         }
         self.sampling.check(limits)?;
         self.stopping.check(limits)?;
@@ -220,6 +245,17 @@ impl Input {
         match self {
             Self::Chat(chat) => chat.add_generation_prompt,
             Self::Text(_) | Self::Ids(_) => None,
+        }
+    }
+
+    /// Refuses a message that is to be continued: a session holds whole ones.
+    pub(super) fn check_whole(&self) -> Result<(), Error> {
+        match self {
+            Self::Chat(chat) if chat.continue_final_message => {
+                let why = "not in a session, which holds whole messages; send the conversation without one";
+                Err(Error::field(CONTINUES, why))
+            }
+            Self::Chat(_) | Self::Text(_) | Self::Ids(_) => Ok(()),
         }
     }
 
@@ -263,6 +299,7 @@ impl Chat {
         for (index, message) in self.messages.iter().enumerate() {
             check_message(&format!("chat.messages[{index}]"), message)?;
         }
+        self.check_continued()?;
         let nameless = self.tools.iter().position(|tool| tool.name.is_empty());
         match nameless {
             Some(index) => Err(Error::field(format!("chat.tools[{index}].name"), "must be given")),
@@ -272,6 +309,33 @@ impl Chat {
 }
 
 impl Chat {
+    /// Refuses a last message that cannot be continued.
+    fn check_continued(&self) -> Result<(), Error> {
+        if !self.continue_final_message {
+            return Ok(());
+        }
+        let last = self.messages.last();
+        let why = if self.add_generation_prompt == Some(true) {
+            "contradicts add_generation_prompt, which begins another message"
+        } else if last.is_none_or(|message| message.role != Role::Assistant) {
+            "the last message must be the assistant's"
+        } else if last.is_some_and(|message| message.tool_calls().next().is_some()) {
+            "the last message must be one of text, without tool calls"
+        } else {
+            return Ok(());
+        };
+        Err(Error::field(CONTINUES, why))
+    }
+
+    /// Returns how its text ends.
+    pub(super) fn ending(&self) -> Ending {
+        match self.add_generation_prompt {
+            _ if self.continue_final_message => Ending::Continued,
+            Some(false) => Ending::Whole,
+            Some(true) | None => Ending::AnswerBegun,
+        }
+    }
+
     /// Returns the number of messages, their texts and tool calls.
     pub(super) fn part_count(&self) -> usize {
         self.messages.iter().map(Message::part_count).sum()
@@ -338,7 +402,7 @@ mod tests {
     use crate::session::{ToolCall, ToolResult};
 
     fn field_of(messages: Vec<Message>) -> String {
-        let chat = Chat { messages, tools: Vec::new(), arguments: Map::new(), add_generation_prompt: None };
+        let chat = Chat { messages, ..Chat::default() };
         match Input::Chat(chat).check("prompt", &limits()) {
             Err(Error::InvalidField { field, .. }) => field,
             other => panic!("{other:?}"),
@@ -367,6 +431,28 @@ mod tests {
     }
 
     #[test]
+    fn only_a_text_of_the_assistant_is_continued() {
+        let check = |last: Message, add_generation_prompt| {
+            let messages = vec![Message::text(Role::User, "hi"), last];
+            let chat =
+                Chat { messages, add_generation_prompt, continue_final_message: true, ..Chat::default() };
+            match Input::Chat(chat).check("prompt", &limits()) {
+                Err(Error::InvalidField { field, why }) => {
+                    assert_eq!(field, CONTINUES);
+                    Some(why)
+                }
+                other => other.err().map(|error| error.to_string()),
+            }
+        };
+        let said = || Message::text(Role::Assistant, "and");
+        assert_eq!([check(said(), None), check(said(), Some(false))], [None, None]);
+        assert!(check(said(), Some(true)).unwrap().contains("add_generation_prompt"));
+        assert!(check(Message::text(Role::User, "hi"), None).unwrap().contains("assistant"));
+        let calls = Message { parts: vec![call("f")], ..said() };
+        assert!(check(calls, None).unwrap().contains("tool calls"));
+    }
+
+    #[test]
     fn an_input_without_content_is_refused() {
         let check = |input: Input| input.check("prompt", &limits());
         assert_eq!(check(Input::Text(String::new())), Err(Error::EmptyPrompt));
@@ -383,9 +469,8 @@ mod tests {
         assert_eq!(refused(Input::Text("x".repeat(1001))), format!("text: {long}"));
         let tool =
             |name: &str| Tool { name: name.into(), description: String::new(), parameters: Map::new() };
-        let chat = |messages, tools, arguments| {
-            Input::Chat(Chat { messages, tools, arguments, add_generation_prompt: None })
-        };
+        let chat =
+            |messages, tools, arguments| Input::Chat(Chat { messages, tools, arguments, ..Chat::default() });
         let hi = || Message::text(Role::User, "hi");
         let three = chat(vec![hi(), hi(), hi()], Vec::new(), Map::new());
         assert_eq!(refused(three), "chat.messages: chat_parts_max: at most 4 entries, not 6");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::fields::{at_most, within};
-use crate::engine::{Penalty, Sampling, Stopping, XtcSampling};
+use crate::engine::{DrySampling, Penalty, Sampling, Stopping, XtcSampling};
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFacts};
 use crate::limits::Limits;
@@ -15,6 +15,14 @@ const PENALTY_CONTEXT_DEFAULT: u32 = 20;
 
 /// Probability threshold of XTC if the request does not say.
 const XTC_THRESHOLD_DEFAULT: f32 = 0.1;
+
+/// Growth of DRY's penalty, and the length from which it applies, if the request does not say: those of its
+/// proposal (<https://github.com/oobabooga/text-generation-webui/pull/5677>).
+const DRY_BASE_DEFAULT: f32 = 1.75;
+const DRY_ALLOWED_LENGTH_DEFAULT: u32 = 2;
+
+/// Texts that end a repetition, from the same source.
+const DRY_BREAKERS_DEFAULT: [&str; 4] = ["\n", ":", "\"", "*"];
 
 /// Least repetition penalty but 0, the counterpart of the greatest: a quotient by less may be infinite.
 const REPETITION_PENALTY_MIN: f32 = 0.01;
@@ -50,6 +58,25 @@ pub struct SamplingOptions {
     pub xtc_threshold: Option<f32>,
     /// Added to logits, by token id, -1000 to 1000.
     pub logit_bias: BTreeMap<u32, f32>,
+    /// Mass of locally typical sampling, 0 to 1; 0 and 1 are off.
+    pub typical_p: Option<f32>,
+    /// DRY's penalty.
+    pub dry: DryOptions,
+}
+
+/// DRY's values of a request; unset means the documented default.
+#[derive(Clone, Debug, Default)]
+pub struct DryOptions {
+    /// Strength, 0 to 100; 0 is off.
+    pub multiplier: Option<f32>,
+    /// Growth with each token repeated, 1 to 100.
+    pub base: Option<f32>,
+    /// Length from which a repetition is penalized, at least 1.
+    pub allowed_length: Option<u32>,
+    /// Last tokens that are examined; 0 is all.
+    pub context_size: Option<u32>,
+    /// Texts that end a repetition.
+    pub sequence_breakers: Option<Vec<String>>,
 }
 
 /// Stopping values of a request.
@@ -66,7 +93,7 @@ pub struct StoppingOptions {
 }
 
 /// Sampling values in force after defaults were applied, as the caller is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs, reason = "each is the field of SamplingOptions and StoppingOptions of the same name")]
 pub struct EffectiveSampling {
     pub temperature: f32,
@@ -79,7 +106,34 @@ pub struct EffectiveSampling {
     pub frequency_penalty: f32,
     pub xtc_probability: f32,
     pub xtc_threshold: f32,
+    pub typical_p: f32,
+    pub dry_multiplier: f32,
+    pub dry_base: f32,
+    pub dry_allowed_length: u32,
     pub max_tokens: u32,
+}
+
+impl Default for EffectiveSampling {
+    /// The contract's defaults, without a limit of tokens.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            xtc_probability: 0.0,
+            xtc_threshold: XTC_THRESHOLD_DEFAULT,
+            typical_p: 1.0,
+            dry_multiplier: 0.0,
+            dry_base: DRY_BASE_DEFAULT,
+            dry_allowed_length: DRY_ALLOWED_LENGTH_DEFAULT,
+            max_tokens: 0,
+        }
+    }
 }
 
 /// Both as the engine takes them.
@@ -98,6 +152,7 @@ impl SamplingOptions {
         range("temperature", self.temperature, 0.0, 100.0)?;
         range("top_p", self.top_p, 0.0, 1.0)?;
         range("min_p", self.min_p, 0.0, 1.0)?;
+        range("typical_p", self.typical_p, 0.0, 1.0)?;
         let repetition = self.repetition_penalty.filter(|penalty| *penalty != 0.0);
         if repetition.is_some_and(|penalty| !(REPETITION_PENALTY_MIN..=100.0).contains(&penalty)) {
             let why = format!("must be 0, or {REPETITION_PENALTY_MIN} to 100");
@@ -107,6 +162,9 @@ impl SamplingOptions {
         range("frequency_penalty", self.frequency_penalty, -100.0, 100.0)?;
         range("xtc_probability", self.xtc_probability, 0.0, 1.0)?;
         range("xtc_threshold", self.xtc_threshold, 0.0, 0.5)?;
+        range("dry_multiplier", self.dry.multiplier, 0.0, 100.0)?;
+        range("dry_base", self.dry.base, 1.0, 100.0)?;
+        self.dry.check(limits)?;
         at_most("sampling.logit_bias", self.logit_bias.len(), "logit_bias_max", limits.logit_bias_max)?;
         for (id, bias) in &self.logit_bias {
             within(&format!("sampling.logit_bias[{id}]"), *bias, -1000.0, 1000.0)?;
@@ -152,8 +210,51 @@ impl SamplingOptions {
             presence: penalty(self.presence_penalty, 0.0, self.presence_context_size),
             frequency: penalty(self.frequency_penalty, 0.0, self.frequency_context_size),
             logit_bias: self.logit_bias.iter().map(|(id, bias)| (*id, *bias)).collect(),
+            typical_p: off_at_zero(self.typical_p.unwrap_or(1.0)),
             xtc,
+            dry: self.dry.resolve(),
         })
+    }
+}
+
+impl DryOptions {
+    /// Refuses a length of nothing, and texts beyond the limits of stop strings.
+    fn check(&self, limits: &Limits) -> Result<(), Error> {
+        if self.allowed_length == Some(0) {
+            return Err(Error::field("sampling.dry_allowed_length", "must be at least 1"));
+        }
+        let breakers = self.sequence_breakers.as_deref().unwrap_or_default();
+        check_texts("sampling.dry_sequence_breakers", breakers, limits)
+    }
+
+    /// Applies the defaults; None if it is off.
+    fn resolve(&self) -> Option<DrySampling> {
+        let multiplier = self.multiplier.filter(|multiplier| *multiplier > 0.0)?;
+        let breakers = match &self.sequence_breakers {
+            Some(breakers) => breakers.iter().cloned().collect(),
+            None => DRY_BREAKERS_DEFAULT.map(str::to_owned).into(),
+        };
+        Some(DrySampling {
+            multiplier,
+            base: self.base.unwrap_or(DRY_BASE_DEFAULT),
+            allowed_length: self.allowed_length.unwrap_or(DRY_ALLOWED_LENGTH_DEFAULT),
+            context_size: self.context_size.unwrap_or(0),
+            breakers,
+        })
+    }
+}
+
+/// Refuses texts that are too many, too long or empty.
+fn check_texts(path: &str, texts: &[String], limits: &Limits) -> Result<(), Error> {
+    at_most(path, texts.len(), "stop_strings_max", limits.stop_strings_max)?;
+    let bytes_max = limits.stop_string_bytes_max;
+    let unfit = |text: &String| text.is_empty() || text.len() > bytes_max as usize;
+    match texts.iter().position(unfit) {
+        Some(index) => {
+            let why = format!("stop_string_bytes_max: must have 1 to {bytes_max} bytes");
+            Err(Error::field(format!("{path}[{index}]"), why))
+        }
+        None => Ok(()),
     }
 }
 
@@ -173,13 +274,7 @@ impl StoppingOptions {
         if *max_tokens == Some(0) {
             return Err(Error::field("stopping.max_tokens", "must be at least 1"));
         }
-        at_most("stopping.stop_strings", stop_strings.len(), "stop_strings_max", limits.stop_strings_max)?;
-        let bytes_max = limits.stop_string_bytes_max;
-        let unfit = |stop: &String| stop.is_empty() || stop.len() > bytes_max as usize;
-        if let Some(index) = stop_strings.iter().position(unfit) {
-            let why = format!("stop_string_bytes_max: must have 1 to {bytes_max} bytes");
-            return Err(Error::field(format!("stopping.stop_strings[{index}]"), why));
-        }
+        check_texts("stopping.stop_strings", stop_strings, limits)?;
         let ids = stop_token_ids.len();
         at_most("stopping.stop_token_ids", ids, "stop_token_ids_max", limits.stop_token_ids_max)
     }
@@ -232,10 +327,14 @@ impl Resolved {
 
     /// Returns the values in force, as the caller is told.
     pub(super) fn effective(&self) -> EffectiveSampling {
-        let Sampling { temperature, top_p, top_k, min_p, seed, repetition, presence, frequency, xtc, .. } =
-            &self.sampling;
+        let Sampling { temperature, top_p, top_k, min_p, typical_p, seed, .. } = &self.sampling;
+        let Sampling { repetition, presence, frequency, xtc, dry, .. } = &self.sampling;
         let (xtc_probability, xtc_threshold) =
             xtc.as_ref().map_or((0.0, XTC_THRESHOLD_DEFAULT), |xtc| (xtc.probability, xtc.threshold));
+        let (dry_multiplier, dry_base, dry_allowed_length) =
+            dry.as_ref().map_or((0.0, DRY_BASE_DEFAULT, DRY_ALLOWED_LENGTH_DEFAULT), |dry| {
+                (dry.multiplier, dry.base, dry.allowed_length)
+            });
         EffectiveSampling {
             temperature: *temperature,
             top_p: *top_p,
@@ -247,6 +346,10 @@ impl Resolved {
             frequency_penalty: frequency.value,
             xtc_probability,
             xtc_threshold,
+            typical_p: *typical_p,
+            dry_multiplier,
+            dry_base,
+            dry_allowed_length,
             max_tokens: self.stopping.max_tokens,
         }
     }

@@ -17,6 +17,7 @@ const LIMITS: Limits = Limits {
     session_ttl: std::time::Duration::from_secs(1),
     session_ttl_max: std::time::Duration::from_secs(1),
     max_tokens_default: 4096,
+    choices_max: 1,
     score_tokens_max: 1,
     top_logprobs_max: 20,
     stop_strings_max: 2,
@@ -156,4 +157,45 @@ fn a_repetition_penalty_that_leaves_no_numbers_is_refused() {
     for (good, in_force) in [(0.0, 1.0), (0.01, 0.01), (100.0, 100.0)] {
         assert_eq!(resolved(&sent(good)).repetition.value, in_force);
     }
+}
+
+#[test]
+fn typical_p_is_off_at_both_ends_and_dry_without_a_strength() {
+    let off =
+        [None, Some(0.0), Some(1.0)].map(|typical_p| SamplingOptions { typical_p, ..Default::default() });
+    assert!(off.iter().all(|sent| resolved(sent).typical_p == 1.0));
+    let half = SamplingOptions { typical_p: Some(0.5), ..SamplingOptions::default() };
+    assert_eq!(resolved(&half).typical_p, 0.5);
+    assert_eq!(resolved(&SamplingOptions::default()).dry, None);
+    let dry = |dry| SamplingOptions { dry, ..SamplingOptions::default() };
+    let zero = DryOptions { multiplier: Some(0.0), base: Some(2.0), ..DryOptions::default() };
+    assert_eq!(resolved(&dry(zero)).dry, None);
+    let on = DryOptions { multiplier: Some(0.8), ..DryOptions::default() };
+    let on = resolved(&dry(on)).dry.unwrap();
+    assert_eq!((on.base, on.allowed_length, on.context_size), (1.75, 2, 0));
+    assert_eq!(&*on.breakers, ["\n", ":", "\"", "*"]);
+    let sequence_breakers = Some(Vec::new());
+    let without = DryOptions { multiplier: Some(0.8), sequence_breakers, ..DryOptions::default() };
+    assert!(resolved(&dry(without)).dry.unwrap().breakers.is_empty());
+}
+
+#[test]
+fn values_of_dry_out_of_range_are_refused() {
+    let dry = |dry| refused(&SamplingOptions { dry, ..SamplingOptions::default() });
+    let default = DryOptions::default;
+    for bad in [f32::NAN, -1.0, 101.0] {
+        assert_eq!(dry(DryOptions { multiplier: Some(bad), ..default() }), "sampling.dry_multiplier");
+        assert_eq!(dry(DryOptions { base: Some(bad), ..default() }), "sampling.dry_base");
+        let typical = SamplingOptions { typical_p: Some(bad), ..SamplingOptions::default() };
+        assert_eq!(refused(&typical), "sampling.typical_p");
+    }
+    assert_eq!(dry(DryOptions { base: Some(0.9), ..default() }), "sampling.dry_base");
+    assert_eq!(dry(DryOptions { allowed_length: Some(0), ..default() }), "sampling.dry_allowed_length");
+    let breakers = |texts: &[&str]| {
+        let texts = texts.iter().map(ToString::to_string).collect();
+        dry(DryOptions { sequence_breakers: Some(texts), ..default() })
+    };
+    assert_eq!(breakers(&["a", ""]), "sampling.dry_sequence_breakers[1]");
+    assert_eq!(breakers(&["12345"]), "sampling.dry_sequence_breakers[0]");
+    assert_eq!(breakers(&["a", "b", "c"]), "sampling.dry_sequence_breakers");
 }

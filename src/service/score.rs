@@ -61,7 +61,7 @@ impl Service {
     pub async fn score(&self, caller: &Caller, request: ScoreRequest) -> Result<Scores, Error> {
         let ScoreRequest {
             model,
-            input,
+            mut input,
             top_logprobs,
             session,
             priority,
@@ -70,10 +70,24 @@ impl Service {
             keep_alive,
         } = request;
         let target = Target::new(&model, &session)?;
+        if let Input::Chat(chat) = &mut input {
+            if matches!(target, Target::Session { .. }) {
+                return Err(Error::field(
+                    "chat",
+                    "not in a session: text and token ids go on from its tokens",
+                ));
+            }
+            // What would follow the messages is not theirs.
+            chat.add_generation_prompt.get_or_insert(false);
+        }
         input.check("text", &self.limits)?;
         up_to("top_logprobs", top_logprobs, "top_logprobs_max", self.limits.top_logprobs_max)?;
         cache.check()?;
-        let input_path = if matches!(input, Input::Ids(_)) { "token_ids.ids" } else { "text" };
+        let input_path = match input {
+            Input::Ids(_) => "token_ids.ids",
+            Input::Text(_) => "text",
+            Input::Chat(_) => "chat",
+        };
         let (model, session, start) = match target {
             Target::Model(model) => (model, None, None),
             Target::Session { name, model } => {

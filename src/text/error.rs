@@ -34,6 +34,9 @@ pub enum TextError {
     /// The chat template refused the conversation, or failed on it.
     #[error("{0}")]
     Render(String),
+    /// The chat template does not write the end of the message that is to be continued as it is.
+    #[error("the model's chat template does not write the last message as it is")]
+    NotContinued,
     /// The chat template would leave a message out.
     #[error("the model's chat template leaves out messages of role {role}{}", if *.late { " after the first" } else { "" })]
     Role {

@@ -34,6 +34,15 @@ pub(super) struct Texts<'a> {
     pub(super) arguments: &'a Map<String, Value>,
 }
 
+impl<'a> Texts<'a> {
+    /// Returns them as they are.
+    pub(super) fn unmarked(self) -> Marked<'a> {
+        let Self { messages, tools, arguments } = self;
+        let (messages, tools) = (messages.into(), tools.into());
+        Marked { messages, tools, arguments: Cow::Borrowed(arguments), mark: None }
+    }
+}
+
 /// The same with the mark in it; none where nothing needs one.
 pub(super) struct Marked<'a> {
     pub(super) messages: Cow<'a, [Value]>,
@@ -68,17 +77,11 @@ impl Marks {
     /// The texts contain every mark.
     pub(super) fn apply<'a>(&self, texts: Texts<'a>) -> Result<Marked<'a>, TextError> {
         let Texts { messages, tools, arguments } = texts;
-        let given = |mark| Marked {
-            messages: messages.into(),
-            tools: tools.into(),
-            arguments: Cow::Borrowed(arguments),
-            mark,
-        };
-        let Some(control) = &self.control else { return Ok(given(None)) };
+        let Some(control) = &self.control else { return Ok(texts.unmarked()) };
         let around = || tools.iter().chain(arguments.values());
         let mut outer = messages.iter().filter(|message| message["role"] != ASSISTANT).chain(around());
         if !outer.any(|value| any_text(value, &|text| control.is_match(text))) {
-            return Ok(given(None));
+            return Ok(texts.unmarked());
         }
         let all = || messages.iter().chain(around());
         let free = |mark: &char| !all().any(|value| any_text(value, &|text| text.contains(*mark)));

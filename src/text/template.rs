@@ -19,7 +19,7 @@ use super::apart::{SOURCE_BYTES_MAX, apart};
 use super::marks::{Marked, Marks, Texts};
 use super::probe::{Fate, Places, Roles, Traits};
 use super::refusal::refuse;
-use super::{TextError, TextFiles, Tokenizer, jinja, probe, python, source, tojson};
+use super::{Rendered, TextError, TextFiles, Tokenizer, jinja, probe, python, source, tojson};
 
 /// Limit of instructions in a render. Real templates take some hundreds for a message; this is about a second
 /// of work and at most 1 GB.
@@ -78,24 +78,8 @@ pub struct Conversation<'a> {
     pub add_generation_prompt: bool,
     /// The time that `strftime_now` formats, in local time.
     pub now: SystemTime,
-}
-
-/// A prompt's text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendered {
-    /// The text; see `mark`.
-    pub text: String,
-    /// A character that stands in what looks like a control token but was written by people or tools.
-    /// [`Tokenizer::encode_rendered`] drops it. None if there is no such place.
-    pub mark: Option<char>,
-}
-
-impl Rendered {
-    /// Returns the text without marks.
-    #[must_use]
-    pub fn plain(&self) -> Cow<'_, str> {
-        self.mark.map_or(Cow::Borrowed(&self.text), |mark| self.text.replace(mark, "").into())
-    }
+    /// Whether what looks like a control token in the texts of people and tools is one.
+    pub control_tokens: bool,
 }
 
 impl ChatTemplate {
@@ -117,9 +101,10 @@ impl ChatTemplate {
         let arguments = Map::new();
         let now = SystemTime::UNIX_EPOCH;
         let traits = Traits::new(&|messages, tools, parts| {
-            let add_generation_prompt = false;
+            let (add_generation_prompt, control_tokens) = (false, false);
+            let arguments = &arguments;
             let conversation =
-                Conversation { messages, tools, arguments: &arguments, add_generation_prompt, now };
+                Conversation { messages, tools, arguments, add_generation_prompt, now, control_tokens };
             writer.write(&conversation, Form { parts, json_arguments: false }, PROBE_BYTES_MAX).ok()
         });
         let switches_thinking = writer.writes_thinking(true) != writer.writes_thinking(false);
@@ -144,7 +129,8 @@ impl ChatTemplate {
         let messages = inner.known_roles(conversation);
         inner.check(&Conversation { messages: &messages, ..*conversation })?;
         let Conversation { tools, arguments, .. } = *conversation;
-        let marked = inner.marks.apply(Texts { messages: &messages, tools, arguments })?;
+        let texts = Texts { messages: &messages, tools, arguments };
+        let marked = if conversation.control_tokens { texts.unmarked() } else { inner.marks.apply(texts)? };
         let Marked { messages, tools, arguments, mark } = marked;
         let conversation =
             Conversation { messages: &messages, tools: &tools, arguments: &arguments, ..*conversation };
@@ -289,6 +275,7 @@ impl Writer {
             arguments: &arguments,
             add_generation_prompt,
             now,
+            control_tokens: false,
         };
         self.write(&conversation, Form { parts: false, json_arguments: false }, PROBE_BYTES_MAX).ok()
     }
@@ -327,7 +314,7 @@ impl Writer {
         form: Form,
         bytes_max: usize,
     ) -> Result<String, TextError> {
-        let Conversation { messages, tools, arguments, add_generation_prompt, now } = *conversation;
+        let Conversation { messages, tools, arguments, add_generation_prompt, now, .. } = *conversation;
         let failed = |error: minijinja::Error| TextError::Render(jinja::explain(&error));
         let tool_list: Jinja =
             if tools.is_empty() { Jinja::from(()) } else { tools.iter().map(python::from_json).collect() };

@@ -115,7 +115,13 @@ impl Tokenizer {
     /// adds its name. The bytes of one token need not be UTF-8.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        self.0.piece(id).to_vec()
+        self.piece(id).to_vec()
+    }
+
+    /// Returns the same bytes in place.
+    #[must_use]
+    pub fn piece(&self, id: u32) -> &[u8] {
+        self.0.piece(id)
     }
 
     /// Returns the text of a whole sequence, with special tokens and without unknown ids. Bytes that are not

@@ -4,6 +4,7 @@
 
 mod api;
 mod cli;
+mod cli_generate;
 mod cli_interrupts;
 mod cli_local;
 mod cli_models;
@@ -11,6 +12,7 @@ mod cli_sessions;
 mod codegen;
 mod daemon;
 mod output_calls;
+mod text_continued;
 mod text_detokenizer;
 mod text_fragments;
 mod text_left_out;

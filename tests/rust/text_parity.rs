@@ -69,6 +69,7 @@ fn compare_renders(
             arguments: render["arguments"].as_object().unwrap(),
             add_generation_prompt: render["add_generation_prompt"].as_bool().unwrap(),
             now,
+            control_tokens: false,
         };
         let what = format!("{name} {} {} {}", render["messages"], render["tools"], render["arguments"]);
         let ours = template.render(&conversation, usize::MAX);

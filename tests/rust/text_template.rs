@@ -71,7 +71,14 @@ fn rendered(template: &ChatTemplate, input: &Input) -> Result<Rendered, String> 
 fn conversation(input: &Input) -> Conversation<'_> {
     let Input { messages, tools, arguments, add_generation_prompt } = input;
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_049_600);
-    Conversation { messages, tools, arguments, add_generation_prompt: *add_generation_prompt, now }
+    Conversation {
+        messages,
+        tools,
+        arguments,
+        add_generation_prompt: *add_generation_prompt,
+        now,
+        control_tokens: false,
+    }
 }
 
 pub(crate) fn render(source: &str, input: &Input) -> Result<String, String> {

@@ -11,6 +11,9 @@ use crate::engine::model::Resident;
 use crate::engine::task::Sequence;
 use crate::sched::Owner;
 
+/// Most choices of a request.
+pub(super) const CHOICES_MAX: u32 = 4;
+
 impl World {
     pub(super) fn check(&mut self) {
         self.check_ledger();
@@ -104,11 +107,12 @@ impl World {
         }
     }
 
-    /// Preempted sequences wait beside those that the limit counts.
+    /// Preempted sequences wait beside those that the limit counts, and a request of more choices than the
+    /// limit of its client takes as many places as that.
     fn check_queues(&self) {
         let queued: u32 = self.engine.models.values().map(Resident::queued).sum();
         let models = u32::try_from(self.engine.models.len()).unwrap();
-        assert!(queued <= self.queue_max + self.running_max * models, "{queued} wait");
+        assert!(queued <= self.queue_max + self.running_max * models + CHOICES_MAX, "{queued} wait");
     }
 
     /// Those who pass a blocked request leave room for it: once the others have ended, it starts. If models

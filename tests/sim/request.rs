@@ -5,8 +5,9 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot};
 
 use super::seen::Scope;
-use crate::backend::fake::next_token;
-use crate::engine::{CacheUse, GenerateEvent, Salt, Scored};
+use crate::backend::fake::drawn_token;
+use crate::engine::task::uniform;
+use crate::engine::{CacheUse, GenerateEvent, Salt, Sampling, Scored};
 use crate::error::Error;
 use crate::ids::SessionKey;
 use crate::session::{
@@ -78,15 +79,79 @@ pub(super) struct Request {
     pub(super) reads_from: u32,
     /// Who may find what it computes.
     pub(super) scope: Scope,
-    tokens: Vec<u32>,
     /// The tokens that it found cached when it started.
     pub(super) cached: Option<u32>,
 }
 
 /// Where its answer comes.
 pub(super) enum Inbox {
-    Events(mpsc::Receiver<GenerateEvent>),
+    Choices(Vec<Choice>),
     Scores(oneshot::Receiver<Result<Scored, Error>>),
+}
+
+/// One of its outputs.
+pub(super) struct Choice {
+    events: mpsc::Receiver<GenerateEvent>,
+    temperature: f32,
+    seed: u64,
+    tokens: Vec<u32>,
+    has_ended: bool,
+}
+
+impl Choice {
+    /// Returns the choice of this number.
+    pub(super) fn new(events: mpsc::Receiver<GenerateEvent>, sampling: &Sampling, number: u64) -> Self {
+        let (temperature, seed) = (sampling.temperature, sampling.seed + number);
+        Self { events, temperature, seed, tokens: vec![], has_ended: false }
+    }
+
+    /// Reads what has come of the output after `prompt`; returns the outcome at its end.
+    fn read(
+        &mut self,
+        (prompt, max_tokens): (&[u32], u32),
+        cached: &mut Option<u32>,
+    ) -> Option<Result<(), Error>> {
+        loop {
+            match self.events.try_recv() {
+                Ok(GenerateEvent::Started { cached_tokens, .. }) => {
+                    assert_eq!(*cached, None, "a request starts once");
+                    assert!((cached_tokens as usize) < prompt.len(), "one token has to run");
+                    *cached = Some(cached_tokens);
+                }
+                Ok(GenerateEvent::Progress { .. }) => {
+                    assert!(cached.is_some(), "progress comes after the start");
+                }
+                Ok(GenerateEvent::Delta(delta)) => {
+                    assert!(cached.is_some(), "output comes after the start");
+                    self.tokens.extend(delta.tokens);
+                    self.check(prompt);
+                }
+                Ok(GenerateEvent::Ended(outcome)) => {
+                    assert!(self.events.try_recv().is_err(), "nothing follows the end");
+                    self.has_ended = true;
+                    return Some(outcome.map(|generated| {
+                        assert_eq!(generated.tokens, self.tokens, "the deltas are the output");
+                        assert_eq!(self.tokens.len(), max_tokens as usize, "it runs to its end");
+                    }));
+                }
+                Err(mpsc::error::TryRecvError::Empty) => return None,
+                Err(mpsc::error::TryRecvError::Disconnected) => {
+                    panic!("a stream ends without its last event")
+                }
+            }
+        }
+    }
+
+    /// Checks that what came is what the model says alone.
+    fn check(&self, prompt: &[u32]) {
+        let mut context = prompt.to_vec();
+        for &token in &self.tokens {
+            let drawn = uniform(self.seed, context.len() as u64);
+            let expected = drawn_token(&context, self.temperature, drawn);
+            assert_eq!(token, expected, "output is as it would be alone");
+            context.push(token);
+        }
+    }
 }
 
 /// What clients know of a session.
@@ -108,13 +173,18 @@ impl Known {
 
 impl Request {
     pub(super) fn new(prompt: Vec<u32>, max_tokens: u32, scope: Scope, inbox: Inbox) -> Self {
-        let (tokens, turn, cached) = (vec![], None, None);
-        Self { prompt, max_tokens, inbox, turn, reads_from: 0, scope, tokens, cached }
+        let (turn, cached) = (None, None);
+        Self { prompt, max_tokens, inbox, turn, reads_from: 0, scope, cached }
     }
 
-    /// Returns its prompt and what came.
-    pub(super) fn context(&self) -> Vec<u32> {
-        [&self.prompt[..], &self.tokens].concat()
+    /// Returns its prompt and what came, for each choice.
+    pub(super) fn contexts(&self) -> Vec<Vec<u32>> {
+        match &self.inbox {
+            Inbox::Choices(choices) => {
+                choices.iter().map(|choice| [&self.prompt[..], &choice.tokens].concat()).collect()
+            }
+            Inbox::Scores(_) => vec![self.prompt.clone()],
+        }
     }
 
     /// Reads what has come; returns the outcome at its end.
@@ -125,49 +195,21 @@ impl Request {
                 Err(oneshot::error::TryRecvError::Empty) => None,
                 Err(oneshot::error::TryRecvError::Closed) => panic!("a score ends without an answer"),
             },
-            Inbox::Events(_) => self.read_events(),
+            Inbox::Choices(_) => self.read_choices(),
         }
     }
 
-    fn read_events(&mut self) -> Option<Result<(), Error>> {
-        loop {
-            let Inbox::Events(events) = &mut self.inbox else { return None };
-            match events.try_recv() {
-                Ok(GenerateEvent::Started { cached_tokens, .. }) => {
-                    assert_eq!(self.cached, None, "a request starts once");
-                    assert!((cached_tokens as usize) < self.prompt.len(), "one token has to run");
-                    self.cached = Some(cached_tokens);
-                }
-                Ok(GenerateEvent::Progress { .. }) => {
-                    assert!(self.cached.is_some(), "progress comes after the start");
-                }
-                Ok(GenerateEvent::Delta(delta)) => {
-                    assert!(self.cached.is_some(), "output comes after the start");
-                    self.tokens.extend(delta.tokens);
-                    self.check_tokens();
-                }
-                Ok(GenerateEvent::Ended(outcome)) => {
-                    assert!(events.try_recv().is_err(), "nothing follows the end");
-                    return Some(outcome.map(|generated| {
-                        assert_eq!(generated.tokens, self.tokens, "the deltas are the output");
-                        assert_eq!(self.tokens.len(), self.max_tokens as usize, "it runs to its end");
-                    }));
-                }
-                Err(mpsc::error::TryRecvError::Empty) => return None,
-                Err(mpsc::error::TryRecvError::Disconnected) => {
-                    panic!("a stream ends without its last event")
-                }
+    /// Reads all that has come; an error ends the request, as it does in the service.
+    fn read_choices(&mut self) -> Option<Result<(), Error>> {
+        let Self { inbox: Inbox::Choices(choices), prompt, max_tokens, cached, .. } = self else {
+            return None;
+        };
+        for choice in choices.iter_mut().filter(|choice| !choice.has_ended) {
+            if let Some(Err(error)) = choice.read((prompt, *max_tokens), cached) {
+                return Some(Err(error));
             }
         }
-    }
-
-    /// Checks that what came is what the model says alone.
-    fn check_tokens(&self) {
-        let mut context = self.prompt.clone();
-        for &token in &self.tokens {
-            assert_eq!(token, next_token(&context), "output is as it would be alone");
-            context.push(token);
-        }
+        choices.iter().all(|choice| choice.has_ended).then_some(Ok(()))
     }
 
     fn check_scores(&self, scored: &Scored) {
@@ -179,12 +221,12 @@ impl Request {
     /// Commits its turn, as the service does at a good end; a deleted session keeps nothing. Returns the
     /// session and the tokens that it is to hold.
     pub(super) fn keep(self) -> Option<(SessionKey, Vec<u32>)> {
-        let tokens = self.context();
-        let Self { prompt, turn, tokens: output, .. } = self;
+        let tokens = self.contexts().pop()?;
+        let Self { prompt, turn, .. } = self;
         let Turn { guard, input, .. } = turn?;
         let content = match input {
             InputKind::Raw => TurnContent::Raw,
-            InputKind::Chat => chat(&prompt, &output),
+            InputKind::Chat => chat(&prompt, &tokens[prompt.len()..]),
         };
         let key = guard.key().clone();
         let kept = guard.commit(tokens.clone(), content);

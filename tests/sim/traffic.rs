@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::request::{Inbox, Request, Turn, cache_use};
+use super::request::{Choice, Inbox, Request, Turn, cache_use};
 use super::seen::Scope;
 use super::world::{MODELS, POISON, PRINCIPALS, World};
 use crate::backend::fake::{CONTEXT, spec};
@@ -75,7 +75,20 @@ impl World {
         let longest = if self.random.once_in(12) { 900 } else { 40 };
         // At times only the context is to be computed.
         let max_tokens = if self.random.once_in(10) { 0 } else { (1 + self.random.small(longest)).min(room) };
-        let (events, inbox) = mpsc::channel(3 + usize::try_from(self.random.below(30)).unwrap());
+        let sampling = if turn.is_none() { self.sampling() } else { greedy() };
+        // At times a request has several choices, but not a turn.
+        let more = if turn.is_none() && max_tokens > 0 && self.random.once_in(6) {
+            1 + self.random.below(3)
+        } else {
+            0
+        };
+        let (mut senders, mut choices) = (vec![], vec![]);
+        for number in 0..=more {
+            let (events, inbox) = mpsc::channel(3 + usize::try_from(self.random.below(30)).unwrap());
+            senders.push(events);
+            choices.push(Choice::new(inbox, &sampling, number));
+        }
+        let others = senders.split_off(1);
         let origin = self.origin(turn.as_ref().map(|turn| turn.guard.key()));
         let principal = origin.owner.principal.clone();
         let scope = Scope { principal, model: model.clone(), cache: origin.cache };
@@ -84,21 +97,31 @@ impl World {
             origin,
             model: self.lease(&model),
             prompt: prompt.clone().into(),
-            sampling: greedy(),
+            sampling,
             stopping: Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] },
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),
             keep_alive: self.keep_alive(),
-            events,
+            events: senders.remove(0),
+            others,
         };
         self.engine.command(Command::Generate(Box::new(work)));
-        let mut request = Request::new(prompt, max_tokens, scope, Inbox::Events(inbox));
+        let mut request = Request::new(prompt, max_tokens, scope, Inbox::Choices(choices));
         request.turn = turn;
         if self.random.once_in(10) {
             request.reads_from = self.ticks + self.random.small(400);
         }
         self.requests.push(request);
+    }
+
+    /// Returns how the tokens of a request are drawn: mostly the most likely ones.
+    fn sampling(&mut self) -> Sampling {
+        if self.random.once_in(5) {
+            Sampling { temperature: 1.0, seed: self.random.below(1000), ..greedy() }
+        } else {
+            greedy()
+        }
     }
 
     pub(super) fn score(&mut self) {
@@ -180,7 +203,7 @@ impl World {
             }
         };
         *self.ended.entry(how).or_default() += 1;
-        self.seen.add(&request.scope, &request.context());
+        request.contexts().iter().for_each(|context| self.seen.add(&request.scope, context));
         // A turn that does not end well is dropped with its request, and leaves no trace.
         if outcome.is_ok()
             && let Some((key, tokens)) = request.keep()
@@ -197,11 +220,13 @@ fn greedy() -> Sampling {
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,
+        typical_p: 1.0,
         seed: 0,
         repetition: off(1.0),
         presence: off(0.0),
         frequency: off(0.0),
         logit_bias: vec![],
         xtc: None,
+        dry: None,
     }
 }

@@ -58,6 +58,14 @@ def _outcome(request):
     }.get(request.history, pb.HISTORY_OUTCOME_UNSPECIFIED)
 
 
+def _choices(request, text):
+    """The outputs where several are asked for: the first is `text`."""
+    return [
+        f"{text} {number}" if number else text
+        for number in range(request.n if request.n > 1 else 0)
+    ]
+
+
 class Fake(
     InferenceServiceServicer, ModelServiceServicer, SessionServiceServicer, ServerServiceServicer
 ):
@@ -163,6 +171,9 @@ class Fake(
         response.timings.decode_time.FromMilliseconds(100)
         if request.output.return_token_ids:
             response.token_ids.extend([1, 2])
+        for number, said in enumerate(_choices(request, text)):
+            end = pb.FINISH_REASON_LENGTH
+            response.choices.add(choice=number, text=said, finish_reason=end, seed=7 + number)
         return response
 
     def StreamGenerate(self, request, context):
@@ -189,6 +200,13 @@ class Fake(
             if self.hang:
                 self._wait_for_leaving()
                 return
+        others = _choices(request, text)
+        for number, said in reversed(list(enumerate(others))):
+            if number > 0:
+                yield pb.StreamGenerateResponse(delta=pb.GenerateDelta(text=said, choice=number))
+            end = pb.ChoiceFinished(choice=number, finish_reason=pb.FINISH_REASON_LENGTH)
+            end.seed = 7 + number
+            yield pb.StreamGenerateResponse(choice_finished=end)
         finished = pb.GenerateFinished(
             finish_reason=pb.FINISH_REASON_STOP, usage=usage, **self._end(request, usage)
         )

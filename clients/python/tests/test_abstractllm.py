@@ -154,6 +154,8 @@ def test_logprobs_and_priority_reach_the_request(llm, fake):
         ("context_window", 10),
         ("load_in_4bit", True),
         ("tool_choice", "required"),
+        ("mirostat", 2),
+        ("n", 2),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(llm, address, fake, name, value):
@@ -171,7 +173,7 @@ def test_unknown_parameters_and_values_are_refused(llm, fake):
         llm.generate("x", top_k=-1)
     with pytest.raises(exceptions.InvalidRequestError, match="neither"):
         llm.generate("")
-    llm.generate("x", load_in_8bit=False, max_retries=0, tool_choice="auto")
+    llm.generate("x", load_in_8bit=False, max_retries=0, tool_choice="auto", n=1)
     assert len(fake.requests) == 1
 
 

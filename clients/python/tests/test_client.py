@@ -384,6 +384,69 @@ def test_the_switches_of_the_cache_reach_the_request(client, fake):
     assert fake.requests[-1].cache_salt == "tenant"
 
 
+def test_typical_p_and_dry_reach_the_request(client, fake):
+    client.generate(model=MODEL, prompt="x", typical_p=0.5, dry_multiplier=0.75, dry_base=2.0)
+    sampling = fake.requests[-1].sampling
+    assert (sampling.typical_p, sampling.dry_multiplier, sampling.dry_base) == (0.5, 0.75, 2.0)
+    assert not sampling.HasField("dry_sequence_breakers")
+    assert not sampling.HasField("dry_allowed_length")
+    client.generate(model=MODEL, prompt="x", dry_sequence_breakers=["a", "b"])
+    assert list(fake.requests[-1].sampling.dry_sequence_breakers.texts) == ["a", "b"]
+    client.generate(model=MODEL, prompt="x", dry_sequence_breakers=[])
+    assert fake.requests[-1].sampling.HasField("dry_sequence_breakers")
+
+
+def test_a_last_message_can_be_continued_and_control_tokens_allowed(client, fake):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "and "}]
+    client.generate(model=MODEL, messages=messages, continue_final_message=True)
+    chat = fake.requests[-1].chat
+    assert chat.continue_final_message
+    assert not chat.allow_control_tokens
+    assert not chat.HasField("add_generation_prompt")
+    client.count_tokens(model=MODEL, messages=messages, continue_final_message=True)
+    assert fake.requests[-1].chat.continue_final_message
+    client.generate(model=MODEL, messages="x", allow_control_tokens=True)
+    assert fake.requests[-1].chat.allow_control_tokens
+    with pytest.raises(TypeError, match="continue_final_message"):
+        client.generate(model=MODEL, prompt="x", continue_final_message=True)
+
+
+def test_a_conversation_can_be_scored(client, fake):
+    client.score(model=MODEL, messages="x", continue_final_message=True)
+    request = fake.requests[-1]
+    assert request.chat.messages[0].content[0].text == "x"
+    assert request.chat.continue_final_message
+    with pytest.raises(TypeError, match="belong to messages"):
+        client.score(model=MODEL, text="x", add_generation_prompt=True)
+    with pytest.raises(TypeError, match="exactly one"):
+        client.score(model=MODEL, text="x", messages="x")
+
+
+def test_several_outputs_come_apart_streamed_or_not(client, fake):
+    fake.answer = "a b"
+    whole = client.generate(model=MODEL, prompt="x", n=3)
+    assert fake.requests[-1].n == 3
+    assert not fake.requests[-1].HasField("best_of")
+    streamed = client.stream(model=MODEL, prompt="x", n=3, best_of=4).result()
+    assert fake.requests[-1].best_of == 4
+    for outcome in (whole, streamed):
+        assert outcome.text == "a b"
+        assert [choice.text for choice in outcome.choices] == ["a b", "a b 1", "a b 2"]
+        assert [choice.seed for choice in outcome.choices] == [7, 8, 9]
+        assert {choice.finish_reason for choice in outcome.choices} == {"length"}
+        assert outcome.choices[0].mean_logprob is None
+    assert client.generate(model=MODEL, prompt="x").choices == ()
+    assert "".join(client.stream(model=MODEL, prompt="x", n=2).text()) == "a b"
+
+
+def test_mirostat_is_refused_by_name(client, fake):
+    before = len(fake.requests)
+    for name in ("mirostat", "mirostat_tau"):
+        with pytest.raises(mlxd.InvalidRequestError, match=name):
+            client.generate(model=MODEL, prompt="x", **{name: 2})
+    assert len(fake.requests) == before
+
+
 def test_priority_and_xtc_reach_the_request(client, fake):
     client.generate(model=MODEL, prompt="x", priority="background", xtc_probability=0.5)
     request = fake.requests[-1]

@@ -34,7 +34,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let reason = finished.finish_reason();
                 writeln!(out, "\n[{reason:?}, {} tokens]", usage.completion_tokens)?;
             }
-            Event::Started(_) | Event::Progress(_) => {}
+            Event::Started(_) | Event::Progress(_) | Event::ChoiceFinished(_) => {}
         }
     }
     Ok(())

@@ -20,6 +20,14 @@ impl GenerateRequest {
         Self { input: Some(generate_request::Input::Chat(chat)), ..Self::default() }
     }
 
+    /// Continues a conversation within its last message, which is the assistant's.
+    #[must_use]
+    pub fn continuing(messages: impl IntoIterator<Item = Message>) -> Self {
+        let messages = messages.into_iter().collect();
+        let chat = ChatInput { messages, continue_final_message: true, ..ChatInput::default() };
+        Self { input: Some(generate_request::Input::Chat(chat)), ..Self::default() }
+    }
+
     /// Continues raw text, without a chat template.
     #[must_use]
     pub fn prompt(text: impl Into<String>) -> Self {

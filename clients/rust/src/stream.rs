@@ -17,7 +17,8 @@ use crate::v1::{
     watch_sessions_response,
 };
 
-/// The events of a generation: `Started`, `Progress`, `Delta` …, one `Finished`.
+/// The events of a generation: `Started`, `Progress`, `Delta` …, one `Finished`. Each of several choices ends
+/// with `ChoiceFinished`.
 pub type GenerateStream = EventStream<StreamGenerateResponse>;
 
 /// The events of a load: `Progress` …, then one `Loaded`, or `Validated` for a dry run.
@@ -149,9 +150,9 @@ impl GenerateStream {
         let mut text = String::new();
         while let Some(event) = self.next_event().await? {
             match event {
-                Event::Delta(delta) => text.push_str(&delta.text),
+                Event::Delta(delta) if delta.choice == 0 => text.push_str(&delta.text),
                 Event::Finished(finished) => return Ok((text, finished)),
-                Event::Started(_) | Event::Progress(_) => {}
+                Event::Started(_) | Event::Progress(_) | Event::Delta(_) | Event::ChoiceFinished(_) => {}
             }
         }
         Err(Error::Incomplete { missing: StreamGenerateResponse::LAST, request_id: self.request_id })

@@ -130,7 +130,7 @@ impl Driver {
                         queue: Duration::try_from_secs_f64(queue).unwrap_or_default(),
                     };
                 }
-                Event::Started(_) | Event::Progress(_) => {}
+                Event::Started(_) | Event::Progress(_) | Event::ChoiceFinished(_) => {}
             }
         }
         Ok(done)

@@ -93,6 +93,8 @@ pub struct Sampling {
     pub top_k: u32,
     /// Least probability relative to the most likely token's; 0 is off.
     pub min_p: f32,
+    /// Mass of locally typical sampling in (0, 1]; 1 is off.
+    pub typical_p: f32,
     /// Seed of the uniform numbers, one for each position.
     pub seed: u64,
     /// Repetition penalty, a factor above 0; 1 is off.
@@ -105,6 +107,8 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// XTC; None is off.
     pub xtc: Option<XtcSampling>,
+    /// DRY; None is off.
+    pub dry: Option<DrySampling>,
 }
 
 /// XTC: removes the most likely candidates now and then.
@@ -116,6 +120,21 @@ pub struct XtcSampling {
     pub threshold: f32,
     /// Tokens that are never removed.
     pub spared: Arc<[u32]>,
+}
+
+/// DRY: penalizes tokens that would go on with a repetition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrySampling {
+    /// Strength of the penalty, above 0.
+    pub multiplier: f32,
+    /// Its growth with each token repeated, at least 1.
+    pub base: f32,
+    /// Length from which a repetition is penalized, at least 1.
+    pub allowed_length: u32,
+    /// Number of last tokens that are examined; 0 is all.
+    pub context_size: u32,
+    /// Texts after which what counts as repeated begins; none is empty.
+    pub breakers: Arc<[String]>,
 }
 
 /// A penalty on recent tokens.
@@ -162,6 +181,9 @@ pub struct GenerateWork {
     pub keep_alive: Option<KeepAlive>,
     /// Receiver of events: `Started`, any number of `Progress`, then `Delta`, then one `Ended`.
     pub events: mpsc::Sender<GenerateEvent>,
+    /// Receivers of the other choices: output after the same prompt, which is computed once. The first of
+    /// them has the seed plus 1, and so on. Their events begin with output, or are one `Ended`.
+    pub others: Vec<mpsc::Sender<GenerateEvent>>,
 }
 
 /// A score: one pass over given tokens.

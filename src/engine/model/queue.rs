@@ -27,7 +27,46 @@ impl Resident {
             priority: sequence.origin.priority,
             since: sequence.origin.arrived,
             has_begun: sequence.has_begun(),
+            choices: sequence.choices(),
         })
+    }
+
+    /// Returns those that will wait: the other choices of sequences whose prompt is being computed.
+    pub(crate) fn promised_waiters(&self) -> impl Iterator<Item = Waiter<'_>> {
+        self.running.values().filter(|sequence| sequence.choices() > 1).map(|sequence| Waiter {
+            owner: &sequence.origin.owner,
+            priority: sequence.origin.priority,
+            since: sequence.origin.arrived,
+            has_begun: true,
+            choices: sequence.choices() - 1,
+        })
+    }
+
+    /// Takes in the other choices of a sequence that has computed their prompt: what it has is parked for
+    /// them, and they are the next of its lane.
+    pub(super) fn fork<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        id: u64,
+        forks: Vec<(Sequence, Option<Result<Finish, Error>>)>,
+    ) -> Result<(), Error> {
+        if forks.iter().any(|(_, outcome)| outcome.is_none()) {
+            self.share(cx, id)?;
+        }
+        let mut over = Vec::new();
+        // The last one first: each goes before those that wait.
+        for (fork, outcome) in forks.into_iter().rev() {
+            self.shares.arrive(&fork.origin.owner);
+            match outcome {
+                Some(outcome) => over.push((fork, outcome)),
+                None => {
+                    let origin = &fork.origin;
+                    self.queue.push_front(origin.owner.clone(), origin.priority, fork.since, fork);
+                }
+            }
+        }
+        over.into_iter().for_each(|(fork, outcome)| self.leave(cx, fork, outcome));
+        Ok(())
     }
 
     /// Ends the waiting request of this place among [`Self::waiters`].
@@ -82,11 +121,18 @@ impl Resident {
         outcome: Result<Finish, Error>,
     ) {
         self.shares.leave(&sequence.origin.owner);
-        if sequence.is_private() {
+        if sequence.is_private() && !self.is_shared(&sequence) {
             self.forget_own(cx, &sequence);
         }
-        cx.counters.ended(&outcome);
+        if sequence.is_first() {
+            cx.counters.ended(&outcome);
+        }
         sequence.end(outcome, cx.now);
+    }
+
+    /// Returns whether another choice of its request may go on from its own caches.
+    fn is_shared(&self, sequence: &Sequence) -> bool {
+        self.running.values().chain(self.queue.values()).any(|other| other.key == sequence.key)
     }
 
     /// Ends running sequences, last slots first so that few have to move.
@@ -114,7 +160,9 @@ impl Resident {
         let running = std::mem::take(&mut self.running).into_values();
         for sequence in self.queue.take_if(|_| true).into_iter().chain(running) {
             let outcome = Err(error.clone());
-            counters.ended(&outcome);
+            if sequence.is_first() {
+                counters.ended(&outcome);
+            }
             sequence.end(outcome, now);
         }
         self.shares = crate::sched::Shares::default();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Context, Reclaim, Resident};
 use crate::backend::{Backend, Base, ParkedId, Parking, Restoring, SlotId};
 use crate::cache::{CacheEntry, CacheKey, Cut, Hit, Leftover, Rank, Transcript};
+use crate::clock::Moment;
 use crate::engine::api::{CachedAsk, CachedKv};
 use crate::engine::task::Sequence;
 use crate::error::Error;
@@ -137,44 +138,70 @@ impl Resident {
         sequence: &Sequence,
         keep: bool,
     ) -> Result<(), Error> {
-        let Some(slot) = sequence.slot else { return Ok(()) };
-        let Sequence { key, transcript, computed, .. } = sequence;
-        let checkpoints = (self.shape.state_bytes > 0).then(|| sequence.all_checkpoints());
-        let covered = self.parked.covers(key, transcript, *computed, checkpoints.as_deref());
-        if !keep || !sequence.leaves_cache() || *computed == 0 || covered {
-            return self.free_slot(cx, slot, *computed);
-        }
-        let cache = CacheEntry {
-            id: self.parked.number(),
-            key: key.clone(),
-            session: sequence.origin.session.clone(),
-            rank: sequence.origin.rank(),
-            transcript: transcript.first(*computed as usize),
-            checkpoints,
-            used: cx.now,
+        let (Some(slot), computed) = (sequence.slot, sequence.computed) else { return Ok(()) };
+        let number = self.parked.number();
+        let Some(cache) = self.to_park(sequence, number, cx.now).filter(|_| keep) else {
+            return self.free_slot(cx, slot, computed);
         };
-        let parking = Parking { id: cache.id, slot, tokens: *computed, base: None };
+        let parking = Parking { id: cache.id, slot, tokens: computed, base: None };
         if let Some(parking) = self.make_room_beside(cx, parking, &cache)? {
             if let Err(error) = cx.backend.park(self.id, parking) {
                 // The next turn computes anew.
-                tracing::warn!(%error, tokens = *computed, "a KV cache was not parked");
-                return self.free_slot(cx, slot, *computed);
+                tracing::warn!(%error, tokens = computed, "a KV cache was not parked");
+                return self.free_slot(cx, slot, computed);
             }
-            let leftover = Leftover { id: cache.id, tokens: *computed, since: cx.now };
+            let leftover = Leftover { id: cache.id, tokens: computed, since: cx.now };
             self.keep_parked(cx, cache, parking.base)?;
             return self.leave_slot(cx, slot, leftover);
         }
         if !self.slots.is_alone(slot) {
-            return self.free_slot(cx, slot, *computed);
+            return self.free_slot(cx, slot, computed);
         }
         let base = self.parked.cut(&cache, false).map(|cut| cut.base);
         let parked = cx.backend.park_slab(self.id, Parking { base, ..parking });
         self.slots.close(slot.slab);
         if let Err(error) = parked {
-            tracing::warn!(%error, tokens = *computed, "a slab did not become a KV cache");
+            tracing::warn!(%error, tokens = computed, "a slab did not become a KV cache");
             return cx.backend.close_slab(self.id, slot.slab);
         }
         self.keep_parked(cx, cache, base)
+    }
+
+    /// Returns the cache that a sequence would leave; None if it leaves none, or another one covers it.
+    fn to_park(&self, sequence: &Sequence, id: ParkedId, now: Moment) -> Option<CacheEntry> {
+        let Sequence { key, transcript, computed, .. } = sequence;
+        let checkpoints = (self.shape.state_bytes > 0).then(|| sequence.all_checkpoints());
+        let covered = self.parked.covers(key, transcript, *computed, checkpoints.as_deref());
+        if !sequence.leaves_cache() || *computed == 0 || covered {
+            return None;
+        }
+        Some(CacheEntry {
+            id,
+            key: key.clone(),
+            session: sequence.origin.session.clone(),
+            rank: sequence.origin.rank(),
+            transcript: transcript.first(*computed as usize),
+            checkpoints,
+            used: now,
+        })
+    }
+
+    /// Parks what a running sequence has computed, for others that go on from there; it keeps its slot. Where
+    /// there is no room for that, they compute it again.
+    pub(super) fn share<B: Backend>(&mut self, cx: &mut Context<'_, B>, id: u64) -> Result<(), Error> {
+        let number = self.parked.number();
+        let Some(sequence) = self.running.get(&id) else { return Ok(()) };
+        let (Some(slot), tokens) = (sequence.slot, sequence.computed) else { return Ok(()) };
+        let Some(cache) = self.to_park(sequence, number, cx.now) else { return Ok(()) };
+        let parking = Parking { id: number, slot, tokens, base: None };
+        let Some(parking) = self.make_room_beside(cx, parking, &cache)? else { return Ok(()) };
+        if let Err(error) = cx.backend.park(self.id, parking) {
+            tracing::warn!(%error, tokens, "a prompt was not parked");
+            return Ok(());
+        }
+        // Its checkpoints went with the cache.
+        self.running.get_mut(&id).into_iter().for_each(|sequence| sequence.checkpoints.clear());
+        self.keep_parked(cx, cache, parking.base)
     }
 
     /// Takes in a cache that was parked; drops those that it makes redundant, and those beyond the limit.

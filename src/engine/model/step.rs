@@ -19,7 +19,7 @@ impl Resident {
         cx.now = cx.clock.now();
         let (took, on_device) = (cx.now - at, cx.timeline.collect(step, asked, cx.now));
         let mut load = StepLoad::default();
-        let mut ended = Vec::new();
+        let (mut ended, mut forked) = (Vec::new(), Vec::new());
         for LaunchedSpan { sequence: id, kind, tokens, outputs } in spans {
             load.add(kind, tokens);
             let mut rows = results.by_ref().take(outputs);
@@ -28,10 +28,14 @@ impl Resident {
                 continue;
             };
             let (mut drawn, draws) = (0, sequence.draws_left() > 0);
-            let counted =
+            let mut counted =
                 rows.by_ref().inspect(|row| drawn += u32::from(draws && matches!(row, RowResult::Token(..))));
-            let outcome = sequence.commit(tokens, counted, cx.now);
+            let own = sequence.own_results(outputs);
+            let outcome = sequence.commit(tokens, counted.by_ref().take(own), cx.now);
             sequence.served(took);
+            if outputs > own {
+                forked.push((id, sequence.fork(counted, cx.now)));
+            }
             rows.for_each(drop);
             let prefilled = prefilled(kind, tokens);
             cx.counters.committed(prefilled, drawn);
@@ -46,6 +50,9 @@ impl Resident {
         }
         if !disturbed {
             self.pace.observe(load, on_device);
+        }
+        for (id, forks) in forked {
+            self.fork(cx, id, forks)?;
         }
         self.end(cx, ended)
     }

@@ -1,6 +1,6 @@
 //! A generation: takes drawn tokens, makes text of them, and finds its end (stop tokens, stop strings,
 //! lengths). Talks to its receiver without ever waiting for it: deltas that do not fit the channel coalesce
-//! here.
+//! here. The first choice of several has the others with it until the prompt is computed.
 
 use tokio::sync::mpsc;
 
@@ -36,6 +36,10 @@ pub(super) struct Generation {
     /// Time since when its caller has no room for the output.
     stalled: Option<Moment>,
     events: mpsc::Sender<GenerateEvent>,
+    /// Whether it is the only choice, or the first.
+    pub(super) is_first: bool,
+    /// The other choices, until the prompt is computed.
+    pub(super) others: Vec<Generation>,
     /// Reserved places in the channel for the last delta and the end.
     last: Option<(mpsc::OwnedPermit<GenerateEvent>, mpsc::OwnedPermit<GenerateEvent>)>,
 }
@@ -44,24 +48,37 @@ impl Generation {
     /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
     pub(super) fn new(work: GenerateWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
         let GenerateWork { origin, model, prompt, sampling, stopping, top_logprobs, tokenizer, .. } = work;
-        let GenerateWork { detokenizer, events, .. } = work;
-        let reserve = || events.clone().try_reserve_owned().ok();
-        let generation = Self {
-            stops: StopMatcher::new(stopping.stop_strings.clone()),
-            edits: Edits::new(&sampling),
-            sampling,
-            stopping,
-            top_logprobs,
-            tokenizer,
-            detokenizer,
-            pending: Delta::default(),
-            times: None,
-            started: false,
-            stalled: None,
-            last: reserve().zip(reserve()),
-            events,
+        let GenerateWork { detokenizer, events, others, .. } = work;
+        let edits = Edits::new(&sampling, &tokenizer);
+        let choice = |(index, events): (u64, mpsc::Sender<GenerateEvent>)| {
+            let reserve = || events.clone().try_reserve_owned().ok();
+            Self {
+                stops: StopMatcher::new(stopping.stop_strings.clone()),
+                edits: edits.clone(),
+                sampling: Sampling { seed: sampling.seed.wrapping_add(index), ..sampling.clone() },
+                stopping: stopping.clone(),
+                top_logprobs,
+                tokenizer: tokenizer.clone(),
+                detokenizer: detokenizer.clone(),
+                pending: Delta::default(),
+                times: None,
+                started: index > 0,
+                stalled: None,
+                is_first: index == 0,
+                others: Vec::new(),
+                last: reserve().zip(reserve()),
+                events,
+            }
         };
-        (origin, model, prompt, generation)
+        let others = (1..).zip(others).map(choice).collect();
+        (origin, model, prompt, Self { others, ..choice((0, events)) })
+    }
+
+    /// Returns the other choices, which go on from where the changes to logits are now.
+    pub(super) fn take_others(&mut self) -> Vec<Self> {
+        let mut others = std::mem::take(&mut self.others);
+        others.iter_mut().for_each(|other| other.edits = self.edits.clone());
+        others
     }
 
     /// Returns whether its caller is gone.
@@ -156,7 +173,7 @@ impl Generation {
         }
     }
 
-    /// Sends the last delta and the end, with all generated tokens.
+    /// Sends the last delta and the end, with all generated tokens. Choices that it still has end with it.
     pub(super) fn end(
         mut self,
         outcome: Result<Finish, Error>,
@@ -164,6 +181,9 @@ impl Generation {
         arrived: Moment,
         now: Moment,
     ) {
+        for other in std::mem::take(&mut self.others) {
+            other.end(outcome.clone(), Vec::new(), arrived, now);
+        }
         let Some((delta, end)) = self.last.take() else { return };
         if self.pending != Delta::default() {
             delta.send(GenerateEvent::Delta(self.pending));

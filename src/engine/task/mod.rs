@@ -1,11 +1,14 @@
 //! One request in the engine: its tokens, how far they are computed (`sequence`), and what it is for:
-//! `generate` or `score`. `sampling` says how its tokens are drawn.
+//! `generate` or `score`. `sampling` says how its tokens are drawn, `dry` what it loses for repeating itself.
 
+mod dry;
 mod generate;
 mod sampling;
 mod score;
 mod sequence;
 
+#[cfg(test)]
+pub(super) use sampling::uniform;
 pub(super) use sequence::Sequence;
 
 /// What a sequence is for.

@@ -5,15 +5,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::dry::Dry;
 use crate::backend::{LogitEdit, Sample, Xtc};
 use crate::cache::Transcript;
 use crate::engine::api::{Penalty, Sampling};
+use crate::text::Tokenizer;
 
-/// Returns how the token after a transcript is drawn.
+/// Returns how the token after a transcript is drawn, given the changes to its logits.
 pub(super) fn sample_after(
     transcript: &Transcript,
     sampling: &Sampling,
-    edits: &Edits,
+    edits: Vec<LogitEdit>,
     top_logprobs: Option<u32>,
 ) -> Sample {
     let position = transcript.len() as u64;
@@ -22,8 +24,9 @@ pub(super) fn sample_after(
         top_p: sampling.top_p,
         top_k: sampling.top_k,
         min_p: sampling.min_p,
+        typical_p: sampling.typical_p,
         uniform: uniform(sampling.seed, position),
-        edits: edits.by_token.values().copied().collect(),
+        edits,
         xtc: xtc(sampling, position),
         top_logprobs,
     }
@@ -43,7 +46,7 @@ fn xtc(sampling: &Sampling, position: u64) -> Option<Xtc> {
 /// (<https://prng.di.unimi.it/splitmix64.c>). It has 23 bits, so that its product with a float is always
 /// below that float.
 #[allow(clippy::cast_precision_loss, reason = "23 bits are exact in f32")]
-fn uniform(seed: u64, position: u64) -> f32 {
+pub(in crate::engine) fn uniform(seed: u64, position: u64) -> f32 {
     let mix = |mut z: u64| {
         z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -55,7 +58,7 @@ fn uniform(seed: u64, position: u64) -> f32 {
 }
 
 /// The changes to single logits after the tokens of a transcript that were counted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Edits {
     repetition: Penalty,
     presence: Penalty,
@@ -66,10 +69,11 @@ pub(super) struct Edits {
     /// Number of tokens of the transcript that were counted.
     counted: usize,
     by_token: BTreeMap<u32, LogitEdit>,
+    dry: Option<Dry>,
 }
 
 /// The last tokens of a transcript, counted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Window {
     /// Number of tokens; 0 is all.
     size: usize,
@@ -78,7 +82,7 @@ struct Window {
 
 impl Edits {
     /// Returns those of a request before its first token.
-    pub(super) fn new(sampling: &Sampling) -> Self {
+    pub(super) fn new(sampling: &Sampling, tokenizer: &Tokenizer) -> Self {
         let &Sampling { repetition, presence, frequency, .. } = sampling;
         let on = [(repetition, 1.0), (presence, 0.0), (frequency, 0.0)].into_iter();
         let on = on.filter(|(penalty, off)| penalty.value != *off);
@@ -90,8 +94,9 @@ impl Edits {
         for &(token, value) in &sampling.logit_bias {
             *bias.entry(token).or_insert(0.0) += value;
         }
-        let by_token = BTreeMap::new();
-        let mut edits = Self { repetition, presence, frequency, bias, windows, counted: 0, by_token };
+        let (counted, by_token) = (0, BTreeMap::new());
+        let dry = sampling.dry.clone().map(|dry| Dry::new(dry, tokenizer.clone()));
+        let mut edits = Self { repetition, presence, frequency, bias, windows, counted, by_token, dry };
         let biased: Vec<u32> = edits.bias.keys().copied().collect();
         biased.into_iter().for_each(|token| edits.renew(token));
         edits
@@ -118,6 +123,20 @@ impl Edits {
             }
         }
         self.counted = self.counted.max(tokens);
+    }
+
+    /// Returns the changes after a transcript, all of whose tokens were counted.
+    pub(super) fn after(&mut self, transcript: &Transcript) -> Vec<LogitEdit> {
+        let penalties = self.dry.as_mut().map(|dry| dry.penalties(transcript)).unwrap_or_default();
+        if penalties.is_empty() {
+            return self.by_token.values().copied().collect();
+        }
+        let mut by_token = self.by_token.clone();
+        for (token, penalty) in penalties {
+            let none = LogitEdit { token, bias: 0.0, repetition: 1.0, subtract: 0.0 };
+            by_token.entry(token).or_insert(none).subtract += penalty;
+        }
+        by_token.into_values().collect()
     }
 
     /// Returns how often a penalty counts a token; 0 if the penalty is off.
@@ -160,10 +179,14 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::sync::LazyLock;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::api::DrySampling;
+
+    static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(crate::engine::tests::tokenizer);
 
     thread_local! {
         /// Number of tokens that were read from transcripts on this thread.
@@ -175,9 +198,9 @@ mod tests {
     }
 
     fn edits(transcript: &Transcript, sampling: &Sampling) -> Vec<LogitEdit> {
-        let mut edits = Edits::new(sampling);
+        let mut edits = Edits::new(sampling, &TOKENIZER);
         edits.count(transcript, transcript.len());
-        sample_after(transcript, sampling, &edits, None).edits
+        edits.after(transcript)
     }
 
     fn plain() -> Sampling {
@@ -187,12 +210,14 @@ mod tests {
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,
+            typical_p: 1.0,
             seed: 7,
             repetition: off(1.0),
             presence: off(0.0),
             frequency: off(0.0),
             logit_bias: vec![],
             xtc: None,
+            dry: None,
         }
     }
 
@@ -227,6 +252,21 @@ mod tests {
     }
 
     #[test]
+    fn dry_adds_to_what_other_penalties_subtract() {
+        let mut sampling = plain();
+        sampling.presence = Penalty { value: 0.5, context_size: 0 };
+        let breakers = [].into();
+        let (multiplier, base, allowed_length, context_size) = (0.8, 2.0, 2, 0);
+        sampling.dry = Some(DrySampling { multiplier, base, allowed_length, context_size, breakers });
+        let subtracted: Vec<(u32, f32)> = edits(&after(&[4, 5, 6, 4, 5]), &sampling)
+            .into_iter()
+            .map(|edit| (edit.token, edit.subtract))
+            .collect();
+        assert_eq!(subtracted, [(4, 0.5), (5, 0.5), (6, 1.3)]);
+        assert_eq!(edits(&after(&[7, 8]), &Sampling { presence: plain().presence, ..sampling }), []);
+    }
+
+    #[test]
     fn a_token_costs_the_same_however_long_the_context_of_a_penalty() {
         for (context_size, reads) in [(0, 1000), (1000, 1000), (10, 1990)] {
             let mut sampling = plain();
@@ -238,7 +278,7 @@ mod tests {
                 *penalty = Penalty { value, context_size };
             }
             let transcript = after(&[7; 1000]);
-            let mut edits = Edits::new(&sampling);
+            let mut edits = Edits::new(&sampling, &TOKENIZER);
             READ.set(0);
             for tokens in 1..=1000 {
                 edits.count(&transcript, tokens);
@@ -260,7 +300,7 @@ mod tests {
             sampling.frequency = Penalty { value: -0.25, context_size: sizes[2] };
             sampling.logit_bias = vec![(2, -2.0)];
             let transcript = after(&tokens);
-            let mut kept = Edits::new(&sampling);
+            let mut kept = Edits::new(&sampling, &TOKENIZER);
             let mut end = 0;
             for step in steps {
                 end = (end + step).min(tokens.len());

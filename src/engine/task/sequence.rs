@@ -118,6 +118,22 @@ impl Sequence {
         self.checkpoints.iter().copied().chain(end).collect()
     }
 
+    /// Returns the number of choices that it is: those beside its own wait for its prompt.
+    pub(crate) fn choices(&self) -> u32 {
+        match &self.task {
+            Task::Generate(generation) => 1 + count(generation.others.len()),
+            Task::Score(_) => 1,
+        }
+    }
+
+    /// Returns whether it stands for its request in counts: the other choices do not.
+    pub(crate) fn is_first(&self) -> bool {
+        match &self.task {
+            Task::Generate(generation) => generation.is_first,
+            Task::Score(_) => true,
+        }
+    }
+
     /// Returns whether its caller is gone.
     pub(crate) fn is_abandoned(&self) -> bool {
         match &self.task {
@@ -266,13 +282,18 @@ impl Sequence {
         let end = self.computed + tokens;
         match &mut self.task {
             Task::Generate(generation) => {
-                let Generation { sampling, edits, top_logprobs, .. } = &mut **generation;
+                let Generation { sampling, edits, top_logprobs, others, .. } = &mut **generation;
                 edits.count(&self.transcript, end as usize);
                 if (end as usize) < self.transcript.len() {
                     return Vec::new();
                 }
-                let sample = sample_after(&self.transcript, sampling, edits, *top_logprobs);
-                vec![RowOutput { row: tokens - 1, want: Want::Sample(sample) }]
+                let edits = edits.after(&self.transcript);
+                let others = others.iter().map(|other| &other.sampling);
+                let draw = |sampling| {
+                    let sample = sample_after(&self.transcript, sampling, edits.clone(), *top_logprobs);
+                    RowOutput { row: tokens - 1, want: Want::Sample(sample) }
+                };
+                std::iter::once(&*sampling).chain(others).map(draw).collect()
             }
             Task::Score(scoring) => {
                 // The logits at position p are about the token at p + 1.
@@ -293,6 +314,47 @@ impl Sequence {
                 true
             }
         }
+    }
+
+    /// Returns how many of the results of a span are its own: those after them are the first tokens of the
+    /// other choices.
+    pub(crate) fn own_results(&self, results: usize) -> usize {
+        if results == 0 { 0 } else { results - (self.choices() - 1) as usize }
+    }
+
+    /// Returns the other choices, once the prompt is computed and each has its first token, with the outcome
+    /// of those that end with it. They wait as if they had been preempted after it.
+    pub(crate) fn fork(
+        &mut self,
+        results: impl Iterator<Item = RowResult>,
+        now: Moment,
+    ) -> Vec<(Self, Option<Result<Finish, Error>>)> {
+        let results: Vec<RowResult> = results.collect();
+        let Task::Generate(generation) = &mut self.task else { return Vec::new() };
+        if results.is_empty() {
+            return Vec::new();
+        }
+        let others = generation.take_others().into_iter().zip(results);
+        let forks = others.map(|(other, result)| {
+            let prompt = self.transcript.prompt().clone();
+            let (checkpoints, planned) = (Vec::new(), Vec::new());
+            let mut fork = Self {
+                origin: self.origin.clone(),
+                lease: self.lease.clone(),
+                key: self.key.clone(),
+                transcript: Transcript::new(prompt),
+                computed: 0,
+                slot: None,
+                class: self.class,
+                since: self.since,
+                checkpoints,
+                planned,
+                task: Task::Generate(Box::new(other)),
+            };
+            let outcome = fork.commit(0, std::iter::once(result), now);
+            (fork, outcome)
+        });
+        forks.collect()
     }
 
     /// Takes the results of the span of the next `tokens` tokens, row by row, up to the one that ends the

@@ -2,6 +2,7 @@
 
 mod blocked;
 mod caches;
+mod choices;
 mod crowds;
 mod loads;
 mod memory;
@@ -155,12 +156,14 @@ impl Bench {
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,
+            typical_p: 1.0,
             seed: 0,
             repetition: off(1.0),
             presence: off(0.0),
             frequency: off(0.0),
             logit_bias: vec![],
             xtc: None,
+            dry: None,
         };
         let stopping = Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] };
         GenerateWork {
@@ -174,6 +177,7 @@ impl Bench {
             detokenizer: self.tokenizer.detokenizer(),
             keep_alive: None,
             events,
+            others: vec![],
         }
     }
 

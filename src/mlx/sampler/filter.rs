@@ -1,14 +1,14 @@
 //! Drawing from filtered distributions: the filters, and the token at which the cumulative distribution of
 //! the remaining tokens passes a row's uniform number. Rows of a group are `[rows, candidates]`.
 //!
-//! The order is mlx-lm's (sample_utils.py): top_p, min_p, XTC, top_k, all on the distribution at temperature
-//! 1, then the temperature.
+//! typical_p comes first. The order of the others is mlx-lm's (sample_utils.py): top_p, min_p, XTC, top_k,
+//! all on the distribution at temperature 1, then the temperature.
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::{Array, Dtype, ops};
 
-use super::Row;
+use super::{Row, wants_nucleus};
 use crate::backend::{Sample, Xtc};
 use crate::mlx::dim;
 
@@ -37,6 +37,15 @@ fn nucleus(sample: &Sample) -> f32 {
     if sample.top_p < 1.0 { sample.top_p } else { f32::INFINITY }
 }
 
+/// Returns the mass of top_p's nucleus where the candidates have to have it; else none.
+fn doubtful_nucleus(sample: &Sample) -> f32 {
+    if wants_nucleus(sample) { sample.top_p } else { f32::NEG_INFINITY }
+}
+
+fn typical_p(sample: &Sample) -> f32 {
+    sample.typical_p
+}
+
 fn xtc_threshold(sample: &Sample) -> f32 {
     sample.xtc.as_ref().map_or(f32::INFINITY, |xtc| xtc.threshold)
 }
@@ -55,6 +64,27 @@ fn invert(weights: &Array, uniform: &Array) -> Result<Array> {
     let target = sums.try_index((.., -1..))?.multiply(uniform)?;
     let passed = sums.le(target)?.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?;
     ops::minimum(passed, Array::from_int(weights.dim(1) - 1))
+}
+
+/// Keeps the tokens whose surprisal is nearest to the distribution's entropy, as many as have the wanted mass
+/// (locally typical sampling, Meister et al. 2022, <https://arxiv.org/abs/2202.00666>), and those that are as
+/// near as the last of them. Returns logits, infinitely low for the others, and whether the `n` nearest were
+/// enough, `[rows]`.
+pub(super) fn keep_typical(rows: &[&Row<'_>], logits: &Array, n: i32) -> Result<(Array, Array)> {
+    let log = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
+    let mass = log.exp()?;
+    // What is infinitely unlikely has no part in the entropy, and 0 times infinity is not a number.
+    let parts = ops::select(mass.gt(zero())?, mass.multiply(&log)?, zero())?;
+    let entropy = parts.sum_axis(-1, true)?.negative()?;
+    let nearness = log.add(entropy)?.abs()?.negative()?;
+    let (ids, nearest) = largest(&nearness, n)?;
+    let nearer = mass.take_along_axis(ids, -1)?.cumsum(-1, None, false)?;
+    let wanted = column(rows, typical_p);
+    let enough = nearer.try_index((.., -1..))?.ge(&wanted)?;
+    let last =
+        ops::select(nearer.lt(wanted)?, nearest, Array::from_f32(f32::INFINITY))?.min_axis(-1, true)?;
+    let kept = ops::select(nearness.ge(last)?, logits, Array::from_f32(f32::NEG_INFINITY))?;
+    Ok((kept, enough.reshape(&[-1])?))
 }
 
 /// Draws from all tokens that min_p and XTC leave. Returns ids `[rows]`.
@@ -86,15 +116,15 @@ pub(super) fn largest(x: &Array, n: i32) -> Result<(Array, Array)> {
     Ok((ids.as_dtype(Dtype::Int32)?, values))
 }
 
-/// Draws from the `n` largest of each row. Returns ids `[rows]`, and whether `n` were enough, `[rows]`: top_p
-/// alone may need more.
+/// Draws from the `n` largest of each row. Returns ids `[rows]`, and whether `n` were enough, `[rows]`: only
+/// top_p may need more.
 pub(super) fn draw_sorted(rows: &[&Row<'_>], logits: &Array, n: i32) -> Result<(Array, Array)> {
     let (ids, sorted) = largest(logits, n)?;
     let total = logits.logsumexp_axis(-1, true)?;
     let mass = sorted.subtract(&total)?.exp()?;
     let above = mass.cumsum(-1, None, false)?;
     let nucleus_mass = column(rows, nucleus);
-    let enough = above.try_index((.., -1..))?.ge(&nucleus_mass)?;
+    let enough = above.try_index((.., -1..))?.ge(column(rows, doubtful_nucleus))?;
     let kept = above.lt(nucleus_mass)?;
     // Candidates that are as likely as the last one of the nucleus belong to it too.
     let last = ops::select(&kept, &sorted, Array::from_f32(f32::INFINITY))?.min_axis(-1, true)?;

@@ -3,9 +3,9 @@
 //! row's token does not depend on its neighbours.
 //!
 //! Rows are grouped by the number of logits that must be sorted: none (greedy, or no filter but min_p), or
-//! the candidates that can matter, which are cut out first. The size of top_p's nucleus is known only
-//! afterwards: the rare row with too few candidates is drawn once more, from all tokens, when the step is
-//! read.
+//! the candidates that can matter, which are cut out first; and by whether typical_p filters them before.
+//! The size of top_p's nucleus, or of typical_p's set, is known only afterwards: the rare row with too few
+//! candidates is drawn once more, from all tokens, when the step is read.
 
 mod filter;
 
@@ -16,10 +16,10 @@ use mlx_rs::{Array, Dtype, ops};
 
 use crate::backend::{RowOutput, RowResult, Sample, Step, TokenLogprobs, Want, Xtc};
 use crate::mlx::dim;
-use filter::{draw_free, draw_sorted, largest};
+use filter::{draw_free, draw_sorted, keep_typical, largest};
 
 /// Most candidates that are cut out before they are sorted; with more, sorting everything costs no more. Also
-/// the candidates of top_p at first: a confident model's nucleus has tens of tokens.
+/// the candidates of top_p, and of typical_p, at first: a confident model's nucleus has tens of tokens.
 const CUT_MAX: u32 = 1024;
 
 /// Temperature below which the most likely token is taken: any other one has no probability in single
@@ -42,12 +42,12 @@ struct GroupDrawn {
     /// Drawn tokens `[rows]`, int32.
     tokens: Array,
     logprobs: Option<LogprobArrays>,
-    check: Option<NucleusCheck>,
+    check: Option<CandidateCheck>,
 }
 
 /// Rows that may have too few candidates.
 #[derive(Debug)]
-struct NucleusCheck {
+struct CandidateCheck {
     /// Whether they were enough, `[rows]`, bool.
     enough: Array,
     /// Logits of the group `[rows, vocabulary]`, raw and edited.
@@ -76,12 +76,43 @@ enum DrawMethod {
     Sorted(u32),
 }
 
+/// What is done with the rows of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
+    method: DrawMethod,
+    /// Whether they are drawn from what typical_p leaves.
+    is_typical: bool,
+    /// Most candidates that are cut out before they are sorted.
+    cut_max: u32,
+}
+
 /// One row of logits, and the request for it.
 struct Row<'a> {
-    method: DrawMethod,
+    way: Way,
     sample: Option<&'a Sample>,
     given: u32,
     top: Option<u32>,
+}
+
+impl Way {
+    fn of(sample: &Sample, vocabulary: u32) -> Self {
+        let method = method(sample, vocabulary);
+        let is_typical = sample.typical_p < 1.0 && method != DrawMethod::Greedy;
+        Self { method, is_typical, cut_max: CUT_MAX.min(vocabulary) }
+    }
+
+    fn given(vocabulary: u32) -> Self {
+        Self { method: DrawMethod::Given, is_typical: false, cut_max: CUT_MAX.min(vocabulary) }
+    }
+
+    /// Returns the way for rows that had too few candidates: they get all tokens.
+    fn among_all(self, vocabulary: u32) -> Self {
+        let method = match self.method {
+            DrawMethod::Sorted(_) => DrawMethod::Sorted(vocabulary),
+            method @ (DrawMethod::Given | DrawMethod::Greedy | DrawMethod::Free) => method,
+        };
+        Self { method, cut_max: vocabulary, ..self }
+    }
 }
 
 fn method(sample: &Sample, vocabulary: u32) -> DrawMethod {
@@ -115,13 +146,13 @@ fn rows(step: &Step, vocabulary: u32) -> Vec<Row<'_>> {
     outputs(step)
         .map(|want| match want {
             Want::Sample(sample) => Row {
-                method: method(sample, vocabulary),
+                way: Way::of(sample, vocabulary),
                 sample: Some(sample),
                 given: 0,
                 top: sample.top_logprobs,
             },
             Want::Score { next, top } => {
-                Row { method: DrawMethod::Given, sample: None, given: *next, top: Some(*top) }
+                Row { way: Way::given(vocabulary), sample: None, given: *next, top: Some(*top) }
             }
         })
         .collect()
@@ -142,16 +173,16 @@ pub(crate) fn draw(step: &Step, logits: &Array, vocabulary: i32) -> Result<Drawn
     let rows = rows(step, logits.dim(1).unsigned_abs());
     let edited = edit(logits, &rows)?;
     let finite = edited.sum_axis(-1, None)?.is_finite()?;
-    let mut methods: Vec<DrawMethod> = rows.iter().map(|row| row.method).collect();
-    methods.sort_unstable();
-    methods.dedup();
-    let groups = methods.into_iter().map(|method| {
-        let members: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].method == method).collect();
+    let mut ways: Vec<Way> = rows.iter().map(|row| row.way).collect();
+    ways.sort_unstable();
+    ways.dedup();
+    let groups = ways.into_iter().map(|way| {
+        let members: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].way == way).collect();
         let group: Vec<&Row<'_>> = members.iter().map(|&row| &rows[row]).collect();
         let (raw, edited) = (select(logits, &members)?, select(&edited, &members)?);
-        let (tokens, enough) = draw_group(method, &group, &edited)?;
+        let (tokens, enough) = draw_group(way, &group, &edited)?;
         let logprobs = group_logprobs(&group, &raw, &tokens)?;
-        let check = enough.map(|enough| NucleusCheck { enough, raw, edited });
+        let check = enough.map(|enough| CandidateCheck { enough, raw, edited });
         Ok(GroupDrawn { rows: members, tokens, logprobs, check })
     });
     let groups = groups.collect::<Result<Vec<_>>>()?;
@@ -194,7 +225,20 @@ fn edit(logits: &Array, rows: &[Row<'_>]) -> Result<Array> {
 }
 
 /// Returns ids `[rows]`, and whether there were enough candidates, where that is not certain.
-fn draw_group(method: DrawMethod, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
+fn draw_group(way: Way, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
+    if !way.is_typical {
+        return draw_by(way.method, group, logits);
+    }
+    let (logits, near) = keep_typical(group, logits, dim(way.cut_max))?;
+    let (ids, enough) = draw_by(way.method, group, &logits)?;
+    if dim(way.cut_max) == logits.dim(1) {
+        return Ok((ids, enough));
+    }
+    let enough = enough.map_or_else(|| Ok(near.clone()), |enough| enough.logical_and(&near))?;
+    Ok((ids, Some(enough)))
+}
+
+fn draw_by(method: DrawMethod, group: &[&Row<'_>], logits: &Array) -> Result<(Array, Option<Array>)> {
     match method {
         DrawMethod::Given => {
             let given: Vec<i32> = group.iter().map(|row| dim(row.given)).collect();
@@ -270,14 +314,11 @@ impl Drawn {
     fn redraw(&self, step: &Step, finite: &[bool]) -> std::result::Result<Vec<GroupDrawn>, String> {
         let mut redrawn = Vec::new();
         for group in &self.groups {
-            let Some(NucleusCheck { enough, raw, edited }) = &group.check else { continue };
+            let Some(CandidateCheck { enough, raw, edited }) = &group.check else { continue };
             let enough = enough.to_vec_exact::<bool>().map_err(|error| error.to_string())?;
             let vocabulary = raw.dim(1).unsigned_abs();
             let all = rows(step, vocabulary);
-            let too_few = |&(place, &row): &(usize, &usize)| {
-                let wants = all[row].sample.is_some_and(wants_nucleus);
-                wants && !enough[place] && finite[row]
-            };
+            let too_few = |&(place, &row): &(usize, &usize)| !enough[place] && finite[row];
             let (places, members): (Vec<usize>, Vec<usize>) =
                 group.rows.iter().enumerate().filter(too_few).unzip();
             if members.is_empty() {
@@ -286,8 +327,8 @@ impl Drawn {
             let subset: Vec<&Row<'_>> = members.iter().map(|&row| &all[row]).collect();
             let draw = || {
                 let raw = select(raw, &places)?;
-                let (tokens, _) =
-                    draw_group(DrawMethod::Sorted(vocabulary), &subset, &select(edited, &places)?)?;
+                let way = subset[0].way.among_all(vocabulary);
+                let (tokens, _) = draw_group(way, &subset, &select(edited, &places)?)?;
                 let logprobs = group_logprobs(&subset, &raw, &tokens)?;
                 let group = GroupDrawn { rows: members.clone(), tokens, logprobs, check: None };
                 eval(group.arrays())?;

@@ -19,6 +19,7 @@ fn sample() -> Sample {
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,
+        typical_p: 1.0,
         uniform: 0.5,
         edits: vec![],
         xtc: None,
@@ -57,8 +58,27 @@ fn drawn(logits: &[f32], samples: &[Sample]) -> Vec<usize> {
     results(logits, samples).into_iter().map(token).collect()
 }
 
-/// Returns the weights of all tokens, by the filters' definitions.
-fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
+/// Returns the tokens of locally typical sampling by its definition, `more` or fewer of them.
+fn typical(logits: &[f32], typical_p: f32, more: isize) -> Vec<bool> {
+    let whole: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    let log: Vec<f64> = logits.iter().map(|&logit| f64::from(logit) - whole.ln()).collect();
+    let entropy: f64 = log.iter().map(|log| -log.exp() * log).sum();
+    let far = |id: usize| (-log[id] - entropy).abs();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| far(a).total_cmp(&far(b)));
+    let mut nearer = 0.0;
+    let within = order.iter().take_while(|&&id| {
+        let is_wanted = nearer < f64::from(typical_p);
+        nearer += log[id].exp();
+        is_wanted
+    });
+    let last = within.count().saturating_add_signed(more).clamp(1, order.len()) - 1;
+    let farthest = far(order[last]);
+    (0..logits.len()).map(|id| far(id) <= farthest).collect()
+}
+
+/// Returns the weights of all tokens, by the filters' definitions; typical_p keeps `more` or fewer.
+fn weights(logits: &[f32], sample: &Sample, more: isize) -> Vec<f64> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     let likelihood = |kept: &[bool]| {
@@ -67,12 +87,16 @@ fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
         (0..logits.len()).map(|id| mass(id) / whole).collect::<Vec<f64>>()
     };
     let mut kept = vec![true; logits.len()];
+    if sample.typical_p < 1.0 {
+        kept = typical(logits, sample.typical_p, more);
+        order.sort_by_key(|&id| !kept[id]);
+    }
     let all = likelihood(&kept);
     if sample.top_p < 1.0 {
         let (mut above, mut last) = (0.0, f32::INFINITY);
         for &id in &order {
             // What is as likely as the last one belongs to the nucleus too.
-            kept[id] = above < f64::from(sample.top_p) || logits[id] >= last;
+            kept[id] &= above < f64::from(sample.top_p) || logits[id] >= last;
             last = if kept[id] { logits[id] } else { last };
             above += all[id];
         }
@@ -100,15 +124,19 @@ fn weights(logits: &[f32], sample: &Sample) -> Vec<f64> {
 
 /// Whether `token` is where the running sum passes the uniform number, in the order of its draw method.
 fn is_right(logits: &[f32], sample: &Sample, token: usize) -> bool {
-    // Sums in f32 decide whether the nucleus ends one token earlier or later.
+    // Sums in f32 decide whether the nucleus, or what is typical, ends one token earlier or later.
     let nudged = |by: f32| Sample { top_p: sample.top_p + by, ..sample.clone() };
-    let nucleus = sample.top_p < 1.0;
-    is_drawn(logits, sample, token)
-        || nucleus && [-SUM_ERROR, SUM_ERROR].into_iter().any(|by| is_drawn(logits, &nudged(by), token))
+    let (nucleus, is_typical) = (sample.top_p < 1.0, sample.typical_p < 1.0);
+    let sizes = if is_typical { &[0, -1, 1, -2, 2][..] } else { &[0] };
+    sizes.iter().any(|&more| {
+        is_drawn(logits, sample, token, more)
+            || nucleus
+                && [-SUM_ERROR, SUM_ERROR].into_iter().any(|by| is_drawn(logits, &nudged(by), token, more))
+    })
 }
 
-fn is_drawn(logits: &[f32], sample: &Sample, token: usize) -> bool {
-    let weights = weights(logits, sample);
+fn is_drawn(logits: &[f32], sample: &Sample, token: usize, more: isize) -> bool {
+    let weights = weights(logits, sample, more);
     let mut order: Vec<usize> = (0..logits.len()).collect();
     if method(sample, u32::try_from(logits.len()).unwrap()) != DrawMethod::Free {
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
@@ -117,7 +145,9 @@ fn is_drawn(logits: &[f32], sample: &Sample, token: usize) -> bool {
     let before: f64 = order.iter().take_while(|&&id| id != token).map(|&id| weights[id]).sum();
     let (low, high) = (before / whole, (before + weights[token]) / whole);
     let uniform = f64::from(sample.uniform);
-    weights[token] > 0.0 && low - f64::from(SUM_ERROR) <= uniform && uniform <= high + f64::from(SUM_ERROR)
+    // Of two tokens that are as far from the entropy, either may be the last.
+    let error = f64::from(if sample.typical_p < 1.0 { 100.0 * SUM_ERROR } else { SUM_ERROR });
+    weights[token] > 0.0 && low - error <= uniform && uniform <= high + error
 }
 
 /// Logits, peaked or flat; few are equal.
@@ -141,13 +171,15 @@ fn any_sample() -> impl Strategy<Value = Sample> {
         prop_oneof![Just(1.0f32), 0.05f32..0.99],
         prop_oneof![Just(0u32), 1u32..60, Just(2000)],
         prop_oneof![Just(0.0f32), 0.001f32..0.5],
+        prop_oneof![2 => Just(1.0f32), 1 => 0.05f32..0.99],
         prop::option::of(xtc),
     );
-    (filters, 0.3f32..2.0, 0u32..1 << 23).prop_map(|((top_p, top_k, min_p, xtc), temperature, bits)| {
+    (filters, 0.3f32..2.0, 0u32..1 << 23).prop_map(|(filters, temperature, bits)| {
+        let (top_p, top_k, min_p, typical_p, xtc) = filters;
         let xtc = xtc.map(|(threshold, spared)| Xtc { threshold, spared: Arc::from(spared) });
         #[allow(clippy::cast_precision_loss, reason = "23 bits are exact")]
         let uniform = bits as f32 / (1u32 << 23) as f32;
-        Sample { temperature, top_p, top_k, min_p, uniform, xtc, ..sample() }
+        Sample { temperature, top_p, top_k, min_p, typical_p, uniform, xtc, ..sample() }
     })
 }
 
@@ -174,6 +206,37 @@ fn what_is_as_likely_as_the_last_of_a_nucleus_belongs_to_it() {
     let sample = Sample { top_p: 0.6, uniform: 0.7, ..sample() };
     let token = drawn(&logits, std::slice::from_ref(&sample))[0];
     assert!([1, 2].contains(&token), "{token}");
+}
+
+#[test]
+fn what_is_typical_need_not_be_most_likely() {
+    // The entropy is 1.75 bits; surprisals are 1, 2, 3 and 3.
+    let logits: Vec<f32> = [0.5f32, 0.25, 0.125, 0.125].iter().map(|mass| mass.ln()).collect();
+    let at = |typical_p, uniform| Sample { typical_p, uniform, ..sample() };
+    let kept = |typical_p| {
+        let samples: Vec<Sample> = [0.01, 0.3, 0.6, 0.99].map(|uniform| at(typical_p, uniform)).into();
+        let mut tokens = drawn(&logits, &samples);
+        tokens.dedup();
+        tokens
+    };
+    assert_eq!(kept(0.2), [1]);
+    assert_eq!(kept(0.6), [0, 1]);
+    assert_eq!(kept(0.8), [0, 1, 3], "those that are as near as the last");
+    let greedy = Sample { temperature: 0.0, ..at(0.2, 0.5) };
+    assert_eq!(drawn(&logits, &[greedy, at(0.2, 0.9), at(1.0, 0.01)]), [0, 1, 0], "each row by itself");
+}
+
+#[test]
+fn what_is_typical_beyond_the_candidates_is_drawn_from_all_tokens() {
+    let logits: Vec<f32> = (0..3000u16).map(|id| -1e-4 * f32::from(id)).collect();
+    let late = Sample { typical_p: 0.9, uniform: 0.98, ..sample() };
+    let with_nucleus = Sample { top_p: 0.9, ..late.clone() };
+    let few = Sample { typical_p: 0.2, ..late.clone() };
+    let samples = [late, with_nucleus, few];
+    for (sample, token) in samples.iter().zip(drawn(&logits, &samples)) {
+        assert!(is_right(&logits, sample, token), "{sample:?} drew {token}");
+        assert_eq!(drawn(&logits, std::slice::from_ref(sample)), [token]);
+    }
 }
 
 #[test]

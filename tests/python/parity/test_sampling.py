@@ -63,6 +63,8 @@ def test_penalties_and_bias_choose_what_mlx_lm_chooses(
         {"temperature": 1.0, "min_p": 0.2},
         {"temperature": 2.0, "top_p": 0.9, "min_p": 0.05, "top_k": 8},
         {"temperature": 0.7},
+        {"temperature": 1.0, "typical_p": 0.3},
+        {"temperature": 1.3, "typical_p": 0.8, "top_p": 0.9, "top_k": 20},
     ],
     ids=lambda sampling: "-".join(sampling),
 )
@@ -84,7 +86,10 @@ def test_tokens_come_as_often_as_the_filtered_distribution_says(
 
 
 def _distribution(oracle: Oracle, prompt: list[int], sampling: dict[str, Any]) -> np.ndarray:
-    logprobs = mx.array(oracle.logprobs(prompt)[0][-1:].astype(np.float32))
+    raw = oracle.logprobs(prompt)[0][-1:].astype(np.float32)
+    if "typical_p" in sampling:
+        raw = _typical(raw, sampling["typical_p"])
+    logprobs = mx.array(raw)
     if "top_p" in sampling:
         logprobs = apply_top_p(logprobs, sampling["top_p"])
     if "min_p" in sampling:
@@ -92,6 +97,64 @@ def _distribution(oracle: Oracle, prompt: list[int], sampling: dict[str, Any]) -
     if "top_k" in sampling:
         logprobs = apply_top_k(logprobs, sampling["top_k"])
     return np.array(mx.softmax(logprobs / sampling["temperature"], axis=-1))[0]
+
+
+def _typical(logprobs: np.ndarray, typical_p: float) -> np.ndarray:
+    """Keeps the typical set (Meister et al. 2022, https://arxiv.org/abs/2202.00666, equation 6)."""
+    log = logprobs[0].astype(np.float64)
+    entropy = -(np.exp(log) * log).sum()
+    order = np.argsort(np.abs(-log - entropy), kind="stable")
+    kept = order[: np.searchsorted(np.cumsum(np.exp(log[order])), typical_p) + 1]
+    result = np.full_like(log, -np.inf)
+    result[kept] = log[kept]
+    result -= np.log(np.exp(result[kept]).sum())
+    return result[None].astype(np.float32)
+
+
+def _dry(multiplier: float, base: float, allowed_length: int, context_size: int = 0) -> Any:
+    """DRY by its definition (https://github.com/oobabooga/text-generation-webui/pull/5677)."""
+
+    def process(tokens: Any, logits: Any) -> Any:
+        context = [int(token) for token in np.array(tokens)][-context_size:]
+        penalties = np.zeros(logits.shape[-1], np.float32)
+        for place in range(1, len(context)):
+            length = 0
+            while length < place and context[place - 1 - length] == context[-1 - length]:
+                length += 1
+            if length >= allowed_length:
+                penalty = multiplier * base ** (length - allowed_length)
+                token = context[place]
+                penalties[token] = max(penalties[token], min(penalty, 10_000.0))
+        return logits - mx.array(penalties)
+
+    return process
+
+
+DRY: dict[str, dict[str, Any]] = {
+    "dry": {"dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2},
+    "dry-strong": {"dry_multiplier": 5.0, "dry_base": 1.2, "dry_allowed_length": 1},
+    "dry-recent": {
+        "dry_multiplier": 5.0,
+        "dry_base": 1.5,
+        "dry_allowed_length": 1,
+        "dry_context_size": 12,
+    },
+}
+
+
+@pytest.mark.parametrize("name", DRY)
+def test_dry_chooses_what_its_definition_chooses(oracle: Oracle, wire: Wire, name: str) -> None:
+    options = DRY[name]
+    definition = _dry(**{key.removeprefix("dry_"): value for key, value in options.items()})
+    # A few tokens that come again and again.
+    bias = dict.fromkeys(range(40, 46), 40.0)
+    biased = make_logits_processors(logit_bias=bias)
+    case = oracle.stable(PROMPT_TOKENS, seed=3, processors=[*biased, definition])
+    plain, _ = oracle.greedy(case.prompt, len(case.output), biased)
+    assert case.output != plain, "the case shows nothing"
+    sampling = {**options, "dry_sequence_breakers": {"texts": []}, "logit_bias": bias}
+    reply = wire.generate("tiny", case.prompt, max_tokens=len(case.output), sampling=sampling)
+    assert list(reply.token_ids) == case.output
 
 
 def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_batch(wire: Wire) -> None:

@@ -41,6 +41,7 @@ async fn both_generate_calls_give_the_same_answer() {
                 text += &delta.text;
                 'd'
             }
+            Event::ChoiceFinished(_) => 'c',
             Event::Finished(_) => 'f',
         });
     }

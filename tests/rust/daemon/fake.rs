@@ -1,7 +1,7 @@
 //! An engine that answers every prompt alike: with "yes" and the end token, one token a delta, or with the
 //! word " Paris" where that is a token. For a prompt that contains "flood" there is more text first than an
 //! unread connection holds; one that contains "hang" never gets further. One that is only to be
-//! computed gets no answer.
+//! computed gets no answer. Several choices say the same; the third is the most likely.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 use mlxd::engine::{
     CachedAsk, CachedKv, Command, Counters, Delta, DeviceInfo, EngineHandle, EngineSettings, EngineStats,
     Finish, Fit, GenerateEvent, GenerateWork, Generated, KeepAlive, KvOutbox, LoadEvent, LoadSpec, LoadWork,
-    ModelTable, Pulse, ResidencySettings, ResidentModel, ScoreWork, Scored, Stay, Tenancy, TokenLogprobs,
+    ModelTable, Pulse, ResidencySettings, ResidentModel, ScoreWork, Scored, Stay, Stopping, Tenancy,
+    TokenLogprobs,
 };
 use mlxd::error::Error;
 use mlxd::hub::ModelAssets;
 use mlxd::ids::{ConnectionId, ModelName, SessionKey};
-use mlxd::text::Tokenizer;
+use mlxd::text::{Detokenizer, Tokenizer};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub const ANSWER: &str = "yes";
@@ -294,7 +295,7 @@ impl Fake {
 }
 
 async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<GenerateEvent>> {
-    let GenerateWork { prompt, stopping, top_logprobs, tokenizer, mut detokenizer, events, .. } = work;
+    let GenerateWork { prompt, stopping, top_logprobs, tokenizer, detokenizer, events, others, .. } = work;
     let context = prompt.tokens;
     let count = u32::try_from(context.len()).unwrap();
     events.send(GenerateEvent::Started { cached_tokens: 0, queue_time: Duration::ZERO }).await?;
@@ -309,28 +310,54 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
     if text.contains("hang") {
         events.closed().await;
     }
-    let mut tokens = Vec::new();
-    let mut finish = Finish::Length;
-    let answer_tokens = if stopping.max_tokens == 0 { 0 } else { usize::MAX };
-    for token in answer(&tokenizer).into_iter().take(answer_tokens) {
-        tokens.push(token);
-        let ends = stopping.stop_token_ids.contains(&token);
-        let logprobs =
-            top_logprobs.map(|_| TokenLogprobs { chosen: (token, -0.5), top: vec![(token, -0.5)] });
-        let text = if ends { String::new() } else { detokenizer.push(token) };
-        let delta = Delta { text, tokens: vec![token], logprobs: logprobs.into_iter().collect() };
-        events.send(GenerateEvent::Delta(delta)).await?;
-        if ends {
-            finish = Finish::StopToken;
-        }
-        if ends || tokens.len() >= stopping.max_tokens as usize {
-            break;
-        }
+    let answering = Answering { stopping, top_logprobs, tokenizer, detokenizer };
+    for (number, events) in (0..).zip(std::iter::once(events).chain(others)) {
+        answering.choice(number, events).await?;
     }
-    let time = Duration::from_millis(1);
-    let generated =
-        Generated { finish, tokens, time_to_first_token: time, decode_time: time, total_time: time };
-    events.send(GenerateEvent::Ended(Ok(generated))).await
+    Ok(())
+}
+
+/// What the choices of a request have in common.
+struct Answering {
+    stopping: Stopping,
+    top_logprobs: Option<u32>,
+    tokenizer: Tokenizer,
+    detokenizer: Detokenizer,
+}
+
+impl Answering {
+    async fn choice(
+        &self,
+        number: u8,
+        events: mpsc::Sender<GenerateEvent>,
+    ) -> Result<(), mpsc::error::SendError<GenerateEvent>> {
+        let Self { stopping, top_logprobs, tokenizer, detokenizer } = self;
+        let mut detokenizer = detokenizer.clone();
+        let mut tokens = Vec::new();
+        let mut finish = Finish::Length;
+        let answer_tokens = if stopping.max_tokens == 0 { 0 } else { usize::MAX };
+        // The third choice is the most likely.
+        let logprob = -0.5 - f32::from((number + 1) % 3);
+        for token in answer(tokenizer).into_iter().take(answer_tokens) {
+            tokens.push(token);
+            let ends = stopping.stop_token_ids.contains(&token);
+            let logprobs =
+                top_logprobs.map(|_| TokenLogprobs { chosen: (token, logprob), top: vec![(token, logprob)] });
+            let text = if ends { String::new() } else { detokenizer.push(token) };
+            let delta = Delta { text, tokens: vec![token], logprobs: logprobs.into_iter().collect() };
+            events.send(GenerateEvent::Delta(delta)).await?;
+            if ends {
+                finish = Finish::StopToken;
+            }
+            if ends || tokens.len() >= stopping.max_tokens as usize {
+                break;
+            }
+        }
+        let time = Duration::from_millis(1);
+        let generated =
+            Generated { finish, tokens, time_to_first_token: time, decode_time: time, total_time: time };
+        events.send(GenerateEvent::Ended(Ok(generated))).await
+    }
 }
 
 /// Returns the tokens of the answer, the end included.

@@ -161,7 +161,7 @@ async fn what_was_generated_before_the_drain_still_arrives() {
         match event {
             Event::Delta(delta) => text += &delta.text,
             Event::Finished(_) => finished += 1,
-            Event::Started(_) | Event::Progress(_) => {}
+            Event::Started(_) | Event::Progress(_) | Event::ChoiceFinished(_) => {}
         }
     }
     assert_eq!((text.as_str(), finished), (ANSWER, 1));

@@ -4,7 +4,9 @@
 #![allow(unreachable_pub, reason = "what a test's modules share")]
 
 mod calls;
+mod choices;
 mod connections;
+mod continuing;
 mod durability;
 mod errors;
 mod extend;

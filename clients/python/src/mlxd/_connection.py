@@ -15,6 +15,7 @@ from mlxd import _convert as convert
 from mlxd._address import default_address, find_token, parse
 from mlxd._channel import Stubs, SyncLink, call_metadata
 from mlxd._deadline import Deadline
+from mlxd._outcome import completion_of
 from mlxd._stream import GenerateStream, Stream
 from mlxd.errors import ServerError, from_call
 from mlxd.types import (
@@ -134,7 +135,7 @@ class Connection:
         response = self._call(
             self._stubs.inference.Generate, request, convert.call_options(options)
         )
-        return convert.completion_of(response)
+        return completion_of(response)
 
     def stream(
         self,
@@ -181,6 +182,8 @@ class Connection:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+        allow_control_tokens: bool | None = None,
         return_token_ids: bool = False,
         **options: Unpack[CallOptions],
     ) -> CountTokensResponse:
@@ -192,6 +195,8 @@ class Connection:
             tools=tools,
             template_arguments=template_arguments,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            allow_control_tokens=allow_control_tokens,
             return_token_ids=return_token_ids,
         )
         response: CountTokensResponse = self._call(
@@ -205,6 +210,12 @@ class Connection:
         model: str = "",
         text: str | None = None,
         token_ids: Sequence[int] | None = None,
+        messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+        allow_control_tokens: bool | None = None,
         top_logprobs: int = 0,
         session: str = "",
         priority: Priority | None = None,
@@ -217,8 +228,14 @@ class Connection:
 
         Args:
             model: the model's name; empty with a session.
-            text: the text. Exactly one of text and token_ids must be given.
+            text: the text. Exactly one of text, token_ids and messages must be given.
             token_ids: a tokenized text.
+            messages: a conversation, written by the model's chat template; not in a session.
+            tools: tools of the conversation.
+            template_arguments: further variables of the template.
+            add_generation_prompt: whether the text ends with what begins an answer; None is False.
+            continue_final_message: whether it ends after the last message's content.
+            allow_control_tokens: whether control tokens in the messages are such.
             top_logprobs: number of most likely alternatives to return for each token.
             session: name of the session whose tokens precede the text.
             priority: None is "normal", as of a generation.
@@ -232,6 +249,14 @@ class Connection:
             model=model,
             text=text,
             token_ids=token_ids,
+            messages=messages,
+            chat={
+                "tools": tools,
+                "template_arguments": template_arguments,
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": continue_final_message,
+                "allow_control_tokens": allow_control_tokens,
+            },
             top_logprobs=top_logprobs,
             session=session,
             priority=priority,

@@ -1,4 +1,4 @@
-"""Conversion of Python values to requests, and of responses to Python values.
+"""Conversion of Python values to requests.
 
 A value that its field cannot hold raises InvalidRequestError, as if the daemon had refused it.
 """
@@ -15,17 +15,8 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mlxd.errors import ServerError, invalid
-from mlxd.types import (
-    CallOptions,
-    Completion,
-    FinishReason,
-    GenerateOptions,
-    HistoryOutcome,
-    Messages,
-    Quantize,
-    TokenLogprobs,
-)
+from mlxd.errors import invalid
+from mlxd.types import CallOptions, GenerateOptions, Messages, Quantize
 from mlxd.v1 import inference_pb2 as pb
 from mlxd.v1 import model_pb2, session_pb2
 
@@ -43,8 +34,24 @@ SAMPLING = (
     "frequency_context_size",
     "xtc_probability",
     "xtc_threshold",
+    "typical_p",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_context_size",
 )
-CHAT = ("tools", "template_arguments", "add_generation_prompt")
+# Samplers of others that the daemon does not have, and why.
+NO_SAMPLERS = dict.fromkeys(
+    ("mirostat", "mirostat_mode", "mirostat_tau", "mirostat_eta"),
+    "the daemon has no mirostat; typical_p or min_p also bound how unlikely a token may be",
+)
+CHAT = (
+    "tools",
+    "template_arguments",
+    "add_generation_prompt",
+    "continue_final_message",
+    "allow_control_tokens",
+)
 OPTIONS = frozenset(GenerateOptions.__annotations__)
 CALL_OPTIONS = frozenset(CallOptions.__annotations__)
 _ROLES = {
@@ -53,16 +60,6 @@ _ROLES = {
     "assistant": pb.ROLE_ASSISTANT,
     "tool": pb.ROLE_TOOL,
     "developer": pb.ROLE_DEVELOPER,
-}
-_FINISH_REASONS: dict[int, FinishReason] = {
-    pb.FINISH_REASON_STOP: "stop",
-    pb.FINISH_REASON_STOP_STRING: "stop_string",
-    pb.FINISH_REASON_LENGTH: "length",
-}
-_HISTORY_OUTCOMES: dict[int, HistoryOutcome] = {
-    pb.HISTORY_OUTCOME_CONTINUED: "continued",
-    pb.HISTORY_OUTCOME_APPENDED: "appended",
-    pb.HISTORY_OUTCOME_RERENDERED: "rerendered",
 }
 _BAD_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
 
@@ -98,6 +95,8 @@ def generate_request(
         TypeError: an unknown option, or not exactly one input.
         InvalidRequestError: a value that its field cannot hold.
     """
+    for name in NO_SAMPLERS.keys() & options.keys():
+        raise invalid(f"sampling.{name}", NO_SAMPLERS[name])
     check_names(options, OPTIONS)
     _exactly_one(prompt=prompt, messages=messages, token_ids=token_ids)
     given = {k: v for k, v in options.items() if v is not None and k not in CALL_OPTIONS}
@@ -124,6 +123,10 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
             request.sampling.logit_bias[token] = bias
         except _BAD_VALUE as error:
             raise invalid("sampling.logit_bias", str(error)) from error
+    if "dry_sequence_breakers" in given:
+        request.sampling.dry_sequence_breakers.SetInParent()
+        path = "sampling.dry_sequence_breakers"
+        _extend(request.sampling.dry_sequence_breakers.texts, given["dry_sequence_breakers"], path)
     if "max_tokens" in given:
         _set(request.stopping, "max_tokens", given["max_tokens"], "stopping.max_tokens")
     stop = given.get("stop", ())
@@ -143,6 +146,9 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
     _set_cache(request, given.get("cache"), given.get("cache_salt"))
     if "history" in given:
         request.history = history(given["history"])
+    for name in ("n", "best_of"):
+        if name in given:
+            _set(request, name, given[name])
     if "expected_token_count" in given:
         _set(request, "expected_token_count", given["expected_token_count"])
 
@@ -194,6 +200,8 @@ def count_request(
     tools: Sequence[Mapping[str, Any]] | None,
     template_arguments: Mapping[str, Any] | None,
     add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    allow_control_tokens: bool | None,
     return_token_ids: bool,
 ) -> pb.CountTokensRequest:
     """Builds a CountTokensRequest."""
@@ -203,7 +211,14 @@ def count_request(
     if prompt is not None:
         _set(request, "prompt", prompt)
     if messages is not None:
-        chat = chat_input(messages, tools, template_arguments, add_generation_prompt)
+        chat = chat_input(
+            messages,
+            tools,
+            template_arguments,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            allow_control_tokens=allow_control_tokens,
+        )
         request.chat.CopyFrom(chat)
     return request
 
@@ -243,6 +258,8 @@ def score_request(
     model: str,
     text: str | None,
     token_ids: Sequence[int] | None,
+    messages: Messages | None,
+    chat: Mapping[str, Any],
     top_logprobs: int,
     session: str,
     priority: str | None,
@@ -250,8 +267,8 @@ def score_request(
     cache_salt: str | None,
     keep_alive: float | None,
 ) -> pb.ScoreRequest:
-    """Builds a ScoreRequest."""
-    _exactly_one(text=text, token_ids=token_ids)
+    """Builds a ScoreRequest; `chat` is what comes with messages."""
+    _exactly_one(text=text, token_ids=token_ids, messages=messages)
     request = pb.ScoreRequest()
     _set(request, "model", model)
     _set(request, "session", session)
@@ -261,6 +278,10 @@ def score_request(
     if text is not None:
         _set(request, "text", text)
     _set_token_ids(request, token_ids)
+    if messages is not None:
+        request.chat.CopyFrom(chat_input(messages, **chat))
+    elif any(value is not None for value in chat.values()):
+        raise TypeError(f"{', '.join(CHAT)} belong to messages")
     _set_keep_alive(request, keep_alive)
     return request
 
@@ -269,11 +290,11 @@ def chat_input(
     messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_arguments: Mapping[str, Any] | None = None,
-    add_generation_prompt: bool | None = None,
+    **flags: bool | None,
 ) -> pb.ChatInput:
     """Builds a conversation; a plain string is one user message."""
     given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    chat = request(pb.ChatInput, add_generation_prompt=add_generation_prompt)
+    chat = request(pb.ChatInput, **flags)
     for index, message in enumerate(given):
         chat.messages.append(_message(message, f"chat.messages[{index}]"))
     for index, tool in enumerate(tools or ()):
@@ -454,45 +475,3 @@ def _enum(enum: Any, field: str, name: str | None) -> Any:
         return enum.Value(full)
     except (ValueError, AttributeError) as error:
         raise invalid(field, f"unknown value {name!r}") from error
-
-
-def _seconds(value: Duration) -> float:
-    return value.ToTimedelta().total_seconds()
-
-
-def completion(
-    started: pb.GenerateStarted | pb.GenerateResponse,
-    finished: pb.GenerateFinished | pb.GenerateResponse,
-    text: str,
-    token_ids: Sequence[int],
-    logprobs: Sequence[TokenLogprobs],
-) -> Completion:
-    """Builds the Completion of a finished generation; a GenerateResponse is both start and end."""
-    reason = _FINISH_REASONS.get(finished.finish_reason)
-    if reason is None:
-        raise ServerError(f"the daemon gave finish_reason {finished.finish_reason}")
-    counted = finished.HasField("session_token_count")
-    return Completion(
-        text=text,
-        finish_reason=reason,
-        prompt_tokens=finished.usage.prompt_tokens,
-        cached_tokens=finished.usage.cached_tokens,
-        completion_tokens=finished.usage.completion_tokens,
-        stop_string=finished.stop_string,
-        session_token_count=finished.session_token_count if counted else None,
-        queue_time=_seconds(finished.timings.queue_time),
-        time_to_first_token=_seconds(finished.timings.time_to_first_token),
-        decode_time=_seconds(finished.timings.decode_time),
-        total_time=_seconds(finished.timings.total_time),
-        request_id=started.request_id,
-        model_revision=started.model_revision,
-        sampling=started.sampling,
-        history=_HISTORY_OUTCOMES.get(started.history),
-        token_ids=tuple(token_ids),
-        logprobs=tuple(logprobs),
-    )
-
-
-def completion_of(response: pb.GenerateResponse) -> Completion:
-    """Builds the Completion of a Generate call."""
-    return completion(response, response, response.text, response.token_ids, response.logprobs)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from mlxd._convert import completion
+from mlxd._outcome import choice, completion
 from mlxd.errors import ServerError
 from mlxd.types import Completion, GenerateEvent, TokenLogprobs
-from mlxd.v1.inference_pb2 import GenerateDelta, GenerateFinished, GenerateStarted
+from mlxd.v1.inference_pb2 import (
+    ChoiceFinished,
+    GenerateDelta,
+    GenerateFinished,
+    GenerateStarted,
+)
 
 
 def event_of(response: Any) -> Any:
@@ -66,6 +73,18 @@ class ExportingCall(StreamingCall):
             raise ServerError("the export ended without `finished`")
 
 
+@dataclass
+class _Output:
+    """The output of one choice so far."""
+
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def whole(self) -> tuple[str, list[int], list[TokenLogprobs]]:
+        return "".join(self.text), self.token_ids, self.logprobs
+
+
 class Record:
     """The events of one generation, added up to a Completion, which `on_end` receives."""
 
@@ -73,16 +92,18 @@ class Record:
         self._on_end = on_end
         self._started: GenerateStarted | None = None
         self._finished: GenerateFinished | None = None
-        self._text: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
+        self._outputs: defaultdict[int, _Output] = defaultdict(_Output)
+        self._ends: dict[int, ChoiceFinished] = {}
 
     def add(self, event: GenerateEvent) -> None:
         """Adds the next event; the last one calls `on_end`."""
         if isinstance(event, GenerateDelta):
-            self._text.append(event.text)
-            self._token_ids.extend(event.token_ids)
-            self._logprobs.extend(event.logprobs)
+            output = self._outputs[event.choice]
+            output.text.append(event.text)
+            output.token_ids.extend(event.token_ids)
+            output.logprobs.extend(event.logprobs)
+        elif isinstance(event, ChoiceFinished):
+            self._ends[event.choice] = event
         elif isinstance(event, GenerateStarted):
             self._started = event
         elif isinstance(event, GenerateFinished):
@@ -98,5 +119,6 @@ class Record:
         """
         if self._started is None or self._finished is None:
             raise ServerError("the stream ended without `started` or `finished`")
-        text = "".join(self._text)
-        return completion(self._started, self._finished, text, self._token_ids, self._logprobs)
+        ends = sorted(self._ends.items())
+        choices = [choice(end, *self._outputs[number].whole()) for number, end in ends]
+        return completion(self._started, self._finished, *self._outputs[0].whole(), choices)

@@ -87,9 +87,12 @@ class GenerateStream(Stream[GenerateEvent]):
         return event
 
     def text(self) -> Iterator[str]:
-        """Yields the output as it appears; the pieces concatenate to the whole."""
+        """Yields the output as it appears; the pieces concatenate to the whole.
+
+        Of several choices it is the first one's; `result` has them all.
+        """
         for event in self:
-            if isinstance(event, GenerateDelta) and event.text:
+            if isinstance(event, GenerateDelta) and event.text and event.choice == 0:
                 yield event.text
 
     def result(self) -> Completion:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from typing_extensions import NotRequired, TypedDict
 
 from mlxd.v1.inference_pb2 import (
+    ChoiceFinished,
     CountTokensResponse,
     EffectiveSampling,
     GenerateDelta,
@@ -35,6 +36,8 @@ from mlxd.v1.session_pb2 import Session as SessionInfo
 __all__ = [
     "CallOptions",
     "CapabilitiesResponse",
+    "Choice",
+    "ChoiceFinished",
     "Completion",
     "ComputeDtype",
     "CountTokensResponse",
@@ -80,7 +83,9 @@ KvDtype: TypeAlias = Literal["compute", "int8"]
 Priority: TypeAlias = Literal["interactive", "normal", "background"]
 History: TypeAlias = Literal["auto", "append", "rerender"]
 HistoryOutcome: TypeAlias = Literal["continued", "appended", "rerendered"]
-GenerateEvent: TypeAlias = GenerateStarted | PrefillProgress | GenerateDelta | GenerateFinished
+GenerateEvent: TypeAlias = (
+    GenerateStarted | PrefillProgress | GenerateDelta | ChoiceFinished | GenerateFinished
+)
 LoadEvent: TypeAlias = LoadProgress | ModelLoaded | LoadValidated
 WatchEvent: TypeAlias = SessionChange | WatchReady
 
@@ -139,6 +144,12 @@ class GenerateOptions(CallOptions, total=False):
     frequency_context_size: int | None
     xtc_probability: float | None
     xtc_threshold: float | None
+    typical_p: float | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_context_size: int | None
+    dry_sequence_breakers: Sequence[str] | None
     logit_bias: Mapping[int, float] | None
     max_tokens: int | None
     stop: str | Sequence[str] | None
@@ -149,17 +160,41 @@ class GenerateOptions(CallOptions, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     template_arguments: Mapping[str, Any] | None
     add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    allow_control_tokens: bool | None
     expected_token_count: int | None
     priority: Priority | None
     keep_alive: float | None
     history: History | None
     cache: bool | None
     cache_salt: str | None
+    n: int | None
+    best_of: int | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several outputs of a generation.
+
+    `seed` is the one with which it comes alone; `mean_logprob` is known with `logprobs` or
+    `best_of`.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    stop_string: str
+    completion_tokens: int
+    seed: int
+    mean_logprob: float | None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
     """The outcome of a generation, streamed or not.
+
+    With `n` or `best_of`, `choices` are all outputs; the other fields are those of the first one.
 
     Times are in seconds: `queue_time`, `time_to_first_token` and `total_time` since the request's
     arrival at the daemon, `decode_time` from the first generated token to the last. `token_ids` and
@@ -184,6 +219,7 @@ class Completion:
     history: HistoryOutcome | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:

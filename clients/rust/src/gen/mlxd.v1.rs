@@ -310,6 +310,19 @@ pub struct GenerateRequest {
     /// is one.
     #[prost(message, optional, tag = "13")]
     pub cache: ::core::option::Option<CacheOptions>,
+    /// Number of outputs to return for the same prompt, which is computed once; 1 to
+    /// choices_max, in a session 1. Default 1. Output number i, from 0 on, is what
+    /// `seed` + i gives alone. Each takes a place in the queue and among the running, and
+    /// waits for one, and for memory, like a request of its own; the call ends with the
+    /// last of them, or with the first error.
+    #[prost(uint32, optional, tag = "16")]
+    pub n: ::core::option::Option<u32>,
+    /// Number of outputs to draw, `n` to choices_max, of which the `n` with the highest
+    /// mean log-probability of their tokens are returned, the best first. Default `n`. With
+    /// more, nothing is streamed before all have ended; what is held of them until then
+    /// may have answer_bytes_max (else ANSWER_TOO_LARGE).
+    #[prost(uint32, optional, tag = "17")]
+    pub best_of: ::core::option::Option<u32>,
     /// The text, tokens or messages to continue. In a session, only those that this
     /// turn adds. Required; an input without tokens is EMPTY_PROMPT.
     #[prost(oneof = "generate_request::Input", tags = "2, 3, 4")]
@@ -359,7 +372,7 @@ pub struct TokenIds {
 /// The messages of a conversation, or those that a turn adds to it. What the chat
 /// template would leave out (a role, the tools, an argument) is INVALID_FIELD.
 /// Text of users, tools, the system and template arguments that looks like a control
-/// token stays text.
+/// token stays text, unless allow_control_tokens.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ChatInput {
     /// Messages, oldest first; at least one.
@@ -374,9 +387,20 @@ pub struct ChatInput {
     pub template_arguments: ::core::option::Option<::prost_types::Struct>,
     /// Ends the rendered text with what begins the model's answer. Default true; in
     /// ExtendSession false, and true is INVALID_FIELD. False in a session's Generate
-    /// is INVALID_FIELD: what would follow is not an answer.
+    /// is INVALID_FIELD: what would follow is not an answer. Default false with
+    /// continue_final_message, and true is INVALID_FIELD.
     #[prost(bool, optional, tag = "4")]
     pub add_generation_prompt: ::core::option::Option<bool>,
+    /// Ends the rendered text right after the last message's content, without what the
+    /// template writes after it, so that the output goes on there. That message must be
+    /// the assistant's, of text; in a session it is INVALID_FIELD. Default false: a last
+    /// message of the assistant is whole, and the answer is another one.
+    #[prost(bool, tag = "8")]
+    pub continue_final_message: bool,
+    /// What looks like a control token in the texts of this input is one: whoever wrote
+    /// them can end messages and begin others. Default false.
+    #[prost(bool, tag = "9")]
+    pub allow_control_tokens: bool,
 }
 /// One message of a conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -444,6 +468,11 @@ pub struct ToolDefinition {
 /// Sampling parameters. An unset field takes the value of the model's
 /// generation_config.json, else the default named here; 0 means 0. A value out of
 /// range is INVALID_FIELD.
+///
+/// They apply in this order: logit_bias, repetition, presence and frequency penalty,
+/// DRY; then of what is left typical_p, top_p, min_p, XTC and top_k, each on the
+/// distribution at temperature 1; then the temperature. A temperature of 0 takes the
+/// most likely token, whatever the filters.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SamplingOptions {
     /// Softmax temperature, 0 to 100; 0 is greedy. Default 0.
@@ -503,6 +532,39 @@ pub struct SamplingOptions {
     /// XTC: lowest probability of the candidates it removes, 0 to 0.5. Default 0.1.
     #[prost(float, optional, tag = "14")]
     pub xtc_threshold: ::core::option::Option<f32>,
+    /// Locally typical sampling: keeps the smallest set of tokens whose surprisal is
+    /// nearest to the entropy and whose probabilities sum to at least this value, 0 to
+    /// 1; 0 and 1 disable it. Default 1.
+    #[prost(float, optional, tag = "15")]
+    pub typical_p: ::core::option::Option<f32>,
+    /// DRY: strength of the penalty on tokens that would go on with a repetition, 0 to
+    /// 100; 0 disables it. Default 0. Where the last n tokens, at least
+    /// dry_allowed_length, stood before and a token followed them there, it loses
+    /// dry_multiplier * dry_base^(n - dry_allowed_length), at most 10,000.
+    #[prost(float, optional, tag = "16")]
+    pub dry_multiplier: ::core::option::Option<f32>,
+    /// DRY: growth of the penalty with each token repeated, 1 to 100. Default 1.75.
+    #[prost(float, optional, tag = "17")]
+    pub dry_base: ::core::option::Option<f32>,
+    /// DRY: length from which a repetition is penalized, at least 1. Default 2.
+    #[prost(uint32, optional, tag = "18")]
+    pub dry_allowed_length: ::core::option::Option<u32>,
+    /// Number of most recent tokens, those of the prompt included, that DRY examines;
+    /// 0 is all. Default 0.
+    #[prost(uint32, optional, tag = "19")]
+    pub dry_context_size: ::core::option::Option<u32>,
+    /// Texts that end a repetition: what counts as repeated begins after the last one.
+    /// At most stop_strings_max, each of 1 to stop_string_bytes_max bytes; an empty
+    /// list is none. Default: a line break, `:`, `"` and `*`.
+    #[prost(message, optional, tag = "20")]
+    pub dry_sequence_breakers: ::core::option::Option<TextList>,
+}
+/// A list of texts.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TextList {
+    /// The texts.
+    #[prost(string, repeated, tag = "1")]
+    pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Conditions that end generation, besides the model's end-of-text tokens.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -544,11 +606,13 @@ pub struct Usage {
     /// Tokens of prompt_tokens that were reused from the KV cache.
     #[prost(uint32, tag = "2")]
     pub cached_tokens: u32,
-    /// Generated tokens, the ending token included.
+    /// Generated tokens, the ending token included; of all choices, those that are not
+    /// returned included.
     #[prost(uint32, tag = "3")]
     pub completion_tokens: u32,
 }
-/// Durations of a request's phases, measured by the daemon.
+/// Durations of a request's phases, measured by the daemon; of several choices the
+/// first token of any and the last of any.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Timings {
     /// From arrival to admission, as in GenerateStarted.
@@ -579,7 +643,8 @@ pub struct EffectiveSampling {
     /// Minimum probability relative to the most likely token; 0 if disabled.
     #[prost(float, tag = "4")]
     pub min_p: f32,
-    /// Seed of the random numbers: the request's, or the one drawn for it.
+    /// Seed of the random numbers: the request's, or the one drawn for it; that of the
+    /// first of several choices.
     #[prost(uint64, tag = "5")]
     pub seed: u64,
     /// Repetition penalty; 1 if disabled.
@@ -600,6 +665,18 @@ pub struct EffectiveSampling {
     /// XTC threshold.
     #[prost(float, tag = "11")]
     pub xtc_threshold: f32,
+    /// Mass of locally typical sampling; 1 if disabled.
+    #[prost(float, tag = "12")]
+    pub typical_p: f32,
+    /// DRY multiplier; 0 if disabled.
+    #[prost(float, tag = "13")]
+    pub dry_multiplier: f32,
+    /// DRY base.
+    #[prost(float, tag = "14")]
+    pub dry_base: f32,
+    /// DRY allowed length.
+    #[prost(uint32, tag = "15")]
+    pub dry_allowed_length: u32,
 }
 /// One token and its log-probability.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -624,7 +701,9 @@ pub struct TokenLogprobs {
     #[prost(message, repeated, tag = "2")]
     pub top: ::prost::alloc::vec::Vec<TokenLogprob>,
 }
-/// Response of Generate: the same facts as the events of StreamGenerate.
+/// Response of Generate: the same facts as the events of StreamGenerate. Of several
+/// choices `text`, `token_ids`, `logprobs`, `finish_reason` and `stop_string` are those
+/// of the first.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateResponse {
     /// Id of the request: the caller's `x-request-id`, else one that the daemon
@@ -664,12 +743,46 @@ pub struct GenerateResponse {
     /// What the turn did with the tokens of its session.
     #[prost(enumeration = "HistoryOutcome", tag = "12")]
     pub history: i32,
+    /// All choices, in the order of their numbers; empty if one was asked for.
+    #[prost(message, repeated, tag = "16")]
+    pub choices: ::prost::alloc::vec::Vec<GenerateChoice>,
+}
+/// One of several outputs for a prompt.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GenerateChoice {
+    /// Its number, from 0 on; with best_of the best is 0.
+    #[prost(uint32, tag = "1")]
+    pub choice: u32,
+    /// The output text.
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    /// Token ids of the output, if requested.
+    #[prost(uint32, repeated, tag = "3")]
+    pub token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// Log-probabilities, one entry per output token, if requested.
+    #[prost(message, repeated, tag = "4")]
+    pub logprobs: ::prost::alloc::vec::Vec<TokenLogprobs>,
+    /// Reason why it ended.
+    #[prost(enumeration = "FinishReason", tag = "5")]
+    pub finish_reason: i32,
+    /// The stop string that was found; empty for other reasons.
+    #[prost(string, tag = "6")]
+    pub stop_string: ::prost::alloc::string::String,
+    /// Its generated tokens, the ending token included.
+    #[prost(uint32, tag = "7")]
+    pub completion_tokens: u32,
+    /// The seed with which it comes alone.
+    #[prost(uint64, tag = "8")]
+    pub seed: u64,
+    /// Mean log-probability of its tokens; set with logprobs or best_of.
+    #[prost(float, optional, tag = "9")]
+    pub mean_logprob: ::core::option::Option<f32>,
 }
 /// One event of a streamed generation.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StreamGenerateResponse {
     /// Kind of the event.
-    #[prost(oneof = "stream_generate_response::Event", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "stream_generate_response::Event", tags = "1, 2, 3, 4, 5")]
     pub event: ::core::option::Option<stream_generate_response::Event>,
 }
 /// Nested message and enum types in `StreamGenerateResponse`.
@@ -683,12 +796,15 @@ pub mod stream_generate_response {
         /// The prompt is being prefilled.
         #[prost(message, tag = "2")]
         Progress(super::PrefillProgress),
-        /// New output; the concatenation of all deltas is the output.
+        /// New output; the concatenation of all deltas, of one choice, is the output.
         #[prost(message, tag = "3")]
         Delta(super::GenerateDelta),
         /// Last, exactly once.
         #[prost(message, tag = "4")]
         Finished(super::GenerateFinished),
+        /// A choice ended; once for each if several were asked for, before `finished`.
+        #[prost(message, tag = "5")]
+        ChoiceFinished(super::ChoiceFinished),
     }
 }
 /// The request was admitted and its prefill is about to start.
@@ -738,8 +854,34 @@ pub struct GenerateDelta {
     /// Log-probabilities, one entry per token since the last delta, if requested.
     #[prost(message, repeated, tag = "3")]
     pub logprobs: ::prost::alloc::vec::Vec<TokenLogprobs>,
+    /// Number of its choice, from 0 on. Deltas of several choices come in any order; for
+    /// each, the concatenation of its own is its output.
+    #[prost(uint32, tag = "6")]
+    pub choice: u32,
 }
-/// The end of a streamed generation.
+/// The end of one of several choices; see GenerateChoice.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChoiceFinished {
+    /// Its number, from 0 on.
+    #[prost(uint32, tag = "1")]
+    pub choice: u32,
+    /// Reason why it ended.
+    #[prost(enumeration = "FinishReason", tag = "2")]
+    pub finish_reason: i32,
+    /// The stop string that was found; empty for other reasons.
+    #[prost(string, tag = "3")]
+    pub stop_string: ::prost::alloc::string::String,
+    /// Its generated tokens, the ending token included.
+    #[prost(uint32, tag = "4")]
+    pub completion_tokens: u32,
+    /// The seed with which it comes alone.
+    #[prost(uint64, tag = "5")]
+    pub seed: u64,
+    /// Mean log-probability of its tokens; set with logprobs or best_of.
+    #[prost(float, optional, tag = "6")]
+    pub mean_logprob: ::core::option::Option<f32>,
+}
+/// The end of a streamed generation. Of several choices the first says how it ended.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GenerateFinished {
     /// Reason why generation ended.
@@ -798,7 +940,7 @@ pub struct CountTokensResponse {
     pub context_length: u32,
 }
 /// Request of Score.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ScoreRequest {
     /// Model name, as in GenerateRequest.
     #[prost(string, tag = "1")]
@@ -822,13 +964,13 @@ pub struct ScoreRequest {
     #[prost(message, optional, tag = "8")]
     pub keep_alive: ::core::option::Option<::prost_types::Duration>,
     /// The input to score: 1 to score_tokens_max tokens. Required.
-    #[prost(oneof = "score_request::Input", tags = "2, 3")]
+    #[prost(oneof = "score_request::Input", tags = "2, 3, 9")]
     pub input: ::core::option::Option<score_request::Input>,
 }
 /// Nested message and enum types in `ScoreRequest`.
 pub mod score_request {
     /// The input to score: 1 to score_tokens_max tokens. Required.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Input {
         /// Raw text, tokenized like a `prompt` of GenerateRequest.
         #[prost(string, tag = "2")]
@@ -836,6 +978,10 @@ pub mod score_request {
         /// Token ids.
         #[prost(message, tag = "3")]
         TokenIds(super::TokenIds),
+        /// Messages, rendered as for a generation, but add_generation_prompt is false by
+        /// default; with a session INVALID_FIELD.
+        #[prost(message, tag = "9")]
+        Chat(super::ChatInput),
     }
 }
 /// Response of Score.
@@ -1189,7 +1335,8 @@ pub mod inference_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Runs one request and streams its output: one `started`, `progress` during
-        /// prefill, `delta` for each piece of output, exactly one `finished`. A call
+        /// prefill, `delta` for each piece of output, exactly one `finished`; before it one
+        /// `choice_finished` for each choice if there are several. A call
         /// that fails ends early with a non-OK status; errors are never events.
         ///
         /// Takes the same request as Generate, so that a client can switch between the
@@ -1246,7 +1393,8 @@ pub mod inference_service_client {
                 .insert(GrpcMethod::new("mlxd.v1.InferenceService", "CountTokens"));
             self.inner.unary(req, path, codec).await
         }
-        /// Computes the log-probability of every token of an input. Scores that an answer
+        /// Computes the log-probability of every token of an input: that of a prompt too,
+        /// for which other APIs have `echo`. Scores that an answer
         /// has no room for are ANSWER_TOO_LARGE, in most cases before they are computed.
         pub async fn score(
             &mut self,
@@ -2055,6 +2203,9 @@ pub struct Limits {
     /// Maximum number of queued requests of one client.
     #[prost(uint32, tag = "8")]
     pub queue_length_per_client_max: u32,
+    /// Maximum number of choices of one request (`n`, `best_of`).
+    #[prost(uint32, tag = "9")]
+    pub choices_max: u32,
 }
 /// What one model supports.
 #[derive(Clone, PartialEq, ::prost::Message)]

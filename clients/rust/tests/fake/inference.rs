@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use mlxd_client::v1::{
-    CountTokensRequest, CountTokensResponse, EffectiveSampling, FinishReason, GenerateDelta,
+    CountTokensRequest, CountTokensResponse, EffectiveSampling, FinishReason, GenerateChoice, GenerateDelta,
     GenerateFinished, GenerateRequest, GenerateResponse, GenerateStarted, PrefillProgress, ScoreRequest,
     ScoreResponse, StreamGenerateResponse, Timings, TokenLogprob, TokenScore, Turn, Usage,
     count_tokens_request, generate_request, score_request, stream_generate_response::Event,
@@ -124,6 +124,10 @@ impl InferenceService for Fake {
         let GenerateFinished { finish_reason, stop_string, usage, timings, session_token_count } =
             self.finish(&request, &text);
         let request_id = "fake".into();
+        let several = 0..request.n.filter(|n| *n > 1).unwrap_or(0);
+        let choice =
+            |choice| GenerateChoice { choice, text: format!("{text} {choice}"), ..GenerateChoice::default() };
+        let choices = several.map(choice).collect();
         let (token_ids, logprobs) = (vec![], vec![]);
         Ok(Response::new(GenerateResponse {
             request_id,
@@ -137,6 +141,7 @@ impl InferenceService for Fake {
             timings,
             session_token_count,
             sampling: Some(EffectiveSampling::default()),
+            choices,
             ..GenerateResponse::default()
         }))
     }
@@ -221,6 +226,7 @@ impl InferenceService for Fake {
             Some(score_request::Input::TokenIds(ids)) => ids.ids,
             // As many scores as there are bytes: a large answer to a short question.
             Some(score_request::Input::Text(text)) => vec![0; text.parse().unwrap_or(0)],
+            Some(score_request::Input::Chat(chat)) => vec![0; chat.messages.len()],
             None => vec![],
         };
         let score = |token_id| TokenScore {

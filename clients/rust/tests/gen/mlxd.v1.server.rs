@@ -32,7 +32,8 @@ pub mod inference_service_server {
             + std::marker::Send
             + 'static;
         /// Runs one request and streams its output: one `started`, `progress` during
-        /// prefill, `delta` for each piece of output, exactly one `finished`. A call
+        /// prefill, `delta` for each piece of output, exactly one `finished`; before it one
+        /// `choice_finished` for each choice if there are several. A call
         /// that fails ends early with a non-OK status; errors are never events.
         ///
         /// Takes the same request as Generate, so that a client can switch between the
@@ -55,7 +56,8 @@ pub mod inference_service_server {
             tonic::Response<::mlxd_client::v1::CountTokensResponse>,
             tonic::Status,
         >;
-        /// Computes the log-probability of every token of an input. Scores that an answer
+        /// Computes the log-probability of every token of an input: that of a prompt too,
+        /// for which other APIs have `echo`. Scores that an answer
         /// has no room for are ANSWER_TOO_LARGE, in most cases before they are computed.
         async fn score(
             &self,

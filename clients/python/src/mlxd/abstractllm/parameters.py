@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from abstractllm.exceptions import InvalidParameterError, UnsupportedFeatureError
 
-from mlxd._convert import SAMPLING
+from mlxd._convert import NO_SAMPLERS, SAMPLING
 from mlxd.abstractllm.budget import Budget
 from mlxd.abstractllm.errors import PROVIDER
 from mlxd.types import GenerateOptions
@@ -19,6 +19,7 @@ DEFAULTS = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 4096}
 # Parameters that are options of a generation, under the same name.
 _OPTIONS = (
     *SAMPLING,
+    "dry_sequence_breakers",
     "max_tokens",
     "stop",
     "stop_token_ids",
@@ -52,6 +53,9 @@ _ALIASES = {
 }
 # Parameters without an equivalent in the daemon. False, 0 and empty values are accepted.
 _REFUSED = {
+    "n": "AbstractLLM's answer is one; mlxd.Client.generate(n=…) returns several",
+    "best_of": "AbstractLLM's answer is one; mlxd.Client.generate(best_of=…) returns the best",
+    **NO_SAMPLERS,
     "context_window": "the daemon takes the context window from the model",
     "truncation_strategy": "the daemon refuses an input that is too long and never truncates it",
     "device": "the daemon chooses the device",
@@ -110,7 +114,7 @@ def check(given: Mapping[str, Any]) -> None:
             raise InvalidParameterError(
                 name, value, message=f"unknown parameter {name!r}", provider=PROVIDER
             )
-        if value:
+        if value and not (name in ("n", "best_of") and value == 1):
             raise UnsupportedFeatureError(
                 name, message=f"{name} is not supported: {_REFUSED[name]}", provider=PROVIDER
             )

@@ -16,6 +16,7 @@ from mlxd._address import default_address, find_token, parse
 from mlxd._cancel import closed, task_is_cancelled  # async only
 from mlxd._channel import AioLink, Stubs, call_metadata
 from mlxd._deadline import Deadline
+from mlxd._outcome import completion_of
 from mlxd.aio._stream import AsyncGenerateStream, AsyncStream
 from mlxd.errors import ServerError, from_call
 from mlxd.types import (
@@ -144,7 +145,7 @@ class AsyncConnection:
         response = await self._call(
             self._stubs.inference.Generate, request, convert.call_options(options)
         )
-        return convert.completion_of(response)
+        return completion_of(response)
 
     def stream(
         self,
@@ -191,6 +192,8 @@ class AsyncConnection:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+        allow_control_tokens: bool | None = None,
         return_token_ids: bool = False,
         **options: Unpack[CallOptions],
     ) -> CountTokensResponse:
@@ -202,6 +205,8 @@ class AsyncConnection:
             tools=tools,
             template_arguments=template_arguments,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            allow_control_tokens=allow_control_tokens,
             return_token_ids=return_token_ids,
         )
         response: CountTokensResponse = await self._call(
@@ -215,6 +220,12 @@ class AsyncConnection:
         model: str = "",
         text: str | None = None,
         token_ids: Sequence[int] | None = None,
+        messages: Messages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+        allow_control_tokens: bool | None = None,
         top_logprobs: int = 0,
         session: str = "",
         priority: Priority | None = None,
@@ -227,8 +238,14 @@ class AsyncConnection:
 
         Args:
             model: the model's name; empty with a session.
-            text: the text. Exactly one of text and token_ids must be given.
+            text: the text. Exactly one of text, token_ids and messages must be given.
             token_ids: a tokenized text.
+            messages: a conversation, written by the model's chat template; not in a session.
+            tools: tools of the conversation.
+            template_arguments: further variables of the template.
+            add_generation_prompt: whether the text ends with what begins an answer; None is False.
+            continue_final_message: whether it ends after the last message's content.
+            allow_control_tokens: whether control tokens in the messages are such.
             top_logprobs: number of most likely alternatives to return for each token.
             session: name of the session whose tokens precede the text.
             priority: None is "normal", as of a generation.
@@ -242,6 +259,14 @@ class AsyncConnection:
             model=model,
             text=text,
             token_ids=token_ids,
+            messages=messages,
+            chat={
+                "tools": tools,
+                "template_arguments": template_arguments,
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": continue_final_message,
+                "allow_control_tokens": allow_control_tokens,
+            },
             top_logprobs=top_logprobs,
             session=session,
             priority=priority,

@@ -98,9 +98,12 @@ class AsyncGenerateStream(AsyncStream[GenerateEvent]):
         return event
 
     async def text(self) -> AsyncIterator[str]:
-        """Yields the output as it appears; the pieces concatenate to the whole."""
+        """Yields the output as it appears; the pieces concatenate to the whole.
+
+        Of several choices it is the first one's; `result` has them all.
+        """
         async for event in self:
-            if isinstance(event, GenerateDelta) and event.text:
+            if isinstance(event, GenerateDelta) and event.text and event.choice == 0:
                 yield event.text
 
     async def result(self) -> Completion:

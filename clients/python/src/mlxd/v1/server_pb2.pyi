@@ -75,7 +75,7 @@ class ServerCapabilities(_message.Message):
     def __init__(self, version: _Optional[str] = ..., mlx_version: _Optional[str] = ..., device: _Optional[str] = ..., platform: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., architectures: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes_max", "sessions_max", "queue_length_max", "running_sequences_max", "memory_budget_bytes", "score_tokens_max", "top_logprobs_max", "queue_length_per_client_max")
+    __slots__ = ("message_bytes_max", "sessions_max", "queue_length_max", "running_sequences_max", "memory_budget_bytes", "score_tokens_max", "top_logprobs_max", "queue_length_per_client_max", "choices_max")
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_MAX_FIELD_NUMBER: _ClassVar[int]
     QUEUE_LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class Limits(_message.Message):
     SCORE_TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_MAX_FIELD_NUMBER: _ClassVar[int]
     QUEUE_LENGTH_PER_CLIENT_MAX_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_MAX_FIELD_NUMBER: _ClassVar[int]
     message_bytes_max: int
     sessions_max: int
     queue_length_max: int
@@ -92,7 +93,8 @@ class Limits(_message.Message):
     score_tokens_max: int
     top_logprobs_max: int
     queue_length_per_client_max: int
-    def __init__(self, message_bytes_max: _Optional[int] = ..., sessions_max: _Optional[int] = ..., queue_length_max: _Optional[int] = ..., running_sequences_max: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., score_tokens_max: _Optional[int] = ..., top_logprobs_max: _Optional[int] = ..., queue_length_per_client_max: _Optional[int] = ...) -> None: ...
+    choices_max: int
+    def __init__(self, message_bytes_max: _Optional[int] = ..., sessions_max: _Optional[int] = ..., queue_length_max: _Optional[int] = ..., running_sequences_max: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., score_tokens_max: _Optional[int] = ..., top_logprobs_max: _Optional[int] = ..., queue_length_per_client_max: _Optional[int] = ..., choices_max: _Optional[int] = ...) -> None: ...
 
 class ModelCapabilities(_message.Message):
     __slots__ = ("model", "modalities", "features", "has_chat_template", "default_sampling", "eos_token_ids")
