@@ -40,6 +40,8 @@ pub struct Limits {
     pub session_ttl_max: Duration,
     /// Default of a request's max_tokens.
     pub max_tokens_default: u32,
+    /// Last tokens that DRY examines.
+    pub dry_context_max: u32,
     /// Choices of one request.
     pub choices_max: u32,
     /// Tokens of one Score.

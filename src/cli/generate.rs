@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt as _;
 
 use clap::Args;
 use mlxd_client::Client;
-use mlxd_client::v1::{GenerateRequest, Message};
+use mlxd_client::v1::{GenerateRequest, Message, generate_request::Input};
 
 use super::answer::{SamplingArgs, open_session, stream_to_stdout};
 use super::connect::{ConnectArgs, choose_model};
@@ -46,6 +46,9 @@ pub(crate) struct GenerateArgs {
     /// Text with which the answer begins; the output goes on there
     #[arg(long = "continue", value_name = "TEXT", conflicts_with_all = ["raw", "session"])]
     begun: Option<String>,
+    /// Take control tokens that are written in the prompt as such
+    #[arg(long, conflicts_with_all = ["raw", "session"])]
+    allow_control_tokens: bool,
     /// Continue the prompt as raw text, without the chat template
     #[arg(long)]
     raw: bool,
@@ -107,6 +110,9 @@ async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Re
             None => GenerateRequest::messages(asked),
         }
     };
+    if let Some(Input::Chat(chat)) = &mut request.input {
+        chat.allow_control_tokens = args.allow_control_tokens;
+    }
     if let Some(name) = &args.session {
         request.model = open_session(client, name, args.model.as_deref()).await?.model;
         request.session.clone_from(name);

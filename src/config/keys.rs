@@ -191,6 +191,8 @@ fn calls() -> Vec<Key> {
         number("max_tokens_default", 4096, 1..=i64::from(u32::MAX), |c, n| {
             c.limits.max_tokens_default = n.get();
         }),
+        // On the engine's thread, for each token: some microseconds.
+        number("dry_context_max", 4096, 1..=1 << 20, |c, n| c.limits.dry_context_max = n.get()),
         number("choices_max", 16, 1..=1024, |c, n| c.limits.choices_max = n.get()),
         number("score_tokens_max", 8192, 1..=1 << 20, |c, n| c.limits.score_tokens_max = n.get()),
         // The contract allows no more than 20.

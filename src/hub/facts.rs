@@ -46,6 +46,8 @@ pub struct DefaultSampling {
     pub min_p: f32,
     /// Factor; 1 is off.
     pub repetition_penalty: f32,
+    /// Mass of locally typical sampling; 1 is off.
+    pub typical_p: f32,
 }
 
 /// Packing of quantized weights.
@@ -93,7 +95,8 @@ impl ModelFacts {
 impl Default for DefaultSampling {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, repetition_penalty: 1.0 }
+        let (temperature, top_p, top_k, min_p) = (0.0, 1.0, 0, 0.0);
+        Self { temperature, top_p, top_k, min_p, repetition_penalty: 1.0, typical_p: 1.0 }
     }
 }
 
@@ -113,6 +116,7 @@ impl DefaultSampling {
             top_k: top_k.and_then(|top_k| u32::try_from(top_k).ok()).unwrap_or(0),
             min_p: float("min_p", 0.0, 1.0, 0.0),
             repetition_penalty: float("repetition_penalty", 0.01, 100.0, 1.0),
+            typical_p: float("typical_p", f64::MIN_POSITIVE, 1.0, 1.0),
         }
     }
 }
@@ -283,6 +287,8 @@ mod tests {
         assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.5, 1.0, 40));
         let beyond = json!({ "repetition_penalty": 1e-38 });
         assert_eq!(DefaultSampling::from_config(Some(&beyond)).repetition_penalty, 1.0);
+        let typical = json!({ "typical_p": 0.5 });
+        assert_eq!(DefaultSampling::from_config(Some(&typical)).typical_p, 0.5);
         let bare = json!({ "do_sample": true });
         assert_eq!(DefaultSampling::from_config(Some(&bare)).temperature, 1.0);
     }

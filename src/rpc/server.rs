@@ -84,7 +84,7 @@ fn server_capabilities(service: &Service, memory_budget_bytes: u64) -> pb::Serve
 
 fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
     let ModelCapabilities { info: facts, assets, features, max_tokens } = model;
-    let DefaultSampling { temperature, top_p, top_k, min_p, repetition_penalty } =
+    let DefaultSampling { temperature, top_p, top_k, min_p, repetition_penalty, typical_p } =
         assets.files.facts.default_sampling;
     let default_sampling = EffectiveSampling {
         temperature,
@@ -92,6 +92,7 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
         top_k,
         min_p,
         repetition_penalty,
+        typical_p,
         max_tokens,
         ..Default::default()
     };

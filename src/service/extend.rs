@@ -51,7 +51,7 @@ impl Service {
             let why = "must be false: the turn that answers begins its answer";
             return Err(Error::field(GENERATION_PROMPT, why));
         }
-        input.check_whole()?;
+        input.check_in_session()?;
         input.check("prompt", &self.limits)?;
         let key = caller.session(name.clone());
         let request = GenerateRequest {

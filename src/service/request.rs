@@ -207,7 +207,7 @@ impl GenerateRequest {
                 let why = "must be true in a session; ExtendSession adds messages without an answer";
                 return Err(Error::field(GENERATION_PROMPT, why));
             }
-            self.input.check_whole()?;
+            self.input.check_in_session()?;
         }
         self.sampling.check(limits)?;
         self.stopping.check(limits)?;
@@ -248,12 +248,17 @@ impl Input {
         }
     }
 
-    /// Refuses a message that is to be continued: a session holds whole ones.
-    pub(super) fn check_whole(&self) -> Result<(), Error> {
+    /// Refuses what a session cannot hold: a message that is to be continued, and control tokens in texts,
+    /// which would be such in some turns and text in others.
+    pub(super) fn check_in_session(&self) -> Result<(), Error> {
         match self {
             Self::Chat(chat) if chat.continue_final_message => {
                 let why = "not in a session, which holds whole messages; send the conversation without one";
                 Err(Error::field(CONTINUES, why))
+            }
+            Self::Chat(chat) if chat.allow_control_tokens => {
+                let why = "not in a session, whose other turns would read the same texts otherwise";
+                Err(Error::field("chat.allow_control_tokens", why))
             }
             Self::Chat(_) | Self::Text(_) | Self::Ids(_) => Ok(()),
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::fields::{at_most, within};
+use super::fields::{at_most, up_to, within};
 use crate::engine::{DrySampling, Penalty, Sampling, Stopping, XtcSampling};
 use crate::error::Error;
 use crate::hub::{ModelAssets, ModelFacts};
@@ -73,7 +73,7 @@ pub struct DryOptions {
     pub base: Option<f32>,
     /// Length from which a repetition is penalized, at least 1.
     pub allowed_length: Option<u32>,
-    /// Last tokens that are examined; 0 is all.
+    /// Last tokens that are examined, up to the limit; 0 is the limit.
     pub context_size: Option<u32>,
     /// Texts that end a repetition.
     pub sequence_breakers: Option<Vec<String>>,
@@ -176,7 +176,7 @@ impl SamplingOptions {
     fn resolve(
         &self,
         facts: &ModelFacts,
-        vocabulary: u32,
+        (vocabulary, limits): (u32, &Limits),
         spared: impl FnOnce() -> Result<Arc<[u32]>, Error>,
     ) -> Result<Sampling, Error> {
         let defaults = &facts.default_sampling;
@@ -210,9 +210,9 @@ impl SamplingOptions {
             presence: penalty(self.presence_penalty, 0.0, self.presence_context_size),
             frequency: penalty(self.frequency_penalty, 0.0, self.frequency_context_size),
             logit_bias: self.logit_bias.iter().map(|(id, bias)| (*id, *bias)).collect(),
-            typical_p: off_at_zero(self.typical_p.unwrap_or(1.0)),
+            typical_p: off_at_zero(self.typical_p.unwrap_or(defaults.typical_p)),
             xtc,
-            dry: self.dry.resolve(),
+            dry: self.dry.resolve(limits),
         })
     }
 }
@@ -223,12 +223,15 @@ impl DryOptions {
         if self.allowed_length == Some(0) {
             return Err(Error::field("sampling.dry_allowed_length", "must be at least 1"));
         }
+        if let Some(size) = self.context_size {
+            up_to("sampling.dry_context_size", size, "dry_context_max", limits.dry_context_max)?;
+        }
         let breakers = self.sequence_breakers.as_deref().unwrap_or_default();
         check_texts("sampling.dry_sequence_breakers", breakers, limits)
     }
 
     /// Applies the defaults; None if it is off.
-    fn resolve(&self) -> Option<DrySampling> {
+    fn resolve(&self, limits: &Limits) -> Option<DrySampling> {
         let multiplier = self.multiplier.filter(|multiplier| *multiplier > 0.0)?;
         let breakers = match &self.sequence_breakers {
             Some(breakers) => breakers.iter().cloned().collect(),
@@ -238,7 +241,7 @@ impl DryOptions {
             multiplier,
             base: self.base.unwrap_or(DRY_BASE_DEFAULT),
             allowed_length: self.allowed_length.unwrap_or(DRY_ALLOWED_LENGTH_DEFAULT),
-            context_size: self.context_size.unwrap_or(0),
+            context_size: self.context_size.filter(|size| *size > 0).unwrap_or(limits.dry_context_max),
             breakers,
         })
     }
@@ -310,7 +313,8 @@ impl Resolved {
     ) -> Result<Self, Error> {
         let stopping = stopping.resolve(assets, prompt_tokens, limits)?;
         Ok(Self {
-            sampling: sampling.resolve(&assets.files.facts, assets.vocabulary_size, || xtc_spared(assets))?,
+            sampling: sampling
+                .resolve(&assets.files.facts, (assets.vocabulary_size, limits), || xtc_spared(assets))?,
             stopping,
         })
     }

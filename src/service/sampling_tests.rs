@@ -18,6 +18,7 @@ const LIMITS: Limits = Limits {
     session_ttl_max: std::time::Duration::from_secs(1),
     max_tokens_default: 4096,
     choices_max: 1,
+    dry_context_max: 100,
     score_tokens_max: 1,
     top_logprobs_max: 20,
     stop_strings_max: 2,
@@ -53,12 +54,13 @@ fn facts() -> ModelFacts {
             top_k: 40,
             min_p: 0.0,
             repetition_penalty: 1.1,
+            typical_p: 1.0,
         },
     }
 }
 
 fn refused(sent: &SamplingOptions) -> String {
-    match sent.check(&LIMITS).and_then(|()| sent.resolve(&facts(), 50, || Ok([].into()))) {
+    match sent.check(&LIMITS).and_then(|()| sent.resolve(&facts(), (50, &LIMITS), || Ok([].into()))) {
         Err(Error::InvalidField { field, .. }) => field,
         other => panic!("{other:?}"),
     }
@@ -66,7 +68,7 @@ fn refused(sent: &SamplingOptions) -> String {
 
 fn resolved(sent: &SamplingOptions) -> Sampling {
     sent.check(&LIMITS).unwrap();
-    sent.resolve(&facts(), 50, || Ok([].into())).unwrap()
+    sent.resolve(&facts(), (50, &LIMITS), || Ok([].into())).unwrap()
 }
 
 #[test]
@@ -172,7 +174,7 @@ fn typical_p_is_off_at_both_ends_and_dry_without_a_strength() {
     assert_eq!(resolved(&dry(zero)).dry, None);
     let on = DryOptions { multiplier: Some(0.8), ..DryOptions::default() };
     let on = resolved(&dry(on)).dry.unwrap();
-    assert_eq!((on.base, on.allowed_length, on.context_size), (1.75, 2, 0));
+    assert_eq!((on.base, on.allowed_length, on.context_size), (1.75, 2, 100), "all is the limit");
     assert_eq!(&*on.breakers, ["\n", ":", "\"", "*"]);
     let sequence_breakers = Some(Vec::new());
     let without = DryOptions { multiplier: Some(0.8), sequence_breakers, ..DryOptions::default() };
@@ -191,6 +193,7 @@ fn values_of_dry_out_of_range_are_refused() {
     }
     assert_eq!(dry(DryOptions { base: Some(0.9), ..default() }), "sampling.dry_base");
     assert_eq!(dry(DryOptions { allowed_length: Some(0), ..default() }), "sampling.dry_allowed_length");
+    assert_eq!(dry(DryOptions { context_size: Some(101), ..default() }), "sampling.dry_context_size");
     let breakers = |texts: &[&str]| {
         let texts = texts.iter().map(ToString::to_string).collect();
         dry(DryOptions { sequence_breakers: Some(texts), ..default() })

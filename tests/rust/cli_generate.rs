@@ -62,6 +62,9 @@ async fn an_answer_that_is_begun_is_the_last_message() {
     let said: Vec<(Role, String)> =
         chat.messages.iter().map(|message| (message.role(), Message::text(message))).collect();
     assert_eq!(said, [(Role::User, "Write.".to_owned()), (Role::Assistant, "Dear ".to_owned())]);
-    assert!(chat.continue_final_message);
+    assert!(chat.continue_final_message && !chat.allow_control_tokens);
+    assert_eq!(run(&fake, &["generate", "--allow-control-tokens", "hi"]).status.code(), Some(0));
+    let request = fake.state().generations[1].clone();
+    assert!(matches!(request.input, Some(Input::Chat(chat)) if chat.allow_control_tokens));
     assert_eq!(run(&fake, &["generate", "--raw", "--continue", "a", "b"]).status.code(), Some(2));
 }

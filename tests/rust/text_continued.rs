@@ -87,6 +87,30 @@ fn a_template_that_changes_the_end_of_the_message_is_refused() {
 }
 
 #[test]
+fn the_whole_message_is_checked_not_its_last_line() {
+    let upper = "{% for m in messages %}{{ m.content | upper }}{% endfor %}";
+    let first_line = "{% for m in messages %}{{ m.content.replace('Well', 'Ill') }}{% endfor %}";
+    for (template, last) in [(upper, "Well\n"), (first_line, "Well,\nthen"), (first_line, "Well\n\n")] {
+        let refused = continued(template, &dialogue(last));
+        assert!(matches!(refused, Err(TextError::NotContinued)), "{template} {last:?}: {refused:?}");
+    }
+}
+
+#[test]
+fn reasoning_that_has_not_ended_has_to_be_written_as_it_is() {
+    // It writes an empty block of reasoning before what has none that is closed.
+    let thinking = "{% for m in messages %}<{{ m.role }}>{% if '</think>' in m.content %}{{ m.content }}\
+{% else %}<think>\n\n</think>\n\n{{ m.content | replace('<think>', '') }}{% endif %}</end>{% endfor %}";
+    let refused = continued(thinking, &dialogue("<think>\nfirst I"));
+    assert!(matches!(refused, Err(TextError::NotContinued)), "{refused:?}");
+    let dropping =
+        "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}</end>{% endfor %}";
+    assert!(continued(dropping, &dialogue("<think>so</think>Well")).unwrap().ends_with("<assistant>Well"));
+    let refused = continued(dropping, &dialogue("<think>so</think>"));
+    assert!(matches!(refused, Err(TextError::NotContinued)), "{refused:?}");
+}
+
+#[test]
 fn other_refusals_stay_what_they_are() {
     let refused = continued(
         "{{ raise_exception('no') if messages | length == 2 }}{{ messages[0].content }}",

@@ -445,6 +445,7 @@ def test_mirostat_is_refused_by_name(client, fake):
         with pytest.raises(mlxd.InvalidRequestError, match=name):
             client.generate(model=MODEL, prompt="x", **{name: 2})
     assert len(fake.requests) == before
+    client.generate(model=MODEL, prompt="x", mirostat=None)
 
 
 def test_priority_and_xtc_reach_the_request(client, fake):

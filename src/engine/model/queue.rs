@@ -42,17 +42,14 @@ impl Resident {
         })
     }
 
-    /// Takes in the other choices of a sequence that has computed their prompt: what it has is parked for
-    /// them, and they are the next of its lane.
-    pub(super) fn fork<B: Backend>(
+    /// Takes in the other choices of a sequence that has computed their prompt: they are the next of its
+    /// lane. Returns whether one goes on, for which what the sequence has is to be parked.
+    pub(super) fn take_forks<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
-        id: u64,
         forks: Vec<(Sequence, Option<Result<Finish, Error>>)>,
-    ) -> Result<(), Error> {
-        if forks.iter().any(|(_, outcome)| outcome.is_none()) {
-            self.share(cx, id)?;
-        }
+    ) -> bool {
+        let goes_on = forks.iter().any(|(_, outcome)| outcome.is_none());
         let mut over = Vec::new();
         // The last one first: each goes before those that wait.
         for (fork, outcome) in forks.into_iter().rev() {
@@ -66,7 +63,7 @@ impl Resident {
             }
         }
         over.into_iter().for_each(|(fork, outcome)| self.leave(cx, fork, outcome));
-        Ok(())
+        goes_on
     }
 
     /// Ends the waiting request of this place among [`Self::waiters`].

@@ -144,7 +144,7 @@ impl Resident {
             return self.free_slot(cx, slot, computed);
         };
         let parking = Parking { id: cache.id, slot, tokens: computed, base: None };
-        if let Some(parking) = self.make_room_beside(cx, parking, &cache)? {
+        if let Some(parking) = self.make_room_beside(cx, (parking, true), &cache)? {
             if let Err(error) = cx.backend.park(self.id, parking) {
                 // The next turn computes anew.
                 tracing::warn!(%error, tokens = computed, "a KV cache was not parked");
@@ -194,7 +194,7 @@ impl Resident {
         let (Some(slot), tokens) = (sequence.slot, sequence.computed) else { return Ok(()) };
         let Some(cache) = self.to_park(sequence, number, cx.now) else { return Ok(()) };
         let parking = Parking { id: number, slot, tokens, base: None };
-        let Some(parking) = self.make_room_beside(cx, parking, &cache)? else { return Ok(()) };
+        let Some(parking) = self.make_room_beside(cx, (parking, false), &cache)? else { return Ok(()) };
         if let Err(error) = cx.backend.park(self.id, parking) {
             tracing::warn!(%error, tokens, "a prompt was not parked");
             return Ok(());
@@ -220,11 +220,11 @@ impl Resident {
     /// Decides what a cache shares, and makes room for the rest of it beside the slot that it is copied from:
     /// empty slabs are closed first, then caches go in the order of their eviction. The one that it shares
     /// goes last: the slot has its tokens as well. Returns None if there is no room, or if the slot's slab
-    /// has no other use and can become the cache instead.
+    /// has no other use and may become the cache instead.
     fn make_room_beside<B: Backend>(
         &mut self,
         cx: &mut Context<'_, B>,
-        parking: Parking,
+        (parking, may_take_slab): (Parking, bool),
         cache: &CacheEntry,
     ) -> Result<Option<Parking>, Error> {
         let mut may_split = true;
@@ -241,7 +241,7 @@ impl Resident {
             if short > 0 {
                 let alone = self.parked.bytes_added(cache, None);
                 let has_room = missing(self, alone) <= self.parked.bytes();
-                if self.slots.is_alone(parking.slot) || !has_room {
+                if may_take_slab && self.slots.is_alone(parking.slot) || !has_room {
                     return Ok(None);
                 }
                 // Another one may have most of its tokens then, or a state to be shared is gone.

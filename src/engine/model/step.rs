@@ -19,7 +19,7 @@ impl Resident {
         cx.now = cx.clock.now();
         let (took, on_device) = (cx.now - at, cx.timeline.collect(step, asked, cx.now));
         let mut load = StepLoad::default();
-        let (mut ended, mut forked) = (Vec::new(), Vec::new());
+        let (mut ended, mut shared, mut at_checkpoint) = (Vec::new(), Vec::new(), Vec::new());
         for LaunchedSpan { sequence: id, kind, tokens, outputs } in spans {
             load.add(kind, tokens);
             let mut rows = results.by_ref().take(outputs);
@@ -33,16 +33,17 @@ impl Resident {
             let own = sequence.own_results(outputs);
             let outcome = sequence.commit(tokens, counted.by_ref().take(own), cx.now);
             sequence.served(took);
-            if outputs > own {
-                forked.push((id, sequence.fork(counted, cx.now)));
-            }
+            let forks = if outputs > own { sequence.fork(counted, cx.now) } else { Vec::new() };
             rows.for_each(drop);
             let prefilled = prefilled(kind, tokens);
             cx.counters.committed(prefilled, drawn);
             self.shares.serve(&sequence.origin.owner, prefilled, drawn);
             if let (Some(slot), true) = (sequence.slot, sequence.is_at_checkpoint()) {
-                cx.backend.checkpoint(self.id, slot, sequence.computed)?;
-                add_checkpoint(&mut sequence.checkpoints, sequence.computed);
+                at_checkpoint.push((id, slot));
+            }
+            // Whatever the device does from here on, they are known.
+            if self.take_forks(cx, forks) {
+                shared.push(id);
             }
             if let Some(outcome) = outcome {
                 ended.push((id, outcome));
@@ -51,9 +52,12 @@ impl Resident {
         if !disturbed {
             self.pace.observe(load, on_device);
         }
-        for (id, forks) in forked {
-            self.fork(cx, id, forks)?;
+        for (id, slot) in at_checkpoint {
+            let Some(sequence) = self.running.get_mut(&id) else { continue };
+            cx.backend.checkpoint(self.id, slot, sequence.computed)?;
+            add_checkpoint(&mut sequence.checkpoints, sequence.computed);
         }
+        shared.into_iter().try_for_each(|id| self.share(cx, id))?;
         self.end(cx, ended)
     }
 

@@ -1,7 +1,7 @@
 //! DRY ("don't repeat yourself"): which tokens would go on with a repetition, and the penalty on each. The
 //! formula is that of its proposal (<https://github.com/oobabooga/text-generation-webui/pull/5677>), without
 //! a limit of the length, as llama.cpp has it (`llama_sampler_dry`): a token that followed an earlier copy of
-//! the last n tokens loses multiplier * base^(n - `allowed_length`).
+//! the last n tokens loses multiplier * base^(n - `allowed_length`), unless a breaker stands in that token.
 //!
 //! The copies are kept from token to token: only those that the new token followed go on, so that a token
 //! costs as much as it has occurrences. A prompt is looked through once, in linear time, by the Z-function
@@ -21,8 +21,9 @@ const PENALTY_MAX: f32 = 10_000.0;
 pub(super) struct Dry {
     sampling: DrySampling,
     tokenizer: Tokenizer,
-    /// Number of tokens that were read.
+    /// Number of tokens that were read, and that had been when the window was last read whole.
     read: usize,
+    fresh: usize,
     /// Places of each token in the window, ascending.
     places: HashMap<u32, VecDeque<usize>>,
     /// Earlier copies of the last tokens, by their ends, ascending.
@@ -46,14 +47,15 @@ impl Dry {
     /// Returns the state before the first token.
     pub(super) fn new(sampling: DrySampling, tokenizer: Tokenizer) -> Self {
         let (places, copies, tail) = (HashMap::new(), Vec::new(), Vec::new());
-        Self { sampling, tokenizer, read: 0, places, copies, since: 0, tail }
+        Self { sampling, tokenizer, read: 0, fresh: 0, places, copies, since: 0, tail }
     }
 
     /// Returns what each token would lose after the transcript, which goes on from what was read.
     pub(super) fn penalties(&mut self, transcript: &Transcript) -> BTreeMap<u32, f32> {
         match transcript.len().saturating_sub(self.read) {
             0 => {}
-            1 => transcript.last(1).for_each(|token| self.add(token)),
+            // Now and then, so that places out of the window are forgotten.
+            1 if !self.is_stale() => transcript.last(1).for_each(|token| self.add(token)),
             _ => self.read_anew(transcript),
         }
         let allowed = self.sampling.allowed_length as usize;
@@ -64,7 +66,15 @@ impl Dry {
                 *length = copy.length.max(*length);
             }
         }
-        longest.into_iter().map(|(token, length)| (token, self.penalty(length - allowed))).collect()
+        let repeats = longest.into_iter().filter(|(token, _)| !self.is_breaker(*token));
+        repeats.map(|(token, length)| (token, self.penalty(length - allowed))).collect()
+    }
+
+    /// Returns whether a breaker stands in a token: structure may repeat itself.
+    fn is_breaker(&self, token: u32) -> bool {
+        let text = self.tokenizer.piece(token);
+        let stands = |breaker: &String| text.windows(breaker.len()).any(|part| part == breaker.as_bytes());
+        self.sampling.breakers.iter().any(stands)
     }
 
     fn penalty(&self, beyond: usize) -> f32 {
@@ -78,6 +88,12 @@ impl Dry {
             0 => 0,
             size => len.saturating_sub(size as usize),
         }
+    }
+
+    /// Returns whether as many tokens were read one by one as the window has.
+    fn is_stale(&self) -> bool {
+        let size = self.sampling.context_size as usize;
+        size > 0 && self.read - self.fresh >= size
     }
 
     /// Reads one more token.
@@ -126,7 +142,7 @@ impl Dry {
         let common = common_with_beginning(&tokens);
         let copy = |back: usize| Stretch { end: len - back, length: common[back].min(most) };
         self.copies = (1..tokens.len()).rev().map(copy).filter(|copy| copy.length > 0).collect();
-        self.read = len;
+        (self.read, self.fresh) = (len, len);
     }
 
     /// Returns whether a breaker ends in the text of a token, which goes on from those before.
@@ -210,6 +226,11 @@ mod tests {
         for place in start + 1..len {
             let is_copy = |&n: &usize| tokens[place - n..place] == tokens[len - n..];
             let most = (place - start).min(len - since);
+            let own = TOKENIZER.token_bytes(tokens[place]);
+            let has = |b: &String| own.windows(b.len()).any(|part| part == b.as_bytes());
+            if dry.sampling.breakers.iter().any(has) {
+                continue;
+            }
             let longest = (allowed_length as usize..=most).filter(is_copy).max();
             if let Some(n) = longest {
                 let power = i32::try_from(n - allowed_length as usize).unwrap();
@@ -245,6 +266,14 @@ mod tests {
         assert_eq!([length(""), length("t101"), length("t102"), length("103")], [3, 2, 1, 0]);
         assert_eq!(length("1 t10"), 1, "one that begins in a token and ends in the next");
         assert_eq!(length("t101 t103"), 3, "one that is nowhere");
+    }
+
+    #[test]
+    fn a_breaker_itself_may_repeat() {
+        let tokens = [101, 102, 103, 101, 102];
+        assert!(dry(2, 0, &[]).penalties(&after(&tokens)).contains_key(&103));
+        assert!(dry(2, 0, &["103"]).penalties(&after(&tokens)).is_empty());
+        assert!(dry(2, 0, &["2 t103"]).penalties(&after(&tokens)).contains_key(&103), "it only ends in it");
     }
 
     #[test]

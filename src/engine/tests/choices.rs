@@ -82,6 +82,40 @@ fn choices_without_memory_wait_for_it() {
 }
 
 #[test]
+fn idle_caches_go_for_a_prompt_that_choices_share() {
+    // Room for two slots and some caches of others.
+    let budget = WEIGHT_BYTES + (2 * 256 + 120) * KV_BYTES;
+    let mut bench = Bench::with(Fake::default(), budget, |settings| {
+        settings.kv_idle_bytes_max = Some(u64::MAX);
+    });
+    for seed in 2..10 {
+        let idle = bench.submit(&prompt(seed, 50), 1);
+        bench.run();
+        drain(idle);
+    }
+    let before = bench.prefilled();
+    let prompt = prompt(1, 50);
+    let choices = bench.choices(&prompt, (2, 20), |_| {});
+    bench.run();
+    assert_eq!(bench.prefilled() - before, 50);
+    check(&mut bench, &prompt, 20, choices);
+}
+
+#[test]
+fn choices_end_with_the_error_of_a_device_that_fails_where_they_part() {
+    for ticks in 0..8 {
+        let mut bench = Bench::new();
+        let choices = bench.choices(&prompt(1, 50), (4, 20), |_| {});
+        bench.ticks(ticks);
+        bench.engine.backend.faults.next_step_fails = true;
+        bench.run();
+        for events in choices {
+            assert!(matches!(drain(events).end, Err(Error::Internal(_))), "after {ticks} ticks");
+        }
+    }
+}
+
+#[test]
 fn states_of_a_prompt_are_shared_by_its_choices() {
     let mut fake = Fake::default();
     fake.state_bytes = 50;

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_logits_processors
 
 from oracle import Oracle
+from tiny_tokenizer import VOCABULARY, decode
 from wire import Wire
 
 PROMPT_TOKENS = 24
@@ -111,7 +112,13 @@ def _typical(logprobs: np.ndarray, typical_p: float) -> np.ndarray:
     return result[None].astype(np.float32)
 
 
-def _dry(multiplier: float, base: float, allowed_length: int, context_size: int = 0) -> Any:
+def _dry(
+    multiplier: float,
+    base: float,
+    allowed_length: int,
+    context_size: int = 0,
+    breakers: frozenset[int] = frozenset(),
+) -> Any:
     """DRY by its definition (https://github.com/oobabooga/text-generation-webui/pull/5677)."""
 
     def process(tokens: Any, logits: Any) -> Any:
@@ -119,9 +126,13 @@ def _dry(multiplier: float, base: float, allowed_length: int, context_size: int 
         penalties = np.zeros(logits.shape[-1], np.float32)
         for place in range(1, len(context)):
             length = 0
-            while length < place and context[place - 1 - length] == context[-1 - length]:
+            while (
+                length < place
+                and context[place - 1 - length] == context[-1 - length]
+                and context[-1 - length] not in breakers
+            ):
                 length += 1
-            if length >= allowed_length:
+            if length >= allowed_length and context[place] not in breakers:
                 penalty = multiplier * base ** (length - allowed_length)
                 token = context[place]
                 penalties[token] = max(penalties[token], min(penalty, 10_000.0))
@@ -131,6 +142,7 @@ def _dry(multiplier: float, base: float, allowed_length: int, context_size: int 
 
 
 DRY: dict[str, dict[str, Any]] = {
+    "dry-broken": {"dry_multiplier": 5.0, "dry_base": 1.2, "dry_allowed_length": 1},
     "dry": {"dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2},
     "dry-strong": {"dry_multiplier": 5.0, "dry_base": 1.2, "dry_allowed_length": 1},
     "dry-recent": {
@@ -145,14 +157,18 @@ DRY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", DRY)
 def test_dry_chooses_what_its_definition_chooses(oracle: Oracle, wire: Wire, name: str) -> None:
     options = DRY[name]
-    definition = _dry(**{key.removeprefix("dry_"): value for key, value in options.items()})
+    values = {key.removeprefix("dry_"): value for key, value in options.items()}
+    breaker = decode([41]) if name == "dry-broken" else ""
+    having = [id_ for id_ in range(VOCABULARY) if breaker and breaker in decode([id_])]
+    definition = _dry(**values, breakers=frozenset(having))
     # A few tokens that come again and again.
     bias = dict.fromkeys(range(40, 46), 40.0)
     biased = make_logits_processors(logit_bias=bias)
     case = oracle.stable(PROMPT_TOKENS, seed=3, processors=[*biased, definition])
     plain, _ = oracle.greedy(case.prompt, len(case.output), biased)
     assert case.output != plain, "the case shows nothing"
-    sampling = {**options, "dry_sequence_breakers": {"texts": []}, "logit_bias": bias}
+    sampling = {**options, "logit_bias": bias}
+    sampling["dry_sequence_breakers"] = {"texts": [breaker] if breaker else []}
     reply = wire.generate("tiny", case.prompt, max_tokens=len(case.output), sampling=sampling)
     assert list(reply.token_ids) == case.output
 

@@ -72,6 +72,17 @@ async fn what_cannot_be_continued_is_refused_with_its_field() {
     let extend = ExtendSessionRequest { name: "s".into(), input, ..ExtendSessionRequest::default() };
     let error = daemon.client.extend_session(extend).await.unwrap_err();
     assert_eq!(error.call().unwrap().field_violations[0].field, path);
+    let allowed = || ChatInput {
+        messages: vec![Message::user("a")],
+        allow_control_tokens: true,
+        ..ChatInput::default()
+    };
+    let in_session = GenerateRequest { session: "s".into(), ..asking(allowed()) };
+    assert_eq!(refused(&daemon, in_session).await, "chat.allow_control_tokens");
+    let input = Some(extend_session_request::Input::Chat(allowed()));
+    let extend = ExtendSessionRequest { name: "s".into(), input, ..ExtendSessionRequest::default() };
+    let error = daemon.client.extend_session(extend).await.unwrap_err();
+    assert_eq!(error.call().unwrap().field_violations[0].field, "chat.allow_control_tokens");
     assert!(daemon.engine.contexts().is_empty());
 }
 

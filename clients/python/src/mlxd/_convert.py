@@ -96,8 +96,9 @@ def generate_request(
         InvalidRequestError: a value that its field cannot hold.
     """
     for name in NO_SAMPLERS.keys() & options.keys():
-        raise invalid(f"sampling.{name}", NO_SAMPLERS[name])
-    check_names(options, OPTIONS)
+        if options[name] is not None:
+            raise invalid(f"sampling.{name}", NO_SAMPLERS[name])
+    check_names(options, OPTIONS.union(NO_SAMPLERS))
     _exactly_one(prompt=prompt, messages=messages, token_ids=token_ids)
     given = {k: v for k, v in options.items() if v is not None and k not in CALL_OPTIONS}
     request = pb.GenerateRequest()

@@ -398,7 +398,7 @@ pub struct ChatInput {
     #[prost(bool, tag = "8")]
     pub continue_final_message: bool,
     /// What looks like a control token in the texts of this input is one: whoever wrote
-    /// them can end messages and begin others. Default false.
+    /// them can end messages and begin others. In a session INVALID_FIELD. Default false.
     #[prost(bool, tag = "9")]
     pub allow_control_tokens: bool,
 }
@@ -540,7 +540,8 @@ pub struct SamplingOptions {
     /// DRY: strength of the penalty on tokens that would go on with a repetition, 0 to
     /// 100; 0 disables it. Default 0. Where the last n tokens, at least
     /// dry_allowed_length, stood before and a token followed them there, it loses
-    /// dry_multiplier * dry_base^(n - dry_allowed_length), at most 10,000.
+    /// dry_multiplier * dry_base^(n - dry_allowed_length), at most 10,000, unless one of
+    /// dry_sequence_breakers stands in it.
     #[prost(float, optional, tag = "16")]
     pub dry_multiplier: ::core::option::Option<f32>,
     /// DRY: growth of the penalty with each token repeated, 1 to 100. Default 1.75.
@@ -549,8 +550,8 @@ pub struct SamplingOptions {
     /// DRY: length from which a repetition is penalized, at least 1. Default 2.
     #[prost(uint32, optional, tag = "18")]
     pub dry_allowed_length: ::core::option::Option<u32>,
-    /// Number of most recent tokens, those of the prompt included, that DRY examines;
-    /// 0 is all. Default 0.
+    /// Number of most recent tokens, those of the prompt included, that DRY examines, at
+    /// most dry_context_max; 0 is that. Default 0.
     #[prost(uint32, optional, tag = "19")]
     pub dry_context_size: ::core::option::Option<u32>,
     /// Texts that end a repetition: what counts as repeated begins after the last one.
