@@ -34,6 +34,8 @@ pub struct Limits {
     pub sessions_disk_bytes_max: u64,
     /// Streams in which one principal watches sessions.
     pub session_watches_max: u32,
+    /// Sessions that one principal saves at once, those that wait included.
+    pub session_saves_max: u32,
     /// Default lifetime of a session after its last use.
     pub session_ttl: Duration,
     /// Longest lifetime of a session that may be requested.

@@ -12,6 +12,7 @@ use super::{
     add_checkpoint,
 };
 use crate::error::Error;
+use crate::hub::ContentHash;
 use crate::ids::ModelName;
 
 /// Bytes of one token in the fake's KV cache.
@@ -74,6 +75,8 @@ pub(crate) struct Fake {
     pub(crate) imported_tokens: u64,
     /// Bytes of a sequence's state; 0 is none.
     pub(crate) state_bytes: u64,
+    /// Says which weights the loads to come have.
+    pub(crate) content: u8,
     is_reading: bool,
     results: BTreeMap<ModelId, Vec<RowResult>>,
     pub(crate) faults: Faults,
@@ -303,6 +306,7 @@ impl Backend for Fake {
             prefill_tokens_min: 16,
             prepares_steps: true,
             computes_in: "fake".into(),
+            content: ContentHash::fake(self.content),
         }))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::KvLayout;
 use crate::error::Error;
-use crate::hub::{ModelAssets, ModelFiles, WeightSizes};
+use crate::hub::{ContentHash, ModelAssets, ModelFiles, WeightSizes};
 use crate::ids::ModelName;
 use crate::quantize::Quantization;
 
@@ -37,6 +37,8 @@ pub struct ModelShape {
     pub prepares_steps: bool,
     /// Description of how it computes, for people.
     pub computes_in: String,
+    /// The config and weights that were loaded.
+    pub content: ContentHash,
 }
 
 /// Progress of a load.

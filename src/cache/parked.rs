@@ -95,6 +95,12 @@ impl Parked {
         beside.max_by_key(|(_, common)| *common)
     }
 
+    /// Returns whether a segment may be cut in two there: chains stay short.
+    #[must_use]
+    pub fn may_split(&self, at: Base) -> bool {
+        self.shared.may_split(at)
+    }
+
     /// Notes that a segment was cut in two.
     pub fn split(&mut self, at: Base) {
         self.shared.split(at);

@@ -99,8 +99,13 @@ impl Shared {
         let Range { start, end } = parted.tokens;
         let least = SPLIT_TOKENS_MIN.max((end - start) / SPLIT_PART_MIN);
         let is_worth_it = common.saturating_sub(start) >= least;
-        let is_short = place + 2 <= SEGMENTS_MAX && self.chains.longest_through(base) < SEGMENTS_MAX;
+        let is_short = place + 2 <= SEGMENTS_MAX && self.may_split(base);
         (is_worth_it && is_short).then(|| Cut { base, copied_tokens: end - start })
+    }
+
+    /// Returns whether the segment around a place may be cut in two.
+    pub(super) fn may_split(&self, at: Base) -> bool {
+        self.chains.longest_through(at) < SEGMENTS_MAX
     }
 
     /// Returns what a cache whose content comes in parts shares with one of which it has the first `common`
@@ -115,7 +120,7 @@ impl Shared {
             (Cut { base: Base { id, tokens }, copied_tokens }, before + starts.len() - index)
         });
         let mut short = cuts.filter(|(_, segments)| *segments <= SEGMENTS_MAX).map(|(cut, _)| cut);
-        short.find(|cut| cut.copied_tokens == 0 || self.chains.longest_through(cut.base) < SEGMENTS_MAX)
+        short.find(|cut| cut.copied_tokens == 0 || self.may_split(cut.base))
     }
 
     /// Returns the bytes of a cache of `tokens` by itself.

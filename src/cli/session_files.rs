@@ -27,6 +27,9 @@ pub(crate) struct ImportArgs {
     /// Model to bind it to [default: the one that it was bound to]
     #[arg(short, long, value_name = "MODEL", default_value = "")]
     model: String,
+    /// Take the place of the session of that name, if there is one
+    #[arg(long)]
+    replace: bool,
 }
 
 /// Writes a session to a file. It gets its name when it is whole.
@@ -94,10 +97,10 @@ impl Drop for Part {
 
 /// Makes a session of a file.
 pub(crate) async fn import(client: &Client, args: ImportArgs) -> Result<Session> {
-    let ImportArgs { file: path, name, model } = args;
+    let ImportArgs { file: path, name, model, replace } = args;
     let file = File::open(&path).map_err(|error| of_file(&path, &error))?;
     let failed = Arc::new(Mutex::new(None));
-    let start = ImportStart { name, model, ..ImportStart::default() };
+    let start = ImportStart { name, model, replace, ..ImportStart::default() };
     let imported = client.import_session_file(start, chunks(file, Arc::clone(&failed))).await;
     // What could not be read was not sent, which the daemon calls incomplete.
     match failed.lock().unwrap_or_else(PoisonError::into_inner).take() {

@@ -152,6 +152,7 @@ fn sessions() -> Vec<Key> {
             c.limits.sessions_disk_bytes_max = n.get();
         }),
         number("session_watches_max", 16, 0..=65_536, |c, n| c.limits.session_watches_max = n.get()),
+        number("session_saves_max", 64, 1..=65_536, |c, n| c.limits.session_saves_max = n.get()),
         number("session_ttl_s", DAY_S, 1..=3650 * DAY_S, |c, n| c.limits.session_ttl = n.seconds()),
         number("session_ttl_max_s", 30 * DAY_S, 1..=3650 * DAY_S, |c, n| {
             c.limits.session_ttl_max = n.seconds();

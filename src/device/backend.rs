@@ -328,14 +328,10 @@ impl Backend for MlxBackend {
             prefill_tokens_min: policy.kernels.prefill_tokens_min(),
             prepares_steps: !self.kernels.on_cpu,
             computes_in: plan::computes_in(plan),
+            content: opening.content(),
         };
-        tracing::info!(
-            model = %plan.spec.model(),
-            kernels = policy.kernels.name(),
-            attention = attention.name(),
-            computes_in = shape.computes_in,
-            "kernels"
-        );
+        let (of, kernels, attends) = (plan.spec.model(), policy.kernels.name(), attention.name());
+        tracing::info!(model = %of, kernels, attention = attends, computes_in = shape.computes_in, "kernels");
         let vocabulary = dim(shape.vocabulary_size);
         let ready = ReadyModel { model: ready, kv, attention, step_shape, vocabulary, running: None };
         self.models.insert(model, Entry::Ready(Box::new(ready)));

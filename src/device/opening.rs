@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread;
 
 use crate::error::Error;
-use crate::hub::{HubError, ModelAssets, WeightFile};
+use crate::hub::{ContentHash, HubError, ModelAssets, OpenWeights, WeightFile};
 use crate::mlx::ffi::TensorFile;
 
 /// Files that are open before they are asked for.
@@ -16,9 +16,11 @@ const AHEAD: usize = 4;
 #[derive(Debug)]
 pub(super) struct Opening {
     assets: Arc<ModelAssets>,
-    files: Receiver<Result<TensorFile, HubError>>,
+    files: Receiver<Result<(TensorFile, ContentHash), HubError>>,
     /// For each file that is yet to come, the last one first, whether the index does not name it.
     left: Vec<bool>,
+    /// The hashes of those that were taken.
+    hashes: Vec<ContentHash>,
 }
 
 impl Opening {
@@ -30,7 +32,7 @@ impl Opening {
         let opened = Arc::clone(assets);
         let body = move || {
             for (file, _) in opened.files.weights.all() {
-                let found = open(file);
+                let found = open_hashed(file);
                 // Nobody receives once the load was given up.
                 if sender.send(found).is_err() {
                     return;
@@ -39,7 +41,7 @@ impl Opening {
         };
         let thread = thread::Builder::new().name("weights".into()).spawn(body);
         thread.map_err(|error| Error::Internal(format!("the thread that opens weight files: {error}")))?;
-        Ok(Self { assets: Arc::clone(assets), files, left })
+        Ok(Self { assets: Arc::clone(assets), files, left, hashes: Vec::new() })
     }
 
     /// Returns whether all files were taken.
@@ -47,10 +49,18 @@ impl Opening {
         self.left.is_empty()
     }
 
+    /// Returns the hash of config and files, once all were taken.
+    pub(super) fn content(&self) -> ContentHash {
+        ContentHash::new(&self.assets.files, &self.hashes)
+    }
+
     /// Takes the next file, and whether the index does not name it; None if it is not open yet.
     pub(super) fn take(&mut self) -> Result<Option<(TensorFile, bool)>, Error> {
         match self.files.try_recv() {
-            Ok(Ok(file)) => Ok(self.left.pop().map(|is_spare| (file, is_spare))),
+            Ok(Ok((file, hash))) => {
+                self.hashes.push(hash);
+                Ok(self.left.pop().map(|is_spare| (file, is_spare)))
+            }
             Ok(Err(error)) => {
                 let model = &self.assets.files.name;
                 tracing::warn!(%model, %error, "a weight file cannot be opened");
@@ -66,6 +76,17 @@ impl Opening {
 
 /// Opens a file.
 pub(super) fn open(file: &WeightFile) -> Result<TensorFile, HubError> {
+    Ok(tensor_file(file, file.open()?))
+}
+
+/// Opens a file and hashes it.
+fn open_hashed(file: &WeightFile) -> Result<(TensorFile, ContentHash), HubError> {
     let opened = file.open()?;
-    Ok(TensorFile { file: opened.file, head: opened.head, bytes: opened.bytes, name: file.name() })
+    let hash = file.content(&opened)?;
+    Ok((tensor_file(file, opened), hash))
+}
+
+fn tensor_file(of: &WeightFile, opened: OpenWeights) -> TensorFile {
+    let OpenWeights { file, head, bytes } = opened;
+    TensorFile { file, head, bytes, name: of.name() }
 }

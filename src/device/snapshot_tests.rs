@@ -2,6 +2,7 @@
 //! parked.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use super::backend_tests::{A, DRAFT, Device, PROMPT};
@@ -49,7 +50,7 @@ fn key(device: &Device) -> KvKey {
 /// Writes a parked cache to a folder, and opens it again.
 fn saved(device: &Device, folder: &std::path::Path) -> Snapshots {
     let settings = SnapshotSettings { disk_bytes_max: 1 << 30, queue_bytes_max: 1 << 30 };
-    let snapshots = Snapshots::start(folder, settings, |_| true).unwrap();
+    let snapshots = Snapshots::start(folder, settings, |_| Some("uid:1".into())).unwrap();
     let new = NewSnapshot {
         session: SESSION,
         key: key(device),
@@ -61,12 +62,13 @@ fn saved(device: &Device, folder: &std::path::Path) -> Snapshots {
     let answer = snapshots.save(new).unwrap();
     assert_eq!(answer.blocking_recv().unwrap().unwrap().tokens, 14);
     drop(snapshots);
-    Snapshots::start(folder, settings, |_| true).unwrap()
+    Snapshots::start(folder, settings, |_| Some("uid:1".into())).unwrap()
 }
 
 fn load(device: &Device, snapshots: &Snapshots, tokens: &[u32], held: u32) -> Vec<KvSegment> {
     let key = key(device);
-    let wanted = Wanted { session: SESSION, key: &key, layout: &device.layout, tokens, held };
+    let stop = AtomicBool::new(false);
+    let wanted = Wanted { session: SESSION, key: &key, layout: &device.layout, tokens, held, stop: &stop };
     let builder = device.backend.kv_builder();
     // Read on another thread, as the engine has it.
     let loaded = std::thread::scope(|scope| {

@@ -7,6 +7,7 @@ mod access;
 mod cache;
 mod catalog;
 mod config;
+mod content;
 mod convert;
 mod error;
 mod facts;
@@ -23,6 +24,7 @@ mod sizes;
 pub use access::{ModelAccess, Pattern};
 pub use catalog::{ModelAssets, ModelCatalog};
 pub use config::{config_f64, text_default, text_part};
+pub use content::ContentHash;
 pub use convert::{
     Converted, Draft, GgufConversion, Quantizer, Watch, WeightsWriter, convert_gguf, format_entry, told,
 };

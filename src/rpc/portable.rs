@@ -83,7 +83,7 @@ fn begin<'a>(
     caller: &'a Caller,
     start: pb::ImportStart,
 ) -> Result<SessionImport<'a>, Error> {
-    let pb::ImportStart { name, model, pinned, ttl } = start;
+    let pb::ImportStart { name, model, pinned, ttl, replace, expected_token_count } = start;
     let ttl: Option<Duration> = time_span(ttl)?;
-    service.import_session(caller, ImportSession { name, model, pinned, ttl })
+    service.import_session(caller, ImportSession { name, model, pinned, ttl, replace, expected_token_count })
 }

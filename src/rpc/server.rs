@@ -108,7 +108,7 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
 
 fn stats(stats: Stats) -> pb::GetStatsResponse {
     let Stats { uptime, sessions: totals, saves, snapshots, process_resident_bytes, engine } = stats;
-    let SaveStats { enabled, unwritten_sessions } = saves;
+    let SaveStats { enabled, durable, unwritten_sessions } = saves;
     let EngineStats { counters, budget_bytes, memory: device, snapshot_bytes, models } = &engine;
     let Counters {
         requests_total,
@@ -163,11 +163,7 @@ fn stats(stats: Stats) -> pb::GetStatsResponse {
         pinned_sessions: count(totals.pinned),
         busy_sessions: count(totals.busy),
         session_bytes: totals.bytes,
-        session_store: Some(pb::SessionStoreStats {
-            enabled,
-            durable: enabled && unwritten_sessions == 0,
-            unwritten_sessions,
-        }),
+        session_store: Some(pb::SessionStoreStats { enabled, durable, unwritten_sessions }),
         snapshots: Some(pb::SnapshotStats { dropped_total, ..snapshot_stats(&snapshots) }),
         memory: Some(memory),
         slabs: models

@@ -7,9 +7,9 @@ use super::Service;
 use super::caller::Caller;
 use super::fields::model_name;
 use super::kv::SnapshotStats;
-use super::models::ModelInfo;
+use super::models::{ModelInfo, hide};
 use super::saves::SaveStats;
-use crate::engine::{DeviceInfo, EngineStats};
+use crate::engine::{Counters, DeviceInfo, EngineStats};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ModelName;
@@ -141,15 +141,32 @@ impl Service {
     /// # Errors
     /// The engine is dead.
     pub async fn stats(&self, caller: &Caller) -> Result<Stats, Error> {
+        let (engine, is_owner) = (self.engine.stats().await?, caller.is_owner());
         Ok(Stats {
-            engine: self.engine.stats().await?,
+            engine: if is_owner { engine } else { for_others(engine) },
             uptime: self.clock.now() - self.started,
             sessions: self.sessions.totals(caller.counted()),
-            saves: self.saves.stats(),
-            snapshots: self.snapshots.stats(caller.is_owner()),
-            process_resident_bytes: process_resident_bytes(),
+            saves: self.saves.stats(is_owner),
+            snapshots: self.snapshots.stats(is_owner),
+            process_resident_bytes: if is_owner { process_resident_bytes() } else { 0 },
         })
     }
+}
+
+/// Leaves of the engine's counts what says how busy it is. What is cached and how much was computed would
+/// tell of others' sessions and prompts.
+fn for_others(stats: EngineStats) -> EngineStats {
+    let EngineStats { counters, budget_bytes, memory: _, snapshot_bytes: _, mut models } = stats;
+    models.iter_mut().for_each(hide);
+    let counters = Counters {
+        prefill_tokens_total: 0,
+        cached_tokens_total: 0,
+        decode_tokens_total: 0,
+        steps_total: 0,
+        snapshots_dropped_total: 0,
+        ..counters
+    };
+    EngineStats { counters, budget_bytes, models, ..EngineStats::default() }
 }
 
 fn process_resident_bytes() -> u64 {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::caller::Caller;
 use super::downloads::Download;
 use super::fields::model_name;
-use super::models::{ModelInfo, Models};
+use super::models::{ModelInfo, Models, hide};
 use super::sessions::TurnHold;
 use super::{Service, blocking};
 use crate::engine::{Formats, LoadEvent, LoadSpec, ResidentModel};
@@ -220,11 +220,12 @@ impl Load {
             }
             LoadEvent::Warming => LoadUpdate::Warming,
             LoadEvent::Failed(error) => return Err(error),
-            LoadEvent::Loaded(resident, door, _) => {
+            LoadEvent::Loaded(mut resident, door, _) => {
                 self.stage = Stage::Last(None);
                 let facts = door.assets().files.facts.clone();
                 let mut counts = self.sessions.count_by_model(self.counted.as_ref());
                 let sessions = counts.remove(&resident.model).unwrap_or_default();
+                self.counted.iter().for_each(|_| hide(&mut resident));
                 let info = ModelInfo::of_resident(*resident, Some(facts));
                 LoadUpdate::Loaded(Box::new(ModelInfo { sessions, ..info }))
             }

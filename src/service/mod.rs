@@ -27,6 +27,7 @@ mod prepare;
 mod reads;
 mod reason;
 mod request;
+mod room;
 mod sampling;
 mod saves;
 mod score;
@@ -149,7 +150,8 @@ impl Service {
         found: (OpenStore, Vec<Stored>),
         durability: Durability,
     ) -> std::io::Result<()> {
-        self.saves.begin(&self.sessions, found, durability)
+        let snapshots = self.snapshots.clone();
+        self.saves.begin(&self.sessions, found, durability, move |bytes| snapshots.make_way(bytes))
     }
 
     /// Keeps snapshots of sessions' KV caches in a folder from now on. Where that cannot be, the log says so.
@@ -158,10 +160,11 @@ impl Service {
     /// The engine is dead.
     pub async fn keep_snapshots(&self, folder: &Path, settings: SnapshotSettings) -> Result<(), Error> {
         let sessions = Arc::clone(&self.sessions);
-        match store::Snapshots::start(folder, settings, move |session| sessions.knows(session)) {
+        match store::Snapshots::start(folder, settings, move |session| sessions.owner_of(session)) {
             Ok(store) => {
                 let kept = (store, settings.disk_bytes_max);
-                self.snapshots.begin(&self.engine, &self.sessions, kept).await
+                let saves_max = self.limits.session_saves_max;
+                self.snapshots.begin(&self.engine, &self.sessions, kept, saves_max).await
             }
             Err(error) => {
                 tracing::warn!(%error, "KV caches are not kept on disk");

@@ -39,6 +39,11 @@ pub struct ModelInfo {
     pub path: PathBuf,
 }
 
+/// Hides what is cached of sessions and prompts, of which others are not to know.
+pub(super) fn hide(resident: &mut ResidentModel) {
+    (resident.kv_idle_bytes, resident.kv_reserved_bytes) = (0, 0);
+}
+
 /// A page of the models on disk and in memory.
 #[derive(Clone, Debug)]
 pub struct ModelPage {
@@ -101,10 +106,11 @@ impl Service {
         Ok(described)
     }
 
-    /// Adds the numbers of sessions that a caller may know of.
+    /// Adds the numbers of sessions that a caller may know of, and hides what is cached of others'.
     pub(super) fn count_sessions(&self, caller: &Caller, models: &mut [ModelInfo]) {
         let counts = self.sessions.count_by_model(caller.counted());
         for model in models {
+            model.resident.iter_mut().filter(|_| !caller.is_owner()).for_each(hide);
             model.sessions = counts.get(&ModelName::from(model.name.as_str())).copied().unwrap_or_default();
         }
     }

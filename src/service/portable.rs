@@ -13,7 +13,7 @@ use super::terms::{Lifetime, labels};
 use super::{Service, blocking};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionName};
-use crate::session::{Arrived, Incoming, Lease, SessionView, Snapshot, Terms};
+use crate::session::{Arrived, Incoming, Lease, Replace, SessionView, Snapshot, Terms};
 use crate::store::{Export, Import, PortableError};
 
 /// Bytes of one piece of a file.
@@ -50,6 +50,10 @@ pub struct ImportSession {
     pub pinned: Option<bool>,
     /// Lifetime after the last use; unset for what it was.
     pub ttl: Option<Duration>,
+    /// Whether it takes the place of a session of its name.
+    pub replace: bool,
+    /// Number of tokens that that has to have.
+    pub expected_token_count: Option<u32>,
 }
 
 /// A session on its way in. Dropping it leaves nothing behind.
@@ -60,6 +64,7 @@ pub struct SessionImport<'a> {
     model: Option<ModelName>,
     pinned: Option<bool>,
     lease: Option<Lease>,
+    replace: Option<Replace>,
     import: Import,
     incoming: Incoming,
 }
@@ -92,23 +97,30 @@ impl Service {
     /// Begins to take in a session.
     ///
     /// # Errors
-    /// A field is refused, the name is taken, or the caller has too many sessions.
+    /// A field is refused, the name is taken, what is to be replaced is not as expected, or the caller has
+    /// too many sessions.
     pub fn import_session<'a>(
         &'a self,
         caller: &'a Caller,
         start: ImportSession,
     ) -> Result<SessionImport<'a>, Error> {
-        let ImportSession { name, model, pinned, ttl } = start;
+        let ImportSession { name, model, pinned, ttl, replace, expected_token_count } = start;
+        if expected_token_count.is_some() && !replace {
+            return Err(Error::field("start.expected_token_count", "must not be given without `replace`"));
+        }
+        let replace = replace.then_some(Replace { expected_token_count });
         let name = (!name.is_empty()).then(|| session_name("start.name", &name)).transpose()?;
         let model = optional_model("start.model", &model)?;
         let lease = Lifetime { ttl, expire_time: None }.lease(&self.limits, self.clock.wall())?;
-        // Before anything is sent for nothing.
-        let probe = name.clone().unwrap_or_else(|| "".into());
-        self.sessions.refuse_arrival(&caller.session(probe))?;
+        // Before anything is sent for nothing. Which one a file's own name replaces is known at its end.
+        if name.is_some() || replace.is_none() {
+            let probe = name.clone().unwrap_or_else(|| "".into());
+            self.sessions.refuse_arrival(&caller.session(probe), replace)?;
+        }
         let incoming = self.sessions.expect(&caller.principal);
         let limit = usize::try_from(self.limits.session_bytes_max).unwrap_or(usize::MAX);
         let import = Import::new(limit);
-        Ok(SessionImport { service: self, caller, name, model, pinned, lease, import, incoming })
+        Ok(SessionImport { service: self, caller, name, model, pinned, lease, replace, import, incoming })
     }
 }
 
@@ -184,9 +196,10 @@ impl SessionImport<'_> {
     /// Makes the session, once all of the file is there; returns when it is saved.
     ///
     /// # Errors
-    /// The file is damaged, a limit is exceeded, the name is taken, or the model is unknown.
+    /// The file is damaged, a limit is exceeded, the name is taken, the model is unknown, what is to be
+    /// replaced is not as expected, or the engine is dead.
     pub async fn finish(self) -> Result<SessionView, Error> {
-        let Self { service, caller, name, model, pinned, lease, import, incoming } = self;
+        let Self { service, caller, name, model, pinned, lease, replace, import, incoming } = self;
         let limit = service.limits.session_bytes_max;
         let finished = blocking(move || import.finish().map_err(|error| refused(&error, limit)));
         let (outline, contents) = finished.await?;
@@ -208,8 +221,12 @@ impl SessionImport<'_> {
         check_salt("cache_salt", &outline.cache_salt).map_err(of_file)?;
         service.models.check_exists(&model).await?;
         let key = caller.session(name);
-        let arrived = Arrived { key: key.clone(), model, terms, outline, contents };
+        let arrived = Arrived { key: key.clone(), model, terms, outline, contents, replace };
         let view = service.sessions.take_in(incoming, arrived)?;
+        if replace.is_some() {
+            service.forget_gone();
+            service.engine.forget(key.clone()).await?;
+        }
         service.saves.saved(&key).await;
         Ok(view)
     }

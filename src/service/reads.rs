@@ -5,19 +5,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::blocking;
+use super::room::Room;
 use crate::error::Error;
 use crate::ids::SessionId;
 
-/// Bytes that the room is counted in; a smaller file is as good as this much work.
-const PIECE_BYTES: u64 = 1 << 20;
-
-/// Pieces that are read at once: two of the largest sessions by default, and no more files than that are
-/// open.
-const PIECES_MAX: u32 = 128;
+/// Bytes that are read at once: two of the largest sessions by default, and no more files than MiB are open.
+const BYTES_MAX: u64 = 128 << 20;
 
 /// What a read came to; none while it runs.
 type Outcome = watch::Receiver<Option<Result<(), Error>>>;
@@ -25,12 +22,12 @@ type Outcome = watch::Receiver<Option<Result<(), Error>>>;
 /// The reads that run.
 pub(super) struct Reads {
     running: Mutex<BTreeMap<SessionId, Outcome>>,
-    room: Semaphore,
+    room: Room,
 }
 
 impl Default for Reads {
     fn default() -> Self {
-        Self { running: Mutex::default(), room: Semaphore::new(PIECES_MAX as usize) }
+        Self { running: Mutex::default(), room: Room::new(BYTES_MAX) }
     }
 }
 
@@ -63,10 +60,8 @@ impl Reads {
         running.insert(id, outcome.clone());
         drop(running);
         let reads = Arc::clone(self);
-        let pieces = u32::try_from(bytes.div_ceil(PIECE_BYTES)).unwrap_or(PIECES_MAX).clamp(1, PIECES_MAX);
         let work = async move {
-            // It is never closed.
-            let room = reads.room.acquire_many(pieces).await;
+            let room = reads.room.take(bytes).await;
             let outcome = blocking(read).await;
             drop(room);
             reads.running().remove(&id);
@@ -126,7 +121,7 @@ mod tests {
     async fn reads_at_once_are_of_limited_bytes_and_all_come() {
         let reads = Arc::new(Reads::default());
         let (open, open_max) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let half = u64::from(PIECES_MAX) / 2 * PIECE_BYTES;
+        let half = BYTES_MAX / 2;
         let waiting: Vec<_> = (0..12)
             .map(|at| {
                 let (reads, open) = (Arc::clone(&reads), Arc::clone(&open));

@@ -31,6 +31,7 @@ const LIMITS: Limits = Limits {
     sessions_bytes_max: 1,
     sessions_disk_bytes_max: 1,
     session_watches_max: 1,
+    session_saves_max: 1,
     receive_bytes_max: 1,
     receive_bytes_per_connection_max: 1,
     receive: std::time::Duration::ZERO,

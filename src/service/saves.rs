@@ -24,22 +24,27 @@ pub(super) struct Saves {
 pub struct SaveStats {
     /// Whether they are stored at all.
     pub enabled: bool,
-    /// Sessions whose last change could not be written.
+    /// Whether all of them are on disk as they are.
+    pub durable: bool,
+    /// Sessions whose last change could not be written; told to the owner of the daemon alone.
     pub unwritten_sessions: u32,
 }
 
 impl Saves {
-    /// Takes in the sessions that were found, and writes what changes from now on.
+    /// Takes in the sessions that were found, and writes what changes from now on; on a full disk `make_way`
+    /// is asked to free bytes, and whether it does.
     pub(super) fn begin(
         &self,
         sessions: &Arc<SessionBook<TurnHold>>,
         (open, stored): (OpenStore, Vec<Stored>),
         durability: Durability,
+        make_way: impl Fn(u64) -> bool + Send + 'static,
     ) -> io::Result<()> {
         sessions.number_from(open.first_number());
         sessions.restore(stored);
         let book = Arc::clone(sessions);
-        let store = open.start(durability, Arc::clone(sessions.changes()), move |key| book.snapshot(key))?;
+        let now = move |key: &SessionKey| book.snapshot(key);
+        let store = open.start(durability, Arc::clone(sessions.changes()), now, make_way)?;
         // Only the first is taken; a second would be closed at once.
         drop(self.store.set(store));
         Ok(())
@@ -86,11 +91,12 @@ impl Saves {
     }
 
     /// Returns what is on disk.
-    pub(super) fn stats(&self) -> SaveStats {
-        let written = self.store.get().map(Store::written);
+    pub(super) fn stats(&self, is_owner: bool) -> SaveStats {
+        let behind = self.store.get().map(|store| store.written().behind);
         SaveStats {
-            enabled: written.is_some(),
-            unwritten_sessions: written.map_or(0, |written| written.behind),
+            enabled: behind.is_some(),
+            durable: behind == Some(0),
+            unwritten_sessions: behind.filter(|_| is_owner).unwrap_or(0),
         }
     }
 

@@ -13,7 +13,6 @@ use super::caller::Caller;
 use super::fields::{fresh_session_name, model_name, optional_model, page_size, page_token, session_name};
 use super::terms::{Lifetime, label_keys, labels, name_prefix, wanted_labels};
 use super::{Service, blocking};
-use crate::count::count;
 use crate::engine::TurnTie;
 use crate::error::Error;
 use crate::ids::{SessionKey, TokenizerHash};
@@ -324,7 +323,7 @@ impl Service {
         self.saves.warm(&self.sessions, &from).await?;
         let original = self.sessions.read(&from, |session| Ok(session.id()))?;
         let forked = self.sessions.fork(&from, fork)?;
-        self.snapshots.fork(original, (forked.id, count(forked.token_count)));
+        self.snapshots.fork(original, (forked.id, Arc::clone(&forked.tokens)));
         self.saves.saved(&forked.key).await;
         Ok(forked)
     }
@@ -402,7 +401,7 @@ impl Service {
     }
 
     /// Removes the snapshots of sessions that are gone.
-    fn forget_gone(&self) {
+    pub(super) fn forget_gone(&self) {
         self.sessions.take_gone().into_iter().for_each(|gone| self.snapshots.forget(gone));
     }
 

@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::ids::{ModelName, Principal, SessionId, SessionKey, SessionName, TokenizerHash};
 
-pub use incoming::{Arrived, Incoming};
+pub use incoming::{Arrived, Incoming, Replace};
 pub use terms::{NewFork, SessionTotals};
 pub use watches::SessionWatch;
 
@@ -179,7 +179,7 @@ impl<H> SessionBook<H> {
             let mut charges = Charges::default();
             for (outline, damage) in stored {
                 let session = Session::stored(owned.held.clone(), &mut charges, outline, damage);
-                self.numbers().add(session.id());
+                self.numbers().add(session.id(), session.key.owner.clone());
                 owned.insert(session);
             }
         }
@@ -234,7 +234,7 @@ impl<H> SessionBook<H> {
         let id = SessionId(self.numbered.fetch_add(1, Ordering::Relaxed) + 1);
         let session = session.with_id(id);
         let view = session.view();
-        self.numbers().add(id);
+        self.numbers().add(id, view.key.owner.clone());
         if let Some(replaced) = owned.insert(session) {
             // It expired and was not swept yet.
             self.numbers().remove(replaced.id());

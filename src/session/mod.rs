@@ -19,7 +19,7 @@ mod terms;
 mod watch;
 
 pub use book::{
-    Arrived, Incoming, NewFork, NewSession, SessionBook, SessionLimits, SessionTotals, SessionWatch,
+    Arrived, Incoming, NewFork, NewSession, Replace, SessionBook, SessionLimits, SessionTotals, SessionWatch,
     TurnGuard,
 };
 pub use bytes::{Charged, messages_bytes, tokens_bytes};

@@ -30,8 +30,8 @@ pub(super) struct Tail {
 pub(super) enum Found {
     /// A session, without its content; and the bytes of a torn frame.
     Whole(Outline, Tail, u64),
-    /// A session that cannot be read, and why.
-    Damaged(Outline, String),
+    /// A session that cannot be read, and why; and whether it says that it has this file, as no copy does.
+    Damaged(Outline, String, bool),
     /// Nobody's: not even its name can be read.
     Unreadable,
 }
@@ -114,7 +114,10 @@ pub(super) fn look(disk: &dyn Disk, id: SessionId, known: Option<Tail>) -> io::R
         }
     };
     // The number is the one by which the file is found.
-    Ok(facts().map_or(Found::Unreadable, |facts| Found::Damaged(Outline { id, ..facts }, why)))
+    Ok(facts().map_or(Found::Unreadable, |facts| {
+        let is_own = facts.id == id;
+        Found::Damaged(Outline { id, ..facts }, why, is_own)
+    }))
 }
 
 /// Returns what a frame beyond the first ones says of the session. A conversation may hold what looks like a

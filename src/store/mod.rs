@@ -33,8 +33,8 @@ pub use file::LoadError;
 #[cfg(test)]
 pub(crate) use kv::ByHand;
 pub use kv::{
-    Fingerprint, KvKey, KvOrigin, Loaded, NewSnapshot, SavedSnapshot, SnapshotError, SnapshotSettings,
-    SnapshotStats, Snapshots, Wanted,
+    Fingerprint, GivenUp, KvKey, KvOrigin, Loaded, NewSnapshot, SavedSnapshot, SnapshotError,
+    SnapshotSettings, SnapshotStats, Snapshots, Wanted,
 };
 pub use open::open;
 pub use portable::{Export, Import, PortableError};
@@ -107,7 +107,8 @@ impl OpenStore {
         self.shelf.first_number()
     }
 
-    /// Starts to write the sessions that `changes` names; `now` tells what each is.
+    /// Starts to write the sessions that `changes` names; `now` tells what each is. Where the disk is full
+    /// `make_way` is asked to free bytes, and whether it does.
     ///
     /// # Errors
     /// The system has no thread for it.
@@ -116,11 +117,13 @@ impl OpenStore {
         durability: Durability,
         changes: Arc<Changes>,
         now: impl Fn(&SessionKey) -> Option<Snapshot> + Send + 'static,
+        make_way: impl Fn(u64) -> bool + Send + 'static,
     ) -> io::Result<Store> {
         let Self { shelf, lock } = self;
         let shelf = Arc::new(shelf);
         changes.listen();
         let writer = Writer::new(Arc::clone(&shelf), durability, Arc::clone(&changes), Box::new(now));
+        let writer = writer.with_way(Box::new(make_way));
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run())?;
         Ok(Store { shelf, durability, changes, open: Mutex::new(Some((thread, lock))) })
     }

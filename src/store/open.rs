@@ -85,19 +85,19 @@ pub(super) fn shelve(disk: Box<dyn Disk>) -> io::Result<(Shelf, Vec<Stored>)> {
     }
     for (outline, _) in note.into_values() {
         last = last.max(outline.id);
-        add(&mut found, Kept::damaged(outline, Tail::default(), GONE.into()));
+        add(&mut found, true, Kept::damaged(outline, Tail::default(), GONE.into()));
     }
+    let mut found: BTreeMap<_, _> = found.into_iter().map(|(key, (_, kept))| (key, kept)).collect();
     let noted = names.iter().any(|name| name == clean::NAME);
     if noted {
         // A start that failed before this finds the note again; what is written from now on it does not tell.
         disk.remove(clean::NAME)?;
     }
     // Files that a daemon named before it was killed are to stay too.
-    if let Err(error) = disk.sync_names() {
-        if noted {
-            return Err(error);
-        }
-        found.values_mut().for_each(|kept| kept.doubt = Doubt::Name);
+    match disk.sync_names() {
+        Ok(()) => found.values_mut().for_each(|kept| forget_older(&*disk, kept)),
+        Err(error) if noted => return Err(error),
+        Err(_) => found.values_mut().for_each(|kept| kept.doubt = Doubt::Name),
     }
     let starts = starts::count(&*disk, last);
     let stored = found.values().map(|kept| (kept.told.outline.clone(), kept.damage.clone())).collect();
@@ -114,18 +114,23 @@ fn look(disk: &dyn Disk, found: &mut Sessions, id: SessionId, noted: Option<(Out
                 tracing::info!(session = %outline.key, bytes = torn, "an unfinished change was dropped");
             }
             let told = Snapshot { outline, contents: None };
-            add(found, Kept { synced: known.is_some(), ..Kept::new(tail, told) });
+            add(found, true, Kept { synced: known.is_some(), ..Kept::new(tail, told) });
         }
         // The note says whose session this is; the file may be a copy of another's.
-        (Ok(Found::Damaged(_, why)), Some((outline, _))) | (Ok(Found::Damaged(outline, why)), None) => {
-            add(found, Kept::damaged(outline, Tail::default(), why));
+        (Ok(Found::Damaged(_, why, _)), Some((outline, _))) => {
+            add(found, true, Kept::damaged(outline, Tail::default(), why));
+        }
+        (Ok(Found::Damaged(outline, why, is_own)), None) => {
+            add(found, is_own, Kept::damaged(outline, Tail::default(), why));
         }
         (Ok(Found::Unreadable), Some((outline, _))) => {
-            add(found, Kept::damaged(outline, Tail::default(), "nothing in its file can be read".into()));
+            let why = "nothing in its file can be read";
+            add(found, true, Kept::damaged(outline, Tail::default(), why.into()));
         }
         (Err(error), Some((outline, tail))) => {
             // The next start may read it, and then finds it whole.
-            add(found, Kept::damaged(outline, tail, format!("its file could not be read: {error}")));
+            let why = format!("its file could not be read: {error}");
+            add(found, true, Kept::damaged(outline, tail, why));
         }
         (Ok(Found::Unreadable), None) => {
             tracing::warn!(file = name, "the file of a session cannot be read, not even its name");
@@ -134,21 +139,36 @@ fn look(disk: &dyn Disk, found: &mut Sessions, id: SessionId, noted: Option<(Out
     }
 }
 
-/// Sessions that were found.
-type Sessions = BTreeMap<SessionKey, Kept>;
+/// Sessions that were found, each with whether its file says that it is the session's.
+type Sessions = BTreeMap<SessionKey, (bool, Kept)>;
 
-/// Adds a session. Of two files with the same one an intact one counts, of those the later.
-fn add(found: &mut Sessions, kept: Kept) {
+/// Removes the files of sessions that had a name before.
+fn forget_older(disk: &dyn Disk, kept: &mut Kept) {
+    let removed = kept.older.iter().try_for_each(|older| disk.remove(&file::name(*older)));
+    match removed {
+        Ok(()) => kept.older.clear(),
+        Err(error) => {
+            tracing::warn!(session = %kept.told.outline.key, %error, "an older file is not removed");
+        }
+    }
+}
+
+/// Adds the session of a file. Of two files with the same one the later counts, which took the name of the
+/// other: damaged or not, unless it says that it is another file, as a copy does.
+fn add(found: &mut Sessions, mut is_own: bool, mut kept: Kept) {
     let key = kept.told.outline.key.clone();
     if let Some(why) = &kept.damage {
         tracing::warn!(session = %key, file = file::name(kept.id()), why, "a stored session is damaged");
     }
-    let rank = |kept: &Kept| (kept.damage.is_none(), kept.id());
-    if let Some(other) = found.get(&key) {
-        tracing::warn!(session = %key, "two files have the same session; one of them is left alone");
-        if rank(other) > rank(&kept) {
-            return;
+    if let Some((mut other_is_own, mut other)) = found.remove(&key) {
+        if (other_is_own, other.id()) > (is_own, kept.id()) {
+            std::mem::swap(&mut other, &mut kept);
+            std::mem::swap(&mut other_is_own, &mut is_own);
         }
+        tracing::warn!(session = %key, file = file::name(other.id()), "another file has the session too");
+        kept.older.append(&mut other.older);
+        // A copy is left alone: it may be all that there is of something else.
+        kept.older.extend((is_own && other_is_own).then(|| other.id()));
     }
-    found.insert(key, kept);
+    found.insert(key, (is_own, kept));
 }

@@ -28,6 +28,24 @@ pub(super) fn put(
     told: Option<Kept>,
     now: Option<Snapshot>,
 ) -> io::Result<Option<Step>> {
+    let mut older = told.as_ref().map_or_else(Vec::new, |told| told.older.clone());
+    if now.is_none() {
+        older.iter().try_for_each(|older| shelf.disk.remove(&file::name(*older)))?;
+    }
+    let mut step = written(shelf, key, told, now)?;
+    if let Some(Step { kept: Some(kept), .. }) = &mut step {
+        kept.older.append(&mut older);
+    }
+    Ok(step)
+}
+
+/// Makes one session's file tell what it is.
+fn written(
+    shelf: &Shelf,
+    key: &SessionKey,
+    told: Option<Kept>,
+    now: Option<Snapshot>,
+) -> io::Result<Option<Step>> {
     let remove = |told: &Kept| shelf.disk.remove(&file::name(told.id()));
     match (told, now) {
         (None, None) => Ok(None),
@@ -36,10 +54,11 @@ pub(super) fn put(
             Ok(Some(Step { key: key.clone(), bytes: 0, appended: None, kept: None }))
         }
         (None, Some(now)) => anew(shelf, key, now).map(Some),
-        // The name was given to another session since.
+        // The name was given to another session since. At any moment there is one of both.
         (Some(told), Some(now)) if told.id() != now.outline.id => {
-            remove(&told)?;
-            anew(shelf, key, now).map(Some)
+            let mut step = anew(shelf, key, now)?;
+            step.kept.iter_mut().for_each(|kept| kept.older.push(told.id()));
+            Ok(Some(step))
         }
         // What is damaged cannot change.
         (Some(Kept { damage: Some(_), .. }), Some(_)) => Ok(None),

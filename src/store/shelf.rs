@@ -1,6 +1,7 @@
 //! The sessions' files, and what each tells: what the writer and those who read share.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -23,6 +24,9 @@ pub(super) struct Kept {
     pub(super) synced: bool,
     /// Size up to which the file is not written anew to make it smaller: there was no room for that.
     pub(super) rewrite_above: u64,
+    /// The sessions that had the name before, whose files may be there still. They go when this one is sure
+    /// to be there, and before it does.
+    pub(super) older: Vec<SessionId>,
 }
 
 /// What is not known of a file.
@@ -40,7 +44,15 @@ pub(super) enum Doubt {
 impl Kept {
     /// A file that tells this and nothing else.
     pub(super) fn new(tail: Tail, told: Snapshot) -> Self {
-        Self { tail, told, damage: None, doubt: Doubt::Nothing, synced: true, rewrite_above: 0 }
+        Self {
+            tail,
+            told,
+            damage: None,
+            doubt: Doubt::Nothing,
+            synced: true,
+            rewrite_above: 0,
+            older: Vec::new(),
+        }
     }
 
     /// A file that says something else.
@@ -79,6 +91,18 @@ impl Shelf {
         if let Some(kept) = self.kept().get_mut(key).filter(|kept| kept.doubt == Doubt::Nothing) {
             kept.doubt = Doubt::End;
         }
+    }
+
+    /// Removes the files of the sessions that had a name before, once the one that has it is sure to stay.
+    pub(super) fn drop_older(&self, key: &SessionKey) -> io::Result<()> {
+        let is_sure = |kept: &&Kept| kept.doubt != Doubt::Name;
+        let older = self.kept().get(key).filter(is_sure).map_or_else(Vec::new, |kept| kept.older.clone());
+        if older.is_empty() {
+            return Ok(());
+        }
+        older.iter().try_for_each(|older| self.disk.remove(&file::name(*older)))?;
+        self.kept().get_mut(key).into_iter().for_each(|kept| kept.older.clear());
+        Ok(())
     }
 
     /// Returns the size of a session's file in bytes.

@@ -18,6 +18,12 @@ use crate::session::{Changes, Lease, Outline, Snapshot, Taken, record};
 /// Time between two tries to write what could not be written.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// The same where others make way on a full disk.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
+/// Bytes that others free on a full disk, if they have as many: more than sessions write in a while.
+const WAY_BYTES: u64 = 64 << 20;
+
 /// Time in which changes are collected where nobody waits for them.
 const COLLECT: Duration = Duration::from_secs(1);
 
@@ -34,11 +40,17 @@ pub(super) const BATCH_BYTES_MAX: u64 = 16 << 20;
 /// Tells what a session is now; none if it is gone.
 pub(super) type Source = Box<dyn Fn(&SessionKey) -> Option<Snapshot> + Send>;
 
+/// Asks others on a full disk to free bytes; returns whether they do.
+pub(super) type MakeWay = Box<dyn Fn(u64) -> bool + Send>;
+
 pub(super) struct Writer {
     shelf: Arc<Shelf>,
     durability: Durability,
     changes: Arc<Changes>,
     now: Source,
+    make_way: MakeWay,
+    /// Whether others make way.
+    is_room_coming: bool,
     /// Sessions whose file could not be written.
     pub(super) behind: BTreeSet<SessionKey>,
     /// Those of them that are still to be tried in this round.
@@ -52,7 +64,13 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(shelf: Arc<Shelf>, durability: Durability, changes: Arc<Changes>, now: Source) -> Self {
         let (behind, due, used) = Default::default();
-        Self { shelf, durability, changes, now, behind, due, used, said: false }
+        let (make_way, is_room_coming): (MakeWay, _) = (Box::new(|_| false), false);
+        Self { shelf, durability, changes, now, make_way, is_room_coming, behind, due, used, said: false }
+    }
+
+    /// Asks others to free bytes where the disk is full.
+    pub(super) fn with_way(self, make_way: MakeWay) -> Self {
+        Self { make_way, ..self }
     }
 
     /// Writes until there are no more changes.
@@ -75,8 +93,9 @@ impl Writer {
     }
 
     /// Returns the time after which it goes on without changes; none if there is nothing to go on with.
-    fn patience(&self) -> Option<Duration> {
-        if self.due.is_empty() { (!self.behind.is_empty()).then_some(RETRY) } else { Some(Duration::ZERO) }
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let retry = if self.is_room_coming { RETRY_SOON } else { RETRY };
+        if self.due.is_empty() { (!self.behind.is_empty()).then_some(retry) } else { Some(Duration::ZERO) }
     }
 
     /// Deals with changes that were taken.
@@ -90,6 +109,7 @@ impl Writer {
 
     /// Writes what sessions are now, and after them those that are behind, until other changes wait.
     pub(super) fn write(&mut self, mut keys: BTreeSet<SessionKey>, is_last: bool) {
+        self.is_room_coming = false;
         if self.due.is_empty() || is_last {
             self.due.clone_from(&self.behind);
         }
@@ -128,15 +148,19 @@ impl Writer {
                 continue;
             }
             match put(&self.shelf, &key, told, now) {
-                Ok(step) => {
-                    bytes += step.as_ref().map_or(0, |step| step.bytes);
-                    steps.extend(step);
+                Ok(Some(step)) => {
+                    bytes += step.bytes;
+                    steps.push(step);
                 }
+                Ok(None) => error = self.drop_older(key).err(),
                 Err(failed) => error = Some(self.fail(key, failed)),
             }
         }
         let synced = self.sync(steps);
         let error = error.or(synced.err());
+        if error.as_ref().is_some_and(is_full) && !self.is_room_coming {
+            self.is_room_coming = (self.make_way)(WAY_BYTES);
+        }
         if let Some(error) = error.filter(|_| !self.said) {
             self.said = true;
             tracing::warn!(%error, "sessions cannot be written to state_dir; they go on in memory");
@@ -157,14 +181,22 @@ impl Writer {
         }
         let is_named = durable.iter().any(Step::is_named);
         let named = if is_named { self.shelf.disk.sync_names() } else { Ok(()) };
+        let mut removed = Ok(());
         for step in durable {
             // A file that is still what it was gets the change again; of one with a new name it is not known.
             if named.is_err() && step.is_named() {
                 self.behind.insert(step.key.clone());
             }
+            let key = step.key.clone();
             step.keep(&self.shelf, named.is_ok());
+            removed = self.drop_older(key).and(removed);
         }
-        synced.and(named)
+        synced.and(named).and(removed)
+    }
+
+    /// Removes what a session has taken the place of. What is left stays in its list.
+    fn drop_older(&mut self, key: SessionKey) -> io::Result<()> {
+        self.shelf.drop_older(&key).inspect_err(|_| _ = self.behind.insert(key))
     }
 
     /// Notes that a session's file could not be written.
@@ -186,6 +218,11 @@ impl Writer {
         }
         clean::leave(disk, kept.values().map(|kept| (&kept.told, kept.tail)))
     }
+}
+
+/// Returns whether somebody else may free what lacks.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Returns whether a session differs from what its file tells by little time of its last use.

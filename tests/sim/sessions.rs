@@ -12,8 +12,8 @@ use crate::engine::Command;
 use crate::error::Error;
 use crate::ids::{Principal, SessionKey, SessionName};
 use crate::session::{
-    History, InputKind, Labels, Lease, ListPage, NewFork, NewSession, SessionFilter, SessionView, Terms,
-    TermsChange, TurnEnd,
+    Arrived, History, InputKind, Joined, Labels, Lease, ListPage, NewFork, NewSession, Pieces, Replace,
+    SessionFilter, SessionView, Snapshot, Terms, TermsChange, TurnEnd,
 };
 use crate::store::stepped::Told;
 
@@ -138,10 +138,11 @@ impl World {
     /// Changes a session in one way or another.
     pub(super) fn session_changes(&mut self) {
         let Some(key) = self.some_session() else { return };
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 => self.update(&key),
             1 => self.fork(&key),
             2 => self.truncate(&key),
+            3 => self.replace(&key),
             _ => match self.book.delete(&key) {
                 Ok(_) => {
                     assert!(self.is_alive(&key), "{key} has expired");
@@ -227,6 +228,31 @@ impl World {
                 self.keep_new(key, cut, terms);
             }
             Err(error @ Error::SessionNotFound(_)) => self.refused(from, error),
+            Err(error) => self.refused(&key, error),
+        }
+    }
+
+    /// Sends a session out and in again, in the place of another of its owner if there is one.
+    fn replace(&mut self, from: &SessionKey) {
+        let Known { tokens, terms, .. } = self.kept[from].clone();
+        self.warm(from);
+        if !self.is_alive(from) {
+            return;
+        }
+        let Some(Snapshot { outline, contents: Some(contents) }) = self.book.snapshot(from) else { return };
+        let mut joined = Joined::default();
+        for record in Pieces::new(&outline, contents) {
+            joined.add(&record.outline, &record.content, usize::MAX).unwrap();
+        }
+        let (outline, contents) = joined.into_session().unwrap();
+        let key = SessionKey { owner: from.owner.clone(), name: self.some_name() };
+        let (model, replace) = (outline.model.clone(), Some(Replace::default()));
+        let arrived = Arrived { key: key.clone(), model, terms: terms.clone(), outline, contents, replace };
+        match self.book.take_in(self.book.expect(&key.owner), arrived) {
+            Ok(_) => {
+                self.engine.command(Command::Forget(key.clone()));
+                self.kept.insert(key, Known { tokens, terms, used: self.clock.wall(), turn: None });
+            }
             Err(error) => self.refused(&key, error),
         }
     }

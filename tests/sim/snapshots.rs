@@ -3,17 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::seen::Scope;
 use super::world::World;
 use crate::backend::fake::KV_BYTES;
+use crate::clock::{Clock, Moment};
 use crate::engine::{
-    AdoptWork, CacheUse, CachedAsk, Command, ExportAsk, KvCopy, KvOutbox, KvRoom, KvSegment, RoomAsk, Salt,
+    AdoptWork, CacheUse, CachedAsk, Command, ExportAsk, KvCharge, KvCopy, KvOutbox, KvRoom, KvSegment,
+    RoomAsk, Salt,
 };
 use crate::error::Error;
 use crate::ids::{ModelName, SessionKey};
+
+/// Time in which a snapshot is read; after it nobody waits for it.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// Caches that may wait to be written.
 const QUEUE: usize = 4;
@@ -29,6 +35,8 @@ pub(super) struct Snapshots {
     /// Told when the memory of what is written is needed.
     hurry: Arc<Notify>,
     on_disk: BTreeMap<SessionKey, Saved>,
+    /// Reads that do not end, and when nobody waits for them any more.
+    hanging: Vec<(KvCharge, Moment)>,
     /// Whether what is evicted is dropped: the day ends.
     stopped: bool,
     pub(super) counts: Counts,
@@ -43,26 +51,26 @@ pub(super) struct Counts {
     adopted: u32,
     refused: u32,
     given_up: u32,
+    hung: u32,
 }
 
 impl Counts {
     pub(super) fn add(&mut self, more: Self) {
-        let Self { evicted, written, exported, adopted, refused, given_up } = more;
+        let Self { evicted, written, exported, adopted, refused, given_up, hung } = more;
         self.evicted += evicted;
         self.written += written;
         self.exported += exported;
         self.adopted += adopted;
         self.refused += refused;
         self.given_up += given_up;
+        self.hung += hung;
     }
 
     /// Everything that can happen to a snapshot did.
     pub(super) fn assert_all(self) {
-        let Self { evicted, written, exported, adopted, refused, given_up } = self;
-        assert!(
-            [evicted, written, exported, adopted, refused, given_up].iter().all(|count| *count > 0),
-            "{self:?}"
-        );
+        let Self { evicted, written, exported, adopted, refused, given_up, hung } = self;
+        let all = [evicted, written, exported, adopted, refused, given_up, hung];
+        assert!(all.iter().all(|count| *count > 0), "{self:?}");
     }
 }
 
@@ -70,6 +78,7 @@ impl Snapshots {
     /// The daemon ends: what waits is lost, what is written stays.
     pub(super) fn end_life(&mut self) {
         self.writing.clear();
+        self.hanging.clear();
     }
 
     /// Writes nothing more; what waits is given up.
@@ -89,6 +98,8 @@ impl World {
 
     /// Takes what was evicted; some of what waits is written then, or lost.
     pub(super) fn write_snapshots(&mut self) {
+        let now = self.clock.now();
+        self.snapshots.hanging.retain(|(_, end)| *end > now);
         let evicted = self.snapshots.evicted.iter_mut().flat_map(mpsc::Receiver::try_recv).next();
         if let Some(copy) = evicted.filter(|_| !self.snapshots.stopped) {
             self.snapshots.counts.evicted += 1;
@@ -176,6 +187,13 @@ impl World {
             self.snapshots.counts.refused += 1;
             return;
         };
+        if self.random.once_in(8) {
+            // The disk does not answer: the turn computes, and the memory comes back later.
+            self.snapshots.counts.hung += 1;
+            let end = self.clock.now().after(READ_LIMIT);
+            self.snapshots.hanging.push((charge, end));
+            return;
+        }
         let work = AdoptWork {
             model: lease,
             owner: key.owner.clone(),

@@ -362,7 +362,7 @@ class Fake(
         if not file.startswith(FILE):
             abort(context, grpc.StatusCode.INVALID_ARGUMENT, "SESSION_FILE_INVALID")
         name = start.name or file.removeprefix(FILE).decode()
-        if name in self.sessions:
+        if name in self.sessions and not start.replace:
             abort(context, grpc.StatusCode.ALREADY_EXISTS, "SESSION_EXISTS")
         session = session_pb2.Session(
             name=name, model=start.model, pinned=start.pinned, ttl=start.ttl, token_count=len(file)

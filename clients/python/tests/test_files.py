@@ -34,6 +34,9 @@ def test_an_import_takes_bytes_files_and_iterables(client, fake, file):
     assert client.import_session(FILE + b"trip").name == "trip"
     with pytest.raises(mlxd.AlreadyExistsError):
         client.import_session(FILE + b"trip")
+    again = client.import_session(FILE + b"trip", replace=True, expected_token_count=7)
+    assert again.name == "trip"
+    assert (fake.requests[-1].replace, fake.requests[-1].expected_token_count) == (True, 7)
     with pytest.raises(mlxd.InvalidRequestError) as caught:
         client.import_session(b"something else")
     assert caught.value.reason == "SESSION_FILE_INVALID"

@@ -200,8 +200,10 @@ async fn a_session_is_exported_whole_and_imported_again() {
     let start = |name: &str| ImportStart { name: name.into(), ..Default::default() };
     let copy = client.import_session_file(start("copy"), chunks.clone()).await.unwrap();
     assert_eq!((copy.name.as_str(), copy.token_count), ("copy", 3));
-    let exists = client.import_session(start(""), tokio_stream::iter(chunks)).await.unwrap_err();
+    let exists = client.import_session(start(""), tokio_stream::iter(chunks.clone())).await.unwrap_err();
     assert_eq!(exists.reason(), ErrorReason::SessionExists);
+    let replacing = ImportStart { replace: true, ..start("") };
+    assert_eq!(client.import_session_file(replacing, chunks).await.unwrap().name, "trip");
     let other = client.import_session_file(start(""), [b"something else".to_vec()]).await.unwrap_err();
     assert_eq!(other.reason(), ErrorReason::SessionFileInvalid);
 }

@@ -30,8 +30,14 @@ impl Resident {
         KvFacts {
             model: self.spec.model().clone(),
             revision: self.spec.files().revision.clone(),
-            // With the name: the revision of a folder tells its files by sizes and times only.
-            computes: format!("{} {} {:?}", self.spec.model(), self.shape.computes_in, self.spec.formats),
+            // With what was loaded: the revision of a folder tells its files by sizes and times only.
+            computes: format!(
+                "{} {} {:?} {}",
+                self.spec.model(),
+                self.shape.computes_in,
+                self.spec.formats,
+                self.shape.content
+            ),
             layout: Arc::clone(&self.shape.kv_layout),
             builder: backend.kv_builder(),
         }
@@ -146,7 +152,10 @@ impl Resident {
         let (cache, wanted) = (cache.clone(), self.parked.longest(&key, &transcript, u32::MAX));
         let copied_bytes = u64::from(count(cache.transcript.len())) * self.shape.kv_bytes_per_token;
         let at = Base { id: cache.id, tokens: wanted };
-        if wanted < count(cache.transcript.len()) && needed_bytes + copied_bytes <= available_bytes {
+        if wanted < count(cache.transcript.len())
+            && needed_bytes + copied_bytes <= available_bytes
+            && self.parked.may_split(at)
+        {
             self.split(cx, at);
         }
         self.copy(cx, &cache).map(Some)

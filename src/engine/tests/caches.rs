@@ -71,6 +71,47 @@ fn a_prefix_of_another_principal_takes_as_long_as_one_that_nobody_sent() {
     assert_eq!(cost(&known).1, u64::from(TOKENS));
 }
 
+/// The ticks that a prompt takes until its first token, and what it adds to the counters and makes a backend
+/// copy in all.
+fn cost(bench: &mut Bench, tokens: &[u32]) -> (u32, [u64; 7]) {
+    let count = |bench: &mut Bench| {
+        let (all, fake) = (bench.stats().counters, &bench.engine.backend);
+        let (prefilled, cached) = (all.prefill_tokens_total, all.cached_tokens_total);
+        let (drawn, steps) = (all.decode_tokens_total, all.steps_total);
+        [prefilled, cached, drawn, steps, fake.parked_tokens, fake.restored_tokens, fake.cleared_tokens]
+    };
+    let before = count(bench);
+    let (mut work, mut events) = bench.work(tokens, 5);
+    work.origin.owner.principal = "q".into();
+    bench.engine.command(Command::Generate(Box::new(work)));
+    let mut ticks = 0;
+    let mut has_begun = || {
+        std::iter::from_fn(|| events.try_recv().ok()).any(|event| matches!(event, GenerateEvent::Delta(_)))
+    };
+    while !has_begun() {
+        bench.ticks(1);
+        ticks += 1;
+    }
+    bench.run();
+    let after = count(bench);
+    (ticks, std::array::from_fn(|at| after[at] - before[at]))
+}
+
+#[test]
+fn in_200_tries_a_prefix_of_another_principal_takes_the_steps_and_copies_of_one_that_nobody_sent() {
+    let mut bench = Bench::new();
+    for number in 0..200 {
+        // No two begin alike.
+        let [foreign, unknown] =
+            [0, 1].map(|odd| [&[2 * number + odd][..], &prompt(2 * number + odd, TOKENS - 1)].concat());
+        send(&mut bench, CacheUse::default(), "p", &foreign);
+        let asks = if number % 2 == 0 { [&foreign, &unknown] } else { [&unknown, &foreign] };
+        let costs = asks.map(|tokens| cost(&mut bench, tokens));
+        assert_eq!(costs[0], costs[1], "try {number}");
+        assert_eq!(costs[0].1[..2], [u64::from(TOKENS), 0], "try {number}");
+    }
+}
+
 /// Two requests without reuse, of which one was preempted for a third, which runs.
 fn preempted() -> (Bench, [Events; 2]) {
     let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| settings.running_sequences_max = 2);

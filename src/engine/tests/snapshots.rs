@@ -100,6 +100,23 @@ fn caches_of_sessions_outlive_their_model_and_the_next_turn_computes_only_what_i
 }
 
 #[test]
+fn the_caches_of_other_weights_under_the_same_name_and_revision_are_others() {
+    let (mut bench, mut evicted) = saving(10_000_000, 0, |_| {});
+    let mut computes = |content| {
+        bench.unload();
+        bench.engine.backend.content = content;
+        bench.load();
+        bench.run_in("s", false, &prompt(1, 300), 5);
+        let copy = bench.export(&prompt(1, 300), false).unwrap().unwrap();
+        drop(evicted.try_recv());
+        (copy.facts.revision, copy.facts.computes)
+    };
+    let (first, other, again) = (computes(1), computes(2), computes(1));
+    assert_eq!((&first.0, &first), (&other.0, &again));
+    assert_ne!(first.1, other.1);
+}
+
+#[test]
 fn what_waits_to_be_written_is_charged_until_it_is_given_back() {
     let (mut bench, mut evicted) = saving(10_000_000, 0, |_| {});
     bench.run_in("s", false, &prompt(1, 300), 5);
@@ -169,6 +186,18 @@ fn a_session_is_exported_while_its_cache_stays_if_there_is_room_for_both() {
     let refused = bench.export(&context, false).unwrap_err();
     let (needed_bytes, available_bytes) = (304 * KV_BYTES, 303 * KV_BYTES);
     assert_eq!(refused, Error::KvShortage { needed_bytes, available_bytes });
+}
+
+#[test]
+fn a_session_that_is_saved_at_ever_shorter_lengths_is_not_cut_into_ever_more_segments() {
+    let (mut bench, _evicted) = saving(10_000_000, 0, all_idle);
+    let context = prompt(1, 300);
+    bench.run_in("s", false, &context, 5);
+    for length in (20..300).rev().step_by(7) {
+        drop(bench.export(&context[..length], false).unwrap().unwrap());
+    }
+    let copy = bench.export(&context, false).unwrap().unwrap();
+    assert_eq!((copy.segments.len(), copy.tokens().len()), (16, 304));
 }
 
 #[test]

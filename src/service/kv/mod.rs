@@ -2,39 +2,39 @@
 //! session is still there, what a turn lacks is read back, and a session can be saved on request. A snapshot
 //! is a cache: whatever goes wrong with one, the turn computes anew.
 
+mod places;
 mod restore;
 mod save;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
+use super::room::Room;
 use super::sessions::TurnHold;
 use crate::engine::{EngineHandle, KvCopy, KvOutbox};
 use crate::error::Error;
 use crate::ids::SessionId;
 use crate::session::SessionBook;
-use crate::store::{SavedSnapshot, SnapshotError, SnapshotStats as StoreStats, Snapshots as Store};
+use crate::store::{GivenUp, SavedSnapshot, SnapshotError, SnapshotStats as StoreStats, Snapshots as Store};
 
+use places::Places;
 pub(super) use restore::Lacking;
 pub use save::SavedSession;
 
 /// Evicted caches that may wait to be handed to the store; it takes them at once.
 const EVICTED_MAX: usize = 64;
 
-/// Sessions that are saved at once on request: each has its bytes twice in memory until it is written.
-const SAVES_MAX: usize = 2;
+/// Time in which a disk that works writes an array: after twice that long nothing waits for it any more.
+const HELD_LIMIT: Duration = Duration::from_secs(30);
 
-/// Bytes of snapshots that are read at once, in units of [`READING_UNIT`]; a larger one is read alone.
-const READING_UNITS: u32 = 2048;
-
-/// Bytes by which reading is bounded.
-const READING_UNIT: u64 = 1 << 20;
+/// Bytes of snapshots that are read at once; a larger one is read alone.
+const READING_BYTES_MAX: u64 = 2 << 30;
 
 /// The snapshots of the sessions, once there are any.
 #[derive(Clone, Default)]
@@ -47,8 +47,10 @@ struct Kept {
     evicted: Mutex<mpsc::Receiver<KvCopy>>,
     /// Saves that are not on disk yet, each closed by its end.
     waiting: Mutex<HashMap<SessionId, watch::Receiver<()>>>,
-    reading: Arc<Semaphore>,
-    saving: Semaphore,
+    reading: Room,
+    /// Reads that did not end in time, as long as they go on.
+    late: Arc<Mutex<Vec<Weak<()>>>>,
+    saving: Arc<Places>,
     counts: Counts,
     bytes_max: u64,
 }
@@ -88,12 +90,13 @@ pub struct SnapshotStats {
 }
 
 impl Snapshots {
-    /// Keeps snapshots in a store from now on.
+    /// Keeps snapshots in a store from now on. One owner may ask for `saves_max` at once.
     pub(super) async fn begin(
         &self,
         engine: &EngineHandle,
         sessions: &Arc<SessionBook<TurnHold>>,
         (store, bytes_max): (Store, u64),
+        saves_max: u32,
     ) -> Result<(), Error> {
         let (copies, evicted) = mpsc::channel(EVICTED_MAX);
         let hurry = Arc::new(Notify::new());
@@ -103,8 +106,9 @@ impl Snapshots {
             sessions: Arc::clone(sessions),
             evicted: Mutex::new(evicted),
             waiting: Mutex::default(),
-            reading: Arc::new(Semaphore::new(READING_UNITS as usize)),
-            saving: Semaphore::new(SAVES_MAX),
+            reading: Room::new(READING_BYTES_MAX),
+            late: Arc::default(),
+            saving: Arc::new(Places::new(saves_max)),
             counts: Counts::default(),
             bytes_max,
         };
@@ -112,6 +116,13 @@ impl Snapshots {
         drop(self.0.set(kept));
         let snapshots = self.clone();
         tokio::spawn(async move { snapshots.save_evicted().await });
+        let snapshots = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(HELD_LIMIT).await;
+                snapshots.kept().into_iter().for_each(|kept| kept.store.look_after());
+            }
+        });
         let snapshots = self.clone();
         tokio::spawn(async move {
             loop {
@@ -169,12 +180,18 @@ impl Snapshots {
         self.kept()?.store.held(session)
     }
 
-    /// Gives a fork, given its number of tokens, the snapshot of the session that it was made of.
-    pub(super) fn fork(&self, from: SessionId, (to, tokens): (SessionId, u32)) {
+    /// Gives a fork, given its tokens, the snapshot of the session that it was made of.
+    pub(super) fn fork(&self, from: SessionId, (to, tokens): (SessionId, Arc<[u32]>)) {
         self.take_evicted();
         if let Some(kept) = self.kept() {
             kept.store.fork(from, to, tokens);
         }
+    }
+
+    /// Frees bytes of the disk, which is full, for the sessions themselves; returns whether there may be any
+    /// to free.
+    pub(super) fn make_way(&self, bytes: u64) -> bool {
+        self.kept().is_some_and(|kept| kept.store.make_way(bytes))
     }
 
     /// Removes the snapshot of a session that is gone.
@@ -229,8 +246,9 @@ impl Kept {
     fn count(&self, outcome: &Result<SavedSnapshot, SnapshotError>) {
         let count = match outcome {
             Ok(_) => &self.counts.saved,
+            Err(SnapshotError::GivenUp(GivenUp::Full | GivenUp::Held)) => &self.counts.failed,
             // Not a failure: somebody else's is written, or the session is gone.
-            Err(SnapshotError::GivenUp) => return,
+            Err(SnapshotError::GivenUp(_)) => return,
             Err(_) => &self.counts.failed,
         };
         count.fetch_add(1, Ordering::Relaxed);

@@ -16,7 +16,7 @@ use crate::service::cache::hash;
 use crate::service::caller::Caller;
 use crate::service::fields::session_name;
 use crate::session::SessionView;
-use crate::store::{Fingerprint, KvKey, KvOrigin, NewSnapshot, SavedSnapshot, SnapshotError};
+use crate::store::{Fingerprint, GivenUp, KvKey, KvOrigin, NewSnapshot, SavedSnapshot, SnapshotError};
 
 /// Key of the configuration without which there are no snapshots.
 const KEY: &str = "snapshots";
@@ -44,26 +44,25 @@ pub struct SavedSession {
 
 type Outcome = Result<SavedSnapshot, SnapshotError>;
 
+/// What a save comes to of which nobody says anything any more.
+const ENDED: Outcome = Err(SnapshotError::GivenUp(GivenUp::Ended));
+
 impl Snapshots {
     /// Saves an evicted cache if it is of use to its session.
     pub(super) fn keep(&self, copy: KvCopy) {
         let Some(kept) = self.kept() else { return };
         let Some(key) = &copy.session else { return };
         let Ok(view) = kept.sessions.read(key, |session| Ok(session.view())) else { return };
-        let tokens = copy.tokens();
-        let useful = common_start(&tokens, &view.tokens);
-        let held = kept.store.held_as_known(view.id).map_or(0, |held| held.tokens as usize);
-        // One that has more than the session has is of tokens that it has no more.
-        let is_better = held <= useful || held > view.tokens.len();
-        if useful == 0 || !is_better {
+        let parcel = Parcel::new(copy);
+        let useful = parcel.of(&view).0.len();
+        if useful == 0 || parcel.held(kept, &view) > useful {
             return;
         }
-        let parcel = Parcel::new(copy, tokens);
         // Its own session first: there may not be room for all of them.
-        let others = kept.sessions.in_memory_of(&view.key.owner).into_iter();
-        let mut others: Vec<_> = others.filter(|other| parcel.is_for(kept, &view, other)).collect();
+        let mut others = kept.sessions.in_memory_of(&view.key.owner);
         others.sort_by_key(|other| Reverse(other.used));
-        others.truncate(SHARING_MAX);
+        let shares = |other: &SessionView| parcel.is_for(kept, &view, other);
+        let others: Vec<_> = others.into_iter().filter(shares).take(SHARING_MAX).collect();
         for view in std::iter::once(view).chain(others) {
             if let Err(error) = self.write(&view, &parcel) {
                 tracing::debug!(session = %view.key, %error, "an evicted KV cache is not saved");
@@ -92,7 +91,7 @@ impl Snapshots {
         let snapshots = self.clone();
         let name = view.key.clone();
         tokio::spawn(async move {
-            let saved = saving.await.unwrap_or(Err(SnapshotError::GivenUp));
+            let saved = saving.await.unwrap_or(ENDED);
             drop((charge, ended));
             snapshots.written(session, &name, &saved);
             drop(told.send(saved));
@@ -130,8 +129,8 @@ impl Service {
     /// Writes what is cached of a session's KV to disk; returns once it is there. Computes nothing.
     ///
     /// # Errors
-    /// The caller has no such session, it moved, snapshots are off, the disk fails, or there is no memory for
-    /// what waits to be written.
+    /// The caller has no such session, it moved, snapshots are off, too many of the caller's wait, the disk
+    /// fails, or there is no memory for what waits to be written.
     pub async fn save_session(
         &self,
         caller: &Caller,
@@ -140,13 +139,17 @@ impl Service {
     ) -> Result<SavedSession, Error> {
         let key = caller.session(session_name("name", name)?);
         self.saves.warm(&self.sessions, &key).await?;
-        let view = self.sessions.read(&key, |session| {
-            session.expect_tokens(expected_token_count)?;
-            Ok(session.view())
-        })?;
+        let view = || {
+            self.sessions.read(&key, |session| {
+                session.expect_tokens(expected_token_count)?;
+                Ok(session.view())
+            })
+        };
+        view()?;
         let kept = self.snapshots.kept().ok_or(Error::SnapshotsOff(KEY))?;
-        // Each has its bytes in memory until it is written.
-        let place = kept.saving.acquire().await;
+        let place = kept.saving.enter(&key.owner).await?;
+        // It may have gone on meanwhile.
+        let view = view()?;
         let saved = self.save(kept, &view, false).await?;
         drop(place);
         let SavedSnapshot { tokens, bytes } = saved.unwrap_or(SavedSnapshot { tokens: 0, bytes: 0 });
@@ -170,18 +173,17 @@ impl Service {
         self.snapshots.take_evicted();
         self.snapshots.ended(view.id).await;
         let copy = self.engine.export(ExportAsk { of, if_worth }).await?;
-        let held = kept.store.held_as_known(view.id).filter(|held| held.tokens as usize <= view.tokens.len());
-        let Some(copy) = copy else { return Ok(held) };
-        let tokens = copy.tokens();
-        let parcel = Parcel::new(copy, tokens);
+        let held = |key: Option<&KvKey>| kept.store.held_of(view.id, &view.tokens, key);
+        let Some(copy) = copy else { return Ok(held(None)) };
+        let parcel = Parcel::new(copy);
         let own = parcel.of(view).0.len();
-        if own == 0 || held.is_some_and(|held| held.tokens as usize > own) {
-            return Ok(held);
+        if own == 0 || parcel.held(kept, view) > own {
+            return Ok(held(Some(&parcel.key)));
         }
         let refusal = |error: SnapshotError| refusal(&view.key.name, &error);
         let saving = self.snapshots.write(view, &parcel).map_err(refusal)?;
         drop(parcel);
-        saving.await.unwrap_or(Err(SnapshotError::GivenUp)).map(Some).map_err(refusal)
+        saving.await.unwrap_or(ENDED).map(Some).map_err(refusal)
     }
 
     /// Saves the sessions whose cached KV is worth it before the daemon ends, the last used first, within
@@ -216,7 +218,8 @@ struct Parcel {
 }
 
 impl Parcel {
-    fn new(copy: KvCopy, tokens: Arc<[u32]>) -> Self {
+    fn new(copy: KvCopy) -> Self {
+        let tokens = copy.tokens();
         let KvFacts { model, revision, computes, layout, builder: _ } = &copy.facts;
         let fingerprint = Fingerprint::of(&KvOrigin { revision, computes, layout });
         let key = KvKey { fingerprint, owner: copy.owner.clone(), salt: copy.salt.0 };
@@ -234,27 +237,37 @@ impl Parcel {
         (self.tokens[..end].into(), segments)
     }
 
+    /// Returns the number of a session's first tokens that its snapshot has, made as this cache was.
+    fn held(&self, kept: &Kept, view: &SessionView) -> usize {
+        let held = kept.store.held_of(view.id, &view.tokens, Some(&self.key));
+        held.map_or(0, |held| held.tokens as usize)
+    }
+
     /// Returns whether another session of its owner has most of its tokens in it, and no better snapshot: a
     /// cache that goes on takes the place of those that it covers, whosesoever they were.
     fn is_for(&self, kept: &Kept, own: &SessionView, other: &SessionView) -> bool {
         let is_alike =
             other.id != own.id && other.model == self.model && hash(&other.cache_salt) == self.salt;
         let useful = if is_alike { self.of(other).0.len() } else { 0 };
-        let held = || kept.store.held_as_known(other.id).map_or(0, |held| held.tokens as usize);
-        useful >= SHARED_TOKENS_MIN && 2 * useful >= other.tokens.len() && held() < useful
+        let is_worth_it = useful >= SHARED_TOKENS_MIN && 2 * useful >= other.tokens.len();
+        is_worth_it && self.held(kept, other) < useful
     }
 }
 
 /// Returns what a caller is told of a snapshot that was not written.
 fn refusal(session: &SessionName, error: &SnapshotError) -> Error {
     match *error {
-        SnapshotError::TooLarge { disk_bytes_max, .. } => {
-            Error::SessionLimit { limit: "snapshot_disk_bytes_max", value: disk_bytes_max }
+        // What others leave is theirs to know.
+        SnapshotError::TooLarge { disk_bytes_max: value, .. }
+        | SnapshotError::Share { disk_bytes_max: value, .. } => {
+            Error::SessionLimit { limit: "snapshot_disk_bytes_max", value }
         }
-        SnapshotError::GivenUp => {
-            Error::Cancelled("the session was deleted, or saved by another call".into())
+        SnapshotError::GivenUp(GivenUp::Ended) => Error::Draining,
+        SnapshotError::GivenUp(why @ (GivenUp::Deleted | GivenUp::Replaced)) => {
+            Error::Cancelled(why.to_string())
         }
-        SnapshotError::Missing
+        SnapshotError::GivenUp(GivenUp::Hurried | GivenUp::Full | GivenUp::Held)
+        | SnapshotError::Missing
         | SnapshotError::Foreign
         | SnapshotError::Damaged(_)
         | SnapshotError::Busy { .. }
@@ -265,5 +278,22 @@ fn refusal(session: &SessionName, error: &SnapshotError) -> Error {
             why: error.to_string(),
             retry_after: DISK_RETRY,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asked_for_a_save_is_told_why_it_was_given_up() {
+        let told = |why| refusal(&"s".into(), &SnapshotError::GivenUp(why));
+        assert_eq!(told(GivenUp::Ended), Error::Draining);
+        assert_eq!(told(GivenUp::Deleted), Error::Cancelled("the session was deleted".into()));
+        assert_eq!(told(GivenUp::Replaced), Error::Cancelled("the session was saved anew".into()));
+        let Error::SnapshotFailed { why, .. } = told(GivenUp::Hurried) else {
+            panic!("it can be tried again")
+        };
+        assert_eq!(why, "it was given up: its memory was needed");
     }
 }

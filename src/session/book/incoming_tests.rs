@@ -65,7 +65,7 @@ fn arrived(key: SessionKey, tokens: usize) -> Arrived {
     }
     let (outline, contents) = joined.into_session().unwrap();
     let terms = Terms::after_use(TTL);
-    Arrived { key, model: "m".into(), terms, outline, contents }
+    Arrived { key, model: "m".into(), terms, outline, contents, replace: None }
 }
 
 fn bytes(book: &SessionBook<()>, owner: &str) -> u64 {
@@ -126,7 +126,44 @@ fn what_is_refused_leaves_nothing_behind() {
     assert_eq!((names(&book, "uid:1"), bytes(&book, "uid:1")), (vec!["a".into()], held));
     take_in(arrived(key("uid:1", "b"), 10)).unwrap();
     let many = Error::SessionLimit { limit: "sessions_max", value: 2 };
-    assert_eq!(book.refuse_arrival(&key("uid:1", "c")), Err(many.clone()));
+    assert_eq!(book.refuse_arrival(&key("uid:1", "c"), None), Err(many.clone()));
     assert_eq!(take_in(arrived(key("uid:1", "c"), 10)), Err(many));
-    assert_eq!(book.refuse_arrival(&key("uid:2", "a")), Ok(()));
+    assert_eq!(book.refuse_arrival(&key("uid:2", "a"), None), Ok(()));
+}
+
+#[test]
+fn a_session_that_came_takes_the_place_of_another_in_one_step_or_that_one_stays() {
+    let book = book();
+    let a = key("uid:1", "a");
+    let take_in = |tokens: usize, expected_token_count: Option<u32>| {
+        let replace = Some(Replace { expected_token_count });
+        book.take_in(book.expect(&"uid:1".into()), Arrived { replace, ..arrived(a.clone(), tokens) })
+    };
+    let refusal = |expected, actual| Error::SessionMoved { session: "a".into(), expected, actual };
+    assert_eq!(take_in(10, Some(3)), Err(refusal(3, 0)));
+    let first = take_in(10, Some(0)).unwrap();
+    let held = bytes(&book, "uid:1");
+    // What is refused leaves all of it as it was.
+    assert_eq!(take_in(20, Some(9)), Err(refusal(9, 10)));
+    let large = Error::SessionLimit { limit: "session_bytes_max", value: 10_000 };
+    assert_eq!(take_in(2_400, Some(10)), Err(large));
+    let request = TurnRequest {
+        model: None,
+        input: InputKind::Raw,
+        expected_token_count: None,
+        input_bytes: 0,
+        history: None,
+    };
+    let (turn, _) = book.begin(&a, &request, ()).unwrap();
+    assert_eq!(take_in(20, None), Err(Error::SessionBusy("a".into())));
+    drop(turn);
+    let still = book.read(&a, |session| Ok(session.view())).unwrap();
+    assert_eq!((still.id, still.tokens, bytes(&book, "uid:1")), (first.id, first.tokens, held));
+    // The one that goes does not count as one of two.
+    book.take_in(book.expect(&"uid:1".into()), arrived(key("uid:1", "b"), 10)).unwrap();
+    let second = take_in(20, Some(10)).unwrap();
+    assert_eq!((second.token_count, names(&book, "uid:1").len()), (20, 2));
+    assert_ne!(second.id, first.id);
+    assert_eq!(book.take_gone(), [first.id]);
+    assert!(book.owner_of(first.id).is_none() && book.owner_of(second.id).is_some());
 }

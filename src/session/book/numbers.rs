@@ -1,7 +1,7 @@
-//! Which sessions there are, by number, which went since somebody last took note, and which are in memory:
-//! for who keeps something of sessions besides.
+//! Which sessions there are, by number, and whose; which went since somebody last took note, and which are in
+//! memory: for who keeps something of sessions besides.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::{Owned, SessionBook};
@@ -10,22 +10,18 @@ use crate::session::state::{Session, SessionView};
 
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
-    there: BTreeSet<SessionId>,
+    there: BTreeMap<SessionId, Principal>,
     gone: Vec<SessionId>,
 }
 
 impl Numbers {
-    pub(super) fn add(&mut self, session: SessionId) {
-        self.there.insert(session);
+    pub(super) fn add(&mut self, session: SessionId, owner: Principal) {
+        self.there.insert(session, owner);
     }
 
     pub(super) fn remove(&mut self, session: SessionId) {
         self.there.remove(&session);
         self.gone.push(session);
-    }
-
-    pub(super) fn has(&self, session: SessionId) -> bool {
-        self.there.contains(&session)
     }
 
     pub(super) fn take_gone(&mut self) -> Vec<SessionId> {
@@ -47,10 +43,10 @@ impl<H> SessionBook<H> {
         self.numbers().take_gone()
     }
 
-    /// Returns whether there is a session of this number.
+    /// Returns whose the session of a number is, if there is one.
     #[must_use]
-    pub fn knows(&self, session: SessionId) -> bool {
-        self.numbers().has(session)
+    pub fn owner_of(&self, session: SessionId) -> Option<Principal> {
+        self.numbers().there.get(&session).cloned()
     }
 
     pub(super) fn numbers(&self) -> MutexGuard<'_, Numbers> {
@@ -105,10 +101,11 @@ mod tests {
         let replaced = create(&book, "replaced", Duration::ZERO);
         let new = create(&book, "replaced", hour);
         let swept = create(&book, "swept", Duration::ZERO);
-        assert!([deleted, new, swept].iter().all(|id| book.knows(*id)));
+        assert!([deleted, new, swept].iter().all(|id| book.owner_of(*id) == Some("uid:1".into())));
         book.delete(&SessionKey { owner: "uid:1".into(), name: "deleted".into() }).unwrap();
         assert_eq!(book.sweep().len(), 1);
         assert_eq!((book.take_gone(), book.take_gone()), (vec![replaced, deleted, swept], vec![]));
-        assert!(book.knows(new) && ![deleted, replaced, swept].iter().any(|id| book.knows(*id)));
+        assert!(book.owner_of(new).is_some());
+        assert!([deleted, replaced, swept].iter().all(|id| book.owner_of(*id).is_none()));
     }
 }

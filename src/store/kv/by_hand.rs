@@ -2,7 +2,7 @@
 
 use super::writer::{Known, Writer};
 use super::{SnapshotSettings, Snapshots};
-use crate::ids::SessionId;
+use crate::ids::{Principal, SessionId};
 use crate::store::failing::FailingDisk;
 
 /// The disk, and the writer that has no thread.
@@ -15,7 +15,7 @@ impl ByHand {
     /// Returns snapshots on an empty disk.
     pub(crate) fn new(
         settings: SnapshotSettings,
-        known: impl Fn(SessionId) -> bool + Send + 'static,
+        known: impl Fn(SessionId) -> Option<Principal> + Send + 'static,
     ) -> (Snapshots, Self) {
         Self::on(FailingDisk::new(), settings, Box::new(known))
     }
@@ -52,7 +52,7 @@ impl ByHand {
         &self,
         power_failure: Option<u64>,
         settings: SnapshotSettings,
-        known: impl Fn(SessionId) -> bool + Send + 'static,
+        known: impl Fn(SessionId) -> Option<Principal> + Send + 'static,
     ) -> (Snapshots, Self) {
         let disk = match power_failure {
             Some(seed) => self.disk.after_power_failure(seed),

@@ -1,11 +1,12 @@
 //! What the folder holds: snapshots, and the files that they have in common. Pure: says which files go with a
-//! snapshot, and which snapshot goes first.
+//! snapshot, and which snapshot goes first: the least recently used of those owners who have their share or
+//! more. So nobody pushes out what another has within an equal share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::manifest::{Listed, Manifest};
 use super::name::Name;
-use crate::ids::SessionId;
+use crate::ids::{Principal, SessionId};
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -17,11 +18,20 @@ pub(super) struct Index {
 
 #[derive(Debug)]
 struct Entry {
+    owner: Principal,
     manifest: Manifest,
     /// Bytes of the manifest's file.
     size: u64,
     /// Number of its last use since the start; 0 if there was none.
     use_number: u64,
+}
+
+/// A snapshot that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Coming<'a> {
+    pub(super) session: SessionId,
+    pub(super) owner: &'a Principal,
+    pub(super) manifest: &'a Manifest,
 }
 
 #[derive(Debug, Default)]
@@ -75,13 +85,13 @@ impl Index {
     }
 
     /// Adds a session's snapshot. The one that it had is removed first.
-    pub(super) fn add(&mut self, session: SessionId, manifest: Manifest) {
+    pub(super) fn add(&mut self, session: SessionId, owner: Principal, manifest: Manifest) {
         let size = manifest.size(session);
         for part in &manifest.parts {
             self.files.entry(part.name).or_default().users += 1;
         }
         self.bytes += size;
-        let replaced = self.snapshots.insert(session, Entry { manifest, size, use_number: 0 });
+        let replaced = self.snapshots.insert(session, Entry { owner, manifest, size, use_number: 0 });
         assert!(replaced.is_none(), "a session has one snapshot");
     }
 
@@ -142,11 +152,45 @@ impl Index {
         }
     }
 
-    /// Returns the least recently used snapshot of other sessions.
-    pub(super) fn first_to_go(&self, spared: Option<SessionId>) -> Option<SessionId> {
-        let others = self.snapshots.iter().filter(|(session, _)| Some(**session) != spared);
+    /// Returns the snapshot that goes first, for one that comes if there is one: of those whose owner has no
+    /// less than an equal share of all bytes, the least recently used one of another session.
+    pub(super) fn first_to_go(&self, coming: Option<&Coming<'_>>) -> Option<SessionId> {
+        let mut held = self.bytes_by_owner();
+        let spared = coming.map(|coming| coming.session);
+        if let Some(Coming { session, owner, manifest }) = coming {
+            let (after, before) = (self.bytes_with(*session, manifest), self.bytes);
+            let bytes = held.entry(*owner).or_default();
+            *bytes = (*bytes + after).saturating_sub(before);
+        }
+        let share = held.values().sum::<u64>() / held.len().max(1) as u64;
+        let others = self.snapshots.iter().filter(|(session, entry)| {
+            Some(**session) != spared && held.get(&entry.owner).is_some_and(|bytes| *bytes >= share)
+        });
         let order =
             |(session, entry): &(&SessionId, &Entry)| (entry.use_number, entry.manifest.used, **session);
         others.min_by_key(order).map(|(session, _)| *session)
+    }
+
+    /// Returns the bytes that an owner may have of `bytes_max`: what the others have does not go for it, each
+    /// as far as an equal share. A snapshot of no more has room once some of those went that may.
+    pub(super) fn left_to(&self, owner: &Principal, bytes_max: u64) -> u64 {
+        let mut held = self.bytes_by_owner();
+        held.remove(owner);
+        let share = bytes_max / (held.len() as u64 + 1);
+        held.into_values().fold(bytes_max, |left, bytes| left - bytes.min(share))
+    }
+
+    /// Returns the bytes of everybody's files. Owners share none.
+    fn bytes_by_owner(&self) -> BTreeMap<&Principal, u64> {
+        let (mut held, mut seen) = (BTreeMap::<_, u64>::new(), BTreeSet::new());
+        for Entry { owner, manifest, size, .. } in self.snapshots.values() {
+            let bytes = held.entry(owner).or_default();
+            *bytes += size;
+            for part in &manifest.parts {
+                let file = self.files.get(&part.name).filter(|file| file.is_there && seen.insert(part.name));
+                *bytes += file.map_or(0, |file| file.bytes);
+            }
+        }
+        held
     }
 }

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::manifest::{Listed, Manifest};
 use super::name::{Name, Naming, Piece, key_name};
 use super::part::{Part, PartError, rebuilt};
 use super::shelf::{Job, Shelf};
-use super::{Loaded, NewSnapshot, SnapshotError, Wanted};
+use super::{GivenUp, Loaded, NewSnapshot, SnapshotError, Wanted};
 use crate::backend::{BuildKv, KvContent, KvSegment};
 
 /// Loads what there is of the wanted tokens.
@@ -165,6 +166,9 @@ impl Reading<'_> {
         listed: &Listed,
         tokens: &Range<u32>,
     ) -> Result<Option<KvContent>, SnapshotError> {
+        if self.wanted.stop.load(Ordering::Relaxed) {
+            return Err(SnapshotError::GivenUp(GivenUp::Held));
+        }
         match self.part(listed).read(&*self.shelf.disk, self.builder, tokens) {
             Ok(content) => Ok(Some(content)),
             Err(error) => self.leave_out(listed, error).map(|()| None),

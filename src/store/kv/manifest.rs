@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::SavedSnapshot;
-use super::name::{Name, Piece};
+use super::name::{Name, Naming, Piece};
 use crate::ids::SessionId;
 use crate::store::disk::{self, Disk};
 
@@ -78,11 +78,12 @@ impl Manifest {
         SavedSnapshot { tokens: self.tokens(), bytes }
     }
 
-    /// Returns the list of its first `tokens`: of whole segments, up to the last state that there is.
-    pub(super) fn cut(&self, tokens: u32) -> Self {
+    /// Returns the list of what is of these tokens: of whole segments, up to the last state that there is.
+    pub(super) fn of(&self, tokens: &[u32]) -> Self {
         let is_state = |part: &&Listed| matches!(part.piece, Piece::States(_));
-        let mut parts: Vec<Listed> =
-            self.parts.iter().take_while(|part| part.piece.end() <= tokens).cloned().collect();
+        let mut naming = Naming::new(self.key, tokens);
+        let is_own = |part: &&Listed| naming.name(&part.piece) == Some(part.name);
+        let mut parts: Vec<Listed> = self.parts.iter().take_while(is_own).cloned().collect();
         let end = |parts: &[Listed]| {
             let segments = parts.iter().filter(|part| !is_state(part));
             segments.map(|part| part.piece.end()).max().unwrap_or(0)

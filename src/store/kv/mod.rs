@@ -18,6 +18,7 @@ mod writer;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -39,7 +40,8 @@ const GIVING_UP: Duration = Duration::from_millis(500);
 /// Limits of the snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotSettings {
-    /// Bytes of all files; the least recently used snapshots go first.
+    /// Bytes of all files; the least recently used snapshots of those who have an equal share or more go
+    /// first.
     pub disk_bytes_max: u64,
     /// Bytes that may wait to be written.
     pub queue_bytes_max: u64,
@@ -110,6 +112,8 @@ pub struct Wanted<'a> {
     pub tokens: &'a [u32],
     /// Number of the first of them that are not needed, because a parked cache has them.
     pub held: u32,
+    /// Whether nobody waits for it any more: then no further file is read.
+    pub stop: &'a AtomicBool,
 }
 
 /// What was loaded: the longest beginning of the wanted tokens that the snapshot can restore.
@@ -151,6 +155,18 @@ pub enum SnapshotError {
         /// The limit.
         disk_bytes_max: u64,
     },
+    /// It would take what others have within an equal share.
+    #[error(
+        "the snapshot has {bytes} bytes; others leave {left_bytes} of snapshot_disk_bytes_max to its owner"
+    )]
+    Share {
+        /// Bytes of its files.
+        bytes: u64,
+        /// What its owner may have.
+        left_bytes: u64,
+        /// The limit of all.
+        disk_bytes_max: u64,
+    },
     /// The disk has little room, which is left to others.
     #[error("{free_bytes} bytes are free on the disk, and {spared_bytes} are left to others")]
     Full {
@@ -165,9 +181,32 @@ pub enum SnapshotError {
     /// The device did not show its arrays, or did not take ours.
     #[error("{0}")]
     Device(String),
-    /// The session was deleted, or saved again, before it was written; or the daemon ends.
-    #[error("the snapshot was given up")]
-    GivenUp,
+    /// It was given up before it was written, though nothing failed.
+    #[error("it was given up: {0}")]
+    GivenUp(GivenUp),
+}
+
+/// Why a snapshot was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GivenUp {
+    /// Its session is gone.
+    #[error("the session was deleted")]
+    Deleted,
+    /// Another snapshot of the session took its place.
+    #[error("the session was saved anew")]
+    Replaced,
+    /// Its memory was wanted.
+    #[error("its memory was needed")]
+    Hurried,
+    /// The disk is full, and sessions themselves are to be written.
+    #[error("the disk is full, and sessions are written first")]
+    Full,
+    /// The disk does not answer.
+    #[error("the disk does not answer")]
+    Held,
+    /// Nothing more is written.
+    #[error("the daemon ends")]
+    Ended,
 }
 
 impl From<io::Error> for SnapshotError {
@@ -199,7 +238,7 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// Opens a folder, which it makes if it is missing, and starts the thread that writes. What is in the
-    /// folder is looked at by that, and later. `known` says whether there is such a session *now*: it is
+    /// folder is looked at by that, and later. `known` says whose a session is, if there is one *now*: it is
     /// asked at any time, and the snapshots of sessions that are not known are removed.
     ///
     /// # Errors
@@ -207,7 +246,7 @@ impl Snapshots {
     pub fn start(
         folder: &Path,
         settings: SnapshotSettings,
-        known: impl Fn(SessionId) -> bool + Send + 'static,
+        known: impl Fn(SessionId) -> Option<Principal> + Send + 'static,
     ) -> io::Result<Self> {
         Self::start_on(Box::new(Folder::open(folder)?), settings, Box::new(known))
     }
@@ -255,23 +294,14 @@ impl Snapshots {
         self.shelf.save(snapshot)
     }
 
-    /// Returns the same without asking the disk: none before the folder was looked at.
-    #[must_use]
-    pub fn held_as_known(&self, session: SessionId) -> Option<SavedSnapshot> {
-        self.waits(session)
-            .or_else(|| self.shelf.state().index.as_ref()?.get(session).map(manifest::Manifest::saved))
-    }
-
-    fn waits(&self, session: SessionId) -> Option<SavedSnapshot> {
-        let waiting = self.shelf.waiting(session)?;
-        Some(SavedSnapshot { tokens: count(waiting.snapshot.tokens.len()), bytes: waiting.bytes })
-    }
-
     /// Returns what a session's snapshot holds, written or waiting, without looking whether it is intact.
     /// Reads a small file at most, and that only soon after the start.
     #[must_use]
     pub fn held(&self, session: SessionId) -> Option<SavedSnapshot> {
-        self.waits(session).or_else(|| self.shelf.manifest(session).ok().map(|manifest| manifest.saved()))
+        let Some(waiting) = self.shelf.waiting(session) else {
+            return self.shelf.manifest(session).ok().map(|manifest| manifest.saved());
+        };
+        Some(SavedSnapshot { tokens: count(waiting.snapshot.tokens.len()), bytes: waiting.bytes })
     }
 
     /// Loads what there is of the wanted tokens. It blocks, for as long as it takes to read the files.
@@ -282,9 +312,24 @@ impl Snapshots {
         load::load(&self.shelf, wanted, builder)
     }
 
-    /// Gives a session what whole segments of another's snapshot hold of its first `tokens`, later: it has no
+    /// Returns what a session's snapshot, written or waiting, has of these tokens in whole segments; `key`,
+    /// if it is known, is what it has to be made with. Asks no disk: none before the folder was looked at.
+    #[must_use]
+    pub fn held_of(&self, session: SessionId, tokens: &[u32], key: Option<&KvKey>) -> Option<SavedSnapshot> {
+        let held = match self.shelf.waiting(session) {
+            Some(waiting) => {
+                let (own, _parts) = writer::listed(&waiting.snapshot);
+                own
+            }
+            None => self.shelf.state().index.as_ref()?.get(session)?.clone(),
+        };
+        let is_known = key.is_none_or(|key| held.key == name::key_name(key));
+        is_known.then(|| held.of(tokens).saved()).filter(|held| held.tokens > 0)
+    }
+
+    /// Gives a session what whole segments of another's snapshot hold of its own tokens, later: it has no
     /// files of its own.
-    pub fn fork(&self, from: SessionId, to: SessionId, tokens: u32) {
+    pub fn fork(&self, from: SessionId, to: SessionId, tokens: Arc<[u32]>) {
         self.shelf.add(Job::Fork { from, to, tokens });
     }
 
@@ -293,9 +338,23 @@ impl Snapshots {
         self.shelf.add(Job::Forget(session));
     }
 
+    /// Removes snapshots of this many bytes, and what is being written, before anything else is done: the
+    /// disk is full, and what cannot be computed again has to be written. Returns whether there may be any.
+    pub fn make_way(&self, bytes: u64) -> bool {
+        self.shelf.add(Job::MakeWay(bytes));
+        self.shelf.has_some()
+    }
+
+    /// Gives up all that waits if nothing was written since the last call, though something is being written:
+    /// a disk that does not answer holds no memory but that of what it was given. Nothing more is taken until
+    /// it answers. Call it now and then.
+    pub fn look_after(&self) {
+        self.shelf.look_after();
+    }
+
     /// Gives up all that waits, and what is being written before its next array: its memory is wanted.
     pub fn give_up_waiting(&self) {
-        self.shelf.give_up();
+        self.shelf.give_up(GivenUp::Hurried);
     }
 
     /// Returns what snapshots take.
@@ -310,7 +369,7 @@ impl Snapshots {
         self.shelf.end();
         let Some(thread) = self.thread().take() else { return };
         if !self.shelf.finished(limit) {
-            self.shelf.give_up();
+            self.shelf.give_up(GivenUp::Ended);
             if !self.shelf.finished(GIVING_UP) {
                 tracing::warn!("a disk holds the thread that writes KV snapshots");
                 return;

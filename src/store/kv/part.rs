@@ -15,6 +15,9 @@ use crate::store::disk::{Disk, NEW};
 
 const SEAL_BYTES: u64 = 32;
 
+/// Bytes of a file after which those so far are made durable: a slow disk takes seconds for them.
+const SYNC_BYTES: u64 = 64 << 20;
+
 /// A part, where it is stored, and how its file is laid out.
 #[derive(Debug)]
 pub(super) struct Part {
@@ -104,7 +107,7 @@ impl Part {
         };
         let own: Vec<u8> = own.iter().flat_map(|token| token.to_le_bytes()).collect();
         let new = format!("{}{NEW}", self.name.file());
-        let (mut at, mut seal) = (0, Sha256::new());
+        let (mut at, mut seal, mut synced) = (0, Sha256::new(), 0);
         for bytes in [&self.head[..], &own].into_iter().chain(arrays) {
             if stop() {
                 return Err(WriteError::GivenUp);
@@ -112,6 +115,11 @@ impl Part {
             seal.update(bytes);
             disk.write(&new, at, bytes)?;
             at += bytes.len() as u64;
+            // So that a slow disk shows that it comes along.
+            if at - synced >= SYNC_BYTES && !stop() {
+                disk.sync(&new)?;
+                synced = at;
+            }
         }
         disk.write(&new, at, &seal.finalize())?;
         disk.sync(&new)?;

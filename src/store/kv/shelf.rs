@@ -2,7 +2,7 @@
 //! folder.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,10 +11,13 @@ use tokio::sync::oneshot;
 use super::index::Index;
 use super::manifest::{self, Manifest, Read};
 use super::name::Name;
-use super::{NewSnapshot, SavedSnapshot, SnapshotError, SnapshotSettings, SnapshotStats};
+use super::{GivenUp, NewSnapshot, SavedSnapshot, SnapshotError, SnapshotSettings, SnapshotStats};
 use crate::count::count;
 use crate::ids::SessionId;
 use crate::store::disk::Disk;
+
+/// Most forks that wait for their lists, each with its tokens; others compute what they lack.
+const FORKS_MAX: usize = 256;
 
 /// What a save came to.
 pub(super) type Answer = Result<SavedSnapshot, SnapshotError>;
@@ -34,28 +37,41 @@ impl Waiting {
         self.given_up.load(Ordering::Acquire)
     }
 
+    /// Notes that it need not be written.
+    fn give_up(&self, why: GivenUp) {
+        self.answering().why = why;
+        self.given_up.store(true, Ordering::Release);
+    }
+
+    /// Returns why it was given up.
+    pub(super) fn why(&self) -> SnapshotError {
+        SnapshotError::GivenUp(self.answering().why)
+    }
+
     /// Lets go of it, then says what became of it.
     pub(super) fn finish(self: Arc<Self>, answer: Answer) {
-        let answering = std::mem::take(&mut *self.answer.lock().unwrap_or_else(PoisonError::into_inner));
+        let sender = self.answering().sender.take();
         drop(self);
-        answering.send(answer);
+        // Nobody need wait for it.
+        sender.map(|sender| sender.send(answer).ok());
+    }
+
+    fn answering(&self) -> MutexGuard<'_, Answering> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Who waits for an answer. It is given up if there is none.
-#[derive(Debug, Default)]
-struct Answering(Option<oneshot::Sender<Answer>>);
-
-impl Answering {
-    fn send(mut self, answer: Answer) {
-        // Nobody need wait for it.
-        self.0.take().map(|sender| sender.send(answer).ok());
-    }
+/// Who waits for an answer. If there is none, it was given up.
+#[derive(Debug)]
+struct Answering {
+    sender: Option<oneshot::Sender<Answer>>,
+    why: GivenUp,
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.take().map(|sender| sender.send(Err(SnapshotError::GivenUp)).ok());
+        let why = SnapshotError::GivenUp(self.why);
+        self.sender.take().map(|sender| sender.send(Err(why)).ok());
     }
 }
 
@@ -66,11 +82,13 @@ pub(super) enum Job {
     Fork {
         from: SessionId,
         to: SessionId,
-        tokens: u32,
+        tokens: Arc<[u32]>,
     },
     Forget(SessionId),
     /// Removes a file that is not what was written.
     Discard(Name),
+    /// Removes snapshots of this number of bytes: the disk is full, and others have to write.
+    MakeWay(u64),
 }
 
 pub(super) struct Shelf {
@@ -80,11 +98,17 @@ pub(super) struct Shelf {
     pub(super) frees_apart: bool,
     state: Mutex<State>,
     wake: Condvar,
+    /// Number of pieces of work that the writer has come to.
+    progress: AtomicU64,
 }
 
 #[derive(Default)]
 pub(super) struct State {
     jobs: VecDeque<Job>,
+    /// Whether the writer is at one, or looks at the folder.
+    pub(super) working: bool,
+    /// The progress at the last look at it.
+    progress_seen: u64,
     /// What is being written.
     writing: Option<Arc<Waiting>>,
     /// The session whose list may be written now.
@@ -109,17 +133,17 @@ impl State {
     fn waiting(&self, session: SessionId) -> Option<&Arc<Waiting>> {
         let jobs = self.jobs.iter().rev().filter_map(|job| match job {
             Job::Save(waiting) => Some(waiting),
-            Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) => None,
+            Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => None,
         });
         jobs.chain(&self.writing)
             .find(|waiting| waiting.snapshot.session == session && !waiting.is_given_up())
     }
 
-    /// Takes out of the queue what waits of a session, or of all.
-    fn withdraw(&mut self, session: Option<SessionId>) -> Vec<Arc<Waiting>> {
+    /// Takes out of the queue what waits of a session, or of all, and says why.
+    fn withdraw(&mut self, session: Option<SessionId>, why: GivenUp) -> Vec<Arc<Waiting>> {
         let is_wanted = |job: &Job| match job {
             Job::Save(waiting) => session.is_none_or(|session| session == waiting.snapshot.session),
-            Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) => false,
+            Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => false,
         };
         let (withdrawn, left): (VecDeque<Job>, _) = self.jobs.drain(..).partition(is_wanted);
         self.jobs = left;
@@ -127,10 +151,11 @@ impl State {
             .into_iter()
             .filter_map(|job| match job {
                 Job::Save(waiting) => Some(waiting),
-                Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) => None,
+                Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => None,
             })
             .collect();
         self.queued_bytes -= withdrawn.iter().map(|waiting| waiting.bytes).sum::<u64>();
+        withdrawn.iter().for_each(|waiting| waiting.give_up(why));
         withdrawn
     }
 
@@ -138,19 +163,16 @@ impl State {
     fn bytes_of(&self, session: SessionId) -> u64 {
         let of = |job: &Job| match job {
             Job::Save(waiting) if waiting.snapshot.session == session => waiting.bytes,
-            Job::Save(_) | Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) => 0,
+            Job::Save(_) | Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => 0,
         };
         self.jobs.iter().map(of).sum()
     }
 
     /// Has what is being written given up, before its next array; of one session, or whose it may be.
-    fn interrupt(&self, session: Option<SessionId>) {
+    fn interrupt(&self, session: Option<SessionId>, why: GivenUp) {
         let is_wanted =
             |waiting: &&Arc<Waiting>| session.is_none_or(|session| session == waiting.snapshot.session);
-        self.writing
-            .iter()
-            .filter(is_wanted)
-            .for_each(|waiting| waiting.given_up.store(true, Ordering::Release));
+        self.writing.iter().filter(is_wanted).for_each(|waiting| waiting.give_up(why));
     }
 
     /// Returns whether a job would do nothing, as far as is known.
@@ -172,14 +194,15 @@ impl State {
             Job::Discard(name) => {
                 self.jobs.iter().any(|job| matches!(job, Job::Discard(other) if other == name))
             }
+            Job::MakeWay(_) => self.jobs.iter().any(|job| matches!(job, Job::MakeWay(_))),
         }
     }
 }
 
 impl Shelf {
     pub(super) fn new(disk: Box<dyn Disk>, settings: SnapshotSettings) -> Self {
-        let (state, wake) = (Mutex::default(), Condvar::new());
-        Self { disk, settings, frees_apart: false, state, wake }
+        let (state, wake, progress) = Default::default();
+        Self { disk, settings, frees_apart: false, state, wake, progress }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -192,7 +215,7 @@ impl Shelf {
         let bytes = snapshot.bytes();
         let mut state = self.state();
         if state.ended {
-            return Err(SnapshotError::GivenUp);
+            return Err(SnapshotError::GivenUp(GivenUp::Ended));
         }
         if let (true, Some(why)) = (state.paused, &state.failing) {
             return Err(SnapshotError::Disk(why.clone()));
@@ -204,8 +227,10 @@ impl Shelf {
             return Err(SnapshotError::Busy { queued_bytes, queue_bytes_max });
         }
         let (sender, receiver) = oneshot::channel();
-        let withdrawn = state.withdraw(Some(snapshot.session));
-        let (given_up, answer) = (AtomicBool::new(false), Mutex::new(Answering(Some(sender))));
+        let withdrawn = state.withdraw(Some(snapshot.session), GivenUp::Replaced);
+        // Whoever drops it without a word is the end.
+        let answer = Mutex::new(Answering { sender: Some(sender), why: GivenUp::Ended });
+        let given_up = AtomicBool::new(false);
         state.jobs.push_back(Job::Save(Arc::new(Waiting { snapshot, bytes, given_up, answer })));
         state.queued_bytes = queued_bytes.saturating_add(bytes);
         drop(state);
@@ -214,16 +239,31 @@ impl Shelf {
         Ok(receiver)
     }
 
+    /// Returns whether there may be snapshots to remove.
+    pub(super) fn has_some(&self) -> bool {
+        let state = self.state();
+        !state.ended && state.index.as_ref().is_none_or(|index| index.len() > 0)
+    }
+
     /// Has a job done after those that wait, unless it would do nothing.
     pub(super) fn add(&self, job: Job) {
         let mut state = self.state();
         let mut withdrawn = Vec::new();
         if let Job::Forget(session) = &job {
-            state.interrupt(Some(*session));
-            withdrawn = state.withdraw(Some(*session));
+            state.interrupt(Some(*session), GivenUp::Deleted);
+            state.jobs.retain(|job| !matches!(job, Job::Fork { to, .. } if to == session));
+            withdrawn = state.withdraw(Some(*session), GivenUp::Deleted);
         }
-        if !state.ended && !state.is_idle(&job) {
-            state.jobs.push_back(job);
+        let forks = |state: &State| state.jobs.iter().filter(|job| matches!(job, Job::Fork { .. })).count();
+        let is_one_too_many = matches!(job, Job::Fork { .. }) && forks(&state) >= FORKS_MAX;
+        if !state.ended && !is_one_too_many && !state.is_idle(&job) {
+            if matches!(job, Job::MakeWay(_)) {
+                // Those who wait for it write sessions, which nothing replaces.
+                state.interrupt(None, GivenUp::Full);
+                state.jobs.push_front(job);
+            } else {
+                state.jobs.push_back(job);
+            }
         }
         drop(state);
         self.wake.notify_all();
@@ -231,10 +271,10 @@ impl Shelf {
     }
 
     /// Gives up all saves, the one that is being written before its next array.
-    pub(super) fn give_up(&self) {
+    pub(super) fn give_up(&self, why: GivenUp) {
         let mut state = self.state();
-        state.interrupt(None);
-        let withdrawn = state.withdraw(None);
+        state.interrupt(None, why);
+        let withdrawn = state.withdraw(None, why);
         drop(state);
         self.free(withdrawn);
     }
@@ -249,17 +289,55 @@ impl Shelf {
 
     /// Takes the next job; what it saves is still found. None if there is none.
     pub(super) fn next(&self) -> Option<Job> {
+        self.advance();
         let mut state = self.state();
         let job = state.jobs.pop_front();
+        state.working = job.is_some();
         state.busy = match &job {
             Some(Job::Save(waiting)) => {
                 state.writing = Some(Arc::clone(waiting));
                 Some(waiting.snapshot.session)
             }
             Some(Job::Fork { to, .. }) => Some(*to),
-            Some(Job::Forget(_) | Job::Discard(_)) | None => None,
+            Some(Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_)) | None => None,
         };
         job
+    }
+
+    /// Notes that the writer has come to another piece of its work.
+    pub(super) fn advance(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives up all saves if the writer has come no further since the last call.
+    pub(super) fn look_after(&self) {
+        let progress = self.progress.load(Ordering::Relaxed);
+        let mut state = self.state();
+        let is_held = state.working && state.progress_seen == progress;
+        state.progress_seen = progress;
+        if !is_held {
+            return;
+        }
+        state.interrupt(None, GivenUp::Held);
+        let withdrawn = state.withdraw(None, GivenUp::Held);
+        state.jobs.retain(|job| !matches!(job, Job::Fork { .. }));
+        drop(state);
+        self.fail(&GivenUp::Held);
+        self.free(withdrawn);
+    }
+
+    /// Notes that the disk fails, and says so once.
+    pub(super) fn fail(&self, error: &dyn std::fmt::Display) {
+        let mut state = self.state();
+        let why = error.to_string();
+        let was_failing = state.failing.replace(why.clone()).is_some();
+        // Of what was being done, something may have come about.
+        (state.paused, state.unsure) = (true, true);
+        state.last_error = Some(why);
+        drop(state);
+        if !was_failing {
+            tracing::warn!(%error, "KV snapshots cannot be written; sessions are recomputed from their tokens");
+        }
     }
 
     /// Notes that what was being written no longer waits.
@@ -269,9 +347,10 @@ impl Shelf {
         state.queued_bytes -= done.as_ref().map_or(0, |waiting| waiting.bytes);
     }
 
-    /// Waits for the end, or for `limit`: the disk is left alone.
+    /// Waits for the end, or for `limit`: the disk is left alone. To make way for others is not put off.
     pub(super) fn pause(&self, limit: Duration) {
-        let goes_on = |state: &mut State| !state.ended;
+        let goes_on =
+            |state: &mut State| !state.ended && !matches!(state.jobs.front(), Some(Job::MakeWay(_)));
         drop(self.wake.wait_timeout_while(self.state(), limit, goes_on));
     }
 

@@ -7,14 +7,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::index::Index;
+use super::index::{Coming, Index};
 use super::manifest::{self, Listed, Manifest, Read, seconds};
 use super::name::{Name, Naming, Piece, key_name};
 use super::part::{Part, WriteError};
 use super::shelf::{Answer, Job, Shelf, Waiting};
-use super::{NewSnapshot, SnapshotError};
+use super::{GivenUp, NewSnapshot, SnapshotError};
 use crate::backend::KvContent;
-use crate::ids::SessionId;
+use crate::ids::{Principal, SessionId};
 use crate::store::disk::{NEW, Room};
 
 /// Time after the start, and after a failure, in which nothing is done that nobody waits for.
@@ -24,9 +24,9 @@ const PAUSE: Duration = Duration::from_secs(10);
 const SPARED_BYTES: u64 = 1 << 30;
 const SPARED_PERCENT: u64 = 5;
 
-/// Tells whether there is a session now. It is asked whenever a list is written and when the folder is looked
-/// at, also long after the start.
-pub(super) type Known = Box<dyn Fn(SessionId) -> bool + Send>;
+/// Tells whose a session is, if there is one now. It is asked whenever a list is written and when the folder
+/// is looked at, also long after the start.
+pub(super) type Known = Box<dyn Fn(SessionId) -> Option<Principal> + Send>;
 
 pub(super) struct Writer {
     shelf: Arc<Shelf>,
@@ -61,11 +61,11 @@ impl Writer {
     pub(super) fn work(&self) {
         let is_unsure = {
             let mut state = self.shelf.state();
-            state.paused = false;
+            (state.paused, state.working) = (false, true);
             state.index.is_none() || state.unsure
         };
         if is_unsure && let Err(error) = self.look() {
-            self.fail(&error);
+            self.shelf.fail(&error);
         }
         while let Some(job) = self.shelf.next() {
             let done = match job {
@@ -76,12 +76,13 @@ impl Writer {
                     waiting.finish(written);
                     Ok(())
                 }
-                Job::Fork { from, to, tokens } => self.fork(from, to, tokens),
+                Job::Fork { from, to, tokens } => self.fork(from, to, &tokens),
                 Job::Forget(session) => self.forget(session),
                 Job::Discard(name) => self.discard(name),
+                Job::MakeWay(bytes) => self.make_way(bytes),
             };
             if let Err(error) = done {
-                self.fail(&error);
+                self.shelf.fail(&error);
             }
         }
     }
@@ -92,6 +93,7 @@ impl Writer {
         let mut index = Index::default();
         let mut manifests = Vec::new();
         for file in disk.names()? {
+            self.shelf.advance();
             if let Some(name) = Name::of_file(&file) {
                 // What has no size is not a file of ours.
                 disk.size(&file).into_iter().for_each(|bytes| index.put(name, bytes));
@@ -103,14 +105,15 @@ impl Writer {
             }
         }
         for session in manifests {
+            self.shelf.advance();
             let read = manifest::read(disk, session).unwrap_or_else(|error| {
                 tracing::warn!(file = manifest::file(session), %error, "a snapshot cannot be read");
                 Read::Damaged
             });
-            match read {
-                Read::Whole(manifest) if (self.known)(session) => index.add(session, manifest),
-                Read::Whole(_) | Read::Missing => disk.remove(&manifest::file(session))?,
-                Read::Damaged => {
+            match (read, (self.known)(session)) {
+                (Read::Whole(manifest), Some(owner)) => index.add(session, owner, manifest),
+                (Read::Whole(_) | Read::Missing, _) => disk.remove(&manifest::file(session))?,
+                (Read::Damaged, _) => {
                     tracing::warn!(file = manifest::file(session), "a snapshot is damaged, and removed");
                     disk.remove(&manifest::file(session))?;
                 }
@@ -124,7 +127,7 @@ impl Writer {
             (state.index, state.unsure) = (Some(index), false);
         }
         self.sweep()?;
-        self.make_room(None, Index::bytes)
+        self.make_room(None)
     }
 
     /// Asks and changes what is known of the folder; none before it was looked at.
@@ -135,18 +138,41 @@ impl Writer {
     /// Removes the files that no snapshot names.
     fn sweep(&self) -> io::Result<()> {
         for name in self.index(|index| index.unused()).unwrap_or_default() {
+            self.shelf.advance();
             self.shelf.disk.remove(&name.file())?;
             self.index(|index| index.lose(name));
         }
         Ok(())
     }
 
-    /// Removes the least recently used snapshots until there is room.
-    fn make_room(&self, spared: Option<SessionId>, bytes: impl Fn(&Index) -> u64) -> io::Result<()> {
+    /// Removes snapshots until there is room, as far as some may go.
+    fn make_room(&self, coming: Option<&Coming<'_>>) -> io::Result<()> {
         let most = self.shelf.settings.disk_bytes_max;
-        while self.index(|index| bytes(index)).is_some_and(|bytes| bytes > most) {
-            let Some(session) = self.index(|index| index.first_to_go(spared)).flatten() else { break };
+        let bytes = |index: &mut Index| match coming {
+            Some(coming) => index.bytes_with(coming.session, coming.manifest),
+            None => index.bytes(),
+        };
+        while self.index(bytes).is_some_and(|bytes| bytes > most) {
+            let Some(session) = self.index(|index| index.first_to_go(coming)).flatten() else { break };
             self.forget(session)?;
+        }
+        Ok(())
+    }
+
+    /// Removes snapshots, the first to go first, until as many bytes are free as others need.
+    fn make_way(&self, bytes: u64) -> io::Result<()> {
+        let held = |index: &mut Index| index.bytes();
+        let (before, mut removed) = (self.index(held).unwrap_or(0), 0_u32);
+        while before - self.index(held).unwrap_or(0).min(before) < bytes {
+            let Some(session) = self.index(|index| index.first_to_go(None)).flatten() else { break };
+            self.forget(session)?;
+            removed += 1;
+        }
+        if removed > 0 {
+            tracing::info!(
+                removed,
+                "KV snapshots were removed: the disk is full, and sessions are written first"
+            );
         }
         Ok(())
     }
@@ -167,25 +193,24 @@ impl Writer {
         self.shelf.disk.remove(&name.file())
     }
 
-    fn fork(&self, from: SessionId, to: SessionId, tokens: u32) -> io::Result<()> {
-        let cut = |index: &mut Index| Some(index.get(from)?.cut(tokens));
-        let Some(manifest) = self.index(cut).flatten().filter(|manifest| manifest.tokens() > 0) else {
+    fn fork(&self, from: SessionId, to: SessionId, tokens: &[u32]) -> io::Result<()> {
+        // What the original's snapshot has may be more than either still says, or something else.
+        let own = |index: &mut Index| Some(index.get(from)?.of(tokens));
+        let Some(manifest) = self.index(own).flatten().filter(|manifest| manifest.tokens() > 0) else {
             return Ok(());
         };
         let bytes = |index: &mut Index| index.bytes_until(to, &manifest);
         let fits = self.index(bytes).is_some_and(|bytes| bytes <= self.shelf.settings.disk_bytes_max);
-        if !fits || !(self.known)(to) {
-            return Ok(());
-        }
+        let Some(owner) = (self.known)(to).filter(|_| fits) else { return Ok(()) };
         manifest.write(&*self.shelf.disk, to)?;
-        self.replace(to, manifest)
+        self.replace(to, owner, manifest)
     }
 
     /// Notes that a session has this snapshot, and removes what went with the one before.
-    fn replace(&self, session: SessionId, manifest: Manifest) -> io::Result<()> {
+    fn replace(&self, session: SessionId, owner: Principal, manifest: Manifest) -> io::Result<()> {
         self.index(|index| {
             index.remove(session);
-            index.add(session, manifest);
+            index.add(session, owner, manifest);
             index.touch(session);
         });
         self.sweep()
@@ -198,8 +223,8 @@ impl Writer {
                 self.mend();
                 tracing::debug!(session = waiting.snapshot.session.0, ?saved, "a snapshot is on disk");
             }
-            Err(SnapshotError::Disk(why)) => self.fail(why),
-            Err(error @ SnapshotError::Full { .. }) => self.fail(error),
+            Err(SnapshotError::Disk(why)) => self.shelf.fail(why),
+            Err(error @ SnapshotError::Full { .. }) => self.shelf.fail(error),
             Err(error) => tracing::debug!(%error, "a snapshot was not written"),
         }
         written
@@ -213,9 +238,9 @@ impl Writer {
         } {
             return Err(SnapshotError::Disk(why));
         }
-        let NewSnapshot { session, .. } = &waiting.snapshot;
+        let NewSnapshot { session, key, .. } = &waiting.snapshot;
         let (manifest, parts) = listed(&waiting.snapshot);
-        self.room_for(*session, &manifest)?;
+        self.room_for(&Coming { session: *session, owner: &key.owner, manifest: &manifest })?;
         let written = self.write_parts(waiting, &manifest, &parts);
         if written.is_err() {
             // What cannot be removed now is found by a later look.
@@ -224,34 +249,43 @@ impl Writer {
             }
         }
         written?;
-        if waiting.is_given_up() || !(self.known)(*session) {
+        let owner = (self.known)(*session).filter(|_| !waiting.is_given_up());
+        let Some(owner) = owner else {
             self.sweep()?;
-            return Err(SnapshotError::GivenUp);
-        }
+            let gone = SnapshotError::GivenUp(GivenUp::Deleted);
+            return Err(if waiting.is_given_up() { waiting.why() } else { gone });
+        };
         let saved = manifest.saved();
         manifest.write(&*self.shelf.disk, *session)?;
-        self.replace(*session, manifest)?;
+        self.replace(*session, owner, manifest)?;
         Ok(saved)
     }
 
     /// Makes room for a snapshot.
-    fn room_for(&self, session: SessionId, manifest: &Manifest) -> Result<(), SnapshotError> {
+    fn room_for(&self, coming: &Coming<'_>) -> Result<(), SnapshotError> {
+        let Coming { session, owner, manifest } = *coming;
         let disk_bytes_max = self.shelf.settings.disk_bytes_max;
         let bytes = manifest.saved().bytes.saturating_add(manifest.size(session));
         if bytes > disk_bytes_max {
             return Err(SnapshotError::TooLarge { bytes, disk_bytes_max });
         }
-        self.make_room(Some(session), |index| index.bytes_with(session, manifest))?;
+        // What others have within an equal share does not go for it.
+        let left_bytes = self.index(|index| index.left_to(owner, disk_bytes_max)).unwrap_or(disk_bytes_max);
+        if bytes > left_bytes {
+            return Err(SnapshotError::Share { bytes, left_bytes, disk_bytes_max });
+        }
+        self.make_room(Some(coming))?;
         // Not even the old one may stay until the new one is there.
         if self.index(|index| index.bytes_until(session, manifest)).is_none_or(|bytes| bytes > disk_bytes_max)
         {
             self.forget(session)?;
         }
-        self.spare(session, manifest)
+        self.spare(coming)
     }
 
     /// Leaves room on the disk to others, the sessions first of all; evicts for it, if that is enough.
-    fn spare(&self, session: SessionId, manifest: &Manifest) -> Result<(), SnapshotError> {
+    fn spare(&self, coming: &Coming<'_>) -> Result<(), SnapshotError> {
+        let Coming { session, manifest, .. } = *coming;
         loop {
             let Room { free_bytes, total_bytes } = self.shelf.disk.room()?;
             let spared_bytes = SPARED_BYTES.max(total_bytes / 100 * SPARED_PERCENT);
@@ -261,7 +295,7 @@ impl Writer {
             if free_bytes >= needed {
                 return Ok(());
             }
-            let other = self.index(|index| index.first_to_go(Some(session))).flatten();
+            let other = self.index(|index| index.first_to_go(Some(coming))).flatten();
             match other.filter(|_| free_bytes.saturating_add(all) >= needed) {
                 Some(other) => self.forget(other)?,
                 None => return Err(SnapshotError::Full { free_bytes, spared_bytes }),
@@ -281,13 +315,17 @@ impl Writer {
             if self.index(|index| index.has(listed)) == Some(true) {
                 continue;
             }
-            if let Err(error) = part.write(disk, tokens, &***content, &|| waiting.is_given_up()) {
+            let stop = || {
+                self.shelf.advance();
+                waiting.is_given_up()
+            };
+            if let Err(error) = part.write(disk, tokens, &***content, &stop) {
                 // It may be there under either name.
                 drop(disk.remove(&format!("{}{NEW}", part.name.file())));
                 return Err(match error {
                     WriteError::Io(error) => error.into(),
                     WriteError::Device(why) => SnapshotError::Device(why),
-                    WriteError::GivenUp => SnapshotError::GivenUp,
+                    WriteError::GivenUp => waiting.why(),
                 });
             }
             changed = true;
@@ -301,20 +339,6 @@ impl Writer {
         }
     }
 
-    /// Notes that the disk fails, and says so once.
-    fn fail(&self, error: &dyn std::fmt::Display) {
-        let mut state = self.shelf.state();
-        let why = error.to_string();
-        let was_failing = state.failing.replace(why.clone()).is_some();
-        // Of what was being done, something may have come about.
-        (state.paused, state.unsure) = (true, true);
-        state.last_error = Some(why);
-        drop(state);
-        if !was_failing {
-            tracing::warn!(%error, "KV snapshots cannot be written; sessions are recomputed from their tokens");
-        }
-    }
-
     /// Notes that the disk works, and says so if it did not.
     fn mend(&self) {
         if self.shelf.state().failing.take().is_some() {
@@ -324,7 +348,7 @@ impl Writer {
 }
 
 /// Returns the manifest of a new snapshot, and its parts with what they hold.
-fn listed(snapshot: &NewSnapshot) -> (Manifest, Vec<(Part, &KvContent)>) {
+pub(super) fn listed(snapshot: &NewSnapshot) -> (Manifest, Vec<(Part, &KvContent)>) {
     let NewSnapshot { session: _, key, layout, tokens, segments, used } = snapshot;
     let key = key_name(key);
     let mut naming = Naming::new(key, tokens);

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::world::{Told, World, keys};
+use super::world::{Told, World, key, keys};
 use crate::store::failing::{Chance, FailingDisk};
+use crate::store::file;
 
 /// Batches of changes in a life.
 const BATCHES: usize = 24;
@@ -57,6 +58,52 @@ fn after_a_crash_at_any_write_every_session_has_exactly_its_acknowledged_turns()
                 let last = world.told();
                 assert_eq!(World::start(world.leave()).told(), last, "{place}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_session_that_is_replaced_is_the_old_or_the_new_one_at_every_moment_and_the_old_one_never_comes_back() {
+    let begin = || {
+        let disk = FailingDisk::new();
+        let mut world = World::start(disk.clone());
+        for name in ["a", "b"] {
+            world.create(name);
+        }
+        world.raw("a", &[1, 2, 3]);
+        world.chat("b", "what takes its place", 0);
+        world.write();
+        (disk, world)
+    };
+    let contents = |told: &Told| told.get(&key("a")).map(|is| is.contents.clone().unwrap().tokens);
+    let (disk, mut whole) = begin();
+    let (first, before) = (disk.writes(), contents(&whole.told()));
+    whole.replace("b", "a");
+    whole.write();
+    let after = contents(&whole.told());
+    for writes in 0..disk.writes() - first {
+        let (disk, mut world) = begin();
+        disk.end_after(writes);
+        world.replace("b", "a");
+        world.write();
+        let ends = [disk.after_kill()].into_iter();
+        for (way, end) in ends.chain((0..8).map(|seed| disk.after_power_failure(seed))).enumerate() {
+            let place = format!("write {writes}, end {way}");
+            let mut next = World::start(end);
+            let found = contents(&next.told());
+            assert!(found == before || found == after, "{place}: {found:?}");
+            // Nor does it where the new one is damaged.
+            let both = next.disk.after_kill();
+            let files = both.sizes().into_iter().filter(|(name, _)| file::id(name).is_some());
+            if let Some((newest, _)) = files.max().filter(|_| found == after) {
+                both.damage(&newest, |bytes| bytes[300] ^= 1);
+                assert!(contents(&World::start(both).told()) != before, "{place}");
+            }
+            next.book.delete(&key("a")).unwrap();
+            next.write();
+            let last = World::start(next.disk.after_power_failure(1));
+            assert_eq!(last.told().keys().collect::<Vec<_>>(), [&key("b")], "{place}");
+            assert!(last.damaged.is_empty(), "{place}");
         }
     }
 }

@@ -136,6 +136,37 @@ fn a_copy_over_another_file_is_damage_of_the_session_whose_file_it_was() {
 }
 
 #[test]
+fn a_file_of_an_earlier_time_is_damage_where_the_end_is_known_and_else_what_the_session_was_then() {
+    let mut world = World::start(FailingDisk::new());
+    ["chat", "raw"].into_iter().for_each(|name| world.create(name));
+    world.write();
+    let mut states = vec![(world.disk.after_kill(), world.told())];
+    for at in 0..3 {
+        world.chat("chat", &format!("turn {at}"), 100);
+        world.raw("raw", &[at, 1, 2]);
+        world.write();
+        states.push((world.disk.after_kill(), world.told()));
+    }
+    let (told, killed) = (world.told(), world.disk.after_kill());
+    let left = world.leave();
+    for (then, was) in &states[..3] {
+        for file in files(then) {
+            let bytes = then.read(&file, 0, usize::MAX / 2).unwrap();
+            for (disk, in_order) in [(&left, true), (&killed, false)] {
+                let back = disk.after_kill();
+                back.damage(&file, |now| now.clone_from(&bytes));
+                let after = World::start(back);
+                assert_eq!(after.damaged.len(), usize::from(in_order), "{file}");
+                for (key, is) in after.told() {
+                    assert!(told[&key] == is || !in_order && was[&key] == is, "{file}: {key}");
+                }
+                assert_eq!(after.told().len() + after.damaged.len(), told.len(), "{file}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_damaged_session_is_refused_until_it_is_deleted_and_its_name_is_free_then() {
     let (disk, told, _) = disk(true);
     disk.damage(&files(&disk)[0], |bytes| bytes[300] ^= 1);

@@ -1,7 +1,9 @@
 //! Disks that fail in one place: what cannot be read or written is one session's matter, and what can goes
 //! on.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::watched::{Fault, WatchedDisk};
 use super::world::{World, key};
@@ -88,6 +90,34 @@ fn a_file_that_cannot_be_read_later_is_not_damaged_and_one_that_is_gone_is() {
     disk.remove(&file::name(ids[1])).unwrap();
     let Err(LoadError::Damaged(why)) = shelf.load(&key("b"), ids[1]) else { panic!("it is there") };
     assert_eq!(why, "its file is gone");
+}
+
+#[test]
+fn on_a_full_disk_others_make_way_and_what_could_not_be_written_is_tried_again_soon() {
+    for is_room in [true, false] {
+        let mut world = World::start(FailingDisk::new());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (log, disk) = (Arc::clone(&asked), world.disk.clone());
+        world.writer = world.writer.with_way(Box::new(move |bytes| {
+            log.lock().unwrap().push(bytes);
+            if is_room {
+                disk.fail(0, 0);
+            }
+            is_room
+        }));
+        world.create("a");
+        world.raw("a", &[1]);
+        world.disk.fail(100, 1);
+        world.write();
+        assert_eq!(*asked.lock().unwrap(), [64 << 20]);
+        assert_eq!(world.writer.behind.len(), 1);
+        assert_eq!(world.writer.patience(), Some(Duration::from_secs(if is_room { 1 } else { 10 })));
+        world.writer.write(BTreeSet::new(), false);
+        assert_eq!(world.writer.behind.is_empty(), is_room);
+        let found = World::start(world.disk.after_kill()).told();
+        assert_eq!(found.len(), usize::from(is_room));
+        assert!(found.iter().all(|(key, is)| world.told()[key].contents == is.contents));
+    }
 }
 
 #[test]

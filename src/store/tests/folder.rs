@@ -20,7 +20,7 @@ fn begin(opened: OpenStore, stored: Vec<Stored>, durability: Durability) -> (Sto
     book.restore(stored);
     let source = Arc::clone(&book);
     let now = move |key: &SessionKey| source.snapshot(key);
-    (opened.start(durability, Arc::clone(book.changes()), now).unwrap(), book)
+    (opened.start(durability, Arc::clone(book.changes()), now, |_| false).unwrap(), book)
 }
 
 fn create(book: &SessionBook<()>, name: &str) {

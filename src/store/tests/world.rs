@@ -8,8 +8,8 @@ use super::watched::WatchedDisk;
 use crate::clock::{Clock, Moment};
 use crate::ids::{Principal, SessionKey};
 use crate::session::{
-    History, InputKind, ListPage, Message, NewFork, NewSession, Role, SessionBook, SessionFilter,
-    SessionLimits, Snapshot, Terms, TermsChange, TurnContent, TurnRequest,
+    Arrived, History, InputKind, Joined, ListPage, Message, NewFork, NewSession, Pieces, Replace, Role,
+    SessionBook, SessionFilter, SessionLimits, Snapshot, Terms, TermsChange, TurnContent, TurnRequest,
 };
 use crate::store::disk::Disk;
 use crate::store::failing::{Chance, FailingDisk};
@@ -176,11 +176,27 @@ impl World {
             .unwrap();
     }
 
+    /// Lets a copy of a session take the place of another, in one step.
+    pub(super) fn replace(&self, from: &str, name: &str) {
+        let Some(Snapshot { outline, contents: Some(contents) }) = self.book.snapshot(&key(from)) else {
+            return;
+        };
+        let mut joined = Joined::default();
+        for record in Pieces::new(&outline, contents) {
+            joined.add(&record.outline, &record.content, usize::MAX).unwrap();
+        }
+        let (outline, contents) = joined.into_session().unwrap();
+        let (model, terms) = (outline.model.clone(), outline.terms.clone());
+        let replace = Some(Replace::default());
+        let arrived = Arrived { key: key(name), model, terms, outline, contents, replace };
+        self.book.take_in(self.book.expect(&"uid:1".into()), arrived).unwrap();
+    }
+
     /// Lets something happen by chance.
     pub(super) fn happen(&self, chance: &mut Chance) {
         let name = ["a", "b", "c", "d"][chance.below(4)];
         let number = chance.below(1000);
-        match chance.below(10) {
+        match chance.below(11) {
             0 | 1 => self.create(name),
             2..=4 => self.chat(name, &format!("turn {number} of {name}"), number % 40),
             5 | 6 => self.raw(name, &[7; 5].map(|token| token + u32::try_from(number).unwrap())),
@@ -188,7 +204,8 @@ impl World {
                 let other = ["a", "b", "c", "d"][chance.below(4)];
                 drop(self.book.fork(&key(name), whole(other)));
             }
-            8 => drop(self.book.with(&key(name), |session, now| {
+            8 => self.replace(name, ["a", "b", "c", "d"][chance.below(4)]),
+            9 => drop(self.book.with(&key(name), |session, now| {
                 let turns = number % (session.view().turns.len() + 1);
                 session.truncate_turns(turns, now)
             })),

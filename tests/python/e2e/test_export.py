@@ -135,6 +135,32 @@ def test_a_damaged_file_makes_no_session_wherever_it_is_damaged(source: Wire, ta
     assert target.stats().session_bytes == before
 
 
+def test_a_replaced_session_is_the_new_one_after_a_crash_and_says_nothing_of_the_old(
+    source: Wire, tiny_root: Path
+) -> None:
+    file = source.export_session("trip")
+    with Daemon([tiny_root], models=["tiny"]) as daemon:
+        with daemon.wire() as wire:
+            wire.create_session("trip", "tiny")
+            wire.generate("", session="trip", chat=chat("something else"), max_tokens=6)
+            wire.save_session("trip")
+            with refused("ALREADY_EXISTS", "SESSION_EXISTS"):
+                wire.import_session(file)
+            with refused("ABORTED", "SESSION_MOVED"):
+                wire.import_session(file, replace=True, expected_token_count=1)
+            wire.import_session(file, replace=True)
+            assert wire.get_session("trip").session.snapshot_token_count == 0
+        daemon.kill()
+        daemon.start()
+        with daemon.wire() as wire:
+            assert held(wire, "trip") == held(source, "trip")
+            source.fork_session("trip", "twin")
+            expected = source.generate("", session="twin", chat=chat("three"), max_tokens=8)
+            again = wire.generate("", session="trip", chat=chat("three"), max_tokens=8)
+            assert (again.text, again.token_ids) == (expected.text, expected.token_ids)
+            source.delete_session("twin")
+
+
 def test_random_bytes_that_begin_as_a_file_are_refused(source: Wire, target: Wire) -> None:
     start = source.export_session("trip")[:16]
     generator = random.Random(7)

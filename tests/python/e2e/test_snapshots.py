@@ -6,17 +6,20 @@ Nothing that is wrong with the files ever shows in a text.
 from __future__ import annotations
 
 import itertools
+import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from daemon import Daemon, wait_for
 from mlxd.v1 import inference_pb2
 from mlxd.v1 import session_pb2 as pb
-from wire import Wire, refused
+from wire import Wire, failure, refused
 
 # A plain model, one with sliding layers, and a short convolution, Mamba-2, a gated delta net.
 ROWS = ["gemma3_text", "lfm2", "nemotron_h", "qwen3_5"]
@@ -26,6 +29,9 @@ LONG = 300
 ANSWER = 6
 # Where the state folder keeps them.
 FOLDER = "state/kv"
+# Times that something in it is damaged, at random places; a seed says which.
+DAMAGES = int(os.environ.get("MLXD_DAMAGES", "12"))
+SEED = int(os.environ.get("MLXD_SEED") or random.randrange(2**32))
 
 
 @pytest.fixture(scope="module")
@@ -303,29 +309,101 @@ def test_files_that_were_swapped_never_show_in_a_text(daemon: Daemon) -> None:
         case.reset()
 
 
+def flip(file: Path, moments: random.Random) -> None:
+    """Changes a bit."""
+    content = bytearray(file.read_bytes())
+    content[moments.randrange(len(content))] ^= 1 << moments.randrange(8)
+    file.write_bytes(content)
+
+
+def cut_short(file: Path, moments: random.Random) -> None:
+    """Loses the end of a file."""
+    content = file.read_bytes()
+    file.write_bytes(content[: moments.randrange(len(content))])
+
+
+def swap(file: Path, moments: random.Random) -> None:
+    """Gives a file and another one each other's content."""
+    other = moments.choice(sorted(file.parent.iterdir()))
+    content = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def test_damage_anywhere_in_the_state_folder_is_refused_by_name_or_shows_the_right_text(
+    daemon: Daemon,
+) -> None:
+    print(f"MLXD_SEED={SEED} MLXD_DAMAGES={DAMAGES}")
+    moments = random.Random(SEED)
+    was: list[list[int]] = []
+    with up(daemon) as wire:
+        for name, turns in (("talk", 3), ("short", 2)):
+            wire.create_session(name, "plain")
+            for turn in range(turns):
+                was += [wire.session_ids(name)] if name == "talk" else []
+                take(wire, name, turn)
+            wire.save_session(name)
+        was.append(wire.session_ids("talk"))
+    state = daemon.folder / "state"
+    kept = {}
+    kill(daemon)
+    kept["killed"] = shutil.copytree(state, daemon.folder / "killed")
+    daemon.start()
+    stop(daemon)
+    kept["stopped"] = shutil.copytree(state, daemon.folder / "stopped")
+    for number in range(DAMAGES):
+        end = moments.choice(sorted(kept))
+        shutil.rmtree(state)
+        shutil.copytree(kept[end], state)
+        folder = state / moments.choice(["kv", "sessions"])
+        file = moments.choice(sorted(path for path in folder.iterdir() if path.stat().st_size))
+        harm = moments.choice([flip, cut_short, swap])
+        harm(file, moments)
+        place = f"{number}: {end}, {harm.__name__} {file.relative_to(state)}"
+        with up(daemon) as wire:
+            try:
+                held = wire.session_ids("talk")
+                assert held in was, place
+                assert end == "killed" or held == was[-1], f"{place}: it went back"
+                expected = alone(wire, "talk")
+                assert go_on(wire, "talk")[0] == expected, place
+            except grpc.RpcError as error:
+                found = failure(error)
+                assert found.reason in ("SESSION_DAMAGED", "SESSION_NOT_FOUND"), f"{place}: {found}"
+                assert folder.name == "sessions", f"{place}: a snapshot is only a cache"
+        kill(daemon)
+
+
 def test_a_snapshot_of_other_weights_or_formats_is_not_used(daemon: Daemon, root: Path) -> None:
     from checkpoints import Checkpoint, build
 
-    build(Checkpoint("changes", {"num_key_value_heads": 2}), root, seed=1)
+    checkpoint = Checkpoint("changes", {"num_key_value_heads": 2})
+    folder = build(checkpoint, root, seed=1)
     daemon.environment["MLXD_KV_DTYPE"] = "compute"
     with up(daemon) as wire:
         talk(wire, "talk", "changes")
         wire.save_session("talk")
     kill(daemon)
 
-    def differs() -> None:
+    def differs() -> str:
         with up(daemon) as wire:
+            (info,) = [model.loaded.model for model in wire.load("changes")[-1:]]
             expected = alone(wire, "talk")
             assert go_on(wire, "talk") == (expected, 0)
             cut(wire, "talk", 3)
         kill(daemon)
+        return info.revision
 
     daemon.environment["MLXD_KV_DTYPE"] = "int8"
-    differs()
+    before = differs()
     daemon.environment["MLXD_KV_DTYPE"] = "compute"
-    shutil.rmtree(root / "changes")
-    build(Checkpoint("changes", {"num_key_value_heads": 2}), root, seed=3)
-    differs()
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    build(checkpoint, root, seed=3)
+    for path in folder.iterdir():
+        os.utime(path, ns=(times[path.name], times[path.name]))
+    # Names, sizes and times say nothing of it.
+    assert differs() == before
 
 
 def test_nothing_cached_is_nothing_saved_and_off_says_so(daemon: Daemon) -> None:

@@ -3,8 +3,8 @@
 use mlxd_client::v1::{
     CreateSessionRequest, DeleteSessionRequest, ErrorReason, ExportSessionRequest, ExtendSessionRequest,
     ForkSessionRequest, GetModelRequest, GetSessionRequest, GetStatsRequest, ListModelsRequest,
-    ListSessionsRequest, ScoreRequest, TruncateSessionRequest, UpdateSessionRequest, score_request,
-    truncate_session_request::To,
+    ListSessionsRequest, SaveSessionRequest, ScoreRequest, TruncateSessionRequest, UpdateSessionRequest,
+    score_request, truncate_session_request::To,
 };
 use mlxd_client::{Client, Error};
 
@@ -20,6 +20,7 @@ async fn calls(client: &Client, name: &str) -> Vec<Error> {
     let fork = ForkSessionRequest { name: name(), new_name: "mine".into(), ..Default::default() };
     let get = GetSessionRequest { name: name(), ..Default::default() };
     let export = ExportSessionRequest { name: name(), ..Default::default() };
+    let save = SaveSessionRequest { name: name(), ..Default::default() };
     let update = UpdateSessionRequest { name: name(), pinned: Some(true), ..Default::default() };
     vec![
         client.get_session(get).await.unwrap_err(),
@@ -29,6 +30,7 @@ async fn calls(client: &Client, name: &str) -> Vec<Error> {
         client.truncate_session(cut).await.unwrap_err(),
         client.delete_session(DeleteSessionRequest { name: name() }).await.unwrap_err(),
         client.export_session(export).await.map(drop).unwrap_err(),
+        client.save_session(save).await.unwrap_err(),
         client.generate(turn(&name(), "x")).await.unwrap_err(),
         client.stream_generate(turn(&name(), "x")).await.map(drop).unwrap_err(),
         client.score(score).await.unwrap_err(),
@@ -86,8 +88,20 @@ async fn lists_and_counts_do_not_tell_of_others_sessions() {
     let (sessions, counts, listed, bytes) = seen().await;
     assert_eq!((sessions, counts, listed), (1, [1, 1, 0, 1], 1));
     assert!(bytes > 0);
+    // Nor do they tell what is cached or was computed of others.
+    let stats = other.get_stats(GetStatsRequest {}).await.unwrap();
+    let (memory, slabs) = (stats.memory.unwrap(), stats.slabs);
+    let caches = [memory.kv_idle_bytes, memory.kv_reserved_bytes, memory.snapshot_bytes];
+    let process = [memory.mlx_active_bytes, memory.mlx_peak_bytes, memory.process_resident_bytes];
+    assert_eq!((caches, process), ([0; 3], [0; 3]));
+    let tokens = [stats.prefill_tokens_total, stats.cached_tokens_total, stats.decode_tokens_total];
+    assert_eq!((tokens, stats.steps_total), ([0; 3], 0));
+    assert!(memory.weight_bytes > 0 && slabs.is_empty());
+    let model = other.get_model(GetModelRequest { model: MODEL.into() }).await.unwrap();
+    assert_eq!(model.kv_idle_bytes, 0);
     // The daemon's own user sees how many there are of all.
     let all = daemon.client.get_stats(GetStatsRequest {}).await.unwrap();
     assert_eq!((all.sessions, all.pinned_sessions), (3, 3));
+    assert!(all.memory.unwrap().kv_idle_bytes > 0);
     assert_eq!(daemon.client.list_sessions(ListSessionsRequest::default()).await.unwrap().sessions.len(), 2);
 }

@@ -180,6 +180,40 @@ async fn what_is_not_such_a_file_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn an_import_replaces_a_session_where_that_is_asked_for_and_it_is_as_expected() {
+    let daemon = Daemon::start().await;
+    for name in ["old", "new"] {
+        create(&daemon.client, name).await;
+        daemon.client.generate(turn(name, name)).await.unwrap();
+    }
+    daemon.client.generate(turn("new", "more")).await.unwrap();
+    let (file, before) = (export(&daemon.client, "new").await, get(&daemon.client, "old").await);
+    let count = before.session.as_ref().unwrap().token_count;
+    let send = async |replace, expected_token_count, file: &[u8]| {
+        let name = "old".to_owned();
+        let start = ImportStart { name, replace, expected_token_count, ..Default::default() };
+        import_in(&daemon.client, start, file, 999).await
+    };
+    assert_eq!(reason(send(false, None, &file).await), ErrorReason::SessionExists);
+    assert_eq!(reason(send(false, Some(count), &file).await), ErrorReason::InvalidField);
+    assert_eq!(reason(send(true, Some(count + 1), &file).await), ErrorReason::SessionMoved);
+    let cut = &file[..file.len() - 1];
+    assert_eq!(reason(send(true, Some(count), cut).await), ErrorReason::SessionFileInvalid);
+    let after = get(&daemon.client, "old").await;
+    assert_eq!((after.messages, after.token_ids), (before.messages, before.token_ids));
+    send(true, Some(count), &file).await.unwrap();
+    let daemon = daemon.restart().await;
+    let (old, new) = (get(&daemon.client, "old").await, get(&daemon.client, "new").await);
+    assert_eq!((old.messages, old.token_ids), (new.messages, new.token_ids));
+    // Under the name that the file has, and where there is none.
+    let start = || ImportStart { replace: true, ..Default::default() };
+    assert_eq!(import_in(&daemon.client, start(), &file, 999).await.unwrap().name, "new");
+    daemon.client.delete_session(DeleteSessionRequest { name: "new".into() }).await.unwrap();
+    import_in(&daemon.client, start(), &file, 999).await.unwrap();
+    assert_eq!(names(&daemon.client).await, ["new", "old"]);
+}
+
+#[tokio::test]
 async fn messages_of_an_import_come_in_their_order() {
     let daemon = Daemon::start().await;
     create(&daemon.client, "s").await;

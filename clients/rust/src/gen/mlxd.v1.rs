@@ -73,8 +73,8 @@ pub enum ErrorReason {
     SessionLimit = 26,
     /// RESOURCE_EXHAUSTED + RetryInfo: the queue of this client, of its connection
     /// or of all clients is full, or too many connections or files are open, or too
-    /// many requests, or too many of their bytes, wait for a download or a load;
-    /// metadata limit, value.
+    /// many requests, or too many of their bytes, wait for a download or a load, or
+    /// too many sessions of the caller are to be saved; metadata limit, value.
     QueueFull = 30,
     /// FAILED_PRECONDITION: the KV cache for prompt and max_tokens exceeds the
     /// budget left beside the weights of its model and of pinned ones; metadata
@@ -1655,7 +1655,8 @@ pub struct ModelInfo {
     /// Memory allocated for KV slabs, in bytes.
     #[prost(uint64, tag = "12")]
     pub kv_slab_bytes: u64,
-    /// Memory of KV caches that no running sequence uses, in bytes.
+    /// Memory of KV caches that no running sequence uses, in bytes; 0 for others than
+    /// the daemon's own user on the unix socket.
     #[prost(uint64, tag = "13")]
     pub kv_idle_bytes: u64,
     /// Memory of one token in the KV cache, in bytes; 0 unless resident.
@@ -2235,6 +2236,9 @@ pub struct ModelCapabilities {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStatsRequest {}
 /// Response of GetStats: counters since the daemon's start, and its current state.
+/// What tells of others' sessions and prompts is only for the daemon's own user on the
+/// unix socket: for everybody else counts of tokens, steps and unwritten sessions,
+/// and memory but for budget, weights and slabs, are 0.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetStatsResponse {
     /// Time since the daemon's start.
@@ -3113,7 +3117,7 @@ pub mod import_session_request {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImportStart {
     /// Name of the new session, as in CreateSessionRequest. Default: the one that
-    /// it was exported from. An existing name is SESSION_EXISTS.
+    /// it was exported from. An existing name is SESSION_EXISTS, unless `replace`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// Name of the model to bind it to. Default: the one that it was bound to.
@@ -3127,6 +3131,15 @@ pub struct ImportStart {
     /// was, at most session_ttl_max_s; session_ttl_s if its end has passed.
     #[prost(message, optional, tag = "4")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
+    /// Takes the place of the caller's session of that name, if there is one, in one
+    /// step: until then, and if the import fails, that is as it was. A running turn in
+    /// it is SESSION_BUSY. Until then both count towards limits in bytes. Default false.
+    #[prost(bool, tag = "5")]
+    pub replace: bool,
+    /// Expected token count of the session that is replaced, as in GenerateRequest; 0
+    /// expects that there is none, or an empty one. Without `replace` INVALID_FIELD.
+    #[prost(uint32, optional, tag = "6")]
+    pub expected_token_count: ::core::option::Option<u32>,
 }
 /// Response of ImportSession.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -205,6 +205,9 @@ impl SessionService for Fake {
         let name = if start.name.is_empty() { String::from_utf8_lossy(name).into() } else { start.name };
         let (model, pinned) = (start.model, start.pinned.unwrap_or(false));
         let session = Session { name, model, pinned, token_count: 3, ..Session::default() };
+        if start.replace {
+            self.state().sessions.remove(&session.name);
+        }
         self.add(&session)?;
         Ok(Response::new(ImportSessionResponse { session: Some(session) }))
     }

@@ -29,9 +29,8 @@ fn live(world: &World, seed: u64) -> (Told, Told) {
             1 => {
                 let fork = chance.below(SESSIONS) as u64 + 1;
                 if let Some(of) = attempted.get(&session).cloned().filter(|_| fork != session) {
-                    let tokens = u32::try_from(of.len()).unwrap();
-                    attempted.insert(fork, of);
-                    world.snapshots.fork(SessionId(session), SessionId(fork), tokens);
+                    attempted.insert(fork, of.clone());
+                    world.snapshots.fork(SessionId(session), SessionId(fork), of.into());
                     world.writer.work();
                 }
             }

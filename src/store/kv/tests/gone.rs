@@ -6,11 +6,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::world::{SETTINGS, World, tokens};
+use super::world::{SETTINGS, World, owner_of, tokens};
 use crate::ids::SessionId;
 use crate::store::disk::{Disk, Room};
 use crate::store::failing::FailingDisk;
-use crate::store::kv::{SnapshotError, Snapshots};
+use crate::store::kv::{GivenUp, SnapshotError, Snapshots};
 
 /// Time after which what a test waits for does not come.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -20,7 +20,8 @@ fn changing() -> (World, Arc<Mutex<BTreeSet<SessionId>>>) {
     let known: Arc<Mutex<BTreeSet<SessionId>>> = Arc::default();
     let asked = Arc::clone(&known);
     let world = World::start(FailingDisk::new(), true, SETTINGS);
-    let is_known = Box::new(move |session| asked.lock().unwrap().contains(&session));
+    let is_known =
+        Box::new(move |session| asked.lock().unwrap().contains(&session).then(|| owner_of(session)));
     let (snapshots, writer) = Snapshots::on(Box::new(world.disk.clone()), SETTINGS, is_known);
     (World { snapshots, writer, ..world }, known)
 }
@@ -29,13 +30,13 @@ fn changing() -> (World, Arc<Mutex<BTreeSet<SessionId>>>) {
 fn a_session_that_is_gone_when_its_list_is_to_be_written_leaves_nothing() {
     let (world, known) = changing();
     let all = tokens(&[1]);
-    assert_eq!(world.save(1, &all, &[11], &[11]), Err(SnapshotError::GivenUp));
+    assert_eq!(world.save(1, &all, &[11], &[11]), Err(SnapshotError::GivenUp(GivenUp::Deleted)));
     assert_eq!(world.bytes(), 0);
     known.lock().unwrap().insert(SessionId(1));
     world.save(1, &all, &[11], &[11]).unwrap();
     // A fork that is gone has none either.
     let before = world.bytes();
-    world.snapshots.fork(SessionId(1), SessionId(2), 11);
+    world.snapshots.fork(SessionId(1), SessionId(2), all.into());
     world.writer.work();
     assert_eq!(world.bytes(), before);
 }
@@ -63,9 +64,10 @@ fn a_fork_has_no_more_than_its_own_tokens() {
         world.save(1, &all, &[4, 10, 15], &[8, 15]).unwrap();
         // In whole segments; with recurrent states up to the last that has some.
         for (tokens, expected) in [(3, 0), (9, if recurrent { 0 } else { 4 }), (14, 10), (15, 15)] {
-            world.snapshots.fork(SessionId(1), SessionId(u64::from(tokens)), tokens);
+            let fork = SessionId(tokens as u64);
+            world.snapshots.fork(SessionId(1), fork, all[..tokens].into());
             world.writer.work();
-            let held = world.snapshots.held(SessionId(u64::from(tokens)));
+            let held = world.snapshots.held(fork);
             assert_eq!(held.map_or(0, |held| held.tokens), expected, "{tokens}");
         }
         world.snapshots.forget(SessionId(1));
@@ -75,6 +77,22 @@ fn a_fork_has_no_more_than_its_own_tokens() {
         assert_eq!(world.load(14, &all), (usable, None));
         // The end of the one that is gone is gone with it.
         assert_eq!(world.parts().len(), if recurrent { 3 } else { 2 });
+    }
+}
+
+#[test]
+fn a_fork_of_a_session_that_says_something_else_by_now_has_nothing_of_what_it_said() {
+    for recurrent in [false, true] {
+        let world = World::start(FailingDisk::new(), recurrent, SETTINGS);
+        world.save(1, &tokens(&[1, 2, 3, 4, 5]), &[10, 13, 15], &[10, 13, 15]).unwrap();
+        // It was cut back and went on, and nothing was saved since.
+        let now = tokens(&[6, 7, 8, 9, 9]);
+        world.snapshots.fork(SessionId(1), SessionId(2), now.clone().into());
+        world.snapshots.forget(SessionId(1));
+        world.writer.work();
+        assert_eq!(world.snapshots.held(SessionId(2)).unwrap().tokens, 10);
+        assert_eq!(world.load(2, &now), (10, None));
+        assert_eq!(world.parts().len(), if recurrent { 2 } else { 1 });
     }
 }
 
@@ -131,7 +149,8 @@ fn a_disk_that_hangs_holds_the_end_no_longer_than_it_may_and_its_arrays_until_it
     let disk = FailingDisk::new();
     let ((comes, came), (go, goes)) = (sync_channel(1), sync_channel(1));
     let gate = Gate { disk: disk.clone(), comes, goes: Mutex::new(goes) };
-    let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, Box::new(|_| true)).unwrap();
+    let snapshots =
+        Snapshots::start_on(Box::new(gate), SETTINGS, Box::new(|_| Some("uid:1".into()))).unwrap();
     let world = World::start(FailingDisk::new(), false, SETTINGS);
     let all = tokens(&[1, 2, 3]);
     let snapshot = world.snapshot(1, &all, &[10, 13], &[]);
@@ -143,11 +162,40 @@ fn a_disk_that_hangs_holds_the_end_no_longer_than_it_may_and_its_arrays_until_it
     let newer = snapshots.save(world.snapshot(1, &all, &[13], &[])).unwrap();
     assert!(answer.try_recv().is_err());
     snapshots.close(Duration::ZERO);
-    assert_eq!(waits.blocking_recv().unwrap(), Err(SnapshotError::GivenUp));
-    assert_eq!(newer.blocking_recv().unwrap(), Err(SnapshotError::GivenUp));
+    let ended = Err(SnapshotError::GivenUp(GivenUp::Ended));
+    assert_eq!(waits.blocking_recv().unwrap(), ended);
+    assert_eq!(newer.blocking_recv().unwrap(), ended);
     assert!(answer.try_recv().is_err() && arrays.strong_count() > 0, "its arrays are still read");
     go.send(()).unwrap();
-    assert_eq!(answer.blocking_recv().unwrap(), Err(SnapshotError::GivenUp));
+    assert_eq!(answer.blocking_recv().unwrap(), ended);
     assert_eq!(arrays.strong_count(), 0);
     assert!(disk.sizes().is_empty(), "{:?}", disk.sizes());
+}
+
+#[test]
+fn a_disk_that_hangs_holds_the_memory_of_what_it_writes_and_of_nothing_that_waits() {
+    let ((comes, came), (go, goes)) = (sync_channel(1), sync_channel(1));
+    let gate = Gate { disk: FailingDisk::new(), comes, goes: Mutex::new(goes) };
+    let known = Box::new(|session| Some(owner_of(session)));
+    let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, known).unwrap();
+    let world = World::start(FailingDisk::new(), false, SETTINGS);
+    let all = tokens(&[1, 2, 3]);
+    let put = |session| snapshots.save(world.snapshot(session, &all, &[10, 13], &[]));
+    let (answer, mut waits) = (put(1).unwrap(), put(2).unwrap());
+    came.recv_timeout(DEADLINE).unwrap();
+    let one = snapshots.stats().queued_bytes / 2;
+    snapshots.look_after();
+    assert!(waits.try_recv().is_err(), "it may have come this far just now");
+    snapshots.look_after();
+    let held = Err(SnapshotError::GivenUp(GivenUp::Held));
+    assert_eq!(waits.blocking_recv().unwrap(), held);
+    let stats = snapshots.stats();
+    assert_eq!((stats.queued_bytes, stats.enabled), (one, false));
+    let refused = put(3).unwrap_err();
+    assert_eq!(refused, SnapshotError::Disk("the disk does not answer".into()));
+    // It goes on in the end, and is found there.
+    drop(go);
+    assert_eq!(answer.blocking_recv().unwrap(), held);
+    snapshots.look_after();
+    assert_eq!(snapshots.stats().queued_bytes, 0);
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::world::{Arrays, SETTINGS, World, tokens};
 use crate::ids::SessionId;
 use crate::store::failing::FailingDisk;
-use crate::store::kv::{SnapshotError, SnapshotSettings};
+use crate::store::kv::shelf::Answer;
+use crate::store::kv::{GivenUp, SnapshotError, SnapshotSettings};
 
 fn of(disk_bytes_max: u64, queue_bytes_max: u64) -> World {
     World::start(FailingDisk::new(), true, SnapshotSettings { disk_bytes_max, queue_bytes_max })
@@ -28,6 +29,10 @@ fn save(world: &World, session: u64) -> Result<u32, SnapshotError> {
     world.save(session, &own(session), &[8, 12], &[8, 12]).map(|saved| saved.tokens)
 }
 
+fn given_up(why: GivenUp) -> Answer {
+    Err(SnapshotError::GivenUp(why))
+}
+
 #[test]
 fn the_least_recently_used_snapshot_makes_room() {
     let world = of(3 * bytes_of(1) + 40, 1 << 20);
@@ -42,6 +47,35 @@ fn the_least_recently_used_snapshot_makes_room() {
     let next = World::start(world.disk.after_kill(), true, settings);
     next.writer.work();
     assert_eq!([1, 3, 4].map(|session| has(&next, session)), [false, true, true]);
+}
+
+#[test]
+fn an_owner_pushes_out_its_own_snapshots_and_of_anothers_only_what_exceeds_an_equal_share() {
+    let mut world = of(4 * bytes_of(1) + 60, 1 << 20);
+    let has = |world: &World, session| world.load(session, &own(session)).0 == 12;
+    (1..=4).for_each(|session| assert_eq!(save(&world, session), Ok(12)));
+    // The first alone had everything.
+    world.owner = "uid:2";
+    (101..=110).for_each(|session| assert_eq!(save(&world, session), Ok(12)));
+    assert_eq!([109, 110].map(|session| has(&world, session)), [true; 2]);
+    world.owner = "uid:1";
+    assert_eq!([1, 2, 3, 4].map(|session| has(&world, session)), [false, false, true, true]);
+    // Nor does it by one that is larger than its share.
+    world.owner = "uid:2";
+    let (long, ends) = (vec![500; 60], [12, 24, 36, 48, 60]);
+    let refused = world.save(111, &long, &ends, &ends);
+    assert!(matches!(refused, Err(SnapshotError::Share { .. })), "{refused:?}");
+    assert_eq!([109, 110].map(|session| has(&world, session)), [true; 2], "nothing went for it");
+    world.owner = "uid:1";
+    assert_eq!([3, 4].map(|session| has(&world, session)), [true; 2]);
+    assert_eq!(world.bytes(), world.snapshots.stats().bytes);
+    // Whose snapshots they are is known after a restart too.
+    let mut next = World::start(world.disk.after_kill(), true, world.snapshots.shelf.settings);
+    next.writer.work();
+    next.owner = "uid:2";
+    (121..=130).for_each(|session| assert_eq!(save(&next, session), Ok(12)));
+    next.owner = "uid:1";
+    assert_eq!([3, 4].map(|session| has(&next, session)), [true; 2]);
 }
 
 #[test]
@@ -104,7 +138,7 @@ fn no_more_waits_than_may_but_for_one_that_is_larger() {
     assert_eq!(put(2).unwrap_err(), SnapshotError::Busy { queued_bytes: bytes, queue_bytes_max: 100 });
     // A newer one of the same session takes its place.
     let mut second = put(1).unwrap();
-    assert_eq!(first.try_recv().unwrap(), Err(SnapshotError::GivenUp));
+    assert_eq!(first.try_recv().unwrap(), given_up(GivenUp::Replaced));
     world.writer.work();
     assert!(second.try_recv().unwrap().is_ok());
     assert!(put(2).is_ok());
@@ -115,7 +149,7 @@ fn what_waits_of_a_session_that_is_deleted_is_given_up() {
     let world = of(1 << 20, 1 << 20);
     let mut answer = world.snapshots.save(world.snapshot(1, &own(1), &[12], &[12])).unwrap();
     world.snapshots.forget(SessionId(1));
-    assert_eq!(answer.try_recv().unwrap(), Err(SnapshotError::GivenUp));
+    assert_eq!(answer.try_recv().unwrap(), given_up(GivenUp::Deleted));
     assert_eq!(world.load(1, &own(1)), (0, Some(SnapshotError::Missing)));
     world.writer.work();
     assert_eq!((world.bytes(), world.snapshots.stats().queued_bytes), (0, 0));
@@ -138,6 +172,23 @@ fn a_disk_that_fails_is_told_and_left_alone_until_it_is_tried_again() {
     assert_eq!(save(&world, 2), Ok(12));
     assert!(world.snapshots.stats().enabled);
     assert_eq!(world.bytes(), world.snapshots.stats().bytes);
+}
+
+#[test]
+fn on_a_full_disk_snapshots_make_way_for_sessions() {
+    let world = of(1 << 20, 1 << 20);
+    assert!(world.snapshots.make_way(1), "nobody has looked at the folder yet");
+    (1..=3).for_each(|session| assert_eq!(save(&world, session), Ok(12)));
+    let has = |session| world.load(session, &own(session)).0 == 12;
+    let waiting = world.snapshots.save(world.snapshot(4, &own(4), &[8, 12], &[8, 12])).unwrap();
+    assert!(world.snapshots.make_way(bytes_of(1)));
+    world.writer.work();
+    assert_eq!([1, 2, 3].map(has), [false, true, true]);
+    assert_eq!(waiting.blocking_recv().unwrap().unwrap().tokens, 12, "written when there was room");
+    assert!(world.snapshots.make_way(u64::MAX));
+    world.writer.work();
+    assert_eq!((world.bytes(), world.snapshots.stats().count), (0, 0));
+    assert!(!world.snapshots.make_way(1), "there is nothing left to remove");
 }
 
 #[test]
@@ -168,7 +219,9 @@ fn segments_that_are_not_a_whole_cache_are_refused() {
 fn its_thread_writes_and_leaves_when_it_is_told_to() {
     let folder = tempfile::tempdir().unwrap();
     let world = of(1 << 20, 1 << 20);
-    let start = || super::super::Snapshots::start(&folder.path().join("kv"), SETTINGS, |_| true).unwrap();
+    let start = || {
+        super::super::Snapshots::start(&folder.path().join("kv"), SETTINGS, |_| Some("uid:1".into())).unwrap()
+    };
     let snapshots = start();
     let answer = snapshots.save(world.snapshot(1, &own(1), &[8, 12], &[8, 12])).unwrap();
     assert_eq!(answer.blocking_recv().unwrap().unwrap().tokens, 12);
@@ -187,13 +240,13 @@ fn its_thread_writes_and_leaves_when_it_is_told_to() {
 
 #[test]
 fn a_test_drives_snapshots_by_hand() {
-    let (snapshots, by_hand) = crate::store::ByHand::new(SETTINGS, |_| true);
+    let (snapshots, by_hand) = crate::store::ByHand::new(SETTINGS, |_| Some("uid:1".into()));
     let world = of(1 << 20, 1 << 20);
     let mut answer = snapshots.save(world.snapshot(1, &own(1), &[8, 12], &[8, 12])).unwrap();
     by_hand.work();
     assert!(answer.try_recv().unwrap().is_ok());
     assert_eq!(by_hand.bytes(), snapshots.stats().bytes);
-    let (next, by_hand) = by_hand.restarted(Some(1), SETTINGS, |_| true);
+    let (next, by_hand) = by_hand.restarted(Some(1), SETTINGS, |_| Some("uid:1".into()));
     assert_eq!(next.held(SessionId(1)).unwrap().tokens, 12);
     by_hand.damage(0);
     assert_eq!(next.held(SessionId(1)), None);
@@ -223,7 +276,7 @@ fn all_that_waits_can_be_given_up_and_its_arrays_are_freed_before_that_is_told()
     let arrays = Arc::downgrade(&snapshot.segments[0].content);
     let mut answer = world.snapshots.save(snapshot).unwrap();
     world.snapshots.give_up_waiting();
-    assert_eq!(answer.try_recv().unwrap(), Err(SnapshotError::GivenUp));
+    assert_eq!(answer.try_recv().unwrap(), given_up(GivenUp::Hurried));
     assert_eq!((arrays.strong_count(), world.snapshots.stats().queued_bytes), (0, 0));
     world.writer.work();
     assert_eq!(world.bytes(), 0);

@@ -1,9 +1,13 @@
 //! What sessions have in common is stored once, and whatever of a snapshot is still right is used.
 
-use super::world::{PROMPT, SETTINGS, World, tokens};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::world::{Builder, PROMPT, SETTINGS, World, tokens};
+use crate::backend::{KvArray, KvElement, KvLayout};
 use crate::ids::SessionId;
 use crate::store::failing::FailingDisk;
-use crate::store::kv::SnapshotError;
+use crate::store::kv::{GivenUp, SnapshotError, Wanted};
 
 const PROMPT_END: u32 = PROMPT.end - PROMPT.start;
 
@@ -55,7 +59,7 @@ fn a_fork_takes_no_bytes_but_those_of_its_list() {
         let all = tokens(&[1]);
         world.save(1, &all, &[11], &[11]).unwrap();
         let before = world.parts();
-        (2..=8).for_each(|fork| world.snapshots.fork(SessionId(1), SessionId(fork), 11));
+        (2..=8).for_each(|fork| world.snapshots.fork(SessionId(1), SessionId(fork), all.clone().into()));
         world.snapshots.forget(SessionId(1));
         world.writer.work();
         assert_eq!(world.parts(), before);
@@ -82,6 +86,28 @@ fn nothing_is_shared_between_owners_salts_and_revisions() {
         assert_eq!(world.load(4, &all), (11, None));
         assert_eq!(world.load(3, &all), (0, Some(SnapshotError::Foreign)));
         assert_eq!(world.load(1, &all), (0, Some(SnapshotError::Foreign)));
+    }
+}
+
+#[test]
+fn a_snapshot_of_another_number_format_or_shape_is_foreign() {
+    for world in worlds() {
+        let all = tokens(&[1]);
+        world.save(1, &all, &[11], &[11]).unwrap();
+        for at in 0..world.layout.arrays.len() {
+            let mut arrays = world.layout.arrays.clone();
+            match &mut arrays[at] {
+                KvArray::PerToken { element, .. } => *element = KvElement::Bfloat16,
+                KvArray::PerSequence { shape, .. } => shape.push(1),
+            }
+            let mut other = restarted(&world);
+            other.layout = Arc::new(KvLayout { arrays });
+            assert_eq!(other.load(1, &all), (0, Some(SnapshotError::Foreign)), "array {at}");
+            // Nor does it stand in the way of one that fits.
+            other.save(1, &all, &[11], &[11]).unwrap();
+            assert_eq!(other.load(1, &all), (11, None), "array {at}");
+        }
+        assert_eq!(restarted(&world).load(1, &all), (11, None));
     }
 }
 
@@ -113,6 +139,35 @@ fn a_session_that_was_cut_back_or_rewritten_has_what_is_still_its_own() {
 }
 
 #[test]
+fn a_snapshot_counts_for_what_its_session_still_says() {
+    for mut world in worlds() {
+        let all = tokens(&[1, 2, 3, 4, 5]);
+        let held = |world: &World, tokens: &[u32]| {
+            let held = world.snapshots.held_of(SessionId(1), tokens, Some(&world.key()));
+            held.map_or(0, |held| held.tokens)
+        };
+        let check = |world: &World| {
+            assert_eq!(held(world, &all), 15);
+            assert_eq!(held(world, &[&all[..], &[6]].concat()), 15);
+            // As long, and something else from the twelfth or the first token on.
+            assert_eq!(held(world, &tokens(&[1, 9, 3, 4, 5])), 10);
+            assert_eq!(held(world, &[&[9], &all[1..]].concat()), 0);
+            assert_eq!(held(world, &all[..14]), 13);
+        };
+        let snapshot = world.snapshot(1, &all, &[10, 13, 15], &[10, 13, 15]);
+        let waiting = world.snapshots.save(snapshot).unwrap();
+        check(&world);
+        world.writer.work();
+        drop(waiting);
+        check(&world);
+        world.revision = "b";
+        assert_eq!(held(&world, &all), 0, "of other weights");
+        let of_any = world.snapshots.held_of(SessionId(1), &all, None);
+        assert_eq!(of_any, world.snapshots.held(SessionId(1)));
+    }
+}
+
+#[test]
 fn what_a_parked_cache_has_is_not_read_again() {
     for world in worlds() {
         let all = tokens(&[1, 2, 3, 4, 5]);
@@ -134,6 +189,25 @@ fn what_a_parked_cache_has_is_not_read_again() {
         let needed = if world.layout.is_recurrent() { 2 } else { 1 };
         assert_eq!(fewer.count(), first.len() - needed);
     }
+}
+
+#[test]
+fn nothing_more_is_read_for_somebody_who_waits_no_longer() {
+    let world = World::start(FailingDisk::new(), true, SETTINGS);
+    let all = tokens(&[1, 2, 3]);
+    world.save(1, &all, &[10, 13], &[10, 13]).unwrap();
+    let (key, stop, builder) = (world.key(), AtomicBool::new(true), Builder::default());
+    let wanted = Wanted {
+        session: SessionId(1),
+        key: &key,
+        layout: &world.layout,
+        tokens: &all,
+        held: 0,
+        stop: &stop,
+    };
+    let ended = world.snapshots.load(&wanted, &builder).unwrap_err();
+    assert_eq!((ended, *builder.built.lock().unwrap()), (SnapshotError::GivenUp(GivenUp::Held), 0));
+    assert_eq!(world.load(1, &all), (13, None));
 }
 
 #[test]

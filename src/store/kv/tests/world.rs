@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +12,7 @@ use crate::backend::{
     BuildKv, KvArray, KvArrays, KvBuilding, KvContent, KvElement, KvLayout, KvPart, KvSegment,
 };
 use crate::error::Error;
-use crate::ids::SessionId;
+use crate::ids::{Principal, SessionId};
 use crate::store::failing::FailingDisk;
 use crate::store::kv::shelf::Answer;
 use crate::store::kv::writer::Writer;
@@ -121,6 +122,11 @@ pub(super) fn tokens(rest: &[u32]) -> Vec<u32> {
     PROMPT.chain(rest.iter().copied()).collect()
 }
 
+/// Returns whose a session is: from 100 on another one's.
+pub(super) fn owner_of(session: SessionId) -> Principal {
+    if session.0 < 100 { "uid:1".into() } else { "uid:2".into() }
+}
+
 pub(super) struct World {
     pub(super) disk: FailingDisk,
     pub(super) snapshots: Snapshots,
@@ -147,7 +153,7 @@ impl World {
         gone: &[u64],
     ) -> Self {
         let gone: BTreeSet<SessionId> = gone.iter().copied().map(SessionId).collect();
-        let known = Box::new(move |session| !gone.contains(&session));
+        let known = Box::new(move |session| (!gone.contains(&session)).then(|| owner_of(session)));
         let (snapshots, writer) = Snapshots::on(Box::new(disk.clone()), settings, known);
         let layout = Arc::new(layout(recurrent));
         Self { disk, snapshots, writer, layout, revision: "a", owner: "uid:1", salt: 0 }
@@ -178,7 +184,8 @@ impl World {
 
     pub(super) fn load_from(&self, session: u64, tokens: &[u32], held: u32) -> Result<Loaded, SnapshotError> {
         let (key, session) = (self.key(), SessionId(session));
-        let wanted = Wanted { session, key: &key, layout: &self.layout, tokens, held };
+        let stop = AtomicBool::new(false);
+        let wanted = Wanted { session, key: &key, layout: &self.layout, tokens, held, stop: &stop };
         let loaded = self.snapshots.load(&wanted, &Builder::default());
         if let Ok(loaded) = &loaded {
             self.check(loaded, tokens, held);

@@ -149,6 +149,8 @@ class AsyncClient(AsyncSessionCalls):
         model: str = "",
         pinned: bool | None = None,
         ttl: float | None = None,
+        replace: bool = False,
+        expected_token_count: int | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncSession:
         """Makes a session of a file that `export_session` gave.
@@ -159,10 +161,13 @@ class AsyncClient(AsyncSessionCalls):
             model: the model to bind it to; empty for the one that it was bound to.
             pinned: whether it is pinned; None for as it was.
             ttl: lifetime without use, in seconds; None for what it was.
+            replace: whether it takes the place of a session of its name, in one step.
+            expected_token_count: number of tokens of the session that it replaces; 0 if none.
             options: options of the call.
 
         Raises:
-            AlreadyExistsError: a session of this name exists.
+            AlreadyExistsError: a session of this name exists, and is not to be replaced.
+            SessionMovedError: the replaced session does not have `expected_token_count` tokens.
             InvalidRequestError: the file is damaged, incomplete, or something else.
         """
         start = convert.request(
@@ -171,5 +176,7 @@ class AsyncClient(AsyncSessionCalls):
             model=model,
             pinned=pinned,
             ttl=convert.duration(ttl, "ttl"),
+            replace=replace,
+            expected_token_count=expected_token_count,
         )
         return AsyncSession(self, await self._import_session(file, start, options))

@@ -345,16 +345,20 @@ class ImportSessionRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[ImportStart, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ImportStart(_message.Message):
-    __slots__ = ("name", "model", "pinned", "ttl")
+    __slots__ = ("name", "model", "pinned", "ttl", "replace", "expected_token_count")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     pinned: bool
     ttl: _duration_pb2.Duration
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., pinned: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    replace: bool
+    expected_token_count: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., pinned: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., replace: bool = ..., expected_token_count: _Optional[int] = ...) -> None: ...
 
 class ImportSessionResponse(_message.Message):
     __slots__ = ("session",)
