@@ -135,9 +135,12 @@ impl World {
         });
         let is_owed = self.engine.blocked.as_ref().is_some_and(|blocked| blocked.wanted.is_owed);
         let is_idle = could_start || if is_owed { self.engine.is_quiet() } else { self.is_crowded_out() };
-        self.idly_blocked = if is_idle { self.idly_blocked + 1 } else { 0 };
-        // What is reclaimable elsewhere is freed in one tick and used in the next.
-        assert!(self.idly_blocked <= 3, "{:?} waits for nobody", self.engine.blocked);
+        let free_bytes = self.engine.budget_bytes.saturating_sub(self.engine.used_bytes());
+        let (ticks, free_bytes_before) = self.idly_blocked;
+        // What is reclaimable elsewhere is freed in one tick and used in the next; others may start between.
+        let was_freed = ticks > 0 && free_bytes > free_bytes_before;
+        self.idly_blocked = if is_idle { (ticks + u32::from(!was_freed), free_bytes) } else { (0, 0) };
+        assert!(self.idly_blocked.0 <= 3, "{:?} waits for nobody", self.engine.blocked);
     }
 
     /// Returns whether the blocked request has no room but that of models which only later calls keep in use.

@@ -48,8 +48,9 @@ pub(super) struct World {
     pub(super) budget_before: u64,
     /// Tokens computed of what decodes, and ticks since then, by model and sequence.
     pub(super) waiting_rows: BTreeMap<(ModelId, u64), (u32, u32)>,
-    /// Number of ticks in a row in which the blocked request had nobody to wait for.
-    pub(super) idly_blocked: u32,
+    /// Number of ticks in a row in which the blocked request had nobody to wait for and nothing was freed for
+    /// it, and the bytes that were free before.
+    pub(super) idly_blocked: (u32, u64),
     /// What each session is to be.
     pub(super) kept: BTreeMap<SessionKey, Known>,
     /// The sessions' files.
@@ -118,7 +119,7 @@ impl World {
             shrunk: false,
             settled: false,
             budget_before: budget,
-            idly_blocked: 0,
+            idly_blocked: (0, 0),
             waiting_rows: BTreeMap::new(),
             kept: BTreeMap::new(),
             store,
@@ -165,7 +166,7 @@ impl World {
         self.snapshots.end_life();
         self.keep_snapshots();
         self.book = self.new_book();
-        (self.shrunk, self.idly_blocked) = (false, 0);
+        (self.shrunk, self.idly_blocked) = (false, (0, 0));
     }
 
     pub(super) fn new_book(&self) -> Arc<Book> {
@@ -261,8 +262,9 @@ impl World {
 
     pub(super) fn something_happens(&mut self) {
         match self.random.below(100) {
-            0..45 => self.generate(None),
-            45..62 => self.session_turn(),
+            0..42 => self.generate(None),
+            42..46 => self.snapshots_change(),
+            46..62 => self.session_turn(),
             62..66 => self.score(),
             66..72 => self.session_changes(),
             72..80 => self.somebody_leaves(),
@@ -284,7 +286,6 @@ impl World {
             94 => (0..20).for_each(|_| self.generate(None)),
             95 => self.stranger(),
             97 => self.somebody_tokenizes(),
-            99 => self.snapshots_change(),
             98 => {
                 let faults = &mut self.engine.backend.faults;
                 faults.slab_tokens_max = self.random.once_in(3).then(|| 256 * self.random.small(16));
