@@ -206,7 +206,7 @@ impl Fake {
 
     /// Runs a span and adds the results of its rows.
     fn span(&mut self, model: ModelId, span: &Span, results: &mut Vec<RowResult>) {
-        check(span);
+        fake_plain::check(span);
         let poison = self.faults.poison;
         let capacity = self.slabs[&(model, span.slot.slab)].capacity as usize;
         let content = self.slot(model, span.slot);
@@ -225,23 +225,6 @@ impl Fake {
                     RowResult::Score(TokenLogprobs { chosen: (next, -1.0), top: vec![] })
                 }
             });
-        }
-    }
-}
-
-/// Checks that a span's outputs are what its kind says.
-fn check(span: &Span) {
-    let rows: Vec<u32> = span.outputs.iter().map(|output| output.row).collect();
-    let all: Vec<u32> = (0..).take(span.tokens.len()).collect();
-    let sampled = span.outputs.iter().all(|output| matches!(output.want, Want::Sample(_)));
-    assert!(rows.is_sorted() && rows.iter().all(|row| all.contains(row)), "rows with outputs are the span's");
-    match span.kind {
-        SpanKind::Prefill => assert!(!all.is_empty(), "a span has tokens"),
-        SpanKind::Decode => {
-            assert!(all.len() == 1 && rows == all && sampled, "a decode draws after its token");
-        }
-        SpanKind::Verify => {
-            assert!(all.len() > 1 && rows == all && sampled, "a draft draws after each token");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::fake::{KV_BYTES, next_token};
 use super::{
     BuildKv, Chains, ImportError, Importing, KvArray, KvArrays, KvBuilding, KvContent, KvElement, KvLayout,
-    KvPart, KvSegment, ParkedId, check_segments,
+    KvPart, KvSegment, ParkedId, Span, SpanKind, Want, check_segments,
 };
 use crate::error::Error;
 
@@ -17,6 +17,23 @@ pub(super) fn layout(state_bytes: u64) -> KvLayout {
     let tokens = KvArray::PerToken { heads: 1, elements: small(KV_BYTES), element: KvElement::Int8 };
     let state = KvArray::PerSequence { shape: vec![small(state_bytes)], element: KvElement::Int8 };
     KvLayout { arrays: std::iter::once(tokens).chain((state_bytes > 0).then_some(state)).collect() }
+}
+
+/// Checks that a span's outputs are what its kind says.
+pub(super) fn check(span: &Span) {
+    let rows: Vec<u32> = span.outputs.iter().map(|output| output.row).collect();
+    let all: Vec<u32> = (0..).take(span.tokens.len()).collect();
+    let sampled = span.outputs.iter().all(|output| matches!(output.want, Want::Sample(_)));
+    assert!(rows.is_sorted() && rows.iter().all(|row| all.contains(row)), "rows with outputs are the span's");
+    match span.kind {
+        SpanKind::Prefill => assert!(!all.is_empty(), "a span has tokens"),
+        SpanKind::Decode => {
+            assert!(all.len() == 1 && rows == all && sampled, "a decode draws after its token");
+        }
+        SpanKind::Verify => {
+            assert!(all.len() > 1 && rows == all && sampled, "a draft draws after each token");
+        }
+    }
 }
 
 #[derive(Debug)]
