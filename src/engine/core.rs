@@ -1,7 +1,7 @@
 //! The engine itself: models and loads, moved on by commands and ticks. No thread and no channel of its own,
 //! so that a test can drive it by hand.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
@@ -266,7 +266,7 @@ impl<B: Backend> Engine<B> {
                 Some(refused) => refused,
                 None => {
                     resident.lifetime.ask(Stay { keep_alive, pin: None });
-                    return self.enqueue(sequence, replaced);
+                    return self.enqueue(sequence, &replaced);
                 }
             },
         };
@@ -275,11 +275,11 @@ impl<B: Backend> Engine<B> {
         sequence.end(outcome, now);
     }
 
-    /// Returns the place of the waiting request that goes for a new one, if one has to.
+    /// Returns the places of the waiting requests that go for a new one.
     ///
     /// # Errors
     /// No more requests can wait.
-    fn enter(&self, sequence: &Sequence) -> Result<Option<usize>, Error> {
+    fn enter(&self, sequence: &Sequence) -> Result<BTreeSet<usize>, Error> {
         if self.draining {
             return Err(Error::Draining);
         }
@@ -290,8 +290,7 @@ impl<B: Backend> Engine<B> {
         let waiting: Vec<Waiter<'_>> = waiting.chain(promised).collect();
         let newcomer = (&sequence.origin.owner, sequence.choices());
         match sched::enter(newcomer, &waiting, queue_length_max, queue_length_per_client_max) {
-            Entry::Waits => Ok(None),
-            Entry::Replaces(place) => Ok(Some(place)),
+            Entry::Waits(replaced) => Ok(replaced),
             Entry::Full => Err(queue_full("queue_length_max", queue_length_max)),
             Entry::FullForClient => {
                 Err(queue_full("queue_length_per_client_max", queue_length_per_client_max))
@@ -299,18 +298,14 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Adds a request to its model's queue, in the place of another if need be.
-    fn enqueue(&mut self, sequence: Sequence, replaced: Option<usize>) {
+    /// Adds a request to its model's queue, in the place of others if need be.
+    fn enqueue(&mut self, sequence: Sequence, replaced: &BTreeSet<usize>) {
         let full = queue_full("queue_length_max", self.settings.queue_length_max);
         let (models, mut cx) = self.parts();
-        let mut left = replaced;
-        for resident in models.values_mut() {
-            let Some(place) = left else { break };
-            let waiting = resident.queued() as usize;
-            left = place.checked_sub(waiting);
-            if left.is_none() {
-                resident.turn_away(&mut cx, place, &full);
-            }
+        let mut places = 0..;
+        let mut goes = || places.next().is_some_and(|place| replaced.contains(&place));
+        for resident in models.values_mut().filter(|_| !replaced.is_empty()) {
+            resident.turn_away(&mut cx, &mut goes, &full);
         }
         if let Some(resident) = models.get_mut(sequence.lease.model()) {
             resident.enqueue(sequence);

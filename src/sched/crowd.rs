@@ -1,8 +1,8 @@
 //! Who may wait when many do. A client can invent names, so it is counted by its connection too; and a full
-//! queue does not shut out those who have little in it: a newcomer takes the place of the last request of
+//! queue does not shut out those who have little in it: a newcomer takes the places of the last requests of
 //! whoever has most, by principal first, then by connection, then by client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Priority;
 use super::owner::{CIRCLES, Circle, Owner};
@@ -24,12 +24,10 @@ pub struct Waiter<'a> {
 }
 
 /// What becomes of a newcomer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// It waits.
-    Waits,
-    /// It waits in the place of this one.
-    Replaces(usize),
+    /// It waits, in the place of these: none while there is room.
+    Waits(BTreeSet<usize>),
     /// Too many wait in all.
     Full,
     /// Too many of its client or its connection wait.
@@ -52,13 +50,14 @@ pub fn enter(
     if of_client.max(of_connection) + choices > of_client_max {
         return Entry::FullForClient;
     }
-    let all = count(&|_| true);
-    if all + choices <= count_max {
-        return Entry::Waits;
+    let mut left: Vec<usize> = (0..waiting.len()).collect();
+    let mut goes = BTreeSet::new();
+    while places(left.iter().map(|place| &waiting[*place])) + choices > count_max {
+        let Some(last) = replaced((newcomer, choices), left.clone(), waiting) else { return Entry::Full };
+        left.retain(|place| *place != last);
+        goes.insert(last);
     }
-    let goes = replaced((newcomer, choices), waiting);
-    let fits = |place: &usize| all - waiting[*place].choices + choices <= count_max;
-    goes.filter(fits).map_or(Entry::Full, Entry::Replaces)
+    Entry::Waits(goes)
 }
 
 /// Returns the number of places that some requests have.
@@ -66,9 +65,12 @@ fn places<'a>(waiting: impl Iterator<Item = &'a Waiter<'a>>) -> u32 {
     waiting.map(|waiter| waiter.choices).sum()
 }
 
-/// Returns the request whose place a newcomer to a full queue may take.
-fn replaced((newcomer, choices): (&Owner, u32), waiting: &[Waiter<'_>]) -> Option<usize> {
-    let mut group: Vec<usize> = (0..waiting.len()).collect();
+/// Returns the request of a group, that of a full queue, whose place a newcomer may take.
+fn replaced(
+    (newcomer, choices): (&Owner, u32),
+    mut group: Vec<usize>,
+    waiting: &[Waiter<'_>],
+) -> Option<usize> {
     for depth in 0..CIRCLES {
         let own = newcomer.circle(depth);
         let mine = group.iter().map(|place| &waiting[*place]);
@@ -127,6 +129,11 @@ mod tests {
         Owner { principal: principal.into(), connection, client: client.into() }
     }
 
+    /// Returns what becomes of one for which these go.
+    fn replaces<const N: usize>(goes: [usize; N]) -> Entry {
+        Entry::Waits(BTreeSet::from(goes))
+    }
+
     impl Door {
         fn new(waiting: &[(&str, u64, &str)]) -> Self {
             let owners = waiting.iter().copied().map(owner).collect();
@@ -159,7 +166,7 @@ mod tests {
         let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "b")]);
         door.of_client_max = 2;
         assert_eq!(door.enter(("u", 1, "c")), Entry::FullForClient);
-        assert_eq!(door.enter(("u", 2, "a")), Entry::Waits);
+        assert_eq!(door.enter(("u", 2, "a")), replaces([]));
         door = Door::new(&[("u", 1, "a"), ("u", 2, "a")]);
         door.of_client_max = 2;
         assert_eq!(door.enter(("u", 3, "a")), Entry::FullForClient, "a name counts over all connections");
@@ -168,36 +175,40 @@ mod tests {
     #[test]
     fn each_choice_has_a_place() {
         let mut door = Door::new(&[("u", 1, "a"), ("u", 2, "b")]);
-        assert_eq!(door.enter_with(("u", 3, "c"), 2), Entry::Waits);
+        assert_eq!(door.enter_with(("u", 3, "c"), 2), replaces([]));
         assert_eq!(door.enter_with(("u", 3, "c"), 3), Entry::Full);
         door.choices = vec![(0, 3)];
-        assert_eq!(door.enter(("u", 3, "c")), Entry::Replaces(0), "one that has three places");
+        assert_eq!(door.enter(("u", 3, "c")), replaces([0]), "one that has three places");
         assert_eq!(door.enter_with(("u", 3, "c"), 3), Entry::Full, "they would have changed places");
         door.of_client_max = 3;
         assert_eq!(door.enter(("u", 1, "a")), Entry::FullForClient);
         let empty = Door::new(&[]);
-        assert_eq!(empty.enter_with(("u", 1, "a"), 16), Entry::Waits, "more than there are places");
+        assert_eq!(empty.enter_with(("u", 1, "a"), 16), replaces([]), "more than there are places");
         let other = Door::new(&[("u", 2, "b")]);
         assert_eq!(other.enter_with(("u", 1, "a"), 16), Entry::Full);
+        let mut singles = Door::new(&[("u", 1, "a"), ("u", 2, "b"), ("u", 1, "c"), ("u", 1, "d")]);
+        assert_eq!(singles.enter_with(("u", 3, "e"), 2), Entry::Full, "the second would change places");
+        singles = Door::new(&[("u", 1, "a"), ("u", 1, "b"), ("u", 1, "c"), ("u", 1, "d")]);
+        assert_eq!(singles.enter_with(("u", 3, "e"), 2), replaces([2, 3]));
     }
 
     #[test]
     fn a_newcomer_takes_the_place_of_the_last_of_the_largest() {
         let door = Door::new(&[("u", 1, "a"), ("u", 1, "b"), ("u", 1, "c"), ("u", 2, "d")]);
-        assert_eq!(door.enter(("u", 3, "e")), Entry::Replaces(2));
+        assert_eq!(door.enter(("u", 3, "e")), replaces([2]));
         let door = Door::new(&[("u", 1, "a"), ("u", 1, "b"), ("u", 2, "d"), ("u", 3, "e")]);
         assert_eq!(door.enter(("u", 2, "d")), Entry::Full, "they would have changed places");
         let door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a"), ("u", 1, "b")]);
-        assert_eq!(door.enter(("u", 1, "c")), Entry::Replaces(2), "within a connection too");
+        assert_eq!(door.enter(("u", 1, "c")), replaces([2]), "within a connection too");
         assert_eq!(door.enter(("u", 1, "a")), Entry::Full);
     }
 
     #[test]
     fn principals_share_before_connections_do() {
         let door = Door::new(&[("u", 1, "a"), ("u", 2, "b"), ("u", 3, "c"), ("v", 4, "d")]);
-        assert_eq!(door.enter(("w", 5, "e")), Entry::Replaces(2));
+        assert_eq!(door.enter(("w", 5, "e")), replaces([2]));
         let door = Door::new(&[("u", 1, "a"), ("u", 2, "b"), ("v", 4, "d"), ("v", 4, "d")]);
-        assert_eq!(door.enter(("w", 5, "e")), Entry::Replaces(3));
+        assert_eq!(door.enter(("w", 5, "e")), replaces([3]));
         assert_eq!(door.enter(("u", 5, "e")), Entry::Full);
     }
 
@@ -205,7 +216,7 @@ mod tests {
     fn a_request_that_has_begun_keeps_its_place() {
         let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a")]);
         door.begun = vec![2, 3];
-        assert_eq!(door.enter(("u", 2, "b")), Entry::Replaces(1));
+        assert_eq!(door.enter(("u", 2, "b")), replaces([1]));
         door.begun = vec![0, 1, 2, 3];
         assert_eq!(door.enter(("u", 2, "b")), Entry::Full);
     }
@@ -215,7 +226,7 @@ mod tests {
         let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 2, "b"), ("u", 2, "b")]);
         for (begun, goes) in [([0, 1], 3), ([2, 3], 1)] {
             door.begun = begun.to_vec();
-            assert_eq!(door.enter(("u", 3, "c")), Entry::Replaces(goes));
+            assert_eq!(door.enter(("u", 3, "c")), replaces([goes]));
         }
         let mut door = Door::new(&[("u", 1, "a"), ("u", 1, "a"), ("u", 1, "a"), ("u", 2, "b")]);
         door.begun = vec![0, 1, 2];

@@ -66,10 +66,14 @@ impl Resident {
         goes_on
     }
 
-    /// Ends the waiting request of this place among [`Self::waiters`].
-    pub(crate) fn turn_away<B: Backend>(&mut self, cx: &mut Context<'_, B>, place: usize, error: &Error) {
-        let mut places = 0..;
-        for sequence in self.queue.take_if(|_| places.next() == Some(place)) {
+    /// Ends those waiting requests, in the order of [`Self::waiters`], that `goes` says.
+    pub(crate) fn turn_away<B: Backend>(
+        &mut self,
+        cx: &mut Context<'_, B>,
+        mut goes: impl FnMut() -> bool,
+        error: &Error,
+    ) {
+        for sequence in self.queue.take_if(|_| goes()) {
             self.leave(cx, sequence, Err(error.clone()));
         }
     }

@@ -205,3 +205,24 @@ fn choices_count_in_the_queue_before_and_after_their_prompt() {
     assert!([one, fits].into_iter().all(|events| drain(events).end.is_ok()));
     check(&mut bench, &prompt(1, 50), 30, choices);
 }
+
+#[test]
+fn choices_take_as_many_places_of_a_full_queue_as_they_need() {
+    let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| {
+        (settings.queue_length_max, settings.queue_length_per_client_max) = (8, 6);
+    });
+    let on =
+        |connection| move |work: &mut GenerateWork| work.origin.owner.connection = ConnectionId(connection);
+    let flood: Vec<Events> = (0..8).map(|_| bench.ask("a", Priority::Normal, 2, on(1))).collect();
+    let more: Vec<Events> = (0..2).map(|_| bench.ask("b", Priority::Normal, 2, on(2))).collect();
+    let choices = bench.choices(&prompt(1, 50), (3, 5), |work| {
+        (work.origin.owner.connection, work.origin.owner.client) = (ConnectionId(3), "c".into());
+    });
+    bench.run();
+    check(&mut bench, &prompt(1, 50), 5, choices);
+    let is_ok = |events: Vec<Events>| -> Vec<bool> {
+        events.into_iter().map(|events| drain(events).end.is_ok()).collect()
+    };
+    let expected = [true, true, true, false, false, false, false, false];
+    assert_eq!((is_ok(flood), is_ok(more)), (expected.to_vec(), vec![true, true]));
+}

@@ -6,7 +6,7 @@ use super::*;
 use crate::backend::fake::{KV_BYTES, WEIGHT_BYTES};
 
 impl Bench {
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         client: &str,
         priority: Priority,
