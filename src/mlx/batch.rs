@@ -49,8 +49,17 @@ pub(crate) struct Batch {
     pub(crate) layout: Layout,
     /// Rows that a recurrent layer runs together, in order; empty if no layer is recurrent.
     pub(crate) runs: Vec<Run>,
-    /// Rows `[rows]` whose logits are wanted, int32; None if no row is.
-    pub(crate) outputs: Option<Array>,
+    /// The rows whose logits are wanted; None if no row is.
+    pub(crate) outputs: Option<OutputRows>,
+}
+
+/// Rows whose logits are wanted. One that several choices begin with is wanted several times.
+#[derive(Debug)]
+pub(crate) enum OutputRows {
+    /// Each row once, in order.
+    All,
+    /// These `[rows]`, int32.
+    Rows(Array),
 }
 
 /// The places of a step's tokens, for attention.
@@ -334,7 +343,10 @@ impl Batch {
             layout: Layout::new(&all, &slabs, &shape.attention),
             slabs,
             runs: if shape.recurrent { runs(&all) } else { Vec::new() },
-            outputs: (!outputs.is_empty()).then(|| ints(&outputs)),
+            outputs: (!outputs.is_empty()).then(|| {
+                let is_all = outputs.iter().copied().eq(0..dim(tokens.len()));
+                if is_all { OutputRows::All } else { OutputRows::Rows(ints(&outputs)) }
+            }),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::config::Common;
 use super::parts::Layer;
 use super::{Loading, Model, Setup};
 use crate::error::Error;
-use crate::mlx::batch::Batch;
+use crate::mlx::batch::{Batch, OutputRows};
 use crate::mlx::kernels::KernelSet;
 use crate::mlx::kv::{Kv, KvShape, LayerState, TokenState};
 use crate::mlx::layers::{ForwardContext, Gate, Matrix, Mixture, Residual, RmsNorm, Rope, Sublayer};
@@ -333,10 +333,11 @@ impl Model for Decoder {
             let next = next.map_or(Some(&self.norm), |next| next.before.as_ref());
             (x, normed) = residual.forward(&x, normed, next, &mut context)?;
         }
-        let Some(rows) = &batch.outputs else { return Ok(None) };
-        let normed = match normed.filter(|_| rows.dim(0) == x.dim(0)) {
-            Some(normed) => normed,
-            None => self.norm.forward(&x.take_axis(rows, 0)?)?,
+        let normed = match (&batch.outputs, normed) {
+            (None, _) => return Ok(None),
+            (Some(OutputRows::All), Some(normed)) => normed,
+            (Some(OutputRows::All), None) => self.norm.forward(&x)?,
+            (Some(OutputRows::Rows(rows)), _) => self.norm.forward(&x.take_axis(rows, 0)?)?,
         };
         self.logits(&normed).map(Some)
     }

@@ -108,6 +108,15 @@ def test_the_best_of_many_are_known_by_their_logprobs(wire: Wire) -> None:
     assert best.usage.completion_tokens == 6 * 12
 
 
+def test_a_prompt_of_as_many_tokens_as_choices_is_not_taken_for_rows_of_its_own(wire: Wire) -> None:
+    sampling = {"temperature": 1.0, "seed": 17}
+    for length in range(2, 6):
+        prompt = PROMPT[:length]
+        reply = wire.generate("tiny", prompt, max_tokens=24, sampling=sampling, n=length)
+        expected = [alone(wire, sampling, index, prompt) for index in range(length)]
+        assert [list(choice.token_ids) for choice in reply.choices] == expected
+
+
 def test_all_kinds_of_requests_together_are_each_as_alone(wire: Wire) -> None:
     generator = random.Random(5)
     cases = [
