@@ -8,7 +8,7 @@ use super::fake_plain::{self, FakeBuilder};
 use super::{
     Backend, Base, BuildKv, Chains, ComputeDtype, DeviceInfo, DeviceMemory, Formats, Held, ImportError,
     Importing, KvDtype, KvSegment, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, NewChain, ParkedId,
-    Parking, Restoring, RowResult, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want,
+    Parking, Restoring, RowResult, Sample, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want,
     add_checkpoint,
 };
 use crate::error::Error;
@@ -218,15 +218,19 @@ impl Fake {
             let seen = &content[..(span.start + output.row) as usize + 1];
             results.push(match output.want {
                 _ if poisoned => RowResult::NotFinite,
-                Want::Sample(ref sample) => {
-                    RowResult::Token(drawn_token(seen, sample.temperature, sample.uniform), None)
-                }
+                Want::Sample(ref sample) => RowResult::Token(drawn(sample, seen), None),
                 Want::Score { next, .. } => {
                     RowResult::Score(TokenLogprobs { chosen: (next, -1.0), top: vec![] })
                 }
             });
         }
     }
+}
+
+/// Returns the token after a context, unless a bias that no other logit comes near says which.
+fn drawn(sample: &Sample, context: &[u32]) -> u32 {
+    let forced = sample.edits.iter().find(|edit| edit.bias >= 10_000.0);
+    forced.map_or_else(|| drawn_token(context, sample.temperature, sample.uniform), |edit| edit.token)
 }
 
 impl Backend for Fake {

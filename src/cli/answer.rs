@@ -1,7 +1,5 @@
 //! Shared by `generate` and `chat`: sampling options, sessions by name, and an answer streamed to stdout.
 
-use std::io;
-
 use clap::{Args, ValueEnum};
 use mlxd::config::KeepAlive;
 use mlxd_client::v1::{
@@ -13,7 +11,8 @@ use mlxd_client::{Client, ErrorReason};
 
 use super::connect::choose_model;
 use super::failure::{Failure, Result};
-use super::{format, out};
+use super::format;
+use super::shown::Shown;
 
 /// Temperature for models whose files name none: AbstractLLM's.
 const TEMPERATURE: f32 = 0.7;
@@ -188,40 +187,15 @@ pub(crate) async fn create_session(client: &Client, name: &str, model: Option<&s
 /// Streams an answer to stdout and ends its last line, even if the answer is incomplete.
 pub(crate) async fn stream_to_stdout(client: &Client, request: GenerateRequest) -> Result<GenerateFinished> {
     let mut stream = client.stream_generate(request).await?;
-    let mut line = OpenLine::default();
+    let mut shown = Shown::default();
     let mut end = GenerateFinished::default();
     while let Some(event) = stream.next_event().await? {
         match event {
-            Event::Delta(delta) => line.write(&delta.text)?,
+            Event::Delta(delta) => shown.add(delta)?,
             Event::Finished(finished) => end = finished,
             Event::Started(_) | Event::Progress(_) | Event::ChoiceFinished(_) => {}
         }
     }
-    line.close()?;
+    shown.close()?;
     Ok(end)
-}
-
-/// Writer to stdout that ends an open last line when it is closed or dropped.
-#[derive(Default)]
-struct OpenLine {
-    open: bool,
-}
-
-impl OpenLine {
-    fn write(&mut self, text: &str) -> io::Result<()> {
-        let Some(last) = text.chars().last() else { return Ok(()) };
-        self.open = last != '\n';
-        out::data(text)
-    }
-
-    fn close(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.open) { out::data("\n") } else { Ok(()) }
-    }
-}
-
-impl Drop for OpenLine {
-    fn drop(&mut self) {
-        // Cancelled or failed within a line: the next error or prompt must start a new one.
-        _ = self.close();
-    }
 }

@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use super::answer::{SamplingArgs, create_session, open_session, stream_to_stdout};
+use super::asking::AskingArgs;
 use super::connect::ConnectArgs;
 use super::failure::{Failure, Result};
 use super::interrupts::Interrupts;
@@ -58,6 +59,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_enum, value_name = "HOW")]
     pub(crate) history: Option<Past>,
     #[command(flatten)]
+    pub(crate) asking: AskingArgs,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
@@ -81,6 +84,7 @@ struct Chat {
     turns: u32,
     system: Option<String>,
     history: History,
+    asking: AskingArgs,
     sampling: SamplingArgs,
     last: Option<GenerateFinished>,
 }
@@ -122,7 +126,7 @@ pub(crate) fn with_client(
     client: Client,
     args: ChatArgs,
 ) -> Result<()> {
-    let ChatArgs { model, session, system, history, sampling, connect: _ } = args;
+    let ChatArgs { model, session, system, history, asking, sampling, connect: _ } = args;
     let opened = runtime.block_on(interrupts.or(async {
         match &session {
             Some(name) => open_session(&client, name, model.as_deref()).await,
@@ -134,7 +138,8 @@ pub(crate) fn with_client(
         runtime.block_on(interrupts.or(show_past(&client, &opened)))?;
     }
     let history = history.map_or(History::Unspecified, Past::to_wire);
-    let mut chat = Chat { client, session: opened.name, turns, system, history, sampling, last: None };
+    let (session_name, last) = (opened.name, None);
+    let mut chat = Chat { client, session: session_name, turns, system, history, asking, sampling, last };
     let settled = runtime.block_on(interrupts.or(chat.sampling.settle(&chat.client, &opened.model)));
     let outcome = settled.and_then(|()| {
         if io::stdin().is_terminal() {
@@ -264,6 +269,7 @@ impl Chat {
             GenerateRequest { session: self.session.clone(), ..GenerateRequest::messages(messages) };
         request.set_history(self.history);
         self.sampling.apply(&mut request);
+        self.asking.apply(&mut request)?;
         let end = stream_to_stdout(&self.client, request).await?;
         self.last = Some(end);
         self.turns += 1;

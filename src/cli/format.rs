@@ -3,15 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use mlxd::config::KeepAlive;
-use mlxd_client::v1::{GenerateResponse, Timings, Usage};
-
-/// Formats the texts of an answer: several each after a line with its number.
-pub(crate) fn choices(response: &GenerateResponse) -> String {
-    match response.choices.as_slice() {
-        [] | [_] => format!("{}\n", response.text),
-        choices => choices.iter().map(|choice| format!("[{}]\n{}\n", choice.choice, choice.text)).collect(),
-    }
-}
+use mlxd_client::v1::{Timings, Usage};
 
 /// Formats bytes with three digits and a binary unit.
 pub(crate) fn bytes(count: u64) -> String {
@@ -156,7 +148,7 @@ mod tests {
     fn speed_counts_the_tokens_after_the_first() {
         let duration =
             |milliseconds: i32| Some(prost_types::Duration { seconds: 0, nanos: milliseconds * 1_000_000 });
-        let usage = Usage { prompt_tokens: 12, cached_tokens: 4, completion_tokens: 11 };
+        let usage = Usage { prompt_tokens: 12, cached_tokens: 4, completion_tokens: 11, reasoning_tokens: 0 };
         let timings = Timings {
             time_to_first_token: duration(20),
             decode_time: duration(200),

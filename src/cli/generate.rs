@@ -10,9 +10,10 @@ use mlxd_client::Client;
 use mlxd_client::v1::{GenerateRequest, Message, generate_request::Input};
 
 use super::answer::{SamplingArgs, open_session, stream_to_stdout};
+use super::asking::AskingArgs;
 use super::connect::{ConnectArgs, choose_model};
 use super::failure::{Failure, Result};
-use super::{format, json, out};
+use super::{format, json, out, shown};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,7 +24,8 @@ Examples:
   mlxd generate --session trip \"Name a city.\" && mlxd generate --session trip \"And its river?\"
   mlxd generate --continue \"Dear Anna,\" \"Write a letter to Anna.\"
   mlxd generate --n 3 --temperature 1 \"Name a boat.\"
-  mlxd generate --json \"Hi\" | jq .usage";
+  mlxd generate --json \"Hi\" | jq .usage
+  mlxd generate --tool weather.json --json \"Is it raining in Paris?\" | jq .tool_calls";
 
 /// Generate one answer and stream it to stdout.
 #[derive(Args, Debug)]
@@ -65,6 +67,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     stats: bool,
     #[command(flatten)]
+    asking: AskingArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     connect: ConnectArgs,
@@ -86,7 +90,7 @@ pub(crate) async fn run(mut args: GenerateArgs, prompt: String) -> Result<()> {
         (response.usage, response.timings)
     } else if args.n.is_some() || args.best_of.is_some() {
         let response = client.generate(request).await?;
-        out::data(&format::choices(&response))?;
+        out::data(&shown::choices(&response))?;
         (response.usage, response.timings)
     } else {
         let end = stream_to_stdout(&client, request).await?;
@@ -121,6 +125,7 @@ async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Re
     }
     args.sampling.settle(client, &request.model).await?;
     args.sampling.apply(&mut request);
+    args.asking.apply(&mut request)?;
     (request.n, request.best_of) = (args.n, args.best_of);
     Ok(request)
 }

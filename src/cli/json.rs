@@ -5,7 +5,7 @@ use std::io;
 
 use mlxd_client::v1::{
     EffectiveSampling, GenerateChoice, GenerateResponse, GetStatsResponse, LoadValidated, ModelInfo, Session,
-    SessionChange, SessionState,
+    SessionChange, SessionState, ToolCall,
 };
 use serde_json::{Value, json};
 
@@ -27,12 +27,15 @@ pub(crate) fn generation(response: &GenerateResponse, session: Option<&str>) -> 
     let timings = response.timings.unwrap_or_default();
     json!({
         "text": response.text,
+        "reasoning": response.reasoning,
+        "tool_calls": response.tool_calls.iter().map(tool_call).collect::<Vec<_>>(),
         "finish_reason": enum_name(response.finish_reason().as_str_name(), "FINISH_REASON_"),
         "stop_string": response.stop_string,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,
             "completion_tokens": usage.completion_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
         },
         "timings": {
             "queue_time": seconds(timings.queue_time.as_ref()),
@@ -50,10 +53,18 @@ pub(crate) fn generation(response: &GenerateResponse, session: Option<&str>) -> 
     })
 }
 
+/// Converts a tool call; its arguments are an object.
+pub(crate) fn tool_call(call: &ToolCall) -> Value {
+    let arguments: Value = serde_json::from_str(&call.arguments_json).unwrap_or_else(|_| json!({}));
+    json!({ "id": call.id, "name": call.name, "arguments": arguments })
+}
+
 fn choice(choice: &GenerateChoice) -> Value {
     json!({
         "choice": choice.choice,
         "text": choice.text,
+        "reasoning": choice.reasoning,
+        "tool_calls": choice.tool_calls.iter().map(tool_call).collect::<Vec<_>>(),
         "finish_reason": enum_name(choice.finish_reason().as_str_name(), "FINISH_REASON_"),
         "stop_string": choice.stop_string,
         "completion_tokens": choice.completion_tokens,

@@ -3,6 +3,7 @@
 //! none answers. Stdout carries data, stderr progress and errors. Called by `main`.
 
 mod answer;
+mod asking;
 mod bar;
 mod bench;
 mod chat;
@@ -27,6 +28,7 @@ mod session_files;
 mod session_filter;
 mod session_watch;
 mod sessions;
+mod shown;
 mod transfer_bars;
 
 use std::future::Future;

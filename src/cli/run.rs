@@ -8,6 +8,7 @@ use mlxd_client::{Address, Client, ErrorReason};
 use tokio::runtime::Runtime;
 
 use super::answer::SamplingArgs;
+use super::asking::AskingArgs;
 use super::chat::{self, ChatArgs};
 use super::connect::ConnectArgs;
 use super::failure::Result;
@@ -33,6 +34,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     #[command(flatten)]
+    asking: AskingArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     connect: ConnectArgs,
@@ -40,10 +43,11 @@ pub(crate) struct RunArgs {
 
 /// Runs the command.
 pub(crate) fn run(runtime: &Runtime, args: RunArgs) -> Result<()> {
-    let RunArgs { model, system, sampling, connect } = args;
+    let RunArgs { model, system, asking, sampling, connect } = args;
     let mut interrupts = Interrupts::listen(runtime)?;
     let (_daemon, client) = runtime.block_on(interrupts.or(prepare(&connect, &model)))?;
-    let chat = ChatArgs { model: Some(model), session: None, system, history: None, sampling, connect };
+    let (session, history, model) = (None, None, Some(model));
+    let chat = ChatArgs { model, session, system, history, asking, sampling, connect };
     chat::with_client(runtime, &mut interrupts, client, chat)
 }
 

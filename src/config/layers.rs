@@ -6,16 +6,15 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::keys::{Key, keys};
-use super::models::MODEL;
+use super::models::{MODEL, Sections};
 use super::{Config, ConfigError, Overrides, models};
-use crate::engine::{KeepAlive, ModelSettings};
-use crate::ids::ModelName;
+use crate::engine::KeepAlive;
 
 pub(super) struct Layers {
     keys: Vec<Key>,
     values: BTreeMap<&'static str, (Value, String)>,
     /// Settings of single models; they come from the file only.
-    pub(super) models: BTreeMap<ModelName, ModelSettings>,
+    pub(super) models: Sections,
     sections: Option<Value>,
 }
 
@@ -23,7 +22,7 @@ impl Layers {
     pub(super) fn defaults() -> Self {
         let keys = keys();
         let values = keys.iter().map(|key| (key.name, (key.default.clone(), "default".into()))).collect();
-        Self { keys, values, models: BTreeMap::new(), sections: None }
+        Self { keys, values, models: Sections::default(), sections: None }
     }
 
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {

@@ -13,11 +13,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use layers::Layers;
+use models::Sections;
 
 use crate::backend::{KernelChoice, WiredLimit};
 use crate::engine::{EngineSettings, ModelSettings, ResidencySettings};
 pub use crate::engine::{KeepAlive, NotAKeepAlive};
-use crate::hub::{ModelAccess, ModelRoots, Pattern, default_hf_cache, expand_home};
+use crate::hub::{FormSettings, ModelAccess, ModelRoots, Pattern, default_hf_cache, expand_home};
 use crate::ids::ModelName;
 use crate::limits::Limits;
 use crate::store::Durability;
@@ -124,7 +125,9 @@ pub struct Config {
     pub log_filter: String,
     /// The values by key, as they were given.
     values: BTreeMap<&'static str, toml::Value>,
-    /// The sections of single models, as they were given.
+    /// What the sections of single models say of their forms.
+    pub forms: BTreeMap<ModelName, FormSettings>,
+    /// The rest of those sections, as they were given.
     sections: BTreeMap<ModelName, ModelSettings>,
 }
 
@@ -203,7 +206,8 @@ impl Config {
         config.values = layers.values();
         (config.residency.keep_alive, config.residency.keep_alive_max) =
             stays(&layers, config.access.auto_load)?;
-        config.sections = layers.models;
+        let Sections { settings, forms } = layers.models;
+        (config.sections, config.forms) = (settings, forms);
         config.residency.models = config.single_models();
         Ok(config)
     }
@@ -237,7 +241,7 @@ impl Config {
             }
         }
         self.residency = new.residency;
-        self.sections = new.sections;
+        (self.sections, self.forms) = (new.sections, new.forms);
         // `models` itself takes a restart.
         self.residency.models = self.single_models();
         self.model_roots = new.model_roots;

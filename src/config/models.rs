@@ -6,19 +6,28 @@ use toml::Value;
 
 use super::ConfigError;
 use crate::engine::{KeepAlive, ModelSettings};
+use crate::hub::{FormChoice, FormSettings};
 use crate::ids::ModelName;
+use crate::output::{Format, Reasoning};
 
 /// The table of settings of single models, which is not a key.
 pub(super) const MODEL: &str = "model";
 
+/// What the sections say of each model.
+#[derive(Default)]
+pub(super) struct Sections {
+    pub(super) settings: BTreeMap<ModelName, ModelSettings>,
+    pub(super) forms: BTreeMap<ModelName, FormSettings>,
+}
+
 /// Reads the table of all sections.
-pub(super) fn read(value: &Value, origin: &str) -> Result<BTreeMap<ModelName, ModelSettings>, ConfigError> {
+pub(super) fn read(value: &Value, origin: &str) -> Result<Sections, ConfigError> {
     let refuse = |why: String| ConfigError::Value { origin: origin.to_owned(), key: MODEL, why };
     let sections = value.as_table().ok_or_else(|| refuse("must be sections [model.\"name\"]".into()))?;
-    let mut models = BTreeMap::new();
+    let mut models = Sections::default();
     for (name, section) in sections {
         let section = section.as_table().ok_or_else(|| refuse(format!("{name:?} must be a section")))?;
-        let mut settings = ModelSettings::default();
+        let (mut settings, mut forms) = (ModelSettings::default(), FormSettings::default());
         for (key, value) in section {
             match (key.as_str(), value) {
                 ("keep_alive", value) => {
@@ -26,6 +35,18 @@ pub(super) fn read(value: &Value, origin: &str) -> Result<BTreeMap<ModelName, Mo
                     settings.keep_alive = Some(read?);
                 }
                 ("pin", Value::Boolean(pin)) => settings.pin = *pin,
+                ("tool_format", value) => {
+                    let known = Format::ALL.iter().map(|format| (format.name(), *format));
+                    let read =
+                        form(value, known).map_err(|why| refuse(format!("{name:?}: tool_format {why}")));
+                    forms.tools = Some(read?);
+                }
+                ("reasoning_format", value) => {
+                    let known = Reasoning::ALL.iter().map(|form| (form.name(), *form));
+                    let read =
+                        form(value, known).map_err(|why| refuse(format!("{name:?}: reasoning_format {why}")));
+                    forms.reasoning = Some(read?);
+                }
                 ("pin", _) => return Err(refuse(format!("{name:?}: pin must be true or false"))),
                 _ => {
                     let key = format!("{MODEL}.{name:?}.{key}");
@@ -33,9 +54,26 @@ pub(super) fn read(value: &Value, origin: &str) -> Result<BTreeMap<ModelName, Mo
                 }
             }
         }
-        models.insert(name.as_str().into(), settings);
+        models.settings.insert(name.as_str().into(), settings);
+        models.forms.insert(name.as_str().into(), forms);
     }
     Ok(models)
+}
+
+/// Reads the name of a form, or `none`.
+fn form<T: Copy>(
+    value: &Value,
+    known: impl Iterator<Item = (&'static str, T)>,
+) -> Result<FormChoice<T>, String> {
+    let known: BTreeMap<&str, T> = known.collect();
+    match value.as_str() {
+        Some("none") => Ok(FormChoice::Off),
+        Some(name) if known.contains_key(name) => Ok(FormChoice::Is(known[name])),
+        Some(_) | None => {
+            let names = known.into_keys().collect::<Vec<_>>().join(", ");
+            Err(format!("must be none, or one of {names}"))
+        }
+    }
 }
 
 /// Reads a stay, which is text or a number of seconds.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::keys::{Key, Kind, keys};
 use super::*;
+use crate::hub::FormChoice;
+use crate::output::Format;
 
 fn load(file: &str, env: &[(&str, &str)], overrides: &Overrides) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();
@@ -191,6 +193,15 @@ fn single_models_have_sections() {
     assert!(
         refused("[model.a]\nkeep_alive = \"x\"", &[]).starts_with("FILE: `model` \"a\": keep_alive must be")
     );
+    assert!(
+        refused("[model.a]\ntool_format = \"x\"", &[])
+            .starts_with("FILE: `model` \"a\": tool_format must be none, or one of deepseek_v3, ")
+    );
+    let forms =
+        load("[model.a]\ntool_format = \"hermes\"\nreasoning_format = \"none\"", &[], &Overrides::default());
+    let forms = forms.unwrap().forms[&"a".into()];
+    assert_eq!(forms.tools, Some(FormChoice::Is(Format::Hermes)));
+    assert_eq!(forms.reasoning, Some(FormChoice::Off));
     assert!(refused("model = 1", &[]).starts_with("FILE: `model` must be sections"));
 }
 

@@ -167,7 +167,7 @@ fn catalog(config: &Config) -> ModelCatalog {
     if let Err(error) = std::thread::Builder::new().name("models".into()).spawn(look) {
         tracing::warn!(%error, "the models are not looked at");
     }
-    ModelCatalog::new(roots)
+    ModelCatalog::new(roots).with_forms(config.forms.clone())
 }
 
 /// Takes in the sessions of the state folder and keeps them there from now on.

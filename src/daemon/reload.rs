@@ -9,8 +9,8 @@ use super::catalog;
 use crate::config::Config;
 use crate::service::Service;
 
-/// Keys that say where models are.
-const PLACES: [&str; 3] = ["model_roots", "model_links_anywhere", "hf_cache"];
+/// Keys that say where models are, and how they write.
+const PLACES: [&str; 4] = ["model_roots", "model_links_anywhere", "hf_cache", "model"];
 
 /// Takes over what can change of each configuration that comes.
 pub(super) async fn take_over(

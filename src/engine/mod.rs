@@ -22,8 +22,9 @@ mod thread;
 pub use api::{
     AdoptWork, CacheUse, CachedAsk, CachedKv, Command, Counters, Delta, DrySampling, EVENTS_BUFFERED_MAX,
     EngineHandle, EngineSettings, EngineStats, ExportAsk, Finish, GenerateEvent, GenerateWork, Generated,
-    KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty, Pulse, ResidentModel, RoomAsk,
-    Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty, Pulse, Reading,
+    ReasoningBudget, ResidentModel, RoomAsk, Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin,
+    XtcSampling,
 };
 pub use thread::start;
 

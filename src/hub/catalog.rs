@@ -2,6 +2,7 @@
 //! once for each revision of the files and shared. Blocks on the file system: call it where a thread may
 //! block.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use super::cache::RevisionCache;
 use super::{HubError, Listed, ModelFacts, ModelFiles, ModelFolder, ModelRoots, read_text_files};
 use crate::error::Error;
 use crate::ids::{ModelName, TokenizerHash};
+use crate::output::{Format, Reasoning};
 use crate::text::{ChatTemplate, TextError, TextFiles, Tokenizer, eos_token_ids};
 
 /// A tokenizer takes tens of megabytes. Resident models hold theirs in addition.
@@ -18,6 +20,42 @@ const ASSETS_CACHED_MAX: usize = 16;
 
 /// Facts are small; the longest page of a list has this many.
 const FACTS_CACHED_MAX: usize = 1000;
+
+/// The forms in which a model writes what is not text; None where it is not known, and stays text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelForms {
+    /// Tool calls.
+    pub tools: Option<Format>,
+    /// Reasoning.
+    pub reasoning: Option<Reasoning>,
+}
+
+/// What a configuration says of a model's forms; unset is as its template shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FormSettings {
+    /// Tool calls.
+    pub tools: Option<FormChoice<Format>>,
+    /// Reasoning.
+    pub reasoning: Option<FormChoice<Reasoning>>,
+}
+
+/// A form that is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormChoice<T> {
+    /// None: all is text.
+    Off,
+    /// This one.
+    Is(T),
+}
+
+impl<T> FormChoice<T> {
+    fn form(self) -> Option<T> {
+        match self {
+            Self::Off => None,
+            Self::Is(form) => Some(form),
+        }
+    }
+}
 
 /// Everything the edge needs of a model.
 #[derive(Debug)]
@@ -30,6 +68,8 @@ pub struct ModelAssets {
     pub chat_template: Result<ChatTemplate, TextError>,
     /// The tokens that end its output.
     pub eos_token_ids: Vec<u32>,
+    /// The forms of reasoning and tool calls that its template shows.
+    pub forms: ModelForms,
     /// Number of ids that are both the model's and the tokenizer's. Embeddings are often padded: their rows
     /// beyond the tokenizer are not tokens.
     pub vocabulary_size: u32,
@@ -41,6 +81,7 @@ pub struct ModelAssets {
 #[derive(Debug)]
 pub struct ModelCatalog {
     roots: ModelRoots,
+    forms: BTreeMap<ModelName, FormSettings>,
     assets: RevisionCache<Arc<ModelAssets>>,
     facts: RevisionCache<ModelFacts>,
 }
@@ -51,9 +92,16 @@ impl ModelCatalog {
     pub fn new(roots: ModelRoots) -> Self {
         Self {
             roots,
+            forms: BTreeMap::new(),
             assets: RevisionCache::new(ASSETS_CACHED_MAX),
             facts: RevisionCache::new(FACTS_CACHED_MAX),
         }
+    }
+
+    /// Changes the forms of some models from what their templates show.
+    #[must_use]
+    pub fn with_forms(self, forms: BTreeMap<ModelName, FormSettings>) -> Self {
+        Self { forms, ..self }
     }
 
     /// Returns the assets of a model as its files are now.
@@ -68,7 +116,9 @@ impl ModelCatalog {
         }
         let files = ModelFiles::read(&found).map_err(|error| found.error(error))?;
         self.facts.put(name.clone(), found.revision.clone(), files.facts.clone());
-        let assets = Arc::new(ModelAssets::read(files)?);
+        let mut assets = ModelAssets::read(files)?;
+        assets.forms = assets.forms.with(self.forms.get(name).copied().unwrap_or_default());
+        let assets = Arc::new(assets);
         self.assets.put(name.clone(), found.revision, Arc::clone(&assets));
         Ok(assets)
     }
@@ -130,6 +180,21 @@ impl ModelCatalog {
     }
 }
 
+impl ModelForms {
+    fn with(self, settings: FormSettings) -> Self {
+        Self {
+            tools: settings.tools.map_or(self.tools, FormChoice::form),
+            reasoning: settings.reasoning.map_or(self.reasoning, FormChoice::form),
+        }
+    }
+
+    /// Returns those that a template shows.
+    fn of(template: &ChatTemplate) -> Self {
+        let source = template.source();
+        Self { tools: Format::of_template(source), reasoning: Reasoning::of_template(source) }
+    }
+}
+
 impl ModelAssets {
     /// Makes tokenizer and template of a model whose other files have been read.
     fn read(files: ModelFiles) -> Result<Self, Error> {
@@ -149,8 +214,10 @@ impl ModelAssets {
         }
         // An id beyond can never be drawn.
         eos_token_ids.retain(|id| *id < vocabulary_size);
+        let forms = chat_template.as_ref().map_or_else(|_| ModelForms::default(), ModelForms::of);
         Ok(Self {
             files: Arc::new(files),
+            forms,
             tokenizer,
             chat_template,
             eos_token_ids,
@@ -170,6 +237,7 @@ impl ModelAssets {
             tokenizer: Tokenizer::new(&text).unwrap(),
             chat_template: Err(TextError::NoTemplate),
             eos_token_ids: Vec::new(),
+            forms: ModelForms::default(),
             vocabulary_size: 0,
             tokenizer_hash: hash(&text),
         }

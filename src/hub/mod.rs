@@ -22,7 +22,7 @@ mod revision;
 mod sizes;
 
 pub use access::{ModelAccess, Pattern};
-pub use catalog::{ModelAssets, ModelCatalog};
+pub use catalog::{FormChoice, FormSettings, ModelAssets, ModelCatalog, ModelForms};
 pub use config::{config_f64, text_default, text_part};
 pub use content::ContentHash;
 pub use convert::{

@@ -44,6 +44,11 @@ impl Harmony {
         Self { state, with_calls, scan: Scan::default(), fragment: String::new() }
     }
 
+    /// Starts in a message of text that the prompt has opened.
+    pub(super) fn within_text(&mut self) {
+        self.state = State::Text;
+    }
+
     pub(super) fn in_reasoning(&self) -> bool {
         matches!(self.state, State::Reasoning)
     }

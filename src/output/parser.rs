@@ -88,6 +88,30 @@ impl Parser {
         }
     }
 
+    /// Starts an output that continues the model's own words, which are none of it: what they leave open goes
+    /// on, and they have begun the text or the reasoning. Calls in them are text.
+    #[must_use]
+    pub fn continuing(syntax: Syntax, tools: Arc<[Tool]>, words: &str) -> Self {
+        let mut read = Self::new(Syntax { format: None, ..syntax }, [].into(), Start::Text);
+        read.push(words);
+        let in_reasoning = read.in_reasoning();
+        if let Mode::Text | Mode::Reasoning = read.mode {
+            let held = read.scan.take();
+            read.say(&held);
+        }
+        read.speech.spoken();
+        read.thought.thought();
+        let start = if in_reasoning { Start::Reasoning } else { Start::Text };
+        let mut parser = Self::new(syntax, tools, start);
+        if let Mode::Harmony(harmony) = &mut parser.mode
+            && !in_reasoning
+            && !words.trim().is_empty()
+        {
+            harmony.within_text();
+        }
+        Self { speech: read.speech, thought: read.thought, ..parser }
+    }
+
     /// Sets how long the text of one call may be.
     #[must_use]
     pub fn with_call_bytes_max(self, call_bytes_max: usize) -> Self {
@@ -218,17 +242,6 @@ impl Parser {
     }
 }
 
-impl Reasoning {
-    /// Returns what the model's own words leave open, where it is to continue them.
-    #[must_use]
-    pub fn start_within(self, words: &str) -> Start {
-        let syntax = Syntax { format: None, reasoning: Some(self) };
-        let mut parser = Parser::new(syntax, Arc::new([]), Start::Text);
-        parser.push(words);
-        if parser.in_reasoning() { Start::Reasoning } else { Start::Text }
-    }
-}
-
 /// Blocks of calls.
 impl Parser {
     /// Opens a block; `first` is its first character, if it is known.
@@ -287,5 +300,75 @@ impl Parser {
         for c in rest.chars() {
             self.read(c);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::Collected;
+    use super::*;
+
+    /// Returns the reasoning, the text and the number of calls of an output behind a model's own words.
+    fn continued(
+        format: Option<Format>,
+        way: Reasoning,
+        words: &str,
+        output: &str,
+    ) -> (String, String, usize) {
+        let syntax = Syntax { format, reasoning: Some(way) };
+        let tool = Tool { name: "f".into(), description: String::new(), parameters: Value::Null };
+        let mut parser = Parser::continuing(syntax, Arc::new([tool]), words);
+        let mut pieces: Vec<Piece> =
+            output.chars().flat_map(|c| parser.push(c.encode_utf8(&mut [0; 4]))).collect();
+        pieces.extend(parser.finish(false));
+        let Collected { reasoning, text, calls, .. } = Collected::of(&pieces);
+        (reasoning, text, calls.len())
+    }
+
+    #[test]
+    fn words_that_are_continued_have_begun_their_part() {
+        let is = |words: &str, output: &str, reasoning: &str, text: &str| {
+            let expected = (reasoning.to_owned(), text.to_owned(), 0);
+            assert_eq!(continued(None, Reasoning::Think, words, output), expected, "{words:?} {output:?}");
+        };
+        is("<think>\nOne.", "\n\nTwo.\n</think>\n\nSo", "\n\nTwo.", "So");
+        is("<think>\nOne.\n", "Two.", "Two.", "");
+        is("<think>Hm</think>So", " it is.", "", " it is.");
+        is("It ends with ", "</think>, then", "", "</think>, then");
+        is("It begins with ", "<think> and", "", "<think> and");
+        // What is perhaps a mark is none of the output.
+        is("a <thi", "nk>", "", "nk>");
+        // White space begins nothing.
+        is(" \n", "<think>a</think>b", "a", "b");
+        is(" \n", "  b", "", "  b");
+    }
+
+    #[test]
+    fn calls_are_not_read_from_words_that_are_continued() {
+        let call = r#"{"name": "f", "parameters": {}}"#;
+        let llama = |words: &str| continued(Some(Format::Llama3Json), Reasoning::Think, words, call);
+        assert_eq!(llama("The JSON is "), (String::new(), call.to_owned(), 0));
+        assert_eq!(llama(" "), (String::new(), String::new(), 1));
+        let words = r#"<tool_call>{"name": "f", "#;
+        let rest = r#""arguments": {}}</tool_call>"#;
+        let hermes =
+            |words: &str, output: &str| continued(Some(Format::Hermes), Reasoning::Think, words, output);
+        assert_eq!(hermes(words, rest), (String::new(), rest.to_owned(), 0));
+        assert_eq!(hermes("So: ", &[words, rest].concat()), (String::new(), String::new(), 1));
+        // In reasoning a call begins a line.
+        assert_eq!(hermes("<think>So\n", &[words, rest].concat()).2, 1);
+        assert_eq!(hermes("<think>So ", &[words, rest].concat()).2, 0);
+    }
+
+    #[test]
+    fn words_of_harmony_are_text_unless_they_open_reasoning() {
+        let read =
+            |words: &str, output: &str| continued(Some(Format::Harmony), Reasoning::Harmony, words, output);
+        let next = "<|end|><|start|>assistant<|channel|>final<|message|>b";
+        assert_eq!(read("a", &["to=me", next].concat()), (String::new(), "to=meb".to_owned(), 0));
+        let words = "<|channel|>analysis<|message|>a";
+        assert_eq!(read(words, &["\nc", next].concat()), ("\nc".to_owned(), "b".to_owned(), 0));
     }
 }

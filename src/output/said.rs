@@ -59,6 +59,11 @@ impl Speech {
         }
     }
 
+    /// What was said so far is none of the output; more than white space has begun it.
+    pub(super) fn spoken(&mut self) {
+        self.blank.clear();
+    }
+
     /// Ends the output.
     pub(super) fn finish(&mut self, pieces: &mut Vec<Piece>) {
         let blank = std::mem::take(&mut self.blank);
@@ -74,12 +79,14 @@ pub(super) struct Thought {
     begun: bool,
     /// Newlines that may be its last ones.
     newlines: usize,
+    /// Whether a line ended right before it.
+    at_line: bool,
 }
 
 impl Thought {
     /// Whether what was thought so far ends a line.
     pub(super) fn line_ended(&self) -> bool {
-        !self.begun || self.newlines > 0
+        !self.begun || self.newlines > 0 || self.at_line
     }
 
     /// Whether anything was thought.
@@ -92,13 +99,18 @@ impl Thought {
         if text.is_empty() {
             return;
         }
-        self.begun = true;
+        (self.begun, self.at_line) = (true, false);
         let content = text.trim_end_matches('\n');
         if !content.is_empty() {
             self.release(pieces);
             push_reasoning(pieces, content);
         }
         self.newlines += text.len() - content.len();
+    }
+
+    /// What was thought so far is none of the output.
+    pub(super) fn thought(&mut self) {
+        self.at_line = std::mem::take(&mut self.newlines) > 0;
     }
 
     /// Says the newlines held back: the reasoning goes on, or the output ends.

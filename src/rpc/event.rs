@@ -9,8 +9,8 @@ use super::history::outcome;
 use super::pb::{self, stream_generate_response as stream};
 use crate::error::Error;
 use crate::service::{
-    ChoiceFinished, EffectiveSampling, Event, Finish, Finished, OutputDelta, Scores, Started, TokenLogprob,
-    TokenLogprobs, TokenScore, Usage,
+    CallPart, ChoiceFinished, EffectiveSampling, Event, Finish, Finished, OutputDelta, Scores, Started,
+    TokenLogprob, TokenLogprobs, TokenScore, Usage,
 };
 
 /// Returns one message of a stream.
@@ -20,9 +20,11 @@ pub(super) fn stream_event(event: Event) -> pb::StreamGenerateResponse {
         Event::Progress { done_tokens, total_tokens } => {
             stream::Event::Progress(pb::PrefillProgress { done_tokens, total_tokens })
         }
-        Event::Delta(OutputDelta { choice, text, token_ids, logprobs }) => {
+        Event::Delta(OutputDelta { choice, text, reasoning, calls, token_ids, logprobs }) => {
             let logprobs = logprobs.into_iter().map(token_logprobs).collect();
-            stream::Event::Delta(pb::GenerateDelta { text, token_ids, logprobs, choice })
+            let tool_calls = calls.into_iter().map(call_delta).collect();
+            let delta = pb::GenerateDelta { text, token_ids, logprobs, reasoning, tool_calls, choice };
+            stream::Event::Delta(delta)
         }
         Event::ChoiceFinished(finished) => stream::Event::ChoiceFinished(choice_finished(finished)),
         Event::Finished(finished) => stream::Event::Finished(self::finished(finished)),
@@ -35,6 +37,8 @@ pub(super) struct Collected {
     answer: pb::GenerateResponse,
     /// Output by choice.
     choices: BTreeMap<u32, pb::GenerateChoice>,
+    /// The call of each that has begun and not ended.
+    begun: BTreeMap<u32, pb::ToolCall>,
     /// Whether several choices were asked for.
     has_several: bool,
     /// Bytes that it has at least.
@@ -45,8 +49,8 @@ pub(super) struct Collected {
 impl Collected {
     /// Begins an answer of at most `bytes_max` bytes.
     pub(super) fn new(bytes_max: usize) -> Self {
-        let (answer, choices) = (pb::GenerateResponse::default(), BTreeMap::new());
-        Self { answer, choices, has_several: false, bytes: 0, bytes_max }
+        let (answer, choices, begun) = (pb::GenerateResponse::default(), BTreeMap::new(), BTreeMap::new());
+        Self { answer, choices, begun, has_several: false, bytes: 0, bytes_max }
     }
 
     /// Adds an event; fails as soon as the answer is too large, so that nothing is computed in vain.
@@ -61,15 +65,17 @@ impl Collected {
                 answer.history = started.history;
             }
             Event::Progress { .. } => {}
-            Event::Delta(OutputDelta { choice, text, token_ids, logprobs }) => {
-                self.bytes += text.len() + token_ids.len();
-                let choice = self.choices.entry(choice).or_default();
+            Event::Delta(OutputDelta { choice: number, text, reasoning, calls, token_ids, logprobs }) => {
+                self.bytes += text.len() + reasoning.len() + token_ids.len();
+                let choice = self.choices.entry(number).or_default();
                 choice.text.push_str(&text);
+                choice.reasoning.push_str(&reasoning);
                 choice.token_ids.extend(token_ids);
                 for token in logprobs.into_iter().map(token_logprobs) {
                     self.bytes += token.encoded_len();
                     choice.logprobs.push(token);
                 }
+                calls.into_iter().for_each(|part| self.add_call(number, part));
             }
             Event::ChoiceFinished(finished) => {
                 let pb::ChoiceFinished {
@@ -104,11 +110,30 @@ impl Collected {
         at_most_bytes(self.bytes, self.bytes_max)
     }
 
+    fn add_call(&mut self, choice: u32, part: CallPart) {
+        match part {
+            CallPart::Begin { index: _, id, name } => {
+                self.begun.insert(choice, pb::ToolCall { id, name, arguments_json: String::new() });
+            }
+            CallPart::Arguments { index: _, fragment } => {
+                self.bytes += fragment.len();
+                if let Some(call) = self.begun.get_mut(&choice) {
+                    call.arguments_json.push_str(&fragment);
+                }
+            }
+            CallPart::End { index: _ } => {
+                self.choices.entry(choice).or_default().tool_calls.extend(self.begun.remove(&choice));
+            }
+        }
+    }
+
     /// Returns the answer if it can be sent.
     pub(super) fn whole(mut self) -> Result<pb::GenerateResponse, Error> {
         let first = self.choices.remove(&0).unwrap_or_default();
         let mut answer = pb::GenerateResponse {
             text: first.text.clone(),
+            reasoning: first.reasoning.clone(),
+            tool_calls: first.tool_calls.clone(),
             token_ids: first.token_ids.clone(),
             logprobs: first.logprobs.clone(),
             ..self.answer
@@ -245,12 +270,23 @@ fn finish_reason(finish: Finish) -> pb::FinishReason {
         Finish::StopToken => pb::FinishReason::Stop,
         Finish::StopString(_) => pb::FinishReason::StopString,
         Finish::Length => pb::FinishReason::Length,
+        Finish::ToolCalls => pb::FinishReason::ToolCalls,
     }
 }
 
 pub(super) fn usage(usage: Usage) -> pb::Usage {
-    let Usage { prompt_tokens, cached_tokens, completion_tokens } = usage;
-    pb::Usage { prompt_tokens, cached_tokens, completion_tokens }
+    let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens } = usage;
+    pb::Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens }
+}
+
+fn call_delta(part: CallPart) -> pb::ToolCallDelta {
+    match part {
+        CallPart::Begin { index, id, name } => pb::ToolCallDelta { index, id, name, ..Default::default() },
+        CallPart::Arguments { index, fragment } => {
+            pb::ToolCallDelta { index, arguments_json: fragment, ..Default::default() }
+        }
+        CallPart::End { index } => pb::ToolCallDelta { index, done: true, ..Default::default() },
+    }
 }
 
 fn token_logprob(token: TokenLogprob) -> pb::TokenLogprob {

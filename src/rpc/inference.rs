@@ -62,11 +62,13 @@ impl InferenceService for Inference {
         request: Request<pb::CountTokensRequest>,
     ) -> Result<Response<pb::CountTokensResponse>, Status> {
         let (caller, request) = open(request)?;
-        let pb::CountTokensRequest { model, input, return_token_ids } = request;
+        let pb::CountTokensRequest { model, input, return_token_ids, reasoning } = request;
         let counted = async {
             // Each id takes a byte or more.
             let answer_tokens_max = return_token_ids.then_some(self.0.limits().answer_bytes_max);
-            let request = CountRequest { model, input: count_input(input)?, answer_tokens_max };
+            let mut input = count_input(input)?;
+            message::reasoning(&mut input, reasoning)?;
+            let request = CountRequest { model, input, answer_tokens_max };
             let Counted { tokens, context_length } = self.0.count_tokens(&caller, request).await?;
             Ok(pb::CountTokensResponse {
                 token_count: count(tokens.len()),
@@ -137,13 +139,16 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         keep_alive,
         history,
         cache,
+        reasoning,
         n,
         best_of,
     } = request;
+    let mut input = generate_input(input)?;
+    message::reasoning(&mut input, reasoning)?;
     let pb::OutputOptions { logprobs, return_token_ids } = output.unwrap_or_default();
     Ok(GenerateRequest {
         model,
-        input: generate_input(input)?,
+        input,
         session,
         expected_token_count,
         sampling: sampling_options(sampling.unwrap_or_default()),

@@ -4,7 +4,9 @@
 use super::json;
 use super::pb::{self, content_part::Part as Content};
 use crate::error::Error;
-use crate::service::{Chat, Message, Part, Role, Tool, ToolCall, ToolResult};
+use crate::service::{
+    Chat, Input, Message, Part, ReasoningOptions, Role, Tool, ToolCall, ToolChoice, ToolResult,
+};
 
 pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
     let pb::ChatInput {
@@ -12,6 +14,9 @@ pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
         tools,
         template_arguments,
         add_generation_prompt,
+        tool_choice,
+        parallel_tool_calls,
+        tool_format,
         continue_final_message,
         allow_control_tokens,
     } = chat;
@@ -24,13 +29,42 @@ pub(super) fn chat(chat: pb::ChatInput) -> Result<Chat, Error> {
         tools: tools.collect::<Result<_, _>>()?,
         arguments: json::from_struct("chat.template_arguments", template_arguments.unwrap_or_default())?,
         add_generation_prompt,
+        tool_choice: tool_choice.map(choice).transpose()?,
+        parallel_tool_calls,
+        prompts_tools: match pb::ToolFormat::try_from(tool_format) {
+            Ok(pb::ToolFormat::Unspecified) => false,
+            Ok(pb::ToolFormat::Prompted) => true,
+            Err(_) => return Err(Error::field("chat.tool_format", "unknown format")),
+        },
+        reasoning: ReasoningOptions::default(),
         continue_final_message,
         allow_control_tokens,
     })
 }
 
+/// Returns a chat whose request says this about reasoning, which is for chats only.
+pub(super) fn reasoning(input: &mut Input, sent: Option<pb::ReasoningOptions>) -> Result<(), Error> {
+    let Some(pb::ReasoningOptions { enabled, budget_tokens, effort }) = sent else { return Ok(()) };
+    let Input::Chat(chat) = input else { return Err(Error::field("reasoning", "is for chat input")) };
+    chat.reasoning = ReasoningOptions { enabled, budget_tokens, effort };
+    Ok(())
+}
+
+fn choice(sent: pb::ToolChoice) -> Result<ToolChoice, Error> {
+    use pb::tool_choice::Choice as Wire;
+    let refuse = |why| Err(Error::field("chat.tool_choice", why));
+    match sent.choice {
+        None => refuse("must say a choice"),
+        Some(Wire::Mode(mode)) => match pb::ToolChoiceMode::try_from(mode) {
+            Ok(pb::ToolChoiceMode::Unspecified | pb::ToolChoiceMode::Auto) => Ok(ToolChoice::Auto),
+            Ok(pb::ToolChoiceMode::None) => Ok(ToolChoice::None),
+            Err(_) => refuse("unknown mode"),
+        },
+    }
+}
+
 fn message(path: &str, sent: pb::Message) -> Result<Message, Error> {
-    let pb::Message { role, content, name, tool_calls, tool_call_id } = sent;
+    let pb::Message { role, content, name, tool_calls, tool_call_id, reasoning } = sent;
     let role = match pb::Role::try_from(role) {
         Ok(pb::Role::System) => Role::System,
         Ok(pb::Role::User) => Role::User,
@@ -52,6 +86,9 @@ fn message(path: &str, sent: pb::Message) -> Result<Message, Error> {
     } else {
         vec![Part::ToolResult(ToolResult { call_id: tool_call_id, text: texts.concat() })]
     };
+    if !reasoning.is_empty() {
+        parts.insert(0, Part::Reasoning(reasoning));
+    }
     for (index, call) in tool_calls.into_iter().enumerate() {
         parts.push(Part::ToolCall(tool_call(&format!("{path}.tool_calls[{index}]"), call)?));
     }
@@ -85,6 +122,7 @@ pub(super) fn wire(message: &Message) -> pb::Message {
         name: message.name.clone(),
         tool_calls: message.tool_calls().map(wire_call).collect(),
         tool_call_id: message.answered_call().to_owned(),
+        reasoning: message.reasoning(),
     }
 }
 
@@ -141,7 +179,8 @@ mod tests {
         let call = pb::ToolCall { id: "1".into(), name: "f".into(), arguments_json: "{}".into() };
         let calls = pb::Message { tool_calls: vec![call], ..said(pb::Role::Assistant, "") };
         let result = pb::Message { tool_call_id: "1".into(), ..said(pb::Role::Tool, "sunny") };
-        for sent in [calls, result] {
+        let thought = pb::Message { reasoning: "why".into(), ..said(pb::Role::Assistant, "so") };
+        for sent in [calls, result, thought] {
             assert_eq!(wire(&message("m", sent.clone()).unwrap()), sent);
         }
     }

@@ -55,6 +55,8 @@ fn feature(feature: Feature) -> i32 {
         Feature::Seed => pb::Feature::Seed,
         Feature::SystemPrompt => pb::Feature::SystemPrompt,
         Feature::Thinking => pb::Feature::Thinking,
+        Feature::Reasoning => pb::Feature::Reasoning,
+        Feature::ToolCalls => pb::Feature::ToolCalls,
     };
     feature.into()
 }
@@ -83,7 +85,7 @@ fn server_capabilities(service: &Service, memory_budget_bytes: u64) -> pb::Serve
 }
 
 fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
-    let ModelCapabilities { info: facts, assets, features, max_tokens } = model;
+    let ModelCapabilities { info: facts, assets, features, forms, max_tokens } = model;
     let DefaultSampling { temperature, top_p, top_k, min_p, repetition_penalty, typical_p } =
         assets.files.facts.default_sampling;
     let default_sampling = EffectiveSampling {
@@ -103,6 +105,10 @@ fn model_capabilities(model: ModelCapabilities) -> pb::ModelCapabilities {
         has_chat_template: assets.chat_template.is_ok(),
         default_sampling: Some(effective_sampling(default_sampling)),
         eos_token_ids: assets.eos_token_ids.clone(),
+        tool_format: forms.tools.into(),
+        reasoning_format: forms.reasoning.into(),
+        reasoning_switch: forms.reasoning_switch.into(),
+        reasoning_effort: forms.reasoning_effort,
     }
 }
 

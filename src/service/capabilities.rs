@@ -13,8 +13,9 @@ use crate::engine::{Counters, DeviceInfo, EngineStats};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ModelName;
+use crate::output::{Format, Reasoning};
 use crate::session::SessionTotals;
-use crate::text::ChatTemplate;
+use crate::text::{ChatTemplate, ENABLE_THINKING};
 
 /// Models that one call may ask about.
 const MODELS_MAX: u32 = 100;
@@ -32,11 +33,13 @@ pub enum Feature {
     Seed,
     SystemPrompt,
     Thinking,
+    Reasoning,
+    ToolCalls,
 }
 
 impl Feature {
     /// Everything this daemon implements.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Streaming,
         Self::Chat,
         Self::Tools,
@@ -46,6 +49,8 @@ impl Feature {
         Self::Seed,
         Self::SystemPrompt,
         Self::Thinking,
+        Self::Reasoning,
+        Self::ToolCalls,
     ];
 }
 
@@ -58,8 +63,23 @@ pub struct ModelCapabilities {
     pub assets: Arc<ModelAssets>,
     /// Its features.
     pub features: Vec<Feature>,
+    /// What it writes beside text.
+    pub forms: FormNames,
     /// Tokens a request gets if it does not say.
     pub max_tokens: u32,
+}
+
+/// How a model writes what is not text, and how that is turned on; empty where it is not known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FormNames {
+    /// The form of its tool calls.
+    pub tools: &'static str,
+    /// That of its reasoning.
+    pub reasoning: &'static str,
+    /// The template's argument that turns reasoning on and off.
+    pub reasoning_switch: &'static str,
+    /// Whether the template reads how much is to be reasoned.
+    pub reasoning_effort: bool,
 }
 
 /// The daemon's counts.
@@ -124,7 +144,11 @@ impl Service {
             Feature::Chat => template.is_some(),
             Feature::Tools => template.is_some_and(ChatTemplate::writes_tools),
             Feature::SystemPrompt => template.is_some_and(ChatTemplate::writes_system),
-            Feature::Thinking => template.is_some_and(ChatTemplate::switches_thinking),
+            Feature::Thinking => {
+                template.is_some_and(|template| template.thinking_switch() == Some(ENABLE_THINKING))
+            }
+            Feature::Reasoning => assets.forms.reasoning.is_some(),
+            Feature::ToolCalls => assets.forms.tools.is_some(),
             Feature::Streaming | Feature::Logprobs | Feature::Score | Feature::Sessions | Feature::Seed => {
                 true
             }
@@ -133,7 +157,13 @@ impl Service {
         // The shortest input has one token.
         let max_tokens =
             self.limits.max_tokens_default.min(assets.files.facts.context_length.saturating_sub(1));
-        ModelCapabilities { info, features, max_tokens, assets }
+        let forms = FormNames {
+            tools: assets.forms.tools.map_or("", Format::name),
+            reasoning: assets.forms.reasoning.map_or("", Reasoning::name),
+            reasoning_switch: template.and_then(ChatTemplate::thinking_switch).unwrap_or_default(),
+            reasoning_effort: template.is_some_and(ChatTemplate::reads_effort),
+        };
+        ModelCapabilities { info, features, forms, max_tokens, assets }
     }
 
     /// Returns what the daemon counts.

@@ -128,6 +128,7 @@ mod tests {
     fn ended(tokens: usize, logprob: f64) -> Choice {
         let time = Duration::ZERO;
         let generated = Generated {
+            reasoning_tokens: 0,
             finish: Finish::Length,
             tokens: vec![1; tokens],
             time_to_first_token: time,

@@ -53,19 +53,62 @@ pub struct Started {
 pub struct OutputDelta {
     /// Number of its choice, from 0 on.
     pub choice: u32,
-    /// Whole characters.
+    /// Whole characters, without reasoning and tool calls.
     pub text: String,
+    /// Reasoning, the same way.
+    pub reasoning: String,
+    /// Parts of tool calls, in order.
+    pub calls: Vec<CallPart>,
     /// New tokens, if asked for.
     pub token_ids: Vec<u32>,
     /// One entry per new token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
 }
 
+/// A part of a tool call. One that never ends was cut off, or turned out to be text: it is none.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CallPart {
+    /// It begins; what came of an earlier one of this number that did not end is void.
+    Begin {
+        /// Its number in the output, from 0.
+        index: u32,
+        /// Identifies it within the conversation.
+        id: String,
+        /// The function's name.
+        name: String,
+    },
+    /// More of its arguments' JSON.
+    Arguments {
+        /// Its number.
+        index: u32,
+        /// The next characters.
+        fragment: String,
+    },
+    /// It is whole: its arguments are a JSON object.
+    End {
+        /// Its number.
+        index: u32,
+    },
+}
+
+impl CallPart {
+    fn bytes(&self) -> usize {
+        let text = match self {
+            Self::Begin { index: _, id, name } => id.len() + name.len(),
+            Self::Arguments { index: _, fragment } => fragment.len(),
+            Self::End { index: _ } => 0,
+        };
+        size_of::<Self>() + text
+    }
+}
+
 impl OutputDelta {
     /// Adds what follows it.
     pub(super) fn append(&mut self, next: Self) {
-        let Self { choice: _, text, token_ids, logprobs } = next;
+        let Self { choice: _, text, reasoning, calls, token_ids, logprobs } = next;
         self.text.push_str(&text);
+        self.reasoning.push_str(&reasoning);
+        self.calls.extend(calls);
         self.token_ids.extend(token_ids);
         self.logprobs.extend(logprobs);
     }
@@ -76,7 +119,12 @@ impl OutputDelta {
             list.iter().map(|token| size_of::<TokenLogprob>() + token.bytes.len()).sum::<usize>()
         };
         let logprobs = self.logprobs.iter().map(|of| size_of::<TokenLogprobs>() + tokens(&of.top));
-        self.text.len() + size_of_val(self.token_ids.as_slice()) + logprobs.sum::<usize>()
+        let calls = self.calls.iter().map(CallPart::bytes).sum::<usize>();
+        self.text.len()
+            + self.reasoning.len()
+            + calls
+            + size_of_val(self.token_ids.as_slice())
+            + logprobs.sum::<usize>()
     }
 }
 
@@ -127,6 +175,8 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Generated tokens, the ending one included.
     pub completion_tokens: u32,
+    /// Those of them that are reasoning.
+    pub reasoning_tokens: u32,
 }
 
 /// A token and its log-probability.

@@ -4,10 +4,11 @@
 use super::Service;
 use super::cache::CacheOptions;
 use super::caller::Caller;
+use super::chat::GENERATION_PROMPT;
 use super::event::{Event, Usage};
 use super::fields::session_name;
 use super::prepare::Aim;
-use super::request::{GENERATION_PROMPT, GenerateRequest, Input, OutputOptions, Target};
+use super::request::{GenerateRequest, Input, OutputOptions, Target};
 use super::sampling::{SamplingOptions, StoppingOptions};
 use crate::engine::{KeepAlive, Priority};
 use crate::error::Error;

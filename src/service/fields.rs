@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::hub::check_model_name;
 use crate::ids::{ModelName, SessionName};
+use crate::limits::Limits;
 use crate::session::is_valid_name;
 
 const PAGE_SIZE_DEFAULT: u32 = 100;
@@ -37,6 +38,15 @@ pub(super) fn at_most(path: &str, count: usize, limit: &str, max: u32) -> Result
     } else {
         Err(Error::field(path, format!("{limit}: at most {max} entries, not {count}")))
     }
+}
+
+/// Refuses a text, or what will be one, that is too long for the tokenizer.
+pub(super) fn at_most_bytes(path: &str, bytes: usize, limits: &Limits) -> Result<(), Error> {
+    let max = limits.text_bytes_max;
+    if bytes <= max {
+        return Ok(());
+    }
+    Err(Error::field(path, format!("text_bytes_max: at most {max} bytes, not {bytes}")))
 }
 
 /// Refuses an empty list; `entry` is the noun of what it lists.

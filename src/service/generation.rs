@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 use super::Service;
+use super::answer::Answer;
 use super::choices::{Choice, ChoiceCounts, Streams, best};
 use super::event::{
-    ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage,
+    CallPart, ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage,
 };
 use super::history::text_of;
 use super::request::OutputOptions;
@@ -20,13 +21,15 @@ use super::sampling::Resolved;
 use super::saves::Saves;
 use super::sessions::{Turn, or_session_deleted};
 use crate::count::count;
-use crate::engine::{Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, WorkOrigin};
+use crate::engine::{Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, Reading, WorkOrigin};
 use crate::error::Error;
 use crate::hub::ModelAssets;
+use crate::output::{Format, Piece};
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
 use crate::session::{
-    AnswerStart, HistoryOutcome, Message, Role, TurnContent, chat_text, joined, messages_bytes, tokens_bytes,
+    AnswerForms, AnswerStart, HistoryOutcome, Message, TurnContent, chat_text, joined, messages_bytes,
+    tokens_bytes,
 };
 use crate::text::Detokenizer;
 
@@ -50,6 +53,12 @@ pub(super) struct Context {
     pub(super) outcome: Option<HistoryOutcome>,
     /// Turns the output into the text that follows the prompt's.
     pub(super) detokenizer: Detokenizer,
+    /// How that text is read; None where all of it is text, and once the engine has it.
+    pub(super) reading: Option<Box<Reading>>,
+    /// How the tool calls in it are written, and how many the conversation has before them.
+    pub(super) calls: Option<(Format, u64)>,
+    /// What its session will know of how it was written.
+    pub(super) forms: AnswerForms,
 }
 
 /// A turn's additions to its session besides the answer.
@@ -62,7 +71,31 @@ pub(super) enum Adds {
     },
 }
 
+impl Prepared {
+    /// Returns the text of an output as it was generated, and that of the token that ended it.
+    fn texts(&self, finish: Finish, generated: &[u32]) -> (String, String) {
+        let ends = match finish {
+            Finish::StopToken | Finish::ToolCalls => &self.resolved.stopping.stop_token_ids[..],
+            Finish::StopString(_) | Finish::Length => &[],
+        };
+        let (output, ending) = match generated.split_last() {
+            Some((last, before)) if ends.contains(last) => (before, text_of(&self.assets.tokenizer, *last)),
+            Some(_) | None => (generated, String::new()),
+        };
+        let mut detokenizer = self.context.detokenizer.clone();
+        let mut text: String = output.iter().map(|&id| detokenizer.push(id)).collect();
+        text.push_str(&detokenizer.finish());
+        (text, ending)
+    }
+}
+
 impl Context {
+    /// Returns an id for the call of this number in the output.
+    fn call_id(&self, name: &str, index: u32) -> String {
+        let (format, before) = self.calls.unwrap_or((Format::Hermes, 0));
+        format.call_id(name, before + u64::from(index), rand::random())
+    }
+
     /// Returns the bytes that a session would keep of it, besides the answer.
     pub(super) fn kept_bytes(&self) -> usize {
         let tokens = tokens_bytes(self.prompt.len());
@@ -90,8 +123,10 @@ pub struct Generation {
     deadline: Option<Pin<Box<Sleep>>>,
     cached_tokens: u32,
     queue_time: Duration,
-    /// The output so far; kept for a session only.
-    text: String,
+    /// What the output says so far; kept for a session only.
+    answer: Answer,
+    /// The ids of the calls in it.
+    call_ids: Vec<String>,
     /// Time that an outcome may stay unread.
     slow_reader: Duration,
     saves: Saves,
@@ -120,7 +155,8 @@ impl Generation {
             prepared,
             cached_tokens: 0,
             queue_time: Duration::ZERO,
-            text: String::new(),
+            answer: Answer::default(),
+            call_ids: Vec::new(),
             slow_reader,
             saves: service.saves.clone(),
             is_over: false,
@@ -176,25 +212,27 @@ impl Generation {
         let Some(turn) = self.prepared.turn.take() else { return Ok(()) };
         let Generated { finish, tokens: generated, .. } = ended;
         let has_answer = self.prepared.resolved.has_answer();
-        let Context { prompt, adds, .. } = &mut self.prepared.context;
-        let content = match std::mem::replace(adds, Adds::Raw) {
+        let content = match std::mem::replace(&mut self.prepared.context.adds, Adds::Raw) {
             Adds::Raw => TurnContent::Raw,
             Adds::Chat { messages, text } if !has_answer => {
                 TurnContent::Chat { messages, text: text.map(Into::into), text_is_whole: true, answer: None }
             }
             Adds::Chat { mut messages, text } => {
-                let text_bytes = text.as_ref().map(String::len);
-                let answer = Some(AnswerStart { tokens: prompt.len(), text_bytes });
-                let ending = match (finish, generated.last()) {
-                    (Finish::StopToken, Some(last)) => text_of(&self.prepared.assets.tokenizer, *last),
-                    (Finish::StopToken | Finish::StopString(_) | Finish::Length, _) => String::new(),
-                };
-                let text = text.map(|text| chat_text(&text, &self.text, &ending));
-                messages.push(Message::text(Role::Assistant, std::mem::take(&mut self.text)));
+                let (output, ending) = self.prepared.texts(*finish, generated);
+                let answer = Some(AnswerStart {
+                    tokens: self.prepared.context.prompt.len(),
+                    text_bytes: text.as_ref().map(String::len),
+                    ending_bytes: Some(ending.len()),
+                    forms: std::mem::take(&mut self.prepared.context.forms),
+                });
+                let text = text.map(|text| chat_text(&text, &output, &ending));
+                let ids = std::mem::take(&mut self.call_ids);
+                messages.push(std::mem::take(&mut self.answer).into_message(ids));
                 let text_is_whole = !matches!(finish, Finish::StopString(_));
                 TurnContent::Chat { messages, text, text_is_whole, answer }
             }
         };
+        let prompt = &self.prepared.context.prompt;
         let tokens = joined(&prompt.tokens, generated);
         let key = turn.key().clone();
         turn.commit(self.slow_reader, (tokens, self.prepared.assets.tokenizer_hash), content)?;
@@ -232,11 +270,13 @@ impl Generation {
 
     /// Takes output of a choice. It is held until the best are known where the best are asked for.
     fn take(&mut self, number: usize, delta: Delta) -> Result<(), Error> {
-        let Delta { text, tokens, logprobs } = delta;
+        let Delta { text, reasoning, calls, tokens, logprobs } = delta;
+        let calls = self.call_parts(calls);
         let choice = &mut self.choices[number];
         choice.logprob += logprobs.iter().map(|token| f64::from(token.chosen.1)).sum::<f64>();
         if self.prepared.turn.is_some() {
-            self.text.push_str(&text);
+            self.answer.add_reasoning(&reasoning);
+            self.answer.add_text(&text);
         }
         let output = self.prepared.output;
         let tokenizer = &self.prepared.assets.tokenizer;
@@ -248,6 +288,8 @@ impl Generation {
         let delta = OutputDelta {
             choice: count(number),
             text,
+            reasoning,
+            calls,
             logprobs: logprobs.collect(),
             token_ids: if output.token_ids { tokens } else { Vec::new() },
         };
@@ -289,6 +331,36 @@ impl Generation {
         }
     }
 
+    /// Notes pieces of tool calls, gives those an id that the model gave none, and returns them as they are
+    /// told.
+    fn call_parts(&mut self, pieces: Vec<Piece>) -> Vec<CallPart> {
+        let mut parts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            // A session has one choice.
+            let is_kept = self.prepared.turn.is_some();
+            if is_kept {
+                self.answer.add(&piece);
+            }
+            match piece {
+                Piece::CallBegin { index, id, name } => {
+                    let id = id.unwrap_or_else(|| self.prepared.context.call_id(&name, index));
+                    if is_kept {
+                        self.call_ids.truncate(index as usize);
+                        self.call_ids.push(id.clone());
+                    }
+                    parts.push(CallPart::Begin { index, id, name });
+                }
+                Piece::CallArguments { index, fragment } => {
+                    parts.push(CallPart::Arguments { index, fragment });
+                }
+                Piece::CallEnd { index } => parts.push(CallPart::End { index }),
+                // It never ends, or another begins with its number.
+                Piece::CallDropped { .. } | Piece::Text(_) | Piece::Reasoning(_) => {}
+            }
+        }
+        parts
+    }
+
     /// Tells the end of a choice, under the number that its caller knows.
     fn finish_choice(&mut self, choice: u32, number: usize) {
         let has_logprobs = self.prepared.output.top_logprobs.is_some() || self.prepared.choices.chooses();
@@ -308,7 +380,7 @@ impl Generation {
     fn stop_string(&self, finish: Finish) -> String {
         let stop = match finish {
             Finish::StopString(index) => self.prepared.resolved.stopping.stop_strings.get(index).cloned(),
-            Finish::StopToken | Finish::Length => None,
+            Finish::StopToken | Finish::Length | Finish::ToolCalls => None,
         };
         stop.unwrap_or_default()
     }
@@ -323,6 +395,7 @@ impl Generation {
             prompt_tokens: self.prompt_tokens(),
             cached_tokens: self.cached_tokens,
             completion_tokens: count(tokens),
+            reasoning_tokens: ended().map(|generated| generated.reasoning_tokens).sum(),
         };
         let finish = self.choices[first].ended.as_ref().map_or(Finish::Length, |generated| generated.finish);
         Finished {
@@ -347,6 +420,7 @@ async fn submit(service: &Service, prepared: &mut Prepared, lease: ModelLease) -
     };
     // The best are known by them.
     let top_logprobs = output.top_logprobs.or(choices.chooses().then_some(0));
+    let reading = context.reading.take();
     let turn = turn.as_mut().map(|turn| turn.tie(service.engine.settings().slow_reader));
     let work = GenerateWork {
         origin: WorkOrigin { turn, ..origin.clone() },
@@ -357,6 +431,7 @@ async fn submit(service: &Service, prepared: &mut Prepared, lease: ModelLease) -
         top_logprobs,
         tokenizer: assets.tokenizer.clone(),
         detokenizer: context.detokenizer.clone(),
+        reading,
         keep_alive: *keep_alive,
         events,
         others,

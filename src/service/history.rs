@@ -6,17 +6,18 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 
-use super::request::{CONTINUES, Ending};
+use super::chat::{CONTINUES, Ending};
+use super::prompted::Conversation;
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::session::{AnswerEnd, History, HistoryOutcome, TurnStart, chat_rest};
-use crate::text::{ChatTemplate, Conversation, Rendered, TextError, Tokenizer, absent_word};
+use crate::text::{self, ChatTemplate, Rendered, TextError, Tokenizer, absent_word};
 
 /// The messages that a session holds, those that a turn adds, and what comes with them.
 pub(super) struct Dialogue {
     /// As templates read them, oldest first.
-    pub(super) messages: Vec<Value>,
-    /// Number of messages that are the session's.
+    pub(super) conversation: Conversation,
+    /// Number of the given messages that are the session's.
     pub(super) held: usize,
     pub(super) tools: Vec<Value>,
     pub(super) arguments: Map<String, Value>,
@@ -68,7 +69,8 @@ impl Dialogue {
             Error::NoChatTemplate { model, why }
         };
         let template = assets.chat_template.as_ref().map_err(no_template)?;
-        let rendered = self.render(template, &self.messages, (&self.tools, &self.arguments))?;
+        let messages = &self.conversation.messages;
+        let rendered = self.render(template, messages, (&self.tools, &self.arguments))?;
         let Some(start) = start.filter(|start| !start.tokens.is_empty()) else {
             return Ok(Written::anew(rendered, None));
         };
@@ -99,12 +101,36 @@ impl Dialogue {
         let &Self { now, ending, control_tokens, bytes_max, .. } = self;
         let add_generation_prompt = ending == Ending::AnswerBegun;
         let conversation =
-            Conversation { messages, tools, arguments, add_generation_prompt, now, control_tokens };
+            text::Conversation { messages, tools, arguments, add_generation_prompt, now, control_tokens };
         let rendered = match ending {
             Ending::Continued => template.render_continued(&conversation, bytes_max),
             Ending::Whole | Ending::AnswerBegun => template.render(&conversation, bytes_max),
         };
-        rendered.map_err(|error| refusal(error, self.held))
+        rendered.map_err(|error| self.refusal(error))
+    }
+
+    /// Returns the error of a conversation that a template does not take.
+    fn refusal(&self, error: TextError) -> Error {
+        let why = error.to_string();
+        match error {
+            TextError::TooLong { .. } => Error::field("chat", format!("text_bytes_max: {why}")),
+            TextError::Role { index, .. } => {
+                // Several messages of the turn may stand in one place.
+                let new = &self.conversation.places[self.held..];
+                let number = new.iter().position(|place| *place == index).unwrap_or(0);
+                Error::field(format!("chat.messages[{number}].role"), why)
+            }
+            TextError::NotContinued => Error::field(CONTINUES, why),
+            TextError::Tools { .. } => Error::field("chat.tools", why),
+            TextError::Argument { name, .. } | TextError::FixedArgument(name) => {
+                Error::field(format!("chat.template_arguments.{name}"), why)
+            }
+            TextError::Invalid { .. }
+            | TextError::Unsupported { .. }
+            | TextError::Encode(_)
+            | TextError::NoTemplate
+            | TextError::Render(_) => Error::TemplateFailed(why),
+        }
     }
 
     /// Keeps the tokens if the template writes their text again once it is told to keep past reasoning. A
@@ -116,7 +142,8 @@ impl Dialogue {
         }
         let mut arguments = self.arguments.clone();
         arguments.insert(switch.to_owned(), on.into());
-        let rendered = self.render(template, &self.messages, (&self.tools, &arguments)).ok()?;
+        let messages = &self.conversation.messages;
+        let rendered = self.render(template, messages, (&self.tools, &arguments)).ok()?;
         Written::after(start, rendered, HistoryOutcome::Appended).ok()
     }
 
@@ -133,19 +160,25 @@ impl Dialogue {
         let Some(answer) = answer.filter(|_| start.is_whole) else {
             return refuse("the session does not hold its last answer whole");
         };
-        let Some(masked) = self.masked(answer, word) else {
-            return refuse("the session's last answer is not one of text");
-        };
         let given = (&*self.tools, &self.arguments);
-        let Some(Parted { before, rest, mark }) = self.part(template, &masked, given, word)? else {
+        let Some((masked, parted)) = self.masked(template, answer, given, word)? else {
             return refuse("the chat template does not write the last answer as it is");
+        };
+        let Parted { before, rest, mark } = parted;
+        let rest = match masked[self.place(answer)].get("tool_calls") {
+            None => &*rest,
+            // What is written of the calls ends with the answer.
+            Some(_) => match from_end(&rest, assets) {
+                Some(rest) => rest,
+                None => return refuse("the chat template does not end the last answer, which calls tools"),
+            },
         };
         if !self.is_held(template, start, (&masked, word), &before) {
             return refuse(
                 "tools, template arguments or a system message would come before the session's last answer",
             );
         }
-        let (kept, rest, dropped) = after_end(&start.tokens[..answer.tokens], &rest, assets);
+        let (kept, rest, dropped) = after_end(&start.tokens[..answer.tokens], rest, assets);
         let (text, since) = match (start.text.as_deref(), answer.text_bytes) {
             (Some(text), Some(end)) => text.split_at_checked(end).unzip(),
             (Some(_) | None, _) => (None, None),
@@ -162,14 +195,40 @@ impl Dialogue {
         written(kept, text, rest)
     }
 
-    /// Returns the messages with `word` instead of an answer; None if it says more than text.
-    fn masked(&self, answer: AnswerEnd, word: &str) -> Option<Vec<Value>> {
-        let is_text =
-            |message: &&Value| message["role"] == "assistant" && message.get("tool_calls").is_none();
-        self.messages.get(answer.message).filter(is_text)?;
-        let mut messages = self.messages.clone();
-        messages[answer.message]["content"] = word.into();
-        Some(messages)
+    /// Returns where the turn's first message stands among the messages.
+    fn begin(&self) -> usize {
+        self.conversation.places[self.held]
+    }
+
+    /// Returns where an answer stands among the messages.
+    fn place(&self, answer: AnswerEnd) -> usize {
+        let Conversation { messages, places, .. } = &self.conversation;
+        places.get(answer.message).copied().unwrap_or(messages.len())
+    }
+
+    /// Returns the messages with `word` instead of what an answer says, and what the template writes of them;
+    /// None if it writes the word in none of the places. Calls stay, without arguments: what follows may
+    /// refer to them.
+    fn masked(
+        &self,
+        template: &ChatTemplate,
+        answer: AnswerEnd,
+        given: (&[Value], &Map<String, Value>),
+        word: &str,
+    ) -> Result<Option<(Vec<Value>, Parted)>, Error> {
+        let mut failed = None;
+        let all = &self.conversation.messages;
+        let place = self.place(answer);
+        for said in all.get(place).into_iter().flat_map(|said| maskings(said, word)) {
+            let mut messages = all.clone();
+            messages[place] = said;
+            match self.part(template, &messages, given, word) {
+                Ok(Some(parted)) => return Ok(Some((messages, parted))),
+                Ok(None) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
 
     /// Writes messages, and parts the text at `word`; None if the template does not write it exactly once.
@@ -195,11 +254,17 @@ impl Dialogue {
         before: &str,
     ) -> bool {
         let is_instruction =
-            |message: &&mut Value| ["system", "developer"].iter().any(|role| message["role"] == *role);
+            |message: &Value| ["system", "developer"].iter().any(|role| message["role"] == *role);
         let mut messages = masked.to_vec();
         let mut instructions = 0;
-        for message in messages[self.held..].iter_mut().filter(is_instruction) {
+        for message in messages[self.begin()..].iter_mut().filter(|message| is_instruction(message)) {
             message["content"] = "".into();
+            instructions += 1;
+        }
+        if let Some((place, without)) = &self.conversation.taught {
+            if *place < self.begin() || !is_instruction(&messages[*place]) {
+                messages[*place]["content"] = without.clone();
+            }
             instructions += 1;
         }
         if instructions == 0 && self.tools.is_empty() && self.arguments.is_empty() {
@@ -216,11 +281,45 @@ pub(super) fn renders_max(assets: &ModelAssets, start: Option<&TurnStart>) -> us
     let Some(start) = start.filter(|start| !start.tokens.is_empty()) else { return 1 };
     let switches =
         || assets.chat_template.as_ref().is_ok_and(|template| template.reasoning_switch().is_some());
+    let answer = start.answer.and_then(|answer| start.messages.get(answer.message));
+    let calls = || answer.is_some_and(|answer| answer.tool_calls().next().is_some());
     match start.history {
         History::Rerender => 1,
         History::Auto => 1 + usize::from(switches()),
-        History::Append => 3,
+        History::Append => 3 + usize::from(calls()),
     }
+}
+
+/// Returns an answer with `word` in it, in the ways to try: instead of its text, and of the name of the last
+/// function that it calls, since some templates write no text beside calls.
+fn maskings(said: &Value, word: &str) -> Vec<Value> {
+    if said["role"] != "assistant" {
+        return Vec::new();
+    }
+    let mut said = said.clone();
+    if let Some(fields) = said.as_object_mut() {
+        fields.remove("reasoning");
+    }
+    let calls = said.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
+    calls.for_each(|call| call["function"]["arguments"] = Map::new().into());
+    let mut text = said.clone();
+    text["content"] = word.into();
+    let mut named = said;
+    let call = named.get_mut("tool_calls").and_then(Value::as_array_mut).and_then(|calls| calls.last_mut());
+    match call {
+        None => vec![text],
+        Some(call) => {
+            call["function"]["name"] = word.into();
+            vec![text, named]
+        }
+    }
+}
+
+/// Returns a text from the first token in it that ends outputs.
+fn from_end<'a>(text: &'a str, assets: &ModelAssets) -> Option<&'a str> {
+    let ends = assets.eos_token_ids.iter().map(|id| text_of(&assets.tokenizer, *id));
+    let at = ends.filter(|end| !end.is_empty()).filter_map(|end| text.find(&end)).min()?;
+    Some(&text[at..])
 }
 
 /// A rendering in two parts.
@@ -262,27 +361,6 @@ fn after_end<'a>(tokens: &[u32], rest: &'a str, assets: &ModelAssets) -> (usize,
 /// Returns a token's text.
 pub(super) fn text_of(tokenizer: &Tokenizer, token: u32) -> String {
     String::from_utf8_lossy(&tokenizer.token_bytes(token)).into_owned()
-}
-
-/// Returns the error of a conversation that a template does not take; `old` of its messages were a session's.
-fn refusal(error: TextError, old: usize) -> Error {
-    let why = error.to_string();
-    match error {
-        TextError::TooLong { .. } => Error::field("chat", format!("text_bytes_max: {why}")),
-        TextError::Role { index, .. } => {
-            Error::field(format!("chat.messages[{}].role", index.saturating_sub(old)), why)
-        }
-        TextError::NotContinued => Error::field(CONTINUES, why),
-        TextError::Tools { .. } => Error::field("chat.tools", why),
-        TextError::Argument { name, .. } | TextError::FixedArgument(name) => {
-            Error::field(format!("chat.template_arguments.{name}"), why)
-        }
-        TextError::Invalid { .. }
-        | TextError::Unsupported { .. }
-        | TextError::Encode(_)
-        | TextError::NoTemplate
-        | TextError::Render(_) => Error::TemplateFailed(why),
-    }
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ impl Held {
         add_generation_prompt: bool,
     ) -> Result<Written, Error> {
         let dialogue = Dialogue {
-            messages: [&self.messages, new].concat(),
+            conversation: Conversation::plain([&self.messages, new].concat()),
             held: self.messages.len(),
             tools: given.tools.clone(),
             arguments: given.arguments.clone(),

@@ -5,9 +5,11 @@
 //!
 //! A generation's way is `prepare` (check, session turn, model, prompt), then `generation` (engine, events).
 
+mod answer;
 mod cache;
 mod caller;
 mod capabilities;
+mod chat;
 mod choices;
 mod described;
 mod desk;
@@ -24,6 +26,7 @@ mod load;
 mod models;
 mod portable;
 mod prepare;
+mod prompted;
 mod reads;
 mod reason;
 mod request;
@@ -61,9 +64,11 @@ use sessions::TurnHold;
 pub use cache::CacheOptions;
 pub use caller::Caller;
 pub use capabilities::{Feature, ModelCapabilities, Stats};
+pub use chat::{Chat, ReasoningOptions, Tool, ToolChoice};
 pub use described::DescribedSession;
 pub use event::{
-    ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore, Usage,
+    CallPart, ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, TokenScore,
+    Usage,
 };
 pub use extend::{ExtendRequest, Extended};
 pub use generation::Generation;
@@ -73,9 +78,7 @@ pub use load::{Load, LoadRequest, LoadUpdate};
 pub use models::{ModelInfo, ModelPage};
 pub use portable::{ImportSession, Piece, SessionExport, SessionImport};
 pub use reason::Reason;
-pub use request::{
-    Chat, CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores, Tool,
-};
+pub use request::{CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores};
 pub use sampling::{DryOptions, EffectiveSampling, SamplingOptions, StoppingOptions};
 pub use saves::SaveStats;
 pub use sessions::{

@@ -6,14 +6,17 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::answer::{instructions, plan, prompts, reading, switch, template_values};
 use super::caller::Caller;
+use super::chat::{Chat, Tool};
 use super::choices::ChoiceCounts;
 use super::desk::{Desk, Place};
 use super::fields::at_most;
 use super::generation::{Adds, Context, Generation, Prepared};
 use super::history::{Dialogue, Written, renders_max};
 use super::kv::Lacking;
-use super::request::{Chat, GenerateRequest, Input, Target, Tool};
+use super::prompted::Conversation;
+use super::request::{GenerateRequest, Input, Target};
 use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
 use super::{Service, blocking};
@@ -23,8 +26,8 @@ use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ConnectionId;
 use crate::limits::Limits;
-use crate::session::{HistoryOutcome, Message, TurnRequest, TurnStart, joined};
-use crate::text::Encoding;
+use crate::session::{AnswerForms, HistoryOutcome, Message, TurnRequest, TurnStart, joined};
+use crate::text::{ChatTemplate, Encoding};
 
 /// Bytes that rendering a message or a tool costs as much as, besides its own.
 const PART_BYTES: usize = 256;
@@ -242,7 +245,8 @@ impl Preparation<'_> {
         };
         let (tokenizer, before) = (self.assets.tokenizer.clone(), Arc::clone(&tokens));
         let detokenizer = blocking(move || Ok(tokenizer.detokenizer_after(&before))).await?;
-        Ok(Context { prompt: tokens.into(), adds: Adds::Raw, outcome, detokenizer })
+        let (reading, calls, forms) = (None, None, AnswerForms::default());
+        Ok(Context { prompt: tokens.into(), adds: Adds::Raw, outcome, detokenizer, reading, calls, forms })
     }
 
     async fn chat(&self, chat: Chat, mut start: Option<TurnStart>) -> Result<Context, Error> {
@@ -256,12 +260,18 @@ impl Preparation<'_> {
         at_most("chat.messages", parts, "chat_parts_max", self.limits.chat_parts_max)?;
         let bytes = held.iter().map(|message| message.bytes()).sum::<usize>() + chat.bytes();
         let (renders, continues) = (renders_max(&self.assets, start.as_ref()), chat.continue_final_message);
+        let calls_before = held.iter().map(|message| &**message).chain(&chat.messages);
+        let calls_before = calls_before.map(|message| message.tool_calls().count() as u64).sum();
+        let plan = plan(self.assets.forms, &chat, &self.assets.tokenizer)?;
+        let calls = plan.syntax.format.map(|format| (format, calls_before));
         let place = self.desk.place(self.connection, renders * (bytes + parts * PART_BYTES)).await;
         let (written, messages) = self.write(place, chat, start.clone()).await?;
         let Written { kept, rest, text, outcome } = written;
         let outcome = if is_readable { outcome } else { Some(HistoryOutcome::Rerendered) };
         let old = start.map_or_else(Arc::default, |start| start.tokens);
         self.refuse_bytes(kept, rest.text.len())?;
+        let end = if rest.text.is_empty() { text.as_deref().unwrap_or_default() } else { &rest.text };
+        let (reading, forms) = reading(plan, end);
         let tokens = if rest.text.is_empty() && kept == old.len() {
             old
         } else {
@@ -276,7 +286,8 @@ impl Preparation<'_> {
         } else {
             self.assets.tokenizer.detokenizer()
         };
-        Ok(Context { prompt: tokens.into(), adds: Adds::Chat { messages, text }, outcome, detokenizer })
+        let adds = Adds::Chat { messages, text };
+        Ok(Context { prompt: tokens.into(), adds, outcome, detokenizer, reading, calls, forms })
     }
 
     /// Returns the conversation as the template writes it after what its session holds, and its new messages.
@@ -290,13 +301,28 @@ impl Preparation<'_> {
         blocking(move || {
             let _place = place;
             let ending = chat.ending();
-            let Chat { messages, tools, arguments, allow_control_tokens, .. } = chat;
+            let prompted = prompts(assets.forms, &chat).then(|| instructions(&chat));
+            let offered = if prompted.is_some() { &[] } else { chat.offered_tools() };
+            let tools = offered.iter().map(Tool::to_template_value).collect();
+            let Chat { messages, mut arguments, allow_control_tokens, reasoning, .. } = chat;
             let held: &[Arc<Message>] = start.as_ref().map_or(&[], |start| &start.messages);
             let all = held.iter().map(|message| &**message).chain(&messages);
+            let template = assets.chat_template.as_ref().ok();
+            if let Some(template) = template {
+                switch(&mut arguments, &reasoning, template)?;
+            }
+            let values = template_values(all, held.len(), template, assets.forms)?;
+            let conversation = match prompted {
+                None => Conversation::plain(values),
+                Some(instructions) => {
+                    let has_system = template.is_none_or(ChatTemplate::writes_system);
+                    Conversation::prompted(values, &instructions, has_system)
+                }
+            };
             let dialogue = Dialogue {
-                messages: all.map(Message::to_template_value).collect(),
                 held: held.len(),
-                tools: tools.iter().map(Tool::to_template_value).collect(),
+                conversation,
+                tools,
                 arguments,
                 ending,
                 control_tokens: allow_control_tokens,

@@ -4,23 +4,16 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
-
 use super::cache::CacheOptions;
+use super::chat::{CONTINUES, Chat, GENERATION_PROMPT};
 use super::event::{TokenScore, Usage};
-use super::fields::{at_least_one, at_most, optional_model, session_name, up_to};
+use super::fields::{at_most_bytes, optional_model, session_name, up_to};
 use super::sampling::{SamplingOptions, StoppingOptions};
 use crate::engine::{KeepAlive, Priority};
 use crate::error::Error;
 use crate::ids::{ModelName, SessionName};
 use crate::limits::Limits;
-use crate::session::{History, InputKind, Message, Part, Role, messages_bytes, object_bytes, tokens_bytes};
-
-/// Path of what a chat says about the beginning of an answer.
-pub(super) const GENERATION_PROMPT: &str = "chat.add_generation_prompt";
-
-/// Path of what a chat says about its last message.
-pub(super) const CONTINUES: &str = "chat.continue_final_message";
+use crate::session::{History, InputKind, Message, messages_bytes, tokens_bytes};
 
 /// A generation.
 #[derive(Debug)]
@@ -62,45 +55,6 @@ pub enum Input {
     Ids(Vec<u32>),
     /// A conversation, or the new part of one.
     Chat(Chat),
-}
-
-/// Messages for a chat template.
-#[derive(Debug, Default)]
-pub struct Chat {
-    /// The messages, oldest first.
-    pub messages: Vec<Message>,
-    /// Tools the model may call.
-    pub tools: Vec<Tool>,
-    /// Further variables of the template.
-    pub arguments: Map<String, Value>,
-    /// Whether the text ends with what begins an answer; unset is what the call usually does.
-    pub add_generation_prompt: Option<bool>,
-    /// Whether the text ends within the last message, the assistant's, for the model to go on with it.
-    pub continue_final_message: bool,
-    /// Whether what looks like a control token in the texts of people and tools is one.
-    pub allow_control_tokens: bool,
-}
-
-/// How a conversation's text ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// After its last message.
-    Whole,
-    /// With what begins an answer.
-    AnswerBegun,
-    /// Within its last message, after its content. Not in a session.
-    Continued,
-}
-
-/// A function the model may call.
-#[derive(Debug)]
-pub struct Tool {
-    /// Its name.
-    pub name: String,
-    /// Its purpose, for the model to read.
-    pub description: String,
-    /// JSON schema of its parameters.
-    pub parameters: Map<String, Value>,
 }
 
 /// Extras to return besides the text.
@@ -295,166 +249,16 @@ impl Input {
     }
 }
 
-impl Chat {
-    fn check(&self, limits: &Limits) -> Result<(), Error> {
-        at_least_one("chat.messages", self.messages.len(), "message")?;
-        at_most("chat.messages", self.part_count(), "chat_parts_max", limits.chat_parts_max)?;
-        at_most("chat.tools", self.tools.len(), "tools_max", limits.tools_max)?;
-        at_most_bytes("chat", self.bytes(), limits)?;
-        for (index, message) in self.messages.iter().enumerate() {
-            check_message(&format!("chat.messages[{index}]"), message)?;
-        }
-        self.check_continued()?;
-        let nameless = self.tools.iter().position(|tool| tool.name.is_empty());
-        match nameless {
-            Some(index) => Err(Error::field(format!("chat.tools[{index}].name"), "must be given")),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Chat {
-    /// Refuses a last message that cannot be continued.
-    fn check_continued(&self) -> Result<(), Error> {
-        if !self.continue_final_message {
-            return Ok(());
-        }
-        let last = self.messages.last();
-        let why = if self.add_generation_prompt == Some(true) {
-            "contradicts add_generation_prompt, which begins another message"
-        } else if last.is_none_or(|message| message.role != Role::Assistant) {
-            "the last message must be the assistant's"
-        } else if last.is_some_and(|message| message.tool_calls().next().is_some()) {
-            "the last message must be one of text, without tool calls"
-        } else {
-            return Ok(());
-        };
-        Err(Error::field(CONTINUES, why))
-    }
-
-    /// Returns how its text ends.
-    pub(super) fn ending(&self) -> Ending {
-        match self.add_generation_prompt {
-            _ if self.continue_final_message => Ending::Continued,
-            Some(false) => Ending::Whole,
-            Some(true) | None => Ending::AnswerBegun,
-        }
-    }
-
-    /// Returns the number of messages, their texts and tool calls.
-    pub(super) fn part_count(&self) -> usize {
-        self.messages.iter().map(Message::part_count).sum()
-    }
-
-    /// Returns the bytes of all that was sent, also of what a template may leave out.
-    pub(super) fn bytes(&self) -> usize {
-        let messages: usize = self.messages.iter().map(Message::bytes).sum();
-        let tools = self
-            .tools
-            .iter()
-            .map(|tool| tool.name.len() + tool.description.len() + object_bytes(&tool.parameters));
-        messages + tools.sum::<usize>() + object_bytes(&self.arguments)
-    }
-}
-
-/// Refuses a text, or what will be one, that is too long for the tokenizer.
-fn at_most_bytes(path: &str, bytes: usize, limits: &Limits) -> Result<(), Error> {
-    let max = limits.text_bytes_max;
-    if bytes <= max {
-        return Ok(());
-    }
-    Err(Error::field(path, format!("text_bytes_max: at most {max} bytes, not {bytes}")))
-}
-
-fn check_message(path: &str, message: &Message) -> Result<(), Error> {
-    let Message { role, name: _, parts } = message;
-    let mut calls = 0;
-    for part in parts {
-        match part {
-            Part::Text(_) => {}
-            Part::ToolCall(_) if *role != Role::Assistant => {
-                return Err(Error::field(
-                    format!("{path}.tool_calls"),
-                    "only the assistant makes tool calls",
-                ));
-            }
-            Part::ToolCall(call) if call.name.is_empty() => {
-                return Err(Error::field(format!("{path}.tool_calls[{calls}].name"), "must be given"));
-            }
-            Part::ToolCall(_) => calls += 1,
-            Part::ToolResult(_) if *role != Role::Tool => {
-                let why = "only a message of role tool answers a call";
-                return Err(Error::field(format!("{path}.tool_call_id"), why));
-            }
-            Part::ToolResult(_) => {}
-        }
-    }
-    Ok(())
-}
-
-impl Tool {
-    /// Returns the definition in the shape that chat templates expect.
-    pub(super) fn to_template_value(&self) -> Value {
-        let Self { name, description, parameters } = self;
-        let function = json!({ "name": name, "description": description, "parameters": parameters });
-        json!({ "type": "function", "function": function })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::session::{ToolCall, ToolResult};
+    use serde_json::{Map, json};
 
-    fn field_of(messages: Vec<Message>) -> String {
-        let chat = Chat { messages, ..Chat::default() };
-        match Input::Chat(chat).check("prompt", &limits()) {
-            Err(Error::InvalidField { field, .. }) => field,
-            other => panic!("{other:?}"),
-        }
-    }
+    use super::super::chat::Tool;
+    use super::*;
+    use crate::session::Role;
 
     fn limits() -> Limits {
         Limits { text_bytes_max: 1000, chat_parts_max: 4, tools_max: 1, ..Limits::default() }
-    }
-
-    fn call(name: &str) -> Part {
-        Part::ToolCall(ToolCall { id: String::new(), name: name.into(), arguments: Map::new() })
-    }
-
-    #[test]
-    fn errors_name_the_message_and_the_field() {
-        let said = |role, parts| Message { role, name: String::new(), parts };
-        let good = || Message::text(Role::User, "hi");
-        assert_eq!(field_of(Vec::new()), "chat.messages");
-        let result = Part::ToolResult(ToolResult { call_id: "1".into(), text: String::new() });
-        let answer = said(Role::User, vec![result]);
-        assert_eq!(field_of(vec![good(), answer]), "chat.messages[1].tool_call_id");
-        assert_eq!(field_of(vec![said(Role::User, vec![call("f")])]), "chat.messages[0].tool_calls");
-        let nameless = said(Role::Assistant, vec![call("f"), call("")]);
-        assert_eq!(field_of(vec![nameless]), "chat.messages[0].tool_calls[1].name");
-    }
-
-    #[test]
-    fn only_a_text_of_the_assistant_is_continued() {
-        let check = |last: Message, add_generation_prompt| {
-            let messages = vec![Message::text(Role::User, "hi"), last];
-            let chat =
-                Chat { messages, add_generation_prompt, continue_final_message: true, ..Chat::default() };
-            match Input::Chat(chat).check("prompt", &limits()) {
-                Err(Error::InvalidField { field, why }) => {
-                    assert_eq!(field, CONTINUES);
-                    Some(why)
-                }
-                other => other.err().map(|error| error.to_string()),
-            }
-        };
-        let said = || Message::text(Role::Assistant, "and");
-        assert_eq!([check(said(), None), check(said(), Some(false))], [None, None]);
-        assert!(check(said(), Some(true)).unwrap().contains("add_generation_prompt"));
-        assert!(check(Message::text(Role::User, "hi"), None).unwrap().contains("assistant"));
-        let calls = Message { parts: vec![call("f")], ..said() };
-        assert!(check(calls, None).unwrap().contains("tool calls"));
     }
 
     #[test]

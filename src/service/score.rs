@@ -114,7 +114,12 @@ impl Service {
         let pass = Pass { origin, prompt, from, top_logprobs, keep_alive };
         let scored = pass.run(self, lease).await?;
         let prompt_tokens = count(pass.prompt.len());
-        let usage = Usage { prompt_tokens, cached_tokens: scored.cached_tokens, completion_tokens: 0 };
+        let usage = Usage {
+            prompt_tokens,
+            cached_tokens: scored.cached_tokens,
+            completion_tokens: 0,
+            reasoning_tokens: 0,
+        };
         let scores = pass.prompt.tokens.iter().skip(from).zip(&scored.scores);
         let tokens = scores.map(|(id, score)| token_score(assets, *id, score.as_ref())).collect();
         Ok(Scores { tokens, usage })

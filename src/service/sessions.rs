@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
+use super::answer::shortened;
 use super::cache::check_salt;
 use super::caller::Caller;
 use super::fields::{fresh_session_name, model_name, optional_model, page_size, page_token, session_name};
@@ -371,15 +372,16 @@ impl Service {
         if cut.tokenizer.is_some_and(|tokenizer| tokenizer != assets.tokenizer_hash) {
             return Err(Error::SessionTokenizerChanged(cut.model));
         }
-        let (cut, text) = blocking(move || {
+        let (cut, text, answer) = blocking(move || {
             let mut detokenizer = assets.tokenizer.detokenizer();
             let mut text: String = cut.remaining().iter().map(|id| detokenizer.push(*id)).collect();
             text.push_str(&detokenizer.finish());
-            Ok((cut, text))
+            let answer = shortened(&cut.answer, &cut.forms, &text);
+            Ok((cut, text, answer))
         })
         .await?;
         self.sessions.with(key, |session, now| {
-            let done = session.cut_answer(&cut, &text, now)?;
+            let done = session.cut_answer(&cut, (&text, answer), now)?;
             Ok(done.then(|| session.view()))
         })
     }

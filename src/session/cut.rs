@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::bytes::{TURN_BYTES, messages_bytes};
-use super::message::{Message, Role};
-use super::snapshot::{AnswerStart, TurnEnd};
+use super::message::Message;
+use super::snapshot::{AnswerForms, AnswerStart, TurnEnd};
 use super::state::{Session, shared_start};
 use crate::error::Error;
 use crate::ids::{ModelName, TokenizerHash};
 
 /// A cut within an answer. It is done once the text of the answer's remaining tokens is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AnswerCut {
     /// The model whose tokenizer knows that text.
     pub model: ModelName,
@@ -29,6 +29,10 @@ pub struct AnswerCut {
     start: usize,
     /// Number of tokens that remain, those before the answer included.
     end: usize,
+    /// The whole answer.
+    pub answer: Arc<Message>,
+    /// What it was written in.
+    pub forms: AnswerForms,
 }
 
 impl AnswerCut {
@@ -83,7 +87,7 @@ impl Session {
             _ if message_count == 0 => self.keep_turns(0, now),
             Some(turn) if turn.message_count == message_count => self.keep_turns(place + 1, now),
             Some(TurnEnd { answer: Some(start), message_count: all, .. }) if all == message_count + 1 => {
-                self.shorten(place, self.without_answer(start, message_count), now);
+                self.shorten(place, self.without_answer(&start, message_count), now);
             }
             Some(_) | None => {
                 let why = "must be the end of a turn, or leave out nothing of it but its answer";
@@ -118,10 +122,12 @@ impl Session {
         let remainder = match answer {
             Some(start) if start.tokens < token_count => {
                 let (model, tokens) = (self.model.clone(), Arc::clone(&self.tokens));
-                let (tokenizer, start) = (self.tokenizer, start.tokens);
-                return Ok(Some(AnswerCut { model, tokenizer, tokens, start, end: token_count }));
+                let (tokenizer, end) = (self.tokenizer, token_count);
+                let AnswerStart { tokens: start, forms, .. } = start;
+                let answer = Arc::clone(&self.messages[message_count - 1]);
+                return Ok(Some(AnswerCut { model, tokenizer, tokens, start, end, answer, forms }));
             }
-            Some(start) if start.tokens == token_count => self.without_answer(start, message_count - 1),
+            Some(start) if start.tokens == token_count => self.without_answer(&start, message_count - 1),
             Some(_) | None => {
                 let (answer, text, start) = (None, None, None);
                 // The unfinished text is of none of them: nothing may be appended to it but raw text.
@@ -132,32 +138,37 @@ impl Session {
         Ok(None)
     }
 
-    /// Does a cut within an answer; `text` is what its remaining tokens stand for. Returns false if the
-    /// session was changed since: the cut is to be asked for again.
+    /// Does a cut within an answer; `text` is what its remaining tokens stand for, `answer` what they say.
+    /// Returns false if the session was changed since: the cut is to be asked for again.
     ///
     /// # Errors
     /// A turn runs.
-    pub fn cut_answer(&mut self, cut: &AnswerCut, text: &str, now: SystemTime) -> Result<bool, Error> {
+    pub fn cut_answer(
+        &mut self,
+        cut: &AnswerCut,
+        (text, answer): (&str, Message),
+        now: SystemTime,
+    ) -> Result<bool, Error> {
         self.refuse_if_busy()?;
         let place = self.turns.partition_point(|turn| turn.token_count <= cut.end);
         let turn = self.turns.get(place).filter(|_| Arc::ptr_eq(&self.tokens, &cut.tokens));
-        let start = turn.and_then(|turn| turn.answer).filter(|start| start.tokens == cut.start);
+        let start = turn.and_then(|turn| turn.answer.clone()).filter(|start| start.tokens == cut.start);
         let (Some(turn), Some(start)) = (turn, start) else { return Ok(false) };
         let before = start.text_bytes.and_then(|bytes| self.text.get(..bytes));
         let remainder = Remainder {
             tokens: cut.end,
             messages: turn.message_count - 1,
-            answer: Some(Message::text(Role::Assistant, text)),
+            answer: Some(answer),
             text: before.map(|before| [before, text].concat().into()),
             is_whole: turn.is_whole,
-            start: Some(start),
+            start: Some(start.unended()),
         };
         self.shorten(place, remainder, now);
         Ok(true)
     }
 
     /// Returns what remains of a turn without its answer.
-    fn without_answer(&self, start: AnswerStart, messages: usize) -> Remainder {
+    fn without_answer(&self, start: &AnswerStart, messages: usize) -> Remainder {
         let text = start.text_bytes.and_then(|bytes| shared_start(&self.text, bytes));
         Remainder { tokens: start.tokens, messages, answer: None, text, is_whole: true, start: None }
     }
@@ -197,7 +208,8 @@ impl Session {
         if tokens < self.tokens.len() {
             self.tokens = self.tokens[..tokens].into();
         }
-        let known = |turn: &TurnEnd| [turn.text_bytes, turn.answer.and_then(|start| start.text_bytes)];
+        let known =
+            |turn: &TurnEnd| [turn.text_bytes, turn.answer.as_ref().and_then(|start| start.text_bytes)];
         let text_bytes = self.turns.iter().flat_map(known).flatten().max().unwrap_or(0);
         self.text = shared_start(&self.text, text_bytes).unwrap_or_default();
         self.count_content();

@@ -37,6 +37,8 @@ impl Role {
 pub enum Part {
     /// Plain text.
     Text(String),
+    /// What the assistant reasoned before its text.
+    Reasoning(String),
     /// A function call made by the assistant.
     ToolCall(ToolCall),
     /// The result of such a call.
@@ -85,7 +87,17 @@ impl Message {
     pub fn joined_text(&self) -> String {
         let texts = self.parts.iter().filter_map(|part| match part {
             Part::Text(text) | Part::ToolResult(ToolResult { text, .. }) => Some(text.as_str()),
-            Part::ToolCall(_) => None,
+            Part::ToolCall(_) | Part::Reasoning(_) => None,
+        });
+        texts.collect()
+    }
+
+    /// Returns the reasoning in it, joined in order; empty for none.
+    #[must_use]
+    pub fn reasoning(&self) -> String {
+        let texts = self.parts.iter().filter_map(|part| match part {
+            Part::Reasoning(text) => Some(text.as_str()),
+            Part::Text(_) | Part::ToolCall(_) | Part::ToolResult(_) => None,
         });
         texts.collect()
     }
@@ -100,7 +112,7 @@ impl Message {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let parts = self.parts.iter().map(|part| match part {
-            Part::Text(text) => text.len(),
+            Part::Text(text) | Part::Reasoning(text) => text.len(),
             Part::ToolCall(ToolCall { id, name, arguments }) => {
                 id.len() + name.len() + object_bytes(arguments)
             }
@@ -113,7 +125,7 @@ impl Message {
     pub fn tool_calls(&self) -> impl Iterator<Item = &ToolCall> {
         self.parts.iter().filter_map(|part| match part {
             Part::ToolCall(call) => Some(call),
-            Part::Text(_) | Part::ToolResult(_) => None,
+            Part::Text(_) | Part::Reasoning(_) | Part::ToolResult(_) => None,
         })
     }
 
@@ -122,7 +134,7 @@ impl Message {
     pub fn answered_call(&self) -> &str {
         let mut answered = self.parts.iter().filter_map(|part| match part {
             Part::ToolResult(result) => Some(result.call_id.as_str()),
-            Part::Text(_) | Part::ToolCall(_) => None,
+            Part::Text(_) | Part::Reasoning(_) | Part::ToolCall(_) => None,
         });
         answered.next().unwrap_or_default()
     }
@@ -133,6 +145,10 @@ impl Message {
         let mut fields = Map::new();
         fields.insert("role".into(), self.role.as_str().into());
         fields.insert("content".into(), self.joined_text().into());
+        let reasoning = self.reasoning();
+        if !reasoning.is_empty() {
+            fields.insert("reasoning".into(), reasoning.into());
+        }
         if !self.name.is_empty() {
             fields.insert("name".into(), self.name.as_str().into());
         }
@@ -190,6 +206,15 @@ mod tests {
         let mut message = Message::text(Role::User, "a");
         message.parts.push(Part::Text("b".into()));
         assert_eq!(message.to_template_value()["content"], "ab");
+    }
+
+    #[test]
+    fn reasoning_is_apart_from_the_text() {
+        let mut message = Message::text(Role::Assistant, "4");
+        message.parts.insert(0, Part::Reasoning("2 and 2".into()));
+        let expected = json!({ "role": "assistant", "content": "4", "reasoning": "2 and 2" });
+        assert_eq!((message.to_template_value(), message.joined_text()), (expected, "4".to_owned()));
+        assert_eq!(message.bytes(), "2 and 24".len());
     }
 
     #[test]

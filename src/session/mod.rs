@@ -30,7 +30,7 @@ pub use history::{History, HistoryOutcome};
 pub use list::{ListPage, SessionFilter};
 pub use message::{Message, Part, Role, ToolCall, ToolResult, object_bytes};
 pub use record::{Joined, Keeps, PieceError, Pieces, Record, RecordError, Replay, record, whole};
-pub use snapshot::{AnswerStart, Contents, Outline, Sizes, Snapshot, TurnEnd};
+pub use snapshot::{AnswerForms, AnswerStart, Contents, Outline, Sizes, Snapshot, TurnEnd};
 pub use state::{AnswerEnd, InputKind, Session, SessionView, TurnContent, TurnId, TurnRequest, TurnStart};
 pub use terms::{Labels, Lease, Terms, TermsChange};
 pub use watch::{Change, Told, ViewField};

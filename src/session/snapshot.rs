@@ -12,12 +12,34 @@ use super::terms::Terms;
 use crate::ids::{ModelName, SessionId, SessionKey, TokenizerHash};
 
 /// Where the answer of a turn begins in its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AnswerStart {
     /// Tokens before it.
     pub tokens: usize,
     /// Bytes of text before it; none where that is not known.
     pub text_bytes: Option<usize>,
+    /// Bytes of text of the token that ended it, 0 if none did; none where that was not noted.
+    pub ending_bytes: Option<usize>,
+    /// What it was written in.
+    pub forms: AnswerForms,
+}
+
+/// The forms in which the text of an answer holds what is not text, by their names; None: that is text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AnswerForms {
+    /// That of tool calls.
+    pub tools: Option<Arc<str>>,
+    /// That of reasoning.
+    pub reasoning: Option<Arc<str>>,
+    /// Whether it begins within reasoning.
+    pub begins_reasoning: bool,
+}
+
+impl AnswerStart {
+    /// Returns it for an answer that no token ends.
+    pub(super) fn unended(self) -> Self {
+        Self { ending_bytes: Some(0), ..self }
+    }
 }
 
 /// The end of a finished turn.
@@ -38,12 +60,26 @@ pub struct TurnEnd {
 }
 
 impl TurnEnd {
+    /// Returns where the text of its answer ends, if a token that ended it follows there.
+    pub(super) fn answer_end(&self, messages: &[Arc<Message>], text: &str) -> Option<usize> {
+        let AnswerStart { text_bytes, ending_bytes, .. } = self.answer.as_ref()?;
+        let (start, all) = ((*text_bytes)?, self.text_bytes?);
+        if let Some(bytes) = *ending_bytes {
+            let end = all.checked_sub(bytes)?;
+            return (start <= end && end < all && text.is_char_boundary(end)).then_some(end);
+        }
+        // It was stored before that was noted, when all of an answer was its text.
+        let answer = messages.get(self.message_count.checked_sub(1)?)?.joined_text();
+        let end = start + answer.len();
+        (end < all && text.get(start..end) == Some(&*answer)).then_some(end)
+    }
+
     /// Returns whether it lies within a content of these sizes.
     fn is_within(&self, sizes: Sizes) -> bool {
         self.message_count <= sizes.messages
             && self.token_count <= sizes.tokens
             && self.text_bytes.is_none_or(|bytes| bytes <= sizes.text_bytes)
-            && self.answer.is_none_or(|start| {
+            && self.answer.as_ref().is_none_or(|start| {
                 self.message_count > 0
                     && start.tokens <= self.token_count
                     && start.text_bytes.is_none_or(|bytes| bytes <= sizes.text_bytes)

@@ -347,7 +347,7 @@ impl Session {
         let history = request.history.unwrap_or(start.history);
         let text_bytes = self.turns.last().and_then(|last| last.text_bytes);
         let text = text_bytes.and_then(|end| shared_start(&self.text, end));
-        let starts = self.turns.iter().filter_map(|turn| turn.answer?.text_bytes);
+        let starts = self.turns.iter().filter_map(|turn| turn.answer.as_ref()?.text_bytes);
         let known = self.turns.iter().filter_map(|turn| turn.text_bytes).chain(starts).max();
         let known = known.and_then(|end| shared_start(&self.text, end)).unwrap_or_default();
         let answered = self.turns.iter().rev().find(|turn| turn.answer.is_some());
@@ -408,8 +408,8 @@ impl Session {
         let (mut text_bytes, mut kept, mut answer) = (None, TURN_BYTES, None);
         if let TurnContent::Chat { messages, text, text_is_whole, answer: start } = content {
             // What was generated is the new turn's, though an earlier one may have ended with the same.
-            let prompt = start.map_or(&*tokens, |start| &tokens[..start.tokens]);
-            let prompt_bytes = start.and_then(|start| start.text_bytes);
+            let prompt = start.as_ref().map_or(&*tokens, |start| &tokens[..start.tokens]);
+            let prompt_bytes = start.as_ref().and_then(|start| start.text_bytes);
             let of_prompt = |text| prompt_bytes.and_then(|end| str::get(text, ..end)).unwrap_or(text);
             self.forget_rewritten(prompt, text.as_deref().map(of_prompt));
             kept += messages_bytes(&messages);
@@ -462,11 +462,12 @@ impl Session {
         let same_bytes = common_start(self.text.as_bytes(), text.as_bytes());
         for turn in &mut self.turns {
             let is_last_another = turn.token_count == same_tokens + 1;
-            if is_last_another && turn.answer.is_some_and(|start| start.tokens <= same_tokens) {
-                let end = answer_end(turn, &self.messages, &self.text).filter(|end| *end <= same_bytes);
+            if is_last_another && turn.answer.as_ref().is_some_and(|start| start.tokens <= same_tokens) {
+                let end = turn.answer_end(&self.messages, &self.text).filter(|end| *end <= same_bytes);
                 if end.is_some() || is_appended {
                     // Only the token that ended the answer is another one.
                     (turn.text_bytes, turn.token_count) = (end, same_tokens);
+                    turn.answer = turn.answer.take().map(AnswerStart::unended);
                     continue;
                 }
             }
@@ -479,14 +480,6 @@ impl Session {
             }
         }
     }
-}
-
-/// Returns where the text of a turn's answer ends, if a token that ended it follows there.
-fn answer_end(turn: &TurnEnd, messages: &[Arc<Message>], text: &str) -> Option<usize> {
-    let (start, all) = (turn.answer?.text_bytes?, turn.text_bytes?);
-    let answer = messages.get(turn.message_count.checked_sub(1)?)?.joined_text();
-    let end = start + answer.len();
-    (end < all && text.get(start..end) == Some(&*answer)).then_some(end)
 }
 
 /// Returns the first `end` bytes; shared if they are all.

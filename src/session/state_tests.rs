@@ -27,8 +27,13 @@ fn chat(text: &str) -> TurnContent {
 fn answered(text: &str, answer: usize) -> TurnContent {
     let start = text.len() - answer;
     let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, &text[start..])];
-    let answer = Some(AnswerStart { tokens: start, text_bytes: Some(start) });
-    TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true, answer }
+    let at = AnswerStart { tokens: start, text_bytes: Some(start), ..AnswerStart::default() };
+    TurnContent::Chat { messages, text: Some(text.into()), text_is_whole: true, answer: Some(at.unended()) }
+}
+
+/// What remains of an answer that is only text.
+fn said(text: &str) -> (&str, Message) {
+    (text, Message::text(Role::Assistant, text))
 }
 
 fn texts(session: &Session) -> Vec<String> {
@@ -138,7 +143,7 @@ fn a_text_that_lacks_a_part_of_the_tokens_is_not_built_upon() {
 fn a_turn_of_which_only_the_ending_is_another_token_is_whole() {
     let mut session = session();
     let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
-    let answer = Some(AnswerStart { tokens: 1, text_bytes: Some(2) });
+    let answer = Some(AnswerStart { tokens: 1, text_bytes: Some(2), ..AnswerStart::default() });
     let text = Some("q:a!".into());
     turn(&mut session, 1, vec![1, 2, 9], TurnContent::Chat { messages, text, text_is_whole: true, answer });
     turn(&mut session, 2, vec![1, 2, 8, 3], chat("q:a.more"));
@@ -188,7 +193,7 @@ fn an_answer_of_no_tokens_does_not_end_before_it_begins() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2], answered("ab", 0));
     turn(&mut session, 2, vec![1, 3], chat("a"));
-    assert_eq!((session.turns[0].answer, session.turns[0].token_count), (None, 1));
+    assert_eq!((&session.turns[0].answer, session.turns[0].token_count), (&None, 1));
 }
 
 #[test]
@@ -197,7 +202,7 @@ fn an_answer_of_unknown_text_is_known_by_its_tokens_whatever_follows_it() {
     for after in [vec![1, 2, 3, 4], vec![1, 2, 9, 4]] {
         let mut session = session();
         let messages = vec![Message::text(Role::User, "q"), Message::text(Role::Assistant, "a")];
-        let answer = Some(AnswerStart { tokens: 1, text_bytes: None });
+        let answer = Some(AnswerStart { tokens: 1, ..AnswerStart::default() });
         let content = TurnContent::Chat { messages, text: None, text_is_whole: false, answer };
         turn(&mut session, 1, vec![1, 2, 3], content);
         let end = if after[2] == 3 { 3 } else { 2 };
@@ -212,7 +217,7 @@ fn an_answer_of_unknown_text_is_known_by_its_tokens_whatever_follows_it() {
 fn what_is_known_of_a_text_ends_before_an_answer_that_was_cut() {
     let mut session = session();
     turn(&mut session, 1, vec![1, 2], chat("ab"));
-    let answer = Some(AnswerStart { tokens: 3, text_bytes: Some(3) });
+    let answer = Some(AnswerStart { tokens: 3, text_bytes: Some(3), ..AnswerStart::default() });
     let (messages, text) = (vec![Message::text(Role::Assistant, "d")], Some("abcd".into()));
     turn(
         &mut session,
@@ -300,14 +305,14 @@ fn an_answer_is_cut_to_the_text_of_its_remaining_tokens() {
     turn(&mut session, 2, vec![1, 2, 3, 4, 5, 6], answered("abcdef", 3));
     let cut = session.truncate_tokens(5, NOW).unwrap().unwrap();
     assert_eq!((cut.remaining(), session.tokens().len()), (&[4, 5][..], 6));
-    assert_eq!(session.cut_answer(&cut, "de", NOW), Ok(true));
+    assert_eq!(session.cut_answer(&cut, said("de"), NOW), Ok(true));
     assert_eq!(texts(&session), ["q", "b", "q", "de"]);
     let start = session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
     assert_eq!((start.text.as_deref(), &*start.tokens), (Some("abcde"), &[1, 2, 3, 4, 5][..]));
     session.roll_back(TurnId(3), NOW);
     // Cut again, to one token, then to none: the messages of the turn stay without the answer.
     let cut = session.truncate_tokens(4, NOW).unwrap().unwrap();
-    assert_eq!(session.cut_answer(&cut, "d", NOW), Ok(true));
+    assert_eq!(session.cut_answer(&cut, said("d"), NOW), Ok(true));
     assert_eq!(session.truncate_tokens(3, NOW), Ok(None));
     assert_eq!((texts(&session), session.tokens().len()), (vec!["q".into(), "b".into(), "q".into()], 3));
     let start = session.begin(TurnId(4), &request(InputKind::Chat), NOW).unwrap();
@@ -336,10 +341,10 @@ fn a_cut_that_the_session_has_moved_away_from_is_not_done() {
     let cut = session.truncate_tokens(2, NOW).unwrap().unwrap();
     turn(&mut session, 2, vec![1, 2, 3, 4], answered("abcd", 1));
     let before = session.clone();
-    assert_eq!(session.cut_answer(&cut, "b", NOW), Ok(false));
+    assert_eq!(session.cut_answer(&cut, said("b"), NOW), Ok(false));
     assert_eq!(session, before);
     session.begin(TurnId(3), &request(InputKind::Chat), NOW).unwrap();
-    assert_eq!(session.cut_answer(&cut, "b", NOW), Err(Error::SessionBusy("s".into())));
+    assert_eq!(session.cut_answer(&cut, said("b"), NOW), Err(Error::SessionBusy("s".into())));
 }
 
 #[test]
@@ -455,7 +460,7 @@ fn apply(session: &mut Session, id: u64, step: Step) {
         Step::TruncateTokens(count) => {
             if let Ok(Some(cut)) = session.truncate_tokens(count, NOW) {
                 let text = text_of(cut.remaining());
-                assert_eq!(session.cut_answer(&cut, &text, NOW), Ok(true));
+                assert_eq!(session.cut_answer(&cut, said(&text), NOW), Ok(true));
             }
         }
         Step::TruncateMessages(count) => drop(session.truncate_messages(count, NOW)),
@@ -481,7 +486,7 @@ proptest! {
                 if let Some(bytes) = turn.text_bytes {
                     prop_assert_eq!(text_of(&session.tokens[..turn.token_count]), &session.text[..bytes]);
                 }
-                if let Some(AnswerStart { tokens, text_bytes }) = turn.answer {
+                if let Some(AnswerStart { tokens, text_bytes, .. }) = turn.answer {
                     prop_assert!(tokens <= turn.token_count);
                     if let Some(bytes) = text_bytes {
                         prop_assert_eq!(text_of(&session.tokens[..tokens]), &session.text[..bytes]);

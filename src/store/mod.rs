@@ -63,7 +63,7 @@ pub enum StoreError {
         pid: String,
     },
     /// It was written by a newer mlxd, or by something else.
-    #[error("{} has format {found:?}; this mlxd reads format {known}", folder.display())]
+    #[error("{} has format {found:?}; this mlxd reads formats up to {known}", folder.display())]
     Format {
         /// The folder.
         folder: PathBuf,

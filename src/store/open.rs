@@ -13,8 +13,11 @@ use crate::ids::{SessionId, SessionKey};
 use crate::lock::{LockError, lock};
 use crate::session::{Outline, Snapshot};
 
-/// Format of the files.
-const FORMAT: u32 = 1;
+/// Format of the files. In format 1, all that an answer says is its message's text; its files are read too.
+const FORMAT: u32 = 2;
+
+/// The formats before it, whose folders become its own.
+const OLDER: [&str; 1] = ["1"];
 
 /// File that says it.
 const VERSION: &str = "version";
@@ -49,17 +52,18 @@ pub fn open(folder: &Path) -> Result<(OpenStore, Vec<Stored>), StoreError> {
     Ok((OpenStore { shelf, lock: held }, stored))
 }
 
-/// Compares the folder's format with ours; gives a new folder ours. Returns another one as an error.
+/// Compares the folder's format with ours; gives a new folder ours, and an older one, which older versions
+/// do not open any more. Returns another one as an error.
 fn format(root: &dyn Disk) -> io::Result<Result<(), String>> {
-    match root.read(VERSION, 0, VERSION_BYTES_MAX) {
-        Ok(bytes) => {
-            let found = String::from_utf8_lossy(&bytes).trim().to_owned();
-            Ok(if found == FORMAT.to_string() { Ok(()) } else { Err(found) })
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            disk::replace(root, VERSION, format!("{FORMAT}\n").as_bytes()).map(Ok)
-        }
-        Err(error) => Err(error),
+    let found = match root.read(VERSION, 0, VERSION_BYTES_MAX) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    match found {
+        Some(found) if found == FORMAT.to_string() => Ok(Ok(())),
+        Some(found) if !OLDER.contains(&&*found) => Ok(Err(found)),
+        Some(_) | None => disk::replace(root, VERSION, format!("{FORMAT}\n").as_bytes()).map(Ok),
     }
 }
 

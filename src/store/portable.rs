@@ -15,8 +15,8 @@ use crate::session::{Contents, Joined, Outline, PieceError, Pieces, RecordError}
 
 const MAGIC: [u8; 12] = *b"mlxd session";
 
-/// Format of the file.
-const FORMAT: u32 = 1;
+/// Format of the file. In format 1, all that an answer says is its message's text; it is read too.
+const FORMAT: u32 = 2;
 
 const START_BYTES: usize = MAGIC.len() + size_of::<u32>();
 
@@ -81,7 +81,7 @@ pub enum PortableError {
     #[error("it is not a file of a session")]
     Foreign,
     /// A newer mlxd wrote it.
-    #[error("it has format {found}; this mlxd reads format {known}")]
+    #[error("it has format {found}; this mlxd reads formats up to {known}")]
     Format {
         /// Its format.
         found: u32,
@@ -206,7 +206,7 @@ impl Import {
         }
         let Some(format) = bytes.get(MAGIC.len()..).and_then(<[u8]>::first_chunk) else { return Ok(0) };
         match u32::from_le_bytes(*format) {
-            FORMAT => {
+            1..=FORMAT => {
                 self.state = State::Frames;
                 Ok(START_BYTES)
             }

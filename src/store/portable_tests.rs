@@ -87,9 +87,17 @@ fn a_file_with_any_flipped_bit_is_refused() {
 #[test]
 fn a_file_of_a_newer_format_is_known_as_one() {
     let mut file = file(&session("one"));
-    file[MAGIC.len()] = 2;
-    assert_eq!(read(&file, 5, LIMIT).err(), Some(PortableError::Format { found: 2, known: 1 }));
+    file[MAGIC.len()] = 3;
+    assert_eq!(read(&file, 5, LIMIT).err(), Some(PortableError::Format { found: 3, known: 2 }));
     assert_eq!(read(b"a file of something else", 5, LIMIT).err(), Some(PortableError::Foreign));
+}
+
+#[test]
+fn a_file_of_the_older_format_is_read() {
+    let session = session("one");
+    let mut file = file(&session);
+    file[MAGIC.len()] = 1;
+    assert_eq!(Some(read(&file, 5, LIMIT).unwrap().1), session.contents);
 }
 
 #[test]

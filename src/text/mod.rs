@@ -5,6 +5,7 @@
 
 mod apart;
 mod arguments;
+mod choice;
 mod comparisons;
 mod continued;
 mod detokenizer;
@@ -47,5 +48,5 @@ pub use files::TextFiles;
 pub use long::Encoding;
 pub use rendered::Rendered;
 pub use stop::{StopMatcher, StopStep};
-pub use template::{ChatTemplate, Conversation};
+pub use template::{ChatTemplate, Conversation, EFFORT, ENABLE_THINKING};
 pub use tokenizer::Tokenizer;

@@ -43,6 +43,10 @@ pub(super) struct Traits {
     pub(super) tools_with_system: Fate,
     /// The same where a developer message comes first.
     pub(super) tools_with_developer: Fate,
+    /// The reasoning of an assistant's message: of the last one, or of one that calls a tool.
+    pub(super) reasoning: Fate,
+    /// Whether it fails on reasoning beside a text in a message that calls a tool, and not without the text.
+    pub(super) joins_reasoning: bool,
     /// What follows the model's answer, up to the end.
     pub(super) after_answer: String,
 }
@@ -76,6 +80,13 @@ impl Traits {
         let parts = fate(render(&asked, &[], false), WORD) == Fate::Skipped
             && fate(render(&asked, &[], true), WORD) == Fate::Written;
         let tools = |messages: &[Value]| fate(render(messages, &[tool()], parts), TOOL);
+        let reasons = |messages: &[Value], tools: &[Value]| fate(render(messages, tools, parts), WORD);
+        let reasoning = match reasons(&[user(), reasoned("Hello.", &[])], &[]) {
+            Fate::Written => Fate::Written,
+            _ => reasons(&[user(), reasoned("", &[call()]), result("b")], &[tool()]),
+        };
+        let calls = |text: &str| reasons(&[user(), reasoned(text, &[call()]), result("b")], &[tool()]);
+        let joins_reasoning = calls("Hello.") == Fate::Refused && calls("") != Fate::Refused;
         let answered = render(&[user(), message("assistant", WORD)], &[], parts).unwrap_or_default();
         Self {
             parts,
@@ -84,6 +95,8 @@ impl Traits {
             tools: tools(&[user()]),
             tools_with_system: tools(&[message("system", "Be brief."), user()]),
             tools_with_developer: tools(&[message("developer", "Be brief."), user()]),
+            reasoning,
+            joins_reasoning,
             after_answer: answered.rsplit_once(WORD).map_or_else(String::new, |(_, after)| after.to_owned()),
         }
     }
@@ -141,12 +154,27 @@ fn tool() -> Value {
 
 /// A conversation with the result of a call at its end.
 fn called() -> Vec<Value> {
-    let arguments = Map::from_iter([("a".to_owned(), "b".into())]);
-    let call =
-        json!({ "id": CALL, "type": "function", "function": { "name": TOOL, "arguments": arguments } });
     vec![
         message("user", "Hello."),
-        json!({ "role": "assistant", "content": "", "tool_calls": [call] }),
-        json!({ "role": "tool", "content": WORD, "name": TOOL, "tool_call_id": CALL }),
+        json!({ "role": "assistant", "content": "", "tool_calls": [call()] }),
+        result(WORD),
     ]
+}
+
+fn call() -> Value {
+    let arguments = Map::from_iter([("a".to_owned(), "b".into())]);
+    json!({ "id": CALL, "type": "function", "function": { "name": TOOL, "arguments": arguments } })
+}
+
+fn result(content: &str) -> Value {
+    json!({ "role": "tool", "content": content, "name": TOOL, "tool_call_id": CALL })
+}
+
+/// An assistant's message with the word as its reasoning.
+fn reasoned(content: &str, calls: &[Value]) -> Value {
+    let mut message = json!({ "role": "assistant", "content": content, "reasoning": WORD });
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    message
 }

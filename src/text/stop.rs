@@ -62,6 +62,12 @@ impl StopMatcher {
         StopStep { emit, matched: None }
     }
 
+    /// Ends a part of the stream, across whose end nothing matches, and returns the text held back.
+    pub fn part(&mut self) -> String {
+        self.progress.fill(0);
+        std::mem::take(&mut self.held)
+    }
+
     /// Ends the stream and returns the text held back.
     pub fn finish(&mut self) -> String {
         self.done = true;

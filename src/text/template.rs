@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, UtcOffset};
 
 use super::apart::{SOURCE_BYTES_MAX, apart};
+use super::choice::{DEFAULT, Source, TOOL_USE, chosen, sources};
 use super::marks::{Marked, Marks, Texts};
 use super::probe::{Fate, Places, Roles, Traits};
 use super::refusal::refuse;
@@ -29,16 +30,18 @@ const PROBE_FUEL: u64 = 200_000;
 /// Limit of what such a render writes, in bytes: some templates write pages of instructions.
 const PROBE_BYTES_MAX: usize = 1 << 20;
 
-/// The name of a model's only template, or of its main one where it has several.
-const DEFAULT: &str = "default";
-/// The template for conversations with tools, where a model has a separate one.
-const TOOL_USE: &str = "tool_use";
 /// Variables that every render sets.
 const FIXED: [&str; 4] = ["messages", "tools", "add_generation_prompt", "strftime_now"];
 /// Limit of names in the refusal of an argument that the templates do not read.
 const VARIABLES_NAMED: usize = 20;
 /// Keys of a message's reasoning; the first one present counts (transformers).
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+/// The variable by which most makers let reasoning be turned on and off.
+pub const ENABLE_THINKING: &str = "enable_thinking";
+/// Those of all: Qwen, GLM, Gemma; Granite, DeepSeek, Kimi.
+const THINKING_SWITCHES: [&str; 2] = [ENABLE_THINKING, "thinking"];
+/// The variable of how much is to be reasoned (gpt-oss).
+pub const EFFORT: &str = "reasoning_effort";
 
 /// A model's chat template.
 #[derive(Clone, Debug)]
@@ -52,8 +55,10 @@ struct Inner {
     /// Those of variables that a caller may set, for people.
     variables: String,
     traits: Traits,
-    /// Whether `enable_thinking` changes what it writes.
-    switches_thinking: bool,
+    /// The argument that turns reasoning on and off.
+    thinking_switch: Option<&'static str>,
+    /// The templates as they are in the model's files, joined.
+    source: String,
     marks: Marks,
     end_of_turn: Option<u32>,
 }
@@ -92,7 +97,9 @@ impl ChatTemplate {
     pub fn new(files: &TextFiles, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let (file, sources) = sources(files)?;
         let sources = chosen(file, sources)?;
-        let names = sources.iter().flat_map(|(_, source)| source::names(source)).map(str::to_owned).collect();
+        let names: BTreeSet<String> =
+            sources.iter().flat_map(|(_, source)| source::names(source)).map(str::to_owned).collect();
+        let source = sources.iter().map(|(_, source)| source.as_str()).collect::<Vec<_>>().join("\n");
         let environment = apart(|| parsed(sources))
             .map_err(|error| TextError::Invalid { file, why: format!("the chat template: {error}") })?;
         let special_tokens =
@@ -107,14 +114,25 @@ impl ChatTemplate {
                 Conversation { messages, tools, arguments, add_generation_prompt, now, control_tokens };
             writer.write(&conversation, Form { parts, json_arguments: false }, PROBE_BYTES_MAX).ok()
         });
-        let switches_thinking = writer.writes_thinking(true) != writer.writes_thinking(false);
+        let switches = |name: &&str| writer.writes_with(name, true) != writer.writes_with(name, false);
+        let thinking_switch =
+            THINKING_SWITCHES.into_iter().find(|name| names.contains(*name) && switches(name));
         writer.environment.set_fuel(Some(FUEL));
         let variables = apart(|| Ok(writer.variables()))?;
         let marks = Marks::new(tokenizer.control_tokens().map(|(text, _)| text))?;
         let after = traits.after_answer.trim_start();
         let ends = tokenizer.control_tokens().filter(|(text, _)| after.starts_with(text.as_str()));
         let end_of_turn = ends.max_by_key(|(text, _)| text.len()).map(|(_, id)| id);
-        Ok(Self(Arc::new(Inner { writer, names, variables, traits, switches_thinking, marks, end_of_turn })))
+        Ok(Self(Arc::new(Inner {
+            writer,
+            names,
+            variables,
+            traits,
+            thinking_switch,
+            source,
+            marks,
+            end_of_turn,
+        })))
     }
 
     /// Returns the text of the prompt, of at most `bytes_max` bytes. A developer message becomes a system
@@ -160,10 +178,36 @@ impl ChatTemplate {
         self.0.traits.roles.system.first == Fate::Written
     }
 
-    /// Returns whether the argument `enable_thinking` changes what the template writes.
+    /// Returns whether the template reads the reasoning of an assistant's message, whatever it writes of
+    /// it.
     #[must_use]
-    pub fn switches_thinking(&self) -> bool {
-        self.0.switches_thinking
+    pub fn reads_reasoning(&self) -> bool {
+        self.0.traits.reasoning == Fate::Written || self.0.source.contains(REASONING[0])
+    }
+
+    /// Returns whether the template refuses a message with a call, reasoning and a text, but not one with a
+    /// call and reasoning. Then the text can only stand in the reasoning.
+    #[must_use]
+    pub fn joins_reasoning(&self) -> bool {
+        self.0.traits.joins_reasoning
+    }
+
+    /// Returns the argument that turns reasoning on and off in what the template writes.
+    #[must_use]
+    pub fn thinking_switch(&self) -> Option<&'static str> {
+        self.0.thinking_switch
+    }
+
+    /// Returns whether the template reads how much is to be reasoned.
+    #[must_use]
+    pub fn reads_effort(&self) -> bool {
+        self.0.names.contains(EFFORT)
+    }
+
+    /// Returns the templates as they are in the model's files.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.0.source
     }
 
     /// Returns the argument with which the template keeps past reasoning, and its value for that.
@@ -264,10 +308,10 @@ struct Form {
 }
 
 impl Writer {
-    /// Returns a prompt with `enable_thinking` on or off.
-    fn writes_thinking(&self, on: bool) -> Option<String> {
+    /// Returns a prompt with an argument on or off.
+    fn writes_with(&self, name: &str, on: bool) -> Option<String> {
         let messages = [json!({ "role": "user", "content": "Hello." })];
-        let arguments = Map::from_iter([("enable_thinking".to_owned(), on.into())]);
+        let arguments = Map::from_iter([(name.to_owned(), on.into())]);
         let (add_generation_prompt, now) = (true, SystemTime::UNIX_EPOCH);
         let conversation = Conversation {
             messages: &messages,
@@ -414,65 +458,6 @@ fn parsed(sources: Vec<Source>) -> Result<Environment<'static>, TextError> {
         added.map_err(|error| TextError::Render(jinja::explain(&error)))?;
     }
     Ok(environment)
-}
-
-/// A template's name and its text.
-type Source = (String, String);
-
-/// Returns a model's templates and the name of the file that has them.
-fn sources(files: &TextFiles) -> Result<(&'static str, Vec<Source>), TextError> {
-    if let Some(why) = &files.template_fault {
-        return Err(TextError::Invalid { file: "the chat template", why: why.clone() });
-    }
-    if let Some(source) = &files.chat_template {
-        let default = (DEFAULT.to_owned(), source.clone());
-        let tool_use = files.tool_use_template.clone().map(|source| (TOOL_USE.to_owned(), source));
-        return Ok(("chat_template.jinja", std::iter::once(default).chain(tool_use).collect()));
-    }
-    let configs = [
-        ("tokenizer_config.json", &files.tokenizer_config),
-        ("chat_template.json", &files.chat_template_json),
-    ];
-    for (file, config) in configs {
-        let named = match config.as_ref().and_then(|config| config.get("chat_template")) {
-            None | Some(Value::Null) => continue,
-            Some(Value::String(source)) => vec![(DEFAULT.to_owned(), source.clone())],
-            Some(Value::Array(list)) => list.iter().filter_map(named).collect(),
-            Some(Value::Object(map)) => {
-                let texts = map.iter().filter_map(|(name, text)| Some((name, text.as_str()?)));
-                texts.map(|(name, text)| (name.clone(), text.to_owned())).collect()
-            }
-            Some(Value::Bool(_) | Value::Number(_)) => {
-                let why = "chat_template is neither a text nor a list".to_owned();
-                return Err(TextError::Invalid { file, why });
-            }
-        };
-        return Ok((file, named));
-    }
-    Err(TextError::NoTemplate)
-}
-
-fn named(entry: &Value) -> Option<Source> {
-    Some((entry.get("name")?.as_str()?.to_owned(), entry.get("template")?.as_str()?.to_owned()))
-}
-
-/// Returns the main template, which may be the only one of another name, and the one for tools if there is
-/// one.
-fn chosen(file: &'static str, mut sources: Vec<Source>) -> Result<Vec<Source>, TextError> {
-    if let [(name, _)] = sources.as_mut_slice() {
-        DEFAULT.clone_into(name);
-    }
-    let names = || sources.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-    let invalid = |why: String| Err(TextError::Invalid { file, why });
-    match sources.iter().find(|(name, _)| name == DEFAULT) {
-        None => return invalid(format!("no chat template is named default, only: {}", names())),
-        Some((_, source)) if source.trim().is_empty() => {
-            return invalid("the chat template is empty".to_owned());
-        }
-        Some(_) => {}
-    }
-    sources.retain(|(name, _)| name == DEFAULT || name == TOOL_USE);
-    Ok(sources)
 }
 
 /// Formats the time in the machine's zone, in the notation of C.

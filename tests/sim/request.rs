@@ -40,7 +40,8 @@ fn text(tokens: &[u32]) -> String {
 fn chat(prompt: &[u32], output: &[u32]) -> TurnContent {
     let before = text(prompt);
     let asked = Message::text(Role::User, text(&prompt[prompt.len() / 2..]));
-    let answer = AnswerStart { tokens: prompt.len(), text_bytes: Some(before.len()) };
+    let (tokens, text_bytes) = (prompt.len(), Some(before.len()));
+    let answer = AnswerStart { tokens, text_bytes, ending_bytes: Some(0), ..AnswerStart::default() };
     let said = (!output.is_empty()).then(|| Message::text(Role::Assistant, text(output)));
     TurnContent::Chat {
         answer: said.as_ref().map(|_| answer),

@@ -102,6 +102,7 @@ impl World {
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),
+            reading: None,
             keep_alive: self.keep_alive(),
             events: senders.remove(0),
             others,

@@ -418,6 +418,13 @@ def test_tools_reach_the_model_by_template_or_by_prompt(llm, fake, native):
     ]
 
 
+def test_what_the_daemon_leaves_in_the_text_of_a_form_that_it_knows_is_no_call(llm, fake):
+    fake.features += [server_pb2.FEATURE_TOOLS, server_pb2.FEATURE_TOOL_CALLS]
+    fake.answers = [CALL]
+    response = llm.generate("2 + 3?", tools=[add])
+    assert (response.content, response.tool_calls, response.finish_reason) == (CALL, None, "stop")
+
+
 @pytest.mark.parametrize("system_prompt", [None, "Be brief."])
 def test_a_prompt_with_tools_keeps_the_conversations_system_message(llm, fake, system_prompt):
     history = [said("system", "Be brief. You are a tax adviser."), said("user", "2 + 3?")]

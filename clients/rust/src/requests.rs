@@ -2,8 +2,8 @@
 //! `GenerateRequest { model: "…".into(), ..GenerateRequest::chat("…") }`.
 
 use crate::v1::{
-    ChatInput, ContentPart, CountTokensRequest, ExtendSessionRequest, GenerateRequest, Message, Role,
-    content_part, count_tokens_request, extend_session_request, generate_request,
+    ChatInput, ContentPart, CountTokensRequest, ExtendSessionRequest, GenerateRequest, GenerateResponse,
+    Message, Role, content_part, count_tokens_request, extend_session_request, generate_request,
 };
 
 impl GenerateRequest {
@@ -60,6 +60,15 @@ impl CountTokensRequest {
     }
 }
 
+impl GenerateResponse {
+    /// Returns the answer as a message, with its reasoning and tool calls, for the next request.
+    #[must_use]
+    pub fn to_message(&self) -> Message {
+        let (reasoning, tool_calls) = (self.reasoning.clone(), self.tool_calls.clone());
+        Message { reasoning, tool_calls, ..Message::assistant(self.text.as_str()) }
+    }
+}
+
 impl Message {
     /// A message of the user.
     #[must_use]
@@ -77,6 +86,12 @@ impl Message {
     #[must_use]
     pub fn assistant(text: impl Into<String>) -> Self {
         Self::of(Role::Assistant, text)
+    }
+
+    /// The result of the tool call with this id.
+    #[must_use]
+    pub fn tool(call_id: impl Into<String>, result: impl Into<String>) -> Self {
+        Self { tool_call_id: call_id.into(), ..Self::of(Role::Tool, result) }
     }
 
     /// Returns the message's text: its parts, joined.

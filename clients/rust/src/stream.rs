@@ -1,6 +1,7 @@
 //! Streamed answers. Dropping a stream cancels its call, and the daemon stops the work before its next
 //! launch. A stream that ends without its last event is an error, never a truncated answer.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -12,7 +13,8 @@ use crate::address::Address;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::v1::{
-    ExportSessionResponse, GenerateFinished, LoadModelResponse, StreamGenerateResponse,
+    ChoiceFinished, ExportSessionResponse, GenerateChoice, GenerateDelta, GenerateFinished, GenerateResponse,
+    GenerateStarted, LoadModelResponse, StreamGenerateResponse, ToolCall, ToolCallDelta,
     WatchSessionsResponse, export_session_response, load_model_response, stream_generate_response,
     watch_sessions_response,
 };
@@ -156,6 +158,96 @@ impl GenerateStream {
             }
         }
         Err(Error::Incomplete { missing: StreamGenerateResponse::LAST, request_id: self.request_id })
+    }
+
+    /// Reads the stream to its end; returns what it adds up to, as `Generate` gives it. A tool call that was
+    /// cut off is left out.
+    ///
+    /// # Errors
+    /// As [`EventStream::next_event`].
+    pub async fn collect_response(mut self) -> Result<GenerateResponse> {
+        use stream_generate_response::Event;
+        let mut whole = GenerateResponse::default();
+        let mut outputs: BTreeMap<u32, Output> = BTreeMap::new();
+        while let Some(event) = self.next_event().await? {
+            match event {
+                Event::Started(started) => {
+                    let GenerateStarted { request_id, model_revision, sampling, history, .. } = started;
+                    whole = GenerateResponse { request_id, model_revision, sampling, history, ..whole };
+                }
+                Event::Progress(_) => {}
+                Event::Delta(delta) => outputs.entry(delta.choice).or_default().add(delta),
+                Event::ChoiceFinished(end) => outputs.entry(end.choice).or_default().end(end),
+                Event::Finished(finished) => {
+                    let GenerateFinished { finish_reason, stop_string, usage, timings, .. } = finished;
+                    let session_token_count = finished.session_token_count;
+                    let first = outputs.get(&0).map(|output| output.choice.clone()).unwrap_or_default();
+                    let GenerateChoice { text, reasoning, tool_calls, token_ids, logprobs, .. } = first;
+                    let several = outputs.into_values().filter(|output| output.has_ended);
+                    return Ok(GenerateResponse {
+                        text,
+                        reasoning,
+                        tool_calls,
+                        token_ids,
+                        logprobs,
+                        finish_reason,
+                        stop_string,
+                        usage,
+                        timings,
+                        session_token_count,
+                        choices: several.map(|output| output.choice).collect(),
+                        ..whole
+                    });
+                }
+            }
+        }
+        Err(Error::Incomplete { missing: StreamGenerateResponse::LAST, request_id: self.request_id })
+    }
+}
+
+/// The output of one choice so far.
+#[derive(Default)]
+struct Output {
+    choice: GenerateChoice,
+    /// The tool call that has begun.
+    call: ToolCall,
+    /// Whether its end came: it is one of several.
+    has_ended: bool,
+}
+
+impl Output {
+    fn add(&mut self, delta: GenerateDelta) {
+        let GenerateDelta { text, token_ids, logprobs, reasoning, tool_calls, choice: _ } = delta;
+        self.choice.text.push_str(&text);
+        self.choice.reasoning.push_str(&reasoning);
+        self.choice.token_ids.extend(token_ids);
+        self.choice.logprobs.extend(logprobs);
+        for part in tool_calls {
+            let ToolCallDelta { index: _, id, name, arguments_json, done } = part;
+            if !name.is_empty() {
+                self.call = ToolCall { id, name, arguments_json: String::new() };
+            }
+            self.call.arguments_json.push_str(&arguments_json);
+            if done {
+                self.choice.tool_calls.push(std::mem::take(&mut self.call));
+            }
+        }
+    }
+
+    fn end(&mut self, end: ChoiceFinished) {
+        let ChoiceFinished { choice, finish_reason, stop_string, completion_tokens, seed, mean_logprob } =
+            end;
+        let output = std::mem::take(&mut self.choice);
+        self.choice = GenerateChoice {
+            choice,
+            finish_reason,
+            stop_string,
+            completion_tokens,
+            seed,
+            mean_logprob,
+            ..output
+        };
+        self.has_ended = true;
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::ResidentModel;
 use crate::backend::TokenLogprobs;
 use crate::error::Error;
+use crate::output::Piece;
 use crate::residency::{Door, ModelLease};
 
 /// Most events that an engine's sender may buffer for one request; past that, deltas coalesce in the
@@ -35,8 +36,12 @@ pub enum GenerateEvent {
 /// A piece of output.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delta {
-    /// Text of whole characters.
+    /// Text of whole characters, without reasoning and tool calls.
     pub text: String,
+    /// Reasoning, the same way.
+    pub reasoning: String,
+    /// The pieces of tool calls, and no others.
+    pub calls: Vec<Piece>,
     /// New tokens, the ending one included.
     pub tokens: Vec<u32>,
     /// Logprobs, one entry per token if asked for.
@@ -50,6 +55,8 @@ pub struct Generated {
     pub finish: Finish,
     /// All generated tokens, the ending one included.
     pub tokens: Vec<u32>,
+    /// Number of them that are reasoning.
+    pub reasoning_tokens: u32,
     /// Time from arrival to the first generated token.
     pub time_to_first_token: Duration,
     /// Time from the first generated token to the last.
@@ -67,6 +74,8 @@ pub enum Finish {
     StopString(usize),
     /// At max_tokens.
     Length,
+    /// Where a stop token would end it, with tool calls in it.
+    ToolCalls,
 }
 
 /// The scores of a text.

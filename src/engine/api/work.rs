@@ -13,6 +13,7 @@ use crate::cache::{Rank, Salt};
 use crate::clock::Moment;
 use crate::error::Error;
 use crate::ids::{RequestId, SessionKey};
+use crate::output::Parser;
 use crate::prompt::Prompt;
 use crate::residency::{KeepAlive, ModelLease, Stay};
 use crate::sched::{Owner, Priority};
@@ -157,6 +158,28 @@ pub struct Stopping {
     pub stop_token_ids: Vec<u32>,
 }
 
+/// How the text of an output is read.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Parts it into text, reasoning and tool calls.
+    pub parser: Parser,
+    /// Whether tool calls are looked for; white space before one is none of the text.
+    pub calls: bool,
+    /// Whether the output ends after its first tool call.
+    pub one_call: bool,
+    /// How long it may reason; None as long as it wants.
+    pub budget: Option<ReasoningBudget>,
+}
+
+/// A bound on reasoning.
+#[derive(Clone, Debug)]
+pub struct ReasoningBudget {
+    /// Tokens after which it is closed.
+    pub tokens: u32,
+    /// The tokens that close it; at least one.
+    pub closing: Arc<[u32]>,
+}
+
 /// A generation.
 #[derive(Debug)]
 pub struct GenerateWork {
@@ -177,6 +200,8 @@ pub struct GenerateWork {
     pub tokenizer: Tokenizer,
     /// Turns the output into text; it knows what stands before.
     pub detokenizer: Detokenizer,
+    /// How that text is read; None where all of it is text.
+    pub reading: Option<Box<Reading>>,
     /// How long the model stays after it; None leaves that as it is.
     pub keep_alive: Option<KeepAlive>,
     /// Receiver of events: `Started`, any number of `Progress`, then `Delta`, then one `Ended`.

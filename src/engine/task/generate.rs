@@ -4,6 +4,7 @@
 
 use tokio::sync::mpsc;
 
+use super::reading::Reader;
 use super::sampling::Edits;
 use crate::backend::TokenLogprobs;
 use crate::clock::Moment;
@@ -26,7 +27,7 @@ pub(super) struct Generation {
     pub(super) top_logprobs: Option<u32>,
     pub(super) tokenizer: Tokenizer,
     detokenizer: Detokenizer,
-    stops: StopMatcher,
+    pub(super) reader: Reader,
     /// Output that was not sent yet.
     pending: Delta,
     /// Times of the first token and of the last one.
@@ -48,12 +49,12 @@ impl Generation {
     /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
     pub(super) fn new(work: GenerateWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
         let GenerateWork { origin, model, prompt, sampling, stopping, top_logprobs, tokenizer, .. } = work;
-        let GenerateWork { detokenizer, events, others, .. } = work;
+        let GenerateWork { detokenizer, reading, events, others, .. } = work;
         let edits = Edits::new(&sampling, &tokenizer);
         let choice = |(index, events): (u64, mpsc::Sender<GenerateEvent>)| {
             let reserve = || events.clone().try_reserve_owned().ok();
             Self {
-                stops: StopMatcher::new(stopping.stop_strings.clone()),
+                reader: Reader::new(reading.clone(), StopMatcher::new(stopping.stop_strings.clone())),
                 edits: edits.clone(),
                 sampling: Sampling { seed: sampling.seed.wrapping_add(index), ..sampling.clone() },
                 stopping: stopping.clone(),
@@ -133,30 +134,22 @@ impl Generation {
         self.times = Some(self.times.map_or((now, now), |(first, _)| (first, now)));
         self.pending.tokens.push(token);
         self.pending.logprobs.extend(logprobs);
-        if self.stopping.stop_token_ids.contains(&token) {
-            return Some(self.finish_text().unwrap_or(Finish::StopToken));
+        // A form of reasoning may be closed with a token that ends outputs.
+        let is_forced = self.reader.forced() == Some(token);
+        if !is_forced && self.stopping.stop_token_ids.contains(&token) {
+            return Some(self.finish_text(Finish::StopToken));
         }
         let text = self.detokenizer.push(token);
-        if let Some(stop) = self.push_text(&text) {
+        if let Some(stop) = self.reader.push(&text, &mut self.pending) {
             return Some(stop);
         }
-        (generated >= self.stopping.max_tokens).then(|| self.finish_text().unwrap_or(Finish::Length))
+        (generated >= self.stopping.max_tokens).then(|| self.finish_text(Finish::Length))
     }
 
-    fn push_text(&mut self, text: &str) -> Option<Finish> {
-        let step = self.stops.push(text);
-        self.pending.text.push_str(&step.emit);
-        step.matched.map(Finish::StopString)
-    }
-
-    /// Releases what detokenizer and stop matcher hold back; it may still contain a stop string.
-    fn finish_text(&mut self) -> Option<Finish> {
+    /// Releases what detokenizer and reader hold back at an end, which may turn out to be another one.
+    fn finish_text(&mut self, end: Finish) -> Finish {
         let text = self.detokenizer.finish();
-        let stop = self.push_text(&text);
-        if stop.is_none() {
-            self.pending.text.push_str(&self.stops.finish());
-        }
-        stop
+        self.reader.finish(&text, end == Finish::Length, &mut self.pending).unwrap_or(end)
     }
 
     /// Sends new output, if the channel has room.
@@ -192,6 +185,7 @@ impl Generation {
         let generated = outcome.map(|finish| Generated {
             finish,
             tokens,
+            reasoning_tokens: self.reader.reasoning_tokens,
             time_to_first_token: first - arrived,
             decode_time: last - first,
             total_time: now - arrived,

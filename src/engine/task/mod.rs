@@ -1,8 +1,10 @@
 //! One request in the engine: its tokens, how far they are computed (`sequence`), and what it is for:
-//! `generate` or `score`. `sampling` says how its tokens are drawn, `dry` what it loses for repeating itself.
+//! `generate` or `score`. `sampling` says how its tokens are drawn, `dry` what it loses for repeating itself,
+//! `reading` what its text says.
 
 mod dry;
 mod generate;
+mod reading;
 mod sampling;
 mod score;
 mod sequence;

@@ -32,6 +32,15 @@ pub(super) fn sample_after(
     }
 }
 
+/// A bias that no logit comes near, finite in 16 bits too.
+const FORCING_BIAS: f32 = 30_000.0;
+
+/// Returns how a token is drawn that has to be this one. Its log-probability is the model's.
+pub(super) fn forced(token: u32, top_logprobs: Option<u32>) -> Sample {
+    let edit = LogitEdit { token, bias: FORCING_BIAS, repetition: 1.0, subtract: 0.0 };
+    Sample { edits: vec![edit], top_logprobs, ..Sample::default() }
+}
+
 /// Separates the number that decides about XTC from the one that draws the token.
 const XTC_STREAM: u64 = 0x0058_5443;
 

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use super::Task;
 use super::generate::Generation;
-use super::sampling::sample_after;
+use super::reading::Reader;
+use super::sampling::{forced, sample_after};
 use super::score::{self, Scoring};
 use crate::backend::{CHECKPOINTS_MAX, RowOutput, RowResult, SlotId, Span, SpanKind, Want};
 use crate::cache::{CacheKey, Salt, Transcript};
 use crate::clock::Moment;
 use crate::count::count;
-use crate::engine::api::{CacheUse, Finish, GenerateWork, ScoreWork, WorkOrigin};
+use crate::engine::api::{CacheUse, Finish, GenerateWork, Sampling, ScoreWork, WorkOrigin};
 use crate::error::Error;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
@@ -282,18 +283,21 @@ impl Sequence {
         let end = self.computed + tokens;
         match &mut self.task {
             Task::Generate(generation) => {
-                let Generation { sampling, edits, top_logprobs, others, .. } = &mut **generation;
+                let Generation { sampling, edits, top_logprobs, reader, others, .. } = &mut **generation;
                 edits.count(&self.transcript, end as usize);
                 if (end as usize) < self.transcript.len() {
                     return Vec::new();
                 }
                 let edits = edits.after(&self.transcript);
-                let others = others.iter().map(|other| &other.sampling);
-                let draw = |sampling| {
-                    let sample = sample_after(&self.transcript, sampling, edits.clone(), *top_logprobs);
+                let others = others.iter().map(|other| (&other.sampling, &other.reader));
+                let draw = |(sampling, reader): (&Sampling, &Reader)| {
+                    let sample = match reader.forced() {
+                        Some(token) => forced(token, *top_logprobs),
+                        None => sample_after(&self.transcript, sampling, edits.clone(), *top_logprobs),
+                    };
                     RowOutput { row: tokens - 1, want: Want::Sample(sample) }
                 };
-                std::iter::once(&*sampling).chain(others).map(draw).collect()
+                std::iter::once((&*sampling, &*reader)).chain(others).map(draw).collect()
             }
             Task::Score(scoring) => {
                 // The logits at position p are about the token at p + 1.

@@ -175,6 +175,7 @@ impl Bench {
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),
+            reading: None,
             keep_alive: None,
             events,
             others: vec![],

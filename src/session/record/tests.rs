@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::ids::{SessionId, SessionKey, TokenizerHash};
 use crate::session::{
-    AnswerStart, History, InputKind, Lease, Part, Role, Session, SessionView, Terms, ToolCall, ToolResult,
-    TurnContent, TurnId, TurnRequest,
+    AnswerForms, AnswerStart, History, InputKind, Lease, Part, Role, Session, SessionView, Terms, ToolCall,
+    ToolResult, TurnContent, TurnId, TurnRequest,
 };
 
 fn key() -> SessionKey {
@@ -87,7 +87,7 @@ fn any_message() -> impl Strategy<Value = Message> {
     });
     let result = (".{0,4}", ".{0,8}");
     let result = result.prop_map(|(call_id, text)| Part::ToolResult(ToolResult { call_id, text }));
-    let part = prop_oneof![".{0,12}".prop_map(Part::Text), call, result];
+    let part = prop_oneof![".{0,12}".prop_map(Part::Text), ".{0,8}".prop_map(Part::Reasoning), call, result];
     (role, ".{0,4}", prop::collection::vec(part, 0..4)).prop_map(|(role, name, parts)| Message {
         role,
         name,
@@ -119,8 +119,16 @@ fn happen(session: &mut Session, event: Event, now: SystemTime) {
             let kept = &start.tokens[..keep_tokens % (start.tokens.len() + 1)];
             let old = start.text.unwrap_or_default();
             let old = &old[..old.floor_char_boundary(keep_text % (old.len() + 1))];
-            let before =
-                AnswerStart { tokens: kept.len(), text_bytes: (keep_text % 5 > 0).then_some(old.len()) };
+            let before = AnswerStart {
+                tokens: kept.len(),
+                text_bytes: (keep_text % 5 > 0).then_some(old.len()),
+                ending_bytes: (keep_text % 3 > 0).then(|| keep_text % 3 - 1),
+                forms: AnswerForms {
+                    tools: (keep_text % 2 > 0).then(|| "hermes".into()),
+                    reasoning: (keep_tokens % 2 > 0).then(|| "think".into()),
+                    begins_reasoning: keep_tokens % 4 > 2,
+                },
+            };
             let tokens = [kept, &tokens].concat();
             let text = [old, &text].concat().into();
             let content = TurnContent::Chat {
@@ -143,7 +151,10 @@ fn happen(session: &mut Session, event: Event, now: SystemTime) {
         Event::Tokens(tokens) => {
             let tokens = tokens % (session.tokens().len() + 1);
             if let Ok(Some(cut)) = session.truncate_tokens(tokens, now) {
-                assert_eq!(session.cut_answer(&cut, "cut", now), Ok(true));
+                assert_eq!(
+                    session.cut_answer(&cut, ("cut", Message::text(Role::Assistant, "cut")), now),
+                    Ok(true)
+                );
             }
         }
         Event::Terms(terms) => session.set_terms(terms, now),

@@ -11,7 +11,7 @@ use crate::ids::{SessionId, SessionKey, TokenizerHash};
 use crate::session::bytes::Charged;
 use crate::session::history::History;
 use crate::session::message::{Message, Part, Role, ToolCall, ToolResult};
-use crate::session::snapshot::{AnswerStart, Outline, Sizes, TurnEnd};
+use crate::session::snapshot::{AnswerForms, AnswerStart, Outline, Sizes, TurnEnd};
 use crate::session::terms::{Lease, Terms};
 
 /// All facts but the content, and what stays of the content before.
@@ -90,6 +90,16 @@ struct AnswerRecord {
     tokens: u64,
     #[prost(uint64, optional, tag = "2")]
     text_bytes: Option<u64>,
+    /// Records before it lack it.
+    #[prost(uint64, optional, tag = "3")]
+    ending_bytes: Option<u64>,
+    /// Names of forms; records before them lack them, when all of an answer was text.
+    #[prost(string, optional, tag = "4")]
+    tools: Option<String>,
+    #[prost(string, optional, tag = "5")]
+    reasoning: Option<String>,
+    #[prost(bool, tag = "6")]
+    begins_reasoning: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -125,7 +135,7 @@ struct MessageRecord {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PartRecord {
-    #[prost(oneof = "PartKind", tags = "1, 2, 3")]
+    #[prost(oneof = "PartKind", tags = "1, 2, 3, 4")]
     kind: Option<PartKind>,
 }
 
@@ -137,6 +147,8 @@ enum PartKind {
     Call(CallRecord),
     #[prost(message, tag = "3")]
     Result(ResultRecord),
+    #[prost(string, tag = "4")]
+    Reasoning(String),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -264,7 +276,7 @@ impl OutlineRecord {
 
 impl TurnRecord {
     fn new(turn: &TurnEnd, charged: Charged) -> Self {
-        let TurnEnd { message_count, token_count, text_bytes, is_whole, answer, raw } = *turn;
+        let TurnEnd { message_count, token_count, text_bytes, is_whole, ref answer, raw } = *turn;
         Self {
             messages: message_count as u64,
             tokens: token_count as u64,
@@ -273,10 +285,7 @@ impl TurnRecord {
             bytes: charged.bytes as u64,
             number: charged.number,
             rewritten: !is_whole,
-            answer: answer.map(|AnswerStart { tokens, text_bytes }| AnswerRecord {
-                tokens: tokens as u64,
-                text_bytes: text_bytes.map(|bytes| bytes as u64),
-            }),
+            answer: answer.as_ref().map(AnswerRecord::new),
         }
     }
 
@@ -293,9 +302,28 @@ impl TurnRecord {
 }
 
 impl AnswerRecord {
+    fn new(start: &AnswerStart) -> Self {
+        let AnswerStart { tokens, text_bytes, ending_bytes, forms } = start;
+        let AnswerForms { tools, reasoning, begins_reasoning } = forms;
+        Self {
+            tokens: *tokens as u64,
+            text_bytes: text_bytes.map(|bytes| bytes as u64),
+            ending_bytes: ending_bytes.map(|bytes| bytes as u64),
+            tools: tools.as_deref().map(str::to_owned),
+            reasoning: reasoning.as_deref().map(str::to_owned),
+            begins_reasoning: *begins_reasoning,
+        }
+    }
+
     fn into_start(self) -> Result<AnswerStart, RecordError> {
-        let Self { tokens, text_bytes } = self;
-        Ok(AnswerStart { tokens: size(tokens)?, text_bytes: text_bytes.map(size).transpose()? })
+        let Self { tokens, text_bytes, ending_bytes, tools, reasoning, begins_reasoning } = self;
+        let (tools, reasoning) = (tools.map(Arc::from), reasoning.map(Arc::from));
+        Ok(AnswerStart {
+            tokens: size(tokens)?,
+            text_bytes: text_bytes.map(size).transpose()?,
+            ending_bytes: ending_bytes.map(size).transpose()?,
+            forms: AnswerForms { tools, reasoning, begins_reasoning },
+        })
     }
 }
 
@@ -363,6 +391,7 @@ impl PartKind {
     fn new(part: &Part) -> Self {
         match part {
             Part::Text(text) => Self::Text(text.clone()),
+            Part::Reasoning(text) => Self::Reasoning(text.clone()),
             Part::ToolCall(ToolCall { id, name, arguments }) => {
                 let arguments = values::to_bytes(arguments);
                 Self::Call(CallRecord { id: id.clone(), name: name.clone(), arguments })
@@ -378,6 +407,7 @@ impl PartRecord {
     fn into_part(self) -> Result<Part, RecordError> {
         match self.kind {
             Some(PartKind::Text(text)) => Ok(Part::Text(text)),
+            Some(PartKind::Reasoning(text)) => Ok(Part::Reasoning(text)),
             Some(PartKind::Call(CallRecord { id, name, arguments })) => {
                 let arguments = values::from_bytes(&arguments);
                 let arguments =

@@ -118,11 +118,26 @@ fn the_folder_is_for_one_daemon_and_one_user() {
 #[test]
 fn a_folder_of_another_format_is_left_alone_and_named() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("version"), "2\n").unwrap();
+    std::fs::write(folder.path().join("version"), "3\n").unwrap();
     let Err(error) = open(folder.path()) else { panic!("opened") };
-    let said = format!("{} has format \"2\"; this mlxd reads format 1", folder.path().display());
+    let said = format!("{} has format \"3\"; this mlxd reads formats up to 2", folder.path().display());
     assert_eq!(error.to_string(), said);
     assert!(!folder.path().join("sessions").exists());
+}
+
+#[tokio::test]
+async fn a_folder_of_the_older_format_is_read_and_becomes_one_of_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = folder.path().join("version");
+    let (store, book) = start(folder.path(), Durability::Turn);
+    create(&book, "a");
+    turn(&book, "a", &[1, 2]);
+    saved(&store).await;
+    store.close();
+    std::fs::write(&version, "1\n").unwrap();
+    let (store, book) = start(folder.path(), Durability::Turn);
+    assert_eq!(tokens(&store, &book, "a"), [1, 2]);
+    assert_eq!(std::fs::read_to_string(&version).unwrap(), "2\n");
 }
 
 #[test]

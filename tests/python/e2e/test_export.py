@@ -130,7 +130,7 @@ def test_a_damaged_file_makes_no_session_wherever_it_is_damaged(source: Wire, ta
             with refused(*FILE_INVALID):
                 target.import_session(damaged, name="new")
     with refused("FAILED_PRECONDITION", "SESSION_FILE_UNSUPPORTED"):
-        target.import_session(file[:12] + b"\2" + file[13:], name="new")
+        target.import_session(file[:12] + b"\3" + file[13:], name="new")
     assert target.session_names() == [], f"seed {seed}"
     assert target.stats().session_bytes == before
 

@@ -192,8 +192,11 @@ def test_a_session_that_appends_goes_on_after_a_restart(
         with daemon.wire() as wire:
             wire.create_session("s", "thinks", history=pb.HISTORY_APPEND)
             wire.generate("", session="s", chat=chat, **fields)
-            # Its tokens hold the stop string, its text does not.
-            cut = wire.generate("", session="s", chat=chat, stop_strings=[" "], **fields)
+            # Its tokens hold the stop string, its text does not. Reasoning is not searched.
+            stated = pb.ChatInput(
+                messages=chat.messages, template_arguments={"enable_thinking": False}
+            )
+            cut = wire.generate("", session="s", chat=stated, stop_strings=[" "], **fields)
             assert (cut.finish_reason, cut.text) == (pb.FINISH_REASON_STOP_STRING, "")
             before = wire.session_ids("s")
         daemon.signal(15)

@@ -32,7 +32,8 @@ async fn an_answer_goes_on_where_the_last_message_ends() {
         let expected = [message("user", "a"), answer_start(), ids(last)].concat();
         assert_eq!(daemon.engine.last_context(), expected);
         let input = Some(count_tokens_request::Input::Chat(continuing(last)));
-        let request = CountTokensRequest { model: MODEL.into(), input, return_token_ids: true };
+        let request =
+            CountTokensRequest { model: MODEL.into(), input, return_token_ids: true, ..Default::default() };
         assert_eq!(daemon.client.count_tokens(request).await.unwrap().token_ids, expected);
     }
 }

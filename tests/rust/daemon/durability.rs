@@ -221,9 +221,9 @@ async fn a_second_daemon_on_the_folder_does_not_start_and_names_the_key() {
     assert!(error.starts_with("`state_dir`: a daemon (pid "), "{error}");
     config.state_dir = Some(other.path().join("newer"));
     std::fs::create_dir(other.path().join("newer")).unwrap();
-    std::fs::write(other.path().join("newer/version"), "2\n").unwrap();
+    std::fs::write(other.path().join("newer/version"), "3\n").unwrap();
     let error = refused(config.clone()).await;
-    assert!(error.contains("`state_dir`: ") && error.contains("has format \"2\""), "{error}");
+    assert!(error.contains("`state_dir`: ") && error.contains("has format \"3\""), "{error}");
     create(&daemon, "s").await;
 }
 

@@ -1,6 +1,7 @@
 //! An engine that answers every prompt alike: with "yes" and the end token, one token a delta, or with the
-//! word " Paris" where that is a token. For a prompt that contains "flood" there is more text first than an
-//! unread connection holds; one that contains "hang" never gets further. One that is only to be
+//! word " Paris" where that is a token. A prompt that has [`SAY`] and [`SAID`] is answered with what stands
+//! between the last of them, and the end token. For a prompt that contains "flood" there is more text first
+//! than an unread connection holds; one that contains "hang" never gets further. One that is only to be
 //! computed gets no answer. Several choices say the same; the third is the most likely.
 
 use std::collections::BTreeMap;
@@ -16,12 +17,17 @@ use mlxd::engine::{
 use mlxd::error::Error;
 use mlxd::hub::ModelAssets;
 use mlxd::ids::{ConnectionId, ModelName, SessionKey};
+use mlxd::output::{Parser, Piece};
 use mlxd::text::{Detokenizer, Tokenizer};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub const ANSWER: &str = "yes";
 /// The answer of a model whose tokens are words, as it stands in the vocabulary.
 pub const WORD: &str = "▁Paris";
+
+/// The byte before what a prompt has the engine say, and the one after it.
+pub const SAY: char = '\u{1}';
+pub const SAID: char = '\u{2}';
 
 /// Few enough to fit an engine's channel with all that follows.
 const FLOOD_DELTAS: usize = 20;
@@ -296,6 +302,7 @@ impl Fake {
 
 async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<GenerateEvent>> {
     let GenerateWork { prompt, stopping, top_logprobs, tokenizer, detokenizer, events, others, .. } = work;
+    let reader = work.reading.map(|reading| Reader { parser: reading.parser, calls: 0, reasoned: 0 });
     let context = prompt.tokens;
     let count = u32::try_from(context.len()).unwrap();
     events.send(GenerateEvent::Started { cached_tokens: 0, queue_time: Duration::ZERO }).await?;
@@ -310,7 +317,8 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
     if text.contains("hang") {
         events.closed().await;
     }
-    let answering = Answering { stopping, top_logprobs, tokenizer, detokenizer };
+    let answer = answer(&context, &tokenizer);
+    let answering = Answering { stopping, top_logprobs, detokenizer, reader, answer };
     for (number, events) in (0..).zip(std::iter::once(events).chain(others)) {
         answering.choice(number, events).await?;
     }
@@ -321,8 +329,10 @@ async fn generate(work: GenerateWork) -> Result<(), mpsc::error::SendError<Gener
 struct Answering {
     stopping: Stopping,
     top_logprobs: Option<u32>,
-    tokenizer: Tokenizer,
     detokenizer: Detokenizer,
+    reader: Option<Reader>,
+    /// The tokens of the answer, the end included.
+    answer: Vec<u32>,
 }
 
 impl Answering {
@@ -331,37 +341,82 @@ impl Answering {
         number: u8,
         events: mpsc::Sender<GenerateEvent>,
     ) -> Result<(), mpsc::error::SendError<GenerateEvent>> {
-        let Self { stopping, top_logprobs, tokenizer, detokenizer } = self;
-        let mut detokenizer = detokenizer.clone();
+        let Self { stopping, top_logprobs, detokenizer, reader, answer } = self;
+        let (mut detokenizer, mut reader) = (detokenizer.clone(), reader.clone());
         let mut tokens = Vec::new();
         let mut finish = Finish::Length;
         let answer_tokens = if stopping.max_tokens == 0 { 0 } else { usize::MAX };
         // The third choice is the most likely.
         let logprob = -0.5 - f32::from((number + 1) % 3);
-        for token in answer(tokenizer).into_iter().take(answer_tokens) {
+        for token in answer.iter().copied().take(answer_tokens) {
             tokens.push(token);
             let ends = stopping.stop_token_ids.contains(&token);
+            let is_last = ends || tokens.len() >= stopping.max_tokens as usize;
             let logprobs =
                 top_logprobs.map(|_| TokenLogprobs { chosen: (token, logprob), top: vec![(token, logprob)] });
             let text = if ends { String::new() } else { detokenizer.push(token) };
-            let delta = Delta { text, tokens: vec![token], logprobs: logprobs.into_iter().collect() };
+            let mut delta = match &mut reader {
+                Some(reader) => reader.delta(&text, is_last.then_some(!ends)),
+                None => Delta { text, ..Delta::default() },
+            };
+            (delta.tokens, delta.logprobs) = (vec![token], logprobs.into_iter().collect());
             events.send(GenerateEvent::Delta(delta)).await?;
             if ends {
-                finish = Finish::StopToken;
+                let has_calls = reader.as_ref().is_some_and(|reader| reader.calls > 0);
+                finish = if has_calls { Finish::ToolCalls } else { Finish::StopToken };
             }
-            if ends || tokens.len() >= stopping.max_tokens as usize {
+            if is_last {
                 break;
             }
         }
         let time = Duration::from_millis(1);
+        let reasoning_tokens = reader.map_or(0, |reader| reader.reasoned);
+        let (time_to_first_token, decode_time, total_time) = (time, time, time);
         let generated =
-            Generated { finish, tokens, time_to_first_token: time, decode_time: time, total_time: time };
+            Generated { finish, tokens, reasoning_tokens, time_to_first_token, decode_time, total_time };
         events.send(GenerateEvent::Ended(Ok(generated))).await
     }
 }
 
+/// Reads the output as the engine does, without stop strings.
+#[derive(Clone)]
+struct Reader {
+    parser: Parser,
+    calls: u32,
+    reasoned: u32,
+}
+
+impl Reader {
+    /// Returns what a token's text says; `ended` says whether the output was cut off after it.
+    fn delta(&mut self, text: &str, ended: Option<bool>) -> Delta {
+        let was_reasoning = self.parser.in_reasoning();
+        let mut pieces = self.parser.push(text);
+        self.reasoned += u32::from(was_reasoning || self.parser.in_reasoning());
+        if let Some(by_length) = ended {
+            pieces.extend(self.parser.finish(by_length));
+        }
+        let mut delta = Delta::default();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => delta.text.push_str(&text),
+                Piece::Reasoning(text) => delta.reasoning.push_str(&text),
+                call => {
+                    self.calls += u32::from(matches!(call, Piece::CallEnd { .. }));
+                    delta.calls.push(call);
+                }
+            }
+        }
+        delta
+    }
+}
+
 /// Returns the tokens of the answer, the end included.
-fn answer(tokenizer: &Tokenizer) -> Vec<u32> {
+fn answer(context: &[u32], tokenizer: &Tokenizer) -> Vec<u32> {
+    let has_words = tokenizer.token_id(WORD).is_some();
+    if let Some(say) = context.iter().rposition(|id| *id == u32::from(SAY)).filter(|_| !has_words) {
+        let said = context[say + 1..].iter().copied().take_while(|id| *id != u32::from(SAID));
+        return said.chain(tokenizer.token_id("<|end|>")).collect();
+    }
     let bytes = || ANSWER.bytes().map(u32::from).collect();
     let text: Vec<u32> = tokenizer.token_id(WORD).map_or_else(bytes, |word| vec![word]);
     text.into_iter().chain(tokenizer.token_id("<|end|>")).collect()

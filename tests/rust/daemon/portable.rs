@@ -170,7 +170,7 @@ async fn what_is_not_such_a_file_leaves_nothing_behind() {
     let error = import(&daemon.client, "new", &newer).await.unwrap_err();
     let call = error.call().unwrap();
     assert_eq!((call.code, call.reason), (Code::FailedPrecondition, ErrorReason::SessionFileUnsupported));
-    assert_eq!((&*call.metadata["format"], &*call.metadata["format_max"]), ("9", "1"));
+    assert_eq!((&*call.metadata["format"], &*call.metadata["format_max"]), ("9", "2"));
     let absent = ImportStart { name: "new".into(), model: "absent".into(), ..Default::default() };
     let absent = import_in(&daemon.client, absent, &file, 100).await;
     assert_eq!(reason(absent), ErrorReason::ModelNotFound);

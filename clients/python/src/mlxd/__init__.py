@@ -36,7 +36,7 @@ from mlxd.errors import (
     UnsupportedError,
 )
 from mlxd.session import Session
-from mlxd.types import Completion, GenerateOptions, Message
+from mlxd.types import Completion, GenerateOptions, Message, ToolCall
 
 __version__ = "0.1.0"
 
@@ -71,6 +71,7 @@ __all__ = [
     "StateError",
     "Stream",
     "TooLargeError",
+    "ToolCall",
     "UnavailableError",
     "UnsupportedError",
     "types",

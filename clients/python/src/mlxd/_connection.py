@@ -36,6 +36,8 @@ from mlxd.types import (
     Priority,
     Quantize,
     ScoreResponse,
+    ToolChoice,
+    ToolFormat,
 )
 from mlxd.v1 import model_pb2, server_pb2
 
@@ -184,6 +186,11 @@ class Connection:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | None = None,
         allow_control_tokens: bool | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
+        tool_format: ToolFormat | None = None,
+        reasoning: bool | None = None,
+        reasoning_effort: str | None = None,
         return_token_ids: bool = False,
         **options: Unpack[CallOptions],
     ) -> CountTokensResponse:
@@ -192,11 +199,18 @@ class Connection:
             model=model,
             prompt=prompt,
             messages=messages,
-            tools=tools,
-            template_arguments=template_arguments,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            allow_control_tokens=allow_control_tokens,
+            chat={
+                "tools": tools,
+                "template_arguments": template_arguments,
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": continue_final_message,
+                "allow_control_tokens": allow_control_tokens,
+                "tool_choice": tool_choice,
+                "parallel_tool_calls": parallel_tool_calls,
+                "tool_format": tool_format,
+            },
+            reasoning=reasoning,
+            reasoning_effort=reasoning_effort,
             return_token_ids=return_token_ids,
         )
         response: CountTokensResponse = self._call(

@@ -5,16 +5,15 @@ A value that its field cannot hold raises InvalidRequestError, as if the daemon 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import ParseDict, ParseError
-from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from mlxd._chat import chat_input
+from mlxd._fields import BAD_VALUE, enum_value, extend, put, update
 from mlxd.errors import invalid
 from mlxd.types import CallOptions, GenerateOptions, Messages, Quantize
 from mlxd.v1 import inference_pb2 as pb
@@ -51,17 +50,13 @@ CHAT = (
     "add_generation_prompt",
     "continue_final_message",
     "allow_control_tokens",
+    "tool_choice",
+    "parallel_tool_calls",
+    "tool_format",
 )
+REASONING = ("reasoning", "reasoning_budget", "reasoning_effort")
 OPTIONS = frozenset(GenerateOptions.__annotations__)
 CALL_OPTIONS = frozenset(CallOptions.__annotations__)
-_ROLES = {
-    "system": pb.ROLE_SYSTEM,
-    "user": pb.ROLE_USER,
-    "assistant": pb.ROLE_ASSISTANT,
-    "tool": pb.ROLE_TOOL,
-    "developer": pb.ROLE_DEVELOPER,
-}
-_BAD_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
 
 
 def check_names(options: Mapping[str, Any], known: frozenset[str]) -> None:
@@ -102,10 +97,10 @@ def generate_request(
     _exactly_one(prompt=prompt, messages=messages, token_ids=token_ids)
     given = {k: v for k, v in options.items() if v is not None and k not in CALL_OPTIONS}
     request = pb.GenerateRequest()
-    _set(request, "model", model)
-    _set(request, "session", session)
+    put(request, "model", model)
+    put(request, "session", session)
     if prompt is not None:
-        _set(request, "prompt", prompt)
+        put(request, "prompt", prompt)
     _set_token_ids(request, token_ids)
     if messages is not None:
         request.chat.CopyFrom(chat_input(messages, **{k: given.get(k) for k in CHAT}))
@@ -113,60 +108,73 @@ def generate_request(
         raise TypeError(f"{', '.join(CHAT)} belong to messages")
     for name in SAMPLING:
         if name in given:
-            _set(request.sampling, name, given[name], f"sampling.{name}")
+            put(request.sampling, name, given[name], f"sampling.{name}")
+    _set_reasoning(request, {k: given.get(k) for k in REASONING})
     _fill_rest(request, given)
     return request
+
+
+def _set_reasoning(
+    request: pb.GenerateRequest | pb.CountTokensRequest, given: Mapping[str, Any]
+) -> None:
+    if given["reasoning"] is not None:
+        put(request.reasoning, "enabled", given["reasoning"], "reasoning.enabled")
+    if given.get("reasoning_budget") is not None:
+        budget = given["reasoning_budget"]
+        put(request.reasoning, "budget_tokens", budget, "reasoning.budget_tokens")
+    if given["reasoning_effort"] is not None:
+        put(request.reasoning, "effort", given["reasoning_effort"], "reasoning.effort")
 
 
 def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
     for token, bias in given.get("logit_bias", {}).items():
         try:
             request.sampling.logit_bias[token] = bias
-        except _BAD_VALUE as error:
+        except BAD_VALUE as error:
             raise invalid("sampling.logit_bias", str(error)) from error
     if "dry_sequence_breakers" in given:
         request.sampling.dry_sequence_breakers.SetInParent()
         path = "sampling.dry_sequence_breakers"
-        _extend(request.sampling.dry_sequence_breakers.texts, given["dry_sequence_breakers"], path)
+        extend(request.sampling.dry_sequence_breakers.texts, given["dry_sequence_breakers"], path)
     if "max_tokens" in given:
-        _set(request.stopping, "max_tokens", given["max_tokens"], "stopping.max_tokens")
+        put(request.stopping, "max_tokens", given["max_tokens"], "stopping.max_tokens")
     stop = given.get("stop", ())
     stops = [stop] if isinstance(stop, str) else stop
-    _extend(request.stopping.stop_strings, stops, "stopping.stop_strings")
+    extend(request.stopping.stop_strings, stops, "stopping.stop_strings")
     stop_ids = given.get("stop_token_ids", ())
-    _extend(request.stopping.stop_token_ids, stop_ids, "stopping.stop_token_ids")
+    extend(request.stopping.stop_token_ids, stop_ids, "stopping.stop_token_ids")
     if given.get("ignore_eos"):
         request.stopping.ignore_eos = True
     if "logprobs" in given:
-        _set(request.output, "logprobs", given["logprobs"], "output.logprobs")
+        put(request.output, "logprobs", given["logprobs"], "output.logprobs")
     if given.get("return_token_ids"):
         request.output.return_token_ids = True
     if "priority" in given:
-        request.priority = _enum(pb.Priority, "priority", given["priority"])
+        request.priority = enum_value(pb.Priority, "priority", given["priority"])
     _set_keep_alive(request, given.get("keep_alive"))
     _set_cache(request, given.get("cache"), given.get("cache_salt"))
     if "history" in given:
         request.history = history(given["history"])
     for name in ("n", "best_of"):
         if name in given:
-            _set(request, name, given[name])
+            put(request, name, given[name])
     if "expected_token_count" in given:
-        _set(request, "expected_token_count", given["expected_token_count"])
+        put(request, "expected_token_count", given["expected_token_count"])
 
 
 def _set_cache(
     request: pb.GenerateRequest | pb.ScoreRequest, cache: bool | None, salt: str | None
 ) -> None:
     if cache is not None:
-        _set(request.cache, "off", not cache, "cache")
+        put(request.cache, "off", not cache, "cache")
     if salt is not None:
-        _set(request.cache, "salt", salt, "cache.salt")
+        put(request.cache, "salt", salt, "cache.salt")
 
 
 def _set_token_ids(request: Any, token_ids: Sequence[int] | None) -> None:
     if token_ids is not None:
         request.token_ids.SetInParent()
-        _extend(request.token_ids.ids, token_ids, "token_ids")
+        extend(request.token_ids.ids, token_ids, "token_ids")
 
 
 def _set_keep_alive(request: Any, seconds: float | None) -> None:
@@ -185,11 +193,11 @@ def request(kind: type[Request], **fields: Any) -> Request:
         if isinstance(value, (Duration, Timestamp, model_pb2.QuantizeOptions)):
             getattr(result, field).CopyFrom(value)
         elif isinstance(value, Mapping):
-            _update(getattr(result, field), value, field)
+            update(getattr(result, field), value, field)
         elif isinstance(value, (list, tuple)):
-            _extend(getattr(result, field), value, field)
+            extend(getattr(result, field), value, field)
         elif value is not None:
-            _set(result, field, value)
+            put(result, field, value)
     return result
 
 
@@ -198,29 +206,20 @@ def count_request(
     model: str,
     prompt: str | None,
     messages: Messages | None,
-    tools: Sequence[Mapping[str, Any]] | None,
-    template_arguments: Mapping[str, Any] | None,
-    add_generation_prompt: bool | None,
-    continue_final_message: bool | None,
-    allow_control_tokens: bool | None,
+    chat: Mapping[str, Any],
+    reasoning: bool | None,
+    reasoning_effort: str | None,
     return_token_ids: bool,
 ) -> pb.CountTokensRequest:
-    """Builds a CountTokensRequest."""
+    """Builds a CountTokensRequest; `chat` is what comes with messages."""
     _exactly_one(prompt=prompt, messages=messages)
     request = pb.CountTokensRequest(return_token_ids=return_token_ids)
-    _set(request, "model", model)
+    put(request, "model", model)
     if prompt is not None:
-        _set(request, "prompt", prompt)
+        put(request, "prompt", prompt)
     if messages is not None:
-        chat = chat_input(
-            messages,
-            tools,
-            template_arguments,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            allow_control_tokens=allow_control_tokens,
-        )
-        request.chat.CopyFrom(chat)
+        request.chat.CopyFrom(chat_input(messages, **chat))
+    _set_reasoning(request, {"reasoning": reasoning, "reasoning_effort": reasoning_effort})
     return request
 
 
@@ -232,6 +231,7 @@ def extend_request(
     token_ids: Sequence[int] | None,
     tools: Sequence[Mapping[str, Any]] | None,
     template_arguments: Mapping[str, Any] | None,
+    tool_format: str | None,
     expected_token_count: int | None,
     priority: str | None,
     keep_alive: float | None,
@@ -243,14 +243,15 @@ def extend_request(
         name=name,
         prompt=prompt,
         expected_token_count=expected_token_count,
-        priority=_enum(pb.Priority, "priority", priority),
+        priority=enum_value(pb.Priority, "priority", priority),
     )
     _set_keep_alive(result, keep_alive)
     _set_token_ids(result, token_ids)
     if messages is not None:
-        result.chat.CopyFrom(chat_input(messages, tools, template_arguments))
-    elif tools is not None or template_arguments is not None:
-        raise TypeError("tools and template_arguments belong to messages")
+        chat = chat_input(messages, tools, template_arguments, tool_format=tool_format)
+        result.chat.CopyFrom(chat)
+    elif any(value is not None for value in (tools, template_arguments, tool_format)):
+        raise TypeError("tools, template_arguments and tool_format belong to messages")
     return result
 
 
@@ -271,13 +272,13 @@ def score_request(
     """Builds a ScoreRequest; `chat` is what comes with messages."""
     _exactly_one(text=text, token_ids=token_ids, messages=messages)
     request = pb.ScoreRequest()
-    _set(request, "model", model)
-    _set(request, "session", session)
-    _set(request, "top_logprobs", top_logprobs)
-    request.priority = _enum(pb.Priority, "priority", priority)
+    put(request, "model", model)
+    put(request, "session", session)
+    put(request, "top_logprobs", top_logprobs)
+    request.priority = enum_value(pb.Priority, "priority", priority)
     _set_cache(request, cache, cache_salt)
     if text is not None:
-        _set(request, "text", text)
+        put(request, "text", text)
     _set_token_ids(request, token_ids)
     if messages is not None:
         request.chat.CopyFrom(chat_input(messages, **chat))
@@ -287,128 +288,9 @@ def score_request(
     return request
 
 
-def chat_input(
-    messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    template_arguments: Mapping[str, Any] | None = None,
-    **flags: bool | None,
-) -> pb.ChatInput:
-    """Builds a conversation; a plain string is one user message."""
-    given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    chat = request(pb.ChatInput, **flags)
-    for index, message in enumerate(given):
-        chat.messages.append(_message(message, f"chat.messages[{index}]"))
-    for index, tool in enumerate(tools or ()):
-        chat.tools.append(_tool(tool, f"chat.tools[{index}]"))
-    if template_arguments is not None:
-        try:
-            chat.template_arguments.CopyFrom(ParseDict(dict(template_arguments), Struct()))
-        except (ParseError, *_BAD_VALUE) as error:
-            raise invalid("chat.template_arguments", str(error)) from error
-    return chat
-
-
-def _message(message: Any, path: str) -> pb.Message:
-    if isinstance(message, pb.Message):
-        return message
-    if not isinstance(message, Mapping):
-        raise invalid(path, f"expected a mapping with role and content, got {type(message)!r}")
-    unknown = message.keys() - {"role", "content", "name", "tool_calls", "tool_call_id"}
-    if unknown:
-        raise invalid(path, f"unknown keys: {', '.join(sorted(map(str, unknown)))}")
-    role = message.get("role")
-    value = _ROLES.get(str(role))
-    if value is None:
-        raise invalid(f"{path}.role", f"unknown role {role!r}")
-    result = pb.Message(role=value)
-    content = message.get("content")
-    parts = [content] if isinstance(content, str) else content or ()
-    if isinstance(parts, Mapping) or not isinstance(parts, Sequence):
-        raise invalid(f"{path}.content", "expected text or a list of text parts")
-    for index, part in enumerate(parts):
-        _add_part(result, part, f"{path}.content[{index}]")
-    _set(result, "name", message.get("name") or "", f"{path}.name")
-    _set(result, "tool_call_id", message.get("tool_call_id") or "", f"{path}.tool_call_id")
-    for index, call in enumerate(message.get("tool_calls") or ()):
-        result.tool_calls.append(_tool_call(call, f"{path}.tool_calls[{index}]"))
-    return result
-
-
-def _add_part(message: pb.Message, part: Any, path: str) -> None:
-    if isinstance(part, Mapping):
-        if part.keys() - {"type", "text"} or part.get("type", "text") != "text":
-            raise invalid(path, "only text parts are supported")
-        part = part.get("text")
-    _set(message.content.add(), "text", part, path)
-
-
-def _function(value: Any, path: str) -> Mapping[str, Any]:
-    """Unwraps OpenAI's `{"type": "function", "function": {…}}`, else returns the value."""
-    if not isinstance(value, Mapping):
-        raise invalid(path, f"expected a mapping, got {type(value)!r}")
-    inner = value.get("function", value)
-    if not isinstance(inner, Mapping) or not inner.get("name"):
-        raise invalid(path, "has no name")
-    return inner
-
-
-def _tool_call(call: Any, path: str) -> pb.ToolCall:
-    if isinstance(call, pb.ToolCall):
-        return call
-    inner = _function(call, path)
-    result = pb.ToolCall()
-    _set(result, "id", call.get("id") or "", f"{path}.id")
-    _set(result, "name", inner["name"], f"{path}.name")
-    arguments = inner.get("arguments", {})
-    text = arguments if isinstance(arguments, str) else _json(arguments, f"{path}.arguments")
-    _set(result, "arguments_json", text, f"{path}.arguments")
-    return result
-
-
-def _tool(tool: Any, path: str) -> pb.ToolDefinition:
-    if isinstance(tool, pb.ToolDefinition):
-        return tool
-    inner = _function(tool, path)
-    result = pb.ToolDefinition()
-    _set(result, "name", inner["name"], f"{path}.name")
-    _set(result, "description", inner.get("description") or "", f"{path}.description")
-    parameters = inner.get("parameters")
-    if parameters:
-        result.parameters_json = _json(parameters, f"{path}.parameters")
-    return result
-
-
-def _json(value: Any, path: str) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise invalid(path, str(error)) from error
-
-
 def _exactly_one(**inputs: object) -> None:
     if sum(value is not None for value in inputs.values()) != 1:
         raise TypeError(f"give exactly one of {', '.join(inputs)}")
-
-
-def _set(message: Any, field: str, value: Any, path: str | None = None) -> None:
-    try:
-        setattr(message, field, value)
-    except _BAD_VALUE as error:
-        raise invalid(path or field, str(error)) from error
-
-
-def _extend(field: Any, values: Any, path: str) -> None:
-    try:
-        field.extend(values)
-    except _BAD_VALUE as error:
-        raise invalid(path, str(error)) from error
-
-
-def _update(field: Any, values: Mapping[Any, Any], path: str) -> None:
-    try:
-        field.update(values)
-    except _BAD_VALUE as error:
-        raise invalid(path, str(error)) from error
 
 
 def timestamp(time: datetime | None, field: str) -> Timestamp | None:
@@ -433,19 +315,19 @@ def duration(seconds: float | None, field: str) -> Duration | None:
     result = Duration()
     try:
         result.FromNanoseconds(round(seconds * 1e9))
-    except _BAD_VALUE as error:
+    except BAD_VALUE as error:
         raise invalid(field, str(error)) from error
     return result
 
 
 def compute_dtype(name: str | None) -> model_pb2.ComputeDtype:
     """Returns the enum value of a dtype's name; None is the daemon's policy."""
-    return cast(model_pb2.ComputeDtype, _enum(model_pb2.ComputeDtype, "compute_dtype", name))
+    return cast(model_pb2.ComputeDtype, enum_value(model_pb2.ComputeDtype, "compute_dtype", name))
 
 
 def kv_dtype(name: str | None) -> model_pb2.KvDtype:
     """Returns the enum value of a KV cache's dtype; None is the daemon's setting."""
-    return cast(model_pb2.KvDtype, _enum(model_pb2.KvDtype, "kv_dtype", name))
+    return cast(model_pb2.KvDtype, enum_value(model_pb2.KvDtype, "kv_dtype", name))
 
 
 def quantize(options: Quantize | None) -> model_pb2.QuantizeOptions | None:
@@ -459,20 +341,11 @@ def quantize(options: Quantize | None) -> model_pb2.QuantizeOptions | None:
         model_pb2.QuantizeOptions,
         bits=options.get("bits"),
         group_size=options.get("group_size"),
-        mode=_enum(model_pb2.QuantMode, "quant_mode", options.get("mode")),
-        recipe=_enum(model_pb2.QuantRecipe, "quant_recipe", options.get("recipe")),
+        mode=enum_value(model_pb2.QuantMode, "quant_mode", options.get("mode")),
+        recipe=enum_value(model_pb2.QuantRecipe, "quant_recipe", options.get("recipe")),
     )
 
 
 def history(name: str | None) -> pb.History:
     """Returns the enum value of a history's name; None is unspecified."""
-    return cast(pb.History, _enum(pb.History, "history", name))
-
-
-def _enum(enum: Any, field: str, name: str | None) -> Any:
-    """Returns the value of a name without its prefix; None is unspecified."""
-    full = f"{field}_{'unspecified' if name is None else name}".upper()
-    try:
-        return enum.Value(full)
-    except (ValueError, AttributeError) as error:
-        raise invalid(field, f"unknown value {name!r}") from error
+    return cast(pb.History, enum_value(pb.History, "history", name))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from mlxd._outcome import choice, completion
+from mlxd._outcome import Output, choice, completion
 from mlxd.errors import ServerError
-from mlxd.types import Completion, GenerateEvent, TokenLogprobs
+from mlxd.types import Completion, GenerateEvent, ToolCall, ToolCallDelta
 from mlxd.v1.inference_pb2 import (
     ChoiceFinished,
     GenerateDelta,
@@ -73,16 +72,45 @@ class ExportingCall(StreamingCall):
             raise ServerError("the export ended without `finished`")
 
 
-@dataclass
+class CallParts:
+    """The parts of a tool call that came so far."""
+
+    def __init__(self) -> None:
+        self._parts: list[ToolCallDelta] = []
+
+    def add(self, event: GenerateDelta) -> list[ToolCall]:
+        """Adds an event's parts, and returns the calls that are whole with them."""
+        whole = []
+        for part in event.tool_calls:
+            if part.name:
+                # What began before and did not end is none.
+                self._parts = []
+            self._parts.append(part)
+            if part.done:
+                first, arguments = self._parts[0], "".join(p.arguments_json for p in self._parts)
+                whole.append(ToolCall(first.id, first.name, arguments))
+        return whole
+
+
 class _Output:
     """The output of one choice so far."""
 
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._parts = CallParts()
+        self._rest = Output()
 
-    def whole(self) -> tuple[str, list[int], list[TokenLogprobs]]:
-        return "".join(self.text), self.token_ids, self.logprobs
+    def add(self, delta: GenerateDelta) -> None:
+        self._text.append(delta.text)
+        self._reasoning.append(delta.reasoning)
+        self._rest.tool_calls.extend(self._parts.add(delta))
+        self._rest.token_ids.extend(delta.token_ids)
+        self._rest.logprobs.extend(delta.logprobs)
+
+    def whole(self) -> Output:
+        self._rest.text, self._rest.reasoning = "".join(self._text), "".join(self._reasoning)
+        return self._rest
 
 
 class Record:
@@ -98,10 +126,7 @@ class Record:
     def add(self, event: GenerateEvent) -> None:
         """Adds the next event; the last one calls `on_end`."""
         if isinstance(event, GenerateDelta):
-            output = self._outputs[event.choice]
-            output.text.append(event.text)
-            output.token_ids.extend(event.token_ids)
-            output.logprobs.extend(event.logprobs)
+            self._outputs[event.choice].add(event)
         elif isinstance(event, ChoiceFinished):
             self._ends[event.choice] = event
         elif isinstance(event, GenerateStarted):
@@ -120,5 +145,5 @@ class Record:
         if self._started is None or self._finished is None:
             raise ServerError("the stream ended without `started` or `finished`")
         ends = sorted(self._ends.items())
-        choices = [choice(end, *self._outputs[number].whole()) for number, end in ends]
-        return completion(self._started, self._finished, *self._outputs[0].whole(), choices)
+        choices = [choice(end, self._outputs[number].whole()) for number, end in ends]
+        return completion(self._started, self._finished, self._outputs[0].whole(), choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -19,6 +20,7 @@ from mlxd.v1.inference_pb2 import (
     PrefillProgress,
     ScoreResponse,
     TokenLogprobs,
+    ToolCallDelta,
 )
 from mlxd.v1.inference_pb2 import Message as ProtoMessage
 from mlxd.v1.model_pb2 import LoadProgress, LoadValidated, ModelInfo, ModelLoaded
@@ -73,11 +75,17 @@ __all__ = [
     "SessionChangeKind",
     "SessionInfo",
     "TokenLogprobs",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolChoice",
+    "ToolFormat",
     "WatchEvent",
     "WatchReady",
 ]
 
-FinishReason: TypeAlias = Literal["stop", "stop_string", "length"]
+FinishReason: TypeAlias = Literal["stop", "stop_string", "length", "tool_calls"]
+ToolChoice: TypeAlias = Literal["auto", "none"]
+ToolFormat: TypeAlias = Literal["prompted"]
 ComputeDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 KvDtype: TypeAlias = Literal["compute", "int8"]
 Priority: TypeAlias = Literal["interactive", "normal", "background"]
@@ -99,14 +107,34 @@ class Quantize(TypedDict, total=False):
     recipe: Literal["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]
 
 
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that the model calls. `arguments_json` is a JSON object, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments_json: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name."""
+        arguments: dict[str, Any] = json.loads(self.arguments_json or "{}")
+        return arguments
+
+
 class Message(TypedDict):
-    """A chat message. `content` is text, or a list of text parts `{"type": "text", "text": …}`."""
+    """A chat message. `content` is text, or a list of text parts `{"type": "text", "text": …}`.
+
+    Of the assistant's, `reasoning` is what it reasoned before, and `tool_calls` are `ToolCall`s, or
+    mappings as OpenAI writes them. A tool's result has `tool_call_id`.
+    """
 
     role: str
     content: NotRequired[str | Sequence[str | Mapping[str, Any]] | None]
     name: NotRequired[str | None]
-    tool_calls: NotRequired[Sequence[Mapping[str, Any]] | None]
+    tool_calls: NotRequired[Sequence[ToolCall | Mapping[str, Any]] | None]
     tool_call_id: NotRequired[str | None]
+    reasoning: NotRequired[str | None]
 
 
 Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any] | ProtoMessage]
@@ -129,6 +157,9 @@ class GenerateOptions(CallOptions, total=False):
 
     `keep_alive` is in seconds; negative is forever. `cache=False` reuses no cached KV and leaves
     none; only requests with the same `cache_salt` reuse each other's.
+    `tool_format="prompted"` describes tools in a text of the daemon's, for models that know none.
+    `reasoning` turns reasoning on or off, and `reasoning_effort` says how much, for models whose
+    chat template lets one; `reasoning_budget` is the most tokens of it.
     """
 
     temperature: float | None
@@ -162,6 +193,12 @@ class GenerateOptions(CallOptions, total=False):
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     allow_control_tokens: bool | None
+    tool_choice: ToolChoice | None
+    parallel_tool_calls: bool | None
+    tool_format: ToolFormat | None
+    reasoning: bool | None
+    reasoning_budget: int | None
+    reasoning_effort: str | None
     expected_token_count: int | None
     priority: Priority | None
     keep_alive: float | None
@@ -188,6 +225,8 @@ class Choice:
     mean_logprob: float | None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,7 +238,7 @@ class Completion:
     Times are in seconds: `queue_time`, `time_to_first_token` and `total_time` since the request's
     arrival at the daemon, `decode_time` from the first generated token to the last. `token_ids` and
     `logprobs` are empty unless they were asked for. `history` is what a turn did with the tokens of
-    its session; None if there were none.
+    its session; None if there were none. `text` is without `reasoning` and `tool_calls`.
     """
 
     text: str
@@ -220,6 +259,19 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     choices: tuple[Choice, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning_tokens: int = 0
+
+    @property
+    def message(self) -> Message:
+        """The answer as a message, for the next request of a conversation without a session."""
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return message
 
     @property
     def tokens_per_second(self) -> float | None:

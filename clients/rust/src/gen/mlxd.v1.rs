@@ -310,6 +310,9 @@ pub struct GenerateRequest {
     /// is one.
     #[prost(message, optional, tag = "13")]
     pub cache: ::core::option::Option<CacheOptions>,
+    /// The model's reasoning; for chat only, else INVALID_FIELD.
+    #[prost(message, optional, tag = "15")]
+    pub reasoning: ::core::option::Option<ReasoningOptions>,
     /// Number of outputs to return for the same prompt, which is computed once; 1 to
     /// choices_max, in a session 1. Default 1. Output number i, from 0 on, is what
     /// `seed` + i gives alone. Each takes a place in the queue and among the running, and
@@ -346,6 +349,28 @@ pub mod generate_request {
         #[prost(message, tag = "4")]
         Chat(super::ChatInput),
     }
+}
+/// What a model does before it answers. The output of a chat is parted into reasoning
+/// and text where the model marks one (ModelCapabilities.reasoning_format); that of
+/// other inputs is text as it comes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReasoningOptions {
+    /// Whether the model reasons, set by the chat template's own switch; INVALID_FIELD
+    /// where it has none, or where template_arguments set it too. Unset leaves it to the
+    /// template.
+    #[prost(bool, optional, tag = "1")]
+    pub enabled: ::core::option::Option<bool>,
+    /// Most tokens of reasoning. After them the model's own closing marks follow, which
+    /// count towards reasoning_tokens, max_tokens and mean_logprob like tokens of its own,
+    /// and then its answer; 0 closes it as soon as it begins. INVALID_FIELD where the
+    /// model's form of reasoning is not known. Default: no limit.
+    #[prost(uint32, optional, tag = "2")]
+    pub budget_tokens: ::core::option::Option<u32>,
+    /// How much it reasons, as the chat template's `reasoning_effort`, often `low`,
+    /// `medium` or `high`; INVALID_FIELD where the template does not read it. Default:
+    /// the template's.
+    #[prost(string, tag = "3")]
+    pub effort: ::prost::alloc::string::String,
 }
 /// How a request takes part in the reuse of cached KV: what an earlier request
 /// computed is found by its first tokens. Requests of other principals are never
@@ -391,6 +416,20 @@ pub struct ChatInput {
     /// continue_final_message, and true is INVALID_FIELD.
     #[prost(bool, optional, tag = "4")]
     pub add_generation_prompt: ::core::option::Option<bool>,
+    /// Which tools the model may call. Unset: TOOL_CHOICE_MODE_AUTO. With a value,
+    /// there must be tools.
+    #[prost(message, optional, tag = "5")]
+    pub tool_choice: ::core::option::Option<ToolChoice>,
+    /// Whether one answer may call several tools. False ends the output after the first
+    /// call and the marks around it; INVALID_FIELD where it is not known how the model
+    /// writes calls (ModelCapabilities.tool_format). Default true. With a value, there
+    /// must be tools.
+    #[prost(bool, optional, tag = "6")]
+    pub parallel_tool_calls: ::core::option::Option<bool>,
+    /// How the model is told of tools and writes calls. Default: the model's own form,
+    /// of its chat template.
+    #[prost(enumeration = "ToolFormat", tag = "7")]
+    pub tool_format: i32,
     /// Ends the rendered text right after the last message's content, without what the
     /// template writes after it, so that the output goes on there. That message must be
     /// the assistant's, of text; in a session it is INVALID_FIELD. Default false: a last
@@ -401,6 +440,23 @@ pub struct ChatInput {
     /// them can end messages and begin others. In a session INVALID_FIELD. Default false.
     #[prost(bool, tag = "9")]
     pub allow_control_tokens: bool,
+}
+/// Which of the given tools the model may call.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ToolChoice {
+    /// The choice. Required.
+    #[prost(oneof = "tool_choice::Choice", tags = "1")]
+    pub choice: ::core::option::Option<tool_choice::Choice>,
+}
+/// Nested message and enum types in `ToolChoice`.
+pub mod tool_choice {
+    /// The choice. Required.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Choice {
+        /// A rule for all tools.
+        #[prost(enumeration = "super::ToolChoiceMode", tag = "1")]
+        Mode(i32),
+    }
 }
 /// One message of a conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -421,6 +477,11 @@ pub struct Message {
     /// other roles.
     #[prost(string, tag = "5")]
     pub tool_call_id: ::prost::alloc::string::String,
+    /// What the assistant reasoned before this message; must be empty for other roles.
+    /// The chat template decides which of it the model sees again. INVALID_FIELD where
+    /// neither the template nor the model has a place for it.
+    #[prost(string, tag = "6")]
+    pub reasoning: ::prost::alloc::string::String,
 }
 /// One part of a message's content.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -575,7 +636,8 @@ pub struct StoppingOptions {
     #[prost(uint32, optional, tag = "1")]
     pub max_tokens: ::core::option::Option<u32>,
     /// Texts that end the output where one first appears; it is not part of the
-    /// output. At most stop_strings_max, each of 1 to stop_string_bytes_max bytes.
+    /// output. Reasoning and tool calls are not searched. At most stop_strings_max, each
+    /// of 1 to stop_string_bytes_max bytes.
     #[prost(string, repeated, tag = "2")]
     pub stop_strings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Token ids that end the output, in addition to the model's own; at most
@@ -611,6 +673,10 @@ pub struct Usage {
     /// returned included.
     #[prost(uint32, tag = "3")]
     pub completion_tokens: u32,
+    /// Tokens of completion_tokens that are reasoning, from the one that completes its
+    /// opening mark to the one that completes its closing mark.
+    #[prost(uint32, tag = "4")]
+    pub reasoning_tokens: u32,
 }
 /// Durations of a request's phases, measured by the daemon; of several choices the
 /// first token of any and the last of any.
@@ -714,7 +780,7 @@ pub struct GenerateResponse {
     /// Revision of the weights, as in ModelInfo.
     #[prost(string, tag = "2")]
     pub model_revision: ::prost::alloc::string::String,
-    /// The output text.
+    /// The output text, without reasoning and tool calls.
     #[prost(string, tag = "3")]
     pub text: ::prost::alloc::string::String,
     /// Token ids of the output, if requested.
@@ -744,6 +810,13 @@ pub struct GenerateResponse {
     /// What the turn did with the tokens of its session.
     #[prost(enumeration = "HistoryOutcome", tag = "12")]
     pub history: i32,
+    /// What the model reasoned before its answer.
+    #[prost(string, tag = "13")]
+    pub reasoning: ::prost::alloc::string::String,
+    /// The tool calls of the answer, in order. One that the end of the output cut off is
+    /// left out.
+    #[prost(message, repeated, tag = "14")]
+    pub tool_calls: ::prost::alloc::vec::Vec<ToolCall>,
     /// All choices, in the order of their numbers; empty if one was asked for.
     #[prost(message, repeated, tag = "16")]
     pub choices: ::prost::alloc::vec::Vec<GenerateChoice>,
@@ -754,7 +827,7 @@ pub struct GenerateChoice {
     /// Its number, from 0 on; with best_of the best is 0.
     #[prost(uint32, tag = "1")]
     pub choice: u32,
-    /// The output text.
+    /// The output text, without reasoning and tool calls.
     #[prost(string, tag = "2")]
     pub text: ::prost::alloc::string::String,
     /// Token ids of the output, if requested.
@@ -778,6 +851,12 @@ pub struct GenerateChoice {
     /// Mean log-probability of its tokens; set with logprobs or best_of.
     #[prost(float, optional, tag = "9")]
     pub mean_logprob: ::core::option::Option<f32>,
+    /// What the model reasoned before it.
+    #[prost(string, tag = "10")]
+    pub reasoning: ::prost::alloc::string::String,
+    /// Its tool calls, in order.
+    #[prost(message, repeated, tag = "11")]
+    pub tool_calls: ::prost::alloc::vec::Vec<ToolCall>,
 }
 /// One event of a streamed generation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -846,7 +925,8 @@ pub struct PrefillProgress {
 /// A piece of output.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateDelta {
-    /// Whole UTF-8 characters; may be empty when only ids or logprobs are new.
+    /// Whole UTF-8 characters; may be empty when only other fields are new. White space
+    /// between reasoning, text and tool calls is left out.
     #[prost(string, tag = "1")]
     pub text: ::prost::alloc::string::String,
     /// Token ids since the last delta, if requested.
@@ -855,10 +935,36 @@ pub struct GenerateDelta {
     /// Log-probabilities, one entry per token since the last delta, if requested.
     #[prost(message, repeated, tag = "3")]
     pub logprobs: ::prost::alloc::vec::Vec<TokenLogprobs>,
+    /// Reasoning, in whole UTF-8 characters.
+    #[prost(string, tag = "4")]
+    pub reasoning: ::prost::alloc::string::String,
+    /// Parts of tool calls, in order.
+    #[prost(message, repeated, tag = "5")]
+    pub tool_calls: ::prost::alloc::vec::Vec<ToolCallDelta>,
     /// Number of its choice, from 0 on. Deltas of several choices come in any order; for
     /// each, the concatenation of its own is its output.
     #[prost(uint32, tag = "6")]
     pub choice: u32,
+}
+/// A part of a tool call.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ToolCallDelta {
+    /// Number of the call in this output, from 0.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// Id of the call, in its first part.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// Name of the function, in the call's first part.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// More of the arguments: all parts joined are a JSON object.
+    #[prost(string, tag = "4")]
+    pub arguments_json: ::prost::alloc::string::String,
+    /// Whether the call is complete. One that ends without it was cut off, and is to be
+    /// dropped.
+    #[prost(bool, tag = "5")]
+    pub done: bool,
 }
 /// The end of one of several choices; see GenerateChoice.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -910,6 +1016,9 @@ pub struct CountTokensRequest {
     /// Returns the token ids as well. Default false.
     #[prost(bool, tag = "4")]
     pub return_token_ids: bool,
+    /// The model's reasoning, as in GenerateRequest; for chat only.
+    #[prost(message, optional, tag = "5")]
+    pub reasoning: ::core::option::Option<ReasoningOptions>,
     /// The input to tokenize. Required, may be empty.
     #[prost(oneof = "count_tokens_request::Input", tags = "2, 3")]
     pub input: ::core::option::Option<count_tokens_request::Input>,
@@ -1133,6 +1242,71 @@ impl Priority {
         }
     }
 }
+/// A form of tools and calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ToolFormat {
+    /// The model's own.
+    Unspecified = 0,
+    /// A system text describes the tools, and calls and their results are text, in a
+    /// form that any chat model can be told: for chat templates that write no tools. Say
+    /// it in every turn of a session whose messages have calls or results.
+    Prompted = 1,
+}
+impl ToolFormat {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TOOL_FORMAT_UNSPECIFIED",
+            Self::Prompted => "TOOL_FORMAT_PROMPTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TOOL_FORMAT_UNSPECIFIED" => Some(Self::Unspecified),
+            "TOOL_FORMAT_PROMPTED" => Some(Self::Prompted),
+            _ => None,
+        }
+    }
+}
+/// A rule for the calls of tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ToolChoiceMode {
+    /// Same as TOOL_CHOICE_MODE_AUTO.
+    Unspecified = 0,
+    /// The model decides.
+    Auto = 1,
+    /// No calls: the tools are checked but not shown to the model, and nothing that it
+    /// writes is read as a call.
+    None = 2,
+}
+impl ToolChoiceMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TOOL_CHOICE_MODE_UNSPECIFIED",
+            Self::Auto => "TOOL_CHOICE_MODE_AUTO",
+            Self::None => "TOOL_CHOICE_MODE_NONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TOOL_CHOICE_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TOOL_CHOICE_MODE_AUTO" => Some(Self::Auto),
+            "TOOL_CHOICE_MODE_NONE" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
 /// Author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1191,6 +1365,8 @@ pub enum FinishReason {
     StopString = 2,
     /// The limit of max_tokens or the end of the context.
     Length = 3,
+    /// The end of the output, with tool calls in it.
+    ToolCalls = 4,
 }
 impl FinishReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1203,6 +1379,7 @@ impl FinishReason {
             Self::Stop => "FINISH_REASON_STOP",
             Self::StopString => "FINISH_REASON_STOP_STRING",
             Self::Length => "FINISH_REASON_LENGTH",
+            Self::ToolCalls => "FINISH_REASON_TOOL_CALLS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1212,6 +1389,7 @@ impl FinishReason {
             "FINISH_REASON_STOP" => Some(Self::Stop),
             "FINISH_REASON_STOP_STRING" => Some(Self::StopString),
             "FINISH_REASON_LENGTH" => Some(Self::Length),
+            "FINISH_REASON_TOOL_CALLS" => Some(Self::ToolCalls),
             _ => None,
         }
     }
@@ -2231,6 +2409,21 @@ pub struct ModelCapabilities {
     /// Ids of the tokens that end the output.
     #[prost(uint32, repeated, tag = "6")]
     pub eos_token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// Name of the form in which it calls tools, such as `hermes`; empty if that is not
+    /// known, so that calls stay text.
+    #[prost(string, tag = "7")]
+    pub tool_format: ::prost::alloc::string::String,
+    /// Name of the form in which it reasons, such as `think`; empty if that is not known,
+    /// so that reasoning stays text.
+    #[prost(string, tag = "8")]
+    pub reasoning_format: ::prost::alloc::string::String,
+    /// Argument of the chat template that turns reasoning on and off; empty if there is
+    /// none, so that ReasoningOptions.enabled is refused.
+    #[prost(string, tag = "9")]
+    pub reasoning_switch: ::prost::alloc::string::String,
+    /// Whether the chat template reads `reasoning_effort`.
+    #[prost(bool, tag = "10")]
+    pub reasoning_effort: bool,
 }
 /// Request of GetStats.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2456,6 +2649,12 @@ pub enum Feature {
     /// Thinking that a request can turn on and off. Of a model: the template argument
     /// `enable_thinking` changes what its chat template writes.
     Thinking = 9,
+    /// Reasoning apart from the text. Of a model: the form in which it reasons is known
+    /// (`reasoning_format`).
+    Reasoning = 11,
+    /// Tool calls apart from the text. Of a model: the form in which it calls tools is
+    /// known (`tool_format`).
+    ToolCalls = 12,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2474,6 +2673,8 @@ impl Feature {
             Self::Seed => "FEATURE_SEED",
             Self::SystemPrompt => "FEATURE_SYSTEM_PROMPT",
             Self::Thinking => "FEATURE_THINKING",
+            Self::Reasoning => "FEATURE_REASONING",
+            Self::ToolCalls => "FEATURE_TOOL_CALLS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2489,6 +2690,8 @@ impl Feature {
             "FEATURE_SEED" => Some(Self::Seed),
             "FEATURE_SYSTEM_PROMPT" => Some(Self::SystemPrompt),
             "FEATURE_THINKING" => Some(Self::Thinking),
+            "FEATURE_REASONING" => Some(Self::Reasoning),
+            "FEATURE_TOOL_CALLS" => Some(Self::ToolCalls),
             _ => None,
         }
     }

@@ -79,7 +79,12 @@ impl Fake {
 
     fn finish(&self, request: &GenerateRequest, text: &str) -> GenerateFinished {
         let prompt = words(&input_text(request));
-        let usage = Usage { prompt_tokens: prompt, cached_tokens: 0, completion_tokens: words(text) };
+        let usage = Usage {
+            prompt_tokens: prompt,
+            cached_tokens: 0,
+            completion_tokens: words(text),
+            ..Usage::default()
+        };
         let mut state = self.state();
         let session = state.sessions.get_mut(&request.session);
         let session_token_count = session.map(|session| {

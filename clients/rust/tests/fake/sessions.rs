@@ -118,7 +118,7 @@ impl SessionService for Fake {
         session.token_count += 3;
         session.turns.push(Turn { message_count: 1, token_count: session.token_count });
         self.state().sessions.insert(session.name.clone(), session.clone());
-        let usage = Usage { prompt_tokens: session.token_count, cached_tokens, completion_tokens: 0 };
+        let usage = Usage { prompt_tokens: session.token_count, cached_tokens, ..Usage::default() };
         Ok(Response::new(ExtendSessionResponse { session: Some(session), usage: Some(usage) }))
     }
 

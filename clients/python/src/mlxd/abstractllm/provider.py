@@ -18,12 +18,18 @@ from abstractllm.tools.parser import detect_tool_calls, parse_tool_calls
 from abstractllm.types import GenerateResponse
 
 import mlxd
+from mlxd._record import CallParts
 from mlxd.abstractllm.budget import Budget
 from mlxd.abstractllm.errors import PROVIDER, mapped
 from mlxd.abstractllm.messages import Conversation, conversation, is_text_file
 from mlxd.abstractllm.parameters import Parameters, check, merge, plain
 from mlxd.types import GenerateDelta, GenerateOptions, ModelCapabilities
-from mlxd.v1.server_pb2 import FEATURE_CHAT, FEATURE_SYSTEM_PROMPT, FEATURE_TOOLS
+from mlxd.v1.server_pb2 import (
+    FEATURE_CHAT,
+    FEATURE_SYSTEM_PROMPT,
+    FEATURE_TOOL_CALLS,
+    FEATURE_TOOLS,
+)
 
 Answer = TypeVar("Answer")
 
@@ -45,9 +51,21 @@ class _Call:
     model: str
     messages: Conversation
     options: GenerateOptions
-    with_tools: bool
+    has_calls_in_text: bool
     max_input_tokens: int | None
     budget: Budget
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """Tools, as text for the system message or as the model's template takes them.
+
+    `has_calls_in_text` says that the daemon leaves the calls in the answer's text.
+    """
+
+    described: str | None = None
+    definitions: list[dict[str, Any]] | None = None
+    has_calls_in_text: bool = False
 
 
 class _Response(GenerateResponse):
@@ -188,14 +206,14 @@ class MlxdProvider(BaseProvider):
         messages: list[Any] | None,
         files: list[str | Path] | None,
     ) -> _Call:
-        described, definitions = self._tool_context(asked)
+        tools = self._tool_context(asked)
         system = asked.system_prompt
-        chat = conversation(prompt, system, messages, files, self._expanded, described)
+        chat = conversation(prompt, system, messages, files, self._expanded, tools.described)
         options = asked.options
-        if definitions:
-            options = {**options, "tools": definitions}
-        with_tools = asked.tools is not None
-        call = _Call(asked.model, chat, options, with_tools, asked.max_input_tokens, asked.budget)
+        if tools.definitions:
+            options = {**options, "tools": tools.definitions}
+        in_text, limit = tools.has_calls_in_text, asked.max_input_tokens
+        call = _Call(asked.model, chat, options, in_text, limit, asked.budget)
         self._capture_verbatim_context(self._verbatim(call))
         return call
 
@@ -204,13 +222,10 @@ class MlxdProvider(BaseProvider):
         shown = json.dumps(_generated(call), indent=2, ensure_ascii=False, default=str)
         return f"ENDPOINT: {self._clients().sync.address}\n\nREQUEST PAYLOAD:\n{shown}"
 
-    def _tool_context(self, asked: Parameters) -> tuple[str | None, list[dict[str, Any]] | None]:
-        """Returns the tools as text for the system message, or as the model's template takes them.
-
-        As the base's `_prepare_tool_context`, within the call's budget.
-        """
+    def _tool_context(self, asked: Parameters) -> _Tools:
+        """Returns the tools, as the base's `_prepare_tool_context`, within the call's budget."""
         if asked.tools is None:
-            return None, None
+            return _Tools()
         features = self._described(asked.model, asked.budget).features
         if FEATURE_CHAT not in features:
             text = f"the model {asked.model} has no chat template"
@@ -222,11 +237,13 @@ class MlxdProvider(BaseProvider):
         tools = self._process_tools(asked.tools)
         if handler.supports_native:
             definitions = handler.prepare_tools_for_native(tools)
-            return None, self._format_tools_for_provider(definitions)
-        return handler.format_tools_prompt(tools), None
+            definitions = self._format_tools_for_provider(definitions)
+            in_text = FEATURE_TOOL_CALLS not in features
+            return _Tools(definitions=definitions, has_calls_in_text=in_text)
+        return _Tools(described=handler.format_tools_prompt(tools), has_calls_in_text=True)
 
     def _response(self, call: _Call, done: mlxd.Completion, content: str) -> GenerateResponse:
-        found = _tool_calls(content) if call.with_tools else None
+        found = _tool_calls(content) if call.has_calls_in_text else _called(done)
         reason = "stop" if done.finish_reason == "stop_string" else done.finish_reason
         return _Response(
             content=content,
@@ -240,6 +257,7 @@ class MlxdProvider(BaseProvider):
             model=call.model,
             finish_reason="tool_calls" if found else reason,
             tool_calls=found,
+            reasoning_trace=done.reasoning or None,
         )
 
     # Calls
@@ -277,10 +295,11 @@ class MlxdProvider(BaseProvider):
             while True:
                 try:
                     with client.stream(**_generated(call), timeout=call.budget.left()) as events:
+                        calls = CallParts()
                         for event in events:
                             begun = True
-                            if isinstance(event, GenerateDelta) and event.text:
-                                yield _chunk(call, event)
+                            if isinstance(event, GenerateDelta) and (text := _shown(event, calls)):
+                                yield _chunk(call, event, text)
                         done = events.result()
                     break
                 except mlxd.CapacityError as error:
@@ -334,10 +353,11 @@ class MlxdProvider(BaseProvider):
                 left = call.budget.left()
                 try:
                     async with client.stream(**_generated(call), timeout=left) as events:
+                        calls = CallParts()
                         async for event in events:
                             begun = True
-                            if isinstance(event, GenerateDelta) and event.text:
-                                yield _chunk(call, event)
+                            if isinstance(event, GenerateDelta) and (text := _shown(event, calls)):
+                                yield _chunk(call, event, text)
                         done = await events.result()
                     break
                 except mlxd.CapacityError as error:
@@ -357,8 +377,23 @@ def _tool_calls(text: str) -> list[ToolCall] | None:
     return parse_tool_calls(text) or None
 
 
-def _chunk(call: _Call, event: GenerateDelta) -> GenerateResponse:
-    return _Response(content=event.text, raw_response=event, model=call.model)
+def _called(done: mlxd.Completion) -> list[ToolCall] | None:
+    """Returns the tool calls that the daemon found, None without any."""
+    calls = [ToolCall(call.name, call.arguments, call.id) for call in done.tool_calls]
+    return calls or None
+
+
+def _shown(event: GenerateDelta, calls: CallParts) -> str:
+    """Returns what an event says as text: Session looks for the tool calls of a stream there."""
+    texts = [event.text]
+    for whole in calls.add(event):
+        call = json.dumps({"name": whole.name, "arguments": whole.arguments}, ensure_ascii=False)
+        texts.append(f"<tool_call>\n{call}\n</tool_call>")
+    return "".join(texts)
+
+
+def _chunk(call: _Call, event: GenerateDelta, text: str) -> GenerateResponse:
+    return _Response(content=text, raw_response=event, model=call.model)
 
 
 def _generated(call: _Call) -> dict[str, Any]:

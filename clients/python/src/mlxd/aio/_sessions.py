@@ -20,6 +20,7 @@ from mlxd.types import (
     Priority,
     SaveSessionResponse,
     SessionInfo,
+    ToolFormat,
     WatchEvent,
 )
 from mlxd.v1 import session_pb2
@@ -140,6 +141,7 @@ class AsyncSessionCalls(AsyncConnection):
         token_ids: Sequence[int] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
+        tool_format: ToolFormat | None = None,
         expected_token_count: int | None = None,
         priority: Priority | None = None,
         keep_alive: float | None = None,
@@ -154,6 +156,7 @@ class AsyncSessionCalls(AsyncConnection):
             token_ids: tokens to add.
             tools: tools that the messages are rendered with.
             template_arguments: variables that the messages are rendered with.
+            tool_format: "prompted" writes tools, calls and results as text.
             expected_token_count: makes a retry safe, as of a generation.
             priority: None is "normal", as of a generation.
             keep_alive: seconds that the model stays in memory, as of a generation.
@@ -169,6 +172,7 @@ class AsyncSessionCalls(AsyncConnection):
             token_ids=token_ids,
             tools=tools,
             template_arguments=template_arguments,
+            tool_format=tool_format,
             expected_token_count=expected_token_count,
             priority=priority,
             keep_alive=keep_alive,

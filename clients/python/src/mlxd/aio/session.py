@@ -21,6 +21,7 @@ from mlxd.types import (
     ProtoMessage,
     SaveSessionResponse,
     SessionInfo,
+    ToolFormat,
 )
 
 
@@ -95,6 +96,7 @@ class AsyncSession:
         token_ids: Sequence[int] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
+        tool_format: ToolFormat | None = None,
         expected_token_count: int | None = None,
         priority: Priority | None = None,
         keep_alive: float | None = None,
@@ -111,6 +113,7 @@ class AsyncSession:
             token_ids=token_ids,
             tools=tools,
             template_arguments=template_arguments,
+            tool_format=tool_format,
             expected_token_count=expected_token_count,
             priority=priority,
             keep_alive=keep_alive,

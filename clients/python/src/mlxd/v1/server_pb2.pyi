@@ -24,6 +24,8 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FEATURE_SEED: _ClassVar[Feature]
     FEATURE_SYSTEM_PROMPT: _ClassVar[Feature]
     FEATURE_THINKING: _ClassVar[Feature]
+    FEATURE_REASONING: _ClassVar[Feature]
+    FEATURE_TOOL_CALLS: _ClassVar[Feature]
 
 class Modality(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -39,6 +41,8 @@ FEATURE_SESSIONS: Feature
 FEATURE_SEED: Feature
 FEATURE_SYSTEM_PROMPT: Feature
 FEATURE_THINKING: Feature
+FEATURE_REASONING: Feature
+FEATURE_TOOL_CALLS: Feature
 MODALITY_UNSPECIFIED: Modality
 MODALITY_TEXT: Modality
 
@@ -97,20 +101,28 @@ class Limits(_message.Message):
     def __init__(self, message_bytes_max: _Optional[int] = ..., sessions_max: _Optional[int] = ..., queue_length_max: _Optional[int] = ..., running_sequences_max: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., score_tokens_max: _Optional[int] = ..., top_logprobs_max: _Optional[int] = ..., queue_length_per_client_max: _Optional[int] = ..., choices_max: _Optional[int] = ...) -> None: ...
 
 class ModelCapabilities(_message.Message):
-    __slots__ = ("model", "modalities", "features", "has_chat_template", "default_sampling", "eos_token_ids")
+    __slots__ = ("model", "modalities", "features", "has_chat_template", "default_sampling", "eos_token_ids", "tool_format", "reasoning_format", "reasoning_switch", "reasoning_effort")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODALITIES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_SWITCH_FIELD_NUMBER: _ClassVar[int]
+    REASONING_EFFORT_FIELD_NUMBER: _ClassVar[int]
     model: _model_pb2.ModelInfo
     modalities: _containers.RepeatedScalarFieldContainer[Modality]
     features: _containers.RepeatedScalarFieldContainer[Feature]
     has_chat_template: bool
     default_sampling: _inference_pb2.EffectiveSampling
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[_Union[_model_pb2.ModelInfo, _Mapping]] = ..., modalities: _Optional[_Iterable[_Union[Modality, str]]] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., has_chat_template: bool = ..., default_sampling: _Optional[_Union[_inference_pb2.EffectiveSampling, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    tool_format: str
+    reasoning_format: str
+    reasoning_switch: str
+    reasoning_effort: bool
+    def __init__(self, model: _Optional[_Union[_model_pb2.ModelInfo, _Mapping]] = ..., modalities: _Optional[_Iterable[_Union[Modality, str]]] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., has_chat_template: bool = ..., default_sampling: _Optional[_Union[_inference_pb2.EffectiveSampling, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tool_format: _Optional[str] = ..., reasoning_format: _Optional[str] = ..., reasoning_switch: _Optional[str] = ..., reasoning_effort: bool = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()
