@@ -41,8 +41,9 @@ pub(super) struct Collected {
     begun: BTreeMap<u32, pb::ToolCall>,
     /// Whether several choices were asked for.
     has_several: bool,
-    /// Bytes that it has at least.
+    /// Bytes that all choices have at least, and those of the first alone: of several it is sent twice.
     bytes: usize,
+    first_bytes: usize,
     bytes_max: usize,
 }
 
@@ -50,7 +51,7 @@ impl Collected {
     /// Begins an answer of at most `bytes_max` bytes.
     pub(super) fn new(bytes_max: usize) -> Self {
         let (answer, choices, begun) = (pb::GenerateResponse::default(), BTreeMap::new(), BTreeMap::new());
-        Self { answer, choices, begun, has_several: false, bytes: 0, bytes_max }
+        Self { answer, choices, begun, has_several: false, bytes: 0, first_bytes: 0, bytes_max }
     }
 
     /// Adds an event; fails as soon as the answer is too large, so that nothing is computed in vain.
@@ -66,16 +67,19 @@ impl Collected {
             }
             Event::Progress { .. } => {}
             Event::Delta(OutputDelta { choice: number, text, reasoning, calls, token_ids, logprobs }) => {
-                self.bytes += text.len() + reasoning.len() + token_ids.len();
+                self.has_several |= number > 0;
+                let mut bytes = text.len() + reasoning.len() + token_ids.len();
                 let choice = self.choices.entry(number).or_default();
                 choice.text.push_str(&text);
                 choice.reasoning.push_str(&reasoning);
                 choice.token_ids.extend(token_ids);
                 for token in logprobs.into_iter().map(token_logprobs) {
-                    self.bytes += token.encoded_len();
+                    bytes += token.encoded_len();
                     choice.logprobs.push(token);
                 }
-                calls.into_iter().for_each(|part| self.add_call(number, part));
+                bytes += calls.into_iter().map(|part| self.add_call(number, part)).sum::<usize>();
+                self.bytes += bytes;
+                self.first_bytes += if number == 0 { bytes } else { 0 };
             }
             Event::ChoiceFinished(finished) => {
                 let pb::ChoiceFinished {
@@ -107,22 +111,26 @@ impl Collected {
                 answer.session_token_count = finished.session_token_count;
             }
         }
-        at_most_bytes(self.bytes, self.bytes_max)
+        let again_bytes = if self.has_several { self.first_bytes } else { 0 };
+        at_most_bytes(self.bytes + again_bytes, self.bytes_max)
     }
 
-    fn add_call(&mut self, choice: u32, part: CallPart) {
+    /// Adds a part of a call; returns the bytes of its arguments.
+    fn add_call(&mut self, choice: u32, part: CallPart) -> usize {
         match part {
             CallPart::Begin { index: _, id, name } => {
                 self.begun.insert(choice, pb::ToolCall { id, name, arguments_json: String::new() });
+                0
             }
             CallPart::Arguments { index: _, fragment } => {
-                self.bytes += fragment.len();
                 if let Some(call) = self.begun.get_mut(&choice) {
                     call.arguments_json.push_str(&fragment);
                 }
+                fragment.len()
             }
             CallPart::End { index: _ } => {
                 self.choices.entry(choice).or_default().tool_calls.extend(self.begun.remove(&choice));
+                0
             }
         }
     }
@@ -323,5 +331,25 @@ mod tests {
             let own = bytes(vec![token]) - bytes(Vec::new());
             assert!(own >= score_bytes_min(top_logprobs), "{top_logprobs}: {own}");
         }
+    }
+
+    #[test]
+    fn the_first_of_several_choices_counts_twice_as_it_is_sent() {
+        let delta = |choice, bytes| {
+            Event::Delta(OutputDelta {
+                choice,
+                text: "x".repeat(bytes),
+                reasoning: String::new(),
+                calls: Vec::new(),
+                token_ids: Vec::new(),
+                logprobs: Vec::new(),
+            })
+        };
+        let mut alone = Collected::new(1000);
+        assert!(alone.add(delta(0, 600)).is_ok() && alone.whole().is_ok());
+        let mut first = Collected::new(1000);
+        assert!(first.add(delta(0, 600)).is_ok() && first.add(delta(1, 1)).is_err());
+        let mut other = Collected::new(1000);
+        assert!(other.add(delta(1, 600)).is_ok() && other.add(delta(0, 1)).is_ok());
     }
 }

@@ -120,7 +120,8 @@ impl Choice {
                     *cached = Some(cached_tokens);
                 }
                 Ok(GenerateEvent::Progress { .. }) => {
-                    assert!(cached.is_some(), "progress comes after the start");
+                    let is_early = cached.is_some() && self.tokens.is_empty();
+                    assert!(is_early, "progress comes after the start and before output");
                 }
                 Ok(GenerateEvent::Delta(delta)) => {
                     assert!(cached.is_some(), "output comes after the start");

@@ -118,9 +118,11 @@ impl Generation {
         true
     }
 
-    /// Says how much of the context is done.
+    /// Says how much of the context is done, unless output has come already: that is computed anew.
     pub(super) fn progress(&self, done_tokens: u32) {
-        let _ = self.events.try_send(GenerateEvent::Progress { done_tokens });
+        if self.times.is_none() {
+            let _ = self.events.try_send(GenerateEvent::Progress { done_tokens });
+        }
     }
 
     /// Takes a drawn token, the `generated`th. Returns the reason if the generation is at its end.
