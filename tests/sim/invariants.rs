@@ -115,9 +115,10 @@ impl World {
         assert!(queued <= self.queue_max + self.running_max * models + CHOICES_MAX, "{queued} wait");
     }
 
-    /// Those who pass a blocked request leave room for it: once the others have ended, it starts. If models
-    /// in use have to leave for it, it waits as long as calls that came before it, or that have not reached
-    /// the engine, hold one that would make room. One that is owed its memory waits until nothing else runs.
+    /// Those who pass a blocked request leave room for it: once the others have ended, and the reads of
+    /// snapshots, it starts. If models in use have to leave for it, it waits as long as calls that came
+    /// before it, or that have not reached the engine, hold one that would make room. One that is owed its
+    /// memory waits until nothing else runs.
     fn check_blocked(&mut self) {
         let could_start = self.engine.blocked.as_ref().is_some_and(|blocked| {
             let models = || self.engine.models.values();
@@ -126,7 +127,8 @@ impl World {
             let passed: u64 =
                 models().map(|resident| resident.claims(blocked.passed_from).passed_bytes).sum();
             let loading: u64 = self.engine.loads.iter().map(Load::reserved_bytes).sum();
-            let available = self.engine.room(&blocked.model).kv_bytes_now.saturating_sub(loading);
+            let taken = loading + self.snapshots.hanging_bytes();
+            let available = self.engine.room(&blocked.model).kv_bytes_now.saturating_sub(taken);
             let running = self.engine.models.get(&blocked.model).map_or(0, Resident::running);
             !older
                 && !self.shrunk

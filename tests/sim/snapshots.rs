@@ -35,8 +35,8 @@ pub(super) struct Snapshots {
     /// Told when the memory of what is written is needed.
     hurry: Arc<Notify>,
     on_disk: BTreeMap<SessionKey, Saved>,
-    /// Reads that do not end, and when nobody waits for them any more.
-    hanging: Vec<(KvCharge, Moment)>,
+    /// Reads that do not end: bytes, and when nobody waits for them any more.
+    hanging: Vec<(KvCharge, u64, Moment)>,
     /// Whether what is evicted is dropped: the day ends.
     stopped: bool,
     pub(super) counts: Counts,
@@ -81,6 +81,11 @@ impl Snapshots {
         self.hanging.clear();
     }
 
+    /// Returns the bytes of reads that do not end.
+    pub(super) fn hanging_bytes(&self) -> u64 {
+        self.hanging.iter().map(|(_, bytes, _)| bytes).sum()
+    }
+
     /// Writes nothing more; what waits is given up.
     pub(super) fn stop(&mut self) {
         self.writing.clear();
@@ -99,7 +104,7 @@ impl World {
     /// Takes what was evicted; some of what waits is written then, or lost.
     pub(super) fn write_snapshots(&mut self) {
         let now = self.clock.now();
-        self.snapshots.hanging.retain(|(_, end)| *end > now);
+        self.snapshots.hanging.retain(|(.., end)| *end > now);
         let evicted = self.snapshots.evicted.iter_mut().flat_map(mpsc::Receiver::try_recv).next();
         if let Some(copy) = evicted.filter(|_| !self.snapshots.stopped) {
             self.snapshots.counts.evicted += 1;
@@ -191,7 +196,7 @@ impl World {
             // The disk does not answer: the turn computes, and the memory comes back later.
             self.snapshots.counts.hung += 1;
             let end = self.clock.now().after(READ_LIMIT);
-            self.snapshots.hanging.push((charge, end));
+            self.snapshots.hanging.push((charge, bytes, end));
             return;
         }
         let work = AdoptWork {
