@@ -39,14 +39,7 @@ def wire(daemon: Daemon) -> Iterator[Wire]:
     """A connection; nothing is held when the test ends."""
     with daemon.wire() as wire:
         yield wire
-        wait_for(lambda: at_rest(wire), "everything was given back")
-
-
-def at_rest(wire: Wire) -> bool:
-    """Tells whether nothing runs, waits, or is reserved."""
-    stats = wire.stats()
-    held = stats.running_sequences + stats.queued_sequences + stats.memory.kv_reserved_bytes
-    return held == 0 and all(slab.slots_in_use == 0 for slab in stats.slabs)
+        wait_for(wire.at_rest, "everything was given back")
 
 
 def alone(
@@ -151,7 +144,7 @@ def test_a_cancelled_call_stops_all_its_choices(wire: Wire) -> None:
         if event.HasField("delta"):
             seen.add(event.delta.choice)
     call.cancel()
-    wait_for(lambda: at_rest(wire), "all choices were stopped")
+    wait_for(wire.at_rest, "all choices were stopped")
 
 
 def test_what_cannot_have_choices_is_refused(wire: Wire) -> None:

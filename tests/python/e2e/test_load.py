@@ -33,14 +33,7 @@ def wire(daemon: Daemon) -> Iterator[Wire]:
     """A connection; nothing is held when the test ends."""
     with daemon.wire() as wire:
         yield wire
-        wait_for(lambda: at_rest(wire), "everything was given back")
-
-
-def at_rest(wire: Wire) -> bool:
-    """Tells whether nothing runs, waits, or is reserved."""
-    stats = wire.stats()
-    held = stats.running_sequences + stats.queued_sequences + stats.memory.kv_reserved_bytes
-    return held == 0 and all(slab.slots_in_use == 0 for slab in stats.slabs)
+        wait_for(wire.at_rest, "everything was given back")
 
 
 def ids(generator: random.Random, count: int) -> list[int]:
@@ -195,4 +188,4 @@ def test_a_caller_that_stops_reading_is_ended_and_gives_everything_back(tiny_roo
         wait_for(lambda: wire.stats().running_sequences == 0, "it was ended")
         with refused("ABORTED", "SLOW_READER"):
             read(unread)
-        assert at_rest(wire)
+        assert wire.at_rest()

@@ -387,7 +387,7 @@ def test_a_snapshot_of_other_weights_or_formats_is_not_used(daemon: Daemon, root
 
     def differs() -> str:
         with up(daemon) as wire:
-            (info,) = [model.loaded.model for model in wire.load("changes")[-1:]]
+            info = wire.load("changes")[-1].loaded.model
             expected = alone(wire, "talk")
             assert go_on(wire, "talk") == (expected, 0)
             cut(wire, "talk", 3)

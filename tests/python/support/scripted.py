@@ -3,7 +3,6 @@ and each token of a script leads to the next one."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from mlx_lm.models import llama
 from tokenizers import AddedToken, Tokenizer
 
 from checkpoints import BASE, write
+from thinking import set_template
 from tiny_tokenizer import EOS, VOCABULARY
 
 # The most tokens of all scripts; a multiple of 64 with the plain ones.
@@ -57,9 +57,7 @@ def build(folder: Path, template: str, scripts: Mapping[str, Sequence[str]]) -> 
     made = Tokenizer.from_file(str(folder / "tokenizer.json"))
     made.add_tokens([AddedToken(piece, normalized=False) for piece in added])
     made.save(str(folder / "tokenizer.json"))
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "chat_template": template}))
+    set_template(folder, template)
 
 
 def ids_of(folder: Path, text: str) -> list[int]:

@@ -291,3 +291,9 @@ class Wire:
     def stats(self) -> server_pb2.GetStatsResponse:
         """GetStats."""
         return self.server.GetStats(server_pb2.GetStatsRequest(), timeout=CALL_S)
+
+    def at_rest(self) -> bool:
+        """Tells whether nothing runs, waits, or is reserved."""
+        stats = self.stats()
+        held = stats.running_sequences + stats.queued_sequences + stats.memory.kv_reserved_bytes
+        return held == 0 and all(slab.slots_in_use == 0 for slab in stats.slabs)

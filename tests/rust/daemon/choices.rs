@@ -1,12 +1,12 @@
 //! Several choices of one prompt over the wire: numbers, the best of them, limits.
 
 use mlxd_client::v1::{
-    CapabilitiesRequest, ChatInput, CreateSessionRequest, ErrorReason, FinishReason, GenerateRequest,
-    Message, OutputOptions, SamplingOptions, ScoreRequest, score_request, stream_generate_response::Event,
+    CapabilitiesRequest, ChatInput, ErrorReason, FinishReason, GenerateRequest, Message, OutputOptions,
+    SamplingOptions, ScoreRequest, score_request, stream_generate_response::Event,
 };
 
 use crate::daemon::folder::{answer_start, ids, message};
-use crate::daemon::harness::{Daemon, MODEL, prompt, turn};
+use crate::daemon::harness::{Daemon, MODEL, create, prompt, turn};
 
 fn asking(n: u32, best_of: Option<u32>) -> GenerateRequest {
     let sampling = SamplingOptions { seed: Some(7), ..SamplingOptions::default() };
@@ -79,8 +79,7 @@ async fn numbers_of_choices_are_checked_and_a_session_has_one_answer() {
     let daemon = Daemon::with(|config| config.limits.choices_max = 4).await;
     let daemon_itself = daemon.client.capabilities(CapabilitiesRequest::default()).await.unwrap().server;
     assert_eq!(daemon_itself.unwrap().limits.unwrap().choices_max, 4);
-    let request = CreateSessionRequest { name: "s".into(), model: MODEL.into(), ..Default::default() };
-    daemon.client.create_session(request).await.unwrap();
+    create(&daemon.client, "s", MODEL).await;
     for (request, field) in [
         (asking(0, None), "n"),
         (asking(5, None), "n"),
@@ -124,8 +123,7 @@ async fn a_conversation_is_scored_as_its_template_writes_it() {
     assert_eq!(daemon.engine.last_context(), [message("user", "a"), answer_start(), ids("b")].concat());
     scored(ChatInput { add_generation_prompt: Some(true), ..chat.clone() }, "").await.unwrap();
     assert_eq!(daemon.engine.last_context(), [whole, answer_start()].concat());
-    let request = CreateSessionRequest { name: "s".into(), model: MODEL.into(), ..Default::default() };
-    daemon.client.create_session(request).await.unwrap();
+    create(&daemon.client, "s", MODEL).await;
     let error = scored(chat, "s").await.unwrap_err();
     assert_eq!(error.call().unwrap().field_violations[0].field, "chat");
 }

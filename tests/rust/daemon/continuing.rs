@@ -1,26 +1,16 @@
 //! Continuing the assistant's last message, and control tokens that are meant as such.
 
 use mlxd_client::v1::{
-    ChatInput, CountTokensRequest, CreateSessionRequest, ErrorReason, ExtendSessionRequest, GenerateRequest,
-    Message, count_tokens_request, extend_session_request, generate_request::Input,
+    ChatInput, CountTokensRequest, ExtendSessionRequest, GenerateRequest, Message, count_tokens_request,
+    extend_session_request,
 };
 
 use crate::daemon::folder::{END, START, answer_start, ids, message};
-use crate::daemon::harness::{Daemon, MODEL, WORDS, chat, prompt};
+use crate::daemon::harness::{Daemon, MODEL, WORDS, asking, chat, create, refused};
 
 fn continuing(last: &str) -> ChatInput {
     let messages = vec![Message::user("a"), Message::assistant(last)];
     ChatInput { messages, continue_final_message: true, ..ChatInput::default() }
-}
-
-fn asking(chat: ChatInput) -> GenerateRequest {
-    GenerateRequest { input: Some(Input::Chat(chat)), ..prompt("") }
-}
-
-async fn refused(daemon: &Daemon, request: GenerateRequest) -> String {
-    let error = daemon.client.generate(request).await.unwrap_err();
-    assert_eq!(error.reason(), ErrorReason::InvalidField, "{error}");
-    error.call().unwrap().field_violations[0].field.clone()
 }
 
 #[tokio::test]
@@ -65,8 +55,7 @@ async fn what_cannot_be_continued_is_refused_with_its_field() {
     assert_eq!(refused(&daemon, asking(both)).await, path);
     let of_user = ChatInput { messages: vec![Message::user("a")], ..continuing("") };
     assert_eq!(refused(&daemon, asking(of_user)).await, path);
-    let request = CreateSessionRequest { name: "s".into(), model: MODEL.into(), ..Default::default() };
-    daemon.client.create_session(request).await.unwrap();
+    create(&daemon.client, "s", MODEL).await;
     let in_session = GenerateRequest { session: "s".into(), ..asking(continuing("a")) };
     assert_eq!(refused(&daemon, in_session).await, path);
     let input = Some(extend_session_request::Input::Chat(continuing("a")));

@@ -15,12 +15,7 @@ use mlxd_client::v1::{
 use tonic::Code;
 
 use crate::daemon::fake::Fake;
-use crate::daemon::harness::{Daemon, MODEL, config, turn, unstopped};
-
-async fn create(daemon: &Daemon, name: &str) {
-    let request = CreateSessionRequest { name: name.into(), model: MODEL.into(), ..Default::default() };
-    daemon.client.create_session(request).await.unwrap();
-}
+use crate::daemon::harness::{Daemon, MODEL, config, create, turn, unstopped};
 
 async fn get(daemon: &Daemon, name: &str) -> Result<GetSessionResponse, mlxd_client::Error> {
     let request = GetSessionRequest {
@@ -58,13 +53,13 @@ fn lasting(session: Session) -> Session {
 #[tokio::test]
 async fn sessions_go_on_after_a_restart_as_if_there_had_been_none() {
     let daemon = Daemon::start().await;
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", MODEL).await;
     say(&daemon, "s", &["one", "two"]).await;
     let fork = ForkSessionRequest { name: "s".into(), new_name: "f".into(), ..Default::default() };
     daemon.client.fork_session(fork).await.unwrap();
     let cut = TruncateSessionRequest { name: "f".into(), to: Some(To::TurnCount(1)), ..Default::default() };
     daemon.client.truncate_session(cut).await.unwrap();
-    create(&daemon, "gone").await;
+    create(&daemon.client, "gone", MODEL).await;
     daemon.client.delete_session(DeleteSessionRequest { name: "gone".into() }).await.unwrap();
     let before = [get(&daemon, "s").await.unwrap(), get(&daemon, "f").await.unwrap()];
     assert_eq!(
@@ -97,7 +92,7 @@ async fn sessions_go_on_after_a_restart_as_if_there_had_been_none() {
 async fn every_first_use_reads_what_was_stored() {
     let daemon = Daemon::start().await;
     for name in ["turn", "fork", "cut", "score"] {
-        create(&daemon, name).await;
+        create(&daemon.client, name, MODEL).await;
         say(&daemon, name, &["one"]).await;
     }
     let held = get(&daemon, "turn").await.unwrap().token_ids;
@@ -117,7 +112,7 @@ async fn every_first_use_reads_what_was_stored() {
 #[tokio::test]
 async fn a_turn_that_was_rolled_back_is_not_stored() {
     let daemon = Daemon::start().await;
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", MODEL).await;
     say(&daemon, "s", &["one"]).await;
     let before = get(&daemon, "s").await.unwrap();
     let mut stream = daemon.client.stream_generate(turn("s", "hang")).await.unwrap();
@@ -132,14 +127,14 @@ async fn a_turn_that_was_rolled_back_is_not_stored() {
 #[tokio::test]
 async fn a_session_expires_while_no_daemon_runs() {
     let daemon = Daemon::start().await;
-    create(&daemon, "long").await;
+    create(&daemon.client, "long", MODEL).await;
     let ttl = Some(prost_types::Duration { seconds: 0, nanos: 1 });
     let brief = CreateSessionRequest { name: "brief".into(), model: MODEL.into(), ttl, ..Default::default() };
     daemon.client.create_session(brief).await.unwrap();
     let daemon = daemon.restart().await;
     assert_eq!(names(&daemon).await, ["long"]);
     assert_eq!(reason(get(&daemon, "brief").await), ErrorReason::SessionNotFound);
-    create(&daemon, "brief").await;
+    create(&daemon.client, "brief", MODEL).await;
     let daemon = daemon.restart().await;
     assert_eq!(names(&daemon).await, ["brief", "long"]);
 }
@@ -155,7 +150,7 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 async fn a_damaged_session_answers_data_loss_and_its_neighbour_answers() {
     let daemon = Daemon::start().await;
     for name in ["damaged", "sound"] {
-        create(&daemon, name).await;
+        create(&daemon.client, name, MODEL).await;
         say(&daemon, name, &["one"]).await;
     }
     let folder = daemon.leave().await;
@@ -177,7 +172,7 @@ async fn a_damaged_session_answers_data_loss_and_its_neighbour_answers() {
     let daemon = daemon.restart().await;
     assert_eq!(reason(get(&daemon, "damaged").await), ErrorReason::SessionDamaged);
     daemon.client.delete_session(DeleteSessionRequest { name: "damaged".into() }).await.unwrap();
-    create(&daemon, "damaged").await;
+    create(&daemon.client, "damaged", MODEL).await;
     let daemon = daemon.restart().await;
     assert_eq!(get(&daemon, "damaged").await.unwrap().token_ids, Vec::<u32>::new());
     assert_eq!(get(&daemon, "sound").await.unwrap().messages.len(), 4);
@@ -186,7 +181,7 @@ async fn a_damaged_session_answers_data_loss_and_its_neighbour_answers() {
 #[tokio::test]
 async fn a_file_that_cannot_be_read_now_is_read_once_it_can_be() {
     let daemon = Daemon::start().await;
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", MODEL).await;
     say(&daemon, "s", &["one"]).await;
     let daemon = daemon.restart().await;
     let file = &files(daemon.folder.path())[0];
@@ -224,13 +219,13 @@ async fn a_second_daemon_on_the_folder_does_not_start_and_names_the_key() {
     std::fs::write(other.path().join("newer/version"), "3\n").unwrap();
     let error = refused(config.clone()).await;
     assert!(error.contains("`state_dir`: ") && error.contains("has format \"3\""), "{error}");
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", MODEL).await;
 }
 
 #[tokio::test]
 async fn without_a_folder_sessions_end_with_the_daemon() {
     let daemon = Daemon::with(|config| config.state_dir = None).await;
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", MODEL).await;
     say(&daemon, "s", &["one"]).await;
     assert_eq!(stats(&daemon).await, SessionStoreStats::default());
     let folder = daemon.leave().await;

@@ -10,7 +10,10 @@ use mlxd::daemon::{self, Bound, Control, DaemonError};
 use mlxd::hub::read_text_files;
 use mlxd::text::Tokenizer;
 use mlxd_client::Client;
-use mlxd_client::v1::{GenerateRequest, LoadModelRequest, LoadProgress, load_model_response::Event};
+use mlxd_client::v1::{
+    ChatInput, CreateSessionRequest, ErrorReason, GenerateRequest, LoadModelRequest, LoadProgress,
+    generate_request::Input, load_model_response::Event,
+};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -136,6 +139,24 @@ pub fn prompt(text: &str) -> GenerateRequest {
 /// A chat turn in a session, which names the model.
 pub fn turn(session: &str, text: &str) -> GenerateRequest {
     GenerateRequest { session: session.into(), ..GenerateRequest::chat(text) }
+}
+
+/// A conversation.
+pub fn asking(chat: ChatInput) -> GenerateRequest {
+    GenerateRequest { input: Some(Input::Chat(chat)), ..prompt("") }
+}
+
+/// Creates a session.
+pub async fn create(client: &Client, name: &str, model: &str) {
+    let request = CreateSessionRequest { name: name.into(), model: model.into(), ..Default::default() };
+    client.create_session(request).await.unwrap();
+}
+
+/// Returns the field for which a request is refused.
+pub async fn refused(daemon: &Daemon, request: GenerateRequest) -> String {
+    let error = daemon.client.generate(request).await.unwrap_err();
+    assert_eq!(error.reason(), ErrorReason::InvalidField, "{error}");
+    error.call().unwrap().field_violations[0].field.clone()
 }
 
 /// Loads the model; returns its progress and its end.

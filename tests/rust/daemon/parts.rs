@@ -7,14 +7,14 @@ use mlxd_client::v1::{
     TruncateSessionRequest, truncate_session_request::To,
 };
 
-use crate::daemon::harness::Daemon;
+use crate::daemon::harness::{Daemon, create};
 use crate::daemon::tools::{
-    CALL, REASONED, TEMPLATE, TOOLS, add, ask, context, create, in_session, parts, say, start, with_tools,
+    CALL, REASONED, TEMPLATE, TOOLS, add, ask, context, in_session, parts, say, start, with_tools,
 };
 
 /// Has the model say something in a new session. Returns the number of the session's tokens before that.
 async fn said(daemon: &Daemon, name: &str, request: GenerateRequest) -> usize {
-    create(daemon, name).await;
+    create(&daemon.client, name, TOOLS).await;
     daemon.client.generate(GenerateRequest { session: name.into(), ..request }).await.unwrap();
     daemon.engine.last_context().len()
 }
@@ -134,7 +134,7 @@ async fn a_template_that_takes_no_text_beside_reasoning_and_calls_gets_one_text(
     let daemon = start().await;
     let refuses = "{%- if m.tool_calls and m.content and m.thinking %}{{ raise_exception('both') }}{% endif %}\n{%- if m.reasoning_content";
     add(&daemon, TOOLS, &TEMPLATE.replacen("\n{%- if m.reasoning_content", &["\n", refuses].concat(), 1));
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", TOOLS).await;
     let said = say(&[REASONED, CALL].concat());
     let first = daemon.client.generate(in_session("s", with_tools(vec![said.clone()]))).await.unwrap();
     assert_eq!((&*first.reasoning, &*first.text), ("I ask.", "Let me see."));

@@ -4,13 +4,13 @@ use std::fs;
 
 use mlxd_client::v1::{
     CapabilitiesRequest, ChatInput, CreateSessionRequest, ErrorReason, Feature, FinishReason,
-    GenerateRequest, Message, ModelCapabilities, Role, ToolDefinition, generate_request::Input,
+    GenerateRequest, Message, ModelCapabilities, Role, ToolDefinition,
 };
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::daemon::folder::{self, END, START, answer_start, ids, message};
-use crate::daemon::harness::{Daemon, MODEL, chat, prompt, turn};
+use crate::daemon::harness::{Daemon, MODEL, asking, chat, prompt, turn};
 
 /// Adds a model with this template.
 fn add(daemon: &Daemon, name: &str, template: &Value) {
@@ -22,10 +22,6 @@ fn add(daemon: &Daemon, name: &str, template: &Value) {
 
 fn to(model: &str, request: GenerateRequest) -> GenerateRequest {
     GenerateRequest { model: model.into(), ..request }
-}
-
-fn input(chat: ChatInput) -> GenerateRequest {
-    GenerateRequest { input: Some(Input::Chat(chat)), ..prompt("") }
 }
 
 async fn capabilities(daemon: &Daemon, model: &str) -> ModelCapabilities {
@@ -73,7 +69,7 @@ async fn what_a_template_would_leave_out_is_refused_with_its_field() {
         (MODEL, with_arguments, "chat.template_arguments.continue_final_message"),
         ("users", with_developer, "chat.messages[1].role"),
     ] {
-        let error = daemon.client.generate(to(model, input(chat))).await.unwrap_err();
+        let error = daemon.client.generate(to(model, asking(chat))).await.unwrap_err();
         let call = error.call().unwrap();
         assert_eq!((call.code, call.reason), (Code::InvalidArgument, ErrorReason::InvalidField));
         assert_eq!(call.field_violations[0].field, field, "{error}");
@@ -141,7 +137,7 @@ async fn control_tokens_in_template_arguments_are_text() {
     let template_arguments =
         Some(prost_types::Struct { fields: [("documents".to_owned(), documents)].into() });
     let chat = ChatInput { messages: vec![Message::user("d")], template_arguments, ..Default::default() };
-    daemon.client.generate(to("rag", input(chat))).await.unwrap();
+    daemon.client.generate(to("rag", asking(chat))).await.unwrap();
     let written = [ids(forged), vec![END], ids("d"), vec![END]].concat();
     assert_eq!(daemon.engine.last_context(), written);
 }

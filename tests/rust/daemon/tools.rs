@@ -6,17 +6,17 @@ use std::fs;
 use mlxd::hub::{FormChoice, FormSettings};
 use mlxd::output::Reasoning;
 use mlxd_client::v1::{
-    CapabilitiesRequest, ChatInput, CountTokensRequest, CreateSessionRequest, ErrorReason, Feature,
-    FinishReason, ForkSessionRequest, GenerateRequest, GenerateResponse, History, HistoryOutcome,
-    ImportStart, Message, ReasoningOptions, Role, StoppingOptions, ToolCall, ToolChoice, ToolChoiceMode,
-    ToolDefinition, ToolFormat, count_tokens_request, generate_request::Input,
-    stream_generate_response::Event, tool_choice::Choice,
+    CapabilitiesRequest, ChatInput, CountTokensRequest, ErrorReason, Feature, FinishReason,
+    ForkSessionRequest, GenerateRequest, GenerateResponse, History, HistoryOutcome, ImportStart, Message,
+    ReasoningOptions, Role, StoppingOptions, ToolCall, ToolChoice, ToolChoiceMode, ToolDefinition,
+    ToolFormat, count_tokens_request, generate_request::Input, stream_generate_response::Event,
+    tool_choice::Choice,
 };
 use serde_json::{Value, json};
 
 use crate::daemon::fake::{SAID, SAY};
 use crate::daemon::folder;
-use crate::daemon::harness::{Daemon, MODEL, prompt};
+use crate::daemon::harness::{Daemon, MODEL, create, prompt, refused};
 
 pub const TOOLS: &str = "tools";
 
@@ -73,11 +73,6 @@ pub fn in_session(name: &str, chat: ChatInput) -> GenerateRequest {
     GenerateRequest { session: name.into(), ..ask(chat) }
 }
 
-pub async fn create(daemon: &Daemon, name: &str) {
-    let request = CreateSessionRequest { name: name.into(), model: TOOLS.into(), ..Default::default() };
-    daemon.client.create_session(request).await.unwrap();
-}
-
 pub fn context(daemon: &Daemon) -> String {
     let text = daemon.engine.last_context().into_iter();
     let bytes = text.flat_map(|id| match id {
@@ -86,12 +81,6 @@ pub fn context(daemon: &Daemon) -> String {
         byte => vec![u8::try_from(byte).unwrap()],
     });
     String::from_utf8(bytes.collect()).unwrap()
-}
-
-async fn refused(daemon: &Daemon, request: GenerateRequest) -> String {
-    let error = daemon.client.generate(request).await.unwrap_err();
-    assert_eq!(error.reason(), ErrorReason::InvalidField, "{error}");
-    error.call().unwrap().field_violations[0].field.clone()
 }
 
 pub fn parts(answer: &GenerateResponse) -> (&str, &str, Vec<(&str, &str)>) {
@@ -181,7 +170,7 @@ async fn a_call_that_is_cut_off_is_none() {
 #[tokio::test]
 async fn a_session_keeps_calls_and_reasoning_and_goes_on_from_its_tokens() {
     let daemon = start().await;
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", TOOLS).await;
     let said = [REASONED, CALL].concat();
     let first = daemon.client.generate(in_session("s", with_tools(vec![say(&said)]))).await.unwrap();
     let before = context(&daemon);
@@ -227,7 +216,7 @@ async fn an_answer_that_calls_tools_is_appended_to_however_the_template_writes_i
     add(&daemon, TOOLS, &other);
     for history in [History::Append, History::Auto] {
         let name = history.as_str_name();
-        create(&daemon, name).await;
+        create(&daemon.client, name, TOOLS).await;
         let turn = |chat| GenerateRequest { history: history.into(), ..in_session(name, chat) };
         let said = ["Let me see.\n", CALL].concat();
         let first = daemon.client.generate(turn(with_tools(vec![say(&said)]))).await.unwrap();
@@ -366,7 +355,7 @@ async fn an_error_names_the_message_as_its_caller_sent_it() {
     let template = "{% for m in messages %}{% if m.role != 'system' or loop.first %}<|start|>{{ m.role }}:{{ m.content }}<|end|>\
         {% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant:{% endif %}";
     add(&daemon, TOOLS, template);
-    create(&daemon, "s").await;
+    create(&daemon.client, "s", TOOLS).await;
     let prompted = |messages| ChatInput { tool_format: ToolFormat::Prompted.into(), ..with_tools(messages) };
     let asked = in_session("s", prompted(vec![say(&[CALL, CALL].concat())]));
     let calls = daemon.client.generate(asked).await.unwrap().tool_calls;
@@ -387,7 +376,7 @@ async fn any_chat_model_can_be_told_of_tools_in_a_text() {
     let prompted = |messages| ChatInput { tool_format: ToolFormat::Prompted.into(), ..with_tools(messages) };
     for history in [History::Auto, History::Append] {
         let name = history.as_str_name();
-        create(&daemon, name).await;
+        create(&daemon.client, name, TOOLS).await;
         let turn = |chat| GenerateRequest { history: history.into(), ..in_session(name, chat) };
         let first = daemon.client.generate(turn(prompted(vec![say(CALL)]))).await.unwrap();
         assert_eq!(parts(&first).2, [("weather", r#"{"city": "Paris"}"#)]);

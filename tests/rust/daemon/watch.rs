@@ -2,20 +2,14 @@
 
 use mlxd_client::v1::session_service_client::SessionServiceClient;
 use mlxd_client::v1::{
-    CreateSessionRequest, DeleteSessionRequest, ErrorReason, ForkSessionRequest, SessionChange,
-    SessionChangeKind as Kind, UpdateSessionRequest, WatchSessionsRequest, WatchSessionsResponse,
-    watch_sessions_response::Event,
+    DeleteSessionRequest, ErrorReason, ForkSessionRequest, SessionChange, SessionChangeKind as Kind,
+    UpdateSessionRequest, WatchSessionsRequest, WatchSessionsResponse, watch_sessions_response::Event,
 };
 use mlxd_client::{Client, WatchStream};
 use tonic::Code;
 
 use crate::daemon::connections::{client, on_tcp};
-use crate::daemon::harness::{Daemon, MODEL, prompt, turn};
-
-async fn create(client: &Client, name: &str) {
-    let request = CreateSessionRequest { name: name.into(), model: MODEL.into(), ..Default::default() };
-    client.create_session(request).await.unwrap();
-}
+use crate::daemon::harness::{Daemon, MODEL, create, prompt, turn};
 
 async fn delete(client: &Client, name: &str) {
     client.delete_session(DeleteSessionRequest { name: name.into() }).await.unwrap();
@@ -56,11 +50,11 @@ async fn until(stream: &mut WatchStream, name: &str, kind: Kind) -> SessionChang
 #[tokio::test]
 async fn a_watcher_is_told_what_there_is_and_what_becomes_of_it() {
     let daemon = Daemon::start().await;
-    create(&daemon.client, "b").await;
-    create(&daemon.client, "a").await;
+    create(&daemon.client, "b", MODEL).await;
+    create(&daemon.client, "a", MODEL).await;
     let mut stream = daemon.client.watch_sessions(WatchSessionsRequest::default()).await.unwrap();
     assert_eq!(ready(&mut stream).await, ["a", "b"]);
-    create(&daemon.client, "c").await;
+    create(&daemon.client, "c", MODEL).await;
     let created = change(&mut stream).await;
     assert_eq!((created.kind(), created.name.as_str()), (Kind::Created, "c"));
     assert_eq!(created.session.unwrap().model, MODEL);
@@ -114,22 +108,22 @@ async fn a_watch_ends_with_the_daemon_and_says_so() {
 #[tokio::test]
 async fn a_watcher_sees_only_its_own_sessions() {
     let (daemon, _token) = on_tcp(|_| {}).await;
-    create(&daemon.client, "mine").await;
+    create(&daemon.client, "mine", MODEL).await;
     let other = client(&daemon, "secret").await;
     let mut stream = other.watch_sessions(WatchSessionsRequest::default()).await.unwrap();
     assert!(ready(&mut stream).await.is_empty());
-    create(&daemon.client, "also-mine").await;
+    create(&daemon.client, "also-mine", MODEL).await;
     daemon.client.generate(turn("mine", "one")).await.unwrap();
     delete(&daemon.client, "mine").await;
-    create(&other, "theirs").await;
+    create(&other, "theirs", MODEL).await;
     assert_eq!(change(&mut stream).await.name, "theirs");
 }
 
 #[tokio::test]
 async fn a_watch_has_the_filter_of_a_list_and_a_limit() {
     let daemon = Daemon::with(|config| config.limits.session_watches_max = 1).await;
-    create(&daemon.client, "x/1").await;
-    create(&daemon.client, "y/1").await;
+    create(&daemon.client, "x/1", MODEL).await;
+    create(&daemon.client, "y/1", MODEL).await;
     let filter = WatchSessionsRequest { name_prefix: "x/".into(), ..Default::default() };
     let mut stream = daemon.client.watch_sessions(filter.clone()).await.unwrap();
     assert_eq!(ready(&mut stream).await, ["x/1"]);
@@ -152,7 +146,7 @@ async fn a_watch_has_the_filter_of_a_list_and_a_limit() {
 #[tokio::test]
 async fn one_that_never_reads_keeps_nobody_waiting_and_learns_the_last_state() {
     let daemon = Daemon::start().await;
-    create(&daemon.client, "s").await;
+    create(&daemon.client, "s", MODEL).await;
     let mut calls = SessionServiceClient::new(daemon.narrow().await);
     let mut stream = calls.watch_sessions(WatchSessionsRequest::default()).await.unwrap().into_inner();
     // More than an unread connection holds.
