@@ -137,15 +137,16 @@ impl Edits {
     /// Returns the changes after a transcript, all of whose tokens were counted.
     pub(super) fn after(&mut self, transcript: &Transcript) -> Vec<LogitEdit> {
         let penalties = self.dry.as_mut().map(|dry| dry.penalties(transcript)).unwrap_or_default();
-        if penalties.is_empty() {
-            return self.by_token.values().copied().collect();
+        let mut edits: Vec<LogitEdit> = self.by_token.values().copied().collect();
+        let known = edits.len();
+        for (token, subtract) in penalties {
+            match edits[..known].binary_search_by_key(&token, |edit| edit.token) {
+                Ok(place) => edits[place].subtract += subtract,
+                Err(_) => edits.push(LogitEdit { token, bias: 0.0, repetition: 1.0, subtract }),
+            }
         }
-        let mut by_token = self.by_token.clone();
-        for (token, penalty) in penalties {
-            let none = LogitEdit { token, bias: 0.0, repetition: 1.0, subtract: 0.0 };
-            by_token.entry(token).or_insert(none).subtract += penalty;
-        }
-        by_token.into_values().collect()
+        edits.sort_by_key(|edit| edit.token);
+        edits
     }
 
     /// Returns how often a penalty counts a token; 0 if the penalty is off.

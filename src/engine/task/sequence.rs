@@ -8,7 +8,7 @@ use super::generate::Generation;
 use super::reading::Reader;
 use super::sampling::{forced, sample_after};
 use super::score::{self, Scoring};
-use crate::backend::{CHECKPOINTS_MAX, RowOutput, RowResult, SlotId, Span, SpanKind, Want};
+use crate::backend::{CHECKPOINTS_MAX, LogitEdit, RowOutput, RowResult, SlotId, Span, SpanKind, Want};
 use crate::cache::{CacheKey, Salt, Transcript};
 use crate::clock::Moment;
 use crate::count::count;
@@ -288,16 +288,17 @@ impl Sequence {
                 if (end as usize) < self.transcript.len() {
                     return Vec::new();
                 }
-                let edits = edits.after(&self.transcript);
+                // The last choice takes them: usually there is one.
+                let edits = std::iter::repeat_n(edits.after(&self.transcript), 1 + others.len());
                 let others = others.iter().map(|other| (&other.sampling, &other.reader));
-                let draw = |(sampling, reader): (&Sampling, &Reader)| {
+                let draw = |((sampling, reader), edits): ((&Sampling, &Reader), Vec<LogitEdit>)| {
                     let sample = match reader.forced() {
                         Some(token) => forced(token, *top_logprobs),
-                        None => sample_after(&self.transcript, sampling, edits.clone(), *top_logprobs),
+                        None => sample_after(&self.transcript, sampling, edits, *top_logprobs),
                     };
                     RowOutput { row: tokens - 1, want: Want::Sample(sample) }
                 };
-                std::iter::once((&*sampling, &*reader)).chain(others).map(draw).collect()
+                std::iter::once((&*sampling, &*reader)).chain(others).zip(edits).map(draw).collect()
             }
             Task::Score(scoring) => {
                 // The logits at position p are about the token at p + 1.
@@ -340,20 +341,12 @@ impl Sequence {
         }
         let others = generation.take_others().into_iter().zip(results);
         let forks = others.map(|(other, result)| {
-            let prompt = self.transcript.prompt().clone();
-            let (checkpoints, planned) = (Vec::new(), Vec::new());
+            let (prompt, task) = (self.transcript.prompt().clone(), Task::Generate(Box::new(other)));
             let mut fork = Self {
-                origin: self.origin.clone(),
-                lease: self.lease.clone(),
                 key: self.key.clone(),
-                transcript: Transcript::new(prompt),
-                computed: 0,
-                slot: None,
                 class: self.class,
                 since: self.since,
-                checkpoints,
-                planned,
-                task: Task::Generate(Box::new(other)),
+                ..Self::new(self.origin.clone(), self.lease.clone(), prompt, task)
             };
             let outcome = fork.commit(0, std::iter::once(result), now);
             (fork, outcome)

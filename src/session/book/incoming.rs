@@ -150,7 +150,8 @@ fn replaceable<H>(
         };
     };
     session.expect_tokens(expected_token_count)?;
-    if session.is_busy() { Err(Error::SessionBusy(key.name.clone())) } else { Ok(true) }
+    session.refuse_if_busy()?;
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -91,6 +91,16 @@ pub(super) enum Job {
     MakeWay(u64),
 }
 
+impl Job {
+    /// Returns the snapshot that it writes.
+    fn saved(&self) -> Option<&Arc<Waiting>> {
+        match self {
+            Self::Save(waiting) => Some(waiting),
+            Self::Fork { .. } | Self::Forget(_) | Self::Discard(_) | Self::MakeWay(_) => None,
+        }
+    }
+}
+
 pub(super) struct Shelf {
     pub(super) disk: Box<dyn Disk>,
     pub(super) settings: SnapshotSettings,
@@ -131,29 +141,18 @@ pub(super) struct State {
 impl State {
     /// Returns the snapshot of a session that waits or is being written: the newest.
     fn waiting(&self, session: SessionId) -> Option<&Arc<Waiting>> {
-        let jobs = self.jobs.iter().rev().filter_map(|job| match job {
-            Job::Save(waiting) => Some(waiting),
-            Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => None,
-        });
+        let jobs = self.jobs.iter().rev().filter_map(Job::saved);
         jobs.chain(&self.writing)
             .find(|waiting| waiting.snapshot.session == session && !waiting.is_given_up())
     }
 
     /// Takes out of the queue what waits of a session, or of all, and says why.
     fn withdraw(&mut self, session: Option<SessionId>, why: GivenUp) -> Vec<Arc<Waiting>> {
-        let is_wanted = |job: &Job| match job {
-            Job::Save(waiting) => session.is_none_or(|session| session == waiting.snapshot.session),
-            Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => false,
-        };
-        let (withdrawn, left): (VecDeque<Job>, _) = self.jobs.drain(..).partition(is_wanted);
-        self.jobs = left;
-        let withdrawn: Vec<_> = withdrawn
-            .into_iter()
-            .filter_map(|job| match job {
-                Job::Save(waiting) => Some(waiting),
-                Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => None,
-            })
-            .collect();
+        let is_wanted =
+            |waiting: &&Arc<Waiting>| session.is_none_or(|session| session == waiting.snapshot.session);
+        let saved = self.jobs.iter().filter_map(Job::saved);
+        let withdrawn: Vec<_> = saved.filter(is_wanted).cloned().collect();
+        self.jobs.retain(|job| !job.saved().is_some_and(|waiting| is_wanted(&waiting)));
         self.queued_bytes -= withdrawn.iter().map(|waiting| waiting.bytes).sum::<u64>();
         withdrawn.iter().for_each(|waiting| waiting.give_up(why));
         withdrawn
@@ -161,11 +160,8 @@ impl State {
 
     /// Returns the bytes that wait of a session, without those that are being written.
     fn bytes_of(&self, session: SessionId) -> u64 {
-        let of = |job: &Job| match job {
-            Job::Save(waiting) if waiting.snapshot.session == session => waiting.bytes,
-            Job::Save(_) | Job::Fork { .. } | Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_) => 0,
-        };
-        self.jobs.iter().map(of).sum()
+        let saved = self.jobs.iter().filter_map(Job::saved);
+        saved.filter(|waiting| waiting.snapshot.session == session).map(|waiting| waiting.bytes).sum()
     }
 
     /// Has what is being written given up, before its next array; of one session, or whose it may be.

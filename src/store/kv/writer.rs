@@ -147,27 +147,13 @@ impl Writer {
 
     /// Removes snapshots until there is room, as far as some may go.
     fn make_room(&self, coming: Option<&Coming<'_>>) -> io::Result<()> {
-        let most = self.shelf.settings.disk_bytes_max;
-        let bytes = |index: &mut Index| match coming {
-            Some(coming) => index.bytes_with(coming.session, coming.manifest),
-            None => index.bytes(),
-        };
-        while self.index(bytes).is_some_and(|bytes| bytes > most) {
-            let Some(session) = self.index(|index| index.first_to_go(coming)).flatten() else { break };
-            self.forget(session)?;
-        }
-        Ok(())
+        self.evict(coming, self.shelf.settings.disk_bytes_max).map(drop)
     }
 
-    /// Removes snapshots, the first to go first, until as many bytes are free as others need.
+    /// Removes snapshots until as many bytes are free as others need.
     fn make_way(&self, bytes: u64) -> io::Result<()> {
-        let held = |index: &mut Index| index.bytes();
-        let (before, mut removed) = (self.index(held).unwrap_or(0), 0_u32);
-        while before - self.index(held).unwrap_or(0).min(before) < bytes {
-            let Some(session) = self.index(|index| index.first_to_go(None)).flatten() else { break };
-            self.forget(session)?;
-            removed += 1;
-        }
+        let held_bytes = self.index(|index| index.bytes()).unwrap_or(0);
+        let removed = self.evict(None, held_bytes.saturating_sub(bytes))?;
         if removed > 0 {
             tracing::info!(
                 removed,
@@ -175,6 +161,22 @@ impl Writer {
             );
         }
         Ok(())
+    }
+
+    /// Removes snapshots, the first to go first, until they have at most `most` bytes, with the one that is
+    /// to come; returns the number of those that are gone.
+    fn evict(&self, coming: Option<&Coming<'_>>, most: u64) -> io::Result<u32> {
+        let bytes = |index: &mut Index| match coming {
+            Some(coming) => index.bytes_with(coming.session, coming.manifest),
+            None => index.bytes(),
+        };
+        let mut removed = 0;
+        while self.index(bytes).is_some_and(|bytes| bytes > most) {
+            let Some(session) = self.index(|index| index.first_to_go(coming)).flatten() else { break };
+            self.forget(session)?;
+            removed += 1;
+        }
+        Ok(removed)
     }
 
     fn forget(&self, session: SessionId) -> io::Result<()> {
@@ -195,10 +197,10 @@ impl Writer {
 
     fn fork(&self, from: SessionId, to: SessionId, tokens: &[u32]) -> io::Result<()> {
         // What the original's snapshot has may be more than either still says, or something else.
-        let own = |index: &mut Index| Some(index.get(from)?.of(tokens));
-        let Some(manifest) = self.index(own).flatten().filter(|manifest| manifest.tokens() > 0) else {
-            return Ok(());
-        };
+        let own = self.index(|index| index.get(from).cloned()).flatten();
+        // Its tokens are hashed while nobody waits for the index.
+        let own = own.map(|manifest| manifest.of(tokens)).filter(|own| own.tokens() > 0);
+        let Some(manifest) = own else { return Ok(()) };
         let bytes = |index: &mut Index| index.bytes_until(to, &manifest);
         let fits = self.index(bytes).is_some_and(|bytes| bytes <= self.shelf.settings.disk_bytes_max);
         let Some(owner) = (self.known)(to).filter(|_| fits) else { return Ok(()) };
