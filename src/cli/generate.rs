@@ -84,13 +84,13 @@ pub(crate) async fn run(mut args: GenerateArgs, prompt: String) -> Result<()> {
     let client = args.connect.connect().await?;
     let request = request(&client, &mut args, prompt).await?;
 
-    let (usage, timings) = if args.json {
+    let (usage, timings) = if args.json || args.n.is_some() || args.best_of.is_some() {
         let response = client.generate(request).await?;
-        json::print(&json::generation(&response, args.session.as_deref()))?;
-        (response.usage, response.timings)
-    } else if args.n.is_some() || args.best_of.is_some() {
-        let response = client.generate(request).await?;
-        out::data(&shown::choices(&response))?;
+        if args.json {
+            json::print(&json::generation(&response, args.session.as_deref()))?;
+        } else {
+            out::data(&shown::choices(&response))?;
+        }
         (response.usage, response.timings)
     } else {
         let end = stream_to_stdout(&client, request).await?;

@@ -50,17 +50,10 @@ impl Shown {
     }
 
     fn add_call(&mut self, part: ToolCallDelta) -> io::Result<()> {
-        let ToolCallDelta { index: _, id, name, arguments_json, done } = part;
-        if !name.is_empty() {
-            self.call = ToolCall { id, name, arguments_json: String::new() };
-        }
-        self.call.arguments_json.push_str(&arguments_json);
-        if done {
-            self.end_reasoning();
-            self.line.close()?;
-            json::print(&json::tool_call(&std::mem::take(&mut self.call)))?;
-        }
-        Ok(())
+        let Some(call) = self.call.add(part) else { return Ok(()) };
+        self.end_reasoning();
+        self.line.close()?;
+        json::print(&json::tool_call(&call))
     }
 
     /// Ends the last line.

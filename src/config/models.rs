@@ -36,15 +36,15 @@ pub(super) fn read(value: &Value, origin: &str) -> Result<Sections, ConfigError>
                 }
                 ("pin", Value::Boolean(pin)) => settings.pin = *pin,
                 ("tool_format", value) => {
-                    let known = Format::ALL.iter().map(|format| (format.name(), *format));
-                    let read =
-                        form(value, known).map_err(|why| refuse(format!("{name:?}: tool_format {why}")));
+                    let names = Format::ALL.iter().map(|format| format.name());
+                    let read = form(value, Format::from_name, names);
+                    let read = read.map_err(|why| refuse(format!("{name:?}: tool_format {why}")));
                     forms.tools = Some(read?);
                 }
                 ("reasoning_format", value) => {
-                    let known = Reasoning::ALL.iter().map(|form| (form.name(), *form));
-                    let read =
-                        form(value, known).map_err(|why| refuse(format!("{name:?}: reasoning_format {why}")));
+                    let names = Reasoning::ALL.iter().map(|form| form.name());
+                    let read = form(value, Reasoning::from_name, names);
+                    let read = read.map_err(|why| refuse(format!("{name:?}: reasoning_format {why}")));
                     forms.reasoning = Some(read?);
                 }
                 ("pin", _) => return Err(refuse(format!("{name:?}: pin must be true or false"))),
@@ -61,19 +61,20 @@ pub(super) fn read(value: &Value, origin: &str) -> Result<Sections, ConfigError>
 }
 
 /// Reads the name of a form, or `none`.
-fn form<T: Copy>(
+fn form<T>(
     value: &Value,
-    known: impl Iterator<Item = (&'static str, T)>,
+    from_name: fn(&str) -> Option<T>,
+    names: impl Iterator<Item = &'static str>,
 ) -> Result<FormChoice<T>, String> {
-    let known: BTreeMap<&str, T> = known.collect();
-    match value.as_str() {
-        Some("none") => Ok(FormChoice::Off),
-        Some(name) if known.contains_key(name) => Ok(FormChoice::Is(known[name])),
-        Some(_) | None => {
-            let names = known.into_keys().collect::<Vec<_>>().join(", ");
-            Err(format!("must be none, or one of {names}"))
-        }
+    let name = value.as_str();
+    if name == Some("none") {
+        return Ok(FormChoice::Off);
     }
+    name.and_then(from_name).map(FormChoice::Is).ok_or_else(|| {
+        let mut names: Vec<&str> = names.collect();
+        names.sort_unstable();
+        format!("must be none, or one of {}", names.join(", "))
+    })
 }
 
 /// Reads a stay, which is text or a number of seconds.

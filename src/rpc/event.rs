@@ -138,17 +138,14 @@ impl Collected {
     /// Returns the answer if it can be sent.
     pub(super) fn whole(mut self) -> Result<pb::GenerateResponse, Error> {
         let first = self.choices.remove(&0).unwrap_or_default();
-        let mut answer = pb::GenerateResponse {
-            text: first.text.clone(),
-            reasoning: first.reasoning.clone(),
-            tool_calls: first.tool_calls.clone(),
-            token_ids: first.token_ids.clone(),
-            logprobs: first.logprobs.clone(),
-            ..self.answer
+        let choices = if self.has_several {
+            std::iter::once(first.clone()).chain(self.choices.into_values()).collect()
+        } else {
+            Vec::new()
         };
-        if self.has_several {
-            answer.choices = std::iter::once(first).chain(self.choices.into_values()).collect();
-        }
+        let pb::GenerateChoice { text, reasoning, tool_calls, token_ids, logprobs, .. } = first;
+        let answer =
+            pb::GenerateResponse { text, reasoning, tool_calls, token_ids, logprobs, choices, ..self.answer };
         at_most_bytes(answer.encoded_len(), self.bytes_max).map(|()| answer)
     }
 }

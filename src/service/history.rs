@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value};
 
 use super::chat::{CONTINUES, Ending};
-use super::prompted::Conversation;
+use super::prompted::{Conversation, is_instruction};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::session::{AnswerEnd, History, HistoryOutcome, TurnStart, chat_rest};
@@ -253,8 +253,6 @@ impl Dialogue {
         (masked, word): (&[Value], &str),
         before: &str,
     ) -> bool {
-        let is_instruction =
-            |message: &Value| ["system", "developer"].iter().any(|role| message["role"] == *role);
         let mut messages = masked.to_vec();
         let mut instructions = 0;
         for message in messages[self.begin()..].iter_mut().filter(|message| is_instruction(message)) {

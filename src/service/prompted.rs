@@ -57,9 +57,8 @@ impl Conversation {
     }
 
     fn teach(&mut self, instructions: &str, has_system: bool) {
-        let is_first = |message: &Value| ["system", "developer"].iter().any(|role| message["role"] == *role);
         let place = if has_system {
-            self.messages.first().is_some_and(is_first).then_some(0)
+            self.messages.first().is_some_and(is_instruction).then_some(0)
         } else {
             self.messages.iter().position(|message| message["role"] == "user")
         };
@@ -73,6 +72,11 @@ impl Conversation {
         self.taught = Some((place, message["content"].clone()));
         add(message, instructions);
     }
+}
+
+/// Returns whether a message says how to answer.
+pub(super) fn is_instruction(message: &Value) -> bool {
+    ["system", "developer"].iter().any(|role| message["role"] == *role)
 }
 
 fn text(message: &Value) -> &str {

@@ -57,6 +57,8 @@ struct Inner {
     traits: Traits,
     /// The argument that turns reasoning on and off.
     thinking_switch: Option<&'static str>,
+    /// Whether it reads the reasoning of an assistant's message, whatever it writes of it.
+    reads_reasoning: bool,
     /// The templates as they are in the model's files, joined.
     source: String,
     marks: Marks,
@@ -123,12 +125,14 @@ impl ChatTemplate {
         let after = traits.after_answer.trim_start();
         let ends = tokenizer.control_tokens().filter(|(text, _)| after.starts_with(text.as_str()));
         let end_of_turn = ends.max_by_key(|(text, _)| text.len()).map(|(_, id)| id);
+        let reads_reasoning = traits.reasoning == Fate::Written || source.contains(REASONING[0]);
         Ok(Self(Arc::new(Inner {
             writer,
             names,
             variables,
             traits,
             thinking_switch,
+            reads_reasoning,
             source,
             marks,
             end_of_turn,
@@ -182,7 +186,7 @@ impl ChatTemplate {
     /// it.
     #[must_use]
     pub fn reads_reasoning(&self) -> bool {
-        self.0.traits.reasoning == Fate::Written || self.0.source.contains(REASONING[0])
+        self.0.reads_reasoning
     }
 
     /// Returns whether the template refuses a message with a call, reasoning and a text, but not one with a

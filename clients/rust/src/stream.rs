@@ -205,6 +205,18 @@ impl GenerateStream {
     }
 }
 
+impl ToolCall {
+    /// Adds the next part of a streamed call, or begins another one; returns the call if that ends it.
+    pub fn add(&mut self, part: ToolCallDelta) -> Option<Self> {
+        let ToolCallDelta { index: _, id, name, arguments_json, done } = part;
+        if !name.is_empty() {
+            *self = Self { id, name, arguments_json: String::new() };
+        }
+        self.arguments_json.push_str(&arguments_json);
+        done.then(|| std::mem::take(self))
+    }
+}
+
 /// The output of one choice so far.
 #[derive(Default)]
 struct Output {
@@ -222,16 +234,8 @@ impl Output {
         self.choice.reasoning.push_str(&reasoning);
         self.choice.token_ids.extend(token_ids);
         self.choice.logprobs.extend(logprobs);
-        for part in tool_calls {
-            let ToolCallDelta { index: _, id, name, arguments_json, done } = part;
-            if !name.is_empty() {
-                self.call = ToolCall { id, name, arguments_json: String::new() };
-            }
-            self.call.arguments_json.push_str(&arguments_json);
-            if done {
-                self.choice.tool_calls.push(std::mem::take(&mut self.call));
-            }
-        }
+        let whole = tool_calls.into_iter().filter_map(|part| self.call.add(part));
+        self.choice.tool_calls.extend(whole);
     }
 
     fn end(&mut self, end: ChoiceFinished) {

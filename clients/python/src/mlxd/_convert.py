@@ -54,7 +54,12 @@ CHAT = (
     "parallel_tool_calls",
     "tool_format",
 )
-REASONING = ("reasoning", "reasoning_budget", "reasoning_effort")
+# Options about reasoning, and their fields.
+REASONING = {
+    "reasoning": "enabled",
+    "reasoning_budget": "budget_tokens",
+    "reasoning_effort": "effort",
+}
 OPTIONS = frozenset(GenerateOptions.__annotations__)
 CALL_OPTIONS = frozenset(CallOptions.__annotations__)
 
@@ -109,7 +114,7 @@ def generate_request(
     for name in SAMPLING:
         if name in given:
             put(request.sampling, name, given[name], f"sampling.{name}")
-    _set_reasoning(request, {k: given.get(k) for k in REASONING})
+    _set_reasoning(request, given)
     _fill_rest(request, given)
     return request
 
@@ -117,13 +122,9 @@ def generate_request(
 def _set_reasoning(
     request: pb.GenerateRequest | pb.CountTokensRequest, given: Mapping[str, Any]
 ) -> None:
-    if given["reasoning"] is not None:
-        put(request.reasoning, "enabled", given["reasoning"], "reasoning.enabled")
-    if given.get("reasoning_budget") is not None:
-        budget = given["reasoning_budget"]
-        put(request.reasoning, "budget_tokens", budget, "reasoning.budget_tokens")
-    if given["reasoning_effort"] is not None:
-        put(request.reasoning, "effort", given["reasoning_effort"], "reasoning.effort")
+    for name, field in REASONING.items():
+        if given.get(name) is not None:
+            put(request.reasoning, field, given[name], f"reasoning.{field}")
 
 
 def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
@@ -155,11 +156,9 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
     _set_cache(request, given.get("cache"), given.get("cache_salt"))
     if "history" in given:
         request.history = history(given["history"])
-    for name in ("n", "best_of"):
+    for name in ("n", "best_of", "expected_token_count"):
         if name in given:
             put(request, name, given[name])
-    if "expected_token_count" in given:
-        put(request, "expected_token_count", given["expected_token_count"])
 
 
 def _set_cache(
