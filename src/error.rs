@@ -75,6 +75,11 @@ pub(crate) fn listed(models: &[ModelName], between: &str) -> String {
     models.iter().map(ModelName::as_str).collect::<Vec<_>>().join(between)
 }
 
+/// Returns a place in a schema, for people.
+fn place(pointer: &str) -> &str {
+    if pointer.is_empty() { "the root" } else { pointer }
+}
+
 /// The cause of a failed call.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -402,6 +407,41 @@ pub enum Error {
     /// The model produced numbers that are not finite.
     #[error("the model produced logits that are not finite")]
     NonFiniteLogits,
+    /// The grammar exceeds a limit.
+    #[error("{field}: {limit}: at most {value}")]
+    SchemaTooLarge {
+        /// Path of the field.
+        field: String,
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit.
+        value: u64,
+    },
+    /// The JSON schema uses something that is not implemented.
+    #[error("{field}: {keyword} at {} is not supported{why}", place(.path))]
+    SchemaUnsupported {
+        /// Path of the field.
+        field: String,
+        /// Place in the schema, as a JSON pointer; empty for the root.
+        path: String,
+        /// The keyword.
+        keyword: String,
+        /// What is known about it: empty, or begins with `: `.
+        why: String,
+    },
+    /// Too many grammars are being compiled.
+    #[error("{limit}: in {value} ms it was not the turn of this grammar to be compiled")]
+    GrammarsBusy {
+        /// The limit's name.
+        limit: &'static str,
+        /// The limit, in milliseconds.
+        value: u64,
+        /// Delay before the next try.
+        retry_after: Duration,
+    },
+    /// What may come next by the grammar takes more work than the limits allow.
+    #[error("the output cannot go on by its grammar: {0}")]
+    GrammarTooComplex(String),
     /// A defect of the daemon. The text goes to the log, not to the caller.
     #[error("internal error")]
     Internal(String),

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod grammar;
 pub mod hub;
 pub mod ids;
 pub mod limits;

@@ -72,6 +72,16 @@ pub struct Limits {
     pub tools_max: u32,
     /// Prompts that are rendered or tokenized at once; None chooses by the number of processors.
     pub preparations_max: Option<u64>,
+    /// Bytes of one grammar.
+    pub grammar_bytes_max: usize,
+    /// Brackets within each other in one grammar.
+    pub grammar_depth_max: usize,
+    /// Work to compile one grammar.
+    pub grammar_work_max: u64,
+    /// Time to compile one grammar.
+    pub grammar_compile: Duration,
+    /// Bytes of compiled grammars that are kept.
+    pub grammar_cache_bytes_max: usize,
     /// Downloads for calls at one time.
     pub downloads_running_max: usize,
 }

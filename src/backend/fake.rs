@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::fake_plain::{self, FakeBuilder};
+pub(crate) use super::fake_plain::{among, drawn_token, next_token};
 use super::{
     Backend, Base, BuildKv, Chains, ComputeDtype, DeviceInfo, DeviceMemory, Formats, Held, ImportError,
     Importing, KvDtype, KvSegment, LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, NewChain, ParkedId,
-    Parking, Restoring, RowResult, Sample, SlotId, Span, SpanKind, Step, TokenLogprobs, TruncateError, Want,
-    add_checkpoint,
+    Parking, Restoring, RowResult, Sample, SlotId, Span, SpanKind, Step, TokenLogprobs, TokenSet,
+    TruncateError, Want, add_checkpoint,
 };
 use crate::error::Error;
 use crate::hub::ContentHash;
@@ -21,20 +22,6 @@ pub(crate) const KV_BYTES: u64 = 10;
 pub(crate) const WEIGHT_BYTES: u64 = 1000;
 /// Tokens that a sequence may have.
 pub(crate) const CONTEXT: u32 = 4096;
-
-/// The token after a context; the vocabulary's last one never is.
-pub(crate) fn next_token(context: &[u32]) -> u32 {
-    let mix = |hash: u32, token: &u32| (hash ^ token).wrapping_mul(0x0100_0193);
-    context.iter().fold(0x811c_9dc5, mix) % 999
-}
-
-/// Returns the token that is drawn after a context: that of the uniform number, unless it is greedy.
-pub(crate) fn drawn_token(context: &[u32], temperature: f32, uniform: f32) -> u32 {
-    match next_token(context) {
-        likely if temperature == 0.0 => likely,
-        likely => next_token(&[likely, uniform.to_bits()]),
-    }
-}
 
 /// Returns what to load; the fake does not read it.
 pub(crate) fn spec(model: &str) -> LoadSpec {
@@ -79,6 +66,8 @@ pub(crate) struct Fake {
     pub(crate) content: u8,
     is_reading: bool,
     results: BTreeMap<ModelId, Vec<RowResult>>,
+    /// Rows that wait for what they may draw: their places among the results.
+    awaiting: BTreeMap<ModelId, Vec<usize>>,
     pub(crate) faults: Faults,
     steps: u64,
     /// Most bytes of slabs and parked caches that it held.
@@ -207,6 +196,7 @@ impl Fake {
     /// Runs a span and adds the results of its rows.
     fn span(&mut self, model: ModelId, span: &Span, results: &mut Vec<RowResult>) {
         fake_plain::check(span);
+        let mut awaiting = self.awaiting.remove(&model).unwrap_or_default();
         let poison = self.faults.poison;
         let capacity = self.slabs[&(model, span.slot.slab)].capacity as usize;
         let content = self.slot(model, span.slot);
@@ -216,6 +206,9 @@ impl Fake {
         let poisoned = poison.is_some_and(|poison| content.contains(&poison));
         for output in &span.outputs {
             let seen = &content[..(span.start + output.row) as usize + 1];
+            if output.want.awaits_mask() {
+                awaiting.push(results.len());
+            }
             results.push(match output.want {
                 _ if poisoned => RowResult::NotFinite,
                 Want::Sample(ref sample) => RowResult::Token(drawn(sample, seen), None),
@@ -224,6 +217,7 @@ impl Fake {
                 }
             });
         }
+        self.awaiting.insert(model, awaiting);
     }
 }
 
@@ -303,6 +297,7 @@ impl Backend for Fake {
         self.slabs.retain(|(of, _), _| *of != model);
         self.parked.remove(&model);
         self.results.remove(&model);
+        self.awaiting.remove(&model);
         self.running.retain(|(of, _)| *of != model);
         Ok(())
     }
@@ -470,7 +465,20 @@ impl Backend for Fake {
         Ok(())
     }
 
+    fn draw(&mut self, model: ModelId, masks: Vec<Option<TokenSet>>) -> Result<(), Error> {
+        let awaiting = self.awaiting.remove(&model).unwrap_or_default();
+        assert_eq!(awaiting.len(), masks.len(), "each row that waits is told what it may draw");
+        let results = self.results.get_mut(&model).unwrap();
+        for (place, mask) in awaiting.into_iter().zip(masks) {
+            if let (RowResult::Token(token, _), Some(allowed)) = (&mut results[place], mask) {
+                *token = among(*token, &allowed);
+            }
+        }
+        Ok(())
+    }
+
     fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error> {
+        assert!(self.awaiting.remove(&model).is_none_or(|rows| rows.is_empty()), "every row was drawn");
         // The device runs one step after another.
         while let Some((of, [prefilled, rows])) = self.running.pop_front() {
             self.pass.iter_mut().for_each(|pass| pass(prefilled, rows));

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::fake::{KV_BYTES, next_token};
+use super::fake::KV_BYTES;
 use super::{
     BuildKv, Chains, ImportError, Importing, KvArray, KvArrays, KvBuilding, KvContent, KvElement, KvLayout,
     KvPart, KvSegment, ParkedId, Span, SpanKind, Want, check_segments,
@@ -151,4 +151,26 @@ impl KvBuilding for Building {
     fn finish(self: Box<Self>) -> Result<KvContent, Error> {
         Ok(Arc::new(FakeArrays(self.0)))
     }
+}
+
+/// The token after a context; the vocabulary's last one never is.
+pub(crate) fn next_token(context: &[u32]) -> u32 {
+    let mix = |hash: u32, token: &u32| (hash ^ token).wrapping_mul(0x0100_0193);
+    context.iter().fold(0x811c_9dc5, mix) % 999
+}
+
+/// Returns the token that is drawn after a context: that of the uniform number, unless it is greedy.
+pub(crate) fn drawn_token(context: &[u32], temperature: f32, uniform: f32) -> u32 {
+    match next_token(context) {
+        likely if temperature == 0.0 => likely,
+        likely => next_token(&[likely, uniform.to_bits()]),
+    }
+}
+
+/// Returns the allowed token that takes the place of a drawn one.
+pub(crate) fn among(token: u32, allowed: &[u32]) -> u32 {
+    let all = 0..u32::try_from(allowed.len() * 32).unwrap();
+    let ids: Vec<u32> = all.filter(|id| allowed[*id as usize / 32] >> (id % 32) & 1 == 1).collect();
+    assert!(!ids.is_empty(), "something is allowed");
+    ids[token as usize % ids.len()]
 }

@@ -23,7 +23,9 @@ pub use snapshot::{
     BuildKv, ImportError, Importing, KvArray, KvArrays, KvBuilding, KvContent, KvElement, KvLayout, KvPart,
     KvSegment, check_segments,
 };
-pub use step::{LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, Want, Xtc};
+pub use step::{
+    Allow, LogitEdit, RowOutput, RowResult, Sample, Span, SpanKind, Step, TokenLogprobs, TokenSet, Want, Xtc,
+};
 
 use std::sync::Arc;
 
@@ -137,6 +139,10 @@ pub trait Backend {
 
     /// Starts a step and returns while it runs. The last one must have been collected.
     fn launch(&mut self, model: ModelId, step: Step) -> Result<(), Error>;
+
+    /// Says what the rows of the step may draw that wait for it, in their order, and returns while the step
+    /// runs; None is everything. To be called once between launch and collect, if a row waits.
+    fn draw(&mut self, model: ModelId, masks: Vec<Option<TokenSet>>) -> Result<(), Error>;
 
     /// Waits for the step and returns one result for each row with an output, in the order of the spans.
     fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error>;

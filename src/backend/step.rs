@@ -13,6 +13,24 @@ pub struct Step {
     pub spans: Vec<Span>,
 }
 
+impl Step {
+    /// Returns whether some row is drawn only once it is known what it may draw: see `Backend::draw`.
+    #[must_use]
+    pub fn awaits_masks(&self) -> bool {
+        self.spans.iter().flat_map(|span| &span.outputs).any(|output| output.want.awaits_mask())
+    }
+
+    /// Says what the rows may draw that wait for it, in their order; None is everything.
+    pub(crate) fn mask(&mut self, masks: Vec<Option<TokenSet>>) {
+        let mut masks = masks.into_iter();
+        for output in self.spans.iter_mut().flat_map(|span| &mut span.outputs) {
+            if let Want::Sample(sample @ Sample { allow: Allow::Awaited, .. }) = &mut output.want {
+                sample.allow = masks.next().flatten().map_or(Allow::All, Allow::These);
+            }
+        }
+    }
+}
+
 /// What a span is for. Steps are planned, counted and learned from by it; how a device lays rows out is its
 /// own affair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +92,29 @@ pub enum Want {
     },
 }
 
+impl Want {
+    /// Returns whether it waits for what may be drawn.
+    #[must_use]
+    pub fn awaits_mask(&self) -> bool {
+        matches!(self, Self::Sample(Sample { allow: Allow::Awaited, .. }))
+    }
+}
+
+/// A set of tokens: bit `id % 32` of word `id / 32`.
+pub type TokenSet = Arc<[u32]>;
+
+/// What a row may draw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Allow {
+    /// Every token.
+    #[default]
+    All,
+    /// What `Backend::draw` says, while the step runs.
+    Awaited,
+    /// One of these, at least one.
+    These(TokenSet),
+}
+
 /// How one token is drawn; see `Sampling` for the values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
@@ -95,6 +136,8 @@ pub struct Sample {
     pub xtc: Option<Xtc>,
     /// Number of alternatives to return with the raw logprobs; None returns no logprobs.
     pub top_logprobs: Option<u32>,
+    /// The tokens that it is drawn from: the others have no probability before any filter.
+    pub allow: Allow,
 }
 
 impl Default for Sample {
@@ -110,6 +153,7 @@ impl Default for Sample {
             edits: Vec::new(),
             xtc: None,
             top_logprobs: None,
+            allow: Allow::All,
         }
     }
 }

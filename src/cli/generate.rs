@@ -13,6 +13,7 @@ use super::answer::{SamplingArgs, open_session, stream_to_stdout};
 use super::asking::AskingArgs;
 use super::connect::{ConnectArgs, choose_model};
 use super::failure::{Failure, Result};
+use super::response_format::FormatArgs;
 use super::{format, json, out, shown};
 
 const EXAMPLES: &str = "\
@@ -25,7 +26,9 @@ Examples:
   mlxd generate --continue \"Dear Anna,\" \"Write a letter to Anna.\"
   mlxd generate --n 3 --temperature 1 \"Name a boat.\"
   mlxd generate --json \"Hi\" | jq .usage
-  mlxd generate --tool weather.json --json \"Is it raining in Paris?\" | jq .tool_calls";
+  mlxd generate --tool weather.json --json \"Is it raining in Paris?\" | jq .tool_calls
+  mlxd generate --schema city.json \"Describe Paris.\"
+  mlxd generate --choice yes --choice no \"Is Paris in France?\"";
 
 /// Generate one answer and stream it to stdout.
 #[derive(Args, Debug)]
@@ -68,6 +71,8 @@ pub(crate) struct GenerateArgs {
     stats: bool,
     #[command(flatten)]
     asking: AskingArgs,
+    #[command(flatten)]
+    format: FormatArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -123,6 +128,7 @@ async fn request(client: &Client, args: &mut GenerateArgs, prompt: String) -> Re
     } else {
         request.model = choose_model(client, args.model.as_deref()).await?;
     }
+    request.response_format = args.format.read()?;
     args.sampling.settle(client, &request.model).await?;
     args.sampling.apply(&mut request);
     args.asking.apply(&mut request)?;

@@ -21,6 +21,7 @@ mod own_daemon;
 mod ps;
 mod pull;
 mod quantize;
+mod response_format;
 mod rm;
 mod run;
 mod serve;

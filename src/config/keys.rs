@@ -136,7 +136,18 @@ fn engine() -> Vec<Key> {
         }),
         number("priority_ageing_s", 10, 1..=DAY_S, |c, n| c.engine.priority_ageing = n.seconds()),
         number("slow_reader_s", 60, 1..=DAY_S, |c, n| c.engine.slow_reader = n.seconds()),
+        // 0 leaves it to the number of processors.
+        number("mask_threads", 0, 0..=256, |c, n| {
+            c.engine.mask_threads = if n.0 > 0 { n.get() } else { mask_threads() };
+        }),
+        number("mask_ms_max", 1000, 1..=60_000, |c, n| c.engine.mask_max = n.milliseconds()),
     ]
+}
+
+/// Returns the number of threads that compute masks: a step has the other cores.
+fn mask_threads() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(processors / 4).unwrap_or(1).clamp(1, 4)
 }
 
 fn sessions() -> Vec<Key> {
@@ -211,6 +222,18 @@ fn calls() -> Vec<Key> {
         number("chat_parts_max", 16_384, 1..=65_536, |c, n| c.limits.chat_parts_max = n.get()),
         number("tools_max", 1024, 0..=16_384, |c, n| c.limits.tools_max = n.get()),
         number("preparations_max", 0, 0..=1024, |c, n| c.limits.preparations_max = n.unless_zero()),
+        number("grammar_bytes_max", 512 << 10, 1..=64 << 20, |c, n| c.limits.grammar_bytes_max = n.get()),
+        // What parses JSON goes no deeper than 128.
+        number("grammar_depth_max", 100, 1..=120, |c, n| c.limits.grammar_depth_max = n.get()),
+        number("grammar_work_max", 1_000_000, 1000..=1_000_000_000, |c, n| {
+            c.limits.grammar_work_max = n.get();
+        }),
+        number("grammar_compile_ms_max", 2000, 1..=600_000, |c, n| {
+            c.limits.grammar_compile = n.milliseconds();
+        }),
+        number("grammar_cache_bytes_max", 128 << 20, 0..=64 * GIB, |c, n| {
+            c.limits.grammar_cache_bytes_max = n.get();
+        }),
     ]
 }
 

@@ -4,25 +4,25 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use mlx_rs::transforms::{async_eval, eval};
+use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Device, DeviceType, Dtype, Stream, memory, ops, with_stream};
 
 use crate::backend::{
     Backend, Base, BuildKv, DeviceInfo, DeviceMemory, ImportError, Importing, KernelChoice, KvSegment,
     LoadPlan, LoadSpec, LoadStep, ModelId, ModelShape, ParkedId, Parking, Restoring, RowResult, SlotId, Step,
-    TruncateError, WiredLimit,
+    TokenSet, TruncateError, WiredLimit,
 };
 use crate::device::leaving::Leaving;
 use crate::device::machine::{self, Share};
 use crate::device::opening::Opening;
 use crate::device::plan;
+use crate::device::running::Running;
 use crate::error::Error;
 use crate::mlx::batch::{Batch, StepShape};
 use crate::mlx::dim;
 use crate::mlx::ffi::{self, DeviceFact};
 use crate::mlx::kernels::{self, KernelSet, Selection};
 use crate::mlx::kv::{ArrayBuilder, Kv};
-use crate::mlx::sampler::{self, Drawn};
 use crate::mlx::tensors::{Policy, TensorCursor, bytes_of};
 use crate::models::{self, Loading, Model};
 use crate::priority;
@@ -84,14 +84,6 @@ struct ReadyModel {
     /// Number of tokens; logits beyond are those of rows that only pad the embedding.
     vocabulary: i32,
     running: Option<Running>,
-}
-
-struct Running {
-    step: Step,
-    /// None if the step has no output.
-    drawn: Option<Drawn>,
-    /// The slabs that it changes.
-    slabs: Vec<u32>,
 }
 
 impl MlxBackend {
@@ -217,6 +209,10 @@ impl MlxBackend {
             Some(Entry::Loading(_)) | None => Err(Error::Internal(format!("model {model:?} is not ready"))),
         }
     }
+}
+
+fn no_step() -> Error {
+    Error::Internal("no step runs".into())
 }
 
 /// Returns what the system would give of `bytes`, where it is less: on the CPU, MLX does not ask.
@@ -452,26 +448,19 @@ impl Backend for MlxBackend {
         assert!(ready.running.is_none(), "a step is launched before the last one was collected");
         let batch = Batch::new(&step, &ready.step_shape);
         let logits = ready.model.forward(&batch, &mut ready.kv, ready.attention)?;
-        let drawn = logits.map(|logits| sampler::draw(&step, &logits, ready.vocabulary)).transpose()?;
-        let outputs = drawn.iter().flat_map(Drawn::arrays).chain(ready.kv.touched(&batch.slabs));
-        async_eval(outputs)?;
-        ready.running = Some(Running { step, drawn, slabs: batch.slabs });
+        let changed = (ready.vocabulary, batch.slabs);
+        ready.running = Some(Running::launch(step, logits, changed, &ready.kv)?);
         Ok(())
+    }
+
+    fn draw(&mut self, model: ModelId, masks: Vec<Option<TokenSet>>) -> Result<(), Error> {
+        let running = self.ready(model)?.running.as_mut();
+        Ok(running.ok_or_else(no_step)?.draw(masks)?)
     }
 
     fn collect(&mut self, model: ModelId) -> Result<Vec<RowResult>, Error> {
         let ready = self.ready(model)?;
-        let Some(Running { step, drawn, slabs }) = ready.running.take() else {
-            return Err(Error::Internal("no step runs".into()));
-        };
-        match drawn {
-            Some(drawn) => drawn.read(&step).map_err(|why| Error::Internal(format!("MLX: {why}"))),
-            None => {
-                // The slabs of the last layer are ready when the step is done.
-                eval(ready.kv.touched(&slabs))?;
-                Ok(Vec::new())
-            }
-        }
+        ready.running.take().ok_or_else(no_step)?.collect(&ready.kv)
     }
 
     fn trim(&mut self) -> Result<(), Error> {

@@ -12,6 +12,7 @@ mod leaving;
 mod machine;
 mod opening;
 mod plan;
+mod running;
 #[cfg(test)]
 mod snapshot_tests;
 

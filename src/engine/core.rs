@@ -8,6 +8,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::api::{CachedKv, Command, Counters, EngineSettings, EngineStats, QUEUE_RETRY, ResidentModel};
 use super::load::Load;
+use super::masks::MaskWorkers;
 use super::model::{Context, Resident};
 use super::saving::Saving;
 use super::task::Sequence;
@@ -36,6 +37,7 @@ pub(super) struct Engine<B: Backend> {
     sequence_next: u64,
     allowance: Allowance,
     timeline: Timeline,
+    pub(super) masks: MaskWorkers,
     /// Caches on their way to disk.
     pub(super) saving: Saving,
     /// Since when a load waits for caches to be written.
@@ -69,6 +71,7 @@ impl<B: Backend> Engine<B> {
             sequence_next: 1,
             allowance: Allowance::default(),
             timeline: Timeline::default(),
+            masks: MaskWorkers::new(settings.mask_threads),
             saving: Saving::default(),
             load_waits: None,
             drain: None,
@@ -214,6 +217,7 @@ impl<B: Backend> Engine<B> {
             sequence_next: &mut self.sequence_next,
             allowance: &mut self.allowance,
             timeline: &mut self.timeline,
+            masks: &mut self.masks,
             idle_bytes_max: self.settings.kv_idle_bytes_max.unwrap_or(self.budget_bytes / 4),
             saving: &mut self.saving,
             now: self.clock.now(),

@@ -7,6 +7,7 @@ mod api;
 mod core;
 mod departures;
 mod load;
+mod masks;
 mod model;
 mod resident_set;
 mod saving;
@@ -20,11 +21,11 @@ mod tests;
 mod thread;
 
 pub use api::{
-    AdoptWork, CacheUse, CachedAsk, CachedKv, Command, Counters, Delta, DrySampling, EVENTS_BUFFERED_MAX,
-    EngineHandle, EngineSettings, EngineStats, ExportAsk, Finish, GenerateEvent, GenerateWork, Generated,
-    KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty, Pulse, Reading,
-    ReasoningBudget, ResidentModel, RoomAsk, Sampling, ScoreWork, Scored, Stopping, TurnTie, WorkOrigin,
-    XtcSampling,
+    AdoptWork, CacheUse, CachedAsk, CachedKv, Command, Constraint, Counters, Delta, DrySampling,
+    EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, ExportAsk, Finish, GenerateEvent,
+    GenerateWork, Generated, KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty,
+    Pulse, Reading, ReasoningBudget, ResidentModel, RoomAsk, Sampling, ScoreWork, Scored, Starts, Stopping,
+    TurnTie, WorkOrigin, XtcSampling,
 };
 pub use thread::start;
 

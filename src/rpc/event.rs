@@ -272,7 +272,7 @@ fn choice_finished(finished: ChoiceFinished) -> pb::ChoiceFinished {
 
 fn finish_reason(finish: Finish) -> pb::FinishReason {
     match finish {
-        Finish::StopToken => pb::FinishReason::Stop,
+        Finish::StopToken | Finish::Complete => pb::FinishReason::Stop,
         Finish::StopString(_) => pb::FinishReason::StopString,
         Finish::Length => pb::FinishReason::Length,
         Finish::ToolCalls => pb::FinishReason::ToolCalls,

@@ -18,7 +18,7 @@ use crate::count::count;
 use crate::error::Error;
 use crate::service::{
     CacheOptions, CountRequest, Counted, DryOptions, Event, GenerateRequest, Generation, Input,
-    OutputOptions, Priority, SamplingOptions, ScoreRequest, Service, StoppingOptions,
+    OutputOptions, Priority, ResponseFormat, SamplingOptions, ScoreRequest, Service, StoppingOptions,
 };
 
 pub(super) struct Inference(pub(super) Arc<Service>);
@@ -139,6 +139,7 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         keep_alive,
         history,
         cache,
+        response_format,
         reasoning,
         n,
         best_of,
@@ -158,8 +159,22 @@ fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, Err
         keep_alive: stay::from_wire(keep_alive)?,
         history: history::from_wire(history)?,
         cache: cache_options(cache),
+        response_format: response_format.map(format).transpose()?,
         n,
         best_of,
+    })
+}
+
+/// Returns the form of an answer.
+fn format(sent: pb::ResponseFormat) -> Result<ResponseFormat, Error> {
+    use pb::response_format::Format;
+    let sent = sent.format.ok_or_else(|| Error::field("response_format", "must have a format"))?;
+    Ok(match sent {
+        Format::JsonObject(pb::JsonObjectFormat {}) => ResponseFormat::JsonObject,
+        Format::JsonSchema(pb::JsonSchemaFormat { schema }) => ResponseFormat::JsonSchema(schema),
+        Format::Regex(regex) => ResponseFormat::Regex(regex),
+        Format::Grammar(grammar) => ResponseFormat::Grammar(grammar),
+        Format::Choice(pb::ChoiceFormat { texts }) => ResponseFormat::Choice(texts),
     })
 }
 

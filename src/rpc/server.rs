@@ -55,6 +55,7 @@ fn feature(feature: Feature) -> i32 {
         Feature::Seed => pb::Feature::Seed,
         Feature::SystemPrompt => pb::Feature::SystemPrompt,
         Feature::Thinking => pb::Feature::Thinking,
+        Feature::StructuredOutput => pb::Feature::StructuredOutput,
         Feature::Reasoning => pb::Feature::Reasoning,
         Feature::ToolCalls => pb::Feature::ToolCalls,
     };

@@ -100,6 +100,9 @@ const fn wire(reason: Reason) -> (Code, ErrorReason) {
         Reason::SessionFileUnsupported => (Code::FailedPrecondition, ErrorReason::SessionFileUnsupported),
         Reason::SnapshotsOff => (Code::FailedPrecondition, ErrorReason::SnapshotsOff),
         Reason::SnapshotFailed => (Code::Unavailable, ErrorReason::SnapshotFailed),
+        Reason::SchemaTooLarge => (Code::InvalidArgument, ErrorReason::SchemaTooLarge),
+        Reason::SchemaUnsupported => (Code::InvalidArgument, ErrorReason::SchemaUnsupported),
+        Reason::GrammarTooComplex => (Code::ResourceExhausted, ErrorReason::GrammarTooComplex),
     }
 }
 
@@ -114,6 +117,9 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
     match error {
         Error::InvalidField { field, why } => {
             details.add_bad_request_violation(cut(field.clone()), cut(why.clone()));
+        }
+        Error::SchemaTooLarge { field, .. } | Error::SchemaUnsupported { field, .. } => {
+            details.add_bad_request_violation(field.clone(), message);
         }
         Error::EmptyPrompt | Error::ContextOverflow { .. } => {
             details.add_bad_request_violation("input", message);
@@ -132,12 +138,11 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
             details.add_quota_failure_violation("kv", message);
         }
         Error::DiskFull { .. } => drop(details.add_quota_failure_violation("disk", message)),
-        Error::SessionLimit { limit, .. } => {
-            details.add_quota_failure_violation(*limit, message);
-        }
+        Error::SessionLimit { limit, .. } => drop(details.add_quota_failure_violation(*limit, message)),
         Error::QueueFull { .. }
         | Error::WaitingBytes { .. }
         | Error::TooManyOpen { .. }
+        | Error::GrammarsBusy { .. }
         | Error::Draining
         | Error::ModelUnloaded(_)
         | Error::MessageTooLarge { .. }
@@ -173,6 +178,7 @@ fn add_details(details: &mut ErrorDetails, error: &Error, message: &str) {
         | Error::Cancelled(_)
         | Error::EngineDead
         | Error::NonFiniteLogits
+        | Error::GrammarTooComplex(_)
         | Error::Internal(_)
         | Error::Unauthenticated
         | Error::PermissionDenied

@@ -33,13 +33,14 @@ pub enum Feature {
     Seed,
     SystemPrompt,
     Thinking,
+    StructuredOutput,
     Reasoning,
     ToolCalls,
 }
 
 impl Feature {
     /// Everything this daemon implements.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Streaming,
         Self::Chat,
         Self::Tools,
@@ -49,6 +50,7 @@ impl Feature {
         Self::Seed,
         Self::SystemPrompt,
         Self::Thinking,
+        Self::StructuredOutput,
         Self::Reasoning,
         Self::ToolCalls,
     ];
@@ -149,9 +151,12 @@ impl Service {
             }
             Feature::Reasoning => assets.forms.reasoning.is_some(),
             Feature::ToolCalls => assets.forms.tools.is_some(),
-            Feature::Streaming | Feature::Logprobs | Feature::Score | Feature::Sessions | Feature::Seed => {
-                true
-            }
+            Feature::Streaming
+            | Feature::Logprobs
+            | Feature::Score
+            | Feature::Sessions
+            | Feature::Seed
+            | Feature::StructuredOutput => true,
         };
         let features = Feature::ALL.into_iter().filter(has).collect();
         // The shortest input has one token.

@@ -7,8 +7,9 @@ use super::caller::Caller;
 use super::chat::GENERATION_PROMPT;
 use super::event::{Event, Usage};
 use super::fields::session_name;
+use super::format::OutputOptions;
 use super::prepare::Aim;
-use super::request::{GenerateRequest, Input, OutputOptions, Target};
+use super::request::{GenerateRequest, Input, Target};
 use super::sampling::{SamplingOptions, StoppingOptions};
 use crate::engine::{KeepAlive, Priority};
 use crate::error::Error;
@@ -67,6 +68,7 @@ impl Service {
             keep_alive,
             history: None,
             cache: CacheOptions::default(),
+            response_format: None,
             n: None,
             best_of: None,
         };

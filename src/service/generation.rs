@@ -15,13 +15,15 @@ use super::choices::{Choice, ChoiceCounts, Streams, best};
 use super::event::{
     CallPart, ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage,
 };
+use super::format::OutputOptions;
 use super::history::text_of;
-use super::request::OutputOptions;
 use super::sampling::Resolved;
 use super::saves::Saves;
 use super::sessions::{Turn, or_session_deleted};
 use crate::count::count;
-use crate::engine::{Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, Reading, WorkOrigin};
+use crate::engine::{
+    Constraint, Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, Reading, WorkOrigin,
+};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::output::{Format, Piece};
@@ -39,6 +41,8 @@ pub(super) struct Prepared {
     pub(super) assets: Arc<ModelAssets>,
     pub(super) context: Context,
     pub(super) resolved: Resolved,
+    /// What the answers obey, one for each choice; the engine takes it.
+    pub(super) constraints: Vec<Constraint>,
     pub(super) output: OutputOptions,
     pub(super) turn: Option<Turn>,
     pub(super) keep_alive: Option<KeepAlive>,
@@ -76,7 +80,7 @@ impl Prepared {
     fn texts(&self, finish: Finish, generated: &[u32]) -> (String, String) {
         let ends = match finish {
             Finish::StopToken | Finish::ToolCalls => &self.resolved.stopping.stop_token_ids[..],
-            Finish::StopString(_) | Finish::Length => &[],
+            Finish::StopString(_) | Finish::Complete | Finish::Length => &[],
         };
         let (output, ending) = match generated.split_last() {
             Some((last, before)) if ends.contains(last) => (before, text_of(&self.assets.tokenizer, *last)),
@@ -380,7 +384,7 @@ impl Generation {
     fn stop_string(&self, finish: Finish) -> String {
         let stop = match finish {
             Finish::StopString(index) => self.prepared.resolved.stopping.stop_strings.get(index).cloned(),
-            Finish::StopToken | Finish::Length | Finish::ToolCalls => None,
+            Finish::StopToken | Finish::Complete | Finish::Length | Finish::ToolCalls => None,
         };
         stop.unwrap_or_default()
     }
@@ -412,7 +416,8 @@ impl Generation {
 }
 
 async fn submit(service: &Service, prepared: &mut Prepared, lease: ModelLease) -> Result<Streams, Error> {
-    let Prepared { origin, assets, context, resolved, output, turn, keep_alive, choices } = prepared;
+    let Prepared { origin, assets, context, resolved, constraints, output, turn, keep_alive, choices } =
+        prepared;
     let (mut senders, streams) = Streams::new(choices.drawn);
     let others = senders.split_off(1);
     let Some(events) = senders.pop() else {
@@ -428,6 +433,7 @@ async fn submit(service: &Service, prepared: &mut Prepared, lease: ModelLease) -
         prompt: context.prompt.clone(),
         sampling: resolved.sampling.clone(),
         stopping: resolved.stopping.clone(),
+        constraints: std::mem::take(constraints),
         top_logprobs,
         tokenizer: assets.tokenizer.clone(),
         detokenizer: context.detokenizer.clone(),

@@ -17,7 +17,9 @@ mod downloads;
 mod event;
 mod extend;
 mod fields;
+mod format;
 mod generation;
+mod grammars;
 mod history;
 mod intake;
 mod kv;
@@ -55,6 +57,7 @@ use crate::priority;
 use crate::session::{SessionBook, SessionLimits};
 use crate::store::{self, Durability, OpenStore, SnapshotSettings, Stored};
 use desk::Desk;
+use grammars::Grammars;
 use intake::IntakeOfAll;
 use kv::Snapshots;
 use models::Models;
@@ -71,6 +74,7 @@ pub use event::{
     Usage,
 };
 pub use extend::{ExtendRequest, Extended};
+pub use format::{OutputOptions, ResponseFormat};
 pub use generation::Generation;
 pub use intake::{Claim, Intake};
 pub use kv::{SavedSession, SnapshotStats};
@@ -78,7 +82,7 @@ pub use load::{Load, LoadRequest, LoadUpdate};
 pub use models::{ModelInfo, ModelPage};
 pub use portable::{ImportSession, Piece, SessionExport, SessionImport};
 pub use reason::Reason;
-pub use request::{CountRequest, Counted, GenerateRequest, Input, OutputOptions, ScoreRequest, Scores};
+pub use request::{CountRequest, Counted, GenerateRequest, Input, ScoreRequest, Scores};
 pub use sampling::{DryOptions, EffectiveSampling, SamplingOptions, StoppingOptions};
 pub use saves::SaveStats;
 pub use sessions::{
@@ -112,6 +116,7 @@ pub struct Service {
     saves: Saves,
     snapshots: Snapshots,
     desk: Arc<Desk>,
+    grammars: Arc<Grammars>,
     intake: IntakeOfAll,
     limits: Limits,
     clock: Arc<dyn Clock>,
@@ -136,6 +141,7 @@ impl Service {
             saves: Saves::default(),
             snapshots: Snapshots::default(),
             desk: Arc::new(Desk::new(limits.preparations_max)),
+            grammars: Arc::new(Grammars::new(&limits)),
             intake: IntakeOfAll::new(&limits),
             limits,
             started: clock.now(),

@@ -41,6 +41,16 @@ pub(super) enum Aim {
     Context,
 }
 
+impl Aim {
+    /// Returns the number of outputs that are drawn.
+    fn drawn(self) -> u32 {
+        match self {
+            Self::Answer(choices) => choices.drawn,
+            Self::Context => 1,
+        }
+    }
+}
+
 impl Service {
     /// Checks and prepares a request and hands it to the engine; returns once the engine has admitted it.
     ///
@@ -72,6 +82,7 @@ impl Service {
             keep_alive,
             history,
             cache,
+            response_format,
             n: _,
             best_of: _,
         } = request;
@@ -95,29 +106,31 @@ impl Service {
             let assets = Arc::clone(found.assets());
             let preparation = self.preparation(caller, &assets, "prompt");
             let context = preparation.within_context().context(input, start).await?;
-            caller.claim.release();
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
             let (resolved, choices) = match aim {
                 Aim::Answer(choices) => (resolved, choices),
                 Aim::Context => (resolved.without_answer(), ChoiceCounts::ONE),
             };
+            let constraints = self.obeying(caller, &assets, response_format, aim.drawn()).await?;
+            caller.claim.release();
             let lease = self.models.lease(found, caller.connection).await?;
             if let Some(key) = session {
                 let id = self.sessions.read(&key, |session| Ok(session.id()))?;
                 let (lease, tokens) = (&lease, &context.prompt.tokens);
                 self.restore(caller, Lacking { key, id, pinned, cache, lease, tokens }).await?;
             }
-            Ok((lease, context, resolved, choices))
+            Ok((lease, context, resolved, constraints, choices))
         };
-        let (lease, context, resolved, choices) = or_session_deleted(turn.as_mut(), fit).await?;
+        let (lease, context, resolved, constraints, choices) = or_session_deleted(turn.as_mut(), fit).await?;
         if let Some(turn) = &turn {
             turn.reserve(context.kept_bytes())?;
         }
         let origin = caller.origin(turn.as_ref().map(|turn| turn.key().clone()), priority, cache);
         let origin = WorkOrigin { pinned, ..origin };
         let assets = Arc::clone(lease.assets());
-        let prepared = Prepared { origin, assets, context, resolved, output, turn, keep_alive, choices };
+        let prepared =
+            Prepared { origin, assets, context, resolved, constraints, output, turn, keep_alive, choices };
         Generation::start(self, prepared, lease).await
     }
 

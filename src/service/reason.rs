@@ -68,6 +68,9 @@ pub enum Reason {
     SessionFileUnsupported,
     SnapshotsOff,
     SnapshotFailed,
+    SchemaTooLarge,
+    SchemaUnsupported,
+    GrammarTooComplex,
 }
 
 impl Reason {
@@ -105,9 +108,10 @@ impl Reason {
             Error::SessionFileUnsupported { .. } => Self::SessionFileUnsupported,
             Error::SnapshotsOff(_) => Self::SnapshotsOff,
             Error::SnapshotFailed { .. } => Self::SnapshotFailed,
-            Error::QueueFull { .. } | Error::WaitingBytes { .. } | Error::TooManyOpen { .. } => {
-                Self::QueueFull
-            }
+            Error::QueueFull { .. }
+            | Error::WaitingBytes { .. }
+            | Error::TooManyOpen { .. }
+            | Error::GrammarsBusy { .. } => Self::QueueFull,
             Error::KvTooLarge { .. } => Self::KvTooLarge,
             Error::Deadline | Error::SlowSender { .. } => Self::Deadline,
             Error::DeadlineUnmeetable { .. } => Self::DeadlineUnmeetable,
@@ -124,6 +128,9 @@ impl Reason {
             Error::HubDenied { .. } => Self::HubDenied,
             Error::HubUnavailable { .. } => Self::HubUnavailable,
             Error::DiskFull { .. } => Self::DiskFull,
+            Error::SchemaTooLarge { .. } => Self::SchemaTooLarge,
+            Error::SchemaUnsupported { .. } => Self::SchemaUnsupported,
+            Error::GrammarTooComplex(_) => Self::GrammarTooComplex,
         }
     }
 }
@@ -136,6 +143,7 @@ impl Error {
             Self::QueueFull { retry_after, .. }
             | Self::WaitingBytes { retry_after, .. }
             | Self::TooManyOpen { retry_after, .. }
+            | Self::GrammarsBusy { retry_after, .. }
             | Self::SnapshotFailed { retry_after, .. }
             | Self::HubUnavailable { retry_after, .. } => Some(*retry_after),
             Self::Draining | Self::ModelUnloaded(_) => Some(RESTART_RETRY),
@@ -186,6 +194,9 @@ impl Error {
             | Self::Cancelled(_)
             | Self::EngineDead
             | Self::NonFiniteLogits
+            | Self::SchemaTooLarge { .. }
+            | Self::SchemaUnsupported { .. }
+            | Self::GrammarTooComplex(_)
             | Self::Internal(_)
             | Self::Unauthenticated
             | Self::PermissionDenied
@@ -218,11 +229,9 @@ impl Error {
             | Self::ModelUnloaded(model) => vec![("model", model.to_string())],
             Self::SnapshotsOff(key) => vec![("key", (*key).to_owned())],
             Self::ModelNotAllowed { model, key } => pairs(&[("model", model), ("key", key)]),
-            Self::DiskFull { model, needed_bytes, available_bytes } => pairs(&[
-                ("model", model),
-                ("needed_bytes", needed_bytes),
-                ("available_bytes", available_bytes),
-            ]),
+            Self::DiskFull { model, needed_bytes, available_bytes } => {
+                bytes_metadata_with(*needed_bytes, *available_bytes, "model", model.to_string())
+            }
             Self::ModelBusy { model, running } => pairs(&[("model", model), ("running", running)]),
             Self::ModelTooLarge(shortage) | Self::MemoryBudget(shortage) => shortage_metadata(shortage),
             Self::KvTooLarge { needed_bytes, available_bytes }
@@ -230,8 +239,7 @@ impl Error {
                 bytes_metadata(*needed_bytes, *available_bytes).into()
             }
             Self::KvCrowded { needed_bytes, available_bytes, in_the_way } => {
-                let [needed, available] = bytes_metadata(*needed_bytes, *available_bytes);
-                vec![needed, available, ("in_the_way", listed(in_the_way, ","))]
+                bytes_metadata_with(*needed_bytes, *available_bytes, "in_the_way", listed(in_the_way, ","))
             }
             Self::SessionMoved { session, expected, actual } => {
                 pairs(&[("session", session), ("expected", expected), ("actual", actual)])
@@ -246,13 +254,14 @@ impl Error {
             Self::QueueFull { limit, value, .. } => pairs(&[("limit", limit), ("value", value)]),
             Self::SessionLimit { limit, value }
             | Self::WaitingBytes { limit, value, .. }
+            | Self::GrammarsBusy { limit, value, .. }
             | Self::TooManyOpen { limit, value, .. } => pairs(&[("limit", limit), ("value", value)]),
-            Self::DeadlineUnmeetable { needed, available } => {
-                pairs(&[("needed_ms", &needed.as_millis()), ("available_ms", &available.as_millis())])
-            }
+            Self::DeadlineUnmeetable { needed, available } => deadline_metadata(*needed, *available),
             Self::SlowReader { limit } => seconds_metadata("slow_reader_s", *limit),
             Self::SlowSender { limit } => seconds_metadata("receive_s", *limit),
             Self::SessionFileUnsupported { found, known } => format_metadata(*found, *known),
+            Self::SchemaTooLarge { field, limit, value } => limit_metadata(field, limit, *value),
+            Self::SchemaUnsupported { field, path, keyword, .. } => schema_metadata(field, path, keyword),
             Self::EmptyPrompt
             | Self::CannotAppend(_)
             | Self::SessionFileInvalid(_)
@@ -262,6 +271,7 @@ impl Error {
             | Self::Draining
             | Self::EngineDead
             | Self::NonFiniteLogits
+            | Self::GrammarTooComplex(_)
             | Self::Internal(_)
             | Self::Unauthenticated
             | Self::PermissionDenied => Vec::new(),
@@ -271,6 +281,18 @@ impl Error {
 
 fn pairs(named: &[(&'static str, &dyn Display)]) -> Vec<(&'static str, String)> {
     named.iter().map(|(name, value)| (*name, value.to_string())).collect()
+}
+
+fn deadline_metadata(needed: Duration, available: Duration) -> Vec<(&'static str, String)> {
+    pairs(&[("needed_ms", &needed.as_millis()), ("available_ms", &available.as_millis())])
+}
+
+fn limit_metadata(field: &str, limit: &str, value: u64) -> Vec<(&'static str, String)> {
+    pairs(&[("field", &field), ("limit", &limit), ("value", &value)])
+}
+
+fn schema_metadata(field: &str, path: &str, keyword: &str) -> Vec<(&'static str, String)> {
+    pairs(&[("field", &field), ("path", &path), ("keyword", &keyword)])
 }
 
 fn format_metadata(found: u32, known: u32) -> Vec<(&'static str, String)> {
@@ -283,6 +305,16 @@ fn seconds_metadata(limit: &str, value: Duration) -> Vec<(&'static str, String)>
 
 fn bytes_metadata(needed_bytes: u64, available_bytes: u64) -> [(&'static str, String); 2] {
     [("needed_bytes", needed_bytes.to_string()), ("available_bytes", available_bytes.to_string())]
+}
+
+fn bytes_metadata_with(
+    needed_bytes: u64,
+    available_bytes: u64,
+    key: &'static str,
+    value: String,
+) -> Vec<(&'static str, String)> {
+    let [needed, available] = bytes_metadata(needed_bytes, available_bytes);
+    vec![needed, available, (key, value)]
 }
 
 fn shortage_metadata(shortage: &Shortage) -> Vec<(&'static str, String)> {

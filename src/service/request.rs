@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::cache::CacheOptions;
 use super::chat::{CONTINUES, Chat, GENERATION_PROMPT};
 use super::event::{TokenScore, Usage};
-use super::fields::{at_most_bytes, optional_model, session_name, up_to};
+use super::fields::{at_most_bytes, optional_model, session_name};
+use super::format::{OutputOptions, ResponseFormat};
 use super::sampling::{SamplingOptions, StoppingOptions};
 use crate::engine::{KeepAlive, Priority};
 use crate::error::Error;
@@ -40,6 +41,8 @@ pub struct GenerateRequest {
     pub history: Option<History>,
     /// The reuse of cached KV.
     pub cache: CacheOptions,
+    /// The form of the answer; None is any text.
+    pub response_format: Option<ResponseFormat>,
     /// Number of choices to return; unset is 1.
     pub n: Option<u32>,
     /// Number of choices of which the best are returned; unset is `n`.
@@ -55,15 +58,6 @@ pub enum Input {
     Ids(Vec<u32>),
     /// A conversation, or the new part of one.
     Chat(Chat),
-}
-
-/// Extras to return besides the text.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OutputOptions {
-    /// Log-probabilities with this many alternatives.
-    pub top_logprobs: Option<u32>,
-    /// The output's token ids.
-    pub token_ids: bool,
 }
 
 /// A count of an input's tokens.
@@ -167,17 +161,8 @@ impl GenerateRequest {
         self.stopping.check(limits)?;
         self.output.check(limits)?;
         self.cache.check()?;
+        self.response_format.iter().try_for_each(|format| format.check(&self.stopping))?;
         Ok(target)
-    }
-}
-
-impl OutputOptions {
-    /// Refuses values outside the contract's ranges.
-    pub(super) fn check(&self, limits: &Limits) -> Result<(), Error> {
-        match self.top_logprobs {
-            Some(top) => up_to("output.logprobs", top, "top_logprobs_max", limits.top_logprobs_max),
-            None => Ok(()),
-        }
     }
 }
 

@@ -38,6 +38,11 @@ const LIMITS: Limits = Limits {
     chat_parts_max: 1,
     tools_max: 1,
     preparations_max: None,
+    grammar_bytes_max: 1 << 20,
+    grammar_depth_max: 100,
+    grammar_work_max: 1_000_000,
+    grammar_compile: std::time::Duration::from_secs(60),
+    grammar_cache_bytes_max: 1 << 20,
     downloads_running_max: 1,
 };
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs benches with the test environment: compare (the default), tiny,
-# neighbours, fairness, foreign, sessions, soak, architectures, or all but the
-# last; further arguments are theirs.
+# neighbours, fairness, foreign, sessions, structured, soak, architectures, or
+# all but the last; further arguments are theirs.
 #
 #   tests/bench/run.sh neighbours --rounds 3 --check --json result.json
 #
@@ -27,7 +27,7 @@ if [[ $bench != all ]]; then
   exec "$python" "$here/$bench.py" "$@"
 fi
 status=0
-for bench in compare tiny neighbours fairness foreign sessions soak; do
+for bench in compare tiny neighbours fairness foreign sessions structured soak; do
   "$python" "$here/$bench.py" "$@" || status=1
 done
 exit "$status"

@@ -32,7 +32,7 @@ impl World {
         let before = std::mem::take(&mut self.waiting_rows);
         for resident in self.engine.models.values() {
             for (&id, sequence) in &resident.running {
-                if sequence.is_paused() || sequence.pending() > 1 {
+                if sequence.is_paused() || sequence.pending() > 1 || sequence.waits_for_mask(true) {
                     continue;
                 }
                 let (key, computed) = ((resident.id, id), sequence.computed);

@@ -1,5 +1,7 @@
 //! One request of the simulated day: what was asked, what came, and the check that it is right.
 
+use std::cell::OnceCell;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
@@ -7,8 +9,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::seen::Scope;
 use crate::backend::fake::drawn_token;
 use crate::engine::task::uniform;
-use crate::engine::{CacheUse, GenerateEvent, Salt, Sampling, Scored};
+use crate::engine::tests::grammars::constrained_by;
+use crate::engine::{CacheUse, Finish, GenerateEvent, Salt, Sampling, Scored};
 use crate::error::Error;
+use crate::grammar::Grammar;
 use crate::ids::SessionKey;
 use crate::session::{
     AnswerStart, InputKind, Message, Role, SessionLimits, Terms, TurnContent, TurnGuard, TurnRequest,
@@ -95,15 +99,25 @@ pub(super) struct Choice {
     events: mpsc::Receiver<GenerateEvent>,
     temperature: f32,
     seed: u64,
+    /// What it obeys.
+    grammar: Option<Arc<Grammar>>,
+    /// What it is alone, once that was asked for.
+    expected: OnceCell<Vec<u32>>,
     tokens: Vec<u32>,
     has_ended: bool,
 }
 
 impl Choice {
     /// Returns the choice of this number.
-    pub(super) fn new(events: mpsc::Receiver<GenerateEvent>, sampling: &Sampling, number: u64) -> Self {
+    pub(super) fn new(
+        events: mpsc::Receiver<GenerateEvent>,
+        sampling: &Sampling,
+        number: u64,
+        grammar: Option<&Arc<Grammar>>,
+    ) -> Self {
         let (temperature, seed) = (sampling.temperature, sampling.seed + number);
-        Self { events, temperature, seed, tokens: vec![], has_ended: false }
+        let (grammar, expected) = (grammar.cloned(), OnceCell::new());
+        Self { events, temperature, seed, grammar, expected, tokens: vec![], has_ended: false }
     }
 
     /// Reads what has come of the output after `prompt`; returns the outcome at its end.
@@ -126,14 +140,19 @@ impl Choice {
                 Ok(GenerateEvent::Delta(delta)) => {
                     assert!(cached.is_some(), "output comes after the start");
                     self.tokens.extend(delta.tokens);
-                    self.check(prompt);
+                    let expected = self.expected(prompt, max_tokens);
+                    let came = self.tokens.len();
+                    assert_eq!(self.tokens, expected[..came], "output is as it would be alone");
                 }
                 Ok(GenerateEvent::Ended(outcome)) => {
                     assert!(self.events.try_recv().is_err(), "nothing follows the end");
                     self.has_ended = true;
                     return Some(outcome.map(|generated| {
                         assert_eq!(generated.tokens, self.tokens, "the deltas are the output");
-                        assert_eq!(self.tokens.len(), max_tokens as usize, "it runs to its end");
+                        let expected = self.expected(prompt, max_tokens);
+                        assert_eq!(self.tokens.len(), expected.len(), "it runs to its end");
+                        let is_cut = self.tokens.len() == max_tokens as usize;
+                        assert_eq!(generated.finish == Finish::Length, is_cut, "it says how it ended");
                     }));
                 }
                 Err(mpsc::error::TryRecvError::Empty) => return None,
@@ -144,15 +163,21 @@ impl Choice {
         }
     }
 
-    /// Checks that what came is what the model says alone.
-    fn check(&self, prompt: &[u32]) {
-        let mut context = prompt.to_vec();
-        for &token in &self.tokens {
+    /// Returns what the model says alone, by its grammar if it has one.
+    fn expected(&self, prompt: &[u32], max_tokens: u32) -> &[u32] {
+        let draw = |context: &[u32]| {
             let drawn = uniform(self.seed, context.len() as u64);
-            let expected = drawn_token(&context, self.temperature, drawn);
-            assert_eq!(token, expected, "output is as it would be alone");
-            context.push(token);
-        }
+            drawn_token(context, self.temperature, drawn)
+        };
+        let most = max_tokens as usize;
+        self.expected.get_or_init(|| match &self.grammar {
+            Some(grammar) => constrained_by(grammar, prompt, (most, &[]), draw),
+            None => {
+                let mut context = prompt.to_vec();
+                (0..most).for_each(|_| context.push(draw(&context)));
+                context.split_off(prompt.len())
+            }
+        })
     }
 }
 

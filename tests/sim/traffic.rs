@@ -10,6 +10,7 @@ use super::seen::Scope;
 use super::world::{MODELS, POISON, PRINCIPALS, World};
 use crate::backend::fake::{CONTEXT, spec};
 use crate::clock::Clock;
+use crate::engine::tests::grammars::constraints;
 use crate::engine::{
     Command, GenerateWork, ModelLease, Penalty, Sampling, ScoreWork, Stopping, Tenancy, WorkOrigin,
 };
@@ -82,11 +83,14 @@ impl World {
         } else {
             0
         };
+        let grammar = (max_tokens > 0 && self.random.once_in(12)).then(|| Arc::clone(&self.grammar));
+        let constrain = |grammar| constraints(grammar, 1 + usize::try_from(more).unwrap());
+        let constraints = grammar.as_deref().map(constrain).unwrap_or_default();
         let (mut senders, mut choices) = (vec![], vec![]);
         for number in 0..=more {
             let (events, inbox) = mpsc::channel(3 + usize::try_from(self.random.below(30)).unwrap());
             senders.push(events);
-            choices.push(Choice::new(inbox, &sampling, number));
+            choices.push(Choice::new(inbox, &sampling, number, grammar.as_ref()));
         }
         let others = senders.split_off(1);
         let origin = self.origin(turn.as_ref().map(|turn| turn.guard.key()));
@@ -99,6 +103,7 @@ impl World {
             prompt: prompt.clone().into(),
             sampling,
             stopping: Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] },
+            constraints,
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),

@@ -2,7 +2,7 @@
 //! loaded, unloaded and fail; memory that shrinks; time that jumps; daemons that end and start again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -16,9 +16,11 @@ use crate::backend::ModelId;
 use crate::backend::fake::{Fake, Faults, KV_BYTES, WEIGHT_BYTES, spec};
 use crate::clock::Clock;
 use crate::engine::core::Engine;
+use crate::engine::tests::grammars::grammar;
 use crate::engine::tests::{HandClock, settings, tokenizer};
 use crate::engine::{Command, EngineSettings, LoadEvent, LoadWork, ModelLease};
 use crate::error::Error;
+use crate::grammar::Grammar;
 use crate::ids::{ModelName, SessionKey};
 use crate::session::SessionBook;
 use crate::store::stepped::{FailingDisk, SteppedStore};
@@ -78,6 +80,8 @@ pub(super) struct World {
     pub(super) random: Random,
     pub(super) requests: Vec<Request>,
     pub(super) tokenizer: Tokenizer,
+    /// What some outputs obey.
+    pub(super) grammar: Arc<Grammar>,
     pub(super) ticks: u32,
     settings: EngineSettings,
     device: Device,
@@ -85,6 +89,12 @@ pub(super) struct World {
     budget: u64,
     /// Models that expired, and that were evicted, in earlier lives.
     pub(super) departed: (u64, u64),
+}
+
+/// Returns a grammar of up to twelve words, none of them [`POISON`]; made once.
+fn some_grammar() -> Arc<Grammar> {
+    static MADE: OnceLock<Arc<Grammar>> = OnceLock::new();
+    Arc::clone(MADE.get_or_init(|| Arc::new(grammar(&tokenizer(), "( t[1-8][0-9]{2}){1,12}", &[]))))
 }
 
 impl World {
@@ -136,6 +146,7 @@ impl World {
             random,
             requests: vec![],
             tokenizer: tokenizer(),
+            grammar: some_grammar(),
             ticks: 0,
             settings,
             device,
@@ -184,6 +195,12 @@ impl World {
         for _ in 0..self.random.below(3) {
             self.something_happens();
         }
+        // At times what constrained outputs may draw is not known for a while.
+        if self.random.once_in(40) {
+            self.engine.masks.hold();
+        } else if self.random.once_in(3) {
+            self.engine.masks.release();
+        }
         self.engine_tick();
         self.disk_tick();
     }
@@ -209,6 +226,7 @@ impl World {
         let faults = &mut self.engine.backend.faults;
         (faults.loads_fail, faults.slab_tokens_max, faults.parking_fails) = (false, None, false);
         self.engine.backend.hanging.clear();
+        self.engine.masks.release();
         self.set_budget(self.budget);
         self.disk_fails = 0;
         self.store.disk.fail(0, 0);

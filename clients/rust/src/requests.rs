@@ -2,8 +2,9 @@
 //! `GenerateRequest { model: "…".into(), ..GenerateRequest::chat("…") }`.
 
 use crate::v1::{
-    ChatInput, ContentPart, CountTokensRequest, ExtendSessionRequest, GenerateRequest, GenerateResponse,
-    Message, Role, content_part, count_tokens_request, extend_session_request, generate_request,
+    ChatInput, ChoiceFormat, ContentPart, CountTokensRequest, ExtendSessionRequest, GenerateRequest,
+    GenerateResponse, JsonObjectFormat, JsonSchemaFormat, Message, ResponseFormat, Role, content_part,
+    count_tokens_request, extend_session_request, generate_request, response_format,
 };
 
 impl GenerateRequest {
@@ -32,6 +33,43 @@ impl GenerateRequest {
     #[must_use]
     pub fn prompt(text: impl Into<String>) -> Self {
         Self { input: Some(generate_request::Input::Prompt(text.into())), ..Self::default() }
+    }
+}
+
+impl ResponseFormat {
+    /// Any JSON object.
+    #[must_use]
+    pub fn json_object() -> Self {
+        Self::of(response_format::Format::JsonObject(JsonObjectFormat {}))
+    }
+
+    /// JSON that obeys a JSON schema, which is JSON text.
+    #[must_use]
+    pub fn json_schema(schema: impl Into<String>) -> Self {
+        Self::of(response_format::Format::JsonSchema(JsonSchemaFormat { schema: schema.into() }))
+    }
+
+    /// Text that a regular expression matches as a whole.
+    #[must_use]
+    pub fn regex(regex: impl Into<String>) -> Self {
+        Self::of(response_format::Format::Regex(regex.into()))
+    }
+
+    /// Text of a Lark grammar.
+    #[must_use]
+    pub fn grammar(grammar: impl Into<String>) -> Self {
+        Self::of(response_format::Format::Grammar(grammar.into()))
+    }
+
+    /// One of these texts.
+    #[must_use]
+    pub fn choice(texts: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let texts = texts.into_iter().map(Into::into).collect();
+        Self::of(response_format::Format::Choice(ChoiceFormat { texts }))
+    }
+
+    fn of(format: response_format::Format) -> Self {
+        Self { format: Some(format) }
     }
 }
 

@@ -72,6 +72,8 @@ pub enum Finish {
     StopToken,
     /// At the stop string of this index in the request.
     StopString(usize),
+    /// With the grammar, which allows nothing more, where no token ends an output.
+    Complete,
     /// At max_tokens.
     Length,
     /// Where a stop token would end it, with tool calls in it.

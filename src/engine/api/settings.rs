@@ -30,6 +30,10 @@ pub struct EngineSettings {
     pub priority_ageing: Duration,
     /// Longest time that a caller may leave its stream unread.
     pub slow_reader: Duration,
+    /// Threads that compute masks; 0 computes them on the engine's.
+    pub mask_threads: u32,
+    /// Longest time that the mask of one token may take.
+    pub mask_max: Duration,
 }
 
 impl EngineSettings {

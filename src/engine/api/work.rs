@@ -12,6 +12,7 @@ use crate::backend::LoadSpec;
 use crate::cache::{Rank, Salt};
 use crate::clock::Moment;
 use crate::error::Error;
+use crate::grammar::Matcher;
 use crate::ids::{RequestId, SessionKey};
 use crate::output::Parser;
 use crate::prompt::Prompt;
@@ -180,6 +181,24 @@ pub struct ReasoningBudget {
     pub closing: Arc<[u32]>,
 }
 
+/// What an output obeys.
+#[derive(Debug)]
+pub struct Constraint {
+    /// The output's way through its grammar.
+    pub matcher: Box<Matcher>,
+    /// Where in the output the grammar begins.
+    pub starts: Starts,
+}
+
+/// Where in an output its grammar begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Starts {
+    /// With the first token.
+    Immediately,
+    /// After these tokens, such as those that end a model's reasoning. Before them anything may be drawn.
+    AfterTokens(Arc<[u32]>),
+}
+
 /// A generation.
 #[derive(Debug)]
 pub struct GenerateWork {
@@ -194,6 +213,8 @@ pub struct GenerateWork {
     pub sampling: Sampling,
     /// When it ends.
     pub stopping: Stopping,
+    /// What the outputs obey, one for each choice, all of the same grammar; none is anything.
+    pub constraints: Vec<Constraint>,
     /// Number of alternatives to return with logprobs; None returns no logprobs.
     pub top_logprobs: Option<u32>,
     /// Knows the model's control tokens.

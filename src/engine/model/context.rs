@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::cache::Hit;
 use crate::clock::{Clock, Moment};
 use crate::engine::api::{Counters, EngineSettings};
+use crate::engine::masks::MaskWorkers;
 use crate::engine::saving::Saving;
 use crate::sched::{Allowance, Blocked, Claims, Timeline};
 
@@ -21,6 +22,8 @@ pub(crate) struct Context<'a, B: Backend> {
     pub(crate) allowance: &'a mut Allowance,
     /// The steps of all models on the device.
     pub(crate) timeline: &'a mut Timeline,
+    /// Those who find out what constrained outputs may draw.
+    pub(crate) masks: &'a mut MaskWorkers,
     /// Most bytes of parked caches of a model.
     pub(crate) idle_bytes_max: u64,
     /// Caches on their way to disk.

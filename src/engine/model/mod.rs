@@ -4,6 +4,7 @@
 
 mod admit;
 mod context;
+mod masks;
 mod queue;
 mod resident;
 mod slots;

@@ -54,6 +54,8 @@ pub(super) struct LaunchedSpan {
     pub(super) tokens: u32,
     /// Number of its rows with an output.
     pub(super) outputs: usize,
+    /// Number of those that are drawn by a grammar, all by the same one.
+    pub(super) masks: usize,
 }
 
 impl Resident {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::masks::Verdict;
 use super::resident::{Launched, LaunchedSpan};
 use super::{Context, Resident};
 use crate::backend::{Backend, RowResult, Span, SpanKind, Step, add_checkpoint};
@@ -13,14 +14,17 @@ use crate::sched::{self, Allowance, Demand, Planning, Runnable, StepBounds, Step
 impl Resident {
     /// Waits for the step that runs, if any, and commits it.
     pub(crate) fn collect<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<(), Error> {
-        let Some(Launched { spans, at, step, disturbed }) = self.launched.take() else { return Ok(()) };
+        let Some(Launched { spans, at, step, mut disturbed }) = self.launched.take() else { return Ok(()) };
+        let (mut verdicts, waited) = self.draw(cx, &spans)?;
+        disturbed |= waited;
         let asked = cx.clock.now();
         let mut results = cx.backend.collect(self.id)?.into_iter();
         cx.now = cx.clock.now();
         let (took, on_device) = (cx.now - at, cx.timeline.collect(step, asked, cx.now));
         let mut load = StepLoad::default();
         let (mut ended, mut shared, mut at_checkpoint) = (Vec::new(), Vec::new(), Vec::new());
-        for LaunchedSpan { sequence: id, kind, tokens, outputs } in spans {
+        let mut again = Vec::new();
+        for LaunchedSpan { sequence: id, kind, tokens, outputs, masks: _ } in spans {
             load.add(kind, tokens);
             let mut rows = results.by_ref().take(outputs);
             let Some(sequence) = self.running.get_mut(&id) else {
@@ -31,9 +35,25 @@ impl Resident {
             let mut counted =
                 rows.by_ref().inspect(|row| drawn += u32::from(draws && matches!(row, RowResult::Token(..))));
             let own = sequence.own_results(outputs);
-            let outcome = sequence.commit(tokens, counted.by_ref().take(own), cx.now);
+            // Where its grammar ends it, the other choices end with it.
+            let (outcome, may_fork) = match verdicts.remove(&id) {
+                None => (sequence.commit(tokens, counted.by_ref().take(own), cx.now), outputs > own),
+                Some(Verdict::Again) => {
+                    sequence.run_again(tokens);
+                    again.push(id);
+                    (None, false)
+                }
+                Some(Verdict::Whole) => (Some(sequence.commit_end(tokens, Ok(()))), false),
+                Some(Verdict::Failed(error)) => (Some(sequence.commit_end(tokens, Err(error))), false),
+            };
             sequence.served(took);
-            let forks = if outputs > own { sequence.fork(counted, cx.now) } else { Vec::new() };
+            let mut forks = if may_fork { sequence.fork(counted, cx.now) } else { Vec::new() };
+            for (fork, _) in forks.iter_mut().filter(|(_, outcome)| outcome.is_none()) {
+                fork.ask_mask(cx.masks);
+            }
+            if drawn > 0 && outcome.is_none() {
+                sequence.ask_mask(cx.masks);
+            }
             rows.for_each(drop);
             let prefilled = prefilled(kind, tokens);
             cx.counters.committed(prefilled, drawn);
@@ -52,6 +72,7 @@ impl Resident {
         if !disturbed {
             self.pace.observe(load, on_device);
         }
+        self.cut_back(cx, &again)?;
         for (id, slot) in at_checkpoint {
             let Some(sequence) = self.running.get_mut(&id) else { continue };
             cx.backend.checkpoint(self.id, slot, sequence.computed)?;
@@ -65,7 +86,7 @@ impl Resident {
     pub(crate) fn demand(&self, before: &Allowance, settings: &EngineSettings) -> Demand {
         let launched = self.launched.iter().flat_map(|launched| &launched.spans);
         let launched: BTreeMap<u64, u32> = launched.map(|span| (span.sequence, span.tokens)).collect();
-        let then = runnable(&self.running).filter_map(|mut run| {
+        let then = runnable(&self.running, self.is_strict()).filter_map(|mut run| {
             run.pending -= launched.get(&run.sequence).copied().unwrap_or(0);
             if run.pending == 0 {
                 // Unless it ends, it has drawn a token.
@@ -91,7 +112,7 @@ impl Resident {
     fn plan<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Vec<(u64, u32)> {
         let ageing = cx.settings.priority_ageing;
         self.running.values_mut().for_each(|sequence| sequence.age(cx.now, ageing));
-        let runnable: Vec<Runnable<'_>> = runnable(&self.running).collect();
+        let runnable: Vec<Runnable<'_>> = runnable(&self.running, self.is_strict()).collect();
         let bounds = self.bounds(cx.settings);
         let planning = Planning {
             shares: &mut self.shares,
@@ -106,6 +127,7 @@ impl Resident {
 
     /// Launches the next step, if any sequence has tokens to run. Returns whether it did.
     pub(crate) fn launch<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<bool, Error> {
+        self.look_for_masks(cx)?;
         let planned = self.plan(cx);
         for &(id, tokens) in &planned {
             if !self.grow(cx, id, tokens)? {
@@ -126,6 +148,7 @@ impl Resident {
             kind: span.kind,
             tokens: u32::try_from(span.tokens.len()).unwrap_or(u32::MAX),
             outputs: span.outputs.len(),
+            masks: span.outputs.iter().filter(|output| output.want.awaits_mask()).count(),
         };
         let (spans_launched, at) = (spans.iter().map(launched).collect(), cx.clock.now());
         let step = cx.timeline.launch(at);
@@ -153,9 +176,11 @@ impl Resident {
     }
 }
 
-/// Returns those that can run of some sequences that have a slot.
-fn runnable(running: &BTreeMap<u64, Sequence>) -> impl Iterator<Item = Runnable<'_>> {
-    running.iter().filter(|(_, state)| !state.is_paused()).map(|(&sequence, state)| Runnable {
+/// Returns those that can run of some sequences that have a slot; `is_strict` are those that do not run
+/// before it is known what they draw from.
+fn runnable(running: &BTreeMap<u64, Sequence>, is_strict: bool) -> impl Iterator<Item = Runnable<'_>> {
+    let can_run = move |state: &Sequence| !state.is_paused() && !state.waits_for_mask(is_strict);
+    running.iter().filter(move |(_, state)| can_run(state)).map(|(&sequence, state)| Runnable {
         sequence,
         owner: &state.origin.owner,
         class: state.class,

@@ -4,6 +4,7 @@
 
 use tokio::sync::mpsc;
 
+use super::guide::Guide;
 use super::reading::Reader;
 use super::sampling::Edits;
 use crate::backend::TokenLogprobs;
@@ -25,6 +26,8 @@ pub(super) struct Generation {
     pub(super) edits: Edits,
     pub(super) stopping: Stopping,
     pub(super) top_logprobs: Option<u32>,
+    /// Its way through its grammar.
+    pub(super) guide: Option<Guide>,
     pub(super) tokenizer: Tokenizer,
     detokenizer: Detokenizer,
     pub(super) reader: Reader,
@@ -49,9 +52,10 @@ impl Generation {
     /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
     pub(super) fn new(work: GenerateWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
         let GenerateWork { origin, model, prompt, sampling, stopping, top_logprobs, tokenizer, .. } = work;
-        let GenerateWork { detokenizer, reading, events, others, .. } = work;
+        let GenerateWork { constraints, detokenizer, reading, events, others, .. } = work;
         let edits = Edits::new(&sampling, &tokenizer);
-        let choice = |(index, events): (u64, mpsc::Sender<GenerateEvent>)| {
+        let mut constraints = constraints.into_iter();
+        let mut choice = |(index, events): (u64, mpsc::Sender<GenerateEvent>)| {
             let reserve = || events.clone().try_reserve_owned().ok();
             Self {
                 reader: Reader::new(reading.clone(), StopMatcher::new(stopping.stop_strings.clone())),
@@ -59,6 +63,7 @@ impl Generation {
                 sampling: Sampling { seed: sampling.seed.wrapping_add(index), ..sampling.clone() },
                 stopping: stopping.clone(),
                 top_logprobs,
+                guide: constraints.next().map(Guide::new),
                 tokenizer: tokenizer.clone(),
                 detokenizer: detokenizer.clone(),
                 pending: Delta::default(),
@@ -71,8 +76,9 @@ impl Generation {
                 events,
             }
         };
+        let first = choice((0, events));
         let others = (1..).zip(others).map(choice).collect();
-        (origin, model, prompt, Self { others, ..choice((0, events)) })
+        (origin, model, prompt, Self { others, ..first })
     }
 
     /// Returns the other choices, which go on from where the changes to logits are now.
@@ -146,6 +152,11 @@ impl Generation {
             return Some(stop);
         }
         (generated >= self.stopping.max_tokens).then(|| self.finish_text(Finish::Length))
+    }
+
+    /// Ends at a text that is whole by its grammar.
+    pub(super) fn complete(&mut self) -> Finish {
+        self.finish_text(Finish::Complete)
     }
 
     /// Releases what detokenizer and reader hold back at an end, which may turn out to be another one.

@@ -4,11 +4,13 @@
 
 mod dry;
 mod generate;
+mod guide;
 mod reading;
 mod sampling;
 mod score;
 mod sequence;
 
+pub(super) use guide::Mask;
 #[cfg(test)]
 pub(super) use sampling::uniform;
 pub(super) use sequence::Sequence;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::dry::Dry;
-use crate::backend::{LogitEdit, Sample, Xtc};
+use crate::backend::{Allow, LogitEdit, Sample, Xtc};
 use crate::cache::Transcript;
 use crate::engine::api::{Penalty, Sampling};
 use crate::text::Tokenizer;
@@ -29,6 +29,7 @@ pub(super) fn sample_after(
         edits,
         xtc: xtc(sampling, position),
         top_logprobs,
+        allow: Allow::All,
     }
 }
 

@@ -5,14 +5,18 @@ use std::time::Duration;
 
 use super::Task;
 use super::generate::Generation;
+use super::guide::{Guide, Mask};
 use super::reading::Reader;
 use super::sampling::{forced, sample_after};
 use super::score::{self, Scoring};
-use crate::backend::{CHECKPOINTS_MAX, LogitEdit, RowOutput, RowResult, SlotId, Span, SpanKind, Want};
+use crate::backend::{
+    Allow, CHECKPOINTS_MAX, LogitEdit, RowOutput, RowResult, SlotId, Span, SpanKind, Want,
+};
 use crate::cache::{CacheKey, Salt, Transcript};
 use crate::clock::Moment;
 use crate::count::count;
 use crate::engine::api::{CacheUse, Finish, GenerateWork, Sampling, ScoreWork, WorkOrigin};
+use crate::engine::masks::MaskWorkers;
 use crate::error::Error;
 use crate::prompt::Prompt;
 use crate::residency::ModelLease;
@@ -283,19 +287,24 @@ impl Sequence {
         let end = self.computed + tokens;
         match &mut self.task {
             Task::Generate(generation) => {
-                let Generation { sampling, edits, top_logprobs, reader, others, .. } = &mut **generation;
+                let Generation { sampling, edits, top_logprobs, guide, reader, others, .. } =
+                    &mut **generation;
                 edits.count(&self.transcript, end as usize);
                 if (end as usize) < self.transcript.len() {
                     return Vec::new();
                 }
+                // The choices of a prompt begin alike, and may draw the same tokens at first.
+                let is_guided = guide.as_ref().is_some_and(Guide::has_begun);
+                let allow = || if is_guided { Allow::Awaited } else { Allow::All };
                 // The last choice takes them: usually there is one.
                 let edits = std::iter::repeat_n(edits.after(&self.transcript), 1 + others.len());
                 let others = others.iter().map(|other| (&other.sampling, &other.reader));
                 let draw = |((sampling, reader), edits): ((&Sampling, &Reader), Vec<LogitEdit>)| {
-                    let sample = match reader.forced() {
+                    let mut sample = match reader.forced() {
                         Some(token) => forced(token, *top_logprobs),
                         None => sample_after(&self.transcript, sampling, edits, *top_logprobs),
                     };
+                    sample.allow = allow();
                     RowOutput { row: tokens - 1, want: Want::Sample(sample) }
                 };
                 std::iter::once((&*sampling, &*reader)).chain(others).zip(edits).map(draw).collect()
@@ -392,6 +401,66 @@ impl Sequence {
             Task::Score(_) => {}
         }
         None
+    }
+
+    /// Lets a worker find out what may follow the token that was drawn last.
+    pub(crate) fn ask_mask(&mut self, workers: &mut MaskWorkers) {
+        let Task::Generate(generation) = &mut self.task else { return };
+        if let (Some(guide), Some(&token)) = (&mut generation.guide, self.transcript.generated().last()) {
+            guide.take(token, workers);
+        }
+    }
+
+    /// Returns what is known of its next token, of which its grammar decides.
+    pub(crate) fn mask(&self) -> Mask {
+        self.guide().map_or(Mask::Late, Guide::mask)
+    }
+
+    /// Looks for what it may draw, and waits for it at most for `wait`.
+    pub(crate) fn settle_mask(&mut self, wait: Duration) {
+        self.guide_mut().into_iter().for_each(|guide| guide.settle(wait));
+    }
+
+    /// Looks for what it may draw. What takes longer than `limit` fails.
+    pub(crate) fn look_for_mask(&mut self, now: Moment, limit: Duration) {
+        self.guide_mut().into_iter().for_each(|guide| guide.look(now, limit));
+    }
+
+    /// Returns whether steps go on without it until it is known what it may draw; with `is_strict` no step
+    /// begins before.
+    pub(crate) fn waits_for_mask(&self, is_strict: bool) -> bool {
+        self.guide().is_some_and(|guide| guide.waits(is_strict))
+    }
+
+    fn guide(&self) -> Option<&Guide> {
+        match &self.task {
+            Task::Generate(generation) => generation.guide.as_ref(),
+            Task::Score(_) => None,
+        }
+    }
+
+    fn guide_mut(&mut self) -> Option<&mut Guide> {
+        match &mut self.task {
+            Task::Generate(generation) => generation.guide.as_mut(),
+            Task::Score(_) => None,
+        }
+    }
+
+    /// Takes in that the span of the next `tokens` tokens has run, and the last one has to again: nothing was
+    /// drawn after it.
+    pub(crate) fn run_again(&mut self, tokens: u32) {
+        self.computed += tokens - 1;
+    }
+
+    /// Ends at an output that is whole by its grammar, or at an error of the grammar: the span of the next
+    /// `tokens` tokens has run, and nothing is drawn after it.
+    pub(crate) fn commit_end(&mut self, tokens: u32, end: Result<(), Error>) -> Result<Finish, Error> {
+        self.computed += tokens;
+        match (&mut self.task, end) {
+            (_, Err(error)) => Err(error),
+            (Task::Generate(generation), Ok(())) => Ok(generation.complete()),
+            (Task::Score(_), Ok(())) => unreachable!("a score obeys no grammar"),
+        }
     }
 
     /// Sends what there is to send, if the channel has room.

@@ -4,6 +4,7 @@ mod blocked;
 mod caches;
 mod choices;
 mod crowds;
+pub(super) mod grammars;
 mod loads;
 mod memory;
 mod pace;
@@ -40,6 +41,8 @@ pub(super) fn settings() -> EngineSettings {
         queue_length_per_client_max: 64,
         priority_ageing: Duration::from_secs(10),
         slow_reader: Duration::from_secs(60),
+        mask_threads: 0,
+        mask_max: Duration::from_secs(60),
     }
 }
 
@@ -172,6 +175,7 @@ impl Bench {
             prompt: tokens.to_vec().into(),
             sampling,
             stopping,
+            constraints: vec![],
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),

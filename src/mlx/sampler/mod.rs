@@ -14,7 +14,7 @@ use mlx_rs::ops::indexing::{TryIndexOp, argmax_axis};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, ops};
 
-use crate::backend::{RowOutput, RowResult, Sample, Step, TokenLogprobs, Want, Xtc};
+use crate::backend::{Allow, RowOutput, RowResult, Sample, Step, TokenLogprobs, TokenSet, Want, Xtc};
 use crate::mlx::dim;
 use filter::{draw_free, draw_sorted, keep_typical, largest};
 
@@ -92,6 +92,16 @@ struct Row<'a> {
     sample: Option<&'a Sample>,
     given: u32,
     top: Option<u32>,
+}
+
+impl Row<'_> {
+    /// Returns the tokens that it is drawn from; None is all.
+    fn mask(&self) -> Option<&TokenSet> {
+        match &self.sample?.allow {
+            Allow::These(tokens) => Some(tokens),
+            Allow::All | Allow::Awaited => None,
+        }
+    }
 }
 
 impl Way {
@@ -173,13 +183,17 @@ pub(crate) fn draw(step: &Step, logits: &Array, vocabulary: i32) -> Result<Drawn
     let rows = rows(step, logits.dim(1).unsigned_abs());
     let edited = edit(logits, &rows)?;
     let finite = edited.sum_axis(-1, None)?.is_finite()?;
-    let mut ways: Vec<Way> = rows.iter().map(|row| row.way).collect();
-    ways.sort_unstable();
-    ways.dedup();
-    let groups = ways.into_iter().map(|way| {
-        let members: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].way == way).collect();
+    // Rows with a mask are apart: the others have no array for it.
+    let kind = |row: &Row<'_>| (row.way, row.mask().is_some());
+    let mut kinds: Vec<(Way, bool)> = rows.iter().map(kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let groups = kinds.into_iter().map(|(way, is_masked)| {
+        let members: Vec<usize> =
+            (0..rows.len()).filter(|&row| kind(&rows[row]) == (way, is_masked)).collect();
         let group: Vec<&Row<'_>> = members.iter().map(|&row| &rows[row]).collect();
         let (raw, edited) = (select(logits, &members)?, select(&edited, &members)?);
+        let edited = if is_masked { masked(&group, &edited)? } else { edited };
         let (tokens, enough) = draw_group(way, &group, &edited)?;
         let logprobs = group_logprobs(&group, &raw, &tokens)?;
         let check = enough.map(|enough| CandidateCheck { enough, raw, edited });
@@ -222,6 +236,32 @@ fn edit(logits: &Array, rows: &[Row<'_>]) -> Result<Array> {
         ops::select(old.lt(Array::from_f32(0.0))?, old.multiply(&repetition)?, old.divide(&repetition)?)?;
     let new = penalized.subtract(array(&subtract))?;
     flat.put_along_axis(&places, new, 0)?.reshape(logits.shape())
+}
+
+/// The bits of every byte, lowest first.
+const BITS: [[bool; 8]; 256] = {
+    let mut bits = [[false; 8]; 256];
+    let mut place = 0;
+    while place < 256 * 8 {
+        bits[place / 8][place % 8] = (place / 8) >> (place % 8) & 1 == 1;
+        place += 1;
+    }
+    bits
+};
+
+/// Returns the logits of a group, without those of tokens that its rows may not draw.
+fn masked(group: &[&Row<'_>], logits: &Array) -> Result<Array> {
+    let vocabulary = logits.dim(1).unsigned_abs() as usize;
+    let mut kept: Vec<bool> = Vec::with_capacity((group.len() + 1) * vocabulary);
+    for (row, end) in group.iter().zip(1..) {
+        let words = row.mask().map_or(&[][..], |mask| mask);
+        for byte in words.iter().flat_map(|word| word.to_le_bytes()) {
+            kept.extend_from_slice(&BITS[usize::from(byte)]);
+        }
+        kept.resize(end * vocabulary, false);
+    }
+    let kept = Array::from_slice(&kept, logits.shape());
+    ops::select(kept, logits, Array::from_f32(f32::NEG_INFINITY))
 }
 
 /// Returns ids `[rows]`, and whether there were enough candidates, where that is not certain.

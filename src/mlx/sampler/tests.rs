@@ -24,6 +24,7 @@ fn sample() -> Sample {
         edits: vec![],
         xtc: None,
         top_logprobs: None,
+        allow: Allow::All,
     }
 }
 
@@ -299,4 +300,56 @@ fn logits_that_penalties_drive_beyond_numbers_end_that_row_alone() {
     let [driven, alone] = &results(&[1.0, 30.0, 2.0], &[driven, sample()])[..] else { panic!("two rows") };
     assert_eq!(*driven, RowResult::NotFinite);
     assert!(matches!(alone, RowResult::Token(..)));
+}
+
+/// A row that may draw only these tokens.
+fn among(sample: Sample, tokens: &[usize]) -> Sample {
+    let mut words = vec![0; VOCABULARY.div_ceil(32)];
+    tokens.iter().for_each(|token| words[token / 32] |= 1 << (token % 32));
+    Sample { allow: Allow::These(words.into()), ..sample }
+}
+
+#[test]
+fn masked_rows_draw_what_they_may_and_the_others_as_without_them() {
+    let logits: Vec<f32> = (0..VOCABULARY).map(|token| ((token * 7919) % 1000) as f32 / 150.0).collect();
+    let greedy = Sample { temperature: 0.0, top_logprobs: Some(2), ..sample() };
+    let nucleus = Sample { temperature: 1.5, top_p: 0.95, ..sample() };
+    let kinds =
+        [greedy, sample(), Sample { top_k: 5, ..sample() }, Sample { min_p: 0.2, ..sample() }, nucleus];
+    for uniform in [0.0, 0.3, 0.999_999] {
+        for allowed in [vec![2999], vec![0, 31, 32, 2998], (0..VOCABULARY).step_by(3).collect()] {
+            let free: Vec<Sample> = kinds.iter().map(|kind| Sample { uniform, ..kind.clone() }).collect();
+            let masked: Vec<Sample> = free.iter().map(|sample| among(sample.clone(), &allowed)).collect();
+            let both: Vec<Sample> = free.iter().chain(&masked).cloned().collect();
+            let together = drawn(&logits, &both);
+            assert_eq!(together[..free.len()], drawn(&logits, &free), "free rows");
+            for (place, token) in together[free.len()..].iter().enumerate() {
+                assert!(allowed.contains(token), "{token} of {allowed:?} by {:?}", masked[place]);
+                assert_eq!(drawn(&logits, &masked[place..=place]), [*token], "alone");
+            }
+            let best = *allowed.iter().max_by(|a, b| logits[**a].total_cmp(&logits[**b])).unwrap();
+            assert_eq!(logits[together[free.len()]], logits[best], "greedy takes the most likely");
+        }
+    }
+}
+
+#[test]
+fn logprobs_are_of_the_raw_distribution_with_a_mask_too() {
+    let logits: Vec<f32> = (0..VOCABULARY).map(|token| (token % 17) as f32 / 4.0).collect();
+    let plain = Sample { temperature: 0.0, top_logprobs: Some(3), ..sample() };
+    let chosen = |sample: Sample| match results(&logits, &[sample]).pop().unwrap() {
+        RowResult::Token(token, logprobs) => (token, logprobs.unwrap()),
+        other => panic!("{other:?}"),
+    };
+    let (_, free) = chosen(plain.clone());
+    let (token, masked) = chosen(among(plain, &[1]));
+    assert_eq!((token, masked.top), (1, free.top));
+    assert!(masked.chosen.1 < free.chosen.1);
+}
+
+#[test]
+fn a_mask_does_not_hide_logits_that_are_not_finite() {
+    let mut logits = vec![1.0; VOCABULARY];
+    logits[5] = f32::NAN;
+    assert_eq!(results(&logits, &[among(sample(), &[3])]), [RowResult::NotFinite]);
 }

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mlxd._chat import chat_input
 from mlxd._fields import BAD_VALUE, enum_value, extend, put, update
+from mlxd._format import set_format
 from mlxd.errors import invalid
 from mlxd.types import CallOptions, GenerateOptions, Messages, Quantize
 from mlxd.v1 import inference_pb2 as pb
@@ -154,6 +155,7 @@ def _fill_rest(request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
         request.priority = enum_value(pb.Priority, "priority", given["priority"])
     _set_keep_alive(request, given.get("keep_alive"))
     _set_cache(request, given.get("cache"), given.get("cache_salt"))
+    set_format(request, given.get("response_format"))
     if "history" in given:
         request.history = history(given["history"])
     for name in ("n", "best_of", "expected_token_count"):

@@ -218,6 +218,7 @@ _BY_REASON: dict[str, type[MlxdError]] = {
     "MODEL_TOO_LARGE": TooLargeError,
     "KV_TOO_LARGE": TooLargeError,
     "ANSWER_TOO_LARGE": TooLargeError,
+    "GRAMMAR_TOO_COMPLEX": TooLargeError,
     "SLOW_READER": SlowReaderError,
     "SESSION_DAMAGED": StateError,
 }

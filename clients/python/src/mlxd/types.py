@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -23,6 +23,7 @@ from mlxd.v1.inference_pb2 import (
     ToolCallDelta,
 )
 from mlxd.v1.inference_pb2 import Message as ProtoMessage
+from mlxd.v1.inference_pb2 import ResponseFormat as ProtoResponseFormat
 from mlxd.v1.model_pb2 import LoadProgress, LoadValidated, ModelInfo, ModelLoaded
 from mlxd.v1.server_pb2 import CapabilitiesResponse, GetStatsResponse, ModelCapabilities
 from mlxd.v1.session_pb2 import (
@@ -54,6 +55,7 @@ __all__ = [
     "GenerateStarted",
     "GetSessionResponse",
     "GetStatsResponse",
+    "HasSchema",
     "History",
     "HistoryOutcome",
     "KvDtype",
@@ -68,7 +70,9 @@ __all__ = [
     "PrefillProgress",
     "Priority",
     "ProtoMessage",
+    "ProtoResponseFormat",
     "Quantize",
+    "ResponseFormat",
     "SaveSessionResponse",
     "ScoreResponse",
     "SessionChange",
@@ -141,6 +145,20 @@ Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any] | ProtoMessage]
 """A conversation; a plain string is one user message."""
 
 
+@runtime_checkable
+class HasSchema(Protocol):
+    """A class that has a JSON schema, such as pydantic's models."""
+
+    def model_json_schema(self) -> dict[str, Any]:
+        """Returns the schema."""
+
+
+ResponseFormat: TypeAlias = (
+    Literal["json_object"] | Mapping[str, Any] | HasSchema | type[Any] | ProtoResponseFormat
+)
+"""The form of an answer."""
+
+
 class CallOptions(TypedDict, total=False):
     """Options of every call.
 
@@ -159,7 +177,9 @@ class GenerateOptions(CallOptions, total=False):
     none; only requests with the same `cache_salt` reuse each other's.
     `tool_format="prompted"` describes tools in a text of the daemon's, for models that know none.
     `reasoning` turns reasoning on or off, and `reasoning_effort` says how much, for models whose
-    chat template lets one; `reasoning_budget` is the most tokens of it.
+    chat template lets one; `reasoning_budget` is the most tokens of it. `response_format` is a JSON
+    schema, a class with `model_json_schema()` such as pydantic's, "json_object", or a dict
+    `{"type": kind, kind: value}` of the kinds "json_schema", "regex", "grammar" and "choice".
     """
 
     temperature: float | None
@@ -205,6 +225,7 @@ class GenerateOptions(CallOptions, total=False):
     history: History | None
     cache: bool | None
     cache_salt: str | None
+    response_format: ResponseFormat | None
     n: int | None
     best_of: int | None
 

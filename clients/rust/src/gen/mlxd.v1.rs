@@ -151,6 +151,18 @@ pub enum ErrorReason {
     /// UNAVAILABLE + RetryInfo: the file of a stored session cannot be read now, as
     /// where too many files are open; metadata session.
     SessionUnreadable = 81,
+    /// INVALID_ARGUMENT: the grammar of a response_format exceeds a limit; metadata
+    /// field, limit (grammar_bytes_max, grammar_depth_max, grammar_work_max or
+    /// grammar_compile_ms_max), value.
+    SchemaTooLarge = 82,
+    /// INVALID_ARGUMENT: the JSON schema has a keyword, or a value of one, that is not
+    /// supported; metadata field, keyword, path (a JSON pointer to the schema that has
+    /// it).
+    SchemaUnsupported = 83,
+    /// RESOURCE_EXHAUSTED: what may come next by the grammar takes more work than
+    /// llguidance's limits allow, or more time than mask_ms_max. What was streamed
+    /// obeys the grammar; a session's turn is not committed.
+    GrammarTooComplex = 84,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -208,6 +220,9 @@ impl ErrorReason {
             Self::SnapshotsOff => "ERROR_REASON_SNAPSHOTS_OFF",
             Self::SnapshotFailed => "ERROR_REASON_SNAPSHOT_FAILED",
             Self::SessionUnreadable => "ERROR_REASON_SESSION_UNREADABLE",
+            Self::SchemaTooLarge => "ERROR_REASON_SCHEMA_TOO_LARGE",
+            Self::SchemaUnsupported => "ERROR_REASON_SCHEMA_UNSUPPORTED",
+            Self::GrammarTooComplex => "ERROR_REASON_GRAMMAR_TOO_COMPLEX",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -264,6 +279,9 @@ impl ErrorReason {
             "ERROR_REASON_SNAPSHOTS_OFF" => Some(Self::SnapshotsOff),
             "ERROR_REASON_SNAPSHOT_FAILED" => Some(Self::SnapshotFailed),
             "ERROR_REASON_SESSION_UNREADABLE" => Some(Self::SessionUnreadable),
+            "ERROR_REASON_SCHEMA_TOO_LARGE" => Some(Self::SchemaTooLarge),
+            "ERROR_REASON_SCHEMA_UNSUPPORTED" => Some(Self::SchemaUnsupported),
+            "ERROR_REASON_GRAMMAR_TOO_COMPLEX" => Some(Self::GrammarTooComplex),
             _ => None,
         }
     }
@@ -310,6 +328,14 @@ pub struct GenerateRequest {
     /// is one.
     #[prost(message, optional, tag = "13")]
     pub cache: ::core::option::Option<CacheOptions>,
+    /// The form of the answer, which constrains what is drawn: the text obeys it, unless
+    /// max_tokens, a stop string or a stop token id cuts it (the finish reason says so).
+    /// Unset: any text. Each of several outputs obeys it; with continue_final_message
+    /// what is new does. Logprobs are of the model's own distribution; seeds, penalties
+    /// and filters work as without it, on the tokens that are allowed. With ignore_eos
+    /// it is INVALID_FIELD.
+    #[prost(message, optional, tag = "14")]
+    pub response_format: ::core::option::Option<ResponseFormat>,
     /// The model's reasoning; for chat only, else INVALID_FIELD.
     #[prost(message, optional, tag = "15")]
     pub reasoning: ::core::option::Option<ReasoningOptions>,
@@ -371,6 +397,69 @@ pub struct ReasoningOptions {
     /// the template's.
     #[prost(string, tag = "3")]
     pub effort: ::prost::alloc::string::String,
+}
+/// The form of an answer. The first request of a form compiles it (grammar_work_max,
+/// grammar_compile_ms_max); it is at most grammar_bytes_max bytes with at most
+/// grammar_depth_max brackets within each other: more is SCHEMA_TOO_LARGE. One that
+/// is malformed, or that no text obeys, is INVALID_FIELD, also where that is found only
+/// in the middle of an answer. The form begins with the first token: a model that would
+/// reason first does not. An answer ends by itself
+/// (FINISH_REASON_STOP) where the form allows an end; where it allows nothing else it
+/// ends there. One that takes more work for a token than the limits allow ends with
+/// GRAMMAR_TOO_COMPLEX.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResponseFormat {
+    /// Kind of the form. Required.
+    #[prost(oneof = "response_format::Format", tags = "1, 2, 3, 4, 5")]
+    pub format: ::core::option::Option<response_format::Format>,
+}
+/// Nested message and enum types in `ResponseFormat`.
+pub mod response_format {
+    /// Kind of the form. Required.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Format {
+        /// A JSON object with any content.
+        #[prost(message, tag = "1")]
+        JsonObject(super::JsonObjectFormat),
+        /// JSON that obeys a schema.
+        #[prost(message, tag = "2")]
+        JsonSchema(super::JsonSchemaFormat),
+        /// A regular expression that the whole answer matches, in the syntax of Rust's
+        /// regex crate, without look-around and back references.
+        #[prost(string, tag = "3")]
+        Regex(::prost::alloc::string::String),
+        /// A grammar in Lark as llguidance takes it (its docs/syntax.md); it may embed
+        /// schemas as `%json { ... }`.
+        #[prost(string, tag = "4")]
+        Grammar(::prost::alloc::string::String),
+        /// One of a list of texts.
+        #[prost(message, tag = "5")]
+        Choice(super::ChoiceFormat),
+    }
+}
+/// A JSON object with any content.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JsonObjectFormat {}
+/// JSON that obeys a schema. The properties come in the order of the schema, with at
+/// most 128 characters of white space between two parts.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JsonSchemaFormat {
+    /// The JSON schema (draft 2020-12), as JSON text. Keywords that only describe, and
+    /// those that begin with `x-`, are passed over; any other that is not supported is
+    /// SCHEMA_UNSUPPORTED, with its name and place: `not`, `if`, `contains`,
+    /// `uniqueItems`, `propertyNames`, `dependentRequired`, `unevaluatedProperties` and
+    /// their like, a `format` that is not known, a `oneOf` whose alternatives are told
+    /// apart neither by type nor by a constant, a `$ref` to elsewhere, which is never
+    /// fetched. Required.
+    #[prost(string, tag = "1")]
+    pub schema: ::prost::alloc::string::String,
+}
+/// One of a list of texts.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChoiceFormat {
+    /// The texts; at least one, none empty.
+    #[prost(string, repeated, tag = "1")]
+    pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// How a request takes part in the reuse of cached KV: what an earlier request
 /// computed is found by its first tokens. Requests of other principals are never
@@ -1359,7 +1448,8 @@ impl Role {
 pub enum FinishReason {
     /// Never sent.
     Unspecified = 0,
-    /// An end-of-text token of the model or one of stop_token_ids.
+    /// An end-of-text token of the model or one of stop_token_ids; with a
+    /// response_format also its end.
     Stop = 1,
     /// One of stop_strings.
     StopString = 2,
@@ -2649,6 +2739,8 @@ pub enum Feature {
     /// Thinking that a request can turn on and off. Of a model: the template argument
     /// `enable_thinking` changes what its chat template writes.
     Thinking = 9,
+    /// GenerateRequest.response_format.
+    StructuredOutput = 10,
     /// Reasoning apart from the text. Of a model: the form in which it reasons is known
     /// (`reasoning_format`).
     Reasoning = 11,
@@ -2673,6 +2765,7 @@ impl Feature {
             Self::Seed => "FEATURE_SEED",
             Self::SystemPrompt => "FEATURE_SYSTEM_PROMPT",
             Self::Thinking => "FEATURE_THINKING",
+            Self::StructuredOutput => "FEATURE_STRUCTURED_OUTPUT",
             Self::Reasoning => "FEATURE_REASONING",
             Self::ToolCalls => "FEATURE_TOOL_CALLS",
         }
@@ -2690,6 +2783,7 @@ impl Feature {
             "FEATURE_SEED" => Some(Self::Seed),
             "FEATURE_SYSTEM_PROMPT" => Some(Self::SystemPrompt),
             "FEATURE_THINKING" => Some(Self::Thinking),
+            "FEATURE_STRUCTURED_OUTPUT" => Some(Self::StructuredOutput),
             "FEATURE_REASONING" => Some(Self::Reasoning),
             "FEATURE_TOOL_CALLS" => Some(Self::ToolCalls),
             _ => None,

@@ -24,6 +24,7 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FEATURE_SEED: _ClassVar[Feature]
     FEATURE_SYSTEM_PROMPT: _ClassVar[Feature]
     FEATURE_THINKING: _ClassVar[Feature]
+    FEATURE_STRUCTURED_OUTPUT: _ClassVar[Feature]
     FEATURE_REASONING: _ClassVar[Feature]
     FEATURE_TOOL_CALLS: _ClassVar[Feature]
 
@@ -41,6 +42,7 @@ FEATURE_SESSIONS: Feature
 FEATURE_SEED: Feature
 FEATURE_SYSTEM_PROMPT: Feature
 FEATURE_THINKING: Feature
+FEATURE_STRUCTURED_OUTPUT: Feature
 FEATURE_REASONING: Feature
 FEATURE_TOOL_CALLS: Feature
 MODALITY_UNSPECIFIED: Modality
