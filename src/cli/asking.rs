@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use mlxd_client::v1::{
-    GenerateRequest, ReasoningOptions, ToolDefinition, ToolFormat, generate_request::Input,
+    GenerateRequest, ReasoningOptions, ToolChoice, ToolChoiceMode, ToolDefinition, ToolFormat,
+    generate_request::Input,
 };
 use serde_json::Value;
 
@@ -21,6 +22,9 @@ pub(crate) struct AskingArgs {
     /// Describe the tools in a text, for chat templates that write none
     #[arg(long)]
     prompt_tools: bool,
+    /// Whether the answer calls tools: auto, none, required, or the name of the one to call
+    #[arg(long, value_name = "CHOICE")]
+    tool_choice: Option<String>,
     /// Turn reasoning on or off, where the chat template has a switch for it
     #[arg(long, value_enum, value_name = "WHETHER")]
     thinking: Option<Thinking>,
@@ -44,7 +48,7 @@ enum Thinking {
 impl AskingArgs {
     /// Copies the options into `request`, which is a chat.
     pub(crate) fn apply(&self, request: &mut GenerateRequest) -> Result<()> {
-        let Self { tools, prompt_tools, thinking, reasoning_budget, reasoning_effort } = self;
+        let Self { tools, prompt_tools, tool_choice, thinking, reasoning_budget, reasoning_effort } = self;
         let reasoning = ReasoningOptions {
             enabled: thinking.map(|thinking| thinking == Thinking::On),
             budget_tokens: *reasoning_budget,
@@ -52,7 +56,7 @@ impl AskingArgs {
         };
         let has_reasoning = reasoning != ReasoningOptions::default();
         let Some(Input::Chat(chat)) = &mut request.input else {
-            if has_reasoning || *prompt_tools || !tools.is_empty() {
+            if has_reasoning || *prompt_tools || tool_choice.is_some() || !tools.is_empty() {
                 let why = "options about tools and reasoning need the chat template: omit --raw";
                 return Err(Failure::Usage(why.into()));
             }
@@ -62,12 +66,23 @@ impl AskingArgs {
         if *prompt_tools {
             chat.set_tool_format(ToolFormat::Prompted);
         }
+        chat.tool_choice = tool_choice.as_deref().map(choice);
         for file in tools {
             let text = std::fs::read_to_string(file)
                 .map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
             chat.tools.extend(definitions(file, &text)?);
         }
         Ok(())
+    }
+}
+
+/// Returns the choice that a word says.
+fn choice(word: &str) -> ToolChoice {
+    match word {
+        "auto" => ToolChoice::mode(ToolChoiceMode::Auto),
+        "none" => ToolChoice::mode(ToolChoiceMode::None),
+        "required" => ToolChoice::mode(ToolChoiceMode::Required),
+        name => ToolChoice::function(name),
     }
 }
 

@@ -95,6 +95,12 @@ impl MaskWorkers {
         self.held.get_or_insert_default();
     }
 
+    /// Lets workers be at the jobs that are held back.
+    #[cfg(test)]
+    pub(super) fn begin_held(&self) {
+        self.held.iter().flatten().for_each(|job| job.begun.store(true, Ordering::Relaxed));
+    }
+
     /// Does the jobs that were held back, and later ones at once. Returns their number.
     #[cfg(test)]
     pub(super) fn release(&mut self) -> usize {

@@ -9,7 +9,7 @@ use super::tagged::{GLM4, MINIMAX_M2, QWEN3_CODER, Tags};
 use super::typed::{Types, listed, reached};
 
 /// Any text: the special token behind it ends it.
-const TEXT_BEFORE_TOKEN: &str = r"/(.|\n)*/";
+pub(super) const TEXT_BEFORE_TOKEN: &str = r"/(.|\n)*/";
 
 /// Keywords that a text between tags cannot be held to, and what is said of each.
 const KEYWORDS: &[(&str, &str)] = &[

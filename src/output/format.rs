@@ -201,6 +201,12 @@ impl Format {
         matches!(self, Self::Harmony)
     }
 
+    /// Whether its own messages hold the reasoning too.
+    #[must_use]
+    pub const fn reasons_itself(self) -> bool {
+        matches!(self, Self::Harmony)
+    }
+
     /// Returns what opens a block of calls in the text.
     pub(super) const fn openers(self) -> &'static [&'static str] {
         match self {

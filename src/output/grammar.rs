@@ -7,9 +7,10 @@
 use serde_json::{Map, Value, json};
 
 use super::Tool;
-use super::bare::{Bare, Tail};
+use super::bare::{Bare, TEXT_BEFORE_TOKEN, Tail};
 use super::calls::is_name;
 use super::format::Format;
+use super::reasoning::{Reasoning, Start};
 
 /// Longest grammar, in bytes.
 const GRAMMAR_BYTES_MAX: usize = 8 << 20;
@@ -88,6 +89,33 @@ impl Format {
         let more = if several { format!("({between} call)*") } else { String::new() };
         let Writer { rules, .. } = writer;
         Ok(format!("start: {open} call {more} {close}\ncall: {call}\n{rules}"))
+    }
+
+    /// Returns the grammar of a whole output that calls, where reasoning is a part of the format itself, as
+    /// in Harmony; of what follows reasoning elsewhere. The output begins in `start`.
+    ///
+    /// # Errors
+    /// As [`Self::call_grammar`].
+    pub fn output_grammar(
+        self,
+        tools: &[Tool],
+        parallel: bool,
+        special: &dyn Fn(&str) -> Option<u32>,
+        start: Start,
+    ) -> Result<String, NoGrammar> {
+        let calls = self.call_grammar(tools, parallel, special)?;
+        // Only a special token ends a text.
+        if !self.reasons_itself() || special("<|end|>").is_none() {
+            return Ok(calls);
+        }
+        let writer = Writer { format: self, special, rules: String::new(), count: 0 };
+        let open = writer.literal(Reasoning::Harmony.opening());
+        let close = writer.literal(Reasoning::Harmony.closing_before_call());
+        let thought = match start {
+            Start::Text => format!("({open} {TEXT_BEFORE_TOKEN} {close})?"),
+            Start::Reasoning => format!("{TEXT_BEFORE_TOKEN} {close}"),
+        };
+        Ok(format!("start: {thought} calls\n{}", calls.replacen("start:", "calls:", 1)))
     }
 }
 

@@ -53,6 +53,10 @@ impl Harmony {
         matches!(self.state, State::Reasoning)
     }
 
+    pub(super) fn speaks(&self) -> bool {
+        matches!(self.state, State::Text)
+    }
+
     pub(super) fn in_call(&self) -> bool {
         matches!(self.state, State::Call(_))
     }

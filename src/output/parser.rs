@@ -168,6 +168,16 @@ impl Parser {
         }
     }
 
+    /// Whether the next character is the answer's, text or the beginning of a call, as far as is known.
+    #[must_use]
+    pub fn speaks(&self) -> bool {
+        match &self.mode {
+            Mode::Text => true,
+            Mode::Harmony(harmony) => harmony.speaks(),
+            Mode::Reasoning | Mode::Block(_) => false,
+        }
+    }
+
     /// Whether the next character belongs to a call, as far as is known.
     #[must_use]
     pub fn in_call(&self) -> bool {

@@ -108,6 +108,15 @@ impl Reasoning {
         }
     }
 
+    /// Returns the text that ends reasoning and leads to a call.
+    #[must_use]
+    pub const fn closing_before_call(self) -> &'static str {
+        match self {
+            Self::Harmony => "<|end|><|start|>assistant",
+            Self::Think | Self::Longcat | Self::Mistral | Self::Seed | Self::Channel => self.closing(),
+        }
+    }
+
     /// Returns what the end of a rendered prompt leaves open. Only what it ends with counts: a message may
     /// speak of the markers.
     #[must_use]

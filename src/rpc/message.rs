@@ -55,9 +55,12 @@ fn choice(sent: pb::ToolChoice) -> Result<ToolChoice, Error> {
     let refuse = |why| Err(Error::field("chat.tool_choice", why));
     match sent.choice {
         None => refuse("must say a choice"),
+        Some(Wire::Function(name)) if name.is_empty() => refuse("must name a tool"),
+        Some(Wire::Function(name)) => Ok(ToolChoice::Function(name)),
         Some(Wire::Mode(mode)) => match pb::ToolChoiceMode::try_from(mode) {
             Ok(pb::ToolChoiceMode::Unspecified | pb::ToolChoiceMode::Auto) => Ok(ToolChoice::Auto),
             Ok(pb::ToolChoiceMode::None) => Ok(ToolChoice::None),
+            Ok(pb::ToolChoiceMode::Required) => Ok(ToolChoice::Required),
             Err(_) => refuse("unknown mode"),
         },
     }

@@ -35,7 +35,8 @@ pub(super) fn plan(forms: ModelForms, chat: &Chat, tokenizer: &Tokenizer) -> Res
             return Err(Error::field("reasoning.budget_tokens", why));
         }
         (Some(tokens), Some(form)) => {
-            let closing = tokenizer.encode_more(form.closing());
+            let closing = if chat.demands_calls() { form.closing_before_call() } else { form.closing() };
+            let closing = tokenizer.encode_more(closing);
             let closing =
                 closing.map_err(|error| Error::field("reasoning.budget_tokens", error.to_string()))?;
             Some(ReasoningBudget { tokens, closing: closing.into() })

@@ -14,6 +14,9 @@ pub(super) const GENERATION_PROMPT: &str = "chat.add_generation_prompt";
 /// Path of what a chat says about its last message.
 pub(super) const CONTINUES: &str = "chat.continue_final_message";
 
+/// Path of what a chat says about calls.
+pub(super) const TOOL_CHOICE: &str = "chat.tool_choice";
+
 /// Messages for a chat template.
 #[derive(Debug, Default)]
 pub struct Chat {
@@ -46,6 +49,10 @@ pub enum ToolChoice {
     Auto,
     /// None; it does not see them.
     None,
+    /// At least one of them.
+    Required,
+    /// The one of this name, at least once.
+    Function(String),
 }
 
 /// What a model does before it answers.
@@ -96,12 +103,34 @@ impl Chat {
         match nameless {
             Some(index) => Err(Error::field(format!("chat.tools[{index}].name"), "must be given")),
             None if self.tools.is_empty() && self.tool_choice.is_some() => {
-                Err(Error::field("chat.tool_choice", "needs tools"))
+                Err(Error::field(TOOL_CHOICE, "needs tools"))
             }
             None if self.tools.is_empty() && self.parallel_tool_calls.is_some() => {
                 Err(Error::field("chat.parallel_tool_calls", "needs tools"))
             }
-            None => Ok(()),
+            None => self.check_demanded(),
+        }
+    }
+
+    /// Refuses calls that are demanded and cannot be made.
+    fn check_demanded(&self) -> Result<(), Error> {
+        let is_there = |name: &str| self.tools.iter().any(|tool| tool.name == name);
+        match &self.tool_choice {
+            Some(ToolChoice::Function(name)) if !is_there(name) => {
+                Err(Error::field(TOOL_CHOICE, format!("no tool has the name {name:?}")))
+            }
+            _ if self.demands_calls() && self.continue_final_message => {
+                Err(Error::field(TOOL_CHOICE, "a message that is continued makes no calls"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns whether the answer has to call.
+    pub(super) fn demands_calls(&self) -> bool {
+        match self.tool_choice {
+            Some(ToolChoice::Required | ToolChoice::Function(_)) => true,
+            Some(ToolChoice::Auto | ToolChoice::None) | None => false,
         }
     }
 
@@ -109,7 +138,7 @@ impl Chat {
     pub(super) fn offered_tools(&self) -> &[Tool] {
         match self.tool_choice {
             Some(ToolChoice::None) => &[],
-            Some(ToolChoice::Auto) | None => &self.tools,
+            Some(ToolChoice::Auto | ToolChoice::Required | ToolChoice::Function(_)) | None => &self.tools,
         }
     }
 

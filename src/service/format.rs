@@ -1,7 +1,6 @@
 //! The form of an answer, and what is returned besides its text, as a request says it.
 
 use super::fields::up_to;
-use super::sampling::StoppingOptions;
 use crate::error::Error;
 use crate::grammar::Source;
 use crate::limits::Limits;
@@ -31,15 +30,6 @@ impl ResponseFormat {
             Self::Grammar(_) => "response_format.grammar",
             Self::Choice(_) => "response_format.choice",
         }
-    }
-
-    /// Refuses what contradicts it.
-    pub(super) fn check(&self, stopping: &StoppingOptions) -> Result<(), Error> {
-        if stopping.ignore_eos {
-            let why = "an answer with a response_format ends where its grammar does";
-            return Err(Error::field("stopping.ignore_eos", why));
-        }
-        Ok(())
     }
 
     /// Returns its grammar.

@@ -22,9 +22,10 @@ use super::saves::Saves;
 use super::sessions::{Turn, or_session_deleted};
 use crate::count::count;
 use crate::engine::{
-    Constraint, Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, Reading, WorkOrigin,
+    Constraint, Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, Reading, Starts, WorkOrigin,
 };
 use crate::error::Error;
+use crate::grammar::Source;
 use crate::hub::ModelAssets;
 use crate::output::{Format, Piece};
 use crate::prompt::Prompt;
@@ -63,6 +64,10 @@ pub(super) struct Context {
     pub(super) calls: Option<(Format, u64)>,
     /// What its session will know of how it was written.
     pub(super) forms: AnswerForms,
+    /// Where the answer begins in the output.
+    pub(super) starts: Starts,
+    /// The grammar of the calls that it has to make; None once it is compiled.
+    pub(super) demanded: Option<Source>,
 }
 
 /// A turn's additions to its session besides the answer.

@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use super::Service;
 use super::caller::Caller;
 use super::desk::{Desk, Place};
-use super::format::ResponseFormat;
 use crate::engine::{Constraint, Starts};
 use crate::error::Error;
 use crate::grammar::{COMPILING_STACK_BYTES, Grammar, GrammarLimits, Refusal, Source, Vocabulary};
@@ -228,24 +227,8 @@ impl Grammars {
 }
 
 impl Service {
-    /// Returns what a number of outputs of a form have to obey; nothing without a form.
-    ///
-    /// # Errors
-    /// The form is refused.
-    pub(super) async fn obeying(
-        &self,
-        caller: &Caller,
-        assets: &Arc<ModelAssets>,
-        format: Option<ResponseFormat>,
-        outputs: u32,
-    ) -> Result<Vec<Constraint>, Error> {
-        let Some(format) = format else { return Ok(Vec::new()) };
-        let named = (format.field(), format.into_source());
-        self.constraints(caller, assets, named, outputs).await
-    }
-
-    /// Returns what a number of outputs of a model have to obey, from their first tokens on. `field` is the
-    /// path of the grammar in the request.
+    /// Returns what a number of outputs of a model have to obey, from where it `starts`. `field` is the path
+    /// of the grammar in the request.
     ///
     /// # Errors
     /// The grammar is refused, or it is not its turn to be compiled in time.
@@ -254,7 +237,7 @@ impl Service {
         caller: &Caller,
         assets: &Arc<ModelAssets>,
         (field, source): (&str, Source),
-        outputs: u32,
+        (starts, outputs): (Starts, u32),
     ) -> Result<Vec<Constraint>, Error> {
         let key = content_key(&vocabulary_key(assets), &source);
         let limit = self.limits.grammar_compile;
@@ -271,7 +254,7 @@ impl Service {
                 Err(Refusal::TooLarge { limit, value })
             }
         };
-        begin(compiled.map_err(|refusal| refused(field, refusal))?, outputs).await
+        begin(compiled.map_err(|refusal| refused(field, refusal))?, starts, outputs).await
     }
 
     /// Returns what comes of a grammar, which is compiled if nobody has; `waits` says meanwhile whether it is
@@ -310,10 +293,10 @@ impl Service {
 }
 
 /// Starts outputs of a grammar, for each of which its state is copied, on a thread that may take long.
-async fn begin(grammar: Arc<Grammar>, outputs: u32) -> Result<Vec<Constraint>, Error> {
+async fn begin(grammar: Arc<Grammar>, starts: Starts, outputs: u32) -> Result<Vec<Constraint>, Error> {
     let matchers = super::blocking(move || Ok((0..outputs).map(|_| Box::new(grammar.matcher())).collect()));
     let matchers: Vec<_> = matchers.await?;
-    let constraint = |matcher| Constraint { matcher, starts: Starts::Immediately };
+    let constraint = |matcher| Constraint { matcher, starts: starts.clone() };
     Ok(matchers.into_iter().map(constraint).collect())
 }
 

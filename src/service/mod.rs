@@ -11,6 +11,7 @@ mod caller;
 mod capabilities;
 mod chat;
 mod choices;
+mod demand;
 mod described;
 mod desk;
 mod downloads;

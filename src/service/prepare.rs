@@ -10,6 +10,7 @@ use super::answer::{instructions, plan, prompts, reading, switch, template_value
 use super::caller::Caller;
 use super::chat::{Chat, Tool};
 use super::choices::ChoiceCounts;
+use super::demand::{Demand, Lead};
 use super::desk::{Desk, Place};
 use super::fields::at_most;
 use super::generation::{Adds, Context, Generation, Prepared};
@@ -21,11 +22,12 @@ use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
 use super::{Service, blocking};
 use crate::count::count;
-use crate::engine::WorkOrigin;
+use crate::engine::{Starts, WorkOrigin};
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ConnectionId;
 use crate::limits::Limits;
+use crate::output::Start;
 use crate::session::{AnswerForms, HistoryOutcome, Message, TurnRequest, TurnStart, joined};
 use crate::text::{ChatTemplate, Encoding};
 
@@ -105,14 +107,15 @@ impl Service {
             let found = self.models.find(&model, caller).await?;
             let assets = Arc::clone(found.assets());
             let preparation = self.preparation(caller, &assets, "prompt");
-            let context = preparation.within_context().context(input, start).await?;
+            let mut context = preparation.within_context().context(input, start).await?;
             let prompt_tokens = count(context.prompt.len());
             let resolved = Resolved::new((&sampling, &stopping), &assets, prompt_tokens, &self.limits)?;
             let (resolved, choices) = match aim {
                 Aim::Answer(choices) => (resolved, choices),
                 Aim::Context => (resolved.without_answer(), ChoiceCounts::ONE),
             };
-            let constraints = self.obeying(caller, &assets, response_format, aim.drawn()).await?;
+            let held = (&mut context, response_format);
+            let constraints = self.held_to(caller, &assets, held, aim.drawn()).await?;
             caller.claim.release();
             let lease = self.models.lease(found, caller.connection).await?;
             if let Some(key) = session {
@@ -258,8 +261,17 @@ impl Preparation<'_> {
         };
         let (tokenizer, before) = (self.assets.tokenizer.clone(), Arc::clone(&tokens));
         let detokenizer = blocking(move || Ok(tokenizer.detokenizer_after(&before))).await?;
-        let (reading, calls, forms) = (None, None, AnswerForms::default());
-        Ok(Context { prompt: tokens.into(), adds: Adds::Raw, outcome, detokenizer, reading, calls, forms })
+        Ok(Context {
+            prompt: tokens.into(),
+            adds: Adds::Raw,
+            outcome,
+            detokenizer,
+            reading: None,
+            calls: None,
+            forms: AnswerForms::default(),
+            starts: Starts::Immediately,
+            demanded: None,
+        })
     }
 
     async fn chat(&self, chat: Chat, mut start: Option<TurnStart>) -> Result<Context, Error> {
@@ -276,6 +288,7 @@ impl Preparation<'_> {
         let calls_before = held.iter().map(|message| &**message).chain(&chat.messages);
         let calls_before = calls_before.map(|message| message.tool_calls().count() as u64).sum();
         let plan = plan(self.assets.forms, &chat, &self.assets.tokenizer)?;
+        let (demand, lead) = (Demand::of(&chat, &plan)?, Lead::of(&chat, &plan));
         let calls = plan.syntax.format.map(|format| (format, calls_before));
         let place = self.desk.place(self.connection, renders * (bytes + parts * PART_BYTES)).await;
         let (written, messages) = self.write(place, chat, start.clone()).await?;
@@ -285,6 +298,15 @@ impl Preparation<'_> {
         self.refuse_bytes(kept, rest.text.len())?;
         let end = if rest.text.is_empty() { text.as_deref().unwrap_or_default() } else { &rest.text };
         let (reading, forms) = reading(plan, end);
+        let mut starts = lead.starts(reading.as_deref(), end, &self.assets);
+        let mut demanded = None;
+        if let Some(demand) = demand {
+            if demand.is_whole() {
+                starts = Starts::Immediately;
+            }
+            let start = if forms.begins_reasoning { Start::Reasoning } else { Start::Text };
+            demanded = Some(demand.source(start, &self.assets).await?);
+        }
         let tokens = if rest.text.is_empty() && kept == old.len() {
             old
         } else {
@@ -300,7 +322,8 @@ impl Preparation<'_> {
             self.assets.tokenizer.detokenizer()
         };
         let adds = Adds::Chat { messages, text };
-        Ok(Context { prompt: tokens.into(), adds, outcome, detokenizer, reading, calls, forms })
+        let prompt = tokens.into();
+        Ok(Context { prompt, adds, outcome, detokenizer, reading, calls, forms, starts, demanded })
     }
 
     /// Returns the conversation as the template writes it after what its session holds, and its new messages.

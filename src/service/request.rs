@@ -161,8 +161,27 @@ impl GenerateRequest {
         self.stopping.check(limits)?;
         self.output.check(limits)?;
         self.cache.check()?;
-        self.response_format.iter().try_for_each(|format| format.check(&self.stopping))?;
+        self.check_held()?;
         Ok(target)
+    }
+}
+
+impl GenerateRequest {
+    /// Refuses what contradicts that the answer has a form, or has to call.
+    fn check_held(&self) -> Result<(), Error> {
+        let (may_call, has_to) = match &self.input {
+            Input::Chat(chat) => (!chat.offered_tools().is_empty(), chat.demands_calls()),
+            Input::Text(_) | Input::Ids(_) => (false, false),
+        };
+        if may_call && self.response_format.is_some() {
+            let why = "not beside tools that the model may call: leave them out, or set tool_choice NONE";
+            return Err(Error::field("response_format", why));
+        }
+        if self.stopping.ignore_eos && (has_to || self.response_format.is_some()) {
+            let why = "an answer with a response_format, or that has to call, ends where its grammar does";
+            return Err(Error::field("stopping.ignore_eos", why));
+        }
+        Ok(())
     }
 }
 

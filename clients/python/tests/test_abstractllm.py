@@ -153,7 +153,7 @@ def test_logprobs_and_priority_reach_the_request(llm, fake):
         ("user", "u"),
         ("context_window", 10),
         ("load_in_4bit", True),
-        ("tool_choice", "required"),
+        ("tool_choice", "some"),
         ("mirostat", 2),
         ("n", 2),
     ],
@@ -440,6 +440,19 @@ def test_without_tool_calls_they_are_none(llm):
     assert response.tool_calls is None
     assert response.finish_reason == "stop"
     assert llm.generate("x", tools=[add], tool_choice="none").content == PARIS
+
+
+def test_a_tool_choice_is_the_daemons(llm, fake):
+    fake.features.append(server_pb2.FEATURE_TOOLS)
+    for choice in ("required", {"type": "function", "function": {"name": "add"}}):
+        llm.generate("2 + 3?", tools=[add], tool_choice=choice)
+        sent = fake.requests[-1].chat
+        assert [tool.name for tool in sent.tools] == ["add"]
+        assert sent.tool_choice.WhichOneof("choice") == (
+            "mode" if choice == "required" else "function"
+        )
+    with pytest.raises(exceptions.UnsupportedFeatureError, match="tool_choice"):
+        llm.generate("2 + 3?", tool_choice="required")
 
 
 def test_a_streamed_answer_keeps_its_markup(llm, fake):

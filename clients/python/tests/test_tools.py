@@ -45,7 +45,16 @@ def test_a_request_says_what_may_be_called_and_how_to_reason() -> None:
     assert not sent.reasoning.enabled
     assert (sent.reasoning.budget_tokens, sent.reasoning.effort) == (7, "low")
     assert not request().HasField("reasoning")
-    for wrong in ({"tool_choice": "some"}, {"tool_format": "x"}, {"reasoning_budget": -1}):
+    required = request(tools=[TOOL], tool_choice="required").chat.tool_choice
+    assert required.mode == pb.TOOL_CHOICE_MODE_REQUIRED
+    for named in ({"name": "f"}, {"type": "function", "function": {"name": "f"}}):
+        assert request(tools=[TOOL], tool_choice=named).chat.tool_choice.function == "f"
+    for wrong in (
+        {"tool_choice": "some"},
+        {"tool_choice": {}},
+        {"tool_format": "x"},
+        {"reasoning_budget": -1},
+    ):
         with pytest.raises(mlxd.InvalidRequestError):
             request(**wrong)
 

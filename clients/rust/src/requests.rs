@@ -3,8 +3,9 @@
 
 use crate::v1::{
     ChatInput, ChoiceFormat, ContentPart, CountTokensRequest, ExtendSessionRequest, GenerateRequest,
-    GenerateResponse, JsonObjectFormat, JsonSchemaFormat, Message, ResponseFormat, Role, content_part,
-    count_tokens_request, extend_session_request, generate_request, response_format,
+    GenerateResponse, JsonObjectFormat, JsonSchemaFormat, Message, ResponseFormat, Role, ToolChoice,
+    ToolChoiceMode, content_part, count_tokens_request, extend_session_request, generate_request,
+    response_format, tool_choice,
 };
 
 impl GenerateRequest {
@@ -70,6 +71,20 @@ impl ResponseFormat {
 
     fn of(format: response_format::Format) -> Self {
         Self { format: Some(format) }
+    }
+}
+
+impl ToolChoice {
+    /// A rule for all tools, such as [`ToolChoiceMode::Required`]: at least one call.
+    #[must_use]
+    pub fn mode(mode: ToolChoiceMode) -> Self {
+        Self { choice: Some(tool_choice::Choice::Mode(mode.into())) }
+    }
+
+    /// The tool of this name has to be called.
+    #[must_use]
+    pub fn function(name: impl Into<String>) -> Self {
+        Self { choice: Some(tool_choice::Choice::Function(name.into())) }
     }
 }
 

@@ -195,8 +195,13 @@ pub struct Constraint {
 pub enum Starts {
     /// With the first token.
     Immediately,
-    /// After these tokens, such as those that end a model's reasoning. Before them anything may be drawn.
-    AfterTokens(Arc<[u32]>),
+    /// Where the answer begins, as the output's [`Reading`] says; before it anything may be drawn.
+    AfterReasoning {
+        /// The tokens that begin reasoning, which the output may begin with; none if it is under way.
+        opening: Arc<[u32]>,
+        /// Tokens that end an output, which are not drawn in reasoning.
+        ends: Arc<[u32]>,
+    },
 }
 
 /// A generation.

@@ -1,6 +1,8 @@
 //! A generation's way through its grammar: which tokens it may draw next. They are found out by a worker
 //! while the step runs that draws one of them.
 //!
+//! Where a model reasons first, its grammar begins behind that, as the reader of its output says.
+//!
 //! An output whose answer was not there in time waits outside of steps until it is. If a worker had begun
 //! with it, the grammar is slow: its next answers are waited for outside of steps too.
 
@@ -12,6 +14,7 @@ use crate::backend::TokenSet;
 use crate::clock::Moment;
 use crate::engine::api::{Constraint, Starts};
 use crate::engine::masks::{Answer, Asked, MaskWorkers};
+use crate::engine::task::reading::Reader;
 use crate::error::Error;
 use crate::grammar::{Allowed, Canceller, Matcher, Stuck};
 
@@ -23,12 +26,21 @@ const FAST_AGAIN: u32 = 16;
 pub(super) struct Guide {
     state: State,
     canceller: Canceller,
-    /// The tokens after which it begins, and the last ones that were drawn; None once it has begun.
-    before: Option<(Arc<[u32]>, Vec<u32>)>,
+    /// What comes before it; None once it has begun.
+    before: Option<Before>,
     /// Whether a step has waited for the answer that is asked for, in vain.
     is_late: bool,
     /// Number of answers until it is not slow any more.
     slow: u32,
+}
+
+/// What comes before a grammar.
+#[derive(Debug)]
+enum Before {
+    /// Perhaps reasoning: the tokens that open it, how many of them came, and what is not drawn in it.
+    Opening(Arc<[u32]>, usize, Arc<[u32]>),
+    /// Reasoning, in which these tokens are not drawn.
+    Reasoning(Arc<[u32]>),
 }
 
 #[derive(Debug)]
@@ -64,29 +76,39 @@ impl Guide {
         };
         let before = match starts {
             Starts::Immediately => None,
-            Starts::AfterTokens(tokens) => {
-                Some((tokens, Vec::new())).filter(|(tokens, _)| !tokens.is_empty())
-            }
+            Starts::AfterReasoning { opening, ends } if opening.is_empty() => Some(Before::Reasoning(ends)),
+            Starts::AfterReasoning { opening, ends } => Some(Before::Opening(opening, 0, ends)),
         };
         Self { state, canceller, before, is_late: false, slow: 0 }
     }
 
-    /// Returns whether the next token is drawn by it.
-    pub(super) fn has_begun(&self) -> bool {
-        self.before.is_none()
+    /// Returns which tokens alone are not drawn next; None if only those of its mask are.
+    pub(super) fn barred(&self) -> Option<&[u32]> {
+        match &self.before {
+            Some(Before::Reasoning(ends)) => Some(ends),
+            Some(Before::Opening(..)) | None => None,
+        }
     }
 
-    /// Takes a drawn token: it begins, or asks a worker what may follow.
-    pub(super) fn take(&mut self, token: u32, workers: &mut MaskWorkers) {
-        if let Some((marker, last)) = &mut self.before {
-            last.push(token);
-            if last.len() > marker.len() {
-                last.remove(0);
+    /// Takes a drawn token, which `reader` has read: it begins, or asks a worker what may follow.
+    pub(super) fn take(&mut self, token: u32, reader: &Reader, workers: &mut MaskWorkers) {
+        match self.before.take() {
+            None => {}
+            Some(Before::Reasoning(_)) if reader.speaks() => return,
+            Some(before @ Before::Reasoning(_)) => return self.before = Some(before),
+            // What reasoning and the grammar both begin with is the grammar's.
+            Some(Before::Opening(opening, came, ends))
+                if opening[came] == token && (came > 0 || !self.allows(token)) =>
+            {
+                let is_open = came + 1 == opening.len();
+                self.before = Some(if is_open {
+                    Before::Reasoning(ends)
+                } else {
+                    Before::Opening(opening, came + 1, ends)
+                });
+                return;
             }
-            if last[..] == marker[..] {
-                self.before = None;
-            }
-            return;
+            Some(Before::Opening(..)) => {}
         }
         let gone = State::Failed(Error::Internal("a grammar's way is lost".into()));
         self.state = match std::mem::replace(&mut self.state, gone) {
@@ -131,10 +153,19 @@ impl Guide {
         }
     }
 
+    /// Returns whether a token is known to be allowed.
+    fn allows(&self, token: u32) -> bool {
+        let State::Known(_, Allowed::Tokens(tokens)) = &self.state else { return false };
+        tokens.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+
     /// Returns what is known of the next token.
     pub(super) fn mask(&self) -> Mask {
         match &self.state {
-            State::Known(_, Allowed::Tokens(tokens)) => Mask::Tokens(TokenSet::clone(tokens)),
+            State::Known(_, Allowed::Tokens(tokens)) => match &self.before {
+                Some(Before::Opening(opening, came, _)) => Mask::Tokens(opened(tokens, opening, *came)),
+                Some(Before::Reasoning(_)) | None => Mask::Tokens(TokenSet::clone(tokens)),
+            },
             State::Known(_, Allowed::Nothing) => Mask::Whole,
             State::Failed(error) => Mask::Failed(error.clone()),
             State::Asked(..) => Mask::Late,
@@ -160,6 +191,16 @@ impl Drop for Guide {
         // What a worker does for an output that has ended is of no use.
         self.canceller.cancel();
     }
+}
+
+/// Returns what may be drawn where `came` of the tokens came that open reasoning, and the grammar allows
+/// `tokens`.
+fn opened(tokens: &TokenSet, opening: &[u32], came: usize) -> TokenSet {
+    let mut words = if came == 0 { tokens.to_vec() } else { vec![0; tokens.len()] };
+    if let Some(word) = words.get_mut(opening[came] as usize / 32) {
+        *word |= 1 << (opening[came] % 32);
+    }
+    words.into()
 }
 
 fn error_of(stuck: Stuck) -> Error {

@@ -43,6 +43,11 @@ impl Reader {
         self.budget.as_ref()?.closing.get(self.closed?).copied()
     }
 
+    /// Returns whether the next token is the answer's.
+    pub(super) fn speaks(&self) -> bool {
+        self.forced().is_none() && self.parser.as_ref().is_none_or(Parser::speaks)
+    }
+
     /// Begins to close reasoning that has had its tokens.
     fn keep_budget(&mut self) {
         let (Some(parser), Some(budget)) = (&self.parser, &self.budget) else { return };

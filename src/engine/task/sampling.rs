@@ -42,6 +42,13 @@ pub(super) fn forced(token: u32, top_logprobs: Option<u32>) -> Sample {
     Sample { edits: vec![edit], top_logprobs, ..Sample::default() }
 }
 
+/// Changes logits so that none of some tokens is drawn.
+pub(super) fn bar(tokens: &[u32], edits: &mut Vec<LogitEdit>) {
+    edits.retain(|edit| !tokens.contains(&edit.token));
+    let edit = |&token: &u32| LogitEdit { token, bias: -FORCING_BIAS, repetition: 1.0, subtract: 0.0 };
+    edits.extend(tokens.iter().map(edit));
+}
+
 /// Separates the number that decides about XTC from the one that draws the token.
 const XTC_STREAM: u64 = 0x0058_5443;
 

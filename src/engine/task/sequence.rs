@@ -7,7 +7,7 @@ use super::Task;
 use super::generate::Generation;
 use super::guide::{Guide, Mask};
 use super::reading::Reader;
-use super::sampling::{forced, sample_after};
+use super::sampling::{bar, forced, sample_after};
 use super::score::{self, Scoring};
 use crate::backend::{
     Allow, CHECKPOINTS_MAX, LogitEdit, RowOutput, RowResult, SlotId, Span, SpanKind, Want,
@@ -294,8 +294,7 @@ impl Sequence {
                     return Vec::new();
                 }
                 // The choices of a prompt begin alike, and may draw the same tokens at first.
-                let is_guided = guide.as_ref().is_some_and(Guide::has_begun);
-                let allow = || if is_guided { Allow::Awaited } else { Allow::All };
+                let barred = guide.as_ref().map(Guide::barred);
                 // The last choice takes them: usually there is one.
                 let edits = std::iter::repeat_n(edits.after(&self.transcript), 1 + others.len());
                 let others = others.iter().map(|other| (&other.sampling, &other.reader));
@@ -304,7 +303,12 @@ impl Sequence {
                         Some(token) => forced(token, *top_logprobs),
                         None => sample_after(&self.transcript, sampling, edits, *top_logprobs),
                     };
-                    sample.allow = allow();
+                    match barred {
+                        None => {}
+                        Some(None) => sample.allow = Allow::Awaited,
+                        Some(Some(_)) if reader.forced().is_some() => {}
+                        Some(Some(ends)) => bar(ends, &mut sample.edits),
+                    }
                     RowOutput { row: tokens - 1, want: Want::Sample(sample) }
                 };
                 std::iter::once((&*sampling, &*reader)).chain(others).zip(edits).map(draw).collect()
@@ -407,7 +411,7 @@ impl Sequence {
     pub(crate) fn ask_mask(&mut self, workers: &mut MaskWorkers) {
         let Task::Generate(generation) = &mut self.task else { return };
         if let (Some(guide), Some(&token)) = (&mut generation.guide, self.transcript.generated().last()) {
-            guide.take(token, workers);
+            guide.take(token, &generation.reader, workers);
         }
     }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::backend::fake::{among, drawn_token};
 use crate::engine::task::uniform;
 use crate::grammar::{Allowed, Grammar, GrammarLimits, Source, Vocabulary};
+use crate::output::{Parser, Reasoning, Start, Syntax};
 
 /// A token that ends outputs.
 const END: u32 = 7;
@@ -130,20 +131,58 @@ fn max_tokens_cuts_a_structure_and_says_so() {
     assert_eq!((end.finish, end.tokens.len()), (Finish::Length, 3));
 }
 
+/// Constrains an output to a word that `work` begins after reasoning, which these tokens open and close.
+fn reasoning_first(work: &mut GenerateWork, (open, close): (u32, u32), start: Start) {
+    let tokenizer = tokenizer_with(&[(open, "<think>"), (close, "</think>")]);
+    work.detokenizer = tokenizer.detokenizer();
+    let syntax = Syntax { format: None, reasoning: Some(Reasoning::Think) };
+    let parser = Parser::new(syntax, [].into(), start);
+    work.reading = Some(Box::new(Reading { parser, calls: false, one_call: false, budget: None }));
+    let opening = if start == Start::Text { [open].into() } else { [].into() };
+    work.constraints[0].starts = Starts::AfterReasoning { opening, ends: [END].into() };
+}
+
+/// Returns whether an output obeys the grammar of a word from here on.
+fn is_word(tokens: &[u32]) -> bool {
+    tokens.first() == Some(&500) && tokens.iter().all(|token| [500, END].contains(token))
+}
+
 #[test]
-fn a_grammar_that_begins_after_a_marker_leaves_free_what_is_before() {
+fn a_grammar_begins_where_reasoning_ends() {
     let mut bench = Bench::new();
     let grammar = grammar(&bench.tokenizer, "( t500)+", &[END]);
-    let (free, prompt) = (alone(&prompt(3, 10), 30), prompt(3, 10));
-    let marker: Arc<[u32]> = free[3..5].into();
-    let events = bench.constrained(&grammar, &prompt, 30, |work| {
-        work.constraints[0].starts = Starts::AfterTokens(marker);
+    let (free, asked) = (alone(&prompt(3, 10), 30), prompt(3, 10));
+    let events = bench.constrained(&grammar, &asked, 30, |work| {
+        reasoning_first(work, (600, free[4]), Start::Reasoning);
     });
     bench.run();
     let tokens = drain(events).tokens;
     assert_eq!(tokens[..5], free[..5]);
-    assert!(tokens.len() > 5 && tokens[5..].iter().all(|token| [500, END].contains(token)), "{tokens:?}");
-    assert_eq!(tokens[5], 500);
+    assert!(is_word(&tokens[5..]), "{tokens:?}");
+}
+
+#[test]
+fn an_output_may_begin_with_reasoning_or_with_its_grammar() {
+    let mut began = [0; 2];
+    for seed in 0..12 {
+        let mut bench = Bench::new();
+        let grammar = grammar(&bench.tokenizer, "( t500)+", &[END]);
+        let asked = prompt(seed, 10);
+        let open = [&asked[..], &[600]].concat();
+        let free = alone(&open, 4);
+        let events = bench.constrained(&grammar, &asked, 20, |work| {
+            reasoning_first(work, (600, free[2]), Start::Text);
+        });
+        bench.run();
+        let tokens = drain(events).tokens;
+        let thinks = tokens[0] == 600;
+        began[usize::from(thinks)] += 1;
+        if thinks {
+            assert_eq!(tokens[1..4], free[..3]);
+        }
+        assert!(is_word(&tokens[if thinks { 4 } else { 0 }..]), "{tokens:?}");
+    }
+    assert!(began[0] > 0 && began[1] > 0, "{began:?}");
 }
 
 #[test]
@@ -230,6 +269,30 @@ fn held_back(state_bytes: u64) {
 fn outputs_whose_masks_are_late_wait_alone_and_go_on_as_if_they_had_not() {
     held_back(0);
     held_back(40);
+}
+
+#[test]
+fn time_in_a_queue_is_not_that_of_a_mask() {
+    let mut bench = Bench::new();
+    let grammar = grammar(&bench.tokenizer, "( t[1-9][0-9]{2}){20}", &[END]);
+    let asked = prompt(1, 12);
+    let [patient, failing] = [(); 2].map(|()| bench.constrained(&grammar, &asked, 15, |_| {}));
+    let passes = |bench: &mut Bench| {
+        bench.ticks(3);
+        *bench.clock.0.lock().unwrap() += Duration::from_secs(61);
+        bench.ticks(3);
+    };
+    bench.ticks(5);
+    bench.engine.masks.hold();
+    passes(&mut bench);
+    assert_eq!(bench.engine.masks.release(), 2, "none has failed");
+    bench.ticks(2);
+    drop(patient);
+    bench.engine.masks.hold();
+    bench.ticks(2);
+    bench.engine.masks.begin_held();
+    passes(&mut bench);
+    assert!(matches!(drain(failing).end, Err(Error::GrammarTooComplex(_))));
 }
 
 #[test]

@@ -74,8 +74,17 @@ type Events = mpsc::Receiver<GenerateEvent>;
 const CONTROL_TOKENS: u32 = 100;
 
 pub(super) fn tokenizer() -> Tokenizer {
+    tokenizer_with(&[])
+}
+
+/// Returns a tokenizer some of whose tokens have other texts.
+fn tokenizer_with(texts: &[(u32, &str)]) -> Tokenizer {
+    let text = |id: u32| {
+        let other = texts.iter().find(|(of, _)| *of == id);
+        other.map_or_else(|| format!("t{id}"), |(_, text)| (*text).to_owned())
+    };
     let vocabulary: serde_json::Map<String, serde_json::Value> =
-        (0..1000).map(|id| (format!("t{id}"), id.into())).collect();
+        (0..1000).map(|id| (text(id), id.into())).collect();
     let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "t0" });
     // Tokens that begin messages, say.
     let control: Vec<serde_json::Value> = (0..CONTROL_TOKENS)

@@ -7,6 +7,7 @@ mod calls;
 mod choices;
 mod connections;
 mod continuing;
+mod demands;
 mod durability;
 mod errors;
 mod extend;

@@ -10,7 +10,6 @@ use mlxd_client::v1::{
     ForkSessionRequest, GenerateRequest, GenerateResponse, History, HistoryOutcome, ImportStart, Message,
     ReasoningOptions, Role, StoppingOptions, ToolCall, ToolChoice, ToolChoiceMode, ToolDefinition,
     ToolFormat, count_tokens_request, generate_request::Input, stream_generate_response::Event,
-    tool_choice::Choice,
 };
 use serde_json::{Value, json};
 
@@ -51,7 +50,7 @@ pub async fn start() -> Daemon {
     daemon
 }
 
-fn weather() -> ToolDefinition {
+pub fn weather() -> ToolDefinition {
     let parameters_json = r#"{"type": "object", "properties": {"city": {"type": "string"}}}"#.into();
     ToolDefinition { name: "weather".into(), parameters_json, ..Default::default() }
 }
@@ -130,16 +129,16 @@ async fn only_what_a_request_asks_for_is_read() {
     assert_eq!(parts(&daemon.client.generate(raw).await.unwrap()), ("", &*said, vec![]));
     // Without tools, or with none to call, a call is text.
     let text = ["Let me see.", CALL].concat();
-    let none = ToolChoice { choice: Some(Choice::Mode(ToolChoiceMode::None.into())) };
+    let none = || Some(ToolChoice::mode(ToolChoiceMode::None));
     let without = ChatInput { tools: Vec::new(), ..with_tools(vec![say(&said)]) };
-    let forbidden = ChatInput { tool_choice: Some(none), ..with_tools(vec![say(&said)]) };
+    let forbidden = ChatInput { tool_choice: none(), ..with_tools(vec![say(&said)]) };
     for chat in [without, forbidden] {
         let answer = daemon.client.generate(ask(chat)).await.unwrap();
         assert_eq!(parts(&answer), ("I ask.", &*text, vec![]));
         assert_eq!(answer.finish_reason(), FinishReason::Stop);
         assert!(!context(&daemon).contains("properties"), "the tools are not shown");
     }
-    let no_tools = ChatInput { tools: Vec::new(), tool_choice: Some(none), ..with_tools(vec![say("a")]) };
+    let no_tools = ChatInput { tools: Vec::new(), tool_choice: none(), ..with_tools(vec![say("a")]) };
     assert_eq!(refused(&daemon, ask(no_tools)).await, "chat.tool_choice");
     let alone =
         ChatInput { parallel_tool_calls: Some(false), messages: vec![say("a")], ..Default::default() };

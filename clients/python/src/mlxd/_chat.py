@@ -29,7 +29,7 @@ def chat_input(
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_arguments: Mapping[str, Any] | None = None,
     *,
-    tool_choice: str | None = None,
+    tool_choice: str | Mapping[str, Any] | None = None,
     tool_format: str | None = None,
     **flags: bool | None,
 ) -> pb.ChatInput:
@@ -49,10 +49,18 @@ def chat_input(
         except (ParseError, *BAD_VALUE) as error:
             raise invalid("chat.template_arguments", str(error)) from error
     if tool_choice is not None:
-        mode = enum_value(pb.ToolChoiceMode, "tool_choice_mode", tool_choice)
-        put(chat.tool_choice, "mode", mode, "chat.tool_choice")
+        _set_choice(chat.tool_choice, tool_choice)
     chat.tool_format = enum_value(pb.ToolFormat, "tool_format", tool_format)
     return chat
+
+
+def _set_choice(choice: pb.ToolChoice, given: str | Mapping[str, Any]) -> None:
+    """Sets a rule by its name, or the tool to call as OpenAI writes it."""
+    if isinstance(given, str):
+        mode = enum_value(pb.ToolChoiceMode, "tool_choice_mode", given)
+        put(choice, "mode", mode, "chat.tool_choice")
+    else:
+        put(choice, "function", _function(given, "chat.tool_choice")["name"], "chat.tool_choice")
 
 
 def _message(message: Any, path: str) -> pb.Message:

@@ -88,7 +88,8 @@ __all__ = [
 ]
 
 FinishReason: TypeAlias = Literal["stop", "stop_string", "length", "tool_calls"]
-ToolChoice: TypeAlias = Literal["auto", "none"]
+# A mapping names the tool to call: `{"name": …}`, or as OpenAI writes it.
+ToolChoice: TypeAlias = Literal["auto", "none", "required"] | Mapping[str, Any]
 ToolFormat: TypeAlias = Literal["prompted"]
 ComputeDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 KvDtype: TypeAlias = Literal["compute", "int8"]

@@ -402,11 +402,12 @@ pub struct ReasoningOptions {
 /// grammar_compile_ms_max); it is at most grammar_bytes_max bytes with at most
 /// grammar_depth_max brackets within each other: more is SCHEMA_TOO_LARGE. One that
 /// is malformed, or that no text obeys, is INVALID_FIELD, also where that is found only
-/// in the middle of an answer. The form begins with the first token: a model that would
-/// reason first does not. An answer ends by itself
-/// (FINISH_REASON_STOP) where the form allows an end; where it allows nothing else it
-/// ends there. One that takes more work for a token than the limits allow ends with
-/// GRAMMAR_TOO_COMPLEX.
+/// in the middle of an answer. In a chat, a model whose reasoning is known
+/// (ModelCapabilities.reasoning_format) may reason first, unless reasoning is off; the
+/// form begins after that. Beside tools that the model may call it is INVALID_FIELD.
+/// An answer ends by itself (FINISH_REASON_STOP) where the form allows an end; where it
+/// allows nothing else it ends there. One that takes more work for a token than the
+/// limits allow ends with GRAMMAR_TOO_COMPLEX.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResponseFormat {
     /// Kind of the form. Required.
@@ -531,20 +532,24 @@ pub struct ChatInput {
     pub allow_control_tokens: bool,
 }
 /// Which of the given tools the model may call.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolChoice {
     /// The choice. Required.
-    #[prost(oneof = "tool_choice::Choice", tags = "1")]
+    #[prost(oneof = "tool_choice::Choice", tags = "1, 2")]
     pub choice: ::core::option::Option<tool_choice::Choice>,
 }
 /// Nested message and enum types in `ToolChoice`.
 pub mod tool_choice {
     /// The choice. Required.
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Choice {
         /// A rule for all tools.
         #[prost(enumeration = "super::ToolChoiceMode", tag = "1")]
         Mode(i32),
+        /// Name of the tool that the model has to call, at least once: as with
+        /// TOOL_CHOICE_MODE_REQUIRED, with this tool alone. The model sees them all.
+        #[prost(string, tag = "2")]
+        Function(::prost::alloc::string::String),
     }
 }
 /// One message of a conversation.
@@ -1373,6 +1378,13 @@ pub enum ToolChoiceMode {
     /// No calls: the tools are checked but not shown to the model, and nothing that it
     /// writes is read as a call.
     None = 2,
+    /// At least one call, and no text: the output, after its reasoning, obeys the
+    /// grammar of the model's tool_format, and the arguments the schemas of the tools,
+    /// unless max_tokens, a stop string or a stop token id cuts it. Exactly one with
+    /// parallel_tool_calls false. Schemas are as in JsonSchemaFormat, and limited as a
+    /// ResponseFormat is; what a tool_format cannot be held to is INVALID_FIELD. So are a
+    /// model whose tool_format is not known, ignore_eos and continue_final_message.
+    Required = 3,
 }
 impl ToolChoiceMode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1384,6 +1396,7 @@ impl ToolChoiceMode {
             Self::Unspecified => "TOOL_CHOICE_MODE_UNSPECIFIED",
             Self::Auto => "TOOL_CHOICE_MODE_AUTO",
             Self::None => "TOOL_CHOICE_MODE_NONE",
+            Self::Required => "TOOL_CHOICE_MODE_REQUIRED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1392,6 +1405,7 @@ impl ToolChoiceMode {
             "TOOL_CHOICE_MODE_UNSPECIFIED" => Some(Self::Unspecified),
             "TOOL_CHOICE_MODE_AUTO" => Some(Self::Auto),
             "TOOL_CHOICE_MODE_NONE" => Some(Self::None),
+            "TOOL_CHOICE_MODE_REQUIRED" => Some(Self::Required),
             _ => None,
         }
     }

@@ -119,10 +119,9 @@ def check(given: Mapping[str, Any]) -> None:
                 name, message=f"{name} is not supported: {_REFUSED[name]}", provider=PROVIDER
             )
     choice = given.get("tool_choice", "auto")
-    if choice not in ("auto", "none"):
-        raise UnsupportedFeatureError(
-            "tool_choice", message="tool_choice is auto or none", provider=PROVIDER
-        )
+    if not isinstance(choice, Mapping) and choice not in ("auto", "none", "required"):
+        text = "tool_choice is auto, none, required, or the tool to call"
+        raise UnsupportedFeatureError("tool_choice", message=text, provider=PROVIDER)
 
 
 def merge(
@@ -147,6 +146,8 @@ def merge(
     # By OpenAI's convention a bool turns them on, without alternatives.
     if (logprobs := given.get("logprobs", False)) is not False:
         options["logprobs"] = 0 if logprobs is True else logprobs
+    if (choice := given.get("tool_choice", "auto")) not in ("auto", "none"):
+        options["tool_choice"] = choice
     offered = tools if tools is not None else given.get("tools")
     return Parameters(
         model=str(model),

@@ -212,6 +212,9 @@ class MlxdProvider(BaseProvider):
         options = asked.options
         if tools.definitions:
             options = {**options, "tools": tools.definitions}
+        elif "tool_choice" in options:
+            text = "tool_choice needs tools that the model's chat template takes"
+            raise UnsupportedFeatureError("tool_choice", message=text, provider=PROVIDER)
         in_text, limit = tools.has_calls_in_text, asked.max_input_tokens
         call = _Call(asked.model, chat, options, in_text, limit, asked.budget)
         self._capture_verbatim_context(self._verbatim(call))
