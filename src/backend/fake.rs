@@ -221,10 +221,11 @@ impl Fake {
     }
 }
 
-/// Returns the token after a context, unless a bias that no other logit comes near says which.
+/// Returns the token after a context, or what a bias says that no other logit comes near.
 fn drawn(sample: &Sample, context: &[u32]) -> u32 {
-    let forced = sample.edits.iter().find(|edit| edit.bias >= 10_000.0);
-    forced.map_or_else(|| drawn_token(context, sample.temperature, sample.uniform), |edit| edit.token)
+    let token = drawn_token(context, sample.temperature, sample.uniform);
+    let edit = sample.edits.iter().find(|edit| edit.bias >= 1e4 || edit.token == token && edit.bias <= -1e4);
+    edit.map_or(token, |edit| edit.token + u32::from(edit.bias < 0.0))
 }
 
 impl Backend for Fake {

@@ -21,7 +21,7 @@ mod tests;
 mod thread;
 
 pub use api::{
-    AdoptWork, CacheUse, CachedAsk, CachedKv, Command, Constraint, Counters, Delta, DrySampling,
+    AdoptWork, Barred, CacheUse, CachedAsk, CachedKv, Command, Constraint, Counters, Delta, DrySampling,
     EVENTS_BUFFERED_MAX, EngineHandle, EngineSettings, EngineStats, ExportAsk, Finish, GenerateEvent,
     GenerateWork, Generated, KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, LoadEvent, LoadWork, Penalty,
     Pulse, Reading, ReasoningBudget, ResidentModel, RoomAsk, Sampling, ScoreWork, Scored, Starts, Stopping,

@@ -1,8 +1,10 @@
 //! A compiled grammar, and the state of one output in it.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use llguidance::toktrie::TokEnv;
 use llguidance::{CancellationHandle, Logger, Matcher as Inner};
 
 use super::{GrammarLimits, Refusal, Source, Vocabulary};
@@ -23,6 +25,53 @@ pub struct Grammar {
     first: Allowed,
     has_end: bool,
     bytes: usize,
+    tokens: TokEnv,
+    pace: Pace,
+}
+
+/// Answers in time after which a grammar that was slow is taken for one that is not; twice as many each time
+/// that it is slow again.
+const FAST_AGAIN: [u32; 2] = [16, 1 << 16];
+
+/// How long a grammar takes to say what may come next, as its outputs have seen it.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Number of answers until it is not slow any more.
+    slow: AtomicU32,
+    /// Number of answers that it had to give when it was slow last.
+    needed: AtomicU32,
+    /// Microseconds that the last answer took.
+    last_us: AtomicU32,
+}
+
+impl Pace {
+    /// Returns whether it was slow.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.slow.load(Ordering::Relaxed) > 0
+    }
+
+    /// Notes that an answer was not there in time.
+    pub fn was_slow(&self) {
+        let [least, most] = FAST_AGAIN;
+        let twice = |needed: u32| Some(needed.saturating_mul(2).clamp(least, most));
+        let before = self.needed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, twice);
+        let needed = before.ok().and_then(twice).unwrap_or(most);
+        self.slow.store(needed, Ordering::Relaxed);
+    }
+
+    /// Notes an answer that took some time.
+    pub fn answered(&self, us: u64) {
+        self.last_us.store(u32::try_from(us).unwrap_or(u32::MAX), Ordering::Relaxed);
+        // Another output may have the last one.
+        let _ = self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+    }
+
+    /// Returns the microseconds that the last answer took.
+    #[must_use]
+    pub fn last_us(&self) -> u32 {
+        self.last_us.load(Ordering::Relaxed)
+    }
 }
 
 /// What may come next.
@@ -37,8 +86,10 @@ pub enum Allowed {
 /// Why an output cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stuck {
-    /// Finding out what may come next takes more than the limits allow, or has failed.
+    /// Finding out what may come next takes more than the limits allow.
     Work(String),
+    /// Finding it out has failed.
+    Broken(String),
     /// No token can follow, and the output is not whole: none that begins like it obeys the grammar.
     DeadEnd,
 }
@@ -46,7 +97,6 @@ pub enum Stuck {
 /// The state of an output in its grammar.
 pub struct Matcher {
     inner: Inner,
-    first: Option<Allowed>,
     has_end: bool,
 }
 
@@ -89,7 +139,7 @@ impl Grammar {
         let mut start = Inner::new(Ok(parser));
         let first = allowed(&mut start, vocabulary.has_end);
         let first = first.map_err(|stuck| match stuck {
-            Stuck::Work(why) => source.refusal(&why, limits),
+            Stuck::Work(why) | Stuck::Broken(why) => source.refusal(&why, limits),
             Stuck::DeadEnd => Refusal::Invalid("no output obeys it".into()),
         })?;
         let none = matches!(&first, Allowed::Tokens(tokens) if tokens.iter().all(|word| *word == 0));
@@ -97,7 +147,14 @@ impl Grammar {
             return Err(Refusal::Invalid("no output obeys it but perhaps an empty one".into()));
         }
         let bytes = BYTES_MIN + BYTES_PER_BYTE * source.bytes();
-        Ok(Self { start: Mutex::new(start), first, has_end: vocabulary.has_end, bytes })
+        Ok(Self {
+            start: Mutex::new(start),
+            first,
+            has_end: vocabulary.has_end,
+            bytes,
+            tokens: Arc::clone(factory.tok_env()),
+            pace: Pace::default(),
+        })
     }
 
     /// Starts an output.
@@ -105,7 +162,37 @@ impl Grammar {
     pub fn matcher(&self) -> Matcher {
         // With a lexer of its own, its errors and its work are its own too.
         let inner = self.start.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
-        Matcher { inner: inner.into_cancellable(), first: Some(self.first.clone()), has_end: self.has_end }
+        Matcher { inner: inner.into_cancellable(), has_end: self.has_end }
+    }
+
+    /// Returns what an output may begin with.
+    #[must_use]
+    pub fn first(&self) -> &Allowed {
+        &self.first
+    }
+
+    /// Returns how long its outputs wait for what may come next.
+    #[must_use]
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Returns for each number of bytes of a marker the tokens that end it behind them, and go on with more
+    /// than newlines: part of an output would then come unseen behind the marker.
+    #[must_use]
+    pub fn ending_within(&self, marker: &str) -> Vec<Vec<u32>> {
+        let trie = self.tokens.tok_trie();
+        let mut found = vec![Vec::new(); marker.len()];
+        for id in 0..u32::try_from(trie.vocab_size()).unwrap_or(u32::MAX) {
+            let token = trie.token(id);
+            for (came, ids) in found.iter_mut().enumerate() {
+                let rest = token.strip_prefix(&marker.as_bytes()[came..]);
+                if rest.is_some_and(|rest| rest.iter().any(|byte| *byte != b'\n')) {
+                    ids.push(id);
+                }
+            }
+        }
+        found
     }
 
     /// Returns the bytes that it takes, roughly.
@@ -127,7 +214,6 @@ impl Matcher {
     /// # Errors
     /// The output cannot go on.
     pub fn advance(&mut self, token: u32) -> Result<(), Stuck> {
-        self.first = None;
         self.inner.consume_token(token).map_err(|error| stuck(&error.to_string()))
     }
 
@@ -136,10 +222,7 @@ impl Matcher {
     /// # Errors
     /// The output cannot go on.
     pub fn allowed(&mut self) -> Result<Allowed, Stuck> {
-        match &self.first {
-            Some(first) => Ok(first.clone()),
-            None => allowed(&mut self.inner, self.has_end),
-        }
+        allowed(&mut self.inner, self.has_end)
     }
 
     /// Returns the microseconds that finding out what may come next took last.
@@ -186,5 +269,11 @@ fn is_over(inner: &Inner) -> bool {
 /// Returns why llguidance does not go on. What follows the first line of an error is the state of its parser.
 fn stuck(error: &str) -> Stuck {
     let first = error.lines().next().unwrap_or_default().trim();
-    if first.contains("NoExtensionBias") { Stuck::DeadEnd } else { Stuck::Work(first.to_owned()) }
+    if first.contains("NoExtensionBias") {
+        Stuck::DeadEnd
+    } else if first.starts_with("panic") {
+        Stuck::Broken(first.to_owned())
+    } else {
+        Stuck::Work(first.to_owned())
+    }
 }

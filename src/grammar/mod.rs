@@ -17,7 +17,7 @@ mod schema;
 mod source;
 mod vocabulary;
 
-pub use compiled::{Allowed, Canceller, Grammar, Matcher, Stuck};
+pub use compiled::{Allowed, Canceller, Grammar, Matcher, Pace, Stuck};
 pub use limits::GrammarLimits;
 pub use refusal::Refusal;
 pub use source::Source;

@@ -415,3 +415,32 @@ fn constant() -> impl Strategy<Value = Value> {
         ]
     })
 }
+
+#[test]
+fn tokens_that_end_a_marker_and_go_on_are_found() {
+    let grammar = compile(&Source::Regex("a".into())).unwrap();
+    let tokenizer = tokenizer();
+    let found = |marker: &str| -> Vec<Vec<String>> {
+        let text = |ids: Vec<u32>| ids.into_iter().map(|id| tokenizer.decode(&[id]).unwrap()).collect();
+        grammar.ending_within(marker).into_iter().map(text).collect()
+    };
+    let none: Vec<String> = vec![];
+    assert_eq!(found("z\""), [none.clone(), vec!["\":".into(), "\",".into(), "\"}".into()]]);
+    assert_eq!(found("a"), [vec!["ab".to_owned()]]);
+    assert_eq!(found("<|end|>"), vec![none; 7], "a control token is none of its text");
+}
+
+#[test]
+fn a_grammar_that_was_slow_is_fast_again_after_more_and_more_answers() {
+    let pace = Pace::default();
+    assert!(!pace.is_slow());
+    for needed in [16, 32, 64] {
+        pace.was_slow();
+        for answer in 0..needed {
+            assert!(pace.is_slow(), "{answer} of {needed}");
+            pace.answered(7);
+        }
+        assert!(!pace.is_slow());
+    }
+    assert_eq!(pace.last_us(), 7);
+}

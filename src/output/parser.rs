@@ -57,6 +57,8 @@ pub struct Parser {
     interrupted: bool,
     calls: Calls,
     call_bytes_max: usize,
+    /// Whether a call may end reasoning.
+    calls_in_reasoning: bool,
     /// Characters that go out next.
     plain: String,
 }
@@ -84,6 +86,7 @@ impl Parser {
             interrupted: false,
             calls: Calls::new(tools),
             call_bytes_max: CALL_BYTES_MAX,
+            calls_in_reasoning: true,
             plain: String::new(),
         }
     }
@@ -116,6 +119,11 @@ impl Parser {
     #[must_use]
     pub fn with_call_bytes_max(self, call_bytes_max: usize) -> Self {
         Self { call_bytes_max, ..self }
+    }
+
+    /// Leaves in reasoning what looks like a call: only its own marker ends it.
+    pub fn end_reasoning_by_its_marker(&mut self) {
+        self.calls_in_reasoning = false;
     }
 
     /// Takes the next characters and returns the parts that are certain.
@@ -178,6 +186,17 @@ impl Parser {
         }
     }
 
+    /// Returns how many bytes have come of the marker that closes the reasoning.
+    #[must_use]
+    pub fn closing_came(&self) -> usize {
+        let close = match (&self.mode, self.syntax.reasoning) {
+            (Mode::Reasoning, Some(way)) => way.close(),
+            _ => return 0,
+        };
+        let held = self.scan.held().as_bytes();
+        (1..close.len()).rev().find(|came| held.ends_with(&close.as_bytes()[..*came])).unwrap_or(0)
+    }
+
     /// Whether the next character belongs to a call, as far as is known.
     #[must_use]
     pub fn in_call(&self) -> bool {
@@ -232,10 +251,12 @@ impl Parser {
         let anywhere = self.syntax.reasoning.is_some_and(Reasoning::anywhere);
         match marker.checked_sub(openers) {
             // In reasoning a call begins a line: elsewhere the model speaks of one.
-            None if !thinks || self.thought.line_ended() => match text.strip_suffix('[') {
-                Some(opener) => self.open_block(marker, opener, Some('[')),
-                None => self.open_block(marker, text, None),
-            },
+            None if !thinks || self.calls_in_reasoning && self.thought.line_ended() => {
+                match text.strip_suffix('[') {
+                    Some(opener) => self.open_block(marker, opener, Some('[')),
+                    None => self.open_block(marker, text, None),
+                }
+            }
             // The prompt has opened the reasoning, and the model opens it again.
             Some(0) if thinks && !self.thought.begun() => {}
             Some(0) if !thinks && (anywhere || !self.speech.begun()) => {
@@ -353,6 +374,37 @@ mod tests {
         // White space begins nothing.
         is(" \n", "<think>a</think>b", "a", "b");
         is(" \n", "  b", "", "  b");
+    }
+
+    #[test]
+    fn reasoning_may_be_ended_by_its_marker_alone() {
+        let syntax = Syntax { format: Some(Format::Hermes), reasoning: Some(Reasoning::Think) };
+        let call = r#"<tool_call>{"name": "f", "arguments": {}}</tool_call>"#;
+        let output = format!("Hm\n{call}\n</think>{call}");
+        let read = |by_marker| {
+            let mut parser = Parser::new(syntax, [].into(), Start::Reasoning);
+            if by_marker {
+                parser.end_reasoning_by_its_marker();
+            }
+            let mut pieces = parser.push(&output);
+            pieces.extend(parser.finish(false));
+            let Collected { reasoning, text, calls, .. } = Collected::of(&pieces);
+            (reasoning, text, calls.len())
+        };
+        assert_eq!(read(true), (format!("Hm\n{call}"), String::new(), 1));
+        assert_eq!(read(false), ("Hm".into(), String::new(), 2));
+    }
+
+    #[test]
+    fn what_has_come_of_the_closing_marker_is_known() {
+        let syntax = Syntax { format: Some(Format::Hermes), reasoning: Some(Reasoning::Think) };
+        let mut parser = Parser::new(syntax, [].into(), Start::Reasoning);
+        for (text, came) in
+            [("a", 0), ("<", 1), ("/thi", 5), ("n ", 0), ("<</", 2), ("think", 7), (">", 0), ("</", 0)]
+        {
+            parser.push(text);
+            assert_eq!(parser.closing_came(), came, "{text}");
+        }
     }
 
     #[test]

@@ -137,7 +137,8 @@ impl Reasoning {
     }
 
     /// Returns the marker that closes it.
-    pub(super) const fn close(self) -> &'static str {
+    #[must_use]
+    pub const fn close(self) -> &'static str {
         match self {
             Self::Think => "</think>",
             Self::Longcat => "</longcat_think>",

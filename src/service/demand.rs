@@ -7,11 +7,10 @@ use super::answer::Plan;
 use super::caller::Caller;
 use super::chat::{Chat, TOOL_CHOICE, ToolChoice};
 use super::format::ResponseFormat;
-use super::generation::Context;
 use super::{Service, blocking};
-use crate::engine::{Constraint, Reading, Starts};
+use crate::engine::{Barred, Constraint, Reading, Starts};
 use crate::error::Error;
-use crate::grammar::Source;
+use crate::grammar::{Grammar, Source};
 use crate::hub::ModelAssets;
 use crate::output::{Format, NoGrammar, Reasoning, Start, Tool};
 
@@ -89,14 +88,42 @@ impl Service {
         &self,
         caller: &Caller,
         assets: &Arc<ModelAssets>,
-        (context, format): (&mut Context, Option<ResponseFormat>),
-        outputs: u32,
-    ) -> Result<Vec<Constraint>, Error> {
-        let demanded = context.demanded.take().map(|source| (TOOLS, source));
-        match demanded.or_else(|| format.map(|format| (format.field(), format.into_source()))) {
-            Some(named) => self.constraints(caller, assets, named, (context.starts.clone(), outputs)).await,
-            None => Ok(Vec::new()),
-        }
+        (demanded, format): (Option<Source>, Option<ResponseFormat>),
+        thinks_first: Option<ThinksFirst>,
+    ) -> Result<Option<Constraint>, Error> {
+        let demanded = demanded.map(|source| (TOOLS, source));
+        let named = demanded.or_else(|| format.map(|format| (format.field(), format.into_source())));
+        let Some(named) = named else { return Ok(None) };
+        let grammar = self.grammar(caller, assets, named).await?;
+        let starts = match thinks_first {
+            Some(first) => first.starts(&grammar).await?,
+            None => Starts::Immediately,
+        };
+        Ok(Some(Constraint { grammar, starts }))
+    }
+}
+
+/// Reasoning that comes before an answer.
+#[derive(Debug)]
+pub(super) struct ThinksFirst {
+    /// The tokens that begin it; none if it is under way.
+    opening: Vec<u32>,
+    /// The tokens that end an output.
+    ends: Vec<u32>,
+    /// The marker that closes it.
+    close: &'static str,
+}
+
+impl ThinksFirst {
+    /// Returns where a grammar starts then.
+    async fn starts(self, grammar: &Arc<Grammar>) -> Result<Starts, Error> {
+        let grammar = Arc::clone(grammar);
+        blocking(move || {
+            let Self { opening, ends, close } = self;
+            let barred = Barred { ends, closing: grammar.ending_within(close) };
+            Ok(Starts::AfterReasoning { opening: opening.into(), barred: Arc::new(barred) })
+        })
+        .await
     }
 }
 
@@ -114,20 +141,28 @@ impl Lead {
         Self { way: plan.syntax.reasoning, may_open }
     }
 
-    /// Returns where the answer begins in an output that is read so, behind a prompt that ends with `end`.
-    pub(super) fn starts(&self, reading: Option<&Reading>, end: &str, assets: &ModelAssets) -> Starts {
-        let Some(reading) = reading else { return Starts::Immediately };
-        let ends = || assets.eos_token_ids.clone().into();
+    /// Returns the reasoning before an answer that is read so, behind a prompt that ends with `end`.
+    pub(super) fn thinks_first(
+        &self,
+        reading: Option<&Reading>,
+        end: &str,
+        assets: &ModelAssets,
+    ) -> Option<ThinksFirst> {
+        let (reading, way) = (reading?, self.way?);
+        let first = |opening| {
+            // Those of Harmony are tokens of their own.
+            let close = if way == Reasoning::Harmony { "" } else { way.close() };
+            Some(ThinksFirst { opening, ends: assets.eos_token_ids.clone(), close })
+        };
         if !reading.parser.speaks() {
-            return Starts::AfterReasoning { opening: Arc::default(), ends: ends() };
+            return first(Vec::new());
         }
-        let is_over = |way: &Reasoning| end.trim_end().ends_with(way.closing().trim());
-        let way = self.way.filter(|way| self.may_open && !is_over(way));
-        // What the tokenizer cannot write, the model cannot either.
-        let opening = way.and_then(|way| assets.tokenizer.encode_more(way.opening().trim_end()).ok());
-        match opening.filter(|opening| !opening.is_empty()) {
-            Some(opening) => Starts::AfterReasoning { opening: opening.into(), ends: ends() },
-            None => Starts::Immediately,
+        if !self.may_open || end.trim_end().ends_with(way.closing().trim()) {
+            return None;
         }
+        // What the tokenizer cannot write, or the model, does not come.
+        let opening = assets.tokenizer.encode_more(way.opening().trim_end()).ok()?;
+        let can_be_drawn = |ids: &[u32]| !ids.is_empty() && ids.iter().all(|id| *id < assets.vocabulary_size);
+        if can_be_drawn(&opening) { first(opening) } else { None }
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::Sleep;
 use super::Service;
 use super::answer::Answer;
 use super::choices::{Choice, ChoiceCounts, Streams, best};
+use super::demand::ThinksFirst;
 use super::event::{
     CallPart, ChoiceFinished, Event, Finished, OutputDelta, Started, TokenLogprob, TokenLogprobs, Usage,
 };
@@ -22,7 +23,7 @@ use super::saves::Saves;
 use super::sessions::{Turn, or_session_deleted};
 use crate::count::count;
 use crate::engine::{
-    Constraint, Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, Reading, Starts, WorkOrigin,
+    Constraint, Delta, Finish, GenerateEvent, GenerateWork, Generated, KeepAlive, Reading, WorkOrigin,
 };
 use crate::error::Error;
 use crate::grammar::Source;
@@ -42,8 +43,8 @@ pub(super) struct Prepared {
     pub(super) assets: Arc<ModelAssets>,
     pub(super) context: Context,
     pub(super) resolved: Resolved,
-    /// What the answers obey, one for each choice; the engine takes it.
-    pub(super) constraints: Vec<Constraint>,
+    /// What the answers obey.
+    pub(super) constraint: Option<Constraint>,
     pub(super) output: OutputOptions,
     pub(super) turn: Option<Turn>,
     pub(super) keep_alive: Option<KeepAlive>,
@@ -64,8 +65,8 @@ pub(super) struct Context {
     pub(super) calls: Option<(Format, u64)>,
     /// What its session will know of how it was written.
     pub(super) forms: AnswerForms,
-    /// Where the answer begins in the output.
-    pub(super) starts: Starts,
+    /// The reasoning that comes before the answer; None if none does, and once a grammar knows of it.
+    pub(super) thinks_first: Option<ThinksFirst>,
     /// The grammar of the calls that it has to make; None once it is compiled.
     pub(super) demanded: Option<Source>,
 }
@@ -421,7 +422,7 @@ impl Generation {
 }
 
 async fn submit(service: &Service, prepared: &mut Prepared, lease: ModelLease) -> Result<Streams, Error> {
-    let Prepared { origin, assets, context, resolved, constraints, output, turn, keep_alive, choices } =
+    let Prepared { origin, assets, context, resolved, constraint, output, turn, keep_alive, choices } =
         prepared;
     let (mut senders, streams) = Streams::new(choices.drawn);
     let others = senders.split_off(1);
@@ -438,7 +439,7 @@ async fn submit(service: &Service, prepared: &mut Prepared, lease: ModelLease) -
         prompt: context.prompt.clone(),
         sampling: resolved.sampling.clone(),
         stopping: resolved.stopping.clone(),
-        constraints: std::mem::take(constraints),
+        constraint: constraint.clone(),
         top_logprobs,
         tokenizer: assets.tokenizer.clone(),
         detokenizer: context.detokenizer.clone(),

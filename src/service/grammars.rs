@@ -1,4 +1,4 @@
-//! From a request's grammar to the constraints that the engine takes. A grammar is compiled once, whoever
+//! Compiles the grammars of requests. A grammar is compiled once, whoever
 //! asks for it meanwhile, on a thread with a deep stack and with few others at a time; what came of it is
 //! kept by its content, whether or not its callers are still there. Tokenizers' vocabularies are made at
 //! their first use, and live as long as a grammar of theirs.
@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use super::Service;
 use super::caller::Caller;
 use super::desk::{Desk, Place};
-use crate::engine::{Constraint, Starts};
 use crate::error::Error;
 use crate::grammar::{COMPILING_STACK_BYTES, Grammar, GrammarLimits, Refusal, Source, Vocabulary};
 use crate::hub::ModelAssets;
@@ -227,18 +226,16 @@ impl Grammars {
 }
 
 impl Service {
-    /// Returns what a number of outputs of a model have to obey, from where it `starts`. `field` is the path
-    /// of the grammar in the request.
+    /// Returns the grammar that outputs of a model have to obey. `field` is its path in the request.
     ///
     /// # Errors
     /// The grammar is refused, or it is not its turn to be compiled in time.
-    pub(super) async fn constraints(
+    pub(super) async fn grammar(
         &self,
         caller: &Caller,
         assets: &Arc<ModelAssets>,
         (field, source): (&str, Source),
-        (starts, outputs): (Starts, u32),
-    ) -> Result<Vec<Constraint>, Error> {
+    ) -> Result<Arc<Grammar>, Error> {
         let key = content_key(&vocabulary_key(assets), &source);
         let limit = self.limits.grammar_compile;
         let waits = AtomicBool::new(false);
@@ -254,7 +251,7 @@ impl Service {
                 Err(Refusal::TooLarge { limit, value })
             }
         };
-        begin(compiled.map_err(|refusal| refused(field, refusal))?, starts, outputs).await
+        compiled.map_err(|refusal| refused(field, refusal))
     }
 
     /// Returns what comes of a grammar, which is compiled if nobody has; `waits` says meanwhile whether it is
@@ -290,14 +287,6 @@ impl Service {
             }
         }
     }
-}
-
-/// Starts outputs of a grammar, for each of which its state is copied, on a thread that may take long.
-async fn begin(grammar: Arc<Grammar>, starts: Starts, outputs: u32) -> Result<Vec<Constraint>, Error> {
-    let matchers = super::blocking(move || Ok((0..outputs).map(|_| Box::new(grammar.matcher())).collect()));
-    let matchers: Vec<_> = matchers.await?;
-    let constraint = |matcher| Constraint { matcher, starts: starts.clone() };
-    Ok(matchers.into_iter().map(constraint).collect())
 }
 
 /// Returns what tells vocabularies apart.

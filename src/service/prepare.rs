@@ -22,7 +22,7 @@ use super::sampling::Resolved;
 use super::sessions::{Turn, or_session_deleted};
 use super::{Service, blocking};
 use crate::count::count;
-use crate::engine::{Starts, WorkOrigin};
+use crate::engine::WorkOrigin;
 use crate::error::Error;
 use crate::hub::ModelAssets;
 use crate::ids::ConnectionId;
@@ -41,16 +41,6 @@ pub(super) enum Aim {
     Answer(ChoiceCounts),
     /// Only to compute its context, which its session keeps.
     Context,
-}
-
-impl Aim {
-    /// Returns the number of outputs that are drawn.
-    fn drawn(self) -> u32 {
-        match self {
-            Self::Answer(choices) => choices.drawn,
-            Self::Context => 1,
-        }
-    }
 }
 
 impl Service {
@@ -114,8 +104,8 @@ impl Service {
                 Aim::Answer(choices) => (resolved, choices),
                 Aim::Context => (resolved.without_answer(), ChoiceCounts::ONE),
             };
-            let held = (&mut context, response_format);
-            let constraints = self.held_to(caller, &assets, held, aim.drawn()).await?;
+            let held = (context.demanded.take(), response_format);
+            let constraint = self.held_to(caller, &assets, held, context.thinks_first.take()).await?;
             caller.claim.release();
             let lease = self.models.lease(found, caller.connection).await?;
             if let Some(key) = session {
@@ -123,9 +113,9 @@ impl Service {
                 let (lease, tokens) = (&lease, &context.prompt.tokens);
                 self.restore(caller, Lacking { key, id, pinned, cache, lease, tokens }).await?;
             }
-            Ok((lease, context, resolved, constraints, choices))
+            Ok((lease, context, resolved, constraint, choices))
         };
-        let (lease, context, resolved, constraints, choices) = or_session_deleted(turn.as_mut(), fit).await?;
+        let (lease, context, resolved, constraint, choices) = or_session_deleted(turn.as_mut(), fit).await?;
         if let Some(turn) = &turn {
             turn.reserve(context.kept_bytes())?;
         }
@@ -133,7 +123,7 @@ impl Service {
         let origin = WorkOrigin { pinned, ..origin };
         let assets = Arc::clone(lease.assets());
         let prepared =
-            Prepared { origin, assets, context, resolved, constraints, output, turn, keep_alive, choices };
+            Prepared { origin, assets, context, resolved, constraint, output, turn, keep_alive, choices };
         Generation::start(self, prepared, lease).await
     }
 
@@ -269,7 +259,7 @@ impl Preparation<'_> {
             reading: None,
             calls: None,
             forms: AnswerForms::default(),
-            starts: Starts::Immediately,
+            thinks_first: None,
             demanded: None,
         })
     }
@@ -297,13 +287,15 @@ impl Preparation<'_> {
         let old = start.map_or_else(Arc::default, |start| start.tokens);
         self.refuse_bytes(kept, rest.text.len())?;
         let end = if rest.text.is_empty() { text.as_deref().unwrap_or_default() } else { &rest.text };
-        let (reading, forms) = reading(plan, end);
-        let mut starts = lead.starts(reading.as_deref(), end, &self.assets);
+        let (mut reading, forms) = reading(plan, end);
+        let mut thinks_first = lead.thinks_first(reading.as_deref(), end, &self.assets);
         let mut demanded = None;
         if let Some(demand) = demand {
             if demand.is_whole() {
-                starts = Starts::Immediately;
+                thinks_first = None;
             }
+            // A call in reasoning is none that the grammar has seen.
+            reading.iter_mut().for_each(|reading| reading.parser.end_reasoning_by_its_marker());
             let start = if forms.begins_reasoning { Start::Reasoning } else { Start::Text };
             demanded = Some(demand.source(start, &self.assets).await?);
         }
@@ -323,7 +315,7 @@ impl Preparation<'_> {
         };
         let adds = Adds::Chat { messages, text };
         let prompt = tokens.into();
-        Ok(Context { prompt, adds, outcome, detokenizer, reading, calls, forms, starts, demanded })
+        Ok(Context { prompt, adds, outcome, detokenizer, reading, calls, forms, thinks_first, demanded })
     }
 
     /// Returns the conversation as the template writes it after what its session holds, and its new messages.

@@ -10,7 +10,7 @@ use super::seen::Scope;
 use super::world::{MODELS, POISON, PRINCIPALS, World};
 use crate::backend::fake::{CONTEXT, spec};
 use crate::clock::Clock;
-use crate::engine::tests::grammars::constraints;
+use crate::engine::tests::grammars::constraint;
 use crate::engine::{
     Command, GenerateWork, ModelLease, Penalty, Sampling, ScoreWork, Stopping, Tenancy, WorkOrigin,
 };
@@ -84,8 +84,6 @@ impl World {
             0
         };
         let grammar = (max_tokens > 0 && self.random.once_in(12)).then(|| Arc::clone(&self.grammar));
-        let constrain = |grammar| constraints(grammar, 1 + usize::try_from(more).unwrap());
-        let constraints = grammar.as_deref().map(constrain).unwrap_or_default();
         let (mut senders, mut choices) = (vec![], vec![]);
         for number in 0..=more {
             let (events, inbox) = mpsc::channel(3 + usize::try_from(self.random.below(30)).unwrap());
@@ -103,7 +101,7 @@ impl World {
             prompt: prompt.clone().into(),
             sampling,
             stopping: Stopping { max_tokens, stop_strings: Arc::new([]), stop_token_ids: vec![] },
-            constraints,
+            constraint: grammar.as_ref().map(constraint),
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),

@@ -23,6 +23,6 @@ pub use settings::EngineSettings;
 pub use snapshot::{AdoptWork, ExportAsk, KvCharge, KvCopy, KvFacts, KvOutbox, KvRoom, RoomAsk};
 pub use stats::{EngineStats, ResidentModel};
 pub use work::{
-    CacheUse, Constraint, DrySampling, GenerateWork, LoadWork, Penalty, Reading, ReasoningBudget, Sampling,
-    ScoreWork, Starts, Stopping, TurnTie, WorkOrigin, XtcSampling,
+    Barred, CacheUse, Constraint, DrySampling, GenerateWork, LoadWork, Penalty, Reading, ReasoningBudget,
+    Sampling, ScoreWork, Starts, Stopping, TurnTie, WorkOrigin, XtcSampling,
 };

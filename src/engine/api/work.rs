@@ -12,7 +12,7 @@ use crate::backend::LoadSpec;
 use crate::cache::{Rank, Salt};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::grammar::Matcher;
+use crate::grammar::Grammar;
 use crate::ids::{RequestId, SessionKey};
 use crate::output::Parser;
 use crate::prompt::Prompt;
@@ -182,16 +182,16 @@ pub struct ReasoningBudget {
 }
 
 /// What an output obeys.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Constraint {
-    /// The output's way through its grammar.
-    pub matcher: Box<Matcher>,
+    /// The grammar.
+    pub grammar: Arc<Grammar>,
     /// Where in the output the grammar begins.
     pub starts: Starts,
 }
 
 /// Where in an output its grammar begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Starts {
     /// With the first token.
     Immediately,
@@ -199,9 +199,19 @@ pub enum Starts {
     AfterReasoning {
         /// The tokens that begin reasoning, which the output may begin with; none if it is under way.
         opening: Arc<[u32]>,
-        /// Tokens that end an output, which are not drawn in reasoning.
-        ends: Arc<[u32]>,
+        /// What is not drawn in reasoning.
+        barred: Arc<Barred>,
     },
+}
+
+/// Tokens that are not drawn in reasoning.
+#[derive(Debug, Default)]
+pub struct Barred {
+    /// Those that end an output.
+    pub ends: Vec<u32>,
+    /// Those that would bring the beginning of the answer unseen by its grammar: they end what closes the
+    /// reasoning, of which this number of bytes has come, and go on.
+    pub closing: Vec<Vec<u32>>,
 }
 
 /// A generation.
@@ -218,8 +228,8 @@ pub struct GenerateWork {
     pub sampling: Sampling,
     /// When it ends.
     pub stopping: Stopping,
-    /// What the outputs obey, one for each choice, all of the same grammar; none is anything.
-    pub constraints: Vec<Constraint>,
+    /// What every choice obeys; None is anything.
+    pub constraint: Option<Constraint>,
     /// Number of alternatives to return with logprobs; None returns no logprobs.
     pub top_logprobs: Option<u32>,
     /// Knows the model's control tokens.

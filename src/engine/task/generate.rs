@@ -52,10 +52,9 @@ impl Generation {
     /// Splits a work into whose it is, its lease, its prompt, and what is to come of it.
     pub(super) fn new(work: GenerateWork) -> (WorkOrigin, ModelLease, Prompt, Self) {
         let GenerateWork { origin, model, prompt, sampling, stopping, top_logprobs, tokenizer, .. } = work;
-        let GenerateWork { constraints, detokenizer, reading, events, others, .. } = work;
+        let GenerateWork { constraint, detokenizer, reading, events, others, .. } = work;
         let edits = Edits::new(&sampling, &tokenizer);
-        let mut constraints = constraints.into_iter();
-        let mut choice = |(index, events): (u64, mpsc::Sender<GenerateEvent>)| {
+        let choice = |(index, events): (u64, mpsc::Sender<GenerateEvent>)| {
             let reserve = || events.clone().try_reserve_owned().ok();
             Self {
                 reader: Reader::new(reading.clone(), StopMatcher::new(stopping.stop_strings.clone())),
@@ -63,7 +62,7 @@ impl Generation {
                 sampling: Sampling { seed: sampling.seed.wrapping_add(index), ..sampling.clone() },
                 stopping: stopping.clone(),
                 top_logprobs,
-                guide: constraints.next().map(Guide::new),
+                guide: constraint.clone().map(Guide::new),
                 tokenizer: tokenizer.clone(),
                 detokenizer: detokenizer.clone(),
                 pending: Delta::default(),

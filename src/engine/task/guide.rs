@@ -4,7 +4,8 @@
 //! Where a model reasons first, its grammar begins behind that, as the reader of its output says.
 //!
 //! An output whose answer was not there in time waits outside of steps until it is. If a worker had begun
-//! with it, the grammar is slow: its next answers are waited for outside of steps too.
+//! with it, the grammar is slow: its next answers are waited for outside of steps too, whichever outputs are
+//! to have them.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
@@ -12,39 +13,36 @@ use std::time::Duration;
 
 use crate::backend::TokenSet;
 use crate::clock::Moment;
-use crate::engine::api::{Constraint, Starts};
-use crate::engine::masks::{Answer, Asked, MaskWorkers};
+use crate::engine::api::{Barred, Constraint, Starts};
+use crate::engine::masks::{Answer, Asked, MaskWorkers, Way};
 use crate::engine::task::reading::Reader;
 use crate::error::Error;
-use crate::grammar::{Allowed, Canceller, Matcher, Stuck};
-
-/// Answers after which an output that was slow is taken for one that is not.
-const FAST_AGAIN: u32 = 16;
+use crate::grammar::{Allowed, Grammar, Matcher, Stuck};
 
 /// The way of one generation.
 #[derive(Debug)]
 pub(super) struct Guide {
+    grammar: Arc<Grammar>,
     state: State,
-    canceller: Canceller,
     /// What comes before it; None once it has begun.
     before: Option<Before>,
     /// Whether a step has waited for the answer that is asked for, in vain.
     is_late: bool,
-    /// Number of answers until it is not slow any more.
-    slow: u32,
 }
 
 /// What comes before a grammar.
 #[derive(Debug)]
 enum Before {
     /// Perhaps reasoning: the tokens that open it, how many of them came, and what is not drawn in it.
-    Opening(Arc<[u32]>, usize, Arc<[u32]>),
+    Opening(Arc<[u32]>, usize, Arc<Barred>),
     /// Reasoning, in which these tokens are not drawn.
-    Reasoning(Arc<[u32]>),
+    Reasoning(Arc<Barred>),
 }
 
 #[derive(Debug)]
 enum State {
+    /// It has not begun.
+    Start,
     /// What may be drawn next is known.
     Known(Box<Matcher>, Allowed),
     /// A worker finds it out; it was seen to do so since then.
@@ -66,27 +64,33 @@ pub(crate) enum Mask {
     Late,
 }
 
+/// What bounds the next token.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bounds<'a> {
+    /// It is one of a mask.
+    Mask,
+    /// It is none of these.
+    Barred(&'a Barred),
+}
+
 impl Guide {
     pub(super) fn new(constraint: Constraint) -> Self {
-        let Constraint { mut matcher, starts } = constraint;
-        let canceller = matcher.canceller();
-        let state = match matcher.allowed() {
-            Ok(allowed) => State::Known(matcher, allowed),
-            Err(stuck) => State::Failed(error_of(stuck)),
-        };
+        let Constraint { grammar, starts } = constraint;
         let before = match starts {
             Starts::Immediately => None,
-            Starts::AfterReasoning { opening, ends } if opening.is_empty() => Some(Before::Reasoning(ends)),
-            Starts::AfterReasoning { opening, ends } => Some(Before::Opening(opening, 0, ends)),
+            Starts::AfterReasoning { opening, barred } if opening.is_empty() => {
+                Some(Before::Reasoning(barred))
+            }
+            Starts::AfterReasoning { opening, barred } => Some(Before::Opening(opening, 0, barred)),
         };
-        Self { state, canceller, before, is_late: false, slow: 0 }
+        Self { grammar, state: State::Start, before, is_late: false }
     }
 
-    /// Returns which tokens alone are not drawn next; None if only those of its mask are.
-    pub(super) fn barred(&self) -> Option<&[u32]> {
+    /// Returns what bounds the next token.
+    pub(super) fn bounds(&self) -> Bounds<'_> {
         match &self.before {
-            Some(Before::Reasoning(ends)) => Some(ends),
-            Some(Before::Opening(..)) | None => None,
+            Some(Before::Reasoning(barred)) => Bounds::Barred(barred),
+            Some(Before::Opening(..)) | None => Bounds::Mask,
         }
     }
 
@@ -97,30 +101,32 @@ impl Guide {
             Some(Before::Reasoning(_)) if reader.speaks() => return,
             Some(before @ Before::Reasoning(_)) => return self.before = Some(before),
             // What reasoning and the grammar both begin with is the grammar's.
-            Some(Before::Opening(opening, came, ends))
+            Some(Before::Opening(opening, came, barred))
                 if opening[came] == token && (came > 0 || !self.allows(token)) =>
             {
                 let is_open = came + 1 == opening.len();
                 self.before = Some(if is_open {
-                    Before::Reasoning(ends)
+                    Before::Reasoning(barred)
                 } else {
-                    Before::Opening(opening, came + 1, ends)
+                    Before::Opening(opening, came + 1, barred)
                 });
                 return;
             }
             Some(Before::Opening(..)) => {}
         }
         let gone = State::Failed(Error::Internal("a grammar's way is lost".into()));
-        self.state = match std::mem::replace(&mut self.state, gone) {
-            State::Known(matcher, _) => State::Asked(workers.advance(matcher, token, self.slow > 0), None),
+        let way = match std::mem::replace(&mut self.state, gone) {
+            State::Start => Way::Start(Arc::clone(&self.grammar)),
+            State::Known(matcher, _) => Way::On(matcher),
             State::Asked(..) | State::Failed(_) => unreachable!("what is drawn was known to be allowed"),
         };
+        self.state = State::Asked(workers.advance(way, token, self.grammar.pace()), None);
     }
 
     /// Returns whether steps go on without it until the answer is there; with `is_strict` no step begins
     /// before.
     pub(super) fn waits(&self, is_strict: bool) -> bool {
-        matches!(self.state, State::Asked(..)) && (is_strict || self.is_late || self.slow > 0)
+        matches!(self.state, State::Asked(..)) && (is_strict || self.is_late || self.grammar.pace().is_slow())
     }
 
     /// Looks for the answer, and waits for it at most for `wait`.
@@ -130,7 +136,9 @@ impl Guide {
             Ok(answer) => self.note(answer),
             Err(RecvTimeoutError::Disconnected) => self.lose(),
             Err(RecvTimeoutError::Timeout) => {
-                self.slow = if asked.has_begun() { FAST_AGAIN } else { self.slow };
+                if asked.has_begun() && !self.is_late {
+                    self.grammar.pace().was_slow();
+                }
                 self.is_late = true;
             }
         }
@@ -144,7 +152,7 @@ impl Guide {
             Err(TryRecvError::Disconnected) => self.lose(),
             Err(TryRecvError::Empty) if asked.has_begun() => {
                 if now - *since.get_or_insert(now) >= limit {
-                    self.canceller.cancel();
+                    asked.cancel();
                     let why = "mask_ms_max: what may come next was not found in time".into();
                     self.state = State::Failed(Error::GrammarTooComplex(why));
                 }
@@ -155,26 +163,35 @@ impl Guide {
 
     /// Returns whether a token is known to be allowed.
     fn allows(&self, token: u32) -> bool {
-        let State::Known(_, Allowed::Tokens(tokens)) = &self.state else { return false };
+        let Some(Allowed::Tokens(tokens)) = self.known() else { return false };
         tokens.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+
+    /// Returns what may be drawn next, if it is known.
+    fn known(&self) -> Option<&Allowed> {
+        match &self.state {
+            State::Start => Some(self.grammar.first()),
+            State::Known(_, allowed) => Some(allowed),
+            State::Asked(..) | State::Failed(_) => None,
+        }
     }
 
     /// Returns what is known of the next token.
     pub(super) fn mask(&self) -> Mask {
-        match &self.state {
-            State::Known(_, Allowed::Tokens(tokens)) => match &self.before {
+        match (&self.state, self.known()) {
+            (State::Failed(error), _) => Mask::Failed(error.clone()),
+            (_, None) => Mask::Late,
+            (_, Some(Allowed::Nothing)) => Mask::Whole,
+            (_, Some(Allowed::Tokens(tokens))) => match &self.before {
                 Some(Before::Opening(opening, came, _)) => Mask::Tokens(opened(tokens, opening, *came)),
                 Some(Before::Reasoning(_)) | None => Mask::Tokens(TokenSet::clone(tokens)),
             },
-            State::Known(_, Allowed::Nothing) => Mask::Whole,
-            State::Failed(error) => Mask::Failed(error.clone()),
-            State::Asked(..) => Mask::Late,
         }
     }
 
     fn note(&mut self, (matcher, allowed): Answer) {
         self.is_late = false;
-        self.slow = self.slow.saturating_sub(1);
+        self.grammar.pace().answered(matcher.mask_us());
         self.state = match allowed {
             Ok(allowed) => State::Known(matcher, allowed),
             Err(stuck) => State::Failed(error_of(stuck)),
@@ -189,7 +206,9 @@ impl Guide {
 impl Drop for Guide {
     fn drop(&mut self) {
         // What a worker does for an output that has ended is of no use.
-        self.canceller.cancel();
+        if let State::Asked(asked, _) = &self.state {
+            asked.cancel();
+        }
     }
 }
 
@@ -206,6 +225,7 @@ fn opened(tokens: &TokenSet, opening: &[u32], came: usize) -> TokenSet {
 fn error_of(stuck: Stuck) -> Error {
     match stuck {
         Stuck::Work(why) => Error::GrammarTooComplex(why),
+        Stuck::Broken(why) => Error::Internal(format!("a grammar's matcher: {why}")),
         Stuck::DeadEnd => {
             let why = "the grammar leads to where no token of the model can follow; no such output exists";
             Error::field("response_format", why)

@@ -48,6 +48,11 @@ impl Reader {
         self.forced().is_none() && self.parser.as_ref().is_none_or(Parser::speaks)
     }
 
+    /// Returns how many bytes have come of what closes the reasoning.
+    pub(super) fn closing_came(&self) -> usize {
+        self.parser.as_ref().map_or(0, Parser::closing_came)
+    }
+
     /// Begins to close reasoning that has had its tokens.
     fn keep_budget(&mut self) {
         let (Some(parser), Some(budget)) = (&self.parser, &self.budget) else { return };

@@ -3,12 +3,13 @@
 //!
 //! What penalties count is kept from token to token; a step copies the changes, one for each different token.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::dry::Dry;
+use super::reading::Reader;
 use crate::backend::{Allow, LogitEdit, Sample, Xtc};
 use crate::cache::Transcript;
-use crate::engine::api::{Penalty, Sampling};
+use crate::engine::api::{Barred, Penalty, Sampling};
 use crate::text::Tokenizer;
 
 /// Returns how the token after a transcript is drawn, given the changes to its logits.
@@ -42,11 +43,14 @@ pub(super) fn forced(token: u32, top_logprobs: Option<u32>) -> Sample {
     Sample { edits: vec![edit], top_logprobs, ..Sample::default() }
 }
 
-/// Changes logits so that none of some tokens is drawn.
-pub(super) fn bar(tokens: &[u32], edits: &mut Vec<LogitEdit>) {
-    edits.retain(|edit| !tokens.contains(&edit.token));
-    let edit = |&token: &u32| LogitEdit { token, bias: -FORCING_BIAS, repetition: 1.0, subtract: 0.0 };
-    edits.extend(tokens.iter().map(edit));
+/// Returns a draw that brings none of some tokens, in reasoning that `reader` reads.
+pub(super) fn without(mut sample: Sample, barred: &Barred, reader: &Reader) -> Sample {
+    let closing = barred.closing.get(reader.closing_came()).into_iter().flatten();
+    let tokens: BTreeSet<u32> = barred.ends.iter().chain(closing).copied().collect();
+    sample.edits.retain(|edit| !tokens.contains(&edit.token));
+    let edit = |token| LogitEdit { token, bias: -FORCING_BIAS, repetition: 1.0, subtract: 0.0 };
+    sample.edits.extend(tokens.into_iter().map(edit));
+    sample
 }
 
 /// Separates the number that decides about XTC from the one that draws the token.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::Task;
 use super::generate::Generation;
-use super::guide::{Guide, Mask};
+use super::guide::{Bounds, Guide, Mask};
 use super::reading::Reader;
-use super::sampling::{bar, forced, sample_after};
+use super::sampling::{forced, sample_after, without};
 use super::score::{self, Scoring};
 use crate::backend::{
-    Allow, CHECKPOINTS_MAX, LogitEdit, RowOutput, RowResult, SlotId, Span, SpanKind, Want,
+    Allow, CHECKPOINTS_MAX, LogitEdit, RowOutput, RowResult, Sample, SlotId, Span, SpanKind, Want,
 };
 use crate::cache::{CacheKey, Salt, Transcript};
 use crate::clock::Moment;
@@ -294,21 +294,18 @@ impl Sequence {
                     return Vec::new();
                 }
                 // The choices of a prompt begin alike, and may draw the same tokens at first.
-                let barred = guide.as_ref().map(Guide::barred);
+                let bounds = guide.as_ref().map(Guide::bounds);
                 // The last choice takes them: usually there is one.
                 let edits = std::iter::repeat_n(edits.after(&self.transcript), 1 + others.len());
                 let others = others.iter().map(|other| (&other.sampling, &other.reader));
                 let draw = |((sampling, reader), edits): ((&Sampling, &Reader), Vec<LogitEdit>)| {
-                    let mut sample = match reader.forced() {
-                        Some(token) => forced(token, *top_logprobs),
-                        None => sample_after(&self.transcript, sampling, edits, *top_logprobs),
+                    let sample = || sample_after(&self.transcript, sampling, edits, *top_logprobs);
+                    let sample = match (bounds, reader.forced()) {
+                        (Some(Bounds::Mask), _) => Sample { allow: Allow::Awaited, ..sample() },
+                        (_, Some(token)) => forced(token, *top_logprobs),
+                        (Some(Bounds::Barred(barred)), None) => without(sample(), barred, reader),
+                        (None, None) => sample(),
                     };
-                    match barred {
-                        None => {}
-                        Some(None) => sample.allow = Allow::Awaited,
-                        Some(Some(_)) if reader.forced().is_some() => {}
-                        Some(Some(ends)) => bar(ends, &mut sample.edits),
-                    }
                     RowOutput { row: tokens - 1, want: Want::Sample(sample) }
                 };
                 std::iter::once((&*sampling, &*reader)).chain(others).zip(edits).map(draw).collect()

@@ -12,9 +12,9 @@ const END: u32 = 7;
 /// Texts of one to nine words of three digits.
 const WORDS: &str = "( t[1-9][0-9]{2}){1,9}";
 
-pub(in crate::engine) fn grammar(tokenizer: &Tokenizer, regex: &str, ends: &[u32]) -> Grammar {
+pub(in crate::engine) fn grammar(tokenizer: &Tokenizer, regex: &str, ends: &[u32]) -> Arc<Grammar> {
     let vocabulary = Vocabulary::new(tokenizer, 1000, ends).unwrap();
-    Grammar::compile(&vocabulary, &Source::Regex(regex.into()), &GrammarLimits::default()).unwrap()
+    Arc::new(Grammar::compile(&vocabulary, &Source::Regex(regex.into()), &GrammarLimits::default()).unwrap())
 }
 
 /// Returns what a constrained output is alone, up to its end or `most` tokens; `draw` says what is drawn
@@ -43,22 +43,21 @@ fn constrained(grammar: &Grammar, prompt: &[u32], most: usize) -> Vec<u32> {
     constrained_by(grammar, prompt, (most, &[END]), next_token)
 }
 
-/// Returns what a number of outputs obey.
-pub(in crate::engine) fn constraints(grammar: &Grammar, outputs: usize) -> Vec<Constraint> {
-    let constraint = |_| Constraint { matcher: Box::new(grammar.matcher()), starts: Starts::Immediately };
-    (0..outputs).map(constraint).collect()
+/// Returns what outputs obey from their beginning.
+pub(in crate::engine) fn constraint(grammar: &Arc<Grammar>) -> Constraint {
+    Constraint { grammar: Arc::clone(grammar), starts: Starts::Immediately }
 }
 
 impl Bench {
     fn constrained(
         &mut self,
-        grammar: &Grammar,
+        grammar: &Arc<Grammar>,
         prompt: &[u32],
         max_tokens: u32,
         change: impl FnOnce(&mut GenerateWork),
     ) -> Events {
         let (mut work, events) = self.work(prompt, max_tokens);
-        work.constraints = constraints(grammar, 1);
+        work.constraint = Some(constraint(grammar));
         work.stopping.stop_token_ids = vec![END];
         change(&mut work);
         self.engine.command(Command::Generate(Box::new(work)));
@@ -139,7 +138,8 @@ fn reasoning_first(work: &mut GenerateWork, (open, close): (u32, u32), start: St
     let parser = Parser::new(syntax, [].into(), start);
     work.reading = Some(Box::new(Reading { parser, calls: false, one_call: false, budget: None }));
     let opening = if start == Start::Text { [open].into() } else { [].into() };
-    work.constraints[0].starts = Starts::AfterReasoning { opening, ends: [END].into() };
+    let barred = Arc::new(Barred { ends: vec![END], closing: vec![] });
+    work.constraint.as_mut().unwrap().starts = Starts::AfterReasoning { opening, barred };
 }
 
 /// Returns whether an output obeys the grammar of a word from here on.
@@ -159,6 +159,30 @@ fn a_grammar_begins_where_reasoning_ends() {
     let tokens = drain(events).tokens;
     assert_eq!(tokens[..5], free[..5]);
     assert!(is_word(&tokens[5..]), "{tokens:?}");
+}
+
+#[test]
+fn nothing_of_an_answer_comes_unseen_behind_its_reasoning() {
+    let mut bench = Bench::new();
+    let grammar = grammar(&bench.tokenizer, "( t500)+", &[END]);
+    let (free, asked) = (alone(&prompt(3, 10), 30), prompt(3, 10));
+    // The two that would come there end the reasoning, and bring more with it.
+    let events = bench.constrained(&grammar, &asked, 30, |work| {
+        let tokenizer = tokenizer_with(&[(free[4], "</thi"), (free[5], "nk>x")]);
+        work.detokenizer = tokenizer.detokenizer();
+        let syntax = Syntax { format: None, reasoning: Some(Reasoning::Think) };
+        let parser = Parser::new(syntax, [].into(), Start::Reasoning);
+        work.reading = Some(Box::new(Reading { parser, calls: false, one_call: false, budget: None }));
+        let mut closing = vec![vec![]; 8];
+        closing[5].push(free[5]);
+        let barred = Arc::new(Barred { ends: vec![END], closing });
+        work.constraint.as_mut().unwrap().starts = Starts::AfterReasoning { opening: [].into(), barred };
+    });
+    bench.run();
+    let tokens = drain(events).tokens;
+    assert_eq!(tokens[..5], free[..5]);
+    assert_ne!(tokens[5], free[5]);
+    assert_eq!(tokens.len(), 30, "it goes on to reason");
 }
 
 #[test]
@@ -190,12 +214,12 @@ fn a_grammar_that_fails_ends_its_own_output_only() {
     let mut bench = Bench::new();
     let grammar = grammar(&bench.tokenizer, WORDS, &[END]);
     let neighbour = bench.submit(&prompt(1, 10), 12);
-    let mut stop = None;
-    let failing = bench.constrained(&grammar, &prompt(2, 10), 12, |work| {
-        stop = Some(work.constraints[0].matcher.canceller());
-    });
+    let failing = bench.constrained(&grammar, &prompt(2, 10), 12, |_| {});
     bench.ticks(4);
-    stop.unwrap().cancel();
+    bench.engine.masks.hold();
+    bench.ticks(2);
+    bench.engine.masks.fail_held();
+    assert_eq!(bench.engine.masks.release(), 1);
     bench.run();
     assert!(matches!(drain(failing).end, Err(Error::GrammarTooComplex(_))));
     assert_eq!(drain(neighbour).tokens, alone(&prompt(1, 10), 12));
@@ -227,7 +251,6 @@ fn choices_of_a_prompt_obey_its_grammar_each_for_itself() {
     let (others, receivers): (Vec<_>, Vec<_>) = (1..4).map(|_| mpsc::channel(EVENTS)).unzip();
     let first = bench.constrained(&grammar, &asked, 12, |work| {
         (work.sampling.temperature, work.sampling.seed) = (1.0, 7);
-        work.constraints = constraints(&grammar, 4);
         work.others = others;
     });
     bench.run();
@@ -293,6 +316,26 @@ fn time_in_a_queue_is_not_that_of_a_mask() {
     bench.engine.masks.begin_held();
     passes(&mut bench);
     assert!(matches!(drain(failing).end, Err(Error::GrammarTooComplex(_))));
+}
+
+#[test]
+fn a_grammar_that_was_slow_is_slow_for_all_its_outputs() {
+    let mut bench = Bench::new();
+    let grammar = grammar(&bench.tokenizer, "( t[1-9][0-9]{2}){20}", &[END]);
+    let asked = prompt(1, 12);
+    let slow = bench.constrained(&grammar, &asked, 15, |_| {});
+    bench.ticks(5);
+    bench.engine.masks.hold();
+    bench.ticks(1);
+    bench.engine.masks.begin_held();
+    bench.ticks(2);
+    assert!(grammar.pace().is_slow());
+    bench.engine.masks.release();
+    let other = bench.constrained(&grammar, &asked, 15, |_| {});
+    bench.run();
+    let expected = constrained(&grammar, &asked, 15);
+    assert_eq!((drain(slow).tokens, drain(other).tokens), (expected.clone(), expected));
+    assert!(!grammar.pace().is_slow(), "it has given enough answers");
 }
 
 #[test]

@@ -184,7 +184,7 @@ impl Bench {
             prompt: tokens.to_vec().into(),
             sampling,
             stopping,
-            constraints: vec![],
+            constraint: None,
             top_logprobs: None,
             tokenizer: self.tokenizer.clone(),
             detokenizer: self.tokenizer.detokenizer(),

@@ -5,7 +5,8 @@ use mlxd_client::v1::{
     ToolDefinition, ToolFormat,
 };
 
-use crate::daemon::tools::{self, ask, refused, say, start, weather, with_tools};
+use crate::daemon::harness::refused;
+use crate::daemon::tools::{self, ask, say, start, weather, with_tools};
 
 fn required() -> Option<ToolChoice> {
     Some(ToolChoice::mode(ToolChoiceMode::Required))
