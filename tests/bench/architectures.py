@@ -185,7 +185,7 @@ async def compare(row: Architecture, folder: Path, options: Any) -> dict[str, li
     return speeds
 
 
-async def main() -> None:
+async def main() -> bool:
     """Measures all architectures, one after another."""
     made = parser(__doc__ or "")
     made.add_argument("--architectures", help="names with commas; all by default")
@@ -203,7 +203,7 @@ async def main() -> None:
         print(f"{row.label:18}{ours:8.1f}{theirs:8.1f}{ours / theirs:7.2f}", flush=True)
         report.fact(row.label, speeds)
         report.promise(f"{row.label} beside its module", ours / theirs, 1.0, at_least=True)
-    report.end(markdown(["", "mlxd, tokens/s", "mlx-lm, tokens/s", "ratio"], lines))
+    return report.end(markdown(["", "mlxd, tokens/s", "mlx-lm, tokens/s", "ratio"], lines))
 
 
 if __name__ == "__main__":

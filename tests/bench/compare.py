@@ -122,7 +122,7 @@ def judge(report: Report, rows: list[dict[str, Any]], memory: Memory) -> None:
         report.promise(*promise, unit=" MB")
 
 
-async def main() -> None:
+async def main() -> bool:
     """Measures, prints and judges."""
     made = parser(__doc__)
     made.add_argument("--tokens", type=int, default=64, help="tokens in, and tokens out")
@@ -161,7 +161,7 @@ async def main() -> None:
         report.fact(name, value)
     report.fact("memory", memory.numbers())
     header = ["streams", "", "tokens/s", "median TTFT s", "mlxd is", "its TTFT"]
-    report.end(markdown(header, map(_line, rows)))
+    return report.end(markdown(header, map(_line, rows)))
 
 
 def _line(row: dict[str, Any]) -> list[Any]:

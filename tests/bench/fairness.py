@@ -155,7 +155,7 @@ def judge(report: Report, rounds: list[dict[str, Any]], controls: list[dict[str,
     report.promise(what, share, 0.95, at_least=True)
 
 
-async def main() -> None:
+async def main() -> bool:
     """Measures, prints and judges."""
     made = parser(__doc__)
     made.add_argument("--seconds", type=float, default=20.0, help="length of one window")
@@ -197,7 +197,7 @@ async def main() -> None:
         for name in (OURS, SERVER)
     ]
     header = [f"{what}, {n}" for what in ("tokens/s", "TTFT p95 s") for n in OUTSTANDING.values()]
-    report.end(markdown(["", *header], rows))
+    return report.end(markdown(["", *header], rows))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Tries:
             assert (reply.usage.cached_tokens > 8) == (kind == OWN), kind
 
 
-async def main() -> None:
+async def main() -> bool:
     """Measures, and reports."""
     made = parser(__doc__ or "")
     made.add_argument("--tries", type=int, default=200)
@@ -97,7 +97,7 @@ async def main() -> None:
         [kind, *(1000 * value for value in spread(times).values())]
         for kind, times in tries.seconds.items()
     ]
-    report.end(markdown(["TTFT ms", "p50", "p95", "p99"], rows))
+    return report.end(markdown(["TTFT ms", "p50", "p95", "p99"], rows))
 
 
 if __name__ == "__main__":

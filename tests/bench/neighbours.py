@@ -111,7 +111,7 @@ async def scenes(options: argparse.Namespace, report: Report) -> list[list[Any]]
     return [[7, f"{scene}: {key}", v] for scene, of in found.items() for key, v in of.items()]
 
 
-async def main() -> None:
+async def main() -> bool:
     """Measures, prints and judges."""
     made = parser(__doc__)
     made.add_argument("--long", type=int, default=4000, help="tokens of the prompt, number 4")
@@ -124,7 +124,7 @@ async def main() -> None:
     options = made.parse_args()
     if options.only:
         report = Report(f"{options.model.name}; {options.rounds} rounds", options)
-        report.end(markdown(["number", "median of", OURS], await scenes(options, report)))
+        return report.end(markdown(["number", "median of", OURS], await scenes(options, report)))
     found: dict[str, dict[str, list[dict[str, float]]]] = {"4": {}, "5": {}}
     with ExitStack() as stack:
         contestants: list[Contestant] = [Mlxd(options.model)]
@@ -163,7 +163,7 @@ async def main() -> None:
         for key in of[OURS][0]
     ]
     rows += [[*row, *[""] * (len(names) - 1)] for row in await scenes(options, report)]
-    report.end(markdown(["number", "median of", *names], rows))
+    return report.end(markdown(["number", "median of", *names], rows))
 
 
 if __name__ == "__main__":

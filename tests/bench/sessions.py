@@ -284,7 +284,7 @@ PROMISES: dict[str, list[tuple[str, str, float, str]]] = {
 }
 
 
-async def main() -> None:
+async def main() -> bool:
     """Measures, prints and judges."""
     made = parser(__doc__, rounds=5)
     made.add_argument("--long", type=int, default=2000, help="tokens of the session, 1, 4 and 5")
@@ -313,7 +313,7 @@ async def main() -> None:
             value = median(round_[key] for round_ in rounds)
             report.promise(f"{number}: {what}", value, bound, unit=unit)
     report.fact("found", found)
-    report.end(table(dict(sorted(found.items()))))
+    return report.end(table(dict(sorted(found.items()))))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ async def left_over(wire: Wire) -> dict[str, int]:
     return held
 
 
-async def main() -> None:
+async def main() -> bool:
     """Runs the load and checks what it left behind."""
     made = parser(__doc__, rounds=1)
     made.add_argument("--streams", type=int, default=500)
@@ -220,7 +220,7 @@ async def main() -> None:
     rows = [[how, count] for how, count in sorted(soak.outcomes.items())]
     rows += [["KV slabs, MB", stats.memory.kv_slab_bytes / MB]]
     rows += [["KV idle, MB", stats.memory.kv_idle_bytes / MB]]
-    report.end(markdown(["outcome", "streams"], rows))
+    return report.end(markdown(["outcome", "streams"], rows))
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ async def arrivals(contestant: Contestant, prompts: Prompts, seed: int) -> dict[
     }
 
 
-async def main() -> None:
+async def main() -> bool:
     """Measures, prints and judges."""
     made = parser(__doc__)
     made.add_argument("--streams", type=int, default=16)
@@ -202,7 +202,7 @@ async def main() -> None:
     rows = [["2", name, "tokens/s", median(values)] for name, values in speeds.items()]
     for name, found in late.items():
         rows += [["3", name, key, median(round_[key] for round_ in found)] for key in found[0]]
-    report.end(markdown(["number", "", "", "median"], rows))
+    return report.end(markdown(["number", "", "", "median"], rows))
 
 
 if __name__ == "__main__":
