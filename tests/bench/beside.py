@@ -1,6 +1,7 @@
 """Number 7 of `neighbours`: the gaps of streams while something else goes on beside them.
 
-Windows with and without it alternate, so that what else the machine does meets both.
+Windows with and without it alternate, so that what else the machine does meets both. Attackers of
+the load test take only what processors are idle (`attacker.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from attackers import LOADED, OTHER, OWN
 from mlxd.v1 import inference_pb2
 from peers import HERE, Mlxd
-from stats import percentile
+from stats import medians, percentile
 from streams import Heard, Prompts, while_they_run
 
 Stream = tuple[Heard, asyncio.Task[Any]]
@@ -38,8 +39,8 @@ class Scene:
     # The kind of attacker, and its model.
     kind: str
     model: str
-    # The most that the streams' p95 gap may be, as times the quiet median; None is reported only.
-    bound: float | None = 3.0
+    # The most that the streams' p95 gap may be, as times the quiet median.
+    bound: float = 3.0
     priority: inference_pb2.Priority = inference_pb2.PRIORITY_NORMAL
 
 
@@ -53,7 +54,7 @@ SCENES: dict[str, Scene] = {
     "64 ask whether one fits": Scene(1, "fits", LOADED),
     **{f"{name} of the load test": Scene(4, name, OWN) for name in WORST},
     # Nineteen connections share with that of the streams, which are four of the rows.
-    "every attacker of the load test": Scene(4, "all", OWN, None),
+    "every attacker of the load test": Scene(4, "all", OWN),
     "every attacker beside interactive streams": Scene(
         4, "all", OWN, priority=inference_pb2.PRIORITY_INTERACTIVE
     ),
@@ -93,13 +94,13 @@ class Beside:
             streams.append((heard, asyncio.create_task(stream)))
         tasks = [task for _, task in streams]
         await while_they_run(tasks, lambda: not all(heard.times for heard, _ in streams))
-        quiet, busy, again = [], [], []
+        quiet, busy, rates = [], [], []
         try:
             for _ in range(rounds):
                 quiet.append(await self.window(streams))
-                gaps, times = await self.attacked(scene.kind, scene.model, streams)
+                gaps, done = await self.attacked(scene.kind, scene.model, streams)
                 busy.append(gaps)
-                again.append(times)
+                rates.append(done)
         finally:
             for task in tasks:
                 task.cancel()
@@ -114,7 +115,7 @@ class Beside:
             "times_p50": median(median(b) / median(q) for q, b in pairs),
             "times": median(percentile(b, 95) / median(q) for q, b in pairs),
             "times_p95": median(percentile(b, 95) / percentile(q, 95) for q, b in pairs),
-            "repeats_per_s": median(again) / self.seconds,
+            **medians(rates, list(rates[0])),
         }
 
     async def window(self, streams: list[Stream]) -> list[float]:
@@ -134,8 +135,8 @@ class Beside:
 
     async def attacked(
         self, kind: str, model: str, streams: list[Stream]
-    ) -> tuple[list[float], int]:
-        """The same, with an attacker; and how often that one repeated what it does."""
+    ) -> tuple[list[float], dict[str, float]]:
+        """The same, with an attacker; and what that one got done, by the second."""
         arguments = [kind, self.contestant.daemon.target, model, str(self.folder)]
         attacker = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -148,11 +149,25 @@ class Beside:
         )
         assert attacker.stdout is not None
         assert await attacker.stdout.readline() == b"begun\n", "the attacker did not begin"
+        before = await asyncio.to_thread(self.counted)
         gaps = await self.window(streams)
+        after = await asyncio.to_thread(self.counted)
         assert attacker.returncode is None, "the attacker ended"
         attacker.terminate()
         lines = await attacker.stdout.read()
         await attacker.wait()
         # What it had asked for ends with its connection.
         await asyncio.sleep(0.5)
-        return gaps, lines.count(b"again")
+        passed = after.pop("uptime_s") - before.pop("uptime_s")
+        rates = {f"{what}_per_s": (after[what] - before[what]) / passed for what in before}
+        return gaps, rates | {"repeats_per_s": lines.count(b"again") / self.seconds}
+
+    def counted(self) -> dict[str, float]:
+        """What the daemon counts of what it was asked for, and when."""
+        with self.contestant.daemon.wire() as wire:
+            stats = wire.stats()
+        return {
+            "uptime_s": stats.uptime.ToNanoseconds() / 1e9,
+            "requests": float(stats.requests_total + stats.refused_total),
+            "prefilled": float(stats.prefill_tokens_total),
+        }

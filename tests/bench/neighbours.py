@@ -10,7 +10,7 @@ what else may go on beside a stream.
 7: one stream decodes; in every other window of some seconds its own model or another one prefills
    prompts of 500 to 2,000 tokens, another one loads again and again, or 64 callers ask whether one
    would fit; then four streams beside each of the worst attackers of test_neighbours.py alone, and
-   beside all of them, once as normal ones (reported only) and once as interactive ones.
+   beside all of them, once as normal ones and once as interactive ones.
 """
 
 from __future__ import annotations
@@ -105,8 +105,7 @@ async def scenes(options: argparse.Namespace, report: Report) -> list[list[Any]]
             found[name] = await beside.scene(scene, options.rounds)
             print(f"{name}: {found[name]}", file=sys.stderr)
             what = f"7: {name}: p95 of the streams' gaps, as times the quiet median"
-            if scene.bound is not None:
-                report.promise(what, found[name]["times"], scene.bound)
+            report.promise(what, found[name]["times"], scene.bound)
     report.fact("scenes", found)
     return [[7, f"{scene}: {key}", v] for scene, of in found.items() for key, v in of.items()]
 
