@@ -2,16 +2,33 @@
 //! and the preparation of prompts are to take what the steps leave. Linux has a priority for each thread;
 //! elsewhere nothing is changed.
 
+use std::sync::atomic::AtomicU32;
 #[cfg(target_os = "linux")]
-use std::{cell::Cell, collections::HashSet, fs, io};
+use std::{
+    cell::Cell,
+    collections::HashSet,
+    fs, io,
+    sync::atomic::Ordering,
+    sync::mpsc::{RecvTimeoutError, sync_channel},
+    time::Duration,
+};
 
 #[cfg(target_os = "linux")]
 use rustix::process::{Pid, getpriority_process, setpriority_process};
+#[cfg(target_os = "linux")]
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
 
 /// Steps of niceness by which such a thread stands behind the others: beside a step's threads it gets about a
 /// third of what each of those gets, so that its work still moves on where no core is ever idle.
 #[cfg(target_os = "linux")]
 const NICER: i32 = 5;
+
+/// Time that costs whoever waits for idle processors one of its patience.
+#[cfg(target_os = "linux")]
+const TICK: Duration = Duration::from_millis(100);
 
 /// Lowers the priority of the calling thread, unless that was done before.
 pub(crate) fn stand_behind() {
@@ -41,6 +58,55 @@ pub(crate) fn in_background<T>(start: impl FnOnce() -> T) -> T {
     start()
 }
 
+/// Runs `work` on a thread that has only what nobody else takes of the processors, and waits for it while it
+/// counts `patience` down, by one each tenth of a second. `work` looks at it often and leaves off once it is
+/// zero, since such a thread cannot be hurried: without privileges Linux lets none out of the class. It may
+/// be put aside wherever it is, for seconds, so `work` holds no lock that others want. Returns what it came
+/// to; None if it was not begun, because there was no patience or the system has no such threads.
+#[cfg(target_os = "linux")]
+pub(crate) fn while_idle<T: Send>(
+    name: &str,
+    patience: &AtomicU32,
+    work: impl FnOnce() -> T + Send,
+) -> Option<T> {
+    if patience.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    std::thread::scope(|scope| {
+        let (goes_on, ended) = sync_channel::<()>(0);
+        let body = move || {
+            let _goes_on = goes_on;
+            take_what_is_idle();
+            work()
+        };
+        let thread = std::thread::Builder::new().name(name.into()).spawn_scoped(scope, body).ok()?;
+        while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            let less = |patience: u32| Some(patience.saturating_sub(1));
+            let _ = patience.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+        Some(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+/// Returns None: the system has no such threads.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn while_idle<T: Send>(
+    _name: &str,
+    _patience: &AtomicU32,
+    _work: impl FnOnce() -> T + Send,
+) -> Option<T> {
+    None
+}
+
+/// Gives the calling thread what nobody else takes of the processors, for good; where the system does not
+/// allow that it stays as it is.
+#[cfg(target_os = "linux")]
+fn take_what_is_idle() {
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    // The class is changed first, then its niceness, which has no meaning in it and may not be ours to lower.
+    let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
+}
+
 /// Returns the threads that this one has started, itself included: they have its name, until they have one of
 /// their own.
 #[cfg(target_os = "linux")]
@@ -67,8 +133,9 @@ fn lower(thread: Option<Pid>) {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use std::sync::mpsc::sync_channel;
     use std::thread::Builder;
+
+    use thread_priority::thread_schedule_policy;
 
     use super::*;
 
@@ -109,5 +176,30 @@ mod tests {
             assert_eq!((told.recv().unwrap(), niceness().unwrap()), (own, own), "the others keep theirs");
         };
         Builder::new().name("one-of-its-own".into()).spawn(body).unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn idle_work_is_of_the_idle_class_and_who_waits_for_it_keeps_its_own() {
+        let body = || {
+            let own = (thread_schedule_policy().unwrap(), niceness().unwrap());
+            let found = while_idle("idle", &AtomicU32::new(u32::MAX), thread_schedule_policy);
+            let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+            assert_eq!(found.unwrap().unwrap(), idle);
+            assert_eq!((thread_schedule_policy().unwrap(), niceness().unwrap()), own);
+        };
+        Builder::new().spawn(body).unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn idle_work_leaves_off_when_who_waits_for_it_has_waited_long_enough() {
+        let patience = AtomicU32::new(1);
+        let work = || {
+            while patience.load(Ordering::Relaxed) > 0 {
+                std::thread::yield_now();
+            }
+            7
+        };
+        assert_eq!(while_idle("idle", &patience, work), Some(7));
+        assert_eq!(while_idle("idle", &patience, || 8), None, "nobody waits any more");
     }
 }

@@ -34,7 +34,7 @@ pub(crate) use by_hand::ByHand;
 use shelf::{Job, Shelf};
 use writer::{Known, Writer};
 
-/// Time that a disk that works takes to write an array.
+/// Time that a disk that works takes to write a piece.
 const GIVING_UP: Duration = Duration::from_millis(500);
 
 /// Limits of the snapshots.
@@ -253,7 +253,7 @@ impl Snapshots {
 
     fn start_on(disk: Box<dyn Disk>, settings: SnapshotSettings, known: Known) -> io::Result<Self> {
         let mut shelf = Shelf::new(disk, settings);
-        shelf.frees_apart = true;
+        (shelf.frees_apart, shelf.patience_max) = (true, writer::PATIENCE);
         let shelf = Arc::new(shelf);
         let writer = Writer::new(Arc::clone(&shelf), known);
         let thread = std::thread::Builder::new().name("kv-writer".into()).spawn(move || {
@@ -352,7 +352,7 @@ impl Snapshots {
         self.shelf.look_after();
     }
 
-    /// Gives up all that waits, and what is being written before its next array: its memory is wanted.
+    /// Gives up all that waits, and what is being written before its next piece: its memory is wanted.
     pub fn give_up_waiting(&self) {
         self.shelf.give_up(GivenUp::Hurried);
     }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -11,12 +12,17 @@ use sha2::{Digest, Sha256};
 use super::name::{Name, Piece};
 use crate::backend::{BuildKv, KvArray, KvArrays, KvContent, KvElement, KvLayout, KvPart};
 use crate::error::Error;
+use crate::priority;
 use crate::store::disk::{Disk, NEW};
 
 const SEAL_BYTES: u64 = 32;
 
 /// Bytes of a file after which those so far are made durable: a slow disk takes seconds for them.
 const SYNC_BYTES: u64 = 64 << 20;
+
+/// Bytes of a file that are hashed and written before it is asked again who goes on, and whether anybody
+/// wants it: about a millisecond of a processor.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// A part, where it is stored, and how its file is laid out.
 #[derive(Debug)]
@@ -26,6 +32,15 @@ pub(super) struct Part {
     arrays: Vec<KvArray>,
     /// The length of the header, and the header.
     head: Vec<u8>,
+}
+
+/// With what a part is written.
+pub(super) struct Means<'a> {
+    pub(super) disk: &'a dyn Disk,
+    /// Says before each piece whether nobody wants it any more.
+    pub(super) stop: &'a (dyn Fn() -> bool + Sync),
+    /// As long as there is some, it is written while processors are idle.
+    pub(super) patience: &'a AtomicU32,
 }
 
 /// Why a part was not read.
@@ -87,13 +102,13 @@ impl Part {
     }
 
     /// Writes its file under another name, makes it durable and gives it its own; that name is not durable
-    /// yet. `tokens` are all of the cache. It ends early if `stop` says so before an array.
+    /// yet. `tokens` are all of the cache. What is left when there is no patience any more is written by this
+    /// thread.
     pub(super) fn write(
         &self,
-        disk: &dyn Disk,
+        means: &Means<'_>,
         tokens: &[u32],
         content: &dyn KvArrays,
-        stop: &dyn Fn() -> bool,
     ) -> Result<(), WriteError> {
         let unfit = || WriteError::Device("the device shows other arrays than its layout says".into());
         let arrays = content.bytes().map_err(|error| WriteError::Device(error.to_string()))?;
@@ -106,24 +121,25 @@ impl Part {
             Piece::States(_) => &[],
         };
         let own: Vec<u8> = own.iter().flat_map(|token| token.to_le_bytes()).collect();
-        let new = format!("{}{NEW}", self.name.file());
-        let (mut at, mut seal, mut synced) = (0, Sha256::new(), 0);
-        for bytes in [&self.head[..], &own].into_iter().chain(arrays) {
-            if stop() {
-                return Err(WriteError::GivenUp);
+        let all = [&self.head[..], &own].into_iter().chain(arrays);
+        let mut pieces = all.flat_map(|bytes| bytes.chunks(PIECE_BYTES));
+        let Means { disk, stop, patience } = *means;
+        let mut file = Growing::new(disk, self.name.file());
+        let mut go_on = |goes_on: &dyn Fn() -> bool| {
+            while !file.is_whole && goes_on() {
+                if stop() {
+                    return Err(WriteError::GivenUp);
+                }
+                match pieces.next() {
+                    Some(bytes) => file.add(bytes, stop)?,
+                    None => file.end()?,
+                }
             }
-            seal.update(bytes);
-            disk.write(&new, at, bytes)?;
-            at += bytes.len() as u64;
-            // So that a slow disk shows that it comes along.
-            if at - synced >= SYNC_BYTES && !stop() {
-                disk.sync(&new)?;
-                synced = at;
-            }
-        }
-        disk.write(&new, at, &seal.finalize())?;
-        disk.sync(&new)?;
-        Ok(disk.rename(&new, &self.name.file())?)
+            Ok(())
+        };
+        let has_patience = || patience.load(Ordering::Relaxed) > 0;
+        priority::while_idle("kv-idle", patience, || go_on(&has_patience)).transpose()?;
+        go_on(&|| true)
     }
 
     /// Reads the head of its file and its own tokens, which are not compared with the seal yet.
@@ -176,6 +192,47 @@ impl Part {
             return Err(PartError::Damaged);
         }
         building.finish().map_err(PartError::Device)
+    }
+}
+
+/// A file that is being written, by one thread after the other.
+struct Growing<'a> {
+    disk: &'a dyn Disk,
+    /// The name that it is to have.
+    name: String,
+    /// The one that it has until then.
+    new: String,
+    at: u64,
+    seal: Sha256,
+    synced: u64,
+    is_whole: bool,
+}
+
+impl<'a> Growing<'a> {
+    fn new(disk: &'a dyn Disk, name: String) -> Self {
+        let new = format!("{name}{NEW}");
+        Self { disk, name, new, at: 0, seal: Sha256::new(), synced: 0, is_whole: false }
+    }
+
+    fn add(&mut self, bytes: &[u8], stop: &dyn Fn() -> bool) -> io::Result<()> {
+        self.seal.update(bytes);
+        self.disk.write(&self.new, self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        // So that a slow disk shows that it comes along.
+        if self.at - self.synced >= SYNC_BYTES && !stop() {
+            self.disk.sync(&self.new)?;
+            self.synced = self.at;
+        }
+        Ok(())
+    }
+
+    /// Seals it, makes it durable and gives it its name.
+    fn end(&mut self) -> io::Result<()> {
+        self.disk.write(&self.new, self.at, &self.seal.finalize_reset())?;
+        self.disk.sync(&self.new)?;
+        self.disk.rename(&self.new, &self.name)?;
+        self.is_whole = true;
+        Ok(())
     }
 }
 

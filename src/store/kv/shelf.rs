@@ -2,7 +2,7 @@
 //! folder.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -106,6 +106,10 @@ pub(super) struct Shelf {
     pub(super) settings: SnapshotSettings,
     /// Whether arrays are freed by a thread of their own, since that takes a while.
     pub(super) frees_apart: bool,
+    /// The writer's patience when it begins with what waits; zero where it has no thread.
+    pub(super) patience_max: u32,
+    /// What is left of it, in tenths of a second.
+    pub(super) patience: AtomicU32,
     state: Mutex<State>,
     wake: Condvar,
     /// Number of pieces of work that the writer has come to.
@@ -164,7 +168,7 @@ impl State {
         saved.filter(|waiting| waiting.snapshot.session == session).map(|waiting| waiting.bytes).sum()
     }
 
-    /// Has what is being written given up, before its next array; of one session, or whose it may be.
+    /// Has what is being written given up, before its next piece; of one session, or whose it may be.
     fn interrupt(&self, session: Option<SessionId>, why: GivenUp) {
         let is_wanted =
             |waiting: &&Arc<Waiting>| session.is_none_or(|session| session == waiting.snapshot.session);
@@ -197,8 +201,8 @@ impl State {
 
 impl Shelf {
     pub(super) fn new(disk: Box<dyn Disk>, settings: SnapshotSettings) -> Self {
-        let (state, wake, progress) = Default::default();
-        Self { disk, settings, frees_apart: false, state, wake, progress }
+        let (state, wake, progress, patience) = Default::default();
+        Self { disk, settings, frees_apart: false, patience_max: 0, patience, state, wake, progress }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -256,6 +260,7 @@ impl Shelf {
             if matches!(job, Job::MakeWay(_)) {
                 // Those who wait for it write sessions, which nothing replaces.
                 state.interrupt(None, GivenUp::Full);
+                self.patience.store(0, Ordering::Relaxed);
                 state.jobs.push_front(job);
             } else {
                 state.jobs.push_back(job);
@@ -266,7 +271,7 @@ impl Shelf {
         self.free(withdrawn);
     }
 
-    /// Gives up all saves, the one that is being written before its next array.
+    /// Gives up all saves, the one that is being written before its next piece.
     pub(super) fn give_up(&self, why: GivenUp) {
         let mut state = self.state();
         state.interrupt(None, why);
@@ -298,6 +303,12 @@ impl Shelf {
             Some(Job::Forget(_) | Job::Discard(_) | Job::MakeWay(_)) | None => None,
         };
         job
+    }
+
+    /// Lets the writer wait for idle processors again, unless that is the end.
+    pub(super) fn be_patient(&self, state: &State) {
+        let patience = if state.ended { 0 } else { self.patience_max };
+        self.patience.store(patience, Ordering::Relaxed);
     }
 
     /// Notes that the writer has come to another piece of its work.
@@ -370,9 +381,12 @@ impl Shelf {
         state.ended && state.jobs.is_empty()
     }
 
-    /// Takes no more jobs; those that wait are done.
+    /// Takes no more jobs; those that wait are done, and at once.
     pub(super) fn end(&self) {
-        self.state().ended = true;
+        let mut state = self.state();
+        state.ended = true;
+        self.be_patient(&state);
+        drop(state);
         self.wake.notify_all();
     }
 

@@ -2,6 +2,10 @@
 //! first its parts, which nobody names yet, then its manifest: so whenever the daemon ends, a manifest lists
 //! what is there, and what no manifest lists is removed by a look at the folder, soon after the next start.
 //! While the disk fails nothing is tried for a while; what waited is given up, and recomputed if need be.
+//!
+//! Parts are hashed and written while processors are idle, where the system has a class of threads for that.
+//! As such a thread may get next to nothing, it is not relied on: once a go through the queue has waited for
+//! [`PATIENCE`], this thread goes on from the next piece.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +14,7 @@ use std::time::Duration;
 use super::index::{Coming, Index};
 use super::manifest::{self, Listed, Manifest, Read, seconds};
 use super::name::{Name, Naming, Piece, key_name};
-use super::part::{Part, WriteError};
+use super::part::{Means, Part, WriteError};
 use super::shelf::{Answer, Job, Shelf, Waiting};
 use super::{GivenUp, NewSnapshot, SnapshotError};
 use crate::backend::KvContent;
@@ -19,6 +23,10 @@ use crate::store::disk::{NEW, Room};
 
 /// Time after the start, and after a failure, in which nothing is done that nobody waits for.
 const PAUSE: Duration = Duration::from_secs(10);
+
+/// Tenths of a second, of one go through the queue, in which parts are written while processors are idle. A
+/// load waits for three seconds for the snapshots of the models that go: after this, some of that is left.
+pub(super) const PATIENCE: u32 = 20;
 
 /// Bytes of the disk that are left to others, and the part of it in a hundred: sessions themselves are on it.
 const SPARED_BYTES: u64 = 1 << 30;
@@ -62,6 +70,7 @@ impl Writer {
         let is_unsure = {
             let mut state = self.shelf.state();
             (state.paused, state.working) = (false, true);
+            self.shelf.be_patient(&state);
             state.index.is_none() || state.unsure
         };
         if is_unsure && let Err(error) = self.look() {
@@ -311,17 +320,19 @@ impl Writer {
         manifest: &Manifest,
         parts: &[(Part, &KvContent)],
     ) -> Result<(), SnapshotError> {
-        let (disk, tokens) = (&*self.shelf.disk, &waiting.snapshot.tokens);
+        let (shelf, tokens) = (&*self.shelf, &waiting.snapshot.tokens);
+        let disk = &*shelf.disk;
         let mut changed = false;
         for ((part, content), listed) in parts.iter().zip(&manifest.parts) {
             if self.index(|index| index.has(listed)) == Some(true) {
                 continue;
             }
             let stop = || {
-                self.shelf.advance();
+                shelf.advance();
                 waiting.is_given_up()
             };
-            if let Err(error) = part.write(disk, tokens, &***content, &stop) {
+            let means = Means { disk, stop: &stop, patience: &shelf.patience };
+            if let Err(error) = part.write(&means, tokens, &***content) {
                 // It may be there under either name.
                 drop(disk.remove(&format!("{}{NEW}", part.name.file())));
                 return Err(match error {

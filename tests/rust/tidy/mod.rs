@@ -74,11 +74,14 @@ fn rust() -> Sources {
     found
 }
 
-/// Names of the crates in these tables of `Cargo.toml`, as paths write them.
+/// Names of the crates in these tables of `Cargo.toml`, for every system or some, as paths write them.
 fn crates(tables: &[&str]) -> Vec<String> {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
-    let names = tables.iter().filter_map(|table| manifest.get(*table)?.as_table());
-    names.flat_map(|table| table.keys()).map(|name| name.replace('-', "_")).collect()
+    let targets = manifest.get("target").and_then(toml::Value::as_table);
+    let targets = targets.into_iter().flat_map(|targets| targets.values()).filter_map(toml::Value::as_table);
+    let manifests = targets.chain([&manifest]);
+    let found = manifests.flat_map(|one| tables.iter().filter_map(|table| one.get(*table)?.as_table()));
+    found.flat_map(|table| table.keys()).map(|name| name.replace('-', "_")).collect()
 }
 
 fn tree() -> Tree {

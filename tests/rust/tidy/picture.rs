@@ -117,6 +117,7 @@ pub(super) const CRATES: &[Crate] = &[
     home("mlx_rs",             &["device", "mlx", "models"], &[]),
     home("serde",              &["hub", "models", "service", "text"], &[]),
     home("serde_json",         &["cli", "device", "grammar", "hub", "mlx", "models", "output", "rpc", "service", "session", "store", "text"], &["*"]),
+    home("thread_priority",    &["priority"], &[]),
     home("thiserror",          &["*"], &[]),
     home("insta",              &[], &["*"]),
     home("proptest",           &[], &["*"]),

@@ -96,11 +96,37 @@ fn a_fork_of_a_session_that_says_something_else_by_now_has_nothing_of_what_it_sa
     }
 }
 
-/// A disk that waits before each file is synced until it is let go.
+/// A disk that waits before each act of a kind until it is let go.
 struct Gate {
     disk: FailingDisk,
+    act: Act,
     comes: SyncSender<()>,
     goes: Mutex<Receiver<()>>,
+    /// The names of the threads that wrote.
+    writers: Arc<Mutex<Vec<String>>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Write,
+    Sync,
+}
+
+impl Gate {
+    /// Returns one, what tells that something waits, and what lets it go.
+    fn new(disk: &FailingDisk, act: Act) -> (Self, Receiver<()>, SyncSender<()>) {
+        let ((comes, came), (go, goes)) = (sync_channel(1), sync_channel(1));
+        let writers = Arc::default();
+        (Self { disk: disk.clone(), act, comes, goes: Mutex::new(goes), writers }, came, go)
+    }
+
+    fn wait(&self, act: Act) {
+        if self.act == act {
+            // Both are gone once the test is over.
+            let _ = self.comes.send(());
+            let _ = self.goes.lock().unwrap().recv_timeout(DEADLINE);
+        }
+    }
 }
 
 impl Disk for Gate {
@@ -117,13 +143,13 @@ impl Disk for Gate {
     }
 
     fn write(&self, name: &str, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.writers.lock().unwrap().push(std::thread::current().name().unwrap_or_default().to_owned());
+        self.wait(Act::Write);
         self.disk.write(name, at, bytes)
     }
 
     fn sync(&self, name: &str) -> io::Result<()> {
-        // Both are gone once the test is over.
-        let _ = self.comes.send(());
-        let _ = self.goes.lock().unwrap().recv_timeout(DEADLINE);
+        self.wait(Act::Sync);
         self.disk.sync(name)
     }
 
@@ -147,8 +173,7 @@ impl Disk for Gate {
 #[test]
 fn a_disk_that_hangs_holds_the_end_no_longer_than_it_may_and_its_arrays_until_it_goes_on() {
     let disk = FailingDisk::new();
-    let ((comes, came), (go, goes)) = (sync_channel(1), sync_channel(1));
-    let gate = Gate { disk: disk.clone(), comes, goes: Mutex::new(goes) };
+    let (gate, came, go) = Gate::new(&disk, Act::Sync);
     let snapshots =
         Snapshots::start_on(Box::new(gate), SETTINGS, Box::new(|_| Some("uid:1".into()))).unwrap();
     let world = World::start(FailingDisk::new(), false, SETTINGS);
@@ -174,8 +199,7 @@ fn a_disk_that_hangs_holds_the_end_no_longer_than_it_may_and_its_arrays_until_it
 
 #[test]
 fn a_disk_that_hangs_holds_the_memory_of_what_it_writes_and_of_nothing_that_waits() {
-    let ((comes, came), (go, goes)) = (sync_channel(1), sync_channel(1));
-    let gate = Gate { disk: FailingDisk::new(), comes, goes: Mutex::new(goes) };
+    let (gate, came, go) = Gate::new(&FailingDisk::new(), Act::Sync);
     let known = Box::new(|session| Some(owner_of(session)));
     let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, known).unwrap();
     let world = World::start(FailingDisk::new(), false, SETTINGS);
@@ -198,4 +222,29 @@ fn a_disk_that_hangs_holds_the_memory_of_what_it_writes_and_of_nothing_that_wait
     assert_eq!(answer.blocking_recv().unwrap(), held);
     snapshots.look_after();
     assert_eq!(snapshots.stats().queued_bytes, 0);
+}
+
+#[test]
+fn what_is_written_in_idle_times_is_gone_on_with_when_the_daemon_ends_and_is_whole() {
+    for recurrent in [false, true] {
+        let disk = FailingDisk::new();
+        let (gate, came, go) = Gate::new(&disk, Act::Write);
+        let writers = Arc::clone(&gate.writers);
+        let known = Box::new(|session| Some(owner_of(session)));
+        let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, known).unwrap();
+        let world = World::start(FailingDisk::new(), recurrent, SETTINGS);
+        let all = tokens(&[1, 2, 3]);
+        let answer = snapshots.save(world.snapshot(1, &all, &[10, 13], &[10, 13])).unwrap();
+        // The first piece of the first part.
+        came.recv_timeout(DEADLINE).unwrap();
+        snapshots.shelf.end();
+        drop((came, go));
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().tokens, 13);
+        let writers = writers.lock().unwrap();
+        let first = if cfg!(target_os = "linux") { "kv-idle" } else { "kv-writer" };
+        assert_eq!(writers[0], first);
+        assert!(writers.len() > 4 && writers[1..].iter().all(|name| name == "kv-writer"), "{writers:?}");
+        let next = World::start(disk.after_kill(), recurrent, SETTINGS);
+        assert_eq!(next.load(1, &all), (13, None));
+    }
 }
