@@ -5,6 +5,8 @@
 prefill: prompts of 500 to 2,000 tokens, one after another, each with an answer of one token.
 load:    loads and unloads.
 fits:    64 callers ask at once whether a model that is not resident would fit, again and again.
+forms:   hostile schemas and grammars, one after another; each has to be refused, or to have a first
+         token, within two seconds.
 all:     every kind of attacker of the load test. With the name of one, that one alone.
 
 The attackers of the load test stand for callers on other machines: what they make the daemon do is
@@ -26,12 +28,16 @@ from pathlib import Path
 import grpc
 
 import attackers
+from hostile import HOSTILE
 from mlxd.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from streams import Prompts
 from wire import CHANNEL, UNLIMITED
 
 LENGTHS = (500, 1000, 2000)
 CALLERS = 64
+# Time to the first token or the refusal of a hostile form, in seconds.
+FORM_S = 2.0
+REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 async def prefill(channel: grpc.aio.Channel, model: str, prompts: Prompts) -> None:
@@ -67,10 +73,36 @@ async def fits(channel: grpc.aio.Channel, model: str, _: Prompts) -> None:
     await asyncio.gather(*(ask() for _ in range(CALLERS)))
 
 
+async def forms(channel: grpc.aio.Channel, model: str, prompts: Prompts) -> None:
+    """Asks for an answer of each hostile form."""
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    for form in HOSTILE.values():
+        request = inference_pb2.GenerateRequest(
+            model=model,
+            prompt=prompts.ask(20, 1).prompt,
+            sampling=inference_pb2.SamplingOptions(temperature=1.5),
+            stopping=inference_pb2.StoppingOptions(max_tokens=20),
+            output=inference_pb2.OutputOptions(return_token_ids=True),
+            response_format=form,
+        )
+        answer = stub.StreamGenerate(request)
+        try:
+            async with asyncio.timeout(FORM_S):
+                async for event in answer:
+                    if event.delta.token_ids:
+                        break
+            async for _event in answer:
+                pass
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in REFUSALS:
+                raise
+
+
 KINDS: dict[str, Callable[[grpc.aio.Channel, str, Prompts], Awaitable[None]]] = {
     "prefill": prefill,
     "load": load,
     "fits": fits,
+    "forms": forms,
 }
 
 

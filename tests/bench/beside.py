@@ -52,6 +52,7 @@ SCENES: dict[str, Scene] = {
     "another model prefills": Scene(1, "prefill", OTHER),
     "another model loads": Scene(1, "load", LOADED, 2.0),
     "64 ask whether one fits": Scene(1, "fits", LOADED),
+    "hostile forms of answers": Scene(8, "forms", OWN, 1.5),
     **{f"{name} of the load test": Scene(4, name, OWN) for name in WORST},
     # Nineteen connections share with that of the streams, which are four of the rows.
     "every attacker of the load test": Scene(4, "all", OWN),
