@@ -56,7 +56,7 @@ impl<B: Backend> Engine<B> {
     ) -> Self {
         Self {
             backend,
-            clock,
+            clock: Arc::clone(&clock),
             budget_bytes,
             models: BTreeMap::new(),
             loads: VecDeque::new(),
@@ -71,7 +71,7 @@ impl<B: Backend> Engine<B> {
             sequence_next: 1,
             allowance: Allowance::default(),
             timeline: Timeline::default(),
-            masks: MaskWorkers::new(settings.mask_threads),
+            masks: MaskWorkers::new(settings.mask_threads, clock),
             saving: Saving::default(),
             load_waits: None,
             drain: None,

@@ -6,49 +6,54 @@
 //! step that draws the next one is done.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::grammar::{Allowed, Canceller, Grammar, Matcher, Pace, Stuck};
+use crate::clock::{Clock, Moment};
+use crate::grammar::{Allowed, Canceller, Grammar, Matcher, Stuck};
 
 /// Bytes of a worker's stack.
 const STACK_BYTES: usize = 16 << 20;
 
+/// Fewest jobs that wait before those are looked for that are of no use.
+const SWEEP_MIN: usize = 64;
+
 /// What a job comes to: the matcher is given back.
 pub(super) type Answer = (Box<Matcher>, Result<Allowed, Stuck>);
 
-/// An output's way through its grammar.
-#[derive(Debug)]
-pub(super) enum Way {
-    /// It has not begun.
-    Start(Arc<Grammar>),
-    /// It goes on.
-    On(Box<Matcher>),
-}
-
-/// A job that was given. If its answer is closed without one, it was not done. One that has not begun when
-/// this is dropped is not done.
+/// A job that was given. If its answer is closed without one, it was not done.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) answer: Receiver<Answer>,
-    /// Ends the work, once a worker has begun it.
-    begun: Arc<OnceLock<Canceller>>,
+    progress: Arc<Progress>,
 }
 
-/// A token that a matcher is to take.
-#[derive(Debug)]
+/// How far a job is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Whether nobody wants its answer any more.
+    is_useless: AtomicBool,
+    /// Ends the work, once a worker is at it.
+    begun: OnceLock<Canceller>,
+}
+
+/// A token that an output takes.
 struct Job {
-    way: Way,
+    grammar: Arc<Grammar>,
+    /// The output's way through it; None before its first token.
+    matcher: Option<Box<Matcher>>,
     token: u32,
-    begun: Arc<OnceLock<Canceller>>,
+    progress: Arc<Progress>,
     reply: SyncSender<Answer>,
 }
 
 /// The workers.
-#[derive(Debug)]
 pub(super) struct MaskWorkers {
     threads: u32,
+    clock: Arc<dyn Clock>,
     /// Where jobs go, those of slow grammars apart; None until the first one.
     lanes: Option<[Arc<Lane>; 2]>,
     /// Jobs that a test holds back.
@@ -57,64 +62,104 @@ pub(super) struct MaskWorkers {
 }
 
 /// The jobs of some threads.
-#[derive(Debug, Default)]
 struct Lane {
+    clock: Arc<dyn Clock>,
     waiting: Mutex<Waiting>,
     more: Condvar,
+    /// Where jobs go whose grammar has become slow while they waited.
+    slow: Option<Arc<Lane>>,
 }
 
-/// Jobs in the order of the time that they will take, by what their grammars took last, and then in that in
-/// which they came: what takes long keeps up only what takes as long. Each output has one at most.
-#[derive(Debug, Default)]
+/// Jobs in the order of the moments at which they would be done if each were begun when it came, by the time
+/// that their grammars took last: what takes long keeps up only what comes later or takes as long.
+#[derive(Default)]
 struct Waiting {
-    jobs: BTreeMap<(u32, u64), Job>,
+    jobs: BTreeMap<(Moment, u64), Job>,
     given: u64,
+    /// Number of jobs from which on those are looked for that are of no use.
+    sweep_at: usize,
     is_closed: bool,
 }
 
 impl Asked {
     /// Returns whether a worker has taken the job.
     pub(super) fn has_begun(&self) -> bool {
-        self.begun.get().is_some()
+        self.progress.begun.get().is_some()
     }
 
     /// Ends the work: its answer is of no use.
     pub(super) fn cancel(&self) {
-        if let Some(canceller) = self.begun.get() {
+        // A worker that begins looks at this after it has told how to end it.
+        self.progress.is_useless.store(true, Ordering::SeqCst);
+        if let Some(canceller) = self.progress.begun.get() {
             canceller.cancel();
         }
     }
 }
 
+impl Progress {
+    fn is_useless(&self) -> bool {
+        self.is_useless.load(Ordering::SeqCst)
+    }
+}
+
+impl fmt::Debug for MaskWorkers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MaskWorkers").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
 impl MaskWorkers {
     /// Returns workers of this number of threads.
-    pub(super) fn new(threads: u32) -> Self {
+    pub(super) fn new(threads: u32, clock: Arc<dyn Clock>) -> Self {
         Self {
             threads,
+            clock,
             lanes: None,
             #[cfg(test)]
             held: None,
         }
     }
 
-    /// Lets an output take a token, and finds out what may follow.
-    pub(super) fn advance(&mut self, way: Way, token: u32, pace: &Pace) -> Asked {
+    /// Lets an output take a token, and finds out what may follow. It has no matcher before the first one.
+    pub(super) fn advance(
+        &mut self,
+        grammar: &Arc<Grammar>,
+        matcher: Option<Box<Matcher>>,
+        token: u32,
+    ) -> Asked {
         let (reply, answer) = sync_channel(1);
-        let begun = Arc::new(OnceLock::new());
-        self.give(Job { way, token, begun: Arc::clone(&begun), reply }, pace);
-        Asked { answer, begun }
+        let progress = Arc::default();
+        let asked = Asked { answer, progress: Arc::clone(&progress) };
+        self.give(Job { grammar: Arc::clone(grammar), matcher, token, progress, reply });
+        asked
     }
 
-    fn give(&mut self, job: Job, pace: &Pace) {
+    fn give(&mut self, job: Job) {
         #[cfg(test)]
         if let Some(held) = &mut self.held {
             return held.push(job);
         }
         if self.threads == 0 {
-            return job.run();
+            return job.run(&*self.clock);
         }
-        let lanes = self.lanes.get_or_insert_with(|| [begin("mask", self.threads), begin("mask-slow", 1)]);
-        lanes[usize::from(pace.is_slow())].give(job, pace.last_us());
+        if self.lanes.is_none() {
+            self.lanes = self.begin();
+        }
+        match &self.lanes {
+            Some([fast, _]) => fast.give(job),
+            None => tracing::error!("a mask is not computed: there are no workers"),
+        }
+    }
+
+    /// Starts the threads; None if the system has none.
+    fn begin(&self) -> Option<[Arc<Lane>; 2]> {
+        let slow = begin(("mask-slow", 1), &self.clock, None)?;
+        let Some(fast) = begin(("mask", self.threads), &self.clock, Some(Arc::clone(&slow))) else {
+            slow.close();
+            return None;
+        };
+        Some([fast, slow])
     }
 }
 
@@ -136,14 +181,14 @@ impl MaskWorkers {
     /// Lets the jobs fail that are held back.
     pub(super) fn fail_held(&mut self) {
         self.begin_held();
-        self.held.iter().flatten().for_each(|job| job.begun.get().unwrap().cancel());
+        self.held.iter().flatten().for_each(|job| job.progress.begun.get().unwrap().cancel());
     }
 
     /// Does the jobs that were held back, and later ones at once. Returns their number.
     pub(super) fn release(&mut self) -> usize {
         let held = self.held.take().unwrap_or_default();
         let jobs = held.len();
-        held.into_iter().for_each(Job::run);
+        held.into_iter().for_each(|job| job.run(&*self.clock));
         jobs
     }
 }
@@ -154,9 +199,10 @@ impl Drop for MaskWorkers {
     }
 }
 
-/// Starts threads for a lane. If the system has none, nobody takes its jobs.
-fn begin(name: &str, threads: u32) -> Arc<Lane> {
-    let lane = Arc::new(Lane::default());
+/// Starts a number of threads for a lane; None if the system has none.
+fn begin((name, threads): (&str, u32), clock: &Arc<dyn Clock>, slow: Option<Arc<Lane>>) -> Option<Arc<Lane>> {
+    let (clock, waiting, more) = (Arc::clone(clock), Mutex::default(), Condvar::new());
+    let lane = Arc::new(Lane { clock, waiting, more, slow });
     let mut begun = 0;
     for number in 0..threads {
         let jobs = Arc::clone(&lane);
@@ -166,10 +212,7 @@ fn begin(name: &str, threads: u32) -> Arc<Lane> {
             Err(error) => tracing::error!(%error, "a thread for masks"),
         }
     }
-    if begun == 0 {
-        lane.close();
-    }
-    lane
+    (begun > 0).then_some(lane)
 }
 
 impl Lane {
@@ -177,20 +220,17 @@ impl Lane {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a job that will take some microseconds.
-    fn give(&self, job: Job, us: u32) {
-        let mut waiting = self.waiting();
-        if waiting.is_closed {
-            return tracing::error!("a mask is not computed: there are no workers");
+    /// Takes a job; one of a slow grammar goes where those are done.
+    fn give(&self, job: Job) {
+        if let Some(slow) = self.slow.as_ref().filter(|_| job.grammar.pace().is_slow()) {
+            return slow.give(job);
         }
-        waiting.given += 1;
-        let number = waiting.given;
-        waiting.jobs.insert((us, number), job);
-        drop(waiting);
+        let done = self.clock.now().after(job.grammar.pace().last());
+        self.waiting().add(done, job);
         self.more.notify_one();
     }
 
-    /// Ends the threads, once each has done its job.
+    /// Ends the threads; what they are at is done, the rest is not.
     fn close(&self) {
         let mut waiting = self.waiting();
         waiting.is_closed = true;
@@ -207,37 +247,116 @@ impl Lane {
 
     fn work(&self) {
         while let Some(job) = self.next() {
+            if self.slow.is_some() && job.grammar.pace().is_slow() {
+                self.give(job);
+                continue;
+            }
             // Its caller hears of a panic by the reply that does not come.
-            if catch_unwind(AssertUnwindSafe(|| job.run())).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| job.run(&*self.clock))).is_err() {
                 tracing::error!("a mask worker failed");
             }
         }
     }
 }
 
+impl Waiting {
+    fn add(&mut self, done: Moment, job: Job) {
+        if self.jobs.len() >= self.sweep_at.max(SWEEP_MIN) {
+            self.jobs.retain(|_, job| !job.progress.is_useless());
+            self.sweep_at = 2 * self.jobs.len();
+        }
+        self.given += 1;
+        self.jobs.insert((done, self.given), job);
+    }
+}
+
 impl Job {
     /// Returns its matcher, and lets others know that a worker is at it.
     fn begin(&mut self) -> &mut Matcher {
-        if let Way::Start(grammar) = &self.way {
-            self.way = Way::On(Box::new(grammar.matcher()));
-        }
-        let Way::On(matcher) = &mut self.way else { unreachable!("it has begun") };
-        self.begun.get_or_init(|| matcher.canceller());
+        let matcher = self.matcher.get_or_insert_with(|| Box::new(self.grammar.matcher()));
+        self.progress.begun.get_or_init(|| matcher.canceller());
         matcher
     }
 
-    fn run(mut self) {
-        // Nobody waits for it any more: its output has ended.
-        if Arc::strong_count(&self.begun) == 1 {
+    fn run(mut self, clock: &dyn Clock) {
+        if self.progress.is_useless() {
             return;
         }
-        let token = self.token;
+        let (began, token, progress) = (clock.now(), self.token, Arc::clone(&self.progress));
         let matcher = self.begin();
+        if progress.is_useless() {
+            return;
+        }
         let allowed = matcher.advance(token).and_then(|()| matcher.allowed());
-        tracing::trace!(mask_us = matcher.mask_us());
-        if let Way::On(matcher) = self.way {
+        let took = clock.now() - began;
+        tracing::trace!(mask_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        self.grammar.pace().note(took);
+        if let Some(matcher) = self.matcher {
             // The output may have ended meanwhile.
             let _ = self.reply.send((matcher, allowed));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::tests::grammars::grammar;
+    use crate::engine::tests::{HandClock, tokenizer};
+
+    fn lane(slow: Option<Arc<Lane>>) -> Arc<Lane> {
+        let clock = Arc::new(HandClock(Mutex::default()));
+        Arc::new(Lane { clock, waiting: Mutex::default(), more: Condvar::new(), slow })
+    }
+
+    /// Returns a job for a token, and what keeps its answer wanted.
+    fn job(grammar: &Arc<Grammar>, token: u32) -> (Job, Asked) {
+        let (reply, answer) = sync_channel(1);
+        let progress: Arc<Progress> = Arc::default();
+        let asked = Asked { answer, progress: Arc::clone(&progress) };
+        (Job { grammar: Arc::clone(grammar), matcher: None, token, progress, reply }, asked)
+    }
+
+    #[test]
+    fn jobs_go_by_the_time_that_they_take_and_the_slow_ones_apart() {
+        let [fast, slower, slow] = [0, 4, 1000].map(|ms| {
+            let grammar = grammar(&tokenizer(), "( t500){9}", &[]);
+            grammar.pace().note(Duration::from_millis(ms));
+            grammar
+        });
+        let slow_lane = lane(None);
+        let fast_lane = lane(Some(Arc::clone(&slow_lane)));
+        let given = [&slow, &slower, &fast, &slower].map(|grammar| {
+            let (job, asked) = job(grammar, 500);
+            fast_lane.give(job);
+            asked
+        });
+        let next = |lane: &Lane, grammar: &Arc<Grammar>| {
+            assert!(Arc::ptr_eq(&lane.next().unwrap().grammar, grammar));
+        };
+        next(&slow_lane, &slow);
+        next(&fast_lane, &fast);
+        next(&fast_lane, &slower);
+        fast_lane.close();
+        assert!(fast_lane.next().is_none(), "what waits is not done any more");
+        assert!(given.iter().all(|asked| !asked.has_begun()));
+    }
+
+    #[test]
+    fn jobs_that_nobody_wants_any_more_do_not_pile_up() {
+        let grammar = grammar(&tokenizer(), "( t500){9}", &[]);
+        let lane = lane(None);
+        for _ in 0..10 * SWEEP_MIN {
+            let (job, asked) = job(&grammar, 500);
+            lane.give(job);
+            asked.cancel();
+        }
+        assert!(lane.waiting().jobs.len() <= SWEEP_MIN);
+        let (job, asked) = job(&grammar, 500);
+        asked.cancel();
+        job.run(&HandClock(Mutex::default()));
+        assert!(!asked.has_begun() && asked.answer.recv().is_err());
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use llguidance::toktrie::TokEnv;
 use llguidance::{CancellationHandle, Logger, Matcher as Inner};
@@ -29,17 +30,18 @@ pub struct Grammar {
     pace: Pace,
 }
 
-/// Answers in time after which a grammar that was slow is taken for one that is not; twice as many each time
-/// that it is slow again.
-const FAST_AGAIN: [u32; 2] = [16, 1 << 16];
+/// Time that an answer may take: a step waits about as long.
+const IN_TIME: Duration = Duration::from_millis(5);
+
+/// Microseconds that an answer took too long for which one in time is wanted: slow ones are seen as often as
+/// if each took that much.
+const US_PER_ANSWER: u32 = 300;
 
 /// How long a grammar takes to say what may come next, as its outputs have seen it.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// Number of answers until it is not slow any more.
+    /// Number of answers in time until it is not slow any more.
     slow: AtomicU32,
-    /// Number of answers that it had to give when it was slow last.
-    needed: AtomicU32,
     /// Microseconds that the last answer took.
     last_us: AtomicU32,
 }
@@ -51,26 +53,20 @@ impl Pace {
         self.slow.load(Ordering::Relaxed) > 0
     }
 
-    /// Notes that an answer was not there in time.
-    pub fn was_slow(&self) {
-        let [least, most] = FAST_AGAIN;
-        let twice = |needed: u32| Some(needed.saturating_mul(2).clamp(least, most));
-        let before = self.needed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, twice);
-        let needed = before.ok().and_then(twice).unwrap_or(most);
-        self.slow.store(needed, Ordering::Relaxed);
+    /// Notes that an answer, or what was left of the attempt, took some time.
+    pub fn note(&self, took: Duration) {
+        let us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        self.last_us.store(us, Ordering::Relaxed);
+        let left = |slow: u32| {
+            Some(if took < IN_TIME { slow.saturating_sub(1) } else { slow.max(us / US_PER_ANSWER) })
+        };
+        let _ = self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
     }
 
-    /// Notes an answer that took some time.
-    pub fn answered(&self, us: u64) {
-        self.last_us.store(u32::try_from(us).unwrap_or(u32::MAX), Ordering::Relaxed);
-        // Another output may have the last one.
-        let _ = self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-    }
-
-    /// Returns the microseconds that the last answer took.
+    /// Returns the time that the last answer took.
     #[must_use]
-    pub fn last_us(&self) -> u32 {
-        self.last_us.load(Ordering::Relaxed)
+    pub fn last(&self) -> Duration {
+        Duration::from_micros(self.last_us.load(Ordering::Relaxed).into())
     }
 }
 
@@ -177,8 +173,8 @@ impl Grammar {
         &self.pace
     }
 
-    /// Returns for each number of bytes of a marker the tokens that end it behind them, and go on with more
-    /// than newlines: part of an output would then come unseen behind the marker.
+    /// Returns for each number of bytes of a marker the tokens that end it behind them, or hold all of it, and
+    /// go on with more than newlines: part of an output would then come unseen behind the marker.
     #[must_use]
     pub fn ending_within(&self, marker: &str) -> Vec<Vec<u32>> {
         let trie = self.tokens.tok_trie();
@@ -186,8 +182,10 @@ impl Grammar {
         for id in 0..u32::try_from(trie.vocab_size()).unwrap_or(u32::MAX) {
             let token = trie.token(id);
             for (came, ids) in found.iter_mut().enumerate() {
-                let rest = token.strip_prefix(&marker.as_bytes()[came..]);
-                if rest.is_some_and(|rest| rest.iter().any(|byte| *byte != b'\n')) {
+                let marker = &marker.as_bytes()[came..];
+                let begins = if came == 0 { token.len() } else { 1 };
+                let mut rests = (0..begins).filter_map(|at| token[at..].strip_prefix(marker));
+                if rests.any(|rest| rest.iter().any(|byte| *byte != b'\n')) {
                     ids.push(id);
                 }
             }
@@ -223,12 +221,6 @@ impl Matcher {
     /// The output cannot go on.
     pub fn allowed(&mut self) -> Result<Allowed, Stuck> {
         allowed(&mut self.inner, self.has_end)
-    }
-
-    /// Returns the microseconds that finding out what may come next took last.
-    #[must_use]
-    pub fn mask_us(&self) -> u64 {
-        self.inner.last_step_stats().map_or(0, |stats| stats.compute_time_us)
     }
 
     /// Returns whether the output is whole as it is.

@@ -1,6 +1,7 @@
 //! Walks through grammars by any allowed token, and what is refused.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -427,20 +428,24 @@ fn tokens_that_end_a_marker_and_go_on_are_found() {
     let none: Vec<String> = vec![];
     assert_eq!(found("z\""), [none.clone(), vec!["\":".into(), "\",".into(), "\"}".into()]]);
     assert_eq!(found("a"), [vec!["ab".to_owned()]]);
+    assert_eq!(found("r"), [vec!["true".to_owned()]], "one that holds it");
     assert_eq!(found("<|end|>"), vec![none; 7], "a control token is none of its text");
 }
 
 #[test]
-fn a_grammar_that_was_slow_is_fast_again_after_more_and_more_answers() {
-    let pace = Pace::default();
+fn a_grammar_that_was_slow_is_fast_again_after_as_many_answers_as_that_took_long() {
+    let (pace, fast) = (Pace::default(), Duration::from_micros(4999));
+    pace.note(fast);
     assert!(!pace.is_slow());
-    for needed in [16, 32, 64] {
-        pace.was_slow();
-        for answer in 0..needed {
-            assert!(pace.is_slow(), "{answer} of {needed}");
-            pace.answered(7);
+    for (took, answers) in [(5, 16), (1000, 3333)] {
+        pace.note(Duration::from_millis(took));
+        assert_eq!(pace.last(), Duration::from_millis(took));
+        // Several outputs are slow at once.
+        pace.note(Duration::from_millis(5));
+        for answer in 0..answers {
+            assert!(pace.is_slow(), "{answer} of {answers}");
+            pace.note(fast);
         }
         assert!(!pace.is_slow());
     }
-    assert_eq!(pace.last_us(), 7);
 }

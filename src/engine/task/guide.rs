@@ -3,9 +3,9 @@
 //!
 //! Where a model reasons first, its grammar begins behind that, as the reader of its output says.
 //!
-//! An output whose answer was not there in time waits outside of steps until it is. If a worker had begun
-//! with it, the grammar is slow: its next answers are waited for outside of steps too, whichever outputs are
-//! to have them.
+//! An output whose answer was not there in time waits outside of steps until it is. Where a worker took long
+//! for an answer, the grammar is slow: its next ones are waited for outside of steps too, whichever outputs
+//! are to have them.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::backend::TokenSet;
 use crate::clock::Moment;
 use crate::engine::api::{Barred, Constraint, Starts};
-use crate::engine::masks::{Answer, Asked, MaskWorkers, Way};
+use crate::engine::masks::{Answer, Asked, MaskWorkers};
 use crate::engine::task::reading::Reader;
 use crate::error::Error;
 use crate::grammar::{Allowed, Grammar, Matcher, Stuck};
@@ -26,8 +26,8 @@ pub(super) struct Guide {
     state: State,
     /// What comes before it; None once it has begun.
     before: Option<Before>,
-    /// Whether a step has waited for the answer that is asked for, in vain.
-    is_late: bool,
+    /// Whether no step waits for the answer that is asked for: one has in vain, or the grammar is slow.
+    waits_apart: bool,
 }
 
 /// What comes before a grammar.
@@ -83,7 +83,7 @@ impl Guide {
             }
             Starts::AfterReasoning { opening, barred } => Some(Before::Opening(opening, 0, barred)),
         };
-        Self { grammar, state: State::Start, before, is_late: false }
+        Self { grammar, state: State::Start, before, waits_apart: false }
     }
 
     /// Returns what bounds the next token.
@@ -115,18 +115,19 @@ impl Guide {
             Some(Before::Opening(..)) => {}
         }
         let gone = State::Failed(Error::Internal("a grammar's way is lost".into()));
-        let way = match std::mem::replace(&mut self.state, gone) {
-            State::Start => Way::Start(Arc::clone(&self.grammar)),
-            State::Known(matcher, _) => Way::On(matcher),
+        let matcher = match std::mem::replace(&mut self.state, gone) {
+            State::Start => None,
+            State::Known(matcher, _) => Some(matcher),
             State::Asked(..) | State::Failed(_) => unreachable!("what is drawn was known to be allowed"),
         };
-        self.state = State::Asked(workers.advance(way, token, self.grammar.pace()), None);
+        self.waits_apart = self.grammar.pace().is_slow();
+        self.state = State::Asked(workers.advance(&self.grammar, matcher, token), None);
     }
 
     /// Returns whether steps go on without it until the answer is there; with `is_strict` no step begins
     /// before.
     pub(super) fn waits(&self, is_strict: bool) -> bool {
-        matches!(self.state, State::Asked(..)) && (is_strict || self.is_late || self.grammar.pace().is_slow())
+        matches!(self.state, State::Asked(..)) && (is_strict || self.waits_apart)
     }
 
     /// Looks for the answer, and waits for it at most for `wait`.
@@ -135,12 +136,7 @@ impl Guide {
         match asked.answer.recv_timeout(wait) {
             Ok(answer) => self.note(answer),
             Err(RecvTimeoutError::Disconnected) => self.lose(),
-            Err(RecvTimeoutError::Timeout) => {
-                if asked.has_begun() && !self.is_late {
-                    self.grammar.pace().was_slow();
-                }
-                self.is_late = true;
-            }
+            Err(RecvTimeoutError::Timeout) => self.waits_apart = true,
         }
     }
 
@@ -190,8 +186,6 @@ impl Guide {
     }
 
     fn note(&mut self, (matcher, allowed): Answer) {
-        self.is_late = false;
-        self.grammar.pace().answered(matcher.mask_us());
         self.state = match allowed {
             Ok(allowed) => State::Known(matcher, allowed),
             Err(stuck) => State::Failed(error_of(stuck)),
@@ -229,6 +223,38 @@ fn error_of(stuck: Stuck) -> Error {
         Stuck::DeadEnd => {
             let why = "the grammar leads to where no token of the model can follow; no such output exists";
             Error::field("response_format", why)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::engine::tests::grammars::{constraint, grammar};
+    use crate::engine::tests::{HandClock, tokenizer};
+    use crate::text::StopMatcher;
+
+    #[test]
+    fn a_grammar_that_was_slow_is_slow_for_all_its_outputs() {
+        let mut workers = MaskWorkers::new(0, Arc::new(HandClock(Mutex::default())));
+        let reader = Reader::new(None, StopMatcher::new([].into()));
+        let grammar = grammar(&tokenizer(), "( t500){9}", &[]);
+        let mut guides = [(); 3].map(|()| Guide::new(constraint(&grammar)));
+        workers.hold();
+        guides[0].take(500, &reader, &mut workers);
+        guides[1].take(500, &reader, &mut workers);
+        assert!(!guides[0].waits(false) && guides[0].waits(true));
+        guides[0].settle(Duration::ZERO);
+        assert!(guides[0].waits(false) && !guides[1].waits(false), "the other's answer may be in time");
+        grammar.pace().note(Duration::from_secs(1));
+        guides[2].take(500, &reader, &mut workers);
+        assert!(guides[2].waits(false) && !guides[1].waits(false));
+        workers.release();
+        for guide in &mut guides {
+            guide.look(Moment::default(), Duration::from_secs(1));
+            assert!(!guide.waits(true) && matches!(guide.mask(), Mask::Tokens(_)));
         }
     }
 }

@@ -300,12 +300,13 @@ impl Sequence {
                 let others = others.iter().map(|other| (&other.sampling, &other.reader));
                 let draw = |((sampling, reader), edits): ((&Sampling, &Reader), Vec<LogitEdit>)| {
                     let sample = || sample_after(&self.transcript, sampling, edits, *top_logprobs);
-                    let sample = match (bounds, reader.forced()) {
-                        (Some(Bounds::Mask), _) => Sample { allow: Allow::Awaited, ..sample() },
-                        (_, Some(token)) => forced(token, *top_logprobs),
-                        (Some(Bounds::Barred(barred)), None) => without(sample(), barred, reader),
-                        (None, None) => sample(),
+                    let sample = match (reader.forced(), bounds) {
+                        (Some(token), _) => forced(token, *top_logprobs),
+                        (None, Some(Bounds::Barred(barred))) => without(sample(), barred, reader),
+                        (None, _) => sample(),
                     };
+                    let awaits = matches!(bounds, Some(Bounds::Mask));
+                    let sample = Sample { allow: if awaits { Allow::Awaited } else { Allow::All }, ..sample };
                     RowOutput { row: tokens - 1, want: Want::Sample(sample) }
                 };
                 std::iter::once((&*sampling, &*reader)).chain(others).zip(edits).map(draw).collect()

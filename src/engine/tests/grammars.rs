@@ -319,26 +319,6 @@ fn time_in_a_queue_is_not_that_of_a_mask() {
 }
 
 #[test]
-fn a_grammar_that_was_slow_is_slow_for_all_its_outputs() {
-    let mut bench = Bench::new();
-    let grammar = grammar(&bench.tokenizer, "( t[1-9][0-9]{2}){20}", &[END]);
-    let asked = prompt(1, 12);
-    let slow = bench.constrained(&grammar, &asked, 15, |_| {});
-    bench.ticks(5);
-    bench.engine.masks.hold();
-    bench.ticks(1);
-    bench.engine.masks.begin_held();
-    bench.ticks(2);
-    assert!(grammar.pace().is_slow());
-    bench.engine.masks.release();
-    let other = bench.constrained(&grammar, &asked, 15, |_| {});
-    bench.run();
-    let expected = constrained(&grammar, &asked, 15);
-    assert_eq!((drain(slow).tokens, drain(other).tokens), (expected.clone(), expected));
-    assert!(!grammar.pace().is_slow(), "it has given enough answers");
-}
-
-#[test]
 fn an_output_that_waits_for_its_mask_can_be_preempted_and_abandoned() {
     let mut bench = Bench::with(Fake::default(), 10_000_000, |settings| settings.running_sequences_max = 1);
     let grammar = grammar(&bench.tokenizer, "( t[1-9][0-9]{2}){20}", &[END]);
