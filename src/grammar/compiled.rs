@@ -19,6 +19,9 @@ const BYTES_PER_BYTE: usize = 32;
 /// Most states of an output's lexer, of one or two kilobytes each; those of real schemas are some hundreds.
 const LEXER_STATES_MAX: usize = 10_000;
 
+/// Most symbols of a grammar, of some hundred bytes each: llguidance numbers them in 16 bits.
+const SYMBOLS_MAX: usize = 60_000;
+
 /// A compiled grammar. Each output has a [`Matcher`] of its own, independent of all others.
 pub struct Grammar {
     /// The state before the first token. Locked only to copy it.
@@ -130,6 +133,7 @@ impl Grammar {
         let mut parser_limits = factory.limits().clone();
         parser_limits.initial_lexer_fuel = limits.work_max;
         parser_limits.max_lexer_states = LEXER_STATES_MAX;
+        parser_limits.max_grammar_size = SYMBOLS_MAX;
         let parser = factory.create_parser_from_init_ext(init, Logger::new(0, 0), caps, parser_limits);
         let parser = parser.map_err(|error| source.refusal(&format!("{error:#}"), limits))?;
         let mut start = Inner::new(Ok(parser));

@@ -1,26 +1,44 @@
-//! What a schema costs to compile beyond its own size: llguidance goes down along its references by
-//! recursion, copies one part of a schema for each alternative of another, and compares each property of an
-//! object with each. None of it is within its own limits.
+//! What a schema costs to compile: llguidance goes down along its references by recursion, copies one part of
+//! a schema for each place of another, and compares names, patterns and alternatives with each other. None of
+//! it is within its own limits.
 
 use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::budget::Budget;
+use super::expression::expression;
 use super::keywords::{ANNOTATIONS, OF_LIST, OF_NAMES, OF_SCHEMA};
+use super::merge::any_of;
+use super::place::Place;
+use super::shape::{Counted, Form, List, Multiple, Object, Shape, Text};
 use super::{GrammarLimits, Refusal};
 
 /// Nested schemas that references may lead through, as a multiple of the brackets within each other.
 pub(super) const LEVELS_PER_DEPTH: usize = 40;
 
-/// Bytes of schemas that may be copied while a schema is compiled, as a multiple of the work.
-const COPIED_BYTES_PER_WORK: u64 = 64;
+/// Largest `multipleOf`, as its digits without the point: what computes remainders has a state for each.
+pub(super) const MULTIPLE_MAX: u64 = 10_000;
 
-/// Bytes that comparing two properties of an object counts as: each is compared with each other one.
-const BYTES_PER_COMPARISON: u64 = 16;
+/// What a schema without `type` may be. An integer is a number.
+const TYPES: [&str; 6] = ["null", "boolean", "number", "string", "array", "object"];
 
-/// Refuses a schema whose references lead through too many nested schemas, or whose parts would be copied too
-/// often. Its references lead to schemas in it.
-pub(super) fn check(
+/// Bounds of a number, which becomes an expression of as many brackets as they have digits.
+const BOUNDS: [&str; 4] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
+
+/// Units of a constant list or object, of a number, of a bound, of the squared digits of a bound, and of a format.
+const COMPOUND: u64 = 12;
+const NUMBER: u64 = 4;
+const BOUND: u64 = 30;
+const SQUARED_PER_UNIT: u64 = 5;
+const FORMAT: u64 = 1000;
+
+/// Bytes of a constant text for a unit.
+const BYTES_PER_UNIT: u64 = 32;
+
+/// Refuses a schema whose references lead through too many nested schemas.
+pub(super) fn check_levels(
     root: &Value,
     references: &BTreeSet<&str>,
     limits: &GrammarLimits,
@@ -31,17 +49,16 @@ pub(super) fn check(
     if through > LEVELS_PER_DEPTH * limits.depth_max {
         return Err(Refusal::TooLarge { limit: "grammar_depth_max", value: limits.depth_max as u64 });
     }
-    let mut copies = Copies { root, known: HashMap::new(), bytes: 0 };
-    copies.of(root);
-    if copies.bytes > limits.work_max.saturating_mul(COPIED_BYTES_PER_WORK) {
-        return Err(Refusal::TooLarge { limit: "grammar_work_max", value: limits.work_max });
-    }
     Ok(())
 }
 
-/// Returns what tells a value of a schema apart from all others.
-fn address(value: &Value) -> usize {
-    std::ptr::from_ref(value).addr()
+/// Spends what a schema costs that is checked.
+///
+/// # Errors
+/// So much is not left, or something in it is merged into what is not supported.
+pub(super) fn spend(root: &Value, base: &str, budget: &mut Budget) -> Result<(), Refusal> {
+    let mut shapes = Shapes { root, base, budget, targets: HashMap::new(), merges: 0 };
+    shapes.schema(root, &Place::base(base)).map(drop)
 }
 
 /// Returns the schemas right within a schema.
@@ -57,103 +74,247 @@ fn within(schema: &Value) -> impl Iterator<Item = &Value> {
     })
 }
 
-/// How many schemas stand within each other.
+/// How many schemas stand within each other, by what tells a schema apart from all others.
 struct Levels(HashMap<usize, usize>);
 
 impl Levels {
     fn of(&mut self, schema: &Value) -> usize {
-        if let Some(known) = self.0.get(&address(schema)) {
+        let address = std::ptr::from_ref(schema).addr();
+        if let Some(known) = self.0.get(&address) {
             return *known;
         }
         let levels = 1 + within(schema).map(|inner| self.of(inner)).max().unwrap_or(0);
-        self.0.insert(address(schema), levels);
+        self.0.insert(address, levels);
         levels
     }
 }
 
-/// What would be copied.
-struct Copies<'a> {
+/// The shapes of a schema.
+pub(super) struct Shapes<'a, 'b> {
     root: &'a Value,
-    known: HashMap<usize, Size>,
-    /// Bytes, roughly.
-    bytes: u64,
+    base: &'a str,
+    pub(super) budget: &'b mut Budget,
+    /// What references lead to; None while it is looked at.
+    targets: HashMap<&'a str, Option<Shape<'a>>>,
+    pub(super) merges: u64,
 }
 
-/// The size of a schema: its alternatives, and their bytes together.
-#[derive(Clone, Copy)]
-struct Size {
-    options: u64,
-    bytes: u64,
-}
-
-impl Copies<'_> {
-    fn of(&mut self, schema: &Value) -> Size {
-        if let Some(known) = self.known.get(&address(schema)) {
-            return *known;
+impl<'a> Shapes<'a, '_> {
+    /// Returns what a reference leads to. What refers to itself without end is not compiled.
+    pub(super) fn target(&mut self, reference: &'a str) -> Result<Shape<'a>, Refusal> {
+        let pointer = reference.trim_start_matches('#');
+        if let Some(known) = self.targets.get(pointer) {
+            return Ok(known.clone().unwrap_or_else(|| Form::Any.of(1)));
         }
-        // What refers to itself is one alternative there.
-        self.known.insert(address(schema), Size { options: 1, bytes: 1 });
-        let mut parts = Vec::new();
-        let mut rest = Size { options: 1, bytes: 1 };
-        for (keyword, value) in schema.as_object().into_iter().flatten() {
-            match (keyword.as_str(), value) {
-                ("allOf", Value::Array(schemas)) => parts.extend(schemas.iter().map(|each| self.of(each))),
-                ("anyOf", Value::Array(schemas)) => parts.push(self.any(schemas)),
+        let Some(target) = self.root.pointer(pointer) else { return Ok(Form::Any.of(1)) };
+        self.targets.insert(pointer, None);
+        let base = format!("{}{pointer}", self.base);
+        let shape = self.schema(target, &Place::base(&base))?;
+        self.targets.insert(pointer, Some(Rc::clone(&shape)));
+        Ok(shape)
+    }
+
+    fn schema(&mut self, schema: &'a Value, place: &Place<'_>) -> Result<Shape<'a>, Refusal> {
+        self.budget.spend(1)?;
+        let Some(keywords) = schema.as_object() else {
+            let form = if schema == &Value::Bool(false) { Form::Nothing } else { Form::Any };
+            return Ok(form.of(1));
+        };
+        let mut shape = Form::Any.of(1);
+        let mut has_own = false;
+        for (keyword, value) in keywords {
+            let keyword = keyword.as_str();
+            match (keyword, value) {
+                ("allOf", Value::Array(schemas)) => {
+                    for schema in self.each_schema(keyword, schemas, place)? {
+                        shape = self.merged(shape, schema, 0)?;
+                    }
+                }
+                ("anyOf", Value::Array(schemas)) => {
+                    let any = any_of(self.each_schema(keyword, schemas, place)?);
+                    shape = self.merged(shape, any, 0)?;
+                }
                 ("oneOf", Value::Array(schemas)) => {
-                    let any = self.any(schemas);
-                    // Each alternative is compared with each.
-                    self.add((schemas.len() as u64).saturating_mul(any.bytes));
-                    parts.push(any);
+                    let schemas = self.each_schema(keyword, schemas, place)?;
+                    let one = self.one_of(schemas)?;
+                    shape = self.merged(shape, one, 0)?;
                 }
                 ("enum", Value::Array(values)) => {
-                    parts.push(Size { options: values.len() as u64, bytes: bytes(value) });
+                    self.budget.lexeme(std::ptr::from_ref(value).addr())?;
+                    let any = values.iter().map(|value| self.constant(value));
+                    let any = any_of(any.collect::<Result<_, _>>()?);
+                    shape = self.merged(shape, any, 0)?;
+                }
+                ("const", value) => {
+                    let constant = self.constant(value)?;
+                    shape = self.merged(shape, constant, 0)?;
                 }
                 ("$ref", Value::String(reference)) => {
-                    let target = self.root.pointer(reference.trim_start_matches('#'));
-                    parts.extend(target.map(|target| self.of(target)));
+                    self.target(reference)?;
+                    shape = self.merged(shape, Form::Reference(reference).of(1), 0)?;
                 }
-                (keyword, _) if ANNOTATIONS.contains(&keyword) || keyword.starts_with("x-") => {}
-                (keyword, value) => {
-                    if let ("properties", Some(all)) = (keyword, value.as_object()) {
-                        let all = all.len() as u64;
-                        self.add(all.saturating_mul(all).saturating_mul(BYTES_PER_COMPARISON));
-                    }
-                    rest.bytes = rest.bytes.saturating_add(bytes(value));
-                }
+                _ => has_own |= !ANNOTATIONS.contains(&keyword) && !keyword.starts_with("x-"),
             }
         }
-        // The others are gone through for their own sake.
-        for inner in within(schema) {
-            self.of(inner);
+        if has_own {
+            let own = self.own(keywords, place)?;
+            shape = self.merged(shape, own, 0)?;
         }
-        if rest.bytes > 1 {
-            parts.push(rest);
-        }
-        let size = combined(&parts);
-        if parts.len() > 1 {
-            self.add(size.bytes);
-        }
-        self.known.insert(address(schema), size);
-        size
+        Ok(shape)
     }
 
-    fn any(&mut self, schemas: &[Value]) -> Size {
-        schemas.iter().map(|each| self.of(each)).fold(Size { options: 0, bytes: 0 }, |sum, each| Size {
-            options: sum.options.saturating_add(each.options),
-            bytes: sum.bytes.saturating_add(each.bytes),
+    fn each_schema(
+        &mut self,
+        keyword: &str,
+        schemas: &'a [Value],
+        place: &Place<'_>,
+    ) -> Result<Vec<Shape<'a>>, Refusal> {
+        let place = place.name(keyword);
+        schemas.iter().enumerate().map(|(at, schema)| self.schema(schema, &place.index(at))).collect()
+    }
+
+    /// Returns what the keywords of a schema say that are not about other schemas as a whole.
+    fn own(&mut self, keywords: &'a Map<String, Value>, place: &Place<'_>) -> Result<Shape<'a>, Refusal> {
+        let types: Vec<&str> = match keywords.get("type") {
+            Some(Value::String(one)) => vec![one],
+            Some(Value::Array(types)) => types.iter().filter_map(Value::as_str).collect(),
+            _ => TYPES.to_vec(),
+        };
+        let shapes = types.into_iter().map(|name| {
+            self.budget.spend(1)?;
+            match name {
+                "null" => Ok(Form::Null.of(1)),
+                "boolean" => Ok(Form::Boolean.of(1)),
+                "number" | "integer" => self.number(keywords, place),
+                "string" => self.text(keywords),
+                "array" => self.list(keywords, place),
+                _ => self.object_of(keywords, place),
+            }
+        });
+        Ok(any_of(shapes.collect::<Result<_, _>>()?))
+    }
+
+    fn number(&mut self, keywords: &Map<String, Value>, place: &Place<'_>) -> Result<Shape<'a>, Refusal> {
+        let mut units = NUMBER;
+        for bound in BOUNDS.iter().filter_map(|keyword| keywords.get(*keyword)) {
+            let digits = bound.as_f64().map_or(0, |bound| bound.to_string().len() as u64);
+            units += BOUND + digits * digits / SQUARED_PER_UNIT;
+            self.budget.lexeme(bound.to_string())?;
+        }
+        self.budget.spend(units)?;
+        let multiple = keywords.get("multipleOf").map(|multiple| {
+            let text = multiple.as_f64().unwrap_or_default().to_string();
+            let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+            let digits = format!("{whole}{part}").parse().unwrap_or(u64::MAX);
+            Multiple {
+                digits,
+                places: part.len().try_into().unwrap_or(u32::MAX),
+                place: place.to_string().into(),
+            }
+        });
+        Ok(Form::Number(multiple).of(units))
+    }
+
+    fn text(&mut self, keywords: &Map<String, Value>) -> Result<Shape<'a>, Refusal> {
+        let mut units = 1;
+        if let Some(Value::String(pattern)) = keywords.get("pattern") {
+            self.budget.lexeme(pattern)?;
+            units += self.budget.tree(expression(pattern, ""))?;
+        }
+        if keywords.contains_key("format") {
+            units += FORMAT;
+        }
+        let expressions =
+            ["pattern", "format"].iter().filter(|keyword| keywords.contains_key(**keyword)).count();
+        let mut bounds = ["minLength", "maxLength"].iter().filter_map(|keyword| keywords.get(*keyword));
+        let bounds = (bounds.next().map(Value::to_string), bounds.next().map(Value::to_string));
+        self.budget.lexeme(&bounds)?;
+        let is_bounded = bounds.0.is_some();
+        let text = Text { expressions: expressions as u64, is_bounded, is_literal: false }.of(units);
+        self.budget.spend(text.units)?;
+        Ok(text)
+    }
+
+    fn list(&mut self, keywords: &'a Map<String, Value>, place: &Place<'_>) -> Result<Shape<'a>, Refusal> {
+        let first = match keywords.get("prefixItems") {
+            Some(Value::Array(schemas)) => self.each_schema("prefixItems", schemas, place)?,
+            _ => Vec::new(),
+        };
+        let others = keywords.get("items").map(|schema| self.schema(schema, &place.name("items")));
+        Ok(Form::List(List { first, others: others.transpose()? }).of(1))
+    }
+
+    fn object_of(
+        &mut self,
+        keywords: &'a Map<String, Value>,
+        place: &Place<'_>,
+    ) -> Result<Shape<'a>, Refusal> {
+        let mut object = Object::default();
+        for (keyword, into) in
+            [("patternProperties", &mut object.patterns), ("properties", &mut object.properties)]
+        {
+            let own = place.name(keyword);
+            for (name, schema) in keywords.get(keyword).and_then(Value::as_object).into_iter().flatten() {
+                self.budget.lexeme(name)?;
+                into.insert(name, self.schema(schema, &own.name(name))?);
+            }
+        }
+        for pattern in object.patterns.keys() {
+            let units = self.budget.tree(expression(pattern, ""))?;
+            self.budget.spend(units)?;
+        }
+        if !object.patterns.is_empty() {
+            for shape in object.properties.values_mut() {
+                *shape = self.with_any(shape, object.patterns.values(), 0)?;
+            }
+        }
+        let additional = keywords.get("additionalProperties");
+        let additional = additional.map(|schema| self.schema(schema, &place.name("additionalProperties")));
+        object.additional = additional.transpose()?;
+        for name in keywords.get("required").and_then(Value::as_array).into_iter().flatten() {
+            let name = name.as_str().unwrap_or_default();
+            if object.required.insert(name) {
+                self.budget.lexeme(name)?;
+                self.budget.spend(1)?;
+            }
+        }
+        let count = |keyword: &str| keywords.get(keyword).and_then(Value::as_u64);
+        let (min, max) = (count("minProperties").unwrap_or(0), count("maxProperties"));
+        if min > 0 || max.is_some() {
+            object.counted = Some(Counted { min, max, place: place.to_string().into() });
+        }
+        self.object(object, 0)
+    }
+
+    /// Returns the shape of a value that is written as it is.
+    fn constant(&mut self, value: &'a Value) -> Result<Shape<'a>, Refusal> {
+        let units = match value {
+            Value::Number(_) => NUMBER,
+            Value::String(text) => 1 + text.len() as u64 / BYTES_PER_UNIT,
+            Value::Array(_) | Value::Object(_) => COMPOUND,
+            _ => 1,
+        };
+        self.budget.spend(units)?;
+        Ok(match value {
+            Value::Null => Form::Null.of(units),
+            Value::Bool(_) => Form::Boolean.of(units),
+            Value::Number(_) => Form::Number(None).of(units),
+            Value::String(_) => Text { expressions: 1, is_bounded: false, is_literal: true }.of(units),
+            Value::Array(values) => {
+                let first = values.iter().map(|value| self.constant(value)).collect::<Result<_, _>>()?;
+                Form::List(List { first, others: Some(Form::Nothing.of(1)) }).of(units)
+            }
+            Value::Object(values) => {
+                let mut object = Object { additional: Some(Form::Nothing.of(1)), ..Object::default() };
+                for (name, value) in values {
+                    self.budget.lexeme(name)?;
+                    object.properties.insert(name, self.constant(value)?);
+                    object.required.insert(name);
+                }
+                self.object(object, 0)?
+            }
         })
     }
-
-    fn add(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_add(bytes);
-    }
-}
-
-/// Returns the size of a schema that obeys all parts: each alternative of one with each of the others.
-fn combined(parts: &[Size]) -> Size {
-    let options = parts.iter().fold(1u64, |product, part| product.saturating_mul(part.options.max(1)));
-    let each = parts.iter().map(|part| part.bytes / part.options.max(1) + 1).sum();
-    Size { options, bytes: options.saturating_mul(each) }
 }
 
 /// Returns the bytes of a value as JSON, roughly.

@@ -1,36 +1,54 @@
 //! Lark grammars, gone through as llguidance's lexer goes (lark/lexer.rs): the schemas that they embed are
-//! checked and rewritten like any other, and what its parser and compiler would go down along is counted.
+//! checked and rewritten like any other, and what its parser and compiler would go down along or copy is
+//! counted.
 
 use serde_json::Value;
 
 use super::brackets::deepest;
+use super::budget::Budget;
 use super::cost::LEVELS_PER_DEPTH;
+use super::expression::expression;
 use super::schema::prepare;
+use super::terminals::Terminals;
 use super::{GrammarLimits, Refusal};
 
 /// Keywords that a JSON value follows.
 const SCHEMA: &str = "%json";
-const OTHERS: [&str; 2] = ["%regex", "%llguidance"];
+const OPTIONS: &str = "%llguidance";
+const PARTS: &str = "%regex";
+
+/// The keyword of a grammar in a grammar.
+const NESTED: &str = "%lark";
+
+/// Options that change nothing of what a text is.
+const OPTIONS_KNOWN: [&str; 3] = ["no_forcing", "allow_initial_skip", "ignore_once"];
+
+/// Units of a piece, of an alternative, of a range of characters, of a grammar of each kind in a grammar, and
+/// of a byte of a text of which any part may be drawn.
+const PIECE: u64 = 2;
+const ALTERNATIVE: u64 = 5;
+const DOT: u64 = 100;
+const NESTED_SCHEMA: u64 = 500;
+const NESTED_GRAMMAR: u64 = 4096;
+const PART: u64 = 20;
+
+/// Bytes of a text, numbers of tokens in a range, and bytes that an error tells in each definition, for a unit.
+const BYTES_PER_UNIT: usize = 8;
+const TOKENS_PER_UNIT: u64 = 64;
+const TOLD_PER_UNIT: usize = 64;
 
 /// Reads a grammar, and returns it as llguidance takes it.
 ///
 /// # Errors
 /// It is malformed, an embedded schema is refused, or it exceeds a limit.
-pub(super) fn read(text: &str, limits: &GrammarLimits) -> Result<String, Refusal> {
-    let (mut rest, mut out) = (text, String::with_capacity(text.len()));
-    let (mut brackets, mut depth_within, mut levels) = (String::new(), 0, 0);
+pub(super) fn read(text: &str, limits: &GrammarLimits, budget: &mut Budget) -> Result<String, Refusal> {
+    let out = String::with_capacity(text.len());
+    let terminals = Terminals::default();
+    let mut reader = Reader { limits, budget, out, terminals, alternatives: 0, head: "", ended: "\n" };
+    let (mut rest, mut brackets, mut depth_within, mut levels) = (text, String::new(), 0, 0);
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(piece_end(rest)?);
-        out.push_str(piece);
-        rest = after;
-        if piece == SCHEMA || OTHERS.contains(&piece) {
-            let (value, after) = value(rest, piece)?;
-            let value = if piece == SCHEMA { prepare(value, SCHEMA, limits)? } else { value };
-            out.push(' ');
-            out.push_str(&value.to_string());
-            rest = after;
-            continue;
-        }
+        rest = reader.piece(piece, after)?;
         match piece.chars().next() {
             Some('/') if !piece.starts_with("//") => depth_within = deepest(piece.chars()).max(depth_within),
             Some(c @ (':' | '(' | '[' | '{' | ')' | ']' | '}')) => {
@@ -45,13 +63,137 @@ pub(super) fn read(text: &str, limits: &GrammarLimits) -> Result<String, Refusal
     if depth > limits.depth_max || levels > LEVELS_PER_DEPTH * limits.depth_max {
         return Err(Refusal::TooLarge { limit: "grammar_depth_max", value: limits.depth_max as u64 });
     }
-    Ok(out)
+    // An error is told in each definition that leads to it, with the line.
+    let line = text.lines().map(str::len).max().unwrap_or(0);
+    let told = reader.terminals.definitions().saturating_mul(line) / TOLD_PER_UNIT;
+    let units = reader.terminals.units(reader.alternatives);
+    reader.budget.spend(units.saturating_add(told as u64))?;
+    Ok(reader.out)
+}
+
+struct Reader<'a, 'b> {
+    limits: &'b GrammarLimits,
+    budget: &'b mut Budget,
+    out: String,
+    terminals: Terminals<'a>,
+    /// Alternatives of expressions that do not begin with a character.
+    alternatives: u64,
+    /// The name that began the line, and the piece before this one that is no space.
+    head: &'a str,
+    ended: &'a str,
+}
+
+impl<'a> Reader<'a, '_> {
+    /// Takes a piece, and returns the rest after it and what belongs to it.
+    fn piece(&mut self, piece: &'a str, rest: &'a str) -> Result<&'a str, Refusal> {
+        self.out.push_str(piece);
+        let first = piece.chars().next().unwrap_or_default();
+        let mut after = rest;
+        let mut own = PIECE;
+        match first {
+            '#' | ' ' | '\t' | '\r' => return Ok(rest),
+            '/' if piece.starts_with("//") => return Ok(rest),
+            '"' | '/' => self.literal(piece, rest)?,
+            '<' => own += tokens(piece),
+            '%' => (own, after) = self.keyword(piece, rest)?,
+            '@' => return Err(Refusal::unsupported("", "@", "there is no other grammar to name")),
+            '|' => own += ALTERNATIVE,
+            ':' => self.terminals.begin(self.head),
+            c if is_of_name(c) => {
+                if matches!(self.ended, "\n" | "{") && !c.is_ascii_digit() {
+                    self.head = piece;
+                } else {
+                    self.terminals.name(piece);
+                }
+            }
+            '.' => own += DOT,
+            '?' | '*' | '{' => self.terminals.optional(),
+            '&' | '~' => self.terminals.conjunction(),
+            '(' => self.terminals.open(),
+            '[' => {
+                self.terminals.optional();
+                self.terminals.open();
+            }
+            ')' | ']' => self.terminals.close(),
+            _ => {}
+        }
+        self.ended = piece;
+        self.terminals.own(own);
+        Ok(after)
+    }
+
+    /// Takes a text or an expression.
+    fn literal(&mut self, piece: &str, rest: &str) -> Result<(), Refusal> {
+        self.budget.lexeme(piece)?;
+        let flags = &rest[..rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len())];
+        if piece.starts_with('"') && !flags.starts_with('i') {
+            self.terminals.elements(1 + (piece.len() / BYTES_PER_UNIT) as u64);
+            return Ok(());
+        }
+        let expression = expression(piece, flags);
+        self.budget.first(expression)?;
+        self.alternatives += expression.alternatives;
+        self.terminals.elements(self.budget.tree(expression)?);
+        Ok(())
+    }
+
+    /// Takes a keyword, and returns its units and the rest after its value.
+    fn keyword(&mut self, piece: &str, rest: &'a str) -> Result<(u64, &'a str), Refusal> {
+        match piece {
+            SCHEMA => {
+                let (value, after) = value(rest, piece)?;
+                let value = prepare(value, SCHEMA, self.limits, self.budget)?;
+                self.write(&value);
+                Ok((NESTED_SCHEMA, after))
+            }
+            PARTS => {
+                let (value, after) = value(rest, piece)?;
+                self.write(&value);
+                let units = PART.saturating_mul((rest.len() - after.len()) as u64);
+                self.budget.lexeme(&rest[..rest.len() - after.len()])?;
+                self.terminals.elements(units);
+                Ok((units, after))
+            }
+            OPTIONS => {
+                let (value, after) = value(rest, piece)?;
+                let mut names = value.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+                if let Some(name) = names.find(|name| !OPTIONS_KNOWN.contains(name)) {
+                    return Err(Refusal::unsupported(OPTIONS, name, ""));
+                }
+                self.write(&value);
+                Ok((PIECE, after))
+            }
+            NESTED => Ok((NESTED_GRAMMAR, rest)),
+            _ => Ok((PIECE, rest)),
+        }
+    }
+
+    fn write(&mut self, value: &Value) {
+        self.out.push(' ');
+        self.out.push_str(&value.to_string());
+    }
+}
+
+/// Returns the units of tokens that are named by their numbers.
+fn tokens(piece: &str) -> u64 {
+    let ranges = piece.trim_matches(|c: char| !c.is_ascii_digit()).split(',');
+    let units = ranges.map(|range| {
+        let (start, end) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.trim().parse::<u32>().map_or(0, u64::from);
+        1 + number(end).saturating_sub(number(start)) / TOKENS_PER_UNIT
+    });
+    units.fold(0, u64::saturating_add)
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
 }
 
 /// Returns where the first piece of a text ends: a text in quotes, an expression, a comment, the name of a
-/// token, a keyword with a value, or a character.
+/// token, a keyword, a name, a run of spaces, or a character.
 fn piece_end(rest: &str) -> Result<usize, Refusal> {
     let first = rest.chars().next().map_or(0, char::len_utf8);
+    let run = |of: fn(char) -> bool| rest.find(|c| !of(c)).unwrap_or(rest.len());
     match &rest[..first] {
         "\"" => ends_at(rest, '"', |c| c.is_ascii_control()),
         "/" if !rest.starts_with("//") => ends_at(rest, '/', |_| false),
@@ -62,9 +204,11 @@ fn piece_end(rest: &str) -> Result<usize, Refusal> {
             Ok(closed.map_or(first, |end| end + 2))
         }
         "%" => {
-            let keyword = std::iter::once(SCHEMA).chain(OTHERS).find(|keyword| rest.starts_with(keyword));
-            Ok(keyword.map_or(first, str::len))
+            let all = [SCHEMA, OPTIONS, PARTS, NESTED];
+            Ok(all.iter().find(|keyword| rest.starts_with(**keyword)).map_or(first, |keyword| keyword.len()))
         }
+        " " | "\t" => Ok(run(|c| c == ' ' || c == '\t')),
+        _ if rest.starts_with(is_of_name) => Ok(run(is_of_name)),
         _ => Ok(first),
     }
 }

@@ -5,16 +5,21 @@
 //! Pure: it starts no thread and reads no clock. The service compiles, the engine's workers compute masks.
 
 mod brackets;
+mod budget;
 mod compiled;
 mod cost;
+mod expression;
 mod keywords;
 mod lark;
 mod limits;
+mod merge;
 mod place;
 mod refusal;
 mod rewrite;
 mod schema;
+mod shape;
 mod source;
+mod terminals;
 mod vocabulary;
 
 pub use compiled::{Allowed, Canceller, Grammar, Matcher, Pace, Stuck};
@@ -27,6 +32,8 @@ pub use vocabulary::Vocabulary;
 /// or rules within each other takes some kilobytes, of which there are at most some thousands (`cost`).
 pub const COMPILING_STACK_BYTES: usize = 256 << 20;
 
+#[cfg(test)]
+mod cost_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::cost;
+use super::budget::Budget;
+use super::cost::{self, MULTIPLE_MAX};
 use super::keywords::{ANNOTATIONS, OF_LIST, OF_NAMES, OF_SCHEMA};
 use super::place::Place;
 use super::rewrite::{rewritten, spaced};
@@ -29,21 +30,22 @@ const FORMATS: [&str; 10] =
 /// Numbers above are not exact as floats of 64 bits.
 const EXACT_MAX: u64 = 1 << 53;
 
-/// Largest `multipleOf`, as its digits without the point: what computes remainders has a state for each.
-const MULTIPLE_MAX: u32 = 10_000;
-
-/// Most patterns of one object: each is compared with each.
-const PATTERNS_MAX: usize = 32;
-
 /// Checks a JSON schema that stands at `base`, and returns it as llguidance takes it.
 ///
 /// # Errors
 /// It is malformed, has something that is not supported, of which the place is named, or exceeds a limit.
-pub(super) fn prepare(schema: Value, base: &str, limits: &GrammarLimits) -> Result<Value, Refusal> {
+pub(super) fn prepare(
+    schema: Value,
+    base: &str,
+    limits: &GrammarLimits,
+    budget: &mut Budget,
+) -> Result<Value, Refusal> {
     let mut check = Check { root: &schema, references: BTreeSet::new() };
     check.schema(&schema, &Place::base(base))?;
-    cost::check(&schema, &check.references, limits)?;
-    Ok(spaced(rewritten(schema, limits)?))
+    cost::check_levels(&schema, &check.references, limits)?;
+    let schema = rewritten(schema, limits)?;
+    cost::spend(&schema, base, budget)?;
+    Ok(spaced(schema))
 }
 
 /// A schema that is checked, and the pointers of its references.
@@ -56,21 +58,16 @@ impl<'a> Check<'a> {
     fn schema(&mut self, schema: &'a Value, place: &Place<'_>) -> Result<(), Refusal> {
         match schema {
             Value::Bool(_) => Ok(()),
-            Value::Object(keywords) => keywords
-                .iter()
-                .try_for_each(|(keyword, value)| self.keyword(keywords, (keyword.as_str(), value), place)),
+            Value::Object(keywords) => {
+                keywords.iter().try_for_each(|(keyword, value)| self.keyword(keyword, value, place))
+            }
             Value::Null | Value::Number(_) | Value::String(_) | Value::Array(_) => {
                 Err(place.invalid("a schema is an object, true or false"))
             }
         }
     }
 
-    fn keyword(
-        &mut self,
-        keywords: &Map<String, Value>,
-        (keyword, value): (&'a str, &'a Value),
-        place: &Place<'_>,
-    ) -> Result<(), Refusal> {
+    fn keyword(&mut self, keyword: &'a str, value: &'a Value, place: &Place<'_>) -> Result<(), Refusal> {
         let own = place.name(keyword);
         let must = |is: bool, what: &str| if is { Ok(()) } else { Err(own.invalid(what)) };
         let unsupported = |why: &str| Err(place.unsupported(keyword, why));
@@ -95,12 +92,6 @@ impl<'a> Check<'a> {
             "additionalItems" => unsupported("draft 2020-12 writes items beside prefixItems"),
             "prefixItems" if is_old(self.root) => {
                 unsupported("the draft that $schema names does not have it")
-            }
-            "patternProperties" if keywords.contains_key("minProperties") => {
-                Err(place.unsupported("minProperties", "beside patternProperties"))
-            }
-            "patternProperties" if value.as_object().is_some_and(|all| all.len() > PATTERNS_MAX) => {
-                unsupported(&format!("more than {PATTERNS_MAX} patterns"))
             }
             "nullable" => unsupported("write null into the list of types"),
             _ if COUNTS.contains(&keyword) => must(value.is_u64(), "must be a whole number from 0"),
@@ -175,10 +166,14 @@ fn leads_to_schema(root: &Value, pointer: &str) -> Option<bool> {
 fn types(value: &Value, place: &Place<'_>) -> Result<(), Refusal> {
     let known = |value: &Value| value.as_str().is_some_and(|word| TYPES.contains(&word));
     let fits = match value {
-        Value::Array(types) => !types.is_empty() && types.len() <= TYPES.len() && types.iter().all(known),
+        Value::Array(types) => {
+            // llguidance makes a schema for each, however often it is named.
+            let is_once = |(at, one)| !types[..at].contains(one);
+            !types.is_empty() && types.iter().all(known) && types.iter().enumerate().all(is_once)
+        }
         one => known(one),
     };
-    if fits { Ok(()) } else { Err(place.invalid(&format!("must be of {}", TYPES.join(", ")))) }
+    if fits { Ok(()) } else { Err(place.invalid(&format!("must be of {}, each once", TYPES.join(", ")))) }
 }
 
 fn format(value: &Value, place: &Place<'_>) -> Result<(), Refusal> {
@@ -194,7 +189,7 @@ fn multiple(value: &Value, place: &Place<'_>) -> Result<(), Refusal> {
         return Err(place.name("multipleOf").invalid("must be a number above 0"));
     }
     let digits = value.to_string().replace('.', "");
-    if digits.parse::<u32>().is_ok_and(|digits| digits <= MULTIPLE_MAX) {
+    if digits.parse::<u64>().is_ok_and(|digits| digits <= MULTIPLE_MAX) {
         return Ok(());
     }
     Err(place.unsupported("multipleOf", &format!("of more digits than those of {MULTIPLE_MAX}")))

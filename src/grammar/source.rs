@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 
 use llguidance::api::TopLevelGrammar;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Refusal;
 use super::brackets::{deepest, depth};
+use super::budget::Budget;
+use super::expression::expression;
 use super::lark;
 use super::limits::GrammarLimits;
 use super::schema::prepare;
@@ -46,27 +48,30 @@ impl Source {
         if self.depth() > limits.depth_max {
             return Err(too_large("grammar_depth_max", limits.depth_max));
         }
+        let mut budget = Budget::new(limits);
+        let mut of_schema =
+            |schema| prepare(schema, "", limits, &mut budget).map(TopLevelGrammar::from_json_schema);
         match self {
-            Self::JsonObject => {
-                Ok(TopLevelGrammar::from_json_schema(prepare(json!({ "type": "object" }), "", limits)?))
-            }
+            Self::JsonObject => of_schema(json!({ "type": "object" })),
             Self::JsonSchema(text) => {
-                let schema: Value =
-                    serde_json::from_str(text).map_err(|error| Refusal::Invalid(error.to_string()))?;
-                Ok(TopLevelGrammar::from_json_schema(prepare(schema, "", limits)?))
+                of_schema(serde_json::from_str(text).map_err(|error| Refusal::Invalid(error.to_string()))?)
             }
             Self::Regex(regex) if regex.is_empty() => Err(Refusal::Invalid("is empty".into())),
-            Self::Regex(regex) => Ok(TopLevelGrammar::from_regex(regex)),
+            Self::Regex(regex) => {
+                budget.first(expression(regex, ""))?;
+                Ok(TopLevelGrammar::from_regex(regex))
+            }
             Self::Lark(text) if text.trim().is_empty() => Err(Refusal::Invalid("is empty".into())),
             Self::Lark(text) => {
                 // It has the limits itself.
-                Ok(TopLevelGrammar::from_lark(lark::read(text, limits)?))
+                Ok(TopLevelGrammar::from_lark(lark::read(text, limits, &mut budget)?))
             }
             Self::Choice(texts) => {
                 if texts.is_empty() || texts.iter().any(String::is_empty) {
                     return Err(Refusal::Invalid("must have texts, and none that is empty".into()));
                 }
                 let any = texts.iter().map(|text| literal(text)).collect::<Vec<_>>().join("|");
+                budget.first(expression(&any, ""))?;
                 Ok(TopLevelGrammar::from_regex(&any))
             }
         }
