@@ -34,7 +34,7 @@ impl Budget {
     /// Spends units.
     ///
     /// # Errors
-    /// So many are not left.
+    /// Fewer are left.
     pub(super) fn spend(&mut self, units: u64) -> Result<(), Refusal> {
         self.left = self.left.checked_sub(units).ok_or_else(|| self.exceeded())?;
         Ok(())
@@ -43,7 +43,7 @@ impl Budget {
     /// Spends what it takes to find out whether a lexeme is new: it is compared with each.
     ///
     /// # Errors
-    /// So much is not left.
+    /// Less is left.
     pub(super) fn lexeme(&mut self, content: impl Hash) -> Result<(), Refusal> {
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);
@@ -68,7 +68,7 @@ impl Budget {
     /// Spends what an expression costs that a lexeme may begin with.
     ///
     /// # Errors
-    /// So much is not left.
+    /// Less is left.
     pub(super) fn first(&mut self, expression: Expression) -> Result<(), Refusal> {
         let units = self.tree(expression)?;
         self.spend(units.saturating_add(expression.alternatives.saturating_mul(ALTERNATIVE)))

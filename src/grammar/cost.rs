@@ -10,9 +10,8 @@ use serde_json::{Map, Value};
 use super::budget::Budget;
 use super::expression::expression;
 use super::keywords::{ANNOTATIONS, OF_LIST, OF_NAMES, OF_SCHEMA};
-use super::merge::any_of;
 use super::place::Place;
-use super::shape::{Counted, Form, List, Multiple, Object, Shape, Text};
+use super::shape::{Counted, Form, List, Multiple, Object, Shape, Text, any_of};
 use super::{GrammarLimits, Refusal};
 
 /// Nested schemas that references may lead through, as a multiple of the brackets within each other.
@@ -27,7 +26,8 @@ const TYPES: [&str; 6] = ["null", "boolean", "number", "string", "array", "objec
 /// Bounds of a number, which becomes an expression of as many brackets as they have digits.
 const BOUNDS: [&str; 4] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
 
-/// Units of a constant list or object, of a number, of a bound, of the squared digits of a bound, and of a format.
+/// Units of a constant list or object, of a number, of a bound and of a format, and squared digits of a bound
+/// for a unit.
 const COMPOUND: u64 = 12;
 const NUMBER: u64 = 4;
 const BOUND: u64 = 30;
@@ -55,7 +55,7 @@ pub(super) fn check_levels(
 /// Spends what a schema costs that is checked.
 ///
 /// # Errors
-/// So much is not left, or something in it is merged into what is not supported.
+/// Less is left, or something in it is merged into what is not supported.
 pub(super) fn spend(root: &Value, base: &str, budget: &mut Budget) -> Result<(), Refusal> {
     let mut shapes = Shapes { root, base, budget, targets: HashMap::new(), merges: 0 };
     shapes.schema(root, &Place::base(base)).map(drop)

@@ -32,7 +32,7 @@ const NESTED_SCHEMA: u64 = 500;
 const NESTED_GRAMMAR: u64 = 4096;
 const PART: u64 = 20;
 
-/// Bytes of a text, numbers of tokens in a range, and bytes that an error tells in each definition, for a unit.
+/// Bytes of a text, tokens in a range, and bytes that an error tells in each definition, for a unit.
 const BYTES_PER_UNIT: usize = 8;
 const TOKENS_PER_UNIT: u64 = 64;
 const TOLD_PER_UNIT: usize = 64;
@@ -78,7 +78,7 @@ struct Reader<'a, 'b> {
     terminals: Terminals<'a>,
     /// Alternatives of expressions that do not begin with a character.
     alternatives: u64,
-    /// The name that began the line, and the piece before this one that is no space.
+    /// The name that began the line, and the piece before this one that is not a space.
     head: &'a str,
     ended: &'a str,
 }

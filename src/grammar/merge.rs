@@ -1,4 +1,4 @@
-//! How llguidance merges the schemas that one value has to obey: `allOf`, `$ref` and the keywords beside them.
+//! How llguidance merges the schemas that one value has to obey: `allOf`, `$ref` and what stands beside them.
 //! It copies a schema for each alternative of another, and for each place where another has something to say.
 //! Here the same is done with shapes, which share what would be copied: each copy is spent.
 
@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::Refusal;
 use super::cost::{MULTIPLE_MAX, Shapes};
 use super::expression::expression;
-use super::shape::{Counted, Form, List, Multiple, Node, Object, Shape, Text};
+use super::shape::{Counted, Form, List, Multiple, Node, Object, Shape, Text, any_of};
 
 /// Most merges of two schemas, and how deep within each other: llguidance gives up there too.
 const MERGES_MAX: u64 = 50_000;
@@ -85,7 +85,9 @@ impl<'a> Shapes<'a, '_> {
         Ok(match (one.form, other.form) {
             (Form::Null, Form::Null) => Form::Null.of(1),
             (Form::Boolean, Form::Boolean) => Form::Boolean.of(1),
-            (Form::Number(one), Form::Number(other)) => Form::Number(both(one, other, |one, other| common(&one, other))?).of(units),
+            (Form::Number(one), Form::Number(other)) => {
+                Form::Number(both(one, other, |one, other| common(&one, other))?).of(units)
+            }
             (Form::Text(one), Form::Text(other)) => {
                 let text = one.and(other, units);
                 self.budget.spend(text.units.saturating_sub(units))?;
@@ -291,7 +293,7 @@ impl Text {
     /// Units to find out whether any text obeys it, where that is not plain.
     const SEARCH: u64 = 400;
 
-    /// Returns a text that takes so many units to compile.
+    /// Returns a text that takes these units to compile.
     pub(super) fn of<'a>(self, units: u64) -> Shape<'a> {
         let is_plain = self.expressions <= u64::from(!self.is_bounded || self.is_literal);
         // What follows in one is paired with what follows in each other one.
@@ -308,24 +310,6 @@ impl Text {
             is_literal: self.is_literal || other.is_literal,
         };
         text.of(units)
-    }
-}
-
-/// Returns what obeys one of the shapes at least.
-pub(super) fn any_of<'a>(shapes: Vec<Shape<'a>>) -> Shape<'a> {
-    if let Some(any) = shapes.iter().find(|shape| matches!(shape.form, Form::Any)) {
-        return Rc::clone(any);
-    }
-    let flat = shapes.into_iter().flat_map(|shape| match &shape.form {
-        Form::AnyOf(within) => within.clone(),
-        Form::Nothing => Vec::new(),
-        _ => vec![shape],
-    });
-    let mut shapes: Vec<Shape<'a>> = flat.collect();
-    match shapes.len() {
-        0 => Form::Nothing.of(1),
-        1 => shapes.remove(0),
-        _ => Form::AnyOf(shapes).of(1),
     }
 }
 

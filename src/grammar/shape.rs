@@ -74,7 +74,7 @@ pub(super) struct Counted {
 }
 
 impl<'a> Form<'a> {
-    /// Returns a shape of its own that takes so many units to compile.
+    /// Returns a shape of its own that takes these units to compile.
     pub(super) fn of(self, own: u64) -> Shape<'a> {
         let sum = |shapes: &mut dyn Iterator<Item = &Shape<'a>>, value: fn(&Node<'a>) -> u64| {
             shapes.fold(0u64, |sum, shape| sum.saturating_add(value(shape)))
@@ -115,5 +115,23 @@ impl<'a> Object<'a> {
             let own = self.properties.get(name).map_or(unnamed, |shape| shape.compared);
             sum.saturating_add(own)
         })
+    }
+}
+
+/// Returns what obeys one of the shapes at least.
+pub(super) fn any_of<'a>(shapes: Vec<Shape<'a>>) -> Shape<'a> {
+    if let Some(any) = shapes.iter().find(|shape| matches!(shape.form, Form::Any)) {
+        return Rc::clone(any);
+    }
+    let flat = shapes.into_iter().flat_map(|shape| match &shape.form {
+        Form::AnyOf(within) => within.clone(),
+        Form::Nothing => Vec::new(),
+        _ => vec![shape],
+    });
+    let mut shapes: Vec<Shape<'a>> = flat.collect();
+    match shapes.len() {
+        0 => Form::Nothing.of(1),
+        1 => shapes.remove(0),
+        _ => Form::AnyOf(shapes).of(1),
     }
 }

@@ -91,7 +91,7 @@ impl<'a> Terminals<'a> {
         self.begun
     }
 
-    /// Returns the units of all definitions together, of which expressions have so many alternatives that do
+    /// Returns the units of all definitions together, of which expressions have these alternatives that do
     /// not begin with a character: in what does not obey one, they are compared with each other.
     pub(super) fn units(&self, alternatives: u64) -> u64 {
         let mut known = HashMap::new();
