@@ -8,6 +8,7 @@ use std::time::Duration;
 use llguidance::toktrie::TokEnv;
 use llguidance::{CancellationHandle, Logger, Matcher as Inner};
 
+use super::vocabulary::MARK;
 use super::{GrammarLimits, Refusal, Source, Vocabulary};
 
 /// Bytes that a compiled grammar takes at least, roughly: its parser and the first states of its lexer.
@@ -187,7 +188,8 @@ impl Grammar {
             let token = trie.token(id);
             for (came, ids) in found.iter_mut().enumerate() {
                 let marker = &marker.as_bytes()[came..];
-                let begins = if came == 0 { token.len() } else { 1 };
+                let is_text = token.first() != Some(&MARK);
+                let begins = if came == 0 && is_text { token.len() } else { 1 };
                 let mut rests = (0..begins).filter_map(|at| token[at..].strip_prefix(marker));
                 if rests.any(|rest| rest.iter().any(|byte| *byte != b'\n')) {
                     ids.push(id);

@@ -18,7 +18,7 @@ const TOKEN_BYTES_MAX: usize = 1000;
 const TOKENS_MAX: u32 = 1 << 21;
 
 /// What the trie puts before the name of a token that stands for no text; no UTF-8 text has it.
-const MARK: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
+pub(super) const MARK: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
 
 /// A tokenizer's tokens.
 pub struct Vocabulary {

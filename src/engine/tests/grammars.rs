@@ -186,6 +186,23 @@ fn nothing_of_an_answer_comes_unseen_behind_its_reasoning() {
 }
 
 #[test]
+fn a_budget_ends_reasoning_that_is_part_of_a_grammar() {
+    let mut bench = Bench::new();
+    let grammar = grammar(&bench.tokenizer, "( t[1-9][0-9]{2})+", &[END]);
+    let asked = prompt(3, 10);
+    let events = bench.constrained(&grammar, &asked, 12, |work| {
+        let syntax = Syntax { format: None, reasoning: Some(Reasoning::Think) };
+        let parser = Parser::new(syntax, [].into(), Start::Reasoning);
+        let budget = Some(ReasoningBudget { tokens: 3, closing: [700, 701].into() });
+        work.reading = Some(Box::new(Reading { parser, calls: false, one_call: false, budget }));
+    });
+    bench.run();
+    let tokens = drain(events).tokens;
+    assert_eq!(tokens[..3], constrained(&grammar, &asked, 3));
+    assert_eq!(tokens[3..5], [700, 701]);
+}
+
+#[test]
 fn an_output_may_begin_with_reasoning_or_with_its_grammar() {
     let mut began = [0; 2];
     for seed in 0..12 {
