@@ -28,7 +28,7 @@ const NICER: i32 = 5;
 
 /// Time that costs whoever waits for idle processors one of its patience.
 #[cfg(target_os = "linux")]
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(10);
 
 /// Lowers the priority of the calling thread, unless that was done before.
 pub(crate) fn stand_behind() {
@@ -59,10 +59,11 @@ pub(crate) fn in_background<T>(start: impl FnOnce() -> T) -> T {
 }
 
 /// Runs `work` on a thread that has only what nobody else takes of the processors, and waits for it while it
-/// counts `patience` down, by one each tenth of a second. `work` looks at it often and leaves off once it is
-/// zero, since such a thread cannot be hurried: without privileges Linux lets none out of the class. It may
-/// be put aside wherever it is, for seconds, so `work` holds no lock that others want. Returns what it came
-/// to; None if it was not begun, because there was no patience or the system has no such threads.
+/// counts `patience` down, by one each hundredth of a second and one at the end. `work` looks at it often and
+/// leaves off once it is zero, since such a thread cannot be hurried: without privileges Linux lets none out
+/// of the class. It may be put aside wherever it is, for seconds, and is waited for even then; so `work`
+/// holds no lock that others want. Returns what it came to; None if it was not begun, because there was no
+/// patience or the system has no such threads.
 #[cfg(target_os = "linux")]
 pub(crate) fn while_idle<T: Send>(
     name: &str,
@@ -80,7 +81,9 @@ pub(crate) fn while_idle<T: Send>(
             work()
         };
         let thread = std::thread::Builder::new().name(name.into()).spawn_scoped(scope, body).ok()?;
-        while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout);
             let less = |patience: u32| Some(patience.saturating_sub(1));
             let _ = patience.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
@@ -201,5 +204,12 @@ mod tests {
         };
         assert_eq!(while_idle("idle", &patience, work), Some(7));
         assert_eq!(while_idle("idle", &patience, || 8), None, "nobody waits any more");
+    }
+
+    #[test]
+    fn idle_work_that_ends_at_once_costs_patience_too() {
+        let patience = AtomicU32::new(3);
+        let begun = (0..9).filter_map(|_| while_idle("idle", &patience, || ())).count();
+        assert!((1..=3).contains(&begun), "{begun}");
     }
 }

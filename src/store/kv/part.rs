@@ -21,8 +21,8 @@ const SEAL_BYTES: u64 = 32;
 const SYNC_BYTES: u64 = 64 << 20;
 
 /// Bytes of a file that are hashed and written before it is asked again who goes on, and whether anybody
-/// wants it: about a millisecond of a processor.
-const PIECE_BYTES: usize = 256 << 10;
+/// wants it: a fraction of a millisecond of a processor.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// A part, where it is stored, and how its file is laid out.
 #[derive(Debug)]

@@ -108,7 +108,7 @@ pub(super) struct Shelf {
     pub(super) frees_apart: bool,
     /// The writer's patience when it begins with what waits; zero where it has no thread.
     pub(super) patience_max: u32,
-    /// What is left of it, in tenths of a second.
+    /// What is left of it, counted as [`crate::priority::while_idle`] does.
     pub(super) patience: AtomicU32,
     state: Mutex<State>,
     wake: Condvar,

@@ -5,7 +5,7 @@
 //!
 //! Parts are hashed and written while processors are idle, where the system has a class of threads for that.
 //! As such a thread may get next to nothing, it is not relied on: once a go through the queue has waited for
-//! [`PATIENCE`], this thread goes on from the next piece.
+//! [`PATIENCE`], this thread goes on from the next piece, as soon as the other has ended its own.
 
 use std::io;
 use std::sync::Arc;
@@ -24,9 +24,10 @@ use crate::store::disk::{NEW, Room};
 /// Time after the start, and after a failure, in which nothing is done that nobody waits for.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Tenths of a second, of one go through the queue, in which parts are written while processors are idle. A
-/// load waits for three seconds for the snapshots of the models that go: after this, some of that is left.
-pub(super) const PATIENCE: u32 = 20;
+/// Hundredths of a second, of one go through the queue, in which parts are written while processors are idle;
+/// each part costs one more. A load waits for three seconds for the snapshots of the models that go: as a
+/// rule, some of that is left.
+pub(super) const PATIENCE: u32 = 200;
 
 /// Bytes of the disk that are left to others, and the part of it in a hundred: sessions themselves are on it.
 const SPARED_BYTES: u64 = 1 << 30;

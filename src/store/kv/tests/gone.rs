@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +11,8 @@ use super::world::{SETTINGS, World, owner_of, tokens};
 use crate::ids::SessionId;
 use crate::store::disk::{Disk, Room};
 use crate::store::failing::FailingDisk;
+use crate::store::kv::shelf::Shelf;
+use crate::store::kv::writer::Writer;
 use crate::store::kv::{GivenUp, SnapshotError, Snapshots};
 
 /// Time after which what a test waits for does not come.
@@ -247,4 +250,71 @@ fn what_is_written_in_idle_times_is_gone_on_with_when_the_daemon_ends_and_is_who
         let next = World::start(disk.after_kill(), recurrent, SETTINGS);
         assert_eq!(next.load(1, &all), (13, None));
     }
+}
+
+/// A world whose writer waits for idle processors longer than any test.
+fn patient() -> World {
+    let world = World::start(FailingDisk::new(), false, SETTINGS);
+    let mut shelf = Shelf::new(Box::new(world.disk.clone()), SETTINGS);
+    shelf.patience_max = u32::MAX;
+    let shelf = Arc::new(shelf);
+    let writer = Writer::new(Arc::clone(&shelf), Box::new(|session| Some(owner_of(session))));
+    World { snapshots: Snapshots { shelf, thread: Mutex::new(None) }, writer, ..world }
+}
+
+fn patience(world: &World) -> u32 {
+    world.snapshots.shelf.patience.load(Ordering::Relaxed)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn every_part_costs_patience_which_comes_back_in_the_next_go_through_the_queue() {
+    let world = patient();
+    for session in 1..=3 {
+        let snapshot = world.snapshot(session, &tokens(&[u32::try_from(session).unwrap()]), &[10, 11], &[]);
+        drop(world.snapshots.save(snapshot).unwrap());
+    }
+    world.writer.work();
+    // What they begin with is one part.
+    assert_eq!(world.parts().len(), 4);
+    assert!((1..=u32::MAX - 4).contains(&patience(&world)), "{}", patience(&world));
+    world.writer.work();
+    assert_eq!(patience(&world), u32::MAX);
+}
+
+#[test]
+fn nobody_waits_for_idle_processors_when_sessions_find_the_disk_full_or_the_daemon_ends() {
+    let world = patient();
+    world.save(1, &tokens(&[1]), &[11], &[]).unwrap();
+    assert!(patience(&world) > 0);
+    assert!(world.snapshots.make_way(1));
+    assert_eq!(patience(&world), 0);
+    world.writer.work();
+    assert!(patience(&world) > 0);
+    world.snapshots.shelf.end();
+    assert_eq!(patience(&world), 0);
+    world.save(2, &tokens(&[2]), &[11], &[]).unwrap_err();
+    world.writer.work();
+    assert_eq!(patience(&world), 0, "it does not come back");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_written_after_way_was_made_on_a_full_disk_does_not_wait_for_idle_processors() {
+    let (gate, came, go) = Gate::new(&FailingDisk::new(), Act::Write);
+    let writers = Arc::clone(&gate.writers);
+    let known = Box::new(|session| Some(owner_of(session)));
+    let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, known).unwrap();
+    let world = World::start(FailingDisk::new(), false, SETTINGS);
+    let all = tokens(&[1, 2, 3]);
+    let first = snapshots.save(world.snapshot(1, &all, &[10, 13], &[])).unwrap();
+    came.recv_timeout(DEADLINE).unwrap();
+    let second = snapshots.save(world.snapshot(2, &all, &[10, 13], &[])).unwrap();
+    snapshots.make_way(1);
+    drop((came, go));
+    assert_eq!(first.blocking_recv().unwrap(), Err(SnapshotError::GivenUp(GivenUp::Full)));
+    assert_eq!(second.blocking_recv().unwrap().unwrap().tokens, 13);
+    let writers = writers.lock().unwrap();
+    assert_eq!(writers[0], "kv-idle");
+    assert!(writers[1..].iter().all(|name| name == "kv-writer"), "{writers:?}");
 }
