@@ -7,7 +7,8 @@ pub struct GrammarLimits {
     pub bytes_max: usize,
     /// Brackets within each other.
     pub depth_max: usize,
-    /// Work to compile it, in nodes of its expressions.
+    /// Work to compile it, in units of a microsecond, about: nodes of expressions, and what is copied and
+    /// compared.
     pub work_max: u64,
 }
 
