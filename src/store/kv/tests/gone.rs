@@ -227,14 +227,37 @@ fn a_disk_that_hangs_holds_the_memory_of_what_it_writes_and_of_nothing_that_wait
     assert_eq!(snapshots.stats().queued_bytes, 0);
 }
 
+/// Returns snapshots whose writer waits for idle processors longer than any test.
+fn patient(disk: Box<dyn Disk>) -> (Snapshots, Writer) {
+    let mut shelf = Shelf::new(disk, SETTINGS);
+    shelf.patience_max = u32::MAX;
+    let shelf = Arc::new(shelf);
+    let writer = Writer::new(Arc::clone(&shelf), Box::new(|session| Some(owner_of(session))));
+    (Snapshots { shelf, thread: Mutex::new(None) }, writer)
+}
+
+/// Returns such a world.
+fn patient_world() -> World {
+    let world = World::start(FailingDisk::new(), false, SETTINGS);
+    let (snapshots, writer) = patient(Box::new(world.disk.clone()));
+    World { snapshots, writer, ..world }
+}
+
+/// Returns such snapshots, which a thread writes.
+fn patient_thread(disk: Box<dyn Disk>) -> Snapshots {
+    let (snapshots, writer) = patient(disk);
+    let thread = std::thread::Builder::new().name("kv-writer".into()).spawn(move || writer.run());
+    *snapshots.thread() = Some(thread.unwrap());
+    snapshots
+}
+
 #[test]
 fn what_is_written_in_idle_times_is_gone_on_with_when_the_daemon_ends_and_is_whole() {
     for recurrent in [false, true] {
         let disk = FailingDisk::new();
         let (gate, came, go) = Gate::new(&disk, Act::Write);
         let writers = Arc::clone(&gate.writers);
-        let known = Box::new(|session| Some(owner_of(session)));
-        let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, known).unwrap();
+        let snapshots = patient_thread(Box::new(gate));
         let world = World::start(FailingDisk::new(), recurrent, SETTINGS);
         let all = tokens(&[1, 2, 3]);
         let answer = snapshots.save(world.snapshot(1, &all, &[10, 13], &[10, 13])).unwrap();
@@ -252,16 +275,6 @@ fn what_is_written_in_idle_times_is_gone_on_with_when_the_daemon_ends_and_is_who
     }
 }
 
-/// A world whose writer waits for idle processors longer than any test.
-fn patient() -> World {
-    let world = World::start(FailingDisk::new(), false, SETTINGS);
-    let mut shelf = Shelf::new(Box::new(world.disk.clone()), SETTINGS);
-    shelf.patience_max = u32::MAX;
-    let shelf = Arc::new(shelf);
-    let writer = Writer::new(Arc::clone(&shelf), Box::new(|session| Some(owner_of(session))));
-    World { snapshots: Snapshots { shelf, thread: Mutex::new(None) }, writer, ..world }
-}
-
 fn patience(world: &World) -> u32 {
     world.snapshots.shelf.patience.load(Ordering::Relaxed)
 }
@@ -269,7 +282,7 @@ fn patience(world: &World) -> u32 {
 #[test]
 #[cfg(target_os = "linux")]
 fn every_part_costs_patience_which_comes_back_in_the_next_go_through_the_queue() {
-    let world = patient();
+    let world = patient_world();
     for session in 1..=3 {
         let snapshot = world.snapshot(session, &tokens(&[u32::try_from(session).unwrap()]), &[10, 11], &[]);
         drop(world.snapshots.save(snapshot).unwrap());
@@ -284,7 +297,7 @@ fn every_part_costs_patience_which_comes_back_in_the_next_go_through_the_queue()
 
 #[test]
 fn nobody_waits_for_idle_processors_when_sessions_find_the_disk_full_or_the_daemon_ends() {
-    let world = patient();
+    let world = patient_world();
     world.save(1, &tokens(&[1]), &[11], &[]).unwrap();
     assert!(patience(&world) > 0);
     assert!(world.snapshots.make_way(1));
@@ -303,8 +316,7 @@ fn nobody_waits_for_idle_processors_when_sessions_find_the_disk_full_or_the_daem
 fn what_is_written_after_way_was_made_on_a_full_disk_does_not_wait_for_idle_processors() {
     let (gate, came, go) = Gate::new(&FailingDisk::new(), Act::Write);
     let writers = Arc::clone(&gate.writers);
-    let known = Box::new(|session| Some(owner_of(session)));
-    let snapshots = Snapshots::start_on(Box::new(gate), SETTINGS, known).unwrap();
+    let snapshots = patient_thread(Box::new(gate));
     let world = World::start(FailingDisk::new(), false, SETTINGS);
     let all = tokens(&[1, 2, 3]);
     let first = snapshots.save(world.snapshot(1, &all, &[10, 13], &[])).unwrap();
