@@ -16,7 +16,7 @@ from typing import Any
 
 from daemon import Daemon
 from mlxd.v1 import inference_pb2 as pb
-from stats import Report, markdown, parser, percentile
+from stats import Report, markdown, parser, percentile, run
 from wire import Wire
 
 STREAMS = 16
@@ -49,7 +49,7 @@ MASK = re.compile(r"mask_us=(\d+)")
 def speed(wire: Wire, model: str, answer: pb.ResponseFormat | None) -> float:
     """Returns the tokens per second of all streams together."""
 
-    def run(number: int) -> int:
+    def stream(number: int) -> int:
         fields: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": answer is None}
         prompt = f"Question {number}: list some places of the world as JSON.\n"
         reply = wire.generate(model, prompt=prompt, response_format=answer, **fields)
@@ -57,11 +57,11 @@ def speed(wire: Wire, model: str, answer: pb.ResponseFormat | None) -> float:
 
     start = time.perf_counter()
     with ThreadPoolExecutor(STREAMS) as pool:
-        tokens = sum(pool.map(run, range(STREAMS)))
+        tokens = sum(pool.map(stream, range(STREAMS)))
     return tokens / (time.perf_counter() - start)
 
 
-def main() -> None:
+async def main() -> bool:
     """Measures and reports."""
     options = parser(__doc__ or "").parse_args()
     folder = options.model
@@ -85,8 +85,8 @@ def main() -> None:
     for name, value in (("free", free), ("constrained", constrained), ("masks", len(masks))):
         report.fact(name, value)
     rows = [("free", median(free)), ("constrained", median(constrained))]
-    report.end(markdown(["streams", "tokens/s"], rows))
+    return report.end(markdown(["streams", "tokens/s"], rows))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
