@@ -178,8 +178,8 @@ impl Grammar {
         &self.pace
     }
 
-    /// Returns for each number of bytes of a marker the tokens that end it behind them, or hold all of it, and
-    /// go on with more than newlines: part of an output would then come unseen behind the marker.
+    /// Returns for each number of bytes of a marker the tokens that end it behind them, or hold all of it,
+    /// and go on with more than newlines: part of an output would then come unseen behind the marker.
     #[must_use]
     pub fn ending_within(&self, marker: &str) -> Vec<Vec<u32>> {
         let trie = self.tokens.tok_trie();

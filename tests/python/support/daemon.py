@@ -32,12 +32,16 @@ def binary() -> Path:
     return REPOSITORY / target / "release" / "mlxd"
 
 
+def cache_folder() -> Path:
+    """Returns the folder of what is downloaded, which clones share."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MLXD_CACHE") or Path(cache) / "mlxd")
+
+
 def default_model() -> Path:
     """Returns the folder of the default model, as `make model` provides it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    mlxd = Path(os.environ.get("MLXD_CACHE") or Path(cache) / "mlxd")
     given = os.environ.get("MLXD_MODEL_DIR")
-    return Path(given or mlxd / "models" / "SmolLM2-135M-Instruct")
+    return Path(given or cache_folder() / "models" / "SmolLM2-135M-Instruct")
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
