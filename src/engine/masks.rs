@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::clock::{Clock, Moment};
-use crate::grammar::{Allowed, Canceller, Grammar, Matcher, Stuck};
+use crate::grammar::{Allowed, Canceller, Grammar, IN_TIME, Matcher, Stuck};
 
 /// Bytes of a worker's stack.
 const STACK_BYTES: usize = 16 << 20;
@@ -89,8 +89,9 @@ impl Asked {
 
     /// Ends the work: its answer is of no use.
     pub(super) fn cancel(&self) {
-        // A worker that begins looks at this after it has told how to end it.
-        self.progress.is_useless.store(true, Ordering::SeqCst);
+        // A worker that begins looks at this after it has told how to end it: one of the two sees the other.
+        self.progress.is_useless.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         if let Some(canceller) = self.progress.begun.get() {
             canceller.cancel();
         }
@@ -99,7 +100,7 @@ impl Asked {
 
 impl Progress {
     fn is_useless(&self) -> bool {
-        self.is_useless.load(Ordering::SeqCst)
+        self.is_useless.load(Ordering::Relaxed)
     }
 }
 
@@ -226,8 +227,9 @@ impl Lane {
             return slow.give(job);
         }
         let done = self.clock.now().after(job.grammar.pace().last());
-        self.waiting().add(done, job);
+        let useless = self.waiting().add(done, job);
         self.more.notify_one();
+        drop(useless);
     }
 
     /// Ends the threads; what they are at is done, the rest is not.
@@ -260,13 +262,19 @@ impl Lane {
 }
 
 impl Waiting {
-    fn add(&mut self, done: Moment, job: Job) {
-        if self.jobs.len() >= self.sweep_at.max(SWEEP_MIN) {
-            self.jobs.retain(|_, job| !job.progress.is_useless());
+    /// Takes a job; returns those of no use, if there are many.
+    fn add(&mut self, done: Moment, job: Job) -> BTreeMap<(Moment, u64), Job> {
+        let mut useless = BTreeMap::new();
+        if !self.is_closed {
+            self.given += 1;
+            self.jobs.insert((done, self.given), job);
+        }
+        if self.jobs.len() > self.sweep_at.max(SWEEP_MIN) {
+            let all = std::mem::take(&mut self.jobs);
+            (useless, self.jobs) = all.into_iter().partition(|(_, job)| job.progress.is_useless());
             self.sweep_at = 2 * self.jobs.len();
         }
-        self.given += 1;
-        self.jobs.insert((done, self.given), job);
+        useless
     }
 }
 
@@ -284,13 +292,17 @@ impl Job {
         }
         let (began, token, progress) = (clock.now(), self.token, Arc::clone(&self.progress));
         let matcher = self.begin();
+        fence(Ordering::SeqCst);
         if progress.is_useless() {
             return;
         }
         let allowed = matcher.advance(token).and_then(|()| matcher.allowed());
         let took = clock.now() - began;
         tracing::trace!(mask_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        self.grammar.pace().note(took);
+        // One that was cut short says nothing, unless it had taken long by then.
+        if took >= IN_TIME || !progress.is_useless() {
+            self.grammar.pace().note(took);
+        }
         if let Some(matcher) = self.matcher {
             // The output may have ended meanwhile.
             let _ = self.reply.send((matcher, allowed));

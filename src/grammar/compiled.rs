@@ -35,11 +35,14 @@ pub struct Grammar {
 }
 
 /// Time that an answer may take: a step waits about as long.
-const IN_TIME: Duration = Duration::from_millis(5);
+pub const IN_TIME: Duration = Duration::from_millis(5);
 
 /// Microseconds that an answer took too long for which one in time is wanted: slow ones are seen as often as
 /// if each took that much.
 const US_PER_ANSWER: u32 = 300;
+
+/// Most answers in time that are wanted: a worker may only have been put aside.
+const WANTED_MAX: u32 = 1000;
 
 /// How long a grammar takes to say what may come next, as its outputs have seen it.
 #[derive(Debug, Default)]
@@ -62,7 +65,8 @@ impl Pace {
         let us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
         self.last_us.store(us, Ordering::Relaxed);
         let left = |slow: u32| {
-            Some(if took < IN_TIME { slow.saturating_sub(1) } else { slow.max(us / US_PER_ANSWER) })
+            let wanted = (us / US_PER_ANSWER).min(WANTED_MAX);
+            Some(if took < IN_TIME { slow.saturating_sub(1) } else { slow.max(wanted) })
         };
         let _ = self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
     }

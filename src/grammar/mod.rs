@@ -22,7 +22,7 @@ mod source;
 mod terminals;
 mod vocabulary;
 
-pub use compiled::{Allowed, Canceller, Grammar, Matcher, Pace, Stuck};
+pub use compiled::{Allowed, Canceller, Grammar, IN_TIME, Matcher, Pace, Stuck};
 pub use limits::GrammarLimits;
 pub use refusal::Refusal;
 pub use source::Source;
