@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -71,7 +72,17 @@ struct Kept {
 #[derive(Debug)]
 struct UnderWay {
     outcome: watch::Receiver<Option<Compiled>>,
-    has_begun: bool,
+    stage: Stage,
+}
+
+/// How far a grammar is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is not its turn yet.
+    Waits,
+    /// It is its turn, and the vocabulary is made first, which is none of its work.
+    Prepares,
+    Compiles,
 }
 
 /// What is known of a grammar.
@@ -97,10 +108,10 @@ impl Drop for Compiling {
 }
 
 impl Compiling {
-    /// Notes that it is its turn.
-    fn begin(&self) {
+    /// Notes how far it is.
+    fn reach(&self, stage: Stage) {
         if let Some(under_way) = self.grammars.state().under_way.get_mut(&self.key) {
-            under_way.has_begun = true;
+            under_way.stage = stage;
         }
     }
 
@@ -146,13 +157,13 @@ impl Grammars {
             return Known::Soon(under_way.outcome.clone());
         }
         let (sender, outcome) = watch::channel(None);
-        state.under_way.insert(key, UnderWay { outcome, has_begun: false });
+        state.under_way.insert(key, UnderWay { outcome, stage: Stage::Waits });
         Known::Nothing(Compiling { grammars: Arc::clone(self), key, outcome: sender })
     }
 
-    /// Returns whether somebody waits for the turn of a grammar.
-    fn is_waiting(&self, key: &Key) -> bool {
-        self.state().under_way.get(key).is_some_and(|under_way| !under_way.has_begun)
+    /// Returns how far a grammar is that is under way.
+    fn stage(&self, key: &Key) -> Option<Stage> {
+        self.state().under_way.get(key).map(|under_way| under_way.stage)
     }
 
     /// Keeps what came of a grammar; those that were not used for the longest time go.
@@ -201,7 +212,7 @@ impl Grammars {
         assets: Arc<ModelAssets>,
         source: Source,
     ) -> Result<(), Error> {
-        compiling.begin();
+        compiling.reach(Stage::Prepares);
         let (cell, limits) = (self.cell(vocabulary_key(&assets)), self.limits);
         let job = move || {
             let _place = place;
@@ -210,6 +221,7 @@ impl Grammars {
                 let made = cell.get_or_init(|| {
                     Vocabulary::new(&assets.tokenizer, assets.vocabulary_size, &assets.eos_token_ids)
                 });
+                compiling.reach(Stage::Compiles);
                 let vocabulary = made.as_ref().map_err(Clone::clone)?;
                 Grammar::compile(vocabulary, &source, &limits).map(Arc::new)
             };
@@ -239,16 +251,18 @@ impl Service {
         let key = content_key(&vocabulary_key(assets), &source);
         let limit = self.limits.grammar_compile;
         let waits = AtomicBool::new(false);
-        let compiled = self.compiled((caller, &waits), assets, &source, key);
-        let compiled = match tokio::time::timeout(limit, compiled).await {
-            Ok(compiled) => compiled?,
-            Err(_) => {
-                let value = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-                let limit = "grammar_compile_ms_max";
-                if waits.load(Ordering::Relaxed) || self.grammars.is_waiting(&key) {
-                    return Err(Error::GrammarsBusy { limit, value, retry_after: RETRY });
-                }
-                Err(Refusal::TooLarge { limit, value })
+        let mut compiled = pin!(self.compiled((caller, &waits), assets, &source, key));
+        let compiled = loop {
+            if let Ok(compiled) = tokio::time::timeout(limit, &mut compiled).await {
+                break compiled?;
+            }
+            let (stage, value) = (self.grammars.stage(&key), u64::try_from(limit.as_millis()));
+            let (limit, value) = ("grammar_compile_ms_max", value.unwrap_or(u64::MAX));
+            if waits.load(Ordering::Relaxed) || stage == Some(Stage::Waits) {
+                return Err(Error::GrammarsBusy { limit, value, retry_after: RETRY });
+            }
+            if stage != Some(Stage::Prepares) {
+                break Err(Refusal::TooLarge { limit, value });
             }
         };
         compiled.map_err(|refusal| refused(field, refusal))
