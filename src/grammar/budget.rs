@@ -57,8 +57,12 @@ impl Budget {
     /// Returns the units of an expression of which a tree is made, and then thrown away.
     ///
     /// # Errors
-    /// The tree is too large.
+    /// The tree is too large, or cannot be told.
     pub(super) fn tree(&self, expression: Expression) -> Result<u64, Refusal> {
+        if expression.is_spaced {
+            let why = "in an expression, by which white space and comments do not count";
+            return Err(Refusal::unsupported("", "the flag x", why));
+        }
         if expression.units > self.work_max {
             return Err(self.exceeded());
         }

@@ -26,16 +26,30 @@ const TYPES: [&str; 6] = ["null", "boolean", "number", "string", "array", "objec
 /// Bounds of a number, which becomes an expression of as many brackets as they have digits.
 const BOUNDS: [&str; 4] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
 
-/// Units of a constant list or object, of a number, of a bound and of a format, and squared digits of a bound
-/// for a unit.
+/// Units of a constant list or object, of a number and of a bound, and squared digits of a bound for a unit.
 const COMPOUND: u64 = 12;
 const NUMBER: u64 = 4;
 const BOUND: u64 = 30;
 const SQUARED_PER_UNIT: u64 = 5;
+
+/// Most digits before the point of a bound that becomes an expression: llguidance refuses one with more.
+const DIGITS_MAX: usize = 19;
+
+/// Units of each format, and of another: they are written as patterns.
+const FORMATS: [(&str, u64); 7] = [
+    ("uuid", 300),
+    ("ipv4", 250),
+    ("ipv6", 1000),
+    ("hostname", 300),
+    ("email", 300),
+    ("uri", 1500),
+    ("duration", 600),
+];
 const FORMAT: u64 = 1000;
 
-/// Bytes of a constant text for a unit.
+/// Bytes of a constant text for a unit, and of a place that is kept.
 const BYTES_PER_UNIT: u64 = 32;
+const KEPT_PER_UNIT: u64 = 200;
 
 /// Refuses a schema whose references lead through too many nested schemas.
 pub(super) fn check_levels(
@@ -197,22 +211,25 @@ impl<'a> Shapes<'a, '_> {
     fn number(&mut self, keywords: &Map<String, Value>, place: &Place<'_>) -> Result<Shape<'a>, Refusal> {
         let mut units = NUMBER;
         for bound in BOUNDS.iter().filter_map(|keyword| keywords.get(*keyword)) {
-            let digits = bound.as_f64().map_or(0, |bound| bound.to_string().len() as u64);
+            let digits = bound.as_f64().map_or(0, digits);
             units += BOUND + digits * digits / SQUARED_PER_UNIT;
             self.budget.lexeme(bound.to_string())?;
         }
         self.budget.spend(units)?;
         let multiple = keywords.get("multipleOf").map(|multiple| {
+            let place = self.kept(place)?;
             let text = multiple.as_f64().unwrap_or_default().to_string();
             let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
             let digits = format!("{whole}{part}").parse().unwrap_or(u64::MAX);
-            Multiple {
-                digits,
-                places: part.len().try_into().unwrap_or(u32::MAX),
-                place: place.to_string().into(),
-            }
+            Ok(Multiple { digits, places: part.len().try_into().unwrap_or(u32::MAX), place })
         });
-        Ok(Form::Number(multiple).of(units))
+        Ok(Form::Number(multiple.transpose()?).of(units))
+    }
+
+    /// Returns a place to tell it later.
+    fn kept(&mut self, place: &Place<'_>) -> Result<Rc<str>, Refusal> {
+        self.budget.spend(place.bytes() / KEPT_PER_UNIT)?;
+        Ok(place.to_string().into())
     }
 
     fn text(&mut self, keywords: &Map<String, Value>) -> Result<Shape<'a>, Refusal> {
@@ -221,8 +238,9 @@ impl<'a> Shapes<'a, '_> {
             self.budget.lexeme(pattern)?;
             units += self.budget.tree(expression(pattern, ""))?;
         }
-        if keywords.contains_key("format") {
-            units += FORMAT;
+        if let Some(Value::String(format)) = keywords.get("format") {
+            let known = FORMATS.iter().find(|(name, _)| name == format);
+            units += known.map_or(FORMAT, |(_, units)| *units);
         }
         let expressions =
             ["pattern", "format"].iter().filter(|keyword| keywords.contains_key(**keyword)).count();
@@ -281,7 +299,7 @@ impl<'a> Shapes<'a, '_> {
         let count = |keyword: &str| keywords.get(keyword).and_then(Value::as_u64);
         let (min, max) = (count("minProperties").unwrap_or(0), count("maxProperties"));
         if min > 0 || max.is_some() {
-            object.counted = Some(Counted { min, max, place: place.to_string().into() });
+            object.counted = Some(Counted { min, max, place: self.kept(place)? });
         }
         self.object(object, 0)
     }
@@ -315,6 +333,13 @@ impl<'a> Shapes<'a, '_> {
             }
         })
     }
+}
+
+/// Returns the digits of a bound of which an expression is made.
+fn digits(bound: f64) -> u64 {
+    let text = bound.to_string();
+    let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+    (whole.len().min(DIGITS_MAX) + part.len()) as u64
 }
 
 /// Returns the bytes of a value as JSON, roughly.

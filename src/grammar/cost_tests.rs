@@ -156,6 +156,22 @@ fn a_schema_that_costs_more_than_its_size_is_refused() {
             json!({ "prefixItems": several(1000, |n| json!({ "type": "number", "minimum": format!("{n}e-300").parse::<f64>().unwrap() })) }),
         ),
         ("constants", json!({ "prefixItems": several(25_000, |n| json!({ "const": format!("n{n}") })) })),
+        (
+            "places of multiples",
+            json!({ "properties": { "a".repeat(200_000): { "prefixItems": vec![json!({ "type": "number", "multipleOf": 2 }); 8_000] } } }),
+        ),
+        (
+            "places of counts",
+            json!({ "properties": { "a".repeat(200_000): { "prefixItems": vec![json!({ "type": "object", "minProperties": 1 }); 6_000] } } }),
+        ),
+        (
+            "merged patterns",
+            json!({ "allOf": several(12_000, |n| if n == 0 { json!({ "type": "object", "patternProperties": { r"\pL".repeat(9_900): {} } }) } else { open.clone() }) }),
+        ),
+        (
+            "merged names of which all are required",
+            json!({ "allOf": several(14_000, |n| if n == 0 { json!({ "type": "object", "required": texts(2_000, "p") }) } else { open.clone() }) }),
+        ),
     ];
     for (name, schema) in costly {
         assert!(schema.to_string().len() < GrammarLimits::default().bytes_max, "{name}");
@@ -191,9 +207,10 @@ fn a_lark_grammar_that_costs_more_than_its_size_is_refused() {
     for number in 1..=30 {
         writeln!(doubled, "T{number}: T{0} T{0}", number - 1).unwrap();
     }
+    let ignored = format!("%ignore {}\nT1: {}", "T1 ".repeat(50_000), "/[ab]/ ".repeat(1000));
     let rules: String = (1..2000).map(|n| format!("r{n}: r{}\n", n + 1)).collect();
     let costly = [
-        ("terminals in terminals", doubled),
+        ("terminals in terminals", doubled.clone()),
         (
             "terminals in a terminal",
             format!("start: T2\nT1: {}\nT2: {}", "/[ab]/ ".repeat(1000), "T1 ".repeat(50_000)),
@@ -217,8 +234,20 @@ fn a_lark_grammar_that_costs_more_than_its_size_is_refused() {
             "schemas",
             format!("start: {}", format!("%json {} ", json!({ "enum": vec![1; 10_000] })).repeat(25)),
         ),
+        ("terminals whose names have a hyphen", doubled.replace('T', "T-")),
+        ("terminals that nothing parts", doubled.replace(" T", "\"a\"iT")),
+        ("terminals in a rule that is one", doubled.replacen("start: T30", "start: ~(T30 T30)", 1)),
+        ("statements", format!("start: \"a\"\n{ignored}")),
         ("conjunctions", joined(" & ", "")),
         ("complements", joined(" & ", "~")),
+        (
+            "some complements",
+            format!("start: T\nT: /.*/{}", (0..30).map(|n| format!(" & ~/.*{n}.*/")).collect::<String>()),
+        ),
+        (
+            "complements with names",
+            format!("start: T\nA: /.*a.*/\nB: /.*b.*/\nT: /.*/{}", " & ~A & ~B".repeat(15)),
+        ),
         ("parts that may be left out", format!("start: T\nT: {}", "\"a\"? ".repeat(20_000))),
         ("lines of errors", format!("start: r1\n{rules}r2000: {}missing", "\"a\" ".repeat(50_000))),
     ];
@@ -230,6 +259,20 @@ fn a_lark_grammar_that_costs_more_than_its_size_is_refused() {
 
 #[test]
 fn what_a_lark_grammar_may_not_have_is_refused_by_name() {
+    let hidden = r"\w".repeat(100_000);
+    let spaced = [
+        Source::Lark(format!("start: /#{{\n{hidden}/x")),
+        Source::Lark("start: /(?x)[#]\n]/".into()),
+        Source::Regex(format!("(?x)#{{\n{hidden}")),
+        Source::JsonSchema(json!({ "type": "string", "pattern": "(?sx:a #{\n)" }).to_string()),
+    ];
+    for source in spaced {
+        let refusal = compile(&source).err();
+        assert!(
+            matches!(&refusal, Some(Refusal::Unsupported { keyword, .. }) if keyword == "the flag x"),
+            "{refusal:?}"
+        );
+    }
     let refused = [
         ("%llguidance { \"allow_invalid_utf8\": true }\nstart: \"a\"", "allow_invalid_utf8"),
         ("start: @other", "@"),
@@ -275,7 +318,7 @@ fn what_is_large_and_honest_is_compiled() {
         json!({ "enum": texts(10_000, "value ") }),
         json!({ "allOf": several(100, |n| json!({ "type": "object", "properties": { format!("p{n}"): { "type": "string" } } })) }),
     ];
-    for schema in schemas {
+    for schema in schemas.into_iter().chain(as_programs_write()) {
         let shown: String = schema.to_string().chars().take(80).collect();
         assert_eq!(refusal(&schema), None, "{shown}");
     }
@@ -284,4 +327,51 @@ fn what_is_large_and_honest_is_compiled() {
     let any = (0..128).map(|n| format!("call{n}")).collect::<Vec<_>>().join(" | ");
     let lark = format!("start: ({any}){{1,4}} NAME\nNAME: /[a-z]+/ & ~(\"if\" | \"else\")\n{calls}");
     assert_eq!(compile(&Source::Lark(lark)).err(), None);
+    let words: String = (0..200).map(|n| format!(" | word{n}")).collect();
+    let rules: String =
+        (0..200).map(|n| format!("word{n}: \"w{n}\" NAME | NAME* /[0-9]+/ (\",\" NAME)?\n")).collect();
+    let names =
+        "NAME: /[a-z]+/ & ~/if/ & ~/else/ & ~/while/ & ~\"for\" & ~IN & ~\"do\" & ~\"od\"\nIN: \"in\"\n";
+    let own: String = (0..200).map(|n| format!("N{n}: /[a-z]+/ & ~\"w{n}\" & ~/if/ & ~/else/\n")).collect();
+    let each: String = (0..200).map(|n| format!(" | \"<{n}>\" N{n}")).collect();
+    let schema = json!({ "enum": texts(10_000, "value ") });
+    let larks = [
+        format!("start: \"a\"{words}\n{rules}{names}"),
+        format!("start: \"a\"{each}\n{own}"),
+        format!(
+            "start: \"a\"{}\n{}w: %json {schema}",
+            " | r0".repeat(500),
+            (0..500).map(|n| format!("r{n}: \"{n}\"\n")).collect::<String>()
+        ),
+    ];
+    for lark in larks {
+        assert_eq!(compile(&Source::Lark(lark.clone())).err(), None, "{}", &lark[..80]);
+    }
+    let marked = (0..5000).map(|n| format!("{}{n}", ["-", "#", "("][n % 3])).collect();
+    assert_eq!(compile(&Source::Choice(marked)).err(), None);
+}
+
+/// Schemas as libraries derive them from classes.
+fn as_programs_write() -> Vec<Value> {
+    let formats =
+        ["uuid", "email", "date-time", "uri", "ipv4", "date", "time", "hostname", "duration", "ipv6"];
+    let formatted = |n: usize| json!({ "type": "string", "format": formats[n % formats.len()] });
+    let model = |number: usize, fields: &Value| {
+        let required = (0..5).map(|n| format!("p{n}")).collect::<Vec<_>>();
+        json!({ "title": format!("Model{number}"), "type": "object", "properties": fields, "required": required })
+    };
+    let fields: Value = (0..20).map(|n| (format!("p{n}"), formatted(n))).collect::<Map<_, _>>().into();
+    let defs: Value = (0..50).map(|n| (format!("Model{n}"), model(n, &fields))).collect::<Map<_, _>>().into();
+    let all: Value = (0..50)
+        .map(|n| (format!("m{n}"), json!({ "anyOf": [{ "$ref": format!("#/$defs/Model{n}") }, { "type": "null" }], "default": null })))
+        .collect::<Map<_, _>>()
+        .into();
+    let several_of = |format: &str| json!({ "properties": properties(1000, &json!({ "type": "string", "format": format })), "type": "object" });
+    let constants = json!({ "type": "string", "pattern": "^[a-z]+ [0-9]+$", "enum": texts(1000, "value ") });
+    vec![
+        json!({ "$defs": defs, "type": "object", "properties": all }),
+        several_of("uuid"),
+        several_of("email"),
+        constants,
+    ]
 }

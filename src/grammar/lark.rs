@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::brackets::deepest;
 use super::budget::Budget;
 use super::cost::LEVELS_PER_DEPTH;
-use super::expression::expression;
+use super::expression::{expression, folded};
 use super::schema::prepare;
 use super::terminals::Terminals;
 use super::{GrammarLimits, Refusal};
@@ -19,6 +19,9 @@ const PARTS: &str = "%regex";
 
 /// The keyword of a grammar in a grammar.
 const NESTED: &str = "%lark";
+
+/// What may follow an expression.
+const FLAGS: [char; 6] = ['i', 'm', 's', 'l', 'u', 'x'];
 
 /// Options that change nothing of what a text is.
 const OPTIONS_KNOWN: [&str; 3] = ["no_forcing", "allow_initial_skip", "ignore_once"];
@@ -35,7 +38,7 @@ const PART: u64 = 20;
 /// Bytes of a text, tokens in a range, and bytes that an error tells in each definition, for a unit.
 const BYTES_PER_UNIT: usize = 8;
 const TOKENS_PER_UNIT: u64 = 64;
-const TOLD_PER_UNIT: usize = 64;
+const TOLD_PER_UNIT: usize = 256;
 
 /// Reads a grammar, and returns it as llguidance takes it.
 ///
@@ -44,7 +47,7 @@ const TOLD_PER_UNIT: usize = 64;
 pub(super) fn read(text: &str, limits: &GrammarLimits, budget: &mut Budget) -> Result<String, Refusal> {
     let out = String::with_capacity(text.len());
     let terminals = Terminals::default();
-    let mut reader = Reader { limits, budget, out, terminals, alternatives: 0, head: "", ended: "\n" };
+    let mut reader = Reader { limits, budget, out, terminals, head: "", has_attributes: false, ended: "\n" };
     let (mut rest, mut brackets, mut depth_within, mut levels) = (text, String::new(), 0, 0);
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(piece_end(rest)?);
@@ -66,7 +69,7 @@ pub(super) fn read(text: &str, limits: &GrammarLimits, budget: &mut Budget) -> R
     // An error is told in each definition that leads to it, with the line.
     let line = text.lines().map(str::len).max().unwrap_or(0);
     let told = reader.terminals.definitions().saturating_mul(line) / TOLD_PER_UNIT;
-    let units = reader.terminals.units(reader.alternatives);
+    let units = reader.terminals.units();
     reader.budget.spend(units.saturating_add(told as u64))?;
     Ok(reader.out)
 }
@@ -76,10 +79,10 @@ struct Reader<'a, 'b> {
     budget: &'b mut Budget,
     out: String,
     terminals: Terminals<'a>,
-    /// Alternatives of expressions that do not begin with a character.
-    alternatives: u64,
-    /// The name that began the line, and the piece before this one that is not a space.
+    /// The name that began the line, whether attributes follow it, and the piece before this one that is not
+    /// a space.
     head: &'a str,
+    has_attributes: bool,
     ended: &'a str,
 }
 
@@ -93,24 +96,37 @@ impl<'a> Reader<'a, '_> {
         match first {
             '#' | ' ' | '\t' | '\r' => return Ok(rest),
             '/' if piece.starts_with("//") => return Ok(rest),
-            '"' | '/' => self.literal(piece, rest)?,
+            '"' | '/' => self.literal(piece)?,
             '<' => own += tokens(piece),
             '%' => (own, after) = self.keyword(piece, rest)?,
             '@' => return Err(Refusal::unsupported("", "@", "there is no other grammar to name")),
             '|' => own += ALTERNATIVE,
-            ':' => self.terminals.begin(self.head),
-            c if is_of_name(c) => {
-                if matches!(self.ended, "\n" | "{") && !c.is_ascii_digit() {
+            ':' => self.terminals.begin(self.head, std::mem::take(&mut self.has_attributes)),
+            _ if name_end(piece).is_some() => {
+                if matches!(self.ended, "\n" | "{") {
                     self.head = piece;
                 } else {
                     self.terminals.name(piece);
                 }
             }
-            '.' => own += DOT,
+            '.' => {
+                own += DOT;
+                self.terminals.loose();
+            }
             '?' | '*' | '{' => self.terminals.optional(),
-            '&' | '~' => self.terminals.conjunction(),
+            '&' => match excluded(rest) {
+                Some(name) => self.terminals.exclusion(name),
+                None => self.terminals.conjunction(),
+            },
+            // What a number follows repeats.
+            '~' if rest.trim_start().starts_with(|c: char| c.is_ascii_digit() || c == '+') => {
+                self.terminals.loose();
+            }
+            '+' => self.terminals.loose(),
+            '~' => self.terminals.complement(),
             '(' => self.terminals.open(),
             '[' => {
+                self.has_attributes |= std::ptr::eq(self.ended, self.head);
                 self.terminals.optional();
                 self.terminals.open();
             }
@@ -123,22 +139,27 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// Takes a text or an expression.
-    fn literal(&mut self, piece: &str, rest: &str) -> Result<(), Refusal> {
+    fn literal(&mut self, piece: &str) -> Result<(), Refusal> {
         self.budget.lexeme(piece)?;
-        let flags = &rest[..rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len())];
-        if piece.starts_with('"') && !flags.starts_with('i') {
-            self.terminals.elements(1 + (piece.len() / BYTES_PER_UNIT) as u64);
-            return Ok(());
+        let expression = match piece.strip_prefix('/').and_then(|inner| inner.rsplit_once('/')) {
+            Some((inner, flags)) => expression(inner, flags),
+            None if piece.ends_with('i') => folded(piece),
+            None => {
+                self.terminals.elements(1 + (piece.len() / BYTES_PER_UNIT) as u64);
+                return Ok(());
+            }
+        };
+        if !is_plain(piece) {
+            self.terminals.loose();
         }
-        let expression = expression(piece, flags);
         self.budget.first(expression)?;
-        self.alternatives += expression.alternatives;
+        self.terminals.alternatives(expression.alternatives);
         self.terminals.elements(self.budget.tree(expression)?);
         Ok(())
     }
 
     /// Takes a keyword, and returns its units and the rest after its value.
-    fn keyword(&mut self, piece: &str, rest: &'a str) -> Result<(u64, &'a str), Refusal> {
+    fn keyword(&mut self, piece: &'a str, rest: &'a str) -> Result<(u64, &'a str), Refusal> {
         match piece {
             SCHEMA => {
                 let (value, after) = value(rest, piece)?;
@@ -152,6 +173,7 @@ impl<'a> Reader<'a, '_> {
                 let units = PART.saturating_mul((rest.len() - after.len()) as u64);
                 self.budget.lexeme(&rest[..rest.len() - after.len()])?;
                 self.terminals.elements(units);
+                self.terminals.loose();
                 Ok((units, after))
             }
             OPTIONS => {
@@ -164,7 +186,13 @@ impl<'a> Reader<'a, '_> {
                 Ok((PIECE, after))
             }
             NESTED => Ok((NESTED_GRAMMAR, rest)),
-            _ => Ok((PIECE, rest)),
+            _ => {
+                // What a statement has is as that of a terminal; a condition belongs to its rule.
+                if !rest.starts_with("if") {
+                    self.terminals.begin(piece, true);
+                }
+                Ok((PIECE, rest))
+            }
         }
     }
 
@@ -185,18 +213,77 @@ fn tokens(piece: &str) -> u64 {
     units.fold(0, u64::saturating_add)
 }
 
-fn is_of_name(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '_'
+/// Returns where the name ends that a text begins with: that of a terminal is of capitals, that of a rule of
+/// small letters.
+fn name_end(rest: &str) -> Option<usize> {
+    let bytes = rest.as_bytes();
+    let begins_at = |at: usize, is: fn(&u8) -> bool| bytes.get(at).is_some_and(is);
+    let terminal = usize::from(rest.starts_with('_'));
+    let rule = usize::from(rest.starts_with('!'));
+    let rule = rule + usize::from(matches!(bytes.get(rule), Some(b'_' | b'?')));
+    let (at, is_letter): (usize, fn(&u8) -> bool) = if begins_at(terminal, u8::is_ascii_uppercase) {
+        (terminal, u8::is_ascii_uppercase)
+    } else if begins_at(rule, u8::is_ascii_lowercase) {
+        (rule, u8::is_ascii_lowercase)
+    } else {
+        return None;
+    };
+    let is_of_name = |byte: &u8| is_letter(byte) || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    Some(at + bytes[at..].iter().take_while(|byte| is_of_name(byte)).count())
+}
+
+/// Returns where the number ends that a text begins with.
+fn number_end(rest: &str) -> usize {
+    let run = |at: usize, is: fn(&u8) -> bool| {
+        at + rest.as_bytes()[at..].iter().take_while(|byte| is(byte)).count()
+    };
+    if rest.starts_with("0x") || rest.starts_with("0X") {
+        return run(2, u8::is_ascii_hexdigit);
+    }
+    let mut end = run(0, u8::is_ascii_digit);
+    if rest[end..].starts_with('.') {
+        end = run(end + 1, u8::is_ascii_digit);
+    }
+    if rest[end..].starts_with(['e', 'E']) {
+        let sign = usize::from(rest[end + 1..].starts_with(['+', '-']));
+        let power = run(end + 1 + sign, u8::is_ascii_digit);
+        end = if power > end + 1 + sign { power } else { end };
+    }
+    end
+}
+
+/// Returns whether an expression or a text stands for itself.
+fn is_plain(piece: &str) -> bool {
+    let inner = piece.strip_prefix('/').and_then(|inner| inner.strip_suffix('/'));
+    inner.map_or(piece.ends_with('"'), |inner| inner.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_'))
+}
+
+/// Returns the terminal that alone is excluded by what follows a `&`; it is empty for a plain text.
+fn excluded(rest: &str) -> Option<&str> {
+    let blank = [' ', '\t'];
+    let part = rest.trim_start_matches(blank).strip_prefix('~')?.trim_start_matches(blank);
+    let name = name_end(part).is_some();
+    if !name && !part.starts_with(['"', '/']) {
+        return None;
+    }
+    let (part, after) = part.split_at(piece_end(part).ok()?);
+    let after = after.trim_start_matches(blank);
+    let is_alone = after.is_empty() || after.starts_with(['&', '|', ')', ']', '\n', '\r', '#']);
+    (is_alone && (name || is_plain(part))).then_some(if name { part } else { "" })
 }
 
 /// Returns where the first piece of a text ends: a text in quotes, an expression, a comment, the name of a
-/// token, a keyword, a name, a run of spaces, or a character.
+/// token, a keyword, a name, a number, a run of spaces, or a character.
 fn piece_end(rest: &str) -> Result<usize, Refusal> {
     let first = rest.chars().next().map_or(0, char::len_utf8);
-    let run = |of: fn(char) -> bool| rest.find(|c| !of(c)).unwrap_or(rest.len());
+    let run =
+        |from: usize, of: &[char]| rest[from..].find(|c| !of.contains(&c)).map_or(rest.len(), |at| from + at);
     match &rest[..first] {
-        "\"" => ends_at(rest, '"', |c| c.is_ascii_control()),
-        "/" if !rest.starts_with("//") => ends_at(rest, '/', |_| false),
+        "\"" => {
+            let end = ends_at(rest, '"', |c| c.is_ascii_control())?;
+            Ok(end + usize::from(rest[end..].starts_with('i')))
+        }
+        "/" if !rest.starts_with("//") => Ok(run(ends_at(rest, '/', |_| false)?, &FLAGS)),
         "#" | "/" => Ok(rest.find('\n').unwrap_or(rest.len())),
         "<" => {
             let name = rest[1..].find(|c: char| c == '<' || c == '>' || c.is_whitespace());
@@ -207,9 +294,9 @@ fn piece_end(rest: &str) -> Result<usize, Refusal> {
             let all = [SCHEMA, OPTIONS, PARTS, NESTED];
             Ok(all.iter().find(|keyword| rest.starts_with(**keyword)).map_or(first, |keyword| keyword.len()))
         }
-        " " | "\t" => Ok(run(|c| c == ' ' || c == '\t')),
-        _ if rest.starts_with(is_of_name) => Ok(run(is_of_name)),
-        _ => Ok(first),
+        " " | "\t" => Ok(run(0, &[' ', '\t'])),
+        _ if rest.starts_with(|c: char| c.is_ascii_digit()) => Ok(number_end(rest)),
+        _ => Ok(name_end(rest).unwrap_or(first)),
     }
 }
 

@@ -20,6 +20,9 @@ const COMPARED_PER_UNIT: u64 = 32;
 /// Pairs of names of one object for a unit: each rest of their list is looked up.
 const NAMES_PER_UNIT: u64 = 5;
 
+/// Names of two objects that are merged, for a unit.
+const WALKED_PER_UNIT: u64 = 64;
+
 /// Units to find out whether two patterns exclude each other, and bytes of patterns for a unit.
 const PATTERNS: u64 = 2000;
 const BYTES_PER_UNIT: u64 = 64;
@@ -157,6 +160,8 @@ impl<'a> Shapes<'a, '_> {
     }
 
     fn objects(&mut self, one: Object<'a>, other: Object<'a>, level: usize) -> Result<Shape<'a>, Refusal> {
+        // Their names are gone through.
+        self.budget.spend(1 + (one.names() + other.names()) / WALKED_PER_UNIT)?;
         let own = (one.own(), other.own());
         let mut properties = BTreeMap::new();
         for (name, shape) in &one.properties {
@@ -262,6 +267,8 @@ impl<'a> Shapes<'a, '_> {
         let (mut bytes, mut units, mut positions, mut alternatives) = (0u64, 0u64, 0u64, 0u64);
         for pattern in object.patterns.keys() {
             let expression = expression(pattern, "");
+            // It is parsed anew.
+            self.budget.spend(self.budget.tree(expression)?)?;
             bytes = bytes.saturating_add(pattern.len() as u64);
             units = units.saturating_add(expression.units);
             positions = positions.saturating_add(expression.positions);
@@ -290,16 +297,20 @@ impl Object<'_> {
 }
 
 impl Text {
-    /// Units to find out whether any text obeys it, where that is not plain.
+    /// Units to find out whether any text obeys it, where that is not plain, and where it has a constant.
     const SEARCH: u64 = 400;
+    const COMPARISON: u64 = 100;
 
     /// Returns a text that takes these units to compile.
     pub(super) fn of<'a>(self, units: u64) -> Shape<'a> {
         let is_plain = self.expressions <= u64::from(!self.is_bounded || self.is_literal);
         // What follows in one is paired with what follows in each other one.
-        let pairs =
-            || 4u64.saturating_pow(u32::try_from(self.expressions).unwrap_or(u32::MAX).saturating_sub(1));
-        let search = if is_plain { 0 } else { Self::SEARCH.saturating_mul(pairs()) };
+        let pairs = |others: u64| 4u64.saturating_pow(u32::try_from(others).unwrap_or(u32::MAX));
+        let search = match self.expressions {
+            _ if is_plain => 0,
+            many if self.is_literal => Self::COMPARISON.saturating_mul(pairs(many.saturating_sub(2))),
+            many => Self::SEARCH.saturating_mul(pairs(many.saturating_sub(1))),
+        };
         Form::Text(self).of(units.saturating_add(search))
     }
 

@@ -36,6 +36,20 @@ impl<'a> Place<'a> {
         self.parent.is_none()
     }
 
+    /// Returns the bytes that it takes where it is written out, which escapes may double.
+    pub(super) fn bytes(&self) -> u64 {
+        let (mut bytes, mut place) = (0, Some(self));
+        while let Some(Self { parent, step }) = place {
+            bytes += match step {
+                Step::Base(base) => base.len() as u64,
+                Step::Name(name) => 1 + 2 * name.len() as u64,
+                Step::Index(_) => 8,
+            };
+            place = *parent;
+        }
+        bytes
+    }
+
     /// Returns that a keyword here is not implemented.
     pub(super) fn unsupported(&self, keyword: &str, why: &str) -> Refusal {
         let (path, keyword, why) = (self.to_string(), keyword.to_owned(), why.to_owned());
