@@ -94,6 +94,35 @@ fn multiples_are_bounded_where_they_are_merged() {
     }
 }
 
+fn costs_too_much((name, schema): &(&str, Value)) {
+    assert!(schema.to_string().len() < GrammarLimits::default().bytes_max, "{name}");
+    assert_eq!(refusal(schema), Some(too_large()), "{name}");
+}
+
+#[test]
+fn what_each_merge_and_each_place_costs_is_counted_every_time() {
+    let open = json!({ "type": "object" });
+    let costly = [
+        (
+            "places of multiples",
+            json!({ "properties": { "a".repeat(200_000): { "prefixItems": vec![json!({ "type": "number", "multipleOf": 2 }); 8_000] } } }),
+        ),
+        (
+            "places of counts",
+            json!({ "properties": { "a".repeat(200_000): { "prefixItems": vec![json!({ "type": "object", "minProperties": 1 }); 6_000] } } }),
+        ),
+        (
+            "merged patterns",
+            json!({ "allOf": several(12_000, |n| if n == 0 { json!({ "type": "object", "patternProperties": { r"\pL".repeat(9_900): {} } }) } else { open.clone() }) }),
+        ),
+        (
+            "merged names of which all are required",
+            json!({ "allOf": several(14_000, |n| if n == 0 { json!({ "type": "object", "required": texts(2_000, "p") }) } else { open.clone() }) }),
+        ),
+    ];
+    costly.iter().for_each(costs_too_much);
+}
+
 #[test]
 fn a_schema_that_costs_more_than_its_size_is_refused() {
     let open = json!({ "type": "object" });
@@ -156,27 +185,8 @@ fn a_schema_that_costs_more_than_its_size_is_refused() {
             json!({ "prefixItems": several(1000, |n| json!({ "type": "number", "minimum": format!("{n}e-300").parse::<f64>().unwrap() })) }),
         ),
         ("constants", json!({ "prefixItems": several(25_000, |n| json!({ "const": format!("n{n}") })) })),
-        (
-            "places of multiples",
-            json!({ "properties": { "a".repeat(200_000): { "prefixItems": vec![json!({ "type": "number", "multipleOf": 2 }); 8_000] } } }),
-        ),
-        (
-            "places of counts",
-            json!({ "properties": { "a".repeat(200_000): { "prefixItems": vec![json!({ "type": "object", "minProperties": 1 }); 6_000] } } }),
-        ),
-        (
-            "merged patterns",
-            json!({ "allOf": several(12_000, |n| if n == 0 { json!({ "type": "object", "patternProperties": { r"\pL".repeat(9_900): {} } }) } else { open.clone() }) }),
-        ),
-        (
-            "merged names of which all are required",
-            json!({ "allOf": several(14_000, |n| if n == 0 { json!({ "type": "object", "required": texts(2_000, "p") }) } else { open.clone() }) }),
-        ),
     ];
-    for (name, schema) in costly {
-        assert!(schema.to_string().len() < GrammarLimits::default().bytes_max, "{name}");
-        assert_eq!(refusal(&schema), Some(too_large()), "{name}");
-    }
+    costly.iter().for_each(costs_too_much);
     // Each type would be made a schema of, and each of those again.
     let twice =
         json!({ "type": ["object", "object"], "properties": { "a": { "type": ["object", "object"] } } });
