@@ -9,7 +9,7 @@ use mlxd_client::v1::{
 };
 use serde_json::Value;
 
-use super::failure::{Failure, Result};
+use super::failure::{Failure, Result, read_text};
 
 /// Options about tools and reasoning.
 #[derive(Args, Clone, Debug, Default)]
@@ -68,9 +68,7 @@ impl AskingArgs {
         }
         chat.tool_choice = tool_choice.as_deref().map(choice);
         for file in tools {
-            let text = std::fs::read_to_string(file)
-                .map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
-            chat.tools.extend(definitions(file, &text)?);
+            chat.tools.extend(definitions(file, &read_text(file)?)?);
         }
         Ok(())
     }

@@ -2,8 +2,9 @@
 //! helps, and the exit code.
 
 use std::error::Error as _;
-use std::io;
+use std::path::Path;
 use std::process::ExitCode;
+use std::{fs, io};
 
 use mlxd_client::{Error, ErrorReason};
 
@@ -17,6 +18,11 @@ const INTERRUPTED: u8 = 130;
 
 /// Result of a command.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+/// Reads a file that an argument names.
+pub(crate) fn read_text(file: &Path) -> Result<String> {
+    fs::read_to_string(file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))
+}
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

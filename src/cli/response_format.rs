@@ -1,11 +1,11 @@
 //! The form of an answer, as arguments.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use mlxd_client::v1::ResponseFormat;
 
-use super::failure::{Failure, Result};
+use super::failure::{Result, read_text};
 
 #[derive(Args, Debug)]
 #[group(multiple = false)]
@@ -33,10 +33,10 @@ impl FormatArgs {
     pub(crate) fn read(&self) -> Result<Option<ResponseFormat>> {
         let Self { schema, json_object, regex, grammar, choice } = self;
         if let Some(file) = schema {
-            return Ok(Some(ResponseFormat::json_schema(text(file)?)));
+            return Ok(Some(ResponseFormat::json_schema(read_text(file)?)));
         }
         if let Some(file) = grammar {
-            return Ok(Some(ResponseFormat::grammar(text(file)?)));
+            return Ok(Some(ResponseFormat::grammar(read_text(file)?)));
         }
         if let Some(regex) = regex {
             return Ok(Some(ResponseFormat::regex(regex)));
@@ -46,8 +46,4 @@ impl FormatArgs {
         }
         Ok(json_object.then(ResponseFormat::json_object))
     }
-}
-
-fn text(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))
 }

@@ -149,7 +149,7 @@ impl MaskWorkers {
         }
         match &self.lanes {
             Some([fast, _]) => fast.give(job),
-            None => tracing::error!("a mask is not computed: there are no workers"),
+            None => tracing::error!("no thread for masks could be started"),
         }
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::budget::Budget;
 use super::expression::expression;
-use super::keywords::{ANNOTATIONS, OF_LIST, OF_NAMES, OF_SCHEMA};
+use super::keywords::{ANNOTATIONS, within};
 use super::place::Place;
 use super::shape::{Counted, Form, List, Multiple, Object, Shape, Text, any_of};
 use super::{GrammarLimits, Refusal};
@@ -73,19 +73,6 @@ pub(super) fn check_levels(
 pub(super) fn spend(root: &Value, base: &str, budget: &mut Budget) -> Result<(), Refusal> {
     let mut shapes = Shapes { root, base, budget, targets: HashMap::new(), merges: 0 };
     shapes.schema(root, &Place::base(base)).map(drop)
-}
-
-/// Returns the schemas right within a schema.
-fn within(schema: &Value) -> impl Iterator<Item = &Value> {
-    let keywords = schema.as_object().into_iter().flatten();
-    keywords.flat_map(|(keyword, value)| {
-        let keyword = keyword.as_str();
-        let one = OF_SCHEMA.contains(&keyword).then_some(value);
-        let list = value.as_array().filter(|_| OF_LIST.contains(&keyword));
-        let names = value.as_object().filter(|_| OF_NAMES.contains(&keyword));
-        let list = list.into_iter().flatten();
-        one.into_iter().chain(list).chain(names.into_iter().flat_map(|names| names.values()))
-    })
 }
 
 /// How many schemas stand within each other, by what tells a schema apart from all others.

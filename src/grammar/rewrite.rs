@@ -5,7 +5,7 @@ use llguidance::JsonCompileOptions;
 use serde_json::{Value, json};
 
 use super::cost::bytes;
-use super::keywords::{ANNOTATIONS, OF_LIST, OF_NAMES, OF_SCHEMA};
+use super::keywords::{ANNOTATIONS, within_mut};
 use super::{GrammarLimits, Refusal};
 
 /// Dates, times and both, more exactly than llguidance has them: leap days are those of the calendar, leap
@@ -43,26 +43,13 @@ struct TooMany;
 
 /// Replaces the references among the alternatives of every oneOf by what they refer to, once each.
 fn inline(schema: &mut Value, root: &Value, left: &mut u64) -> Result<(), TooMany> {
-    let Value::Object(keywords) = schema else { return Ok(()) };
-    for (keyword, value) in keywords.iter_mut() {
-        let keyword = keyword.as_str();
-        match value {
-            Value::Array(schemas) if OF_LIST.contains(&keyword) => {
-                for schema in schemas {
-                    match target(schema, root).filter(|_| keyword == "oneOf") {
-                        Some(target) => {
-                            *left = left.checked_sub(bytes(target)).ok_or(TooMany)?;
-                            *schema = target.clone();
-                        }
-                        None => inline(schema, root, left)?,
-                    }
-                }
+    for (keyword, schema) in within_mut(schema) {
+        match target(schema, root).filter(|_| keyword == "oneOf") {
+            Some(target) => {
+                *left = left.checked_sub(bytes(target)).ok_or(TooMany)?;
+                *schema = target.clone();
             }
-            Value::Object(schemas) if OF_NAMES.contains(&keyword) => {
-                schemas.values_mut().try_for_each(|schema| inline(schema, root, left))?;
-            }
-            schema if OF_SCHEMA.contains(&keyword) => inline(schema, root, left)?,
-            _ => {}
+            None => inline(schema, root, left)?,
         }
     }
     Ok(())
@@ -94,15 +81,7 @@ fn sharpen(schema: &mut Value) {
             keywords.insert("pattern".to_owned(), pattern.into());
         }
     }
-    for (keyword, value) in keywords.iter_mut() {
-        let keyword = keyword.as_str();
-        match value {
-            Value::Array(schemas) if OF_LIST.contains(&keyword) => schemas.iter_mut().for_each(sharpen),
-            Value::Object(schemas) if OF_NAMES.contains(&keyword) => schemas.values_mut().for_each(sharpen),
-            schema if OF_SCHEMA.contains(&keyword) => sharpen(schema),
-            _ => {}
-        }
-    }
+    within_mut(schema).for_each(|(_, schema)| sharpen(schema));
 }
 
 /// Returns a schema that is checked, with the white space that there may be.

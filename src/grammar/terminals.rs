@@ -131,7 +131,7 @@ impl<'a> Terminals<'a> {
         definition.is_terminal = true;
     }
 
-    /// Adds a name to the definition. That of a rule is no more than a name.
+    /// Adds a name to the definition. A rule's is not followed.
     pub(super) fn name(&mut self, name: &'a str) {
         if name.trim_start_matches('_').starts_with(|c: char| c.is_ascii_uppercase()) {
             let times = 1 + self.depth;

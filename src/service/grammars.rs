@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -250,15 +249,14 @@ impl Service {
     ) -> Result<Arc<Grammar>, Error> {
         let key = content_key(&vocabulary_key(assets), &source);
         let limit = self.limits.grammar_compile;
-        let waits = AtomicBool::new(false);
-        let mut compiled = pin!(self.compiled((caller, &waits), assets, &source, key));
+        let mut compiled = pin!(self.compiled(caller, assets, &source, key));
         let compiled = loop {
             if let Ok(compiled) = tokio::time::timeout(limit, &mut compiled).await {
                 break compiled?;
             }
             let (stage, value) = (self.grammars.stage(&key), u64::try_from(limit.as_millis()));
             let (limit, value) = ("grammar_compile_ms_max", value.unwrap_or(u64::MAX));
-            if waits.load(Ordering::Relaxed) || stage == Some(Stage::Waits) {
+            if stage == Some(Stage::Waits) {
                 return Err(Error::GrammarsBusy { limit, value, retry_after: RETRY });
             }
             if stage != Some(Stage::Prepares) {
@@ -268,11 +266,10 @@ impl Service {
         compiled.map_err(|refusal| refused(field, refusal))
     }
 
-    /// Returns what comes of a grammar, which is compiled if nobody has; `waits` says meanwhile whether it is
-    /// not its turn yet.
+    /// Returns what comes of a grammar, which is compiled if nobody has.
     async fn compiled(
         &self,
-        (caller, waits): (&Caller, &AtomicBool),
+        caller: &Caller,
         assets: &Arc<ModelAssets>,
         source: &Source,
         key: Key,
@@ -290,9 +287,7 @@ impl Service {
                 }
                 Known::Nothing(compiling) => {
                     let mut outcome = compiling.outcome.subscribe();
-                    waits.store(true, Ordering::Relaxed);
                     let place = self.grammars.desk.place(caller.connection, source.bytes()).await;
-                    waits.store(false, Ordering::Relaxed);
                     self.grammars.compile(compiling, place, Arc::clone(assets), source.clone())?;
                     let compiled = outcome.wait_for(Option::is_some).await.map(|compiled| compiled.clone());
                     let lost = || Error::Internal("a grammar's compiler failed".into());

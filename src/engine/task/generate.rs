@@ -75,9 +75,8 @@ impl Generation {
                 events,
             }
         };
-        let first = choice((0, events));
         let others = (1..).zip(others).map(choice).collect();
-        (origin, model, prompt, Self { others, ..first })
+        (origin, model, prompt, Self { others, ..choice((0, events)) })
     }
 
     /// Returns the other choices, which go on from where the changes to logits are now.

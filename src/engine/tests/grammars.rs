@@ -63,6 +63,15 @@ impl Bench {
         self.engine.command(Command::Generate(Box::new(work)));
         events
     }
+
+    /// Submits a request of somebody else that goes before the others.
+    fn interactive(&mut self, prompt: &[u32], max_tokens: u32) -> Events {
+        let (mut work, events) = self.work(prompt, max_tokens);
+        work.origin.priority = Priority::Interactive;
+        work.origin.owner = self.origin("other").owner;
+        self.engine.command(Command::Generate(Box::new(work)));
+        events
+    }
 }
 
 #[test]
@@ -251,10 +260,7 @@ fn a_preempted_output_goes_on_where_it_was() {
     let asked = prompt(2, 10);
     let events = bench.constrained(&grammar, &asked, 20, |work| work.origin.priority = Priority::Background);
     bench.ticks(5);
-    let (mut work, other) = bench.work(&prompt(1, 10), 4);
-    work.origin.priority = Priority::Interactive;
-    work.origin.owner = bench.origin("other").owner;
-    bench.engine.command(Command::Generate(Box::new(work)));
+    let other = bench.interactive(&prompt(1, 10), 4);
     bench.run();
     assert_eq!(drain(other).tokens, alone(&prompt(1, 10), 4));
     assert_eq!(drain(events).tokens, constrained(&grammar, &asked, 20));
@@ -344,10 +350,7 @@ fn an_output_that_waits_for_its_mask_can_be_preempted_and_abandoned() {
     bench.ticks(5);
     bench.engine.masks.hold();
     bench.ticks(2);
-    let (mut work, other) = bench.work(&prompt(1, 10), 4);
-    work.origin.priority = Priority::Interactive;
-    work.origin.owner = bench.origin("other").owner;
-    bench.engine.command(Command::Generate(Box::new(work)));
+    let other = bench.interactive(&prompt(1, 10), 4);
     bench.ticks(12);
     assert_eq!(drain(other).tokens, alone(&prompt(1, 10), 4));
     bench.engine.masks.release();

@@ -102,8 +102,7 @@ impl Part {
     }
 
     /// Writes its file under another name, makes it durable and gives it its own; that name is not durable
-    /// yet. `tokens` are all of the cache. What is left when there is no patience any more is written by this
-    /// thread.
+    /// yet. `tokens` are all of the cache. Once there is no more patience, this thread writes the rest.
     pub(super) fn write(
         &self,
         means: &Means<'_>,

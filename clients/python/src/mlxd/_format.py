@@ -22,7 +22,7 @@ def response_format(given: Any) -> pb.ResponseFormat:
     if isinstance(given, pb.ResponseFormat):
         return given
     if given == "json_object":
-        return pb.ResponseFormat(json_object=pb.JsonObjectFormat())
+        return _tagged(given, {})
     schema_of = getattr(given, "model_json_schema", None)
     if callable(schema_of):
         return _of_schema(schema_of())
